@@ -1,0 +1,163 @@
+//! Identifiers, checked on the way in.
+//!
+//! Both kinds become file names, and a sandbox id becomes part of a cgroup's name, so a value of these types never
+//! holds a separator, a dot at its start, or anything else that a path could take as a step.
+
+use std::{fmt, str::FromStr};
+
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+
+/// Why a string is not an identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidId {
+    /// Not of the form `sb-` + 1 to 40 of `[a-z0-9]`.
+    #[error("`{0}` is not a sandbox id: expected `sb-` and 1 to 40 of a-z, 0-9")]
+    Sandbox(String),
+    /// Not a template name.
+    #[error(
+        "`{0}` is not a template name: expected a letter or digit, then letters, digits, `.`, `_`, `-`, 64 characters at most"
+    )]
+    Template(String),
+}
+
+macro_rules! checked_string {
+    ($name:ident, $check:ident, $variant:ident) => {
+        impl $name {
+            /// The identifier as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(s: &str) -> Result<Self, InvalidId> {
+                if $check(s) {
+                    Ok(Self(s.to_owned()))
+                } else {
+                    Err(InvalidId::$variant(s.chars().take(80).collect()))
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+
+            fn try_from(s: String) -> Result<Self, InvalidId> {
+                s.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl AsRef<std::path::Path> for $name {
+            fn as_ref(&self) -> &std::path::Path {
+                self.0.as_ref()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// Name of a sandbox: `sb-` and 8 hexadecimal digits when made here; `sb-` and 1 to 40 of `[a-z0-9]` when read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+/// Name of a template: a letter or digit, then letters, digits, `.`, `_`, `-`; at most 64 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TemplateName(String);
+
+checked_string!(SandboxId, is_sandbox_id, Sandbox);
+checked_string!(TemplateName, is_template_name, Template);
+
+impl SandboxId {
+    /// A new id: `sb-` and 8 random hexadecimal digits. Two may be equal, rarely: whoever stores it must check.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(format!("sb-{:08x}", rand::rng().random::<u32>()))
+    }
+}
+
+fn is_sandbox_id(s: &str) -> bool {
+    s.strip_prefix("sb-").is_some_and(|rest| {
+        (1..=40).contains(&rest.len())
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    })
+}
+
+fn is_template_name(s: &str) -> bool {
+    s.len() <= 64
+        && s.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && s.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_that_step_out_of_a_folder_are_refused() {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "a\0b",
+            "-a",
+            ".a",
+            "a b",
+            "é",
+            "/etc/passwd",
+        ] {
+            assert!(bad.parse::<TemplateName>().is_err(), "{bad:?}");
+            assert!(bad.parse::<SandboxId>().is_err(), "{bad:?}");
+            assert!(format!("sb-{bad}").parse::<SandboxId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_template_name_has_64_characters_at_most() {
+        assert!("a".repeat(64).parse::<TemplateName>().is_ok());
+        assert!("a".repeat(65).parse::<TemplateName>().is_err());
+    }
+
+    #[test]
+    fn a_new_id_is_a_valid_id() {
+        for _ in 0..1000 {
+            let id = SandboxId::random();
+            assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
+            assert_eq!(id.as_str().len(), 11);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_accepted_name_is_one_plain_path_component(s in ".*") {
+            if let Ok(name) = s.parse::<TemplateName>() {
+                let path = std::path::Path::new(name.as_str());
+                prop_assert_eq!(path.components().count(), 1);
+                prop_assert_eq!(path.file_name().and_then(|f| f.to_str()), Some(name.as_str()));
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Sizes and ranges that more than one part must agree on.
+
+/// Virtual CPUs of a sandbox: 1 up to this, and never more than four times the host's.
+pub const MAX_VCPUS: u32 = 32;
+
+/// Memory of a sandbox, MiB: at least this (below it the guest does not boot reliably).
+pub const MIN_MEMORY_MIB: u32 = 128;
+
+/// Memory of a sandbox, MiB: at most this, and never more than the host has.
+pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
+
+/// Disk of a sandbox, MiB, as the guest sees it; blocks take space on the host when they are written.
+pub const DEFAULT_DISK_MIB: u32 = 5120;
+
+/// Disk of a sandbox, MiB: at most this.
+pub const MAX_DISK_MIB: u32 = 1024 * 1024;
+
+/// Idle time after which a sandbox ends, seconds, when the request does not say.
+pub const DEFAULT_TIMEOUT_SEC: u32 = 300;
+
+/// The longest idle time that can be asked for, seconds: 30 days. 0 means never.
+pub const MAX_TIMEOUT_SEC: u32 = 30 * 24 * 3600;
+
+/// What `/files/write` and the unary file calls take at most, bytes.
+pub const MAX_FILE_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
+
+/// Size of one piece of a streamed file, bytes.
+pub const FILE_CHUNK_BYTES: usize = 64 * 1024;
+
+/// What a collected `exec` returns at most of each stream, bytes.
+pub const MAX_EXEC_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
+
+/// TCP port of the guest agent.
+pub const ENVD_PORT: u16 = 49983;
+
+/// Address of every guest on its own link, /30.
+pub const GUEST_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 21);
+
+/// The gateway of every guest, /30.
+pub const GATEWAY_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 22);
+
+/// MAC address of every guest.
+pub const GUEST_MAC: &str = "02:FC:00:00:00:05";
+
+/// MAC address of every guest's gateway: constant, so that a restored guest's ARP entry stays right.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xFC, 0x00, 0x00, 0x00, 0x06];
+
+/// Name of the TAP device in every sandbox's network namespace.
+pub const TAP_NAME: &str = "tap0";
