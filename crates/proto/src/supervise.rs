@@ -80,6 +80,8 @@ pub struct SupervisorSpec {
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: PathBuf,
+    /// Kernel command line of the image (`wrenn_image::kernel_args`); the supervisor adds what only this sandbox needs.
+    pub kernel_args: String,
     /// The immutable image under the sandbox's overlay, raw.
     pub base_disk: PathBuf,
     /// User and group id that the VMM runs as; of this sandbox only.
@@ -92,6 +94,12 @@ pub struct SupervisorSpec {
     pub envd_token: String,
     /// Environment of every process in the sandbox.
     pub envs: std::collections::BTreeMap<String, String>,
+    /// Nameservers for the guest; none where nothing may leave it.
+    #[serde(default)]
+    pub dns: Vec<Ipv4Addr>,
+    /// User that commands run as when a request names none.
+    #[serde(default)]
+    pub default_user: String,
 }
 
 /// The sandbox's network, made by the agent before the supervisor starts.

@@ -6,3 +6,6 @@
     unsafe_code,
     reason = "this crate is the one place where unsafe code lives"
 )]
+
+pub mod kvm;
+pub mod tap;

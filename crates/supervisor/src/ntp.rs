@@ -1,0 +1,128 @@
+//! Time for a guest that has no clock device: SNTP answers from its gateway.
+//!
+//! The guest's chronyd asks every few seconds and steps its clock when it is off, which repairs it after a pause. The
+//! answer carries the host's clock. No state is kept, and a packet costs one answer of the same size, so a guest can
+//! gain nothing by sending many.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::UdpSocket;
+
+/// Size of a packet without extensions, bytes.
+pub const PACKET_BYTES: usize = 48;
+
+/// Seconds from 1900, the epoch of NTP, to 1970.
+const NTP_UNIX_OFFSET: u64 = 2_208_988_800;
+
+/// Answers requests until the task is aborted.
+pub(crate) async fn serve(socket: UdpSocket) {
+    let mut packet = [0; 512];
+    loop {
+        let (length, client) = match socket.recv_from(&mut packet).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::debug!(%error, "time request lost");
+                // An error that stays must not become a busy loop.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let received = SystemTime::now();
+        if let Some(answer) = answer(&packet[..length], received, SystemTime::now()) {
+            // A lost answer is asked for again.
+            let _ = socket.send_to(&answer, client).await;
+        }
+    }
+}
+
+/// The answer to a client's packet; `None` if it is not one. RFC 5905, section 7.3; big-endian.
+///
+/// | off | size | field               | in an answer                                       |
+/// |-----|------|---------------------|----------------------------------------------------|
+/// |   0 |    1 | leap, version, mode | 0, the client's (1 to 4), 4 = server               |
+/// |   1 |    1 | stratum             | 10: a local clock, worse than any real server      |
+/// |   2 |    1 | poll                | the client's                                       |
+/// |   3 |    1 | precision           | -20: about a microsecond                           |
+/// |   4 |    8 | root delay, dispersion | 0                                               |
+/// |  12 |    4 | reference id        | `WREN`                                             |
+/// |  16 |    8 | reference time      | time of receipt                                    |
+/// |  24 |    8 | origin time         | the client's transmit time                         |
+/// |  32 |    8 | receive time        | time of receipt                                    |
+/// |  40 |    8 | transmit time       | time of the answer                                 |
+///
+/// Times are seconds since 1900 in 32 bits, modulo their range, then the fraction of a second in 2^-32 units.
+#[must_use]
+pub fn answer(
+    request: &[u8],
+    received: SystemTime,
+    sent: SystemTime,
+) -> Option<[u8; PACKET_BYTES]> {
+    const CLIENT: u8 = 3;
+    const SERVER: u8 = 4;
+    let request: &[u8; PACKET_BYTES] = request.first_chunk()?;
+    let (version, mode) = (request[0] >> 3 & 7, request[0] & 7);
+    if mode != CLIENT || !(1..=4).contains(&version) {
+        return None;
+    }
+    let mut answer = [0; PACKET_BYTES];
+    answer[0] = version << 3 | SERVER;
+    answer[1] = 10;
+    answer[2] = request[2];
+    answer[3] = (-20_i8).cast_unsigned();
+    answer[12..16].copy_from_slice(b"WREN");
+    answer[16..24].copy_from_slice(&timestamp(received));
+    answer[24..32].copy_from_slice(&request[40..48]);
+    answer[32..40].copy_from_slice(&timestamp(received));
+    answer[40..48].copy_from_slice(&timestamp(sent));
+    Some(answer)
+}
+
+fn timestamp(time: SystemTime) -> [u8; 8] {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = (since.as_secs() + NTP_UNIX_OFFSET) & u64::from(u32::MAX);
+    let fraction = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
+    (seconds << 32 | fraction).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_answer_has_the_documented_bytes() {
+        let mut request = [0; PACKET_BYTES];
+        request[0] = 4 << 3 | 3;
+        request[2] = 6;
+        request[40..48].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        let received = UNIX_EPOCH + Duration::new(1, 500_000_000);
+        let sent = UNIX_EPOCH + Duration::new(2, 250_000_000);
+        let answer = answer(&request, received, sent).expect("a client's packet");
+        let (at_1_5, at_2_25) = (
+            [0x83, 0xaa, 0x7e, 0x81, 0x80, 0, 0, 0],
+            [0x83, 0xaa, 0x7e, 0x82, 0x40, 0, 0, 0],
+        );
+        assert_eq!(answer[..16], *b"\x24\x0a\x06\xec\0\0\0\0\0\0\0\0WREN");
+        assert_eq!(answer[16..24], at_1_5);
+        assert_eq!(answer[24..32], [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(answer[32..40], at_1_5);
+        assert_eq!(answer[40..48], at_2_25);
+    }
+
+    #[test]
+    fn what_is_not_a_clients_packet_is_not_answered() {
+        let now = SystemTime::now();
+        assert_eq!(answer(&[], now, now), None);
+        assert_eq!(answer(&[0x23; 47], now, now), None);
+        // A server's packet: answering it could make two servers talk for ever.
+        assert_eq!(answer(&[0x24; 48], now, now), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_answered_or_ignored(packet in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let now = SystemTime::now();
+            let _ = answer(&packet, now, now);
+        }
+    }
+}

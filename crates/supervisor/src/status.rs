@@ -1,0 +1,15 @@
+//! `status.json`: the last that is known of a machine, whole or not there at all.
+
+use std::{fs, io, io::Write as _, path::Path};
+
+use wrenn_proto::supervise::{FinalStatus, files};
+
+/// Writes the file under a temporary name and renames it.
+pub(crate) fn write(dir: &Path, status: &FinalStatus) -> io::Result<()> {
+    let target = dir.join(files::STATUS);
+    let temporary = dir.join(format!("{}.tmp", files::STATUS));
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(status)?)?;
+    file.sync_all()?;
+    fs::rename(&temporary, &target)
+}

@@ -1,0 +1,225 @@
+//! A supervisor's life with an ordinary process in the place of the VMM. Needs root, for the network namespace.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should stop where it is"
+)]
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio_seqpacket::UnixSeqpacket;
+use wrenn_proto::supervise::{
+    Accel, FinalStatus, NetworkSpec, Reply, Request, SupervisorSpec, files,
+};
+use wrenn_supervisor::{SupervisorError, run_with};
+use wrenn_vmm::fake::FakeDriver;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A network namespace as the agent would make it, as far as a supervisor cares; gone when dropped.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(test: &str) -> Self {
+        let name = format!("wt-{test}-{}", std::process::id());
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        ip(&["-n", &name, "addr", "add", "169.254.0.22/30", "dev", "lo"]);
+        Self(name)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn ip(args: &[&str]) {
+    let status = Command::new("ip").args(args).status().unwrap();
+    assert!(status.success(), "ip {args:?}");
+}
+
+/// A sandbox's folder with a specification.
+struct Sandbox {
+    dir: PathBuf,
+    _root: tempfile::TempDir,
+    _namespace: Namespace,
+}
+
+impl Sandbox {
+    fn new(test: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        // Longer than a socket's address may be: the folder of a user's choice must not matter.
+        let dir = root.path().join("d".repeat(120));
+        fs::create_dir(&dir).unwrap();
+        let namespace = Namespace::new(test);
+        let spec = SupervisorSpec {
+            version: 1,
+            id: "sb-0123abcd".parse().unwrap(),
+            template: "minimal".parse().unwrap(),
+            accel: Accel::Tcg,
+            vcpus: 1,
+            memory_mib: 128,
+            disk_mib: 1024,
+            timeout_sec: 0,
+            created_unix_ms: 0,
+            kernel: "/nowhere/vmlinux".into(),
+            initrd: "/nowhere/initrd".into(),
+            kernel_args: "console=ttyS0".into(),
+            base_disk: "/nowhere/base".into(),
+            uid: 70_001,
+            cgroups: vec![],
+            network: NetworkSpec {
+                slot: 1,
+                netns: namespace.path(),
+                host_ip: Ipv4Addr::LOCALHOST,
+                egress: false,
+            },
+            envd_token: "secret".into(),
+            envs: [].into(),
+            dns: vec![],
+            default_user: "root".into(),
+        };
+        fs::write(dir.join(files::SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();
+        Self {
+            dir,
+            _root: root,
+            _namespace: namespace,
+        }
+    }
+
+    fn start(&self, script: &str) -> JoinHandle<Result<(), SupervisorError>> {
+        let (dir, driver) = (
+            self.dir.clone(),
+            FakeDriver {
+                script: script.to_owned(),
+            },
+        );
+        std::thread::spawn(move || run_with(&dir, &driver))
+    }
+
+    async fn connect(&self) -> UnixSeqpacket {
+        let deadline = Instant::now() + DEADLINE;
+        let folder = fs::File::open(&self.dir).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&folder);
+        loop {
+            match UnixSeqpacket::connect(format!("/proc/self/fd/{fd}/{}", files::SOCKET)).await {
+                Ok(connection) => return connection,
+                Err(error) => assert!(Instant::now() < deadline, "no socket: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn final_status(&self) -> FinalStatus {
+        serde_json::from_slice(&fs::read(self.dir.join(files::STATUS)).unwrap()).unwrap()
+    }
+}
+
+async fn ask(connection: &UnixSeqpacket, packet: &[u8]) -> Reply {
+    connection.send(packet).await.unwrap();
+    let mut answer = vec![0; 65536];
+    let info = tokio::time::timeout(DEADLINE, connection.recv(&mut answer))
+        .await
+        .expect("an answer in time")
+        .unwrap();
+    serde_json::from_slice(&answer[..info.bytes_read()]).unwrap()
+}
+
+async fn request(connection: &UnixSeqpacket, request: &Request) -> Reply {
+    ask(connection, &serde_json::to_vec(request).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_machine_is_reported_with_its_boot_and_stopped_on_request() {
+    let sandbox = Sandbox::new("stop");
+    let supervisor =
+        sandbox.start("echo 'wrenn: kernel up'; echo 'wrenn: starting envd'; exec sleep 1000");
+    let connection = sandbox.connect().await;
+    let deadline = Instant::now() + DEADLINE;
+    let status = loop {
+        let Reply::Status(status) = request(&connection, &Request::Status).await else {
+            panic!("no status");
+        };
+        if status.init_ms.is_some() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "no mark: {status:?}");
+    };
+    assert!(status.kernel_ms.is_some() && status.vmm_pid > 0);
+    let process = PathBuf::from(format!("/proc/{}", status.vmm_pid));
+    assert!(process.exists());
+
+    assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
+    supervisor.join().unwrap().unwrap();
+    assert!(!process.exists(), "the machine is gone");
+    assert!(sandbox.final_status().requested);
+    let console = fs::read_to_string(sandbox.dir.join(files::CONSOLE)).unwrap();
+    assert!(console.contains("wrenn: kernel up"));
+}
+
+#[tokio::test]
+async fn a_machine_that_ends_by_itself_leaves_its_reason() {
+    let sandbox = Sandbox::new("end");
+    let supervisor = sandbox.start("read line; exit 3");
+    let outcome = supervisor.join().unwrap();
+    assert!(
+        matches!(outcome, Err(SupervisorError::Ended(_))),
+        "{outcome:?}"
+    );
+    let status = sandbox.final_status();
+    assert!(!status.requested);
+    assert!(status.reason.contains("code 3"), "{}", status.reason);
+}
+
+#[tokio::test]
+async fn a_killed_machine_is_told_from_one_that_exits() {
+    let sandbox = Sandbox::new("kill");
+    let supervisor = sandbox.start("kill -9 $$");
+    supervisor.join().unwrap().unwrap_err();
+    let status = sandbox.final_status();
+    assert!(
+        status.reason.contains("killed (signal 9)"),
+        "{}",
+        status.reason
+    );
+}
+
+#[tokio::test]
+async fn garbage_on_the_socket_is_refused_and_changes_nothing() {
+    let sandbox = Sandbox::new("garbage");
+    let supervisor = sandbox.start("exec sleep 1000");
+    let connection = sandbox.connect().await;
+    for garbage in [&b"{"[..], b"null", b"{\"op\":\"explode\"}", &[0xff; 1000]] {
+        let reply = ask(&connection, garbage).await;
+        assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    }
+    let second = sandbox.connect().await;
+    assert!(matches!(
+        request(&second, &Request::Status).await,
+        Reply::Status(_)
+    ));
+    assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
+    supervisor.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_folder_without_a_specification_is_an_error_that_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let driver = FakeDriver {
+        script: "exec sleep 1000".into(),
+    };
+    let error = run_with(dir.path(), &driver).unwrap_err();
+    assert!(error.to_string().contains("spec.json"), "{error}");
+}

@@ -1,0 +1,89 @@
+//! A driver without a virtual machine: an ordinary process stands in for the VMM. For tests of what drives a machine.
+
+use std::{process::Stdio, time::Duration};
+
+use tokio::{net::unix::pipe, process::Child, time::timeout};
+
+use crate::{LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError, VmmDriver};
+
+/// Starts a command of the shell as the "machine"; its standard output is the console.
+#[derive(Debug, Clone)]
+pub struct FakeDriver {
+    /// What the shell runs.
+    pub script: String,
+}
+
+/// The process that stands in for a machine.
+#[derive(Debug)]
+pub struct FakeMachine {
+    child: Child,
+    pid: u32,
+    console: Option<pipe::Receiver>,
+    exit: Option<MachineExit>,
+}
+
+impl VmmDriver for FakeDriver {
+    type Machine = FakeMachine;
+
+    async fn launch(
+        &self,
+        _config: MachineConfig,
+        _fds: MachineFds,
+    ) -> Result<FakeMachine, LaunchError> {
+        let io = |step| move |source| LaunchError::Io { step, source };
+        let (sender, console) = pipe::pipe().map_err(io("make a pipe"))?;
+        let output = sender.into_blocking_fd().map_err(io("make a pipe"))?;
+        let child = tokio::process::Command::new("sh")
+            .args(["-c", &self.script])
+            .stdin(Stdio::null())
+            .stdout(output)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(io("start the shell"))?;
+        let pid = child.id().unwrap_or_default();
+        Ok(FakeMachine {
+            child,
+            pid,
+            console: Some(console),
+            exit: None,
+        })
+    }
+}
+
+impl Machine for FakeMachine {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn take_console(&mut self) -> Option<pipe::Receiver> {
+        self.console.take()
+    }
+
+    async fn wait(&mut self) -> MachineExit {
+        use std::os::unix::process::ExitStatusExt as _;
+        if let Some(exit) = &self.exit {
+            return exit.clone();
+        }
+        let exit = match self.child.wait().await {
+            Ok(status) => match status.signal() {
+                Some(signal) => MachineExit::Killed { signal },
+                None => MachineExit::Exited {
+                    code: status.code().unwrap_or(-1),
+                },
+            },
+            Err(_) => MachineExit::Exited { code: -1 },
+        };
+        self.exit = Some(exit.clone());
+        exit
+    }
+
+    async fn stop(&mut self, deadline: Duration) -> Result<(), StopError> {
+        match timeout(deadline, self.child.kill()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(StopError {
+                pid: self.pid,
+                deadline,
+            }),
+        }
+    }
+}

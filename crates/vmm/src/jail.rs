@@ -1,0 +1,355 @@
+//! The jail of a VMM: what its process can see and do.
+//!
+//! `wrenn jail --spec FILE` is started by a supervisor, becomes the jail step by step ([`enter`]), and then *is* the
+//! VMM (exec). After that the process
+//! - runs as a user and group of this sandbox only, with no capability and no way to get one;
+//! - is in the sandbox's cgroups and network namespace, in IPC, UTS and mount namespaces of its own;
+//! - sees a root file system made of `/usr` (read-only, no devices, no setuid), a `/proc` of processes only, three
+//!   devices, and its own files at constant paths below [`HOME`];
+//! - is killed when the thread that started it ends.
+//!
+//! The paths below [`HOME`] are the same for every sandbox, because a VMM's snapshot may store them.
+//!
+//! Nothing here needs undoing: mounts live in the namespace and go with the process. A failure is printed and the
+//! process exits with [`EXIT_CODE`]; the supervisor reads the text from the VMM's standard error.
+
+use std::{
+    ffi::CString,
+    fs,
+    io::{self, Write as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, OpenOptionsExt as _},
+            process::parent_id,
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::Signal,
+        stat::{Mode, SFlag, mknod},
+    },
+    unistd::{Gid, Uid, chdir, chown, execve, pivot_root, setgroups, setresgid, setresuid},
+};
+use serde::{Deserialize, Serialize};
+
+/// Where the VMM's own files are, in the jail.
+pub const HOME: &str = "/tmp/fc-vm";
+/// The guest's kernel, in the jail.
+pub const KERNEL: &str = "/tmp/fc-vm/vmlinux";
+/// The guest's initial RAM disk, in the jail.
+pub const INITRD: &str = "/tmp/fc-vm/initrd.img";
+/// The guest's disk, in the jail.
+pub const DISK: &str = "/tmp/fc-vm/rootfs.qcow2";
+/// The image under it, in the jail, as the overlay's header names it.
+pub const BASE_DISK: &str = "/tmp/fc-vm/base";
+
+/// Exit code of a process that failed to become the jail.
+pub const EXIT_CODE: u8 = 126;
+
+/// Where the new root is put together: any directory that exists everywhere; hidden by a tmpfs in this namespace only.
+const NEW_ROOT: &str = "/tmp";
+
+/// What to become.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JailSpec {
+    /// Process id of the supervisor: if it is not the parent any more, there is nobody to serve.
+    pub parent_pid: u32,
+    /// Network namespace.
+    pub netns: PathBuf,
+    /// cgroup directories to join.
+    pub cgroups: Vec<PathBuf>,
+    /// User and group id.
+    pub uid: u32,
+    /// Files of the host to show in the jail.
+    pub files: Vec<JailFile>,
+    /// Device nodes of the host to make at the same path.
+    pub devices: Vec<PathBuf>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+}
+
+/// A file of the host, shown in the jail.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JailFile {
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Path in the jail, absolute.
+    pub target: PathBuf,
+    /// Whether the VMM may write to it.
+    pub writable: bool,
+}
+
+/// A step into the jail that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("jail: could not {step}: {source}")]
+pub struct JailError {
+    step: String,
+    source: io::Error,
+}
+
+fn failed(step: impl Into<String>) -> impl FnOnce(io::Error) -> JailError {
+    let step = step.into();
+    move |source| JailError { step, source }
+}
+
+fn failed_nix(step: impl Into<String>) -> impl FnOnce(nix::Error) -> JailError {
+    let step = step.into();
+    move |source| JailError {
+        step,
+        source: source.into(),
+    }
+}
+
+/// Becomes the jail that `spec_path` describes and executes its program. Returns only if a step failed.
+#[must_use]
+pub fn enter(spec_path: &Path) -> JailError {
+    match enter_steps(spec_path) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn enter_steps(spec_path: &Path) -> Result<std::convert::Infallible, JailError> {
+    let text = fs::read(spec_path).map_err(failed("read its specification"))?;
+    let spec: JailSpec = serde_json::from_slice(&text)
+        .map_err(io::Error::from)
+        .map_err(failed("understand its specification"))?;
+    die_with_parent(&spec)?;
+    join_cgroups(&spec.cgroups)?;
+    enter_namespaces(&spec.netns)?;
+    build_root(&spec)?;
+    drop_privileges(spec.uid)?;
+    // A change of user id clears the parent-death signal.
+    die_with_parent(&spec)?;
+    execute(&spec.argv)
+}
+
+fn die_with_parent(spec: &JailSpec) -> Result<(), JailError> {
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed_nix("set the parent-death signal"))?;
+    // The parent may have died before the signal was set.
+    if parent_id() == spec.parent_pid {
+        Ok(())
+    } else {
+        Err(failed("find its supervisor")(
+            io::ErrorKind::NotFound.into(),
+        ))
+    }
+}
+
+fn join_cgroups(cgroups: &[PathBuf]) -> Result<(), JailError> {
+    for dir in cgroups {
+        let procs = dir.join("cgroup.procs");
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&procs)
+            .and_then(|mut file| file.write_all(b"0"))
+            .map_err(failed(format!("join the cgroup {}", dir.display())))?;
+    }
+    Ok(())
+}
+
+fn enter_namespaces(netns: &Path) -> Result<(), JailError> {
+    let ns = fs::File::open(netns).map_err(failed(format!(
+        "open the network namespace {}",
+        netns.display()
+    )))?;
+    setns(&ns, CloneFlags::CLONE_NEWNET).map_err(failed_nix("enter the network namespace"))?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
+        .map_err(failed_nix("make namespaces"))?;
+    do_mount(
+        None,
+        Path::new("/"),
+        None,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None,
+    )
+}
+
+/// Puts the new root together on a tmpfs and makes it the only one.
+fn build_root(spec: &JailSpec) -> Result<(), JailError> {
+    let root = Path::new(NEW_ROOT);
+    // Sources may lie below the directory that the tmpfs hides, so they are held open first.
+    let files = open_sources(&spec.files)?;
+    do_mount(
+        Some("tmpfs"),
+        root,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0755,size=1m"),
+    )?;
+    for dir in ["usr", "proc", "dev", "tmp", "tmp/fc-vm", "old"] {
+        make_dir(&root.join(dir))?;
+    }
+    bind_read_only(Path::new("/usr"), &root.join("usr"))?;
+    for name in ["lib", "lib64", "bin", "sbin"] {
+        show_system_dir(name, root)?;
+    }
+    make_devices(spec, root)?;
+    for (file, source) in spec.files.iter().zip(&files) {
+        bind_file(file, source, root)?;
+    }
+    let proc_dir = root.join("proc");
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    do_mount(
+        Some("proc"),
+        &proc_dir,
+        Some("proc"),
+        hardened,
+        Some("hidepid=2,subset=pid"),
+    )?;
+    pivot_root(root, &root.join("old")).map_err(failed_nix("change the root"))?;
+    chdir("/").map_err(failed_nix("enter the new root"))?;
+    umount2("/old", MntFlags::MNT_DETACH).map_err(failed_nix("leave the old root"))?;
+    fs::remove_dir("/old").map_err(failed("remove the old root's mount point"))?;
+    do_mount(
+        None,
+        Path::new("/"),
+        None,
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | hardened,
+        None,
+    )
+}
+
+fn open_sources(files: &[JailFile]) -> Result<Vec<fs::File>, JailError> {
+    files
+        .iter()
+        .map(|file| {
+            fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(nix::libc::O_PATH | nix::libc::O_CLOEXEC)
+                .open(&file.source)
+                .map_err(failed(format!("open {}", file.source.display())))
+        })
+        .collect()
+}
+
+/// `/lib` and friends: a link into `/usr` on a merged system, else a directory of its own.
+fn show_system_dir(name: &str, root: &Path) -> Result<(), JailError> {
+    let source = Path::new("/").join(name);
+    let target = root.join(name);
+    match fs::read_link(&source) {
+        Ok(link) => std::os::unix::fs::symlink(&link, &target)
+            .map_err(failed(format!("link {}", target.display()))),
+        Err(_) if source.is_dir() => {
+            make_dir(&target)?;
+            bind_read_only(&source, &target)
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+fn bind_read_only(source: &Path, target: &Path) -> Result<(), JailError> {
+    let source = source.to_string_lossy();
+    do_mount(Some(&source), target, None, MsFlags::MS_BIND, None)?;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    do_mount(
+        None,
+        target,
+        None,
+        flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        None,
+    )
+}
+
+/// A node of its own for each device, which only this sandbox's user can open: the host's may be root's alone.
+fn make_devices(spec: &JailSpec, root: &Path) -> Result<(), JailError> {
+    do_mount(
+        Some("tmpfs"),
+        &root.join("dev"),
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        Some("mode=0755,size=64k"),
+    )?;
+    for device in &spec.devices {
+        let inside = device.strip_prefix("/").unwrap_or(device);
+        let target = root.join(inside);
+        let number = fs::metadata(device)
+            .map_err(failed(format!("find {}", device.display())))?
+            .rdev();
+        mknod(
+            &target,
+            SFlag::S_IFCHR,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+            number,
+        )
+        .map_err(failed_nix(format!("make {}", target.display())))?;
+        let (user, group) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.uid));
+        chown(&target, Some(user), Some(group))
+            .map_err(failed_nix(format!("give away {}", target.display())))?;
+    }
+    Ok(())
+}
+
+fn bind_file(file: &JailFile, source: &fs::File, root: &Path) -> Result<(), JailError> {
+    let inside = file.target.strip_prefix("/").unwrap_or(&file.target);
+    let target = root.join(inside);
+    make_file(&target)?;
+    let source = format!("/proc/self/fd/{}", source.as_raw_fd());
+    do_mount(Some(&source), &target, None, MsFlags::MS_BIND, None)?;
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID;
+    flags |= MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if !file.writable {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    do_mount(None, &target, None, flags, None)
+}
+
+fn make_dir(path: &Path) -> Result<(), JailError> {
+    fs::create_dir(path).map_err(failed(format!("make {}", path.display())))
+}
+
+fn make_file(path: &Path) -> Result<(), JailError> {
+    fs::File::create(path)
+        .map(drop)
+        .map_err(failed(format!("make {}", path.display())))
+}
+
+fn do_mount(
+    source: Option<&str>,
+    target: &Path,
+    kind: Option<&str>,
+    flags: MsFlags,
+    options: Option<&str>,
+) -> Result<(), JailError> {
+    mount(source, target, kind, flags, options)
+        .map_err(failed_nix(format!("mount {}", target.display())))
+}
+
+fn drop_privileges(uid: u32) -> Result<(), JailError> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed_nix("forbid core dumps"))?;
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    setgroups(&[]).map_err(failed_nix("drop its groups"))?;
+    setresgid(group, group, group).map_err(failed_nix("change its group"))?;
+    // Leaving user id 0 drops every capability.
+    setresuid(user, user, user).map_err(failed_nix("change its user"))?;
+    prctl::set_no_new_privs().map_err(failed_nix("forbid new privileges"))
+}
+
+fn execute(argv: &[String]) -> Result<std::convert::Infallible, JailError> {
+    let c_string = |text: &String| {
+        CString::new(text.as_bytes()).map_err(|_| {
+            failed("pass an argument that holds a NUL byte")(io::ErrorKind::InvalidInput.into())
+        })
+    };
+    let args = argv.iter().map(c_string).collect::<Result<Vec<_>, _>>()?;
+    let Some(program) = args.first() else {
+        return Err(failed("find its program")(
+            io::ErrorKind::InvalidInput.into(),
+        ));
+    };
+    let home = CString::new(Path::new(HOME).as_os_str().as_bytes())
+        .map_err(|_| failed("name its home")(io::ErrorKind::InvalidInput.into()))?;
+    // The host's settings must not reach the VMM through its environment.
+    let env = [[c"HOME=".to_bytes(), home.to_bytes()].concat()];
+    let env = env.map(|entry| CString::new(entry).unwrap_or_default());
+    execve(program, &args, &env).map_err(failed_nix(format!("execute {}", argv[0])))
+}

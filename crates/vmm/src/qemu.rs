@@ -1,0 +1,7 @@
+//! QEMU: the driver that works everywhere, with KVM where there is hardware virtualization and in software (TCG) where
+//! there is none.
+
+mod api;
+mod process;
+
+pub use process::{Qemu, QemuMachine};

@@ -1,0 +1,364 @@
+//! QEMU's process: its command line, its start in the jail, its end.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{UnixStream, unix::pipe},
+    process::{Child, ChildStderr, Command},
+    time::timeout,
+};
+use wrenn_proto::supervise::Accel;
+
+use super::api::Qmp;
+use crate::{
+    LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError, VmmDriver,
+    jail::{self, JailFile, JailSpec},
+};
+
+/// How long QEMU may take to its first answer. Generous: it maps guest memory and links a hundred libraries first.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How much of QEMU's standard error is kept for an error message, bytes.
+const STDERR_KEEP_BYTES: u64 = 4096;
+
+/// How much of what a running QEMU prints goes to the log, bytes.
+const STDERR_LOG_BYTES: usize = 64 * 1024;
+
+/// Size of the translation cache under TCG, MiB. QEMU's own default is 1 GiB, which many sandboxes on a host cannot have.
+const TCG_CACHE_MIB: u32 = 128;
+
+/// Starts QEMU machines.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    /// The `wrenn` executable, for its `jail` verb.
+    wrenn_exe: PathBuf,
+    /// The QEMU executable.
+    qemu_exe: PathBuf,
+}
+
+impl Qemu {
+    /// A driver that jails QEMU with `wrenn_exe`.
+    #[must_use]
+    pub fn new(wrenn_exe: PathBuf) -> Self {
+        Self {
+            wrenn_exe,
+            qemu_exe: "/usr/bin/qemu-system-x86_64".into(),
+        }
+    }
+
+    fn spawn(&self, config: &MachineConfig, fds: MachineFds) -> Result<Spawned, LaunchError> {
+        let io = |step| move |source| LaunchError::Io { step, source };
+        let (qmp, qemu_qmp) =
+            std::os::unix::net::UnixStream::pair().map_err(io("make a socket"))?;
+        let qemu_qmp = OwnedFd::from(qemu_qmp);
+        let inherited = Inherited {
+            memory: &fds.memory,
+            tap: &fds.tap,
+            qmp: &qemu_qmp,
+        };
+        let spec = JailSpec {
+            parent_pid: std::process::id(),
+            netns: config.netns.clone(),
+            cgroups: config.cgroups.clone(),
+            uid: config.uid,
+            files: jail_files(config),
+            devices: jail_devices(config.accel),
+            argv: command_line(&self.qemu_exe, config, &inherited),
+        };
+        let spec_file = spec_memfd(&spec).map_err(io("write the jail's specification"))?;
+        let (console, console_end) = console_pipe().map_err(io("make the console's pipe"))?;
+        for fd in [&fds.memory, &fds.tap, &qemu_qmp, &spec_file] {
+            keep_across_exec(fd).map_err(io("pass on a descriptor"))?;
+        }
+        let child = Command::new(&self.wrenn_exe)
+            .args(["jail", "--spec"])
+            .arg(format!("/proc/self/fd/{}", spec_file.as_raw_fd()))
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(console_end)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(io("start the jail"))?;
+        qmp.set_nonblocking(true).map_err(io("set up a socket"))?;
+        let qmp = UnixStream::from_std(qmp).map_err(io("set up a socket"))?;
+        Ok(Spawned {
+            child,
+            console,
+            qmp,
+        })
+    }
+}
+
+struct Spawned {
+    child: Child,
+    console: pipe::Receiver,
+    qmp: UnixStream,
+}
+
+impl VmmDriver for Qemu {
+    type Machine = QemuMachine;
+
+    async fn launch(
+        &self,
+        config: MachineConfig,
+        fds: MachineFds,
+    ) -> Result<QemuMachine, LaunchError> {
+        let Spawned {
+            mut child,
+            console,
+            qmp,
+        } = self.spawn(&config, fds)?;
+        let pid = child.id().unwrap_or_default();
+        let mut stderr = child.stderr.take();
+        let negotiated = timeout(ANSWER_DEADLINE, Qmp::negotiate(qmp)).await;
+        let qmp = match negotiated {
+            Ok(Ok(qmp)) => qmp,
+            Ok(Err(LaunchError::Io { .. })) => return Err(ended(&mut child, stderr).await),
+            Ok(Err(other)) => return Err(other),
+            Err(_) => return Err(LaunchError::Deadline(ANSWER_DEADLINE)),
+        };
+        if let Some(stderr) = stderr.take() {
+            log_stderr(stderr);
+        }
+        Ok(QemuMachine {
+            child,
+            pid,
+            qmp,
+            console: Some(console),
+            exit: None,
+        })
+    }
+}
+
+/// QEMU hung up before it greeted: says why.
+async fn ended(child: &mut Child, stderr: Option<ChildStderr>) -> LaunchError {
+    let grace = Duration::from_secs(2);
+    let exit = match timeout(grace, child.wait()).await {
+        Ok(Ok(status)) => exit_of(status, None),
+        Ok(Err(_)) | Err(_) => return LaunchError::Deadline(grace),
+    };
+    let mut text = String::new();
+    if let Some(stderr) = stderr {
+        let mut limited = stderr.take(STDERR_KEEP_BYTES);
+        // Whatever could be read is shown; the exit itself is the error.
+        let _ = timeout(grace, limited.read_to_string(&mut text)).await;
+    }
+    LaunchError::Ended {
+        exit,
+        stderr: text.trim().to_owned(),
+    }
+}
+
+/// Reads what QEMU prints until QEMU is gone, so that its pipe never fills. The first of it goes to the supervisor's log,
+/// the rest nowhere: a guest may be able to make QEMU talk, and must not fill the host's disk.
+fn log_stderr(mut stderr: ChildStderr) {
+    tokio::spawn(async move {
+        let mut buffer = [0; 1024];
+        let mut left = STDERR_LOG_BYTES;
+        while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
+            if left > 0 {
+                let text = String::from_utf8_lossy(&buffer[..read]);
+                tracing::warn!(text = text.trim(), "QEMU says");
+            }
+            left = left.saturating_sub(read);
+        }
+    });
+}
+
+/// A QEMU that runs.
+pub struct QemuMachine {
+    child: Child,
+    pid: u32,
+    qmp: Qmp,
+    console: Option<pipe::Receiver>,
+    exit: Option<MachineExit>,
+}
+
+impl Machine for QemuMachine {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn take_console(&mut self) -> Option<pipe::Receiver> {
+        self.console.take()
+    }
+
+    async fn wait(&mut self) -> MachineExit {
+        if let Some(exit) = &self.exit {
+            return exit.clone();
+        }
+        // QEMU says why it stops just before it does, so its words are read to the end first.
+        self.qmp.drain().await;
+        let exit = match self.child.wait().await {
+            Ok(status) => exit_of(status, self.qmp.shutdown_reason()),
+            Err(error) => {
+                tracing::error!(%error, "could not wait for QEMU");
+                MachineExit::Exited { code: -1 }
+            }
+        };
+        self.exit = Some(exit.clone());
+        exit
+    }
+
+    async fn stop(&mut self, deadline: Duration) -> Result<(), StopError> {
+        let failed = StopError {
+            pid: self.pid,
+            deadline,
+        };
+        if self.exit.is_some() {
+            return Ok(());
+        }
+        match timeout(deadline, self.child.kill()).await {
+            Ok(Ok(())) => {
+                self.exit = Some(MachineExit::Killed { signal: 9 });
+                Ok(())
+            }
+            Ok(Err(_)) | Err(_) => Err(failed),
+        }
+    }
+}
+
+fn exit_of(status: std::process::ExitStatus, reason: Option<&str>) -> MachineExit {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.signal(), status.code(), reason) {
+        (Some(signal), _, _) => MachineExit::Killed { signal },
+        (None, Some(0), Some(reason)) => MachineExit::Guest {
+            reason: reason.to_owned(),
+        },
+        (None, code, _) => MachineExit::Exited {
+            code: code.unwrap_or(-1),
+        },
+    }
+}
+
+/// Descriptors that QEMU inherits and finds by number.
+struct Inherited<'a> {
+    memory: &'a OwnedFd,
+    tap: &'a OwnedFd,
+    qmp: &'a OwnedFd,
+}
+
+/// QEMU's arguments. Why each is there: `design` section 3 and `docs/decisions/`.
+fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<String> {
+    let memory = config.memory_mib;
+    let (accel, cpu) = match config.accel {
+        Accel::Kvm => ("kvm".to_owned(), "host"),
+        // x86-64-v2 and no more: what a newer model adds costs more to emulate than it gives.
+        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "Nehalem"),
+    };
+    let memory_backend = format!(
+        "memory-backend-file,id=ram,size={memory}M,mem-path=/proc/self/fd/{},share=on",
+        fds.memory.as_raw_fd()
+    );
+    let qmp = format!("socket,id=qmp,fd={}", fds.qmp.as_raw_fd());
+    let disk = format!(
+        "file={},format=qcow2,if=none,id=root,discard=unmap",
+        jail::DISK
+    );
+    let tap = format!("tap,id=net,fd={}", fds.tap.as_raw_fd());
+    let net = format!("virtio-net-device,netdev=net,mac={}", config.guest_mac);
+    let vcpus = config.vcpus.to_string();
+    let memory = format!("{memory}M");
+    let exe = exe.to_string_lossy();
+    [
+        exe.as_ref(),
+        "-name",
+        &config.name,
+        "-M",
+        "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=ram",
+        "-accel",
+        &accel,
+        "-cpu",
+        cpu,
+        "-smp",
+        &vcpus,
+        "-m",
+        &memory,
+        "-object",
+        &memory_backend,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-kernel",
+        jail::KERNEL,
+        "-initrd",
+        jail::INITRD,
+        "-append",
+        &config.kernel_args,
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+        "-chardev",
+        &qmp,
+        "-mon",
+        "chardev=qmp,mode=control",
+        "-drive",
+        &disk,
+        "-device",
+        "virtio-blk-device,drive=root",
+        "-netdev",
+        &tap,
+        "-device",
+        &net,
+        "-device",
+        "virtio-rng-device",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+fn jail_files(config: &MachineConfig) -> Vec<JailFile> {
+    let file = |source: &Path, target: &str, writable| JailFile {
+        source: source.to_owned(),
+        target: target.into(),
+        writable,
+    };
+    vec![
+        file(&config.kernel, jail::KERNEL, false),
+        file(&config.initrd, jail::INITRD, false),
+        file(&config.base_disk, jail::BASE_DISK, false),
+        file(&config.disk, jail::DISK, true),
+    ]
+}
+
+fn jail_devices(accel: Accel) -> Vec<PathBuf> {
+    let mut devices = vec!["/dev/null".into(), "/dev/urandom".into()];
+    if accel == Accel::Kvm {
+        devices.push("/dev/kvm".into());
+    }
+    devices
+}
+
+/// The jail's specification in a file without a name, so that nothing is left of it.
+fn spec_memfd(spec: &JailSpec) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(c"jail", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = fs::File::from(fd);
+    serde_json::to_writer(&mut file, spec)?;
+    Ok(file.into())
+}
+
+/// The guest's console: what QEMU writes comes out of the first, non-blocking, end.
+fn console_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
+}
+
+fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
