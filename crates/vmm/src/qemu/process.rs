@@ -253,7 +253,7 @@ fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<
     let (accel, cpu) = match config.accel {
         Accel::Kvm => ("kvm".to_owned(), "host"),
         // x86-64-v2 and no more: what a newer model adds costs more to emulate than it gives.
-        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "Nehalem"),
+        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "Nehalem-v1"),
     };
     let memory_backend = format!(
         "memory-backend-file,id=ram,size={memory}M,mem-path=/proc/self/fd/{},share=on",

@@ -1,0 +1,175 @@
+//! A sandbox of a test.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use reqwest::{Method, StatusCode, multipart};
+use serde_json::{Value, json};
+
+use crate::{
+    Service,
+    wait::{GENEROUS, until},
+};
+
+/// A sandbox, by its id, and the service that has it.
+pub struct Sandbox<'a> {
+    service: &'a Service,
+    id: String,
+}
+
+/// What a command gave.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Exit code.
+    pub code: i64,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl<'a> Sandbox<'a> {
+    /// A sandbox that exists.
+    #[must_use]
+    pub fn new(service: &'a Service, id: String) -> Self {
+        Self { service, id }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Path of one of its resources.
+    #[must_use]
+    pub fn path(&self, rest: &str) -> String {
+        format!("/v1/sandboxes/{}{rest}", self.id)
+    }
+
+    /// Its record.
+    ///
+    /// # Errors
+    /// If it is unknown.
+    pub async fn record(&self) -> Result<Value> {
+        let (status, body) = self.service.get(&self.path("")).await?;
+        ensure!(status == StatusCode::OK, "{status}: {body}");
+        Ok(body)
+    }
+
+    /// Waits for a status and returns the record; an unexpected `error` ends the wait.
+    ///
+    /// # Errors
+    /// If it does not get there.
+    pub async fn until_status(&self, wanted: &str) -> Result<Value> {
+        until(&format!("{} is {wanted}", self.id), GENEROUS, async || {
+            let record = self.record().await?;
+            if record["status"] == wanted {
+                return Ok(Some(record));
+            }
+            if record["status"] == "error" {
+                bail!("{record}\n{}", self.service.log());
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    /// Runs a program.
+    ///
+    /// # Errors
+    /// If the server does not answer with a result.
+    pub async fn exec(&self, cmd: &str, args: &[&str]) -> Result<Output> {
+        self.exec_with(json!({ "cmd": cmd, "args": args, "timeout_sec": 120 }))
+            .await
+    }
+
+    /// Runs a line of the shell.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub async fn shell(&self, line: &str) -> Result<Output> {
+        self.exec("sh", &["-c", line]).await
+    }
+
+    /// Runs a program with all that the API takes.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub async fn exec_with(&self, body: Value) -> Result<Output> {
+        let (status, reply) = self
+            .service
+            .json(Method::POST, &self.path("/exec"), &body)
+            .await?;
+        ensure!(
+            status == StatusCode::OK,
+            "{status}: {reply}\n{}",
+            self.service.log()
+        );
+        ensure!(reply["encoding"] == "utf-8", "not text: {reply}");
+        let text = |field: &str| reply[field].as_str().unwrap_or_default().to_owned();
+        Ok(Output {
+            code: reply["exit_code"].as_i64().context("an exit code")?,
+            stdout: text("stdout"),
+            stderr: text("stderr"),
+        })
+    }
+
+    /// Writes a file.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn write(&self, path: &str, content: impl Into<Vec<u8>>) -> Result<()> {
+        let form = multipart::Form::new().text("path", path.to_owned()).part(
+            "file",
+            multipart::Part::bytes(content.into()).file_name("f"),
+        );
+        let request = self
+            .service
+            .request(Method::POST, &self.path("/files/write"));
+        let response = request.multipart(form).send().await?;
+        let status = response.status();
+        ensure!(
+            status == StatusCode::NO_CONTENT,
+            "{status}: {}",
+            response.text().await?
+        );
+        Ok(())
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
+        let request = self
+            .service
+            .request(Method::POST, &self.path("/files/read"));
+        let response = request.json(&json!({ "path": path })).send().await?;
+        let status = response.status();
+        let bytes = response.bytes().await?;
+        ensure!(
+            status == StatusCode::OK,
+            "{status}: {}",
+            String::from_utf8_lossy(&bytes)
+        );
+        Ok(bytes.into())
+    }
+
+    /// Destroys it.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn destroy(&self) -> Result<()> {
+        let response = self
+            .service
+            .request(Method::DELETE, &self.path(""))
+            .send()
+            .await?;
+        let status = response.status();
+        ensure!(
+            status == StatusCode::NO_CONTENT,
+            "{status}: {}",
+            response.text().await?
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,324 @@
+//! A `wrenn up` of a test's own.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{
+    Sandbox,
+    wait::{GENEROUS, until},
+};
+
+/// A running service and its data directory.
+pub struct Service {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    listen: String,
+    agent_listen: String,
+    key: String,
+    http: reqwest::Client,
+}
+
+impl Service {
+    /// Starts a service on free ports with an empty data directory, and waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not; its log is part of the error.
+    pub async fn start() -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("wrenn-e2e-")
+            .tempdir_in(data_root()?)?;
+        let mut service = Self {
+            child: None,
+            dir,
+            listen: format!("127.0.0.1:{}", free_port()?),
+            agent_listen: format!("127.0.0.1:{}", free_port()?),
+            key: String::new(),
+            http: reqwest::Client::new(),
+        };
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Starts the service on the same data directory and ports, after [`kill`](Self::kill) or [`stop`](Self::stop).
+    ///
+    /// # Errors
+    /// If it does not answer in time.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
+        let child = self
+            .command("up")
+            .args([
+                "--listen",
+                &self.listen,
+                "--agent-listen",
+                &self.agent_listen,
+            ])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("start wrenn up")?;
+        self.child = Some(child);
+        until("wrenn up answers", GENEROUS, async || {
+            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().transpose()) {
+                bail!("wrenn up ended: {:?}\n{}", status?, self.log());
+            }
+            let health = self.http.get(self.url("/health")).send().await;
+            Ok(health.ok().filter(|h| h.status().is_success()).map(drop))
+        })
+        .await
+        .with_context(|| self.log())?;
+        self.key = fs::read_to_string(self.dir().join("api-key"))?
+            .trim()
+            .to_owned();
+        Ok(())
+    }
+
+    /// A command of the CLI, set up to use this service.
+    #[must_use]
+    pub fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(wrenn_exe());
+        command
+            .arg(verb)
+            .env("WRENN_DIR", self.dir())
+            .env("WRENN_API_URL", self.url(""))
+            .env("WRENN_EGRESS", "deny")
+            .env_remove("WRENN_API_KEY")
+            .env_remove("DATABASE_URL");
+        command
+    }
+
+    /// The service's data directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the service listens for REST, `address:port`.
+    #[must_use]
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    /// The API key of this service.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The service's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// URL of a path.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.listen)
+    }
+
+    /// What the service has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir().join("wrenn-up.log")
+    }
+
+    /// A request with the key.
+    #[must_use]
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http
+            .request(method, self.url(path))
+            .header("X-API-Key", &self.key)
+            .timeout(Duration::from_secs(300))
+    }
+
+    /// Sends JSON, returns the status and the JSON that came back (null if the body is empty).
+    ///
+    /// # Errors
+    /// If the server does not answer, or not in JSON.
+    pub async fn json(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<(StatusCode, Value)> {
+        let response = self.request(method, path).json(body).send().await?;
+        read_json(response).await
+    }
+
+    /// As [`json`](Self::json), without a body.
+    ///
+    /// # Errors
+    /// As [`json`](Self::json).
+    pub async fn get(&self, path: &str) -> Result<(StatusCode, Value)> {
+        read_json(self.request(Method::GET, path).send().await?).await
+    }
+
+    /// Creates a sandbox of 256 MiB and waits until it runs.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn create(&self) -> Result<Sandbox<'_>> {
+        self.create_with(json!({})).await
+    }
+
+    /// Creates a sandbox and waits until it runs.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn create_with(&self, body: Value) -> Result<Sandbox<'_>> {
+        let sandbox = self.create_unready(body).await?;
+        sandbox.until_status("running").await?;
+        Ok(sandbox)
+    }
+
+    /// Creates a sandbox and returns at once.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn create_unready(&self, mut body: Value) -> Result<Sandbox<'_>> {
+        if body["memory_mb"].is_null() {
+            body["memory_mb"] = json!(256);
+        }
+        if body["timeout_sec"].is_null() {
+            body["timeout_sec"] = json!(0);
+        }
+        let (status, reply) = self.json(Method::POST, "/v1/sandboxes", &body).await?;
+        ensure!(
+            status == StatusCode::CREATED,
+            "{status}: {reply}\n{}",
+            self.log()
+        );
+        let id = reply["id"].as_str().context("an id")?.to_owned();
+        Ok(Sandbox::new(self, id))
+    }
+
+    /// Kills the service as a crash would: nothing of it gets to clean up.
+    ///
+    /// # Errors
+    /// If it was not running.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Stops the service with SIGTERM and waits for its exit code.
+    ///
+    /// # Errors
+    /// If it does not stop in time.
+    pub async fn stop(&mut self) -> Result<i32> {
+        let mut child = self.child.take().context("running")?;
+        kill(pid_of(&child), Signal::SIGTERM)?;
+        let status = until("wrenn up stops", GENEROUS, async || Ok(child.try_wait()?)).await?;
+        status.code().context("an exit code")
+    }
+}
+
+impl Drop for Service {
+    /// Ends what the test left: first the service (it must not act on what follows), then its supervisors.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of wrenn up ---\n{}", self.log());
+        }
+        let cleaned = self.destroy_all();
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if cleaned.is_err() {
+            eprintln!("could not destroy this test's sandboxes: {cleaned:?}");
+        }
+    }
+}
+
+impl Service {
+    fn destroy_all(&mut self) -> Result<()> {
+        let alive = self
+            .child
+            .as_mut()
+            .is_some_and(|c| matches!(c.try_wait(), Ok(None)));
+        if !alive {
+            let child = self
+                .command("up")
+                .args([
+                    "--listen",
+                    &self.listen,
+                    "--agent-listen",
+                    &self.agent_listen,
+                ])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()?;
+            self.child = Some(child);
+        }
+        let deadline = std::time::Instant::now() + GENEROUS;
+        while fs::read_dir(self.dir().join("sandboxes")).is_ok_and(|mut d| d.next().is_some()) {
+            ensure!(std::time::Instant::now() < deadline, "sandboxes are left");
+            let _ = self.command("sandbox").args(["rm", "--all"]).output();
+        }
+        Ok(())
+    }
+}
+
+async fn read_json(response: reqwest::Response) -> Result<(StatusCode, Value)> {
+    let status = response.status();
+    let text = response.text().await?;
+    let value = if text.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&text).with_context(|| format!("{status}: {text}"))?
+    };
+    Ok((status, value))
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
+}
+
+/// A port that nobody listens on now.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The `wrenn` that is tested: `WRENN_BIN`, or the one that `make test` built.
+#[must_use]
+pub fn wrenn_exe() -> PathBuf {
+    std::env::var_os("WRENN_BIN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/debug/wrenn"),
+        PathBuf::from,
+    )
+}
+
+/// Where data directories are made: on a disk, because disks of sandboxes are kept there.
+fn data_root() -> Result<PathBuf> {
+    let root = std::env::temp_dir();
+    fs::create_dir_all(&root)?;
+    Ok(root)
+}

@@ -1,0 +1,197 @@
+//! What fails, and what must go on.
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+use wrenn_e2e::{
+    Sandbox, Service,
+    wait::{GENEROUS, until},
+};
+
+/// How soon a loss must be known.
+const FIVE_SECONDS: Duration = Duration::from_secs(5);
+
+/// Process ids of a sandbox's supervisor and of its VMM.
+fn processes(sandbox: &Sandbox<'_>) -> Result<(Pid, Pid)> {
+    let find = |wanted: &dyn Fn(&str) -> bool| {
+        fs::read_dir("/proc")?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .find(|pid| {
+                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                    line.contains(sandbox.id()) && wanted(&line)
+                })
+            })
+            .map(Pid::from_raw)
+            .context("a process of the sandbox")
+    };
+    let supervisor = find(&|line| line.contains(" supervise "))?;
+    let vmm = find(&|line| line.starts_with("/usr/bin/qemu-system"))?;
+    Ok((supervisor, vmm))
+}
+
+async fn until_error(sandbox: &Sandbox<'_>) -> Result<Value> {
+    until("the loss is known", FIVE_SECONDS, async || {
+        let record = sandbox.record().await?;
+        Ok((record["status"] == "error").then_some(record))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_killed_vmm_is_an_error_with_a_reason_and_harms_no_other() -> Result<()> {
+    let service = Service::start().await?;
+    let lost = service.create().await?;
+    let other = service.create().await?;
+    let (supervisor, vmm) = processes(&lost)?;
+    kill(vmm, Signal::SIGKILL)?;
+    let record = until_error(&lost).await?;
+    let reason = record["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("killed"), "{record}");
+    assert_eq!(other.exec("true", &[]).await?.code, 0);
+    until("its supervisor has left", GENEROUS, async || {
+        Ok(kill(supervisor, None).is_err().then_some(()))
+    })
+    .await?;
+    lost.destroy().await?;
+    other.destroy().await
+}
+
+#[tokio::test]
+async fn a_killed_supervisor_takes_its_vmm_along_and_is_an_error() -> Result<()> {
+    let service = Service::start().await?;
+    let lost = service.create().await?;
+    let other = service.create().await?;
+    let (supervisor, vmm) = processes(&lost)?;
+    kill(supervisor, Signal::SIGKILL)?;
+    let record = until_error(&lost).await?;
+    let reason = record["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("supervisor"), "{record}");
+    until("the VMM is gone", GENEROUS, async || {
+        Ok(kill(vmm, None).is_err().then_some(()))
+    })
+    .await?;
+    assert_eq!(other.exec("true", &[]).await?.code, 0);
+    other.destroy().await
+}
+
+#[tokio::test]
+async fn a_guest_that_powers_off_is_an_error_that_says_so() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    // The sysrq trigger ends the guest at once; the exec has no answer then.
+    let body =
+        json!({ "cmd": "sh", "args": ["-c", "echo b > /proc/sysrq-trigger"], "background": true });
+    service
+        .json(Method::POST, &sandbox.path("/exec"), &body)
+        .await?;
+    let record = until("the end is known", GENEROUS, async || {
+        let record = sandbox.record().await?;
+        Ok((record["status"] == "error").then_some(record))
+    })
+    .await?;
+    let reason = record["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("guest"), "{record}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn sandboxes_run_on_when_the_service_is_killed_and_are_used_again() -> Result<()> {
+    let mut service = Service::start().await?;
+    let (id, boot_id) = {
+        let sandbox = service.create().await?;
+        sandbox.write("/home/user/kept", "kept").await?;
+        let boot_id = sandbox
+            .shell("cat /proc/sys/kernel/random/boot_id")
+            .await?
+            .stdout;
+        (sandbox.id().to_owned(), boot_id)
+    };
+    service.kill()?;
+    service.start_again().await?;
+    let sandbox = Sandbox::new(&service, id);
+    sandbox.until_status("running").await?;
+    assert_eq!(
+        sandbox
+            .shell("cat /proc/sys/kernel/random/boot_id")
+            .await?
+            .stdout,
+        boot_id
+    );
+    assert_eq!(sandbox.read("/home/user/kept").await?, b"kept");
+    let (_, list) = service.get("/v1/sandboxes").await?;
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_stop_in_order_leaves_sandboxes_running_too() -> Result<()> {
+    let mut service = Service::start().await?;
+    let id = service.create().await?.id().to_owned();
+    assert_eq!(service.stop().await?, 0, "{}", service.log());
+    service.start_again().await?;
+    let sandbox = Sandbox::new(&service, id);
+    assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_sandbox_lost_while_the_service_was_down_is_an_error_afterwards() -> Result<()> {
+    let mut service = Service::start().await?;
+    let (id, vmm) = {
+        let sandbox = service.create().await?;
+        let (_, vmm) = processes(&sandbox)?;
+        (sandbox.id().to_owned(), vmm)
+    };
+    service.kill()?;
+    kill(vmm, Signal::SIGKILL)?;
+    until("the VMM is gone", GENEROUS, async || {
+        Ok(kill(vmm, None).is_err().then_some(()))
+    })
+    .await?;
+    service.start_again().await?;
+    let record = until_error(&Sandbox::new(&service, id)).await?;
+    assert!(
+        record["error"].as_str().is_some_and(|e| !e.is_empty()),
+        "{record}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_race_on_one_sandbox_and_every_one_is_answered() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    let execs = (0..10).map(|_| async {
+        service
+            .json(
+                Method::POST,
+                &sandbox.path("/exec"),
+                &json!({ "cmd": "true" }),
+            )
+            .await
+            .map(|(status, body)| {
+                let known = [200, 404, 409, 502, 503].contains(&status.as_u16());
+                assert!(known, "{status} {body}");
+            })
+    });
+    let destroys = (0..5).map(|_| sandbox.destroy());
+    let (execs, destroys) = futures::join!(
+        futures::future::join_all(execs),
+        futures::future::join_all(destroys)
+    );
+    execs
+        .into_iter()
+        .chain(destroys)
+        .collect::<Result<Vec<_>>>()?;
+    assert_eq!(sandbox.record().await?["status"], "stopped");
+    Ok(())
+}
