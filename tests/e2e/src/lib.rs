@@ -5,6 +5,7 @@
 //! [`Service`] cleans up when it is dropped, also when the test fails.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod host;
 pub mod sandbox;
 pub mod service;
