@@ -38,9 +38,17 @@ impl Service {
     /// # Errors
     /// If it does not; its log is part of the error.
     pub async fn start() -> Result<Self> {
+        Self::start_in(&std::env::temp_dir()).await
+    }
+
+    /// As [`start`](Self::start), with the data directory below `root`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_in(root: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("wrenn-e2e-")
-            .tempdir_in(data_root()?)?;
+            .tempdir_in(root)?;
         let mut service = Self {
             child: None,
             dir,
@@ -314,11 +322,4 @@ pub fn wrenn_exe() -> PathBuf {
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/debug/wrenn"),
         PathBuf::from,
     )
-}
-
-/// Where data directories are made: on a disk, because disks of sandboxes are kept there.
-fn data_root() -> Result<PathBuf> {
-    let root = std::env::temp_dir();
-    fs::create_dir_all(&root)?;
-    Ok(root)
 }
