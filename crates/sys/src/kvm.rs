@@ -23,7 +23,7 @@ const KVM_CREATE_VCPU: libc::c_ulong = 0xAE41;
 #[non_exhaustive]
 pub enum KvmUnusable {
     /// The device cannot be opened.
-    #[error("cannot open {path}: {source}")]
+    #[error("cannot open {path}")]
     Open {
         /// The device.
         path: String,
@@ -34,11 +34,11 @@ pub enum KvmUnusable {
     #[error("KVM answers with version {0}, expected {API_VERSION}")]
     Version(i32),
     /// The kernel refused a machine.
-    #[error("KVM cannot make a virtual machine: {0}")]
-    CreateVm(io::Error),
+    #[error("KVM cannot make a virtual machine")]
+    CreateVm(#[source] io::Error),
     /// The kernel refused a processor.
-    #[error("KVM cannot make a virtual processor: {0}")]
-    CreateVcpu(io::Error),
+    #[error("KVM cannot make a virtual processor")]
+    CreateVcpu(#[source] io::Error),
 }
 
 /// Makes a machine with one processor by `device` (`/dev/kvm`), and throws both away.

@@ -1,0 +1,63 @@
+# Everything a developer runs. `make demo` and `make test` need a Debian 12 with the Rust toolchain, and root.
+
+PREFIX ?= /usr/local
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Images are built once and shared by the demo, the tests and the benchmarks.
+export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
+# The guest agent that goes into them.
+ENVD := $(TARGET)/x86_64-unknown-linux-gnu/guest/envd
+
+.PHONY: help demo test build dev image setup setup-test envd bench soak lint clean install
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Set up, start the service, run code in a sandbox, show what isolates it, clean up
+	@scripts/demo
+
+test: setup-test dev image ## Run the whole test suite, in real virtual machines too
+	WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) cargo nextest run --locked --workspace $(NEXTEST)
+	cargo test --locked --workspace --doc -q
+
+build: envd ## Build dist/wrenn and dist/envd
+	cargo build --locked --release -p wrenn-cli
+	install -D -C -m 755 $(TARGET)/release/wrenn dist/wrenn
+	install -D -C -m 755 $(ENVD) dist/envd
+
+setup: ## Install the OS packages that Wrenn needs
+	@scripts/setup
+
+image: dev ## Build the template `minimal` into WRENN_IMAGES_DIR
+	$(TARGET)/debug/wrenn image build --envd $(ENVD)
+
+bench: setup build ## Measure, as JSON on standard output
+	dist/wrenn image build >&2
+	cargo build --locked --release -p wrenn-e2e --bin bench
+	WRENN_BIN=$(abspath dist/wrenn) WRENN_ENVD=$(abspath dist/envd) $(TARGET)/release/bench $(BENCH)
+
+soak: setup-test dev image ## Run the end-to-end loops in full
+	WRENN_SOAK=1 WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) \
+		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
+
+lint: ## Check format, clippy and documentation
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+install: build ## Install into PREFIX (/usr/local)
+	install -D -m 755 dist/wrenn $(DESTDIR)$(PREFIX)/bin/wrenn
+	install -D -m 755 dist/envd $(DESTDIR)$(PREFIX)/lib/wrenn/envd
+
+clean: ## Remove all that was built, images too
+	rm -rf dist $(TARGET)/demo $(WRENN_IMAGES_DIR)
+	cargo clean
+
+setup-test:
+	@scripts/setup --test
+
+envd:
+	@scripts/envd
+
+# What tests run: the development profile, where overflow checks and assertions are on.
+dev: setup envd
+	cargo build --locked --workspace --bins

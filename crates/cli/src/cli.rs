@@ -1,0 +1,188 @@
+//! The command line, and which verb runs where.
+
+use std::{future::Future, path::PathBuf};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+use crate::{
+    client::Client,
+    config::{self, Layer, Settings},
+    verbs::{completions, doctor, run, sandbox},
+};
+
+/// Self-hosted microVM sandboxes: every sandbox is a virtual machine with a kernel of its own.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wrenn",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Settings come from flags, then the environment, then one file \
+        (--config, WRENN_CONFIG, /etc/wrenn.toml, or wrenn.toml in the data directory), then defaults."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Settings that every verb takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+struct Globals {
+    /// Settings file [env: WRENN_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Data directory [env: WRENN_DIR] [default: /var/lib/wrenn]
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Where the REST API is [env: WRENN_API_URL] [default: http://127.0.0.1:8000]
+    #[arg(long, global = true, value_name = "URL")]
+    api_url: Option<String>,
+    /// API key [env: WRENN_API_KEY] [default: the content of DIR/api-key]
+    #[arg(long, global = true, value_name = "KEY")]
+    api_key: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say what this machine can do, and how to mend what it lacks
+    Doctor(doctor::DoctorArgs),
+    /// Run a command in a throw-away sandbox
+    Run(run::RunArgs),
+    /// Make and use sandboxes
+    #[command(subcommand, visible_alias = "sb")]
+    Sandbox(sandbox::SandboxVerb),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    /// Checks what the parser cannot: arguments that are good each, but not together.
+    pub(crate) fn checked(self) -> Result<Self, clap::Error> {
+        let checked = match &self.verb {
+            Verb::Sandbox(verb) => verb.check(),
+            _ => Ok(()),
+        };
+        checked.map_err(|why| Self::command().error(ErrorKind::ValueValidation, why))?;
+        Ok(self)
+    }
+
+    /// Runs the verb; answers with the exit code.
+    pub(crate) fn run(self) -> anyhow::Result<i32> {
+        if let Verb::Completions(args) = &self.verb {
+            return completions::run(args);
+        }
+        let mut flags = Layer {
+            dir: self.globals.dir,
+            api_url: self.globals.api_url,
+            api_key: self.globals.api_key,
+            ..Layer::default()
+        };
+        match &self.verb {
+            _ => {}
+        }
+        let settings = config::load(flags, self.globals.config.as_deref(), |name| {
+            std::env::var(name).ok()
+        })?;
+        self.verb.run(&settings)
+    }
+}
+
+impl Verb {
+    fn run(self, settings: &Settings) -> anyhow::Result<i32> {
+        match self {
+            Self::Doctor(args) => doctor::run(settings, args),
+            Self::Run(args) => {
+                let client = Client::new(settings)?;
+                on_one_core(run::run(&client, args))
+            }
+            Self::Sandbox(verb) => {
+                let client = Client::new(settings)?;
+                on_one_core(verb.run(&client))
+            }
+            Self::Completions(args) => completions::run(&args),
+        }
+    }
+}
+
+/// A client waits for one thing at a time.
+fn on_one_core(work: impl Future<Output = anyhow::Result<i32>>) -> anyhow::Result<i32> {
+    block_on(&mut tokio::runtime::Builder::new_current_thread(), work)
+}
+
+fn on_all_cores(work: impl Future<Output = anyhow::Result<i32>>) -> anyhow::Result<i32> {
+    block_on(&mut tokio::runtime::Builder::new_multi_thread(), work)
+}
+
+fn block_on(
+    builder: &mut tokio::runtime::Builder,
+    work: impl Future<Output = anyhow::Result<i32>>,
+) -> anyhow::Result<i32> {
+    let runtime = builder
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let result = runtime.block_on(work);
+    // A thread that reads the terminal cannot be stopped; do not wait for the next key.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))?.checked()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_flags() {
+        for line in [
+            "wrenn run -- ls -l --json",
+            "wrenn run ls -l --json",
+            "wrenn run --template t ls -l --json",
+        ] {
+            let Verb::Run(args) = parse(line).expect(line).verb else {
+                panic!("{line}");
+            };
+            assert_eq!(args.command(), ["ls", "-l", "--json"], "{line}");
+        }
+    }
+
+    #[test]
+    fn settings_are_taken_before_and_after_the_verb() {
+        for line in ["wrenn --dir /d doctor", "wrenn doctor --dir /d"] {
+            let cli = parse(line).expect(line);
+            assert_eq!(cli.globals.dir, Some("/d".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_refused() {
+        for line in [
+            "wrenn",
+            "wrenn fly",
+            "wrenn run",
+            "wrenn run --env NAME -- true",
+            "wrenn run --egress maybe -- true",
+            "wrenn up --listen 8000",
+            "wrenn sandbox get nonsense",
+            "wrenn sandbox get ../etc",
+            "wrenn sandbox rm",
+            "wrenn sandbox cp a b",
+            "wrenn sandbox cp sb-1:/a sb-2:/b",
+            "wrenn completions cobol",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The REST API as the client verbs call it.
+//!
+//! Owns the base URL, the key and every deadline. Never prints and never retries: a verb decides what a failure means.
+//! Answers are read into the types of `wrenn_proto::rest`.
+
+mod error;
+mod files;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::{path::Path, time::Duration};
+
+use reqwest::{Method, RequestBuilder, Response, Url};
+use serde::{Serialize, de::DeserializeOwned};
+use wrenn_proto::{
+    SandboxId,
+    rest::{
+        BackgroundProcess, CreateSandbox, ExecRequest, ExecResult, Metrics, ProcessList, Sandbox,
+    },
+};
+
+use crate::config::Settings;
+
+pub(crate) use error::{ClientError, in_full};
+pub(crate) use files::Upload;
+pub(crate) use socket::{Event, Receiver, Sender, Start, StreamKind};
+
+/// A server that is there accepts a connection at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Every call but an exec or a file is answered within this time: the server promises 5 s for the slowest.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a foreground exec may take beyond the time-out of its command.
+const EXEC_GRACE: Duration = Duration::from_secs(15);
+
+/// Seconds that the server gives a command when the request does not say.
+const DEFAULT_EXEC_TIMEOUT_SEC: u64 = 30;
+
+/// A connection to one server with one key.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    base: Url,
+    key: String,
+}
+
+impl Client {
+    /// A client by the settings; reads the key's file if no key is set.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, ClientError> {
+        let base = parse_base(&settings.api_url)?;
+        let key = match &settings.api_key {
+            Some(key) => key.clone(),
+            None => read_key(&settings.key_file())?,
+        };
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("wrenn/", env!("CARGO_PKG_VERSION")))
+            // Sandboxes are on machines that are reached directly; a proxy set for the web is not meant for them.
+            .no_proxy()
+            .build()
+            .map_err(ClientError::Setup)?;
+        Ok(Self { http, base, key })
+    }
+
+    /// `POST /v1/sandboxes`.
+    pub(crate) async fn create(&self, body: &CreateSandbox) -> Result<Sandbox, ClientError> {
+        self.call(Method::POST, &["sandboxes"], Some(body)).await
+    }
+
+    /// `GET /v1/sandboxes`.
+    pub(crate) async fn list(&self) -> Result<Vec<Sandbox>, ClientError> {
+        self.call(Method::GET, &["sandboxes"], NO_BODY).await
+    }
+
+    /// `GET /v1/sandboxes/{id}`.
+    pub(crate) async fn get(&self, id: &SandboxId) -> Result<Sandbox, ClientError> {
+        self.call(Method::GET, &["sandboxes", id.as_str()], NO_BODY)
+            .await
+    }
+
+    /// `DELETE /v1/sandboxes/{id}`.
+    pub(crate) async fn destroy(&self, id: &SandboxId) -> Result<(), ClientError> {
+        self.order(Method::DELETE, &["sandboxes", id.as_str()])
+            .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/ping`.
+    pub(crate) async fn ping(&self, id: &SandboxId) -> Result<(), ClientError> {
+        self.order(Method::POST, &["sandboxes", id.as_str(), "ping"])
+            .await
+    }
+
+    /// `GET /v1/sandboxes/{id}/metrics`.
+    pub(crate) async fn metrics(&self, id: &SandboxId) -> Result<Metrics, ClientError> {
+        self.call(Method::GET, &["sandboxes", id.as_str(), "metrics"], NO_BODY)
+            .await
+    }
+
+    /// `GET /v1/sandboxes/{id}/processes`.
+    pub(crate) async fn processes(&self, id: &SandboxId) -> Result<ProcessList, ClientError> {
+        let path = ["sandboxes", id.as_str(), "processes"];
+        self.call(Method::GET, &path, NO_BODY).await
+    }
+
+    /// `DELETE /v1/sandboxes/{id}/processes/{pid or tag}`.
+    pub(crate) async fn kill(
+        &self,
+        id: &SandboxId,
+        process: &str,
+        signal: &str,
+    ) -> Result<(), ClientError> {
+        let path = ["sandboxes", id.as_str(), "processes", process];
+        let mut url = self.url(&path);
+        url.query_pairs_mut().append_pair("signal", signal);
+        let request = self.request_to(Method::DELETE, url).timeout(CALL_TIMEOUT);
+        self.send(request).await.map(drop)
+    }
+
+    /// `POST /v1/sandboxes/{id}/exec`, in the foreground.
+    pub(crate) async fn exec(
+        &self,
+        id: &SandboxId,
+        body: &ExecRequest,
+    ) -> Result<ExecResult, ClientError> {
+        let path = ["sandboxes", id.as_str(), "exec"];
+        let mut request = self.request(Method::POST, &path).json(body);
+        let seconds = match body.timeout_sec {
+            None => DEFAULT_EXEC_TIMEOUT_SEC,
+            Some(n) => u64::try_from(n).unwrap_or(0),
+        };
+        // 0 means that the command has no limit; then the answer has none either.
+        if seconds > 0 {
+            request = request.timeout(Duration::from_secs(seconds).saturating_add(EXEC_GRACE));
+        }
+        self.decode(self.send(request).await?).await
+    }
+
+    /// `POST /v1/sandboxes/{id}/exec`, in the background.
+    pub(crate) async fn exec_background(
+        &self,
+        id: &SandboxId,
+        body: &ExecRequest,
+    ) -> Result<BackgroundProcess, ClientError> {
+        let path = ["sandboxes", id.as_str(), "exec"];
+        self.call(Method::POST, &path, Some(body)).await
+    }
+
+    /// A JSON call to `/v1/...` with a JSON answer.
+    pub(crate) async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: Option<&B>,
+    ) -> Result<T, ClientError> {
+        let mut request = self.request(method, path).timeout(CALL_TIMEOUT);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.decode(self.send(request).await?).await
+    }
+
+    /// A call to `/v1/...` without body, whose answer says no more than that it was done.
+    pub(crate) async fn order(&self, method: Method, path: &[&str]) -> Result<(), ClientError> {
+        let request = self.request(method, path).timeout(CALL_TIMEOUT);
+        self.send(request).await.map(drop)
+    }
+
+    /// The URL of a path under `/v1`; each part is one segment, whatever it holds.
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(path);
+        }
+        url
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        self.request_to(method, self.url(path))
+    }
+
+    fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
+        self.http
+            .request(method, url)
+            .header("X-API-Key", &self.key)
+    }
+
+    /// Sends, and turns an answer that is not a success into an error.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let answer = request
+            .send()
+            .await
+            .map_err(|e| ClientError::transport(&self.base, e))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = answer.bytes().await.unwrap_or_default();
+        Err(ClientError::refused(status, &body))
+    }
+
+    async fn decode<T: DeserializeOwned>(&self, answer: Response) -> Result<T, ClientError> {
+        let body = answer
+            .bytes()
+            .await
+            .map_err(|e| ClientError::transport(&self.base, e))?;
+        serde_json::from_slice(&body).map_err(ClientError::Answer)
+    }
+}
+
+const NO_BODY: Option<&()> = None;
+
+fn parse_base(text: &str) -> Result<Url, ClientError> {
+    let bad = |why: &'static str| ClientError::BadUrl {
+        url: text.to_owned(),
+        why,
+    };
+    let url = Url::parse(text).map_err(|_| bad("expected something like http://127.0.0.1:8000"))?;
+    match url.scheme() {
+        "http" if url.has_host() => Ok(url),
+        "https" => Err(bad(
+            "this client does not speak TLS; reach the server through a tunnel such as `ssh -L 8000:127.0.0.1:8000 HOST`",
+        )),
+        _ => Err(bad("expected something like http://127.0.0.1:8000")),
+    }
+}
+
+fn read_key(path: &Path) -> Result<String, ClientError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ClientError::NoKey {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(text.trim().to_owned())
+}

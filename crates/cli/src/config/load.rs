@@ -1,0 +1,165 @@
+//! Reads the environment and the settings file into layers and merges them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// A file that was named is not readable.
+    #[error("cannot read the settings file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A settings file holds something else than settings.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Which line and key, and what is wrong with it.
+        message: String,
+    },
+    /// A variable holds a wrong value.
+    #[error("{name}=`{value}`: {message}")]
+    Variable {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        message: String,
+    },
+}
+
+/// Merges flags, environment and file. `config` is the file named by a flag; `env` looks a variable up.
+pub(crate) fn load(
+    flags: Layer,
+    config: Option<&Path>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, ConfigError> {
+    // An empty variable means "not set": that is how a shell script clears one.
+    let env = |name: &str| env(name).filter(|value| !value.is_empty());
+    let upper = flags.or(environment(&env)?);
+    let named = config
+        .map(Path::to_owned)
+        .or_else(|| env("WRENN_CONFIG").map(PathBuf::from));
+    let file = match named {
+        Some(path) => read_file(&path)?.ok_or_else(|| ConfigError::Read {
+            path,
+            source: io::ErrorKind::NotFound.into(),
+        })?,
+        None => {
+            let dir = upper.dir.clone().unwrap_or_else(|| DEFAULT_DIR.into());
+            first_file([SYSTEM_FILE.into(), dir.join("wrenn.toml")])?
+        }
+    };
+    Ok(Settings::from_layer(upper.or(file)))
+}
+
+/// The first of `paths` that exists.
+pub(super) fn first_file(paths: [PathBuf; 2]) -> Result<Layer, ConfigError> {
+    for path in paths {
+        if let Some(layer) = read_file(&path)? {
+            return Ok(layer);
+        }
+    }
+    Ok(Layer::default())
+}
+
+fn read_file(path: &Path) -> Result<Option<Layer>, ConfigError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(source) => {
+            return Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    toml::from_str(&text)
+        .map(Some)
+        .map_err(|e| ConfigError::File {
+            path: path.to_owned(),
+            message: one_line(&e, &text),
+        })
+}
+
+/// `line 3: unknown field ...`: the parser's own text spans several lines.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let line = text
+                .get(..span.start)
+                .unwrap_or(text)
+                .matches('\n')
+                .count()
+                .saturating_add(1);
+            format!("line {line}: {message}")
+        }
+        None => message,
+    }
+}
+
+fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigError> {
+    Ok(Layer {
+        dir: env("WRENN_DIR").map(PathBuf::from),
+        listen: parse(env, "WRENN_LISTEN", address)?,
+        agent_listen: parse(env, "WRENN_AGENT_LISTEN", address)?,
+        agent_url: env("WRENN_AGENT_URL"),
+        images_dir: env("WRENN_IMAGES_DIR").map(PathBuf::from),
+        api_url: env("WRENN_API_URL"),
+        api_key: env("WRENN_API_KEY"),
+        database_url: env("DATABASE_URL"),
+        accel: parse(env, "WRENN_ACCEL", |s| {
+            <AccelChoice as clap::ValueEnum>::from_str(s, false)
+                .map_err(|_| "expected `auto`, `kvm` or `tcg`".to_owned())
+        })?,
+        egress: parse(env, "WRENN_EGRESS", str::parse)?,
+        dns: parse(env, "WRENN_DNS", |s| {
+            s.split(',')
+                .map(|ip| ip.trim().parse())
+                .collect::<Result<_, _>>()
+                .map_err(|_| "expected IPv4 addresses with commas between them".to_owned())
+        })?,
+        log: env("WRENN_LOG"),
+        envd: env("WRENN_ENVD").map(PathBuf::from),
+    })
+}
+
+/// Reads `127.0.0.1:8000`.
+pub(crate) fn address(s: &str) -> Result<std::net::SocketAddr, String> {
+    s.parse()
+        .map_err(|_| "expected an address and port such as 127.0.0.1:8000".to_owned())
+}
+
+fn parse<T>(
+    env: &dyn Fn(&str) -> Option<String>,
+    name: &'static str,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, ConfigError> {
+    env(name)
+        .map(|value| {
+            read(&value).map_err(|message| ConfigError::Variable {
+                name,
+                value,
+                message,
+            })
+        })
+        .transpose()
+}

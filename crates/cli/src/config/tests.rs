@@ -1,0 +1,220 @@
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on may stop where it stands"
+)]
+
+use std::collections::HashMap;
+
+use super::{
+    load::{ConfigError, first_file},
+    *,
+};
+
+struct Sources {
+    dir: tempfile::TempDir,
+    env: HashMap<&'static str, String>,
+}
+
+impl Sources {
+    /// A data directory of its own, so that a machine's real settings never take part.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty.toml");
+        std::fs::write(&empty, "").unwrap();
+        let env = HashMap::from([("WRENN_CONFIG", empty.display().to_string())]);
+        Self { dir, env }
+    }
+
+    fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.insert(name, value.to_owned());
+        self
+    }
+
+    fn file(self, text: &str) -> Self {
+        let path = self.dir.path().join("named.toml");
+        std::fs::write(&path, text).unwrap();
+        let path = path.display().to_string();
+        self.env("WRENN_CONFIG", &path)
+    }
+
+    fn load(&self, flags: Layer) -> Result<Settings, ConfigError> {
+        load(flags, None, |name| self.env.get(name).cloned())
+    }
+
+    fn error(&self) -> String {
+        self.load(Layer::default()).unwrap_err().to_string()
+    }
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let flags = Layer {
+        api_url: Some("http://flag".into()),
+        ..Layer::default()
+    };
+    let default = Sources::new();
+    let settings = default.load(Layer::default()).unwrap();
+    assert_eq!(settings.api_url, "http://127.0.0.1:8000");
+
+    let file = Sources::new().file(r#"api_url = "http://file""#);
+    assert_eq!(file.load(Layer::default()).unwrap().api_url, "http://file");
+
+    let both = file.env("WRENN_API_URL", "http://env");
+    assert_eq!(both.load(Layer::default()).unwrap().api_url, "http://env");
+    assert_eq!(both.load(flags).unwrap().api_url, "http://flag");
+}
+
+#[test]
+fn every_variable_reaches_its_setting() {
+    let sources = Sources::new()
+        .env("WRENN_DIR", "/d")
+        .env("WRENN_LISTEN", "0.0.0.0:1")
+        .env("WRENN_AGENT_LISTEN", "127.0.0.1:2")
+        .env("WRENN_AGENT_URL", "http://a")
+        .env("WRENN_IMAGES_DIR", "/i")
+        .env("WRENN_API_URL", "http://u")
+        .env("WRENN_API_KEY", "wrn_k")
+        .env("DATABASE_URL", "postgres://p")
+        .env("WRENN_ACCEL", "tcg")
+        .env("WRENN_EGRESS", "allow")
+        .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
+        .env("WRENN_LOG", "debug")
+        .env("WRENN_ENVD", "/e");
+    assert_eq!(
+        sources.load(Layer::default()).unwrap(),
+        Settings {
+            dir: "/d".into(),
+            listen: "0.0.0.0:1".parse().unwrap(),
+            agent_listen: "127.0.0.1:2".parse().unwrap(),
+            agent_url: "http://a".into(),
+            images_dir: "/i".into(),
+            api_url: "http://u".into(),
+            api_key: Some("wrn_k".into()),
+            database_url: "postgres://p".into(),
+            accel: AccelChoice::Tcg,
+            egress: Egress::Allow,
+            dns: Some(vec![
+                "192.0.2.1".parse().unwrap(),
+                "192.0.2.2".parse().unwrap()
+            ]),
+            log: "debug".into(),
+            envd: Some("/e".into()),
+        }
+    );
+}
+
+#[test]
+fn every_key_of_the_file_reaches_its_setting() {
+    let sources = Sources::new().file(
+        r#"
+        dir = "/d"
+        listen = "[::]:1"
+        agent_listen = "127.0.0.1:2"
+        agent_url = "http://a"
+        images_dir = "/i"
+        api_key = "wrn_k"
+        database_url = "postgres://p"
+        accel = "kvm"
+        egress = "allow"
+        dns = ["192.0.2.1"]
+        log = "warn"
+        envd = "/e"
+        "#,
+    );
+    assert_eq!(
+        sources.load(Layer::default()).unwrap(),
+        Settings {
+            dir: "/d".into(),
+            listen: "[::]:1".parse().unwrap(),
+            agent_listen: "127.0.0.1:2".parse().unwrap(),
+            agent_url: "http://a".into(),
+            images_dir: "/i".into(),
+            api_url: "http://[::1]:1".into(),
+            api_key: Some("wrn_k".into()),
+            database_url: "postgres://p".into(),
+            accel: AccelChoice::Kvm,
+            egress: Egress::Allow,
+            dns: Some(vec!["192.0.2.1".parse().unwrap()]),
+            log: "warn".into(),
+            envd: Some("/e".into()),
+        }
+    );
+}
+
+#[test]
+fn paths_and_urls_follow_the_directory_and_the_listeners() {
+    let settings = Sources::new()
+        .env("WRENN_DIR", "/d")
+        .env("WRENN_LISTEN", "0.0.0.0:81")
+        .env("WRENN_AGENT_LISTEN", "192.0.2.7:82")
+        .load(Layer::default())
+        .unwrap();
+    assert_eq!(settings.images_dir, Path::new("/d/images"));
+    assert_eq!(settings.database_url, "sqlite:///d/wrenn.db");
+    assert_eq!(settings.key_file(), Path::new("/d/api-key"));
+    assert_eq!(settings.api_url, "http://127.0.0.1:81");
+    assert_eq!(settings.agent_url, "http://192.0.2.7:82");
+}
+
+#[test]
+fn an_empty_variable_is_no_setting() {
+    let settings = Sources::new()
+        .env("WRENN_API_KEY", "")
+        .env("WRENN_ACCEL", "")
+        .load(Layer::default())
+        .unwrap();
+    assert_eq!(settings.api_key, None);
+    assert_eq!(settings.accel, AccelChoice::Auto);
+}
+
+#[test]
+fn a_wrong_variable_is_named_with_its_value() {
+    let listen = Sources::new().env("WRENN_LISTEN", "nowhere").error();
+    assert!(listen.starts_with("WRENN_LISTEN=`nowhere`: "), "{listen}");
+    let accel = Sources::new().env("WRENN_ACCEL", "xen").error();
+    assert!(accel.starts_with("WRENN_ACCEL=`xen`: "), "{accel}");
+    let egress = Sources::new().env("WRENN_EGRESS", "maybe").error();
+    assert!(egress.starts_with("WRENN_EGRESS=`maybe`: "), "{egress}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_file_and_line() {
+    let error = Sources::new()
+        .file("accel = \"tcg\"\nlisten_on = 1\n")
+        .error();
+    assert!(error.contains("named.toml: line 2: "), "{error}");
+    assert!(error.contains("`listen_on`"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[test]
+fn a_named_file_that_is_missing_is_an_error() {
+    let error = Sources::new()
+        .env("WRENN_CONFIG", "/no/such/wrenn.toml")
+        .error();
+    assert!(error.contains("/no/such/wrenn.toml"), "{error}");
+}
+
+#[test]
+fn of_the_two_usual_files_the_first_that_exists_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let log = || {
+        first_file([a.clone(), b.clone()])
+            .unwrap()
+            .log
+            .unwrap_or_default()
+    };
+    assert_eq!(log(), "");
+    std::fs::write(&b, "log = \"b\"").unwrap();
+    assert_eq!(log(), "b");
+    std::fs::write(&a, "log = \"a\"").unwrap();
+    assert_eq!(log(), "a");
+}
+
+#[test]
+fn only_name_servers_that_a_guest_can_reach_are_taken() {
+    let text = "# c\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\nsearch x\n nameserver  192.0.2.2 \n";
+    let expected: [Ipv4Addr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+    assert_eq!(nameservers(text), expected);
+}

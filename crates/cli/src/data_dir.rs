@@ -1,0 +1,126 @@
+//! The data directory as the services find it: made, locked by one of them, with the token between them.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+};
+
+use anyhow::{Context, bail};
+use rand::RngExt;
+use rustix::fs::FlockOperation;
+
+use crate::config::Settings;
+
+/// Held as long as a host agent runs on a data directory. The kernel frees it however the process ends.
+#[derive(Debug)]
+pub(crate) struct DirLock(#[expect(dead_code, reason = "the open file is the lock")] File);
+
+/// Makes the data directory if there is none.
+pub(crate) fn create(dir: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .with_context(|| format!("cannot make the data directory {}", dir.display()))
+}
+
+/// Makes sure that no other host agent runs on the data directory: two would fight over the same sandboxes.
+pub(crate) fn lock(dir: &Path) -> anyhow::Result<DirLock> {
+    let path = dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(DirLock(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "another `wrenn up` or `wrenn agent` runs on {}; stop it, or choose another directory with --dir or WRENN_DIR",
+            dir.display()
+        ),
+        Err(e) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The token between control plane and agent: read, or made at the first start.
+pub(crate) fn agent_token(settings: &Settings) -> anyhow::Result<String> {
+    let path = settings.token_file();
+    match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => bail!(
+            "{} is empty: remove it, and a new token is made",
+            path.display()
+        ),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+    let token: String = rand::rng()
+        .random::<[u8; 32]>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    write_secret(&settings.dir, &path, &token)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(token)
+}
+
+/// Writes a file of mode 0600 that is there as a whole or not at all.
+fn write_secret(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".secret-")
+        .permissions(fs::Permissions::from_mode(0o600))
+        .tempfile_in(dir)?;
+    writeln!(file, "{text}")?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Layer};
+
+    fn settings(dir: &Path) -> Settings {
+        let layer = Layer {
+            dir: Some(dir.to_owned()),
+            ..Layer::default()
+        };
+        config::load(layer, Some(Path::new("/dev/null")), |_| None).expect("defaults")
+    }
+
+    #[test]
+    fn a_token_is_made_once_for_root_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let settings = settings(dir.path());
+        let token = agent_token(&settings).expect("made");
+        assert_eq!(token.len(), 64);
+        assert_eq!(agent_token(&settings).expect("read"), token);
+        let mode = fs::metadata(settings.token_file())
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn an_empty_token_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let settings = settings(dir.path());
+        fs::write(settings.token_file(), "\n").expect("writable");
+        assert!(agent_token(&settings).is_err());
+    }
+
+    #[test]
+    fn a_directory_has_one_agent_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = lock(dir.path()).expect("free");
+        let error = lock(dir.path()).expect_err("taken").to_string();
+        assert!(error.starts_with("another `wrenn up`"), "{error}");
+        drop(first);
+        lock(dir.path()).expect("free again");
+    }
+}

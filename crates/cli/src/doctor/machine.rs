@@ -1,0 +1,130 @@
+//! Asks the machine that this program runs on.
+
+use std::{
+    fs,
+    io::BufRead,
+    path::{Path, PathBuf},
+};
+
+use nix::{sched, sys::statvfs, unistd};
+
+use super::{Cgroups, Machine};
+use crate::{accel, config::Settings, images};
+
+/// This machine, with the settings of this run.
+pub(crate) struct ThisMachine<'a> {
+    /// They say where data lives and how guest code shall run.
+    pub(crate) settings: &'a Settings,
+}
+
+impl Machine for ThisMachine<'_> {
+    fn is_root(&self) -> bool {
+        unistd::geteuid().is_root()
+    }
+
+    fn accel(&self) -> accel::Decision {
+        accel::decide(self.settings.accel)
+    }
+
+    fn has_program(&self, name: &str) -> bool {
+        find_program(name).is_some()
+    }
+
+    fn device(&self, path: &str) -> Result<(), String> {
+        fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map(drop)
+            .map_err(|e| e.to_string())
+    }
+
+    fn cgroups(&self) -> Cgroups {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        Cgroups::read(&mounts, |at| {
+            fs::read_to_string(Path::new(at).join("cgroup.controllers")).ok()
+        })
+    }
+
+    fn network_namespace(&self) -> Result<(), String> {
+        // In a thread of its own: the namespace is that thread's, and ends with it.
+        std::thread::spawn(|| sched::unshare(sched::CloneFlags::CLONE_NEWNET))
+            .join()
+            .map_err(|_| "the attempt panicked".to_owned())?
+            .map_err(|e| e.desc().to_owned())
+    }
+
+    fn free_disk(&self) -> Result<(u64, String), String> {
+        let dir = nearest_existing(&self.settings.dir);
+        let stat =
+            statvfs::statvfs(&dir).map_err(|e| format!("{}: {}", dir.display(), e.desc()))?;
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        Ok((free, dir.display().to_string()))
+    }
+
+    fn free_memory(&self) -> Result<u64, String> {
+        let file = fs::File::open("/proc/meminfo")
+            .map_err(|e| format!("cannot read /proc/meminfo: {e}"))?;
+        std::io::BufReader::new(file)
+            .lines()
+            .map_while(Result::ok)
+            .find_map(|line| available_bytes(&line))
+            .ok_or_else(|| "/proc/meminfo has no MemAvailable".to_owned())
+    }
+
+    fn templates(&self) -> Result<Vec<String>, String> {
+        images::template_names(&self.settings.images_dir)
+    }
+}
+
+/// `MemAvailable:   23837 kB`.
+fn available_bytes(line: &str) -> Option<u64> {
+    let kib = line.strip_prefix("MemAvailable:")?.trim();
+    let kib: u64 = kib.strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// `path`, or the closest of its parents that exists.
+fn nearest_existing(path: &Path) -> PathBuf {
+    path.ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+/// Looks in PATH, and where root's programs are even if PATH leaves that out.
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|candidate| {
+            unistd::access(candidate, unistd::AccessFlags::X_OK).is_ok() && candidate.is_file()
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_kib() {
+        assert_eq!(available_bytes("MemAvailable:   2 kB"), Some(2048));
+        assert_eq!(available_bytes("MemFree:   2 kB"), None);
+        assert_eq!(available_bytes("MemAvailable:   x kB"), None);
+    }
+
+    #[test]
+    fn a_directory_yet_to_be_made_is_measured_where_it_will_be() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(nearest_existing(&dir.path().join("a/b")), dir.path());
+        assert_eq!(nearest_existing(Path::new("relative/none")), Path::new("/"));
+    }
+
+    #[test]
+    fn a_program_is_found_and_a_folder_of_that_name_is_not() {
+        assert!(find_program("sh").is_some());
+        assert!(find_program("no-such-program").is_none());
+        assert!(find_program("../bin").is_none());
+    }
+}

@@ -1,0 +1,195 @@
+use super::*;
+
+/// A machine that has everything, with one thing at a time changed.
+struct Fake {
+    root: bool,
+    accel: Decision,
+    lacks: Vec<&'static str>,
+    cgroups: Cgroups,
+    netns: Result<(), String>,
+    disk: u64,
+    memory: u64,
+    templates: Result<Vec<String>, String>,
+}
+
+fn good() -> Fake {
+    Fake {
+        root: true,
+        accel: Decision {
+            accel: Accel::Kvm,
+            no_kvm: None,
+        },
+        lacks: vec![],
+        cgroups: Cgroups {
+            v2: ["cpu", "memory", "pids"].map(str::to_owned).to_vec(),
+            v1: vec![],
+        },
+        netns: Ok(()),
+        disk: 100 << 30,
+        memory: 8 << 30,
+        templates: Ok(vec!["minimal".to_owned()]),
+    }
+}
+
+impl Machine for Fake {
+    fn is_root(&self) -> bool {
+        self.root
+    }
+    fn accel(&self) -> Decision {
+        self.accel.clone()
+    }
+    fn has_program(&self, name: &str) -> bool {
+        !self.lacks.contains(&name)
+    }
+    fn device(&self, path: &str) -> Result<(), String> {
+        if self.lacks.contains(&path) {
+            Err("No such file or directory".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+    fn cgroups(&self) -> Cgroups {
+        self.cgroups.clone()
+    }
+    fn network_namespace(&self) -> Result<(), String> {
+        self.netns.clone()
+    }
+    fn free_disk(&self) -> Result<(u64, String), String> {
+        Ok((self.disk, "/var/lib".to_owned()))
+    }
+    fn free_memory(&self) -> Result<u64, String> {
+        Ok(self.memory)
+    }
+    fn templates(&self) -> Result<Vec<String>, String> {
+        self.templates.clone()
+    }
+}
+
+/// The one finding that is not good.
+#[track_caller]
+fn only_finding(machine: &Fake) -> Finding {
+    let mut bad: Vec<Finding> = examine(machine)
+        .into_iter()
+        .filter(|f| f.level != Level::Ok)
+        .collect();
+    assert_eq!(bad.len(), 1, "{bad:#?}");
+    bad.remove(0)
+}
+
+#[test]
+fn a_good_machine_has_nothing_to_mend() {
+    let findings = examine(&good());
+    assert!(
+        findings
+            .iter()
+            .all(|f| f.level == Level::Ok && f.fix.is_none()),
+        "{findings:#?}"
+    );
+    assert!(healthy(&findings));
+}
+
+#[test]
+fn no_hardware_virtualization_is_a_warning_only() {
+    let mut machine = good();
+    machine.accel = Decision {
+        accel: Accel::Tcg,
+        no_kvm: Some("the processor shows neither vmx nor svm".into()),
+    };
+    let finding = only_finding(&machine);
+    assert_eq!((finding.name, finding.level), ("acceleration", Level::Warn));
+    assert!(
+        finding.detail.contains("neither vmx nor svm"),
+        "{finding:?}"
+    );
+    assert!(healthy(&examine(&machine)));
+}
+
+#[test]
+fn kvm_asked_for_in_vain_fails() {
+    let mut machine = good();
+    machine.accel.no_kvm = Some("the processor shows neither vmx nor svm".into());
+    assert_eq!(only_finding(&machine).level, Level::Fail);
+}
+
+#[test]
+fn missing_programs_are_named_with_the_command_that_installs_their_packages() {
+    let mut machine = good();
+    machine.lacks = vec!["qemu-img", "nft"];
+    let finding = only_finding(&machine);
+    assert_eq!(finding.level, Level::Fail);
+    assert_eq!(finding.detail, "missing: qemu-img nft");
+    let fix = finding.fix.unwrap_or_default();
+    assert!(fix.ends_with("qemu-utils nftables"), "{fix}");
+}
+
+#[test]
+fn programs_for_building_matter_only_until_the_image_is_built() {
+    let mut machine = good();
+    machine.lacks = vec!["mmdebstrap"];
+    assert_eq!(only_finding(&machine).level, Level::Warn);
+    machine.templates = Ok(vec![]);
+    assert!(!healthy(&examine(&machine)));
+}
+
+#[test]
+fn each_other_lack_is_found_with_a_fix() {
+    type Change = fn(&mut Fake);
+    let cases: [(&str, Level, Change); 8] = [
+        ("root", Level::Fail, |m| m.root = false),
+        ("tap devices", Level::Fail, |m| {
+            m.lacks = vec!["/dev/net/tun"]
+        }),
+        ("userfaultfd", Level::Warn, |m| {
+            m.lacks = vec!["/dev/userfaultfd"];
+        }),
+        ("network namespaces", Level::Fail, |m| {
+            m.netns = Err("Operation not permitted".into());
+        }),
+        ("cgroups", Level::Warn, |m| m.cgroups = Cgroups::default()),
+        ("free disk", Level::Fail, |m| m.disk = (4 << 30) - 1),
+        ("free memory", Level::Fail, |m| m.memory = (1 << 30) - 1),
+        ("images", Level::Warn, |m| m.templates = Ok(vec![])),
+    ];
+    for (name, level, change) in cases {
+        let mut machine = good();
+        change(&mut machine);
+        let finding = only_finding(&machine);
+        assert_eq!((finding.name, finding.level), (name, level));
+        assert!(finding.fix.is_some_and(|fix| !fix.is_empty()), "{name}");
+    }
+}
+
+#[test]
+fn the_report_has_one_line_a_finding_and_one_more_for_a_fix() {
+    let findings = [
+        Finding::ok("root", "yes"),
+        Finding::bad(Level::Fail, "tap devices", "missing", "modprobe tun"),
+    ];
+    assert_eq!(
+        render(&findings, false),
+        "ok    root         yes\nfail  tap devices  missing\n                   → modprobe tun\n"
+    );
+    assert!(render(&findings, true).contains("\x1b[31mfail\x1b[0m"));
+}
+
+#[test]
+fn controllers_are_found_on_either_version_and_on_a_mix() {
+    let mix = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+        cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
+        cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n\
+        cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+    let found = Cgroups::read(mix, |_| Some(String::new()));
+    assert_eq!(found.missing(), ["pids"]);
+    assert_eq!(found.to_string(), "v1: cpu memory");
+
+    let unified = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
+    let found = Cgroups::read(unified, |at| {
+        (at == "/sys/fs/cgroup").then(|| "cpuset cpu io memory pids\n".to_owned())
+    });
+    assert_eq!(found.missing(), [""; 0]);
+    assert_eq!(found.to_string(), "v2: cpu memory pids");
+
+    assert_eq!(Cgroups::read("", |_| None).missing(), WANTED_ALL);
+}
+
+const WANTED_ALL: [&str; 3] = ["cpu", "memory", "pids"];

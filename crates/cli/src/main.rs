@@ -1,0 +1,55 @@
+//! The `wrenn` binary: thin commands over the crates that do the work.
+//!
+//! Owns command lines, settings and what people see. The two hidden verbs that run once for every sandbox are dispatched
+//! before anything else exists: no argument parser, no settings, no log, no runtime, so that a supervisor stays small.
+//! A failure is one line on standard error that says what to do, and exit code 1 (2 for a wrong command line).
+#![forbid(unsafe_code)]
+
+mod accel;
+mod cli;
+mod client;
+mod config;
+mod data_dir;
+mod doctor;
+mod hidden;
+mod images;
+mod interrupt;
+mod logging;
+mod output;
+mod service;
+mod verbs;
+
+use std::{ffi::OsString, io, process};
+
+use clap::Parser;
+
+/// Exit code of a program whose output nobody reads any more, as a shell reports SIGPIPE.
+const EXIT_BROKEN_PIPE: i32 = 141;
+
+fn main() {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(code) = hidden::dispatch(&args) {
+        process::exit(code);
+    }
+    let cli = cli::Cli::parse()
+        .checked()
+        .unwrap_or_else(|error| error.exit());
+    let code = cli.run().unwrap_or_else(|error| report(&error));
+    // Not a return: a thread may still wait for the terminal's next key, and would hold the process back.
+    process::exit(code);
+}
+
+/// Tells what went wrong, in one line.
+fn report(error: &anyhow::Error) -> i32 {
+    let pipe = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
+    if pipe {
+        return EXIT_BROKEN_PIPE;
+    }
+    let text = format!("{error:#}");
+    let line: Vec<&str> = text.lines().map(str::trim).collect();
+    eprintln!("wrenn: {}", line.join(" "));
+    1
+}

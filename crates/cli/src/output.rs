@@ -1,0 +1,179 @@
+//! What people and scripts read on standard output: tables, plain lines, JSON.
+//!
+//! Never panics when the reader goes away: a broken pipe is an `io::Error` like others, and `main` turns it into a
+//! quiet end.
+
+use std::io::{self, IsTerminal, Write};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tabled::{builder::Builder, settings::Style};
+
+/// Whether a person is likely to read standard output.
+pub(crate) fn stdout_is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Whether a person is likely to see standard error, where progress is shown.
+pub(crate) fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Writes one line.
+pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{text}")
+}
+
+/// Writes a value as indented JSON.
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Writes rows under their headings: framed on a terminal, aligned columns elsewhere.
+pub(crate) fn table(headings: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
+    let text = if stdout_is_terminal() {
+        framed(headings, rows)
+    } else {
+        aligned(headings, &rows)
+    };
+    io::stdout().lock().write_all(text.as_bytes())
+}
+
+fn framed(headings: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(headings.iter().map(|h| h.to_uppercase()));
+    for row in rows {
+        builder.push_record(row);
+    }
+    let mut table = builder.build();
+    format!("{}\n", table.with(Style::rounded()))
+}
+
+/// Columns two spaces apart, no blanks at a line's end; an empty cell is `-`, so that `awk` can count columns.
+fn aligned(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let headings: Vec<String> = headings.iter().map(|h| h.to_uppercase()).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .chain([&headings])
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let mut text = String::new();
+    for row in [&headings].into_iter().chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let cell = if cell.is_empty() { "-" } else { cell };
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `3s`, `12m`, `4h`, `9d`: how long ago something was, as coarse as a list needs.
+pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(since).as_secs().max(0);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+/// Bytes in binary units with one decimal: `1.5 GiB`.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "one decimal is shown, so 52 bits are enough"
+)]
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+/// Text from a sandbox, made safe for a terminal: control characters are shown, not sent.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(cells: &[&[&str]]) -> Vec<Vec<String>> {
+        cells
+            .iter()
+            .map(|row| row.iter().map(|c| (*c).to_owned()).collect())
+            .collect()
+    }
+
+    #[test]
+    fn plain_columns_are_aligned_and_empty_cells_stay_countable() {
+        let text = aligned(
+            &["id", "status"],
+            &rows(&[&["sb-1", "running"], &["sb-long", ""]]),
+        );
+        assert_eq!(text, "ID       STATUS\nsb-1     running\nsb-long  -\n");
+    }
+
+    #[test]
+    fn a_table_without_rows_still_has_its_headings() {
+        assert_eq!(aligned(&["id", "status"], &[]), "ID  STATUS\n");
+        assert!(framed(&["id"], vec![]).contains("ID"));
+    }
+
+    #[test]
+    fn a_framed_table_shows_every_cell() {
+        let text = framed(&["id", "status"], rows(&[&["sb-1", "running"]]));
+        for word in ["ID", "STATUS", "sb-1", "running", "╭"] {
+            assert!(text.contains(word), "{word} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn ages_take_the_largest_unit() {
+        let now: Timestamp = "2026-01-10T00:00:00Z".parse().expect("a time");
+        for (since, expected) in [
+            ("2026-01-10T00:00:00Z", "0s"),
+            ("2026-01-09T23:59:01Z", "59s"),
+            ("2026-01-09T23:59:00Z", "1m"),
+            ("2026-01-09T22:30:00Z", "1h"),
+            ("2026-01-08T00:00:00Z", "2d"),
+            ("2026-01-10T00:05:00Z", "0s"),
+        ] {
+            assert_eq!(age(since.parse().expect("a time"), now), expected);
+        }
+    }
+
+    #[test]
+    fn bytes_have_binary_units() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+    }
+
+    #[test]
+    fn a_guest_cannot_send_escapes_to_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+}

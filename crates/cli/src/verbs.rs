@@ -1,0 +1,10 @@
+//! One file a verb: its arguments, and what it does with them.
+
+pub(crate) mod completions;
+pub(crate) mod cp;
+pub(crate) mod doctor;
+pub(crate) mod exec;
+pub(crate) mod process;
+pub(crate) mod run;
+pub(crate) mod sandbox;
+pub(crate) mod shell;

@@ -1,0 +1,280 @@
+//! Running a program in a sandbox: `wrenn sandbox exec`, and the streaming that `wrenn run` shares with it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::bail;
+use clap::Args;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use wrenn_proto::{SandboxId, limits::MAX_TIMEOUT_SEC, rest::ExecRequest};
+
+use crate::{
+    client::{Client, Event, Receiver, Sender, Start, StreamKind},
+    interrupt::{Interrupted, Interrupts},
+    output,
+};
+
+/// Exit code if a program ended in a way that no exit code describes.
+const EXIT_UNKNOWN: i32 = 255;
+
+/// Input is read and sent in pieces of this size, bytes.
+const INPUT_CHUNK_BYTES: usize = 32 * 1024;
+
+/// How long an interrupted command is given to be told so.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What runs, and how.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProgramArgs {
+    /// Working directory [default: the user's home]
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User to run as [default: the template's]
+    #[arg(short, long, value_name = "NAME")]
+    user: Option<String>,
+    /// Seconds after which the command is killed; 0: never
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_TIMEOUT_SEC)))]
+    timeout: Option<u32>,
+    /// Pass standard input on to the command
+    #[arg(short, long)]
+    interactive: bool,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl ProgramArgs {
+    /// Program and arguments, as they were given.
+    #[cfg(test)]
+    pub(crate) fn command(&self) -> &[String] {
+        &self.command
+    }
+
+    /// The first message of a stream; without `--timeout` the command may run for ever.
+    pub(crate) fn start(&self, envs: BTreeMap<String, String>) -> Start {
+        let (cmd, args) = self.split();
+        Start {
+            cmd,
+            args,
+            envs,
+            cwd: self.workdir.clone(),
+            user: self.user.clone(),
+            timeout_sec: Some(self.timeout.unwrap_or(0).into()),
+            stdin: self.interactive,
+            ..Start::default()
+        }
+    }
+
+    fn request(&self, envs: BTreeMap<String, String>) -> ExecRequest {
+        let (cmd, args) = self.split();
+        ExecRequest {
+            cmd,
+            args,
+            envs,
+            cwd: self.workdir.clone(),
+            user: self.user.clone(),
+            timeout_sec: Some(self.timeout.unwrap_or(0).into()),
+            background: false,
+            tag: None,
+        }
+    }
+
+    fn split(&self) -> (String, Vec<String>) {
+        match self.command.split_first() {
+            Some((cmd, args)) => (cmd.clone(), args.to_vec()),
+            None => (String::new(), Vec::new()),
+        }
+    }
+}
+
+/// Arguments of `wrenn sandbox exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Sandbox
+    id: SandboxId,
+    /// Environment of the command, may be given several times
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = env_pair)]
+    env: Vec<(String, String)>,
+    /// Start the command, print its process id, and leave it running
+    #[arg(short, long, conflicts_with = "interactive")]
+    background: bool,
+    /// Name by which a command in the background can be found again
+    #[arg(long, requires = "background")]
+    tag: Option<String>,
+    /// Wait for the end and print the result as JSON
+    #[arg(long, conflicts_with = "interactive")]
+    json: bool,
+    #[command(flatten)]
+    program: ProgramArgs,
+}
+
+/// Runs a command in a sandbox; its exit code becomes ours.
+pub(crate) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<i32> {
+    let envs: BTreeMap<String, String> = args.env.into_iter().collect();
+    if args.background {
+        let mut request = args.program.request(envs);
+        (request.background, request.tag) = (true, args.tag);
+        let started = client.exec_background(&args.id, &request).await?;
+        if args.json {
+            output::json(&started)?;
+        } else {
+            output::line(started.pid)?;
+        }
+        return Ok(0);
+    }
+    if args.json {
+        let result = client.exec(&args.id, &args.program.request(envs)).await?;
+        output::json(&result)?;
+        return Ok(exit_code(result.exit_code, result.error.as_deref()));
+    }
+    let mut interrupts = Interrupts::new()?;
+    stream(client, &args.id, &args.program.start(envs), &mut interrupts)
+        .await
+        .map(Ended::code)
+}
+
+/// How a stream ended.
+pub(crate) enum Ended {
+    /// The program ended with this code.
+    Exit(i32),
+    /// The user gave up.
+    Interrupted(Interrupted),
+}
+
+impl Ended {
+    /// Our own exit code.
+    pub(crate) fn code(self) -> i32 {
+        match self {
+            Self::Exit(code) => code,
+            Self::Interrupted(interrupted) => interrupted.exit_code(),
+        }
+    }
+}
+
+/// Runs a program with its output on ours, until it ends or a signal asks us to end; then it is killed.
+pub(crate) async fn stream(
+    client: &Client,
+    id: &SandboxId,
+    start: &Start,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Ended> {
+    let socket = client.open(id, StreamKind::Exec, start).await?;
+    let (mut sender, mut receiver) = (socket.sender, socket.receiver);
+    let interrupted = {
+        let program = async {
+            let output = pass_output(&mut receiver);
+            if !start.stdin {
+                return output.await;
+            }
+            tokio::pin!(output);
+            tokio::select! {
+                code = &mut output => return code,
+                sent = pass_input(&mut sender) => sent?,
+            }
+            output.await
+        };
+        tokio::select! {
+            code = program => return code.map(Ended::Exit),
+            interrupted = interrupts.recv() => interrupted,
+        }
+    };
+    // If the server cannot be told, the connection's end has to do.
+    let _ = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
+    Ok(Ended::Interrupted(interrupted))
+}
+
+async fn pass_output(receiver: &mut Receiver) -> anyhow::Result<i32> {
+    let mut stdout = tokio::io::stdout();
+    let mut stderr = tokio::io::stderr();
+    while let Some(event) = receiver.next().await? {
+        match event {
+            Event::Started { .. } => {}
+            Event::Stdout(bytes) => write(&mut stdout, &bytes).await?,
+            Event::Stderr(bytes) => write(&mut stderr, &bytes).await?,
+            Event::Exit { code, error } => return Ok(exit_code(code, error.as_deref())),
+        }
+    }
+    bail!("the server closed the stream before the command ended");
+}
+
+async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {
+    out.write_all(bytes).await?;
+    out.flush().await
+}
+
+async fn pass_input(sender: &mut Sender) -> anyhow::Result<()> {
+    let mut stdin = tokio::io::stdin();
+    let mut chunk = vec![0; INPUT_CHUNK_BYTES];
+    loop {
+        let len = stdin.read(&mut chunk).await?;
+        if len == 0 {
+            sender.close_input().await?;
+            return Ok(());
+        }
+        sender.input(&chunk[..len]).await?;
+    }
+}
+
+/// The exit code of a program in a sandbox as a shell would report it here. Tells of an end by other than exit.
+pub(crate) fn exit_code(code: i32, error: Option<&str>) -> i32 {
+    match error {
+        Some(error) if code < 0 => {
+            eprintln!("wrenn: the command ended by {}", output::printable(error));
+            signal_number(error).map_or(EXIT_UNKNOWN, |signal| 128 + signal)
+        }
+        _ if code < 0 => EXIT_UNKNOWN,
+        _ => code,
+    }
+}
+
+/// The number in the guest agent's words, such as `signal: killed`.
+fn signal_number(error: &str) -> Option<i32> {
+    let name = error.split_once("signal: ")?.1.to_ascii_lowercase();
+    let number = match name.trim() {
+        "hangup" => 1,
+        "interrupt" => 2,
+        "quit" => 3,
+        "illegal instruction" => 4,
+        "aborted" => 6,
+        "bus error" => 7,
+        "floating point exception" => 8,
+        "killed" => 9,
+        "segmentation fault" => 11,
+        "broken pipe" => 13,
+        "alarm clock" => 14,
+        "terminated" => 15,
+        other => other.parse().ok()?,
+    };
+    Some(number)
+}
+
+/// Reads `NAME=VALUE`.
+pub(crate) fn env_pair(s: &str) -> Result<(String, String), String> {
+    match s.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_pass_and_signals_become_what_a_shell_says() {
+        assert_eq!(exit_code(0, None), 0);
+        assert_eq!(exit_code(42, None), 42);
+        assert_eq!(exit_code(-1, Some("signal: killed")), 137);
+        assert_eq!(exit_code(-1, Some("signal: terminated")), 143);
+        assert_eq!(exit_code(-1, Some("signal: 31")), 159);
+        assert_eq!(exit_code(-1, Some("who knows")), EXIT_UNKNOWN);
+        assert_eq!(exit_code(-1, None), EXIT_UNKNOWN);
+    }
+
+    #[test]
+    fn a_variable_is_a_name_and_whatever_follows_the_first_equals_sign() {
+        assert_eq!(env_pair("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(env_pair("A="), Ok(("A".into(), String::new())));
+        assert!(env_pair("A").is_err());
+        assert!(env_pair("=b").is_err());
+    }
+}

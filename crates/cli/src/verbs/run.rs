@@ -1,0 +1,128 @@
+//! `wrenn run`: a command in a throw-away sandbox.
+//!
+//! Owns the sandbox from its making to its end: whatever happens in between, also a signal, it is destroyed before this
+//! program ends. If this program is killed outright, the sandbox's short idle time ends it.
+
+use std::{convert::Infallible, time::Duration};
+
+use clap::Args;
+use wrenn_proto::{SandboxId, rest::Sandbox};
+
+use super::{
+    exec::{self, ProgramArgs},
+    sandbox::{SpecArgs, id_of, wait_running},
+};
+use crate::{
+    client::{Client, ClientError, in_full},
+    interrupt::{Interrupted, Interrupts},
+};
+
+/// Idle time of the sandbox, seconds: what is left of it if this program is killed.
+const IDLE_SEC: u32 = 180;
+
+/// How often the sandbox is told that it is in use: a silent command is not an idle sandbox.
+const KEEP_ALIVE: Duration = Duration::from_secs(45);
+
+/// Destroying is tried again this often if the server cannot be reached.
+const DESTROY_TRIES: u32 = 3;
+
+/// Between two tries.
+const DESTROY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Arguments of `wrenn run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
+}
+
+impl RunArgs {
+    /// Program and arguments, as they were given.
+    #[cfg(test)]
+    pub(crate) fn command(&self) -> &[String] {
+        self.program.command()
+    }
+}
+
+/// Makes a sandbox, runs the command in it, destroys it; the command's exit code becomes ours.
+pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<i32> {
+    let mut interrupts = Interrupts::new()?;
+    let (sandbox, early) = create(client, &args.spec, &mut interrupts).await?;
+    let id = id_of(&sandbox)?;
+    let result = match early {
+        Some(interrupted) => Ok(interrupted.exit_code()),
+        None => use_it(client, sandbox, &args, &mut interrupts).await,
+    };
+    if let Err(error) = destroy(client, &id, &mut interrupts).await {
+        eprintln!("wrenn: sandbox {id} is left: {error}; destroy it with `wrenn sandbox rm {id}`");
+        return result.map(|code| if code == 0 { 1 } else { code });
+    }
+    result
+}
+
+/// Asks for the sandbox. A signal meanwhile does not end the wait: only the answer tells what there is to destroy.
+async fn create(
+    client: &Client,
+    spec: &SpecArgs,
+    interrupts: &mut Interrupts,
+) -> Result<(Sandbox, Option<Interrupted>), ClientError> {
+    let body = spec.body(Some(IDLE_SEC));
+    let answer = client.create(&body);
+    tokio::pin!(answer);
+    tokio::select! {
+        made = &mut answer => Ok((made?, None)),
+        interrupted = interrupts.recv() => Ok((answer.await?, Some(interrupted))),
+    }
+}
+
+async fn use_it(
+    client: &Client,
+    sandbox: Sandbox,
+    args: &RunArgs,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<i32> {
+    let id = id_of(&sandbox)?;
+    tokio::select! {
+        ready = wait_running(client, sandbox) => ready.map(drop)?,
+        interrupted = interrupts.recv() => return Ok(interrupted.exit_code()),
+    }
+    // The environment is the sandbox's own; the command needs no more.
+    let start = args.program.start(std::collections::BTreeMap::new());
+    tokio::select! {
+        ended = exec::stream(client, &id, &start, interrupts) => Ok(ended?.code()),
+        never = keep_alive(client, &id) => match never {},
+    }
+}
+
+async fn keep_alive(client: &Client, id: &SandboxId) -> Infallible {
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        // A failure shows in the stream, if it matters.
+        let _ = client.ping(id).await;
+    }
+}
+
+async fn destroy(
+    client: &Client,
+    id: &SandboxId,
+    interrupts: &mut Interrupts,
+) -> Result<(), String> {
+    let tries = async {
+        let mut tried = 1;
+        loop {
+            match client.destroy(id).await {
+                Ok(()) => return Ok(()),
+                Err(e) if e.is_not_found() => return Ok(()),
+                Err(e) if tried == DESTROY_TRIES => return Err(in_full(&e)),
+                Err(_) => tried += 1,
+            }
+            tokio::time::sleep(DESTROY_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        done = tries => done,
+        _ = interrupts.recv() => Err("interrupted again".to_owned()),
+    }
+}

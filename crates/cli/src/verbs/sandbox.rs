@@ -1,0 +1,298 @@
+//! `wrenn sandbox …`: make, list, show and destroy; the other verbs have files of their own.
+
+mod show;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use futures::{StreamExt, stream};
+use indicatif::ProgressBar;
+use wrenn_proto::{
+    SandboxId,
+    rest::{CreateSandbox, Egress, Sandbox, SandboxStatus},
+};
+
+use super::{
+    cp, exec,
+    process::{self, KillArgs, OneArgs},
+    shell,
+};
+use crate::{
+    client::{Client, ClientError, in_full},
+    output,
+};
+
+/// A guest boots in seconds, in software emulation on a busy machine in a minute.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How often the server is asked whether a sandbox runs.
+const POLL: Duration = Duration::from_millis(150);
+
+/// So many sandboxes are destroyed at a time.
+const DESTROY_AT_ONCE: usize = 8;
+
+/// What can be done with sandboxes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxVerb {
+    /// Make a sandbox and print its id
+    Create(CreateArgs),
+    /// List sandboxes
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Show one sandbox
+    Get(OneArgs),
+    /// Run a command; its output and exit code become this program's
+    Exec(exec::ExecArgs),
+    /// Open a terminal
+    Shell(shell::ShellArgs),
+    /// Copy a file to a sandbox or from it
+    Cp(cp::CpArgs),
+    /// Destroy sandboxes
+    Rm(RmArgs),
+    /// List the processes that were started in a sandbox
+    Ps(OneArgs),
+    /// Send a signal to a process
+    Kill(KillArgs),
+    /// Say that a sandbox is in use
+    Ping(OneArgs),
+    /// Show what a sandbox uses
+    Metrics(OneArgs),
+}
+
+impl SandboxVerb {
+    /// Why the arguments do not go together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Cp(args) => args.check(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the verb; answers with the exit code.
+    pub(crate) async fn run(self, client: &Client) -> anyhow::Result<i32> {
+        match self {
+            Self::Create(args) => create(client, args).await,
+            Self::Ls(args) => ls(client, args).await,
+            Self::Get(args) => show::get(client, &args).await,
+            Self::Exec(args) => exec::run(client, args).await,
+            Self::Shell(args) => shell::run(client, args).await,
+            Self::Cp(args) => cp::run(client, args).await,
+            Self::Rm(args) => rm(client, args).await,
+            Self::Ps(args) => process::ps(client, &args).await,
+            Self::Kill(args) => process::kill(client, &args).await,
+            Self::Ping(args) => process::ping(client, &args).await,
+            Self::Metrics(args) => process::metrics(client, &args).await,
+        }
+    }
+}
+
+/// What a sandbox shall be.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SpecArgs {
+    /// Template [default: minimal]
+    #[arg(short, long, value_name = "NAME")]
+    template: Option<String>,
+    /// Virtual CPUs [default: the template's]
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory, MiB [default: the template's]
+    #[arg(short, long, value_name = "MIB")]
+    memory: Option<u32>,
+    /// Size of the disk as the guest sees it, MiB
+    #[arg(long, value_name = "MIB")]
+    disk: Option<u32>,
+    /// Whether it may reach what lies beyond this host [default: the server's setting]
+    #[arg(long, value_name = "POLICY", value_parser = egress_parser())]
+    egress: Option<Egress>,
+    /// Environment of every process in it, may be given several times
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = exec::env_pair)]
+    env: Vec<(String, String)>,
+}
+
+/// Reads `allow` or `deny`.
+pub(crate) fn egress_parser() -> impl TypedValueParser<Value = Egress> {
+    PossibleValuesParser::new(["allow", "deny"]).try_map(|s| s.parse::<Egress>())
+}
+
+impl SpecArgs {
+    /// The request.
+    pub(crate) fn body(&self, timeout_sec: Option<u32>) -> CreateSandbox {
+        let envs: BTreeMap<String, String> = self.env.iter().cloned().collect();
+        CreateSandbox {
+            template: self.template.clone(),
+            vcpus: self.vcpus.map(Into::into),
+            memory_mb: self.memory.map(Into::into),
+            disk_size_mb: self.disk.map(Into::into),
+            timeout_sec: timeout_sec.map(Into::into),
+            egress: self.egress,
+            envs: (!envs.is_empty()).then_some(envs),
+            metadata: None,
+        }
+    }
+}
+
+/// Arguments of `wrenn sandbox create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Seconds without use after which it is destroyed; 0: never [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+    /// Free words that are shown with it, may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = exec::env_pair)]
+    metadata: Vec<(String, String)>,
+    /// Do not wait until it can be used
+    #[arg(long)]
+    no_wait: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<i32> {
+    let mut body = args.spec.body(args.timeout);
+    if !args.metadata.is_empty() {
+        body.metadata = Some(args.metadata.into_iter().collect());
+    }
+    let mut sandbox = client.create(&body).await?;
+    if !args.no_wait {
+        sandbox = wait_running(client, sandbox).await?;
+    }
+    if args.json {
+        output::json(&sandbox)?;
+    } else {
+        output::line(&sandbox.id)?;
+    }
+    Ok(0)
+}
+
+/// The checked id of a sandbox that the server told about.
+pub(crate) fn id_of(sandbox: &Sandbox) -> anyhow::Result<SandboxId> {
+    sandbox
+        .id
+        .parse()
+        .context("the server answered with a strange id")
+}
+
+/// Waits until a sandbox runs.
+pub(crate) async fn wait_running(client: &Client, mut sandbox: Sandbox) -> anyhow::Result<Sandbox> {
+    let id = id_of(&sandbox)?;
+    let spinner = (sandbox.status != SandboxStatus::Running && output::stderr_is_terminal())
+        .then(|| ProgressBar::new_spinner().with_message(format!("{id} boots")));
+    if let Some(spinner) = &spinner {
+        spinner.enable_steady_tick(Duration::from_millis(100));
+    }
+    let deadline = Instant::now() + BOOT_TIMEOUT;
+    let ready = loop {
+        match sandbox.status {
+            SandboxStatus::Running => break Ok(sandbox),
+            SandboxStatus::Pending | SandboxStatus::Starting => {}
+            SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
+                let why = sandbox
+                    .error
+                    .unwrap_or_else(|| "it was destroyed".to_owned());
+                break Err(anyhow::anyhow!("sandbox {id} did not start: {why}"));
+            }
+        }
+        if Instant::now() >= deadline {
+            let seconds = BOOT_TIMEOUT.as_secs();
+            break Err(anyhow::anyhow!(
+                "sandbox {id} is still not running after {seconds} s; see `wrenn sandbox get {id}`"
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+        sandbox = client.get(&id).await?;
+    };
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
+    ready
+}
+
+/// Arguments of `wrenn sandbox ls`.
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Show those that were destroyed, too
+    #[arg(short, long)]
+    all: bool,
+    /// Print ids only
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
+    let mut sandboxes = client.list().await?;
+    if !args.all {
+        sandboxes.retain(|s| s.status != SandboxStatus::Stopped);
+    }
+    if args.json {
+        output::json(&sandboxes)?;
+    } else if args.quiet {
+        for sandbox in &sandboxes {
+            output::line(&sandbox.id)?;
+        }
+    } else {
+        show::list(&sandboxes)?;
+    }
+    Ok(0)
+}
+
+/// Arguments of `wrenn sandbox rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Sandboxes
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<SandboxId>,
+    /// Destroy every sandbox
+    #[arg(long)]
+    all: bool,
+}
+
+/// Destroys all that were named, whatever becomes of each, and prints those that are gone.
+async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
+    let ids = if args.all {
+        client
+            .list()
+            .await?
+            .iter()
+            .filter(|s| s.status != SandboxStatus::Stopped)
+            .map(id_of)
+            .collect::<Result<_, _>>()?
+    } else {
+        args.ids
+    };
+    let mut results = stream::iter(ids)
+        .map(|id| async move {
+            let result = client.destroy(&id).await;
+            (id, result)
+        })
+        .buffer_unordered(DESTROY_AT_ONCE);
+    let mut failed: Vec<(SandboxId, ClientError)> = Vec::new();
+    while let Some((id, result)) = results.next().await {
+        match result {
+            Ok(()) => output::line(&id)?,
+            Err(error) => failed.push((id, error)),
+        }
+    }
+    match failed.as_slice() {
+        [] => Ok(0),
+        [(id, error)] => bail!("cannot destroy {id}: {}", in_full(error)),
+        several => {
+            for (id, error) in several {
+                eprintln!("wrenn: cannot destroy {id}: {}", in_full(error));
+            }
+            Ok(1)
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! `wrenn up`, `wrenn server`, `wrenn agent`: the services.
+//!
+//! Owns the processes' settings, their start, and their end by a signal within a deadline. Sandboxes outlive the services
+//! on purpose; the last line says how many run on.
+
+mod run_on;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use wrenn_agent::AgentConfig;
+use wrenn_control::ControlConfig;
+use wrenn_proto::{rest::Egress, supervise::Accel};
+
+use super::sandbox::egress_parser;
+use crate::{
+    accel,
+    config::{self, AccelChoice, Layer, Settings},
+    data_dir, images,
+    interrupt::Interrupts,
+    logging, output,
+    service::Service,
+};
+
+/// What each service gets to finish what it is doing.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the control plane asks the agent what is.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where the host's name servers are.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Arguments of every service.
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// Log as JSON, one object a line [filter: WRENN_LOG]
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Arguments of the control plane.
+#[derive(Debug, Args)]
+struct ControlArgs {
+    /// Where the REST API listens [env: WRENN_LISTEN] [default: 127.0.0.1:8000]
+    #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
+    listen: Option<SocketAddr>,
+    /// Database [env: DATABASE_URL] [default: SQLite in the data directory]
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+}
+
+/// Arguments of the host agent.
+#[derive(Debug, Args)]
+struct HostArgs {
+    /// Where the host agent listens [env: WRENN_AGENT_LISTEN] [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
+    agent_listen: Option<SocketAddr>,
+    /// How guest code runs [env: WRENN_ACCEL] [default: auto]
+    #[arg(long, value_enum)]
+    accel: Option<AccelChoice>,
+    /// Kernels, root file systems and templates [env: WRENN_IMAGES_DIR] [default: images in the data directory]
+    #[arg(long, value_name = "DIR")]
+    images_dir: Option<PathBuf>,
+}
+
+/// Argument of both halves.
+#[derive(Debug, Args)]
+struct EgressArgs {
+    /// Whether sandboxes that do not say may reach the world [env: WRENN_EGRESS] [default: deny]
+    #[arg(long, value_name = "POLICY", value_parser = egress_parser())]
+    egress: Option<Egress>,
+}
+
+/// Arguments of `wrenn up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    control: ControlArgs,
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    egress: EgressArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// Arguments of `wrenn server`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    control: ControlArgs,
+    /// Where the host agent is [env: WRENN_AGENT_URL] [default: http://127.0.0.1:50051]
+    #[arg(long, value_name = "URL")]
+    agent_url: Option<String>,
+    #[command(flatten)]
+    egress: EgressArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// Arguments of `wrenn agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    egress: EgressArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+impl ControlArgs {
+    fn settings(&self, layer: &mut Layer) {
+        layer.listen = self.listen;
+        layer.database_url.clone_from(&self.database_url);
+    }
+}
+
+impl HostArgs {
+    fn settings(&self, layer: &mut Layer) {
+        layer.agent_listen = self.agent_listen;
+        layer.accel = self.accel;
+        layer.images_dir.clone_from(&self.images_dir);
+    }
+}
+
+impl UpArgs {
+    /// The settings among the flags.
+    pub(crate) fn settings(&self, layer: &mut Layer) {
+        self.control.settings(layer);
+        self.host.settings(layer);
+        layer.egress = self.egress.egress;
+    }
+}
+
+impl ServerArgs {
+    /// The settings among the flags.
+    pub(crate) fn settings(&self, layer: &mut Layer) {
+        self.control.settings(layer);
+        layer.agent_url.clone_from(&self.agent_url);
+        layer.egress = self.egress.egress;
+    }
+}
+
+impl AgentArgs {
+    /// The settings among the flags.
+    pub(crate) fn settings(&self, layer: &mut Layer) {
+        self.host.settings(layer);
+        layer.egress = self.egress.egress;
+    }
+}
+
+/// Runs both halves in this process.
+pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32> {
+    let interrupts = Interrupts::new()?;
+    require_root("up")?;
+    logging::init(&settings.log, args.log.log_json)?;
+    data_dir::create(&settings.dir)?;
+    let _lock = data_dir::lock(&settings.dir)?;
+    require_free(settings.listen, "--listen or WRENN_LISTEN")?;
+    require_free(settings.agent_listen, "--agent-listen or WRENN_AGENT_LISTEN")?;
+    let (config, accel) = agent_config(settings)?;
+    let token = config.token.clone();
+    let agent = start_agent(config).await?;
+    let agent_url = format!("http://{}", agent.address);
+    let control = start_control(control_config(settings, agent_url.clone(), token.clone())).await?;
+    output::line(format_args!(
+        "wrenn: listening on http://{} ({accel})",
+        control.address
+    ))?;
+    output::line(format_args!("API key: {}", settings.key_file().display()))?;
+    tell_missing_template(settings);
+    run_until_signal(vec![control, agent], interrupts, || async {
+        run_on::count(&agent_url, &token).await
+    })
+    .await
+}
+
+/// Runs the control plane alone.
+pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Result<i32> {
+    let interrupts = Interrupts::new()?;
+    logging::init(&settings.log, args.log.log_json)?;
+    data_dir::create(&settings.dir)?;
+    require_free(settings.listen, "--listen or WRENN_LISTEN")?;
+    let token = data_dir::agent_token(settings)?;
+    let config = control_config(settings, settings.agent_url.clone(), token);
+    let control = start_control(config).await?;
+    output::line(format_args!(
+        "wrenn: listening on http://{}",
+        control.address
+    ))?;
+    output::line(format_args!("API key: {}", settings.key_file().display()))?;
+    run_until_signal(vec![control], interrupts, || async { None }).await
+}
+
+/// Runs the host agent alone.
+pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Result<i32> {
+    let interrupts = Interrupts::new()?;
+    require_root("agent")?;
+    logging::init(&settings.log, args.log.log_json)?;
+    data_dir::create(&settings.dir)?;
+    let _lock = data_dir::lock(&settings.dir)?;
+    require_free(settings.agent_listen, "--agent-listen or WRENN_AGENT_LISTEN")?;
+    let (config, accel) = agent_config(settings)?;
+    let token = config.token.clone();
+    let agent = start_agent(config).await?;
+    let url = format!("http://{}", agent.address);
+    output::line(format_args!("wrenn: agent listening on {url} ({accel})"))?;
+    tell_missing_template(settings);
+    run_until_signal(vec![agent], interrupts, || async {
+        run_on::count(&url, &token).await
+    })
+    .await
+}
+
+async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
+    Service::start("host agent", |ready, stop| async move {
+        let tell = move |address| drop(ready.send(address));
+        wrenn_agent::serve(config, tell, stop).await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn start_control(config: ControlConfig) -> anyhow::Result<Service> {
+    Service::start("control plane", |ready, stop| async move {
+        let tell = move |address| drop(ready.send(address));
+        wrenn_control::serve(config, tell, stop).await?;
+        Ok(())
+    })
+    .await
+}
+
+fn control_config(settings: &Settings, agent_url: String, agent_token: String) -> ControlConfig {
+    ControlConfig {
+        listen: settings.listen,
+        database_url: settings.database_url.clone(),
+        agent_url,
+        agent_token,
+        default_egress: settings.egress,
+        first_key_file: Some(settings.key_file()),
+        poll_interval: POLL_INTERVAL,
+    }
+}
+
+fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
+    let decision = accel::decide(settings.accel);
+    if let Some(why) = decision.impossible() {
+        bail!("kvm is asked for, but {why}; set WRENN_ACCEL (or --accel) to `auto` or `tcg`");
+    }
+    let config = AgentConfig {
+        listen: settings.agent_listen,
+        data_dir: settings.dir.clone(),
+        images_dir: settings.images_dir.clone(),
+        token: data_dir::agent_token(settings)?,
+        accel: decision.accel,
+        default_egress: settings.egress == Egress::Allow,
+        wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
+        dns: config::guest_dns(settings, Path::new(RESOLV_CONF)),
+    };
+    Ok((config, decision.accel))
+}
+
+/// Waits for a signal, or for a service that ends by itself; then stops all, the first named first.
+async fn run_until_signal<F>(
+    mut services: Vec<Service>,
+    mut interrupts: Interrupts,
+    count: impl FnOnce() -> F,
+) -> anyhow::Result<i32>
+where
+    F: Future<Output = Option<usize>>,
+{
+    let failed = {
+        let ends = services.iter_mut().map(|service| Box::pin(service.ended()));
+        tokio::select! {
+            (error, ..) = futures::future::select_all(ends) => Some(error),
+            _ = interrupts.recv() => None,
+        }
+    };
+    if let Some(error) = failed {
+        // What is left has nothing to wait for; dropping it ends it.
+        return Err(error);
+    }
+    let left = count().await;
+    let stop = async {
+        let mut result = Ok(());
+        for service in services {
+            result = result.and(service.stop(STOP_TIMEOUT).await);
+        }
+        result
+    };
+    tokio::select! {
+        stopped = stop => stopped?,
+        again = interrupts.recv() => return Ok(again.exit_code()),
+    }
+    output::line(match left {
+        Some(0) | None => "wrenn: stopped".to_owned(),
+        Some(1) => "wrenn: stopped; 1 sandbox runs on, and the next start finds it".to_owned(),
+        Some(n) => format!("wrenn: stopped; {n} sandboxes run on, and the next start finds them"),
+    })?;
+    Ok(0)
+}
+
+fn require_root(verb: &str) -> anyhow::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!(
+        "`wrenn {verb}` needs root, for network namespaces, cgroups and virtual machines: sudo wrenn {verb}"
+    );
+}
+
+/// A port that is taken is the usual trouble at a start, so it is told in words of its own.
+fn require_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "{address} is taken (is Wrenn running already?); choose another with {setting}"
+        ),
+        Err(e) => Err(e).with_context(|| format!("cannot listen on {address} (set {setting})")),
+    }
+}
+
+fn tell_missing_template(settings: &Settings) {
+    let names = images::template_names(&settings.images_dir).unwrap_or_default();
+    if !names.iter().any(|name| name == "minimal") {
+        eprintln!(
+            "wrenn: template `minimal` is not built yet: run `wrenn image build --images-dir {}`",
+            settings.images_dir.display()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_told_with_the_setting_that_changes_it() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("bound");
+        let error = require_free(address, "--listen").expect_err("taken").to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+        assert!(error.contains("--listen"), "{error}");
+        drop(taken);
+        require_free(address, "--listen").expect("free now");
+    }
+}
