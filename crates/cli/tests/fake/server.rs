@@ -1,0 +1,245 @@
+//! A server that answers as the control plane does, and remembers what it was asked.
+
+use std::{
+    net::SocketAddr,
+    process::{Output, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{
+        Request, State, WebSocketUpgrade,
+        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
+    },
+    http::{Method, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use tokio::{process::Command, sync::Notify};
+
+/// Everything here is done within this time, or the test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the fake does with a WebSocket.
+#[derive(Debug, Clone)]
+pub(crate) enum Script {
+    /// Sends these messages and waits for the client to leave.
+    Say(Vec<Value>),
+    /// Answers input with the same bytes; exit 0 at its end (`exec/stream`) or at a `\x04` (`pty`).
+    Echo,
+    /// Says nothing.
+    Hang,
+}
+
+#[derive(Debug)]
+struct Inner {
+    script: Script,
+    hold_create: bool,
+    create_may_answer: Notify,
+    calls: Mutex<Vec<String>>,
+    messages: Mutex<Vec<Value>>,
+    changed: Notify,
+}
+
+/// The server; it lives as long as the test's runtime.
+#[derive(Debug, Clone)]
+pub(crate) struct Fake {
+    address: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+impl Fake {
+    pub(crate) async fn start(script: Script) -> Self {
+        Self::with(script, false).await
+    }
+
+    /// Its creates answer after [`Fake::let_create_answer`].
+    pub(crate) async fn start_slow(script: Script) -> Self {
+        Self::with(script, true).await
+    }
+
+    async fn with(script: Script, hold_create: bool) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let inner = Arc::new(Inner {
+            script,
+            hold_create,
+            create_may_answer: Notify::new(),
+            calls: Mutex::default(),
+            messages: Mutex::default(),
+            changed: Notify::new(),
+        });
+        let fake = Self { address, inner };
+        let router = Router::new().fallback(answer).with_state(fake.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        fake
+    }
+
+    /// `wrenn` with settings that lead here and nowhere else.
+    pub(crate) fn wrenn(&self, args: &[&str]) -> Command {
+        let mut command = wrenn(args);
+        command
+            .env("WRENN_API_URL", format!("http://{}", self.address))
+            .env("WRENN_API_KEY", "wrn_test");
+        command
+    }
+
+    pub(crate) fn let_create_answer(&self) {
+        self.inner.create_may_answer.notify_one();
+    }
+
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.inner.calls.lock().unwrap().clone()
+    }
+
+    pub(crate) fn messages(&self) -> Vec<Value> {
+        self.inner.messages.lock().unwrap().clone()
+    }
+
+    /// Waits until a call like this has come.
+    pub(crate) async fn called(&self, call: &str) {
+        self.until(|fake| fake.calls().iter().any(|c| c == call), call)
+            .await;
+    }
+
+    /// Waits until a message of this type has come.
+    pub(crate) async fn heard(&self, kind: &str) -> Value {
+        self.until(|fake| fake.find(kind).is_some(), kind).await;
+        self.find(kind).unwrap()
+    }
+
+    fn find(&self, kind: &str) -> Option<Value> {
+        self.messages().into_iter().find(|m| m["type"] == kind)
+    }
+
+    async fn until(&self, condition: impl Fn(&Self) -> bool, what: &str) {
+        let wait = async {
+            loop {
+                let changed = self.inner.changed.notified();
+                if condition(self) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if tokio::time::timeout(DEADLINE, wait).await.is_err() {
+            panic!("no {what}; {:?} {:?}", self.calls(), self.messages());
+        }
+    }
+
+    fn note_call(&self, call: String) {
+        self.inner.calls.lock().unwrap().push(call);
+        self.inner.changed.notify_waiters();
+    }
+
+    fn note_message(&self, message: Value) {
+        self.inner.messages.lock().unwrap().push(message);
+        self.inner.changed.notify_waiters();
+    }
+}
+
+/// `wrenn` with none of this machine's settings.
+pub(crate) fn wrenn(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn"));
+    command
+        .args(args)
+        .env_clear()
+        .env("WRENN_CONFIG", "/dev/null")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs to the end, within the deadline.
+pub(crate) async fn finish(command: &mut Command) -> Output {
+    tokio::time::timeout(DEADLINE, command.output())
+        .await
+        .expect("an end in time")
+        .unwrap()
+}
+
+pub(crate) fn sandbox(id: &str, status: &str) -> Value {
+    json!({
+        "id": id, "status": status, "template": "minimal", "vcpus": 1, "memory_mb": 512,
+        "disk_size_mb": 5120, "timeout_sec": 300, "egress": "deny", "metadata": {},
+        "created_at": "2026-01-10T00:00:00Z", "last_updated": "2026-01-10T00:00:00Z",
+    })
+}
+
+fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
+    let body = json!({"error": {"code": code, "message": message}});
+    (status, axum::Json(body)).into_response()
+}
+
+async fn answer(
+    State(fake): State<Fake>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    request: Request,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let method = request.method().clone();
+    fake.note_call(format!("{method} {path}"));
+    if let Ok(upgrade) = upgrade {
+        return upgrade.on_upgrade(move |socket| play(fake, socket));
+    }
+    let ok = |body: Value| axum::Json(body).into_response();
+    match (method, path.as_str()) {
+        (Method::POST, "/v1/sandboxes") => {
+            if fake.inner.hold_create {
+                fake.inner.create_may_answer.notified().await;
+            }
+            (StatusCode::CREATED, ok(sandbox("sb-1", "pending"))).into_response()
+        }
+        (Method::GET, "/v1/sandboxes") => ok(json!([
+            sandbox("sb-1", "running"),
+            sandbox("sb-2", "stopped")
+        ])),
+        (Method::GET, "/v1/sandboxes/sb-1") => ok(sandbox("sb-1", "running")),
+        (Method::DELETE, "/v1/sandboxes/sb-1") => StatusCode::NO_CONTENT.into_response(),
+        (Method::POST, "/v1/sandboxes/sb-1/files/stream/read") => "CONTENT".into_response(),
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is no such sandbox",
+        ),
+    }
+}
+
+async fn play(fake: Fake, mut socket: WebSocket) {
+    if let Script::Say(messages) = &fake.inner.script {
+        for message in messages {
+            let _ = socket.send(Message::text(message.to_string())).await;
+        }
+    }
+    while let Some(Ok(message)) = socket.recv().await {
+        let Message::Text(text) = message else {
+            continue;
+        };
+        let heard: Value = serde_json::from_str(&text).unwrap();
+        let reply = reply(&fake.inner.script, &heard);
+        fake.note_message(heard);
+        if let Some(reply) = reply {
+            let _ = socket.send(Message::text(reply.to_string())).await;
+        }
+    }
+    fake.note_call("the client left".to_owned());
+}
+
+fn reply(script: &Script, heard: &Value) -> Option<Value> {
+    if !matches!(script, Script::Echo) {
+        return None;
+    }
+    let exit = json!({"type": "exit", "exit_code": 0});
+    match heard["type"].as_str()? {
+        // "\x04" in base64.
+        "input" if heard["data"] == "BA==" => Some(exit),
+        "input" => Some(json!({"type": "output", "data": heard["data"]})),
+        "stdin" => Some(json!({"type": "stdout", "data": heard["data"], "encoding": "base64"})),
+        "close_stdin" => Some(exit),
+        _ => None,
+    }
+}

@@ -1,0 +1,157 @@
+//! `wrenn sandbox shell` on a real pseudo-terminal, against a fake server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on may stop where it stands"
+)]
+
+#[path = "fake/server.rs"]
+#[expect(dead_code, reason = "shared with tests that use more of it")]
+mod server;
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::OwnedFd,
+    process::Stdio,
+};
+
+use nix::{
+    pty::{OpenptyResult, Winsize, openpty},
+    sys::{
+        signal::{Signal, kill},
+        termios::{Termios, tcgetattr},
+    },
+    unistd::Pid,
+};
+use rustix::termios::tcsetwinsize;
+use serde_json::json;
+use server::{DEADLINE, Fake, Script};
+use tokio::process::Child;
+
+/// A shell on a terminal of its own.
+struct Shell {
+    master: File,
+    slave: OwnedFd,
+    before: Termios,
+    child: Child,
+}
+
+fn shell(fake: &Fake) -> Shell {
+    let size = Winsize {
+        ws_row: 33,
+        ws_col: 101,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
+    let before = tcgetattr(&slave).unwrap();
+    let end = || Stdio::from(slave.try_clone().unwrap());
+    let child = fake
+        .wrenn(&["sandbox", "shell", "sb-1"])
+        .env("TERM", "xterm")
+        .stdin(end())
+        .stdout(end())
+        .stderr(end())
+        .spawn()
+        .unwrap();
+    Shell {
+        master: File::from(master),
+        slave,
+        before,
+        child,
+    }
+}
+
+impl Shell {
+    fn is_restored(&self) -> bool {
+        tcgetattr(&self.slave).unwrap() == self.before
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(DEADLINE, self.child.wait()).await;
+        ended.expect("an end in time").unwrap().code()
+    }
+
+    /// Types keys and reads what is shown for them.
+    async fn type_and_read(&self, keys: &'static [u8]) -> Vec<u8> {
+        let mut terminal = self.master.try_clone().unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            terminal.write_all(keys).unwrap();
+            let mut shown = vec![0; keys.len()];
+            terminal.read_exact(&mut shown).unwrap();
+            shown
+        });
+        tokio::time::timeout(DEADLINE, read)
+            .await
+            .expect("an answer in time")
+            .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
+    let fake = Fake::start(Script::Echo).await;
+    let mut shell = shell(&fake);
+    let start = fake.heard("start").await;
+    assert_eq!((&start["cols"], &start["rows"]), (&json!(101), &json!(33)));
+    assert_eq!(start["envs"]["TERM"], "xterm");
+    // Ctrl-C is a key like others: it belongs to what runs in the sandbox.
+    assert_eq!(shell.type_and_read(b"ls\r\x03").await, b"ls\r\x03");
+    assert!(!shell.is_restored(), "raw while it runs");
+    shell.master.write_all(b"\x04").unwrap();
+    assert_eq!(shell.exit_code().await, Some(0));
+    assert!(shell.is_restored());
+}
+
+#[tokio::test]
+async fn a_new_size_is_told() {
+    let fake = Fake::start(Script::Echo).await;
+    let mut shell = shell(&fake);
+    fake.heard("start").await;
+    shell.type_and_read(b"x").await;
+    let mut size = rustix::termios::tcgetwinsize(&shell.master).unwrap();
+    (size.ws_col, size.ws_row) = (77, 11);
+    tcsetwinsize(&shell.master, size).unwrap();
+    // The kernel tells only a session's own terminal; here we are the kernel.
+    shell.signal(Signal::SIGWINCH);
+    let resize = fake.heard("resize").await;
+    assert_eq!((&resize["cols"], &resize["rows"]), (&json!(77), &json!(11)));
+    shell.master.write_all(b"\x04").unwrap();
+    assert_eq!(shell.exit_code().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_and_restores_the_terminal() {
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+        let fake = Fake::start(Script::Echo).await;
+        let mut shell = shell(&fake);
+        fake.heard("start").await;
+        shell.type_and_read(b"x").await;
+        assert!(!shell.is_restored());
+        shell.signal(signal);
+        assert_eq!(shell.exit_code().await, Some(code));
+        assert!(shell.is_restored());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_off_restores_the_terminal_and_is_told() {
+    let broken = json!({"type": "error", "data": "the sandbox is gone"});
+    let fake = Fake::start(Script::Say(vec![broken])).await;
+    let mut shell = shell(&fake);
+    assert_eq!(shell.exit_code().await, Some(1));
+    assert!(shell.is_restored());
+    let mut shown = vec![0; 512];
+    let len = shell.master.read(&mut shown).unwrap();
+    let shown = String::from_utf8_lossy(&shown[..len]);
+    assert!(
+        shown.contains("wrenn: ") && shown.contains("the sandbox is gone"),
+        "{shown}"
+    );
+}
