@@ -1,0 +1,224 @@
+//! The root file system: the packages, Wrenn's files and the guest agent, as an ext4 image.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use super::{BuildError, Builder, command, guest};
+use crate::store::io_error;
+
+const UNPACK: Duration = Duration::from_secs(300);
+const FORMAT: Duration = Duration::from_secs(600);
+
+/// User and group id of `user`.
+const USER: u32 = 1000;
+
+/// Servers that an image could name by a package's default.
+const FOREIGN: [&str; 4] = ["pool.ntp.org", "8.8.8.8", "1.1.1.1", "9.9.9.9"];
+
+/// Builds `rootfs.ext4` and `manifest.json` in `dir`.
+pub(super) fn build(
+    builder: &Builder<'_>,
+    layer: &Path,
+    envd: &[u8],
+    dir: &Path,
+) -> Result<(), BuildError> {
+    let root = dir.join("root");
+    fs::create_dir(&root).map_err(io_error("make", &root))?;
+    let mut unpack = Command::new("tar");
+    unpack.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf"]);
+    unpack
+        .arg(layer)
+        .arg("-C")
+        .arg(&root)
+        .arg("--exclude=./dev/*");
+    command::run(&mut unpack, UNPACK, builder.progress)?;
+    furnish(&root, envd)?;
+    // So that wrenn-init grows the file system only where the disk is larger.
+    let sectors = u64::from(builder.recipe.disk_mib) * 2048;
+    put(
+        &root,
+        "etc/wrenn-disk-sectors",
+        0o644,
+        format!("{sectors}\n").as_bytes(),
+    )?;
+    forbid_foreign_servers(&root)?;
+    let image = dir.join("rootfs.ext4");
+    format(builder, &root, &image)?;
+    let manifest = serde_json::json!({
+        "suite": builder.recipe.suite,
+        "packages": builder.recipe.packages,
+        "disk_mib": builder.recipe.disk_mib,
+    });
+    let path = dir.join("manifest.json");
+    fs::write(&path, manifest.to_string()).map_err(io_error("write", &path))?;
+    fs::remove_dir_all(&root).map_err(io_error("remove", &root))?;
+    Ok(())
+}
+
+/// Adds Wrenn's files to the tree, and takes away what is not for guests.
+fn furnish(root: &Path, envd: &[u8]) -> Result<(), BuildError> {
+    for name in guest::REMOVED {
+        let path = root.join(name);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &path)(error).into());
+            }
+            _ => {}
+        }
+    }
+    for name in [
+        "var/log",
+        "var/cache/apt/archives/partial",
+        "var/lib/apt/lists/partial",
+    ] {
+        let path = root.join(name);
+        fs::create_dir_all(&path).map_err(io_error("make", &path))?;
+    }
+    put(root, "usr/local/bin/envd", 0o755, envd)?;
+    for file in &guest::FILES {
+        put(root, file.path, file.mode, file.content.as_bytes())?;
+    }
+    add_user(root)?;
+    Ok(())
+}
+
+fn put(root: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), BuildError> {
+    let path = root.join(name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(io_error("make", parent))?;
+    }
+    // A link of the package's (such as /etc/resolv.conf) must not be followed out of the tree.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("replace", &path)(error).into());
+        }
+        _ => {}
+    }
+    fs::write(&path, content).map_err(io_error("write", &path))?;
+    let permissions = fs::Permissions::from_mode(mode);
+    fs::set_permissions(&path, permissions).map_err(io_error("protect", &path))?;
+    Ok(())
+}
+
+fn add_user(root: &Path) -> Result<(), BuildError> {
+    for (name, line) in guest::USER_LINES {
+        let path = root.join(name);
+        let append = || {
+            let mut text = fs::read_to_string(&path)?;
+            text.push_str(line);
+            fs::write(&path, text)
+        };
+        append().map_err(io_error("add a user to", &path))?;
+    }
+    let home = root.join("home/user");
+    fs::create_dir_all(&home).map_err(io_error("make", &home))?;
+    let skeleton = root.join("etc/skel");
+    let copy = || {
+        for entry in fs::read_dir(&skeleton)? {
+            let entry = entry?;
+            let target = home.join(entry.file_name());
+            fs::copy(entry.path(), &target)?;
+            chown(&target, Some(USER), Some(USER))?;
+        }
+        chown(&home, Some(USER), Some(USER))
+    };
+    copy().map_err(io_error("furnish", &home))?;
+    Ok(())
+}
+
+/// Looks for servers that a guest would contact by itself.
+fn forbid_foreign_servers(root: &Path) -> Result<(), BuildError> {
+    for name in [
+        "etc/chrony",
+        "etc/resolv.conf",
+        "etc/network",
+        "etc/systemd",
+    ] {
+        search(root, &root.join(name))?;
+    }
+    Ok(())
+}
+
+fn search(root: &Path, path: &Path) -> Result<(), BuildError> {
+    if path.is_symlink() {
+        return Ok(());
+    }
+    if let Ok(entries) = fs::read_dir(path) {
+        for entry in entries.flatten() {
+            search(root, &entry.path())?;
+        }
+        return Ok(());
+    }
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    match FOREIGN.into_iter().find(|word| text.contains(word)) {
+        Some(word) => Err(BuildError::PhonesHome {
+            path: path
+                .strip_prefix(root)
+                .unwrap_or(path)
+                .display()
+                .to_string(),
+            word,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Makes a sparse file system of the recipe's size from the tree.
+fn format(builder: &Builder<'_>, root: &Path, image: &Path) -> Result<(), BuildError> {
+    let size = u64::from(builder.recipe.disk_mib) * 1024 * 1024;
+    let file = fs::File::create(image).map_err(io_error("make", image))?;
+    file.set_len(size).map_err(io_error("make", image))?;
+    let mut format = Command::new("mkfs.ext4");
+    format
+        .args(["-q", "-F", "-m", "0", "-L", "wrenn-root"])
+        // All inode tables are written now, on the host: a guest would do it in the background of its first minutes.
+        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        // A journal of a small disk is enough; its blocks would be copied into every overlay that touches them.
+        .args(["-J", "size=16"])
+        .arg("-d")
+        .arg(root)
+        .arg(image);
+    command::run(&mut format, FORMAT, builder.progress)?;
+    let permissions = fs::Permissions::from_mode(0o444);
+    fs::set_permissions(image, permissions).map_err(io_error("protect", image))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_server_in_a_setting_is_found() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let chrony = dir.path().join("etc/chrony/sources.d");
+        fs::create_dir_all(&chrony).expect("made");
+        fs::write(chrony.join("good"), "server 169.254.0.22").expect("written");
+        forbid_foreign_servers(dir.path()).expect("nothing found");
+        fs::write(chrony.join("bad"), "pool 2.debian.pool.ntp.org").expect("written");
+        let error = forbid_foreign_servers(dir.path()).expect_err("found");
+        assert!(
+            error.to_string().contains("etc/chrony/sources.d/bad"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_link_in_the_tree_is_replaced_not_followed() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "untouched").expect("written");
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("etc")).expect("made");
+        std::os::unix::fs::symlink(&outside, root.join("etc/resolv.conf")).expect("linked");
+        put(&root, "etc/resolv.conf", 0o644, b"").expect("written");
+        assert_eq!(fs::read(&outside).expect("there"), b"untouched");
+        assert!(!root.join("etc/resolv.conf").is_symlink());
+    }
+}

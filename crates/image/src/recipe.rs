@@ -1,0 +1,150 @@
+//! What a template is made of. Its content is its address: a changed recipe is another image.
+
+use sha2::{Digest as _, Sha256};
+use wrenn_proto::TemplateName;
+
+use crate::build::guest;
+
+/// Raised when the way of building changes in a way that the recipe's own fields do not show.
+const FORMAT: &str = "2";
+
+/// What a template is made of.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Name of the template.
+    pub name: &'static str,
+    /// Debian release.
+    pub suite: &'static str,
+    /// Package whose dependency is the kernel.
+    pub kernel_package: &'static str,
+    /// Kernel modules that the initramfs loads, in this order; what they depend on comes before each.
+    pub modules: &'static [&'static str],
+    /// Packages, beside those that Debian always has.
+    pub packages: &'static [&'static str],
+    /// Virtual CPUs of a sandbox that does not say.
+    pub vcpus: u32,
+    /// Memory of a sandbox that does not say, MiB.
+    pub memory_mib: u32,
+    /// Size of the file system, MiB. The image is sparse: what is empty takes no space.
+    pub disk_mib: u32,
+    /// User that commands run as when a request names none.
+    pub default_user: &'static str,
+}
+
+const MINIMAL: Recipe = Recipe {
+    name: "minimal",
+    suite: "bookworm",
+    kernel_package: "linux-image-cloud-amd64",
+    modules: &[
+        "virtio_mmio",
+        "virtio_blk",
+        "virtio_net",
+        "virtio-rng",
+        "virtio_balloon",
+        "ptp_kvm",
+    ],
+    packages: &[
+        "ca-certificates",
+        "chrony",
+        "curl",
+        "e2fsprogs",
+        "git",
+        "iproute2",
+        "procps",
+        "python3",
+        "socat",
+        "sudo",
+        "tini",
+    ],
+    vcpus: 1,
+    memory_mib: 512,
+    disk_mib: wrenn_proto::limits::DEFAULT_DISK_MIB,
+    default_user: "root",
+};
+
+impl Recipe {
+    /// All recipes that are known.
+    pub const ALL: [Self; 1] = [MINIMAL];
+
+    /// The recipe of a template.
+    #[must_use]
+    pub fn named(name: &TemplateName) -> Option<Self> {
+        Self::ALL.into_iter().find(|r| r.name == name.as_str())
+    }
+
+    /// Address of the kernel and initramfs.
+    pub(crate) fn kernel_key(&self) -> String {
+        let mut parts = vec![
+            FORMAT,
+            self.suite,
+            self.kernel_package,
+            guest::INITRAMFS_INIT,
+        ];
+        parts.extend(self.modules);
+        key(parts.iter().map(|part| part.as_bytes()))
+    }
+
+    /// Address of the packages, unpacked.
+    pub(crate) fn layer_key(&self) -> String {
+        let mut parts = vec![FORMAT, self.suite];
+        parts.extend(self.packages);
+        key(parts.iter().map(|part| part.as_bytes()))
+    }
+
+    /// Address of the root file system with a guest agent.
+    pub(crate) fn rootfs_key(&self, envd: &[u8]) -> String {
+        let layer = self.layer_key();
+        let disk = self.disk_mib.to_string();
+        let parts = [FORMAT.as_bytes(), layer.as_bytes(), disk.as_bytes(), envd];
+        let guest: Vec<&[u8]> = guest::all_contents().collect();
+        key(parts.into_iter().chain(guest))
+    }
+}
+
+/// Hash of a list: each part's length goes in as well, so that `ab, c` is not `a, bc`.
+fn key<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex::encode(&hash.finalize()[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_changes_exactly_when_what_it_stands_for_does() {
+        let recipe = MINIMAL;
+        assert_eq!(recipe.rootfs_key(b"envd"), MINIMAL.rootfs_key(b"envd"));
+        assert_ne!(recipe.rootfs_key(b"envd"), recipe.rootfs_key(b"envd2"));
+        let other = Recipe {
+            packages: &["chrony"],
+            ..MINIMAL
+        };
+        assert_ne!(recipe.layer_key(), other.layer_key());
+        assert_ne!(recipe.rootfs_key(b"envd"), other.rootfs_key(b"envd"));
+        assert_eq!(recipe.kernel_key(), other.kernel_key());
+        let other = Recipe {
+            modules: &["virtio_blk"],
+            ..MINIMAL
+        };
+        assert_ne!(recipe.kernel_key(), other.kernel_key());
+    }
+
+    #[test]
+    fn where_one_part_ends_matters() {
+        let key = |parts: &[&str]| super::key(parts.iter().map(|p| p.as_bytes()));
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+    }
+
+    #[test]
+    fn every_recipe_has_a_valid_name() {
+        for recipe in Recipe::ALL {
+            let name: TemplateName = recipe.name.parse().expect("valid");
+            assert!(Recipe::named(&name).is_some());
+        }
+    }
+}

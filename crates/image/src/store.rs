@@ -1,0 +1,392 @@
+//! The directory of images: what is in it, and how things come into it and leave it.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use rand::RngExt as _;
+use serde::{Deserialize, Serialize};
+use wrenn_proto::TemplateName;
+
+/// A directory of images.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    root: PathBuf,
+}
+
+/// What sandboxes are made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Its name.
+    pub name: TemplateName,
+    /// Uncompressed kernel (ELF).
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: PathBuf,
+    /// File system image, raw; never written to.
+    pub rootfs: PathBuf,
+    /// Virtual CPUs of a sandbox that does not say.
+    pub vcpus: u32,
+    /// Memory of a sandbox that does not say, MiB.
+    pub memory_mib: u32,
+    /// Space that its parts take on the disk, bytes.
+    pub size_bytes: u64,
+    /// When it was made, milliseconds since 1970.
+    pub created_unix_ms: i64,
+    /// User that commands run as when a request names none.
+    pub default_user: String,
+}
+
+/// `templates/<name>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TemplateRecord {
+    pub(crate) kernel_key: String,
+    pub(crate) rootfs_key: String,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) default_user: String,
+    pub(crate) created_unix_ms: i64,
+}
+
+/// Why the store could not do as asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is no such template.
+    #[error("there is no template `{name}`; `wrenn image build {name}` makes one if it is known")]
+    NotFound {
+        /// The name.
+        name: TemplateName,
+    },
+    /// Something stands on it.
+    #[error("the template `{name}` is in use: destroy its sandboxes first")]
+    InUse {
+        /// The name.
+        name: TemplateName,
+    },
+    /// A file of the store is not what it should be.
+    #[error("{path} is damaged; remove it and build the template again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("could not {step} {path}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its failure.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) fn io_error<'a>(
+    step: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io {
+        step,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The right to build, held by one process at a time.
+pub(crate) struct BuildLock(#[expect(dead_code, reason = "held, not used")] Flock<fs::File>);
+
+impl ImageStore {
+    /// Opens a store, and makes its directories if they are not there.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for dir in ["kernels", "rootfs", "templates", "cache", "tmp"] {
+            let path = root.join(dir);
+            fs::create_dir_all(&path).map_err(io_error("make", &path))?;
+        }
+        Ok(Self {
+            root: root.to_owned(),
+        })
+    }
+
+    /// One template.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Damaged` if a part of it is missing.
+    pub fn template(&self, name: &TemplateName) -> Result<Template, StoreError> {
+        let record = self
+            .record(name)?
+            .ok_or_else(|| StoreError::NotFound { name: name.clone() })?;
+        self.resolve(name, &record)
+    }
+
+    /// All templates, by name.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or a template is damaged.
+    pub fn templates(&self) -> Result<Vec<Template>, StoreError> {
+        let mut templates = Vec::new();
+        for name in self.names()? {
+            templates.push(self.template(&name)?);
+        }
+        Ok(templates)
+    }
+
+    /// Removes a template, and of its parts those that no other template has. `in_use` says whether a sandbox stands on
+    /// a root file system.
+    ///
+    /// # Errors
+    /// `NotFound`; `InUse`, with nothing changed.
+    pub fn remove(
+        &self,
+        name: &TemplateName,
+        in_use: impl Fn(&Path) -> bool,
+    ) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        let template = self.template(name)?;
+        if in_use(&template.rootfs) {
+            return Err(StoreError::InUse { name: name.clone() });
+        }
+        let path = self.record_path(name);
+        fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        self.remove_unreferenced(&in_use)
+    }
+
+    /// Removes kernels and root file systems that no template has and no sandbox stands on.
+    pub(crate) fn remove_unreferenced(
+        &self,
+        in_use: &impl Fn(&Path) -> bool,
+    ) -> Result<(), StoreError> {
+        let records = self
+            .names()?
+            .iter()
+            .map(|name| self.record(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let kept = |key: &str| {
+            let mut records = records.iter().flatten();
+            records.any(|r| r.kernel_key == key || r.rootfs_key == key)
+        };
+        for (kind, file) in [("kernels", "vmlinux"), ("rootfs", "rootfs.ext4")] {
+            let dir = self.root.join(kind);
+            for key in list(&dir)? {
+                let path = dir.join(&key);
+                if !kept(&key) && !in_use(&path.join(file)) {
+                    fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn kernel_dir(&self, key: &str) -> PathBuf {
+        self.root.join("kernels").join(key)
+    }
+
+    pub(crate) fn rootfs_dir(&self, key: &str) -> PathBuf {
+        self.root.join("rootfs").join(key)
+    }
+
+    pub(crate) fn layer_path(&self, key: &str) -> PathBuf {
+        self.root.join("cache").join(format!("{key}.tar"))
+    }
+
+    /// A new directory to build in.
+    pub(crate) fn temporary(&self) -> Result<PathBuf, StoreError> {
+        let name = format!("{:016x}", rand::rng().random::<u64>());
+        let path = self.root.join("tmp").join(name);
+        fs::create_dir(&path).map_err(io_error("make", &path))?;
+        Ok(path)
+    }
+
+    /// Waits for the right to build, and removes what dead builders left.
+    pub(crate) fn lock(&self) -> Result<BuildLock, StoreError> {
+        let path = self.root.join("lock");
+        let file = fs::File::create(&path).map_err(io_error("open", &path))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| io_error("lock", &path)(errno.into()))?;
+        let tmp = self.root.join("tmp");
+        for name in list(&tmp)? {
+            let left = tmp.join(name);
+            fs::remove_dir_all(&left).map_err(io_error("remove", &left))?;
+        }
+        Ok(BuildLock(lock))
+    }
+
+    pub(crate) fn record(&self, name: &TemplateName) -> Result<Option<TemplateRecord>, StoreError> {
+        let path = self.record_path(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|_| StoreError::Damaged { path })
+    }
+
+    pub(crate) fn put_record(
+        &self,
+        name: &TemplateName,
+        record: &TemplateRecord,
+    ) -> Result<(), StoreError> {
+        let path = self.record_path(name);
+        let temporary = self.root.join("tmp").join(format!("{name}.json"));
+        let write = || {
+            fs::write(&temporary, serde_json::to_vec_pretty(record)?)?;
+            fs::File::open(&temporary)?.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(io_error("write", &path))
+    }
+
+    pub(crate) fn resolve(
+        &self,
+        name: &TemplateName,
+        record: &TemplateRecord,
+    ) -> Result<Template, StoreError> {
+        let kernel_dir = self.kernel_dir(&record.kernel_key);
+        let rootfs_dir = self.rootfs_dir(&record.rootfs_key);
+        let parts = [
+            kernel_dir.join("vmlinux"),
+            kernel_dir.join("initrd.img"),
+            rootfs_dir.join("rootfs.ext4"),
+        ];
+        let mut size_bytes = 0;
+        for path in &parts {
+            let metadata = fs::metadata(path).map_err(|_| StoreError::Damaged {
+                path: self.record_path(name),
+            })?;
+            // Of a sparse file: what it takes, not what it seems.
+            size_bytes += metadata.blocks() * 512;
+        }
+        let [kernel, initrd, rootfs] = parts;
+        Ok(Template {
+            name: name.clone(),
+            kernel,
+            initrd,
+            rootfs,
+            vcpus: record.vcpus,
+            memory_mib: record.memory_mib,
+            size_bytes,
+            created_unix_ms: record.created_unix_ms,
+            default_user: record.default_user.clone(),
+        })
+    }
+
+    fn record_path(&self, name: &TemplateName) -> PathBuf {
+        self.root.join("templates").join(format!("{name}.json"))
+    }
+
+    fn names(&self) -> Result<Vec<TemplateName>, StoreError> {
+        let mut names: Vec<TemplateName> = list(&self.root.join("templates"))?
+            .iter()
+            .filter_map(|file| file.strip_suffix(".json")?.parse().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = fs::read_dir(dir).map_err(io_error("read", dir))?;
+    Ok(entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, ImageStore) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = ImageStore::open(dir.path()).expect("opened");
+        (dir, store)
+    }
+
+    fn put(store: &ImageStore, name: &str, kernel: &str, rootfs: &str) -> TemplateName {
+        for (dir, files) in [
+            (store.kernel_dir(kernel), &["vmlinux", "initrd.img"][..]),
+            (store.rootfs_dir(rootfs), &["rootfs.ext4"]),
+        ] {
+            fs::create_dir_all(&dir).expect("made");
+            for file in files {
+                fs::write(dir.join(file), "x").expect("written");
+            }
+        }
+        let name: TemplateName = name.parse().expect("valid");
+        let record = TemplateRecord {
+            kernel_key: kernel.into(),
+            rootfs_key: rootfs.into(),
+            vcpus: 1,
+            memory_mib: 512,
+            default_user: "root".into(),
+            created_unix_ms: 5,
+        };
+        store.put_record(&name, &record).expect("written");
+        name
+    }
+
+    #[test]
+    fn a_template_is_found_by_name_with_all_its_parts() {
+        let (_dir, store) = store();
+        let name = put(&store, "minimal", "k", "r");
+        let template = store.template(&name).expect("found");
+        assert!(template.rootfs.ends_with("rootfs/r/rootfs.ext4"));
+        assert_eq!(store.templates().expect("readable"), [template]);
+        let missing = "other".parse().expect("valid");
+        assert!(matches!(
+            store.template(&missing),
+            Err(StoreError::NotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn a_template_with_a_missing_part_is_said_to_be_damaged() {
+        let (_dir, store) = store();
+        let name = put(&store, "minimal", "k", "r");
+        fs::remove_file(store.kernel_dir("k").join("initrd.img")).expect("removed");
+        assert!(matches!(
+            store.template(&name),
+            Err(StoreError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn removing_keeps_what_others_stand_on() {
+        let (_dir, store) = store();
+        let first = put(&store, "first", "k", "r1");
+        put(&store, "second", "k", "r2");
+        store.remove(&first, |_| false).expect("removed");
+        assert!(!store.rootfs_dir("r1").exists());
+        assert!(store.kernel_dir("k").exists(), "the second has it too");
+        assert!(store.rootfs_dir("r2").exists());
+    }
+
+    #[test]
+    fn what_a_sandbox_stands_on_is_not_removed() {
+        let (_dir, store) = store();
+        let name = put(&store, "minimal", "k", "r");
+        assert!(matches!(
+            store.remove(&name, |_| true),
+            Err(StoreError::InUse { .. })
+        ));
+        store.template(&name).expect("still there");
+    }
+
+    #[test]
+    fn what_a_dead_builder_left_is_removed_by_the_next() {
+        let (_dir, store) = store();
+        let left = store.temporary().expect("made");
+        fs::write(left.join("half"), "x").expect("written");
+        drop(store.lock().expect("locked"));
+        assert!(!left.exists());
+    }
+}
