@@ -7,7 +7,7 @@ use std::path::Path;
 
 use wrenn_proto::supervise::Accel;
 
-use crate::config::AccelChoice;
+use crate::{config::AccelChoice, output};
 
 /// What was decided, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ fn why_not_kvm(cpuinfo: &str) -> Option<String> {
     }
     wrenn_sys::kvm::probe(Path::new("/dev/kvm"))
         .err()
-        .map(|e| format!("{:#}", anyhow::Error::from(e)))
+        .map(|e| output::in_full(&e))
 }
 
 /// Whether `/proc/cpuinfo` lists Intel's or AMD's virtualization.

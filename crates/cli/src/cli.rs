@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use crate::{
     client::Client,
     config::{self, Layer, Settings},
-    verbs::{completions, doctor, run, sandbox},
+    verbs::{completions, doctor, image, run, sandbox},
 };
 
 /// Self-hosted microVM sandboxes: every sandbox is a virtual machine with a kernel of its own.
@@ -54,6 +54,9 @@ enum Verb {
     /// Make and use sandboxes
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::SandboxVerb),
+    /// Build and list what sandboxes are made from
+    #[command(subcommand)]
+    Image(image::ImageVerb),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -81,6 +84,7 @@ impl Cli {
             ..Layer::default()
         };
         match &self.verb {
+            Verb::Image(verb) => verb.settings(&mut flags),
             _ => {}
         }
         let settings = config::load(flags, self.globals.config.as_deref(), |name| {
@@ -94,6 +98,7 @@ impl Verb {
     fn run(self, settings: &Settings) -> anyhow::Result<i32> {
         match self {
             Self::Doctor(args) => doctor::run(settings, args),
+            Self::Image(verb) => image::run(settings, verb),
             Self::Run(args) => {
                 let client = Client::new(settings)?;
                 on_one_core(run::run(&client, args))

@@ -22,7 +22,7 @@ use wrenn_proto::{
 
 use crate::config::Settings;
 
-pub(crate) use error::{ClientError, in_full};
+pub(crate) use error::ClientError;
 pub(crate) use files::Upload;
 pub(crate) use socket::{Event, Receiver, Sender, Start, StreamKind};
 

@@ -150,7 +150,7 @@ impl Settings {
             api_key: layer.api_key,
             database_url: layer
                 .database_url
-                .unwrap_or_else(|| format!("sqlite://{}", dir.join("wrenn.db").display())),
+                .unwrap_or_else(|| sqlite_url(&dir.join("wrenn.db"))),
             accel: layer.accel.unwrap_or_default(),
             egress: layer.egress.unwrap_or(Egress::Deny),
             dns: layer.dns,
@@ -179,6 +179,18 @@ fn url_of(listen: SocketAddr) -> String {
         ip => ip,
     };
     format!("http://{}", SocketAddr::new(ip, listen.port()))
+}
+
+/// The URL of a SQLite database that is made when it is not there.
+fn sqlite_url(path: &Path) -> String {
+    // What would end the path in a URL.
+    let path = path
+        .display()
+        .to_string()
+        .replace('%', "%25")
+        .replace('?', "%3F")
+        .replace('#', "%23");
+    format!("sqlite://{path}?mode=rwc")
 }
 
 /// Name servers of `resolv.conf` that a guest can use too: IPv4, and not on the host's loopback.

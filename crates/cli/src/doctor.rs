@@ -23,11 +23,10 @@ const MIN_DISK_BYTES: u64 = 4 << 30;
 const MIN_MEMORY_BYTES: u64 = 1 << 30;
 
 /// Programs without which no sandbox runs, each with its Debian package.
-const RUN_PROGRAMS: [(&str, &str); 4] = [
+const RUN_PROGRAMS: [(&str, &str); 3] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("nft", "nftables"),
-    ("ip", "iproute2"),
 ];
 
 /// Programs that `wrenn image build` calls, each with its Debian package.
@@ -35,8 +34,8 @@ const BUILD_PROGRAMS: [(&str, &str); 5] = [
     ("mmdebstrap", "mmdebstrap"),
     ("mkfs.ext4", "e2fsprogs"),
     ("busybox", "busybox-static"),
-    ("cpio", "cpio"),
-    ("lz4", "lz4"),
+    ("tar", "tar"),
+    ("dpkg-deb", "dpkg"),
 ];
 
 /// How bad a finding is.
@@ -175,12 +174,15 @@ fn acceleration(decision: Decision) -> Finding {
             "tcg: software emulation is asked for, but kvm works here and is ten times as fast",
             "unset WRENN_ACCEL  # and look for `accel` in the settings file",
         ),
-        (Accel::Tcg, Some(why)) => Finding::bad(
-            Level::Warn,
-            name,
-            format!("tcg: software emulation, because {why}; all works, but slower"),
-            "grep -Eom1 'vmx|svm' /proc/cpuinfo  # empty: switch virtualization on in the firmware, or in the outer hypervisor",
-        ),
+        (Accel::Tcg, Some(why)) => {
+            let fix = if why.contains("/dev/kvm") {
+                "modprobe kvm_intel || modprobe kvm_amd"
+            } else {
+                "no command: switch virtualization on in the firmware, or for this machine in the hypervisor it runs on"
+            };
+            let detail = format!("tcg: software emulation, because {why}; all works, but slower");
+            Finding::bad(Level::Warn, name, detail, fix)
+        }
     }
 }
 

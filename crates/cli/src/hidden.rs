@@ -33,7 +33,7 @@ fn with_path(
     match run(&PathBuf::from(path)) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("wrenn {verb}: {error:#}");
+            eprintln!("wrenn {verb}: {}", crate::output::in_full(error.as_ref()));
             1
         }
     }

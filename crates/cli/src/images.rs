@@ -1,22 +1,150 @@
-//! The image store as more than one verb needs it.
+//! The image store as the verbs need it: what is in it, where the guest agent comes from, what is in use.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-/// Names of the templates in an images directory. Makes nothing: a directory that is not there holds none.
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use wrenn_image::ImageStore;
+use wrenn_proto::supervise::files;
+
+use crate::{config::Settings, output::in_full};
+
+/// Names of the templates that can be used. A store that is not there holds none, and is not made.
 pub(crate) fn template_names(images_dir: &Path) -> Result<Vec<String>, String> {
-    let dir = images_dir.join("templates");
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(format!("cannot read {}: {e}", dir.display())),
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let is_template = path.extension().is_some_and(|e| e == "json");
-            is_template.then(|| path.file_stem()?.to_str().map(str::to_owned))?
+    if !images_dir.join("templates").is_dir() {
+        return Ok(Vec::new());
+    }
+    let store = ImageStore::open(images_dir).map_err(|e| in_full(&e))?;
+    let templates = store.templates().map_err(|e| in_full(&e))?;
+    Ok(templates.into_iter().map(|t| t.name.into()).collect())
+}
+
+/// The guest agent's binary: by setting, beside this program, or where `make install` puts it.
+pub(crate) fn find_envd(settings: &Settings) -> anyhow::Result<PathBuf> {
+    if let Some(path) = &settings.envd {
+        if !path.is_file() {
+            bail!("there is no guest agent at {}", path.display());
+        }
+        return Ok(path.clone());
+    }
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let dir = exe.parent().unwrap_or(Path::new("/"));
+    let candidates = [dir.join("envd"), dir.join("../lib/wrenn/envd")];
+    candidates
+        .iter()
+        .find(|path| path.is_file())
+        .cloned()
+        .with_context(|| {
+            format!(
+                "the guest agent is not at {}; `make build` makes it, and --envd or WRENN_ENVD says where it is",
+                candidates[0].display()
+            )
         })
-        .collect();
-    names.sort();
-    Ok(names)
+}
+
+/// Files of the store that sandboxes of a data directory stand on.
+#[derive(Debug, Default)]
+pub(crate) struct InUse {
+    paths: Vec<PathBuf>,
+    /// A sandbox does not tell (yet), so everything may be in use.
+    unknown: bool,
+}
+
+impl InUse {
+    /// Reads what every sandbox of the data directory was made of.
+    pub(crate) fn read(dir: &Path) -> io::Result<Self> {
+        let mut in_use = Self::default();
+        let folders = match fs::read_dir(dir.join("sandboxes")) {
+            Ok(folders) => folders,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(in_use),
+            Err(e) => return Err(e),
+        };
+        for folder in folders {
+            let folder = folder?.path();
+            if !folder.is_dir() {
+                continue;
+            }
+            match read_spec(&folder) {
+                Some(spec) => {
+                    in_use
+                        .paths
+                        .extend([spec.kernel, spec.initrd, spec.base_disk].map(real));
+                }
+                // Gone since, or not written yet.
+                None => in_use.unknown |= folder.exists(),
+            }
+        }
+        Ok(in_use)
+    }
+
+    /// Whether a sandbox stands on this file.
+    pub(crate) fn holds(&self, path: &Path) -> bool {
+        self.unknown || self.paths.contains(&real(path.to_owned()))
+    }
+}
+
+/// What matters here of a `SupervisorSpec`, whichever version wrote it.
+#[derive(Debug, Deserialize)]
+struct Parts {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    base_disk: PathBuf,
+}
+
+fn read_spec(folder: &Path) -> Option<Parts> {
+    let text = fs::read(folder.join(files::SPEC)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// The path without links, so that two ways to one file are the same.
+fn real(path: PathBuf) -> PathBuf {
+    fs::canonicalize(&path).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sandbox_stands_on_is_in_use_by_whatever_path() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = dir.path().join("rootfs.ext4");
+        fs::write(&disk, "").expect("writable");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&disk, &link).expect("a link");
+        let folder = dir.path().join("sandboxes/sb-1");
+        fs::create_dir_all(&folder).expect("a folder");
+        let spec = serde_json::json!({
+            "id": "sb-1", "kernel": "/k/vmlinux", "initrd": "/k/initrd.img", "base_disk": link,
+        });
+        fs::write(folder.join(files::SPEC), spec.to_string()).expect("writable");
+
+        let in_use = InUse::read(dir.path()).expect("readable");
+        assert!(in_use.holds(&disk));
+        assert!(in_use.holds(Path::new("/k/vmlinux")));
+        assert!(!in_use.holds(Path::new("/other")));
+    }
+
+    #[test]
+    fn a_sandbox_that_does_not_tell_may_use_anything() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(
+            !InUse::read(dir.path())
+                .expect("none")
+                .holds(Path::new("/x"))
+        );
+        fs::create_dir_all(dir.path().join("sandboxes/sb-1")).expect("a folder");
+        assert!(InUse::read(dir.path()).expect("one").holds(Path::new("/x")));
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_is_empty_and_not_made() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let images = dir.path().join("images");
+        assert_eq!(template_names(&images), Ok(vec![]));
+        assert!(!images.exists());
+    }
 }

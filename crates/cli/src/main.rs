@@ -48,8 +48,6 @@ fn report(error: &anyhow::Error) -> i32 {
     if pipe {
         return EXIT_BROKEN_PIPE;
     }
-    let text = format!("{error:#}");
-    let line: Vec<&str> = text.lines().map(str::trim).collect();
-    eprintln!("wrenn: {}", line.join(" "));
+    eprintln!("wrenn: {}", output::in_full(error.as_ref()));
     1
 }

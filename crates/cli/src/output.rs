@@ -3,7 +3,10 @@
 //! Never panics when the reader goes away: a broken pipe is an `io::Error` like others, and `main` turns it into a
 //! quiet end.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    error::Error,
+    io::{self, IsTerminal, Write},
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -115,6 +118,22 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// An error and its causes in one line. A cause that the text already ends with is not said twice.
+pub(crate) fn in_full(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let words = next.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = next.source();
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    lines.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +189,28 @@ mod tests {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(5 << 30), "5.0 GiB");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Outer {
+        text: &'static str,
+        source: io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once_and_all_of_it_in_one_line() {
+        let told = |text| {
+            in_full(&Outer {
+                text,
+                source: io::Error::other("disk\n  full"),
+            })
+        };
+        assert_eq!(told("cannot write"), "cannot write: disk full");
+        assert_eq!(
+            told("cannot write: disk\n  full"),
+            "cannot write: disk full"
+        );
     }
 
     #[test]

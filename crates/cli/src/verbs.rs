@@ -4,6 +4,7 @@ pub(crate) mod completions;
 pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod image;
 pub(crate) mod process;
 pub(crate) mod run;
 pub(crate) mod sandbox;

@@ -142,18 +142,6 @@ impl ClientError {
     }
 }
 
-/// An error and its causes in one line, for a message that goes on.
-pub(crate) fn in_full(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
-}
-
 /// The last cause: the outer ones of the HTTP client only repeat the URL.
 fn innermost(error: &dyn Error) -> String {
     let mut cause = error;

@@ -150,7 +150,11 @@ fn paths_and_urls_follow_the_directory_and_the_listeners() {
         .load(Layer::default())
         .unwrap();
     assert_eq!(settings.images_dir, Path::new("/d/images"));
-    assert_eq!(settings.database_url, "sqlite:///d/wrenn.db");
+    assert_eq!(settings.database_url, "sqlite:///d/wrenn.db?mode=rwc");
+    assert_eq!(
+        sqlite_url(Path::new("/a?b#c%d")),
+        "sqlite:///a%3Fb%23c%25d?mode=rwc"
+    );
     assert_eq!(settings.key_file(), Path::new("/d/api-key"));
     assert_eq!(settings.api_url, "http://127.0.0.1:81");
     assert_eq!(settings.agent_url, "http://192.0.2.7:82");

@@ -13,8 +13,9 @@ use super::{
     sandbox::{SpecArgs, id_of, wait_running},
 };
 use crate::{
-    client::{Client, ClientError, in_full},
+    client::{Client, ClientError},
     interrupt::{Interrupted, Interrupts},
+    output::in_full,
 };
 
 /// Idle time of the sandbox, seconds: what is left of it if this program is killed.

@@ -25,8 +25,8 @@ use super::{
     shell,
 };
 use crate::{
-    client::{Client, ClientError, in_full},
-    output,
+    client::{Client, ClientError},
+    output::{self, in_full},
 };
 
 /// A guest boots in seconds, in software emulation on a busy machine in a minute.

@@ -1,0 +1,105 @@
+//! How far an image build is: a spinner on a terminal, a line a step elsewhere. All of it on standard error.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use wrenn_image::Progress;
+
+use crate::output;
+
+/// So many characters of a tool's line are shown beside the spinner.
+const SHOWN_CHARS: usize = 60;
+
+/// A spinner for the step that runs, a line for each that is done.
+#[derive(Debug)]
+pub(super) struct TerminalProgress {
+    verbose: bool,
+    spinner: Mutex<Option<ProgressBar>>,
+}
+
+impl TerminalProgress {
+    pub(super) fn new(verbose: bool) -> Self {
+        Self {
+            verbose,
+            spinner: Mutex::new(None),
+        }
+    }
+
+    fn swap(&self, next: Option<ProgressBar>) -> Option<ProgressBar> {
+        let mut spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut spinner, next)
+    }
+}
+
+impl Progress for TerminalProgress {
+    fn step(&self, name: &str) {
+        let style = ProgressStyle::with_template("{spinner} {prefix:10} {elapsed:>4} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let spinner = ProgressBar::new_spinner()
+            .with_style(style)
+            .with_prefix(name.to_owned());
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        if let Some(before) = self.swap(Some(spinner)) {
+            before.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        let spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(spinner) = &*spinner {
+            let text = output::printable(text);
+            if self.verbose {
+                spinner.println(text);
+            } else {
+                spinner.set_message(text.chars().take(SHOWN_CHARS).collect::<String>());
+            }
+        }
+    }
+
+    fn done(&self, name: &str, elapsed: Duration) {
+        if let Some(spinner) = self.swap(None) {
+            spinner.finish_and_clear();
+        }
+        eprintln!("✓ {name:10} {:.1} s", elapsed.as_secs_f64());
+    }
+}
+
+impl Drop for TerminalProgress {
+    /// A build that fails leaves its spinner behind.
+    fn drop(&mut self) {
+        if let Some(spinner) = self.swap(None) {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+/// Lines only.
+#[derive(Debug)]
+pub(super) struct PlainProgress {
+    verbose: bool,
+}
+
+impl PlainProgress {
+    pub(super) fn new(verbose: bool) -> Self {
+        Self { verbose }
+    }
+}
+
+impl Progress for PlainProgress {
+    fn step(&self, name: &str) {
+        eprintln!("{name} …");
+    }
+
+    fn line(&self, text: &str) {
+        if self.verbose {
+            eprintln!("  {}", output::printable(text));
+        }
+    }
+
+    fn done(&self, name: &str, elapsed: Duration) {
+        eprintln!("{name}: {:.1} s", elapsed.as_secs_f64());
+    }
+}
