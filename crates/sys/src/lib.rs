@@ -8,4 +8,5 @@
 )]
 
 pub mod kvm;
+pub mod session;
 pub mod tap;

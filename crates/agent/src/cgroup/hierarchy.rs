@@ -1,0 +1,312 @@
+//! Where the controllers of this host are, and how each version of cgroups says a limit.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::Limits;
+
+/// Directory of all agents' sandboxes in a hierarchy.
+const ROOT: &str = "wrenn";
+
+/// Period over which processor time is counted, microseconds; the kernel's default.
+const PERIOD_US: u64 = 100_000;
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Controller {
+    Memory,
+    Cpu,
+    Pids,
+}
+
+impl Controller {
+    const ALL: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cpu => "cpu",
+            Self::Pids => "pids",
+        }
+    }
+}
+
+/// A file of a group and what to write to it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) file: &'static str,
+    pub(super) value: String,
+}
+
+/// One tree of groups, with those of its controllers that limit sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    mount: PathBuf,
+    unified: bool,
+    controllers: Vec<Controller>,
+}
+
+/// Finds the hierarchies with a controller of ours in the text of `/proc/self/mountinfo`.
+pub(super) fn detect(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    let mut missing = Controller::ALL.to_vec();
+    for mount in mountinfo.lines().filter_map(parse_mount) {
+        let here: Vec<Controller> = missing
+            .iter()
+            .copied()
+            .filter(|c| mount.controllers.iter().any(|name| name == c.name()))
+            .collect();
+        if here.is_empty() {
+            continue;
+        }
+        missing.retain(|c| !here.contains(c));
+        found.push(Hierarchy {
+            mount: mount.path,
+            unified: mount.unified,
+            controllers: here,
+        });
+    }
+    found.retain(Hierarchy::is_usable);
+    found
+}
+
+struct Mount {
+    path: PathBuf,
+    unified: bool,
+    controllers: Vec<String>,
+}
+
+/// A line is `id parent dev root path options [tags] - type source super-options` (`proc_pid_mountinfo(5)`).
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (before, after) = line.split_once(" - ")?;
+    let path = PathBuf::from(before.split(' ').nth(4)?.replace("\\040", " "));
+    let mut after = after.split(' ');
+    let kind = after.next()?;
+    let super_options = after.nth(1)?;
+    match kind {
+        "cgroup" => Some(Mount {
+            path,
+            unified: false,
+            controllers: super_options.split(',').map(str::to_owned).collect(),
+        }),
+        "cgroup2" => {
+            let available = fs::read_to_string(path.join("cgroup.controllers")).ok()?;
+            Some(Mount {
+                path,
+                unified: true,
+                controllers: available.split_whitespace().map(str::to_owned).collect(),
+            })
+        }
+        _ => None,
+    }
+}
+
+impl Hierarchy {
+    /// The directory of one agent's sandboxes.
+    pub(super) fn instance_dir(&self, instance: &str) -> PathBuf {
+        self.mount.join(ROOT).join(instance)
+    }
+
+    /// Makes a sandbox's group, and its parents as far as they are missing.
+    pub(super) fn create(&self, instance: &str, name: &str) -> io::Result<PathBuf> {
+        let dir = self.instance_dir(instance).join(name);
+        // Another agent's last sandbox may take the parents away between two steps.
+        for attempt in 0.. {
+            match self.try_create(instance, &dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < 10 => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        Ok(dir)
+    }
+
+    fn try_create(&self, instance: &str, dir: &Path) -> io::Result<()> {
+        let parents = [
+            self.mount.clone(),
+            self.mount.join(ROOT),
+            self.instance_dir(instance),
+        ];
+        for parent in &parents {
+            make_dir_if_missing(parent)?;
+            if self.unified {
+                self.delegate(parent)?;
+            }
+        }
+        make_dir_if_missing(dir)
+    }
+
+    /// On v2 a group's children have the controllers that the group's `cgroup.subtree_control` names.
+    fn delegate(&self, parent: &Path) -> io::Result<()> {
+        let file = parent.join("cgroup.subtree_control");
+        let enabled = fs::read_to_string(&file).unwrap_or_default();
+        for controller in &self.controllers {
+            if !enabled.split_whitespace().any(|c| c == controller.name()) {
+                fs::write(&file, format!("+{}", controller.name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether groups can be made here at all: not where the tree is mounted read-only, for example in a container.
+    fn is_usable(&self) -> bool {
+        let probe = self
+            .mount
+            .join(format!("wrenn-probe-{}", std::process::id()));
+        let made =
+            (!self.unified || self.delegate(&self.mount).is_ok()) && fs::create_dir(&probe).is_ok();
+        if made {
+            let _ = fs::remove_dir(&probe);
+        } else {
+            tracing::warn!(mount = %self.mount.display(), controllers = ?self.controllers,
+                "cgroup hierarchy cannot be used: no limits by it");
+        }
+        made
+    }
+
+    /// What to write to a new group.
+    pub(super) fn settings(&self, limits: Limits) -> Vec<Setting> {
+        let Limits {
+            memory_bytes,
+            cpu_percent,
+            threads,
+        } = limits;
+        let quota_us = cpu_percent * PERIOD_US / 100;
+        let of = |controller: &Controller| match (self.unified, controller) {
+            (true, Controller::Memory) => vec![
+                setting("memory.max", memory_bytes),
+                // All of a sandbox or nothing: half a VMM is no use.
+                setting("memory.oom.group", 1),
+            ],
+            (true, Controller::Cpu) => vec![setting("cpu.max", format!("{quota_us} {PERIOD_US}"))],
+            (false, Controller::Memory) => vec![setting("memory.limit_in_bytes", memory_bytes)],
+            (false, Controller::Cpu) => vec![
+                setting("cpu.cfs_period_us", PERIOD_US),
+                setting("cpu.cfs_quota_us", quota_us),
+            ],
+            (_, Controller::Pids) => vec![setting("pids.max", threads)],
+        };
+        self.controllers.iter().flat_map(of).collect()
+    }
+}
+
+fn setting(file: &'static str, value: impl ToString) -> Setting {
+    Setting {
+        file,
+        value: value.to_string(),
+    }
+}
+
+fn make_dir_if_missing(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / @/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / @/memory rw,relatime - cgroup cgroup rw,memory
+40 31 0:37 / @/systemd rw,relatime - cgroup cgroup rw,name=systemd
+39 31 0:36 / @/pids rw,relatime shared:4 - cgroup cgroup rw,pids
+41 31 0:38 / @/unified rw,relatime - cgroup2 cgroup2 rw";
+
+    fn tree(directories: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for dir in directories {
+            fs::create_dir(root.path().join(dir)).unwrap();
+        }
+        root
+    }
+
+    fn mountinfo(text: &str, root: &Path) -> String {
+        text.replace('@', root.to_str().unwrap())
+    }
+
+    #[test]
+    fn v1_has_one_hierarchy_a_controller_and_ignores_the_rest() {
+        let root = tree(&["cpu", "memory", "systemd", "pids", "unified"]);
+        fs::write(root.path().join("unified/cgroup.controllers"), "").unwrap();
+        let found = detect(&mountinfo(V1, root.path()));
+        let names: Vec<_> = found
+            .iter()
+            .map(|h| {
+                (
+                    h.mount.file_name().unwrap().to_str().unwrap(),
+                    h.controllers.clone(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("cpu", vec![Controller::Cpu]),
+                ("memory", vec![Controller::Memory]),
+                ("pids", vec![Controller::Pids])
+            ]
+        );
+    }
+
+    #[test]
+    fn v2_enables_its_controllers_on_the_way_down() {
+        let root = tree(&["unified"]);
+        let mount = root.path().join("unified");
+        fs::write(
+            mount.join("cgroup.controllers"),
+            "cpuset cpu io memory pids\n",
+        )
+        .unwrap();
+        let found = detect(&mountinfo(V1.lines().last().unwrap(), root.path()));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].controllers, Controller::ALL);
+        let dir = found[0].create("0123", "sb-1").unwrap();
+        assert_eq!(dir, mount.join("wrenn/0123/sb-1"));
+        for parent in [&mount, &mount.join("wrenn"), &mount.join("wrenn/0123")] {
+            // The kernel's file collects what is written; a plain one keeps the last.
+            assert!(parent.join("cgroup.subtree_control").exists(), "{parent:?}");
+        }
+    }
+
+    #[test]
+    fn a_hierarchy_that_cannot_be_written_is_not_used() {
+        let root = tree(&["cpu", "systemd", "pids", "unified"]);
+        // No directory `memory`: as good as read-only, which root would not notice in a plain directory.
+        let found = detect(&mountinfo(V1, root.path()));
+        assert!(found.iter().all(|h| h.controllers != [Controller::Memory]));
+        assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn limits_are_written_as_each_version_wants_them() {
+        let limits = Limits::for_guest(512, 2);
+        let hierarchy = |unified| Hierarchy {
+            mount: PathBuf::new(),
+            unified,
+            controllers: Controller::ALL.to_vec(),
+        };
+        let text = |unified| {
+            let settings = hierarchy(unified).settings(limits);
+            let lines: Vec<_> = settings
+                .iter()
+                .map(|s| format!("{}={}", s.file, s.value))
+                .collect();
+            lines.join(" ")
+        };
+        assert_eq!(
+            text(true),
+            "memory.max=805306368 memory.oom.group=1 cpu.max=225000 100000 pids.max=130"
+        );
+        assert_eq!(
+            text(false),
+            "memory.limit_in_bytes=805306368 cpu.cfs_period_us=100000 cpu.cfs_quota_us=225000 pids.max=130"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! Real groups of this host, below an instance of each test's own.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::process::{Command, Stdio};
+
+use super::*;
+
+fn cgroups(test: &str) -> Cgroups {
+    let cgroups = Cgroups::detect(&format!("test-{test}-{}", std::process::id()));
+    assert!(
+        !cgroups.hierarchies.is_empty(),
+        "this host has no usable cgroups"
+    );
+    cgroups
+}
+
+fn id() -> SandboxId {
+    "sb-cgroup".parse().unwrap()
+}
+
+/// A process in all groups, as a jail would enter them.
+fn spawn_inside(directories: &[PathBuf]) -> std::process::Child {
+    let mut script = String::new();
+    for dir in directories {
+        script += &format!("echo 0 > {}/cgroup.procs\n", dir.display());
+    }
+    script += "echo in; exec sleep 1000";
+    let mut child = Command::new("sh")
+        .args(["-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 3];
+    io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    child
+}
+
+#[tokio::test]
+async fn a_group_limits_its_processes_and_goes_with_them() {
+    let cgroups = cgroups("limits");
+    let directories = cgroups.create(&id(), Limits::for_guest(256, 1)).unwrap();
+    let read = |file: &str| {
+        let find = |dir: &PathBuf| fs::read_to_string(dir.join(file)).ok();
+        directories.iter().find_map(find).unwrap_or_default()
+    };
+    let memory = read("memory.limit_in_bytes") + &read("memory.max");
+    assert_eq!(memory.trim(), (512_u64 * 1024 * 1024).to_string());
+    let mut child = spawn_inside(&directories);
+    assert_eq!(processes(&directories).unwrap().len(), 1);
+    assert_eq!(cgroups.existing(), [id()]);
+    // The parent reaps while the group waits to be empty.
+    let reaper = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    cgroups.remove(&id()).await.unwrap();
+    assert!(!reaper.await.unwrap().success());
+    assert!(directories.iter().all(|dir| !dir.exists()));
+    assert!(
+        directories
+            .iter()
+            .all(|dir| !dir.parent().unwrap().exists())
+    );
+    cgroups.remove(&id()).await.unwrap();
+}
+
+#[tokio::test]
+async fn groups_made_and_removed_at_once_leave_nothing() {
+    let cgroups = cgroups("parallel");
+    let ids: Vec<SandboxId> = (0..20)
+        .map(|n| format!("sb-{n}").parse().unwrap())
+        .collect();
+    for _ in 0..3 {
+        let cycle = |id: SandboxId| {
+            let cgroups = cgroups.clone();
+            tokio::spawn(async move {
+                cgroups.create(&id, Limits::for_guest(128, 1)).unwrap();
+                cgroups.remove(&id).await.unwrap();
+            })
+        };
+        for task in ids.iter().cloned().map(cycle) {
+            task.await.unwrap();
+        }
+    }
+    assert!(cgroups.existing().is_empty());
+    for hierarchy in &cgroups.hierarchies {
+        assert!(!hierarchy.instance_dir(&cgroups.instance).exists());
+    }
+}

@@ -1,0 +1,152 @@
+//! A sandbox's disk: a qcow2 overlay in its folder, on the template's image.
+//!
+//! Owns: `rootfs.qcow2`. Never touches the image under it. A failed create leaves no file.
+
+use std::{fs, io, path::Path, process::Stdio, time::Duration};
+
+use tokio::process::Command;
+use wrenn_proto::supervise::files;
+
+/// Where the VMM sees the template's image, in its jail. Constant, so that a disk fits wherever it is used.
+const BASE_INSIDE_JAIL: &str = "/tmp/fc-vm/base";
+
+/// How long `qemu-img` may take; it takes about 15 ms.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why a disk could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum DiskError {
+    /// A file operation failed.
+    #[error("could not {step} the sandbox's disk")]
+    Io {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// `qemu-img` could not be started.
+    #[error("could not run qemu-img (package qemu-utils)")]
+    Run(#[source] io::Error),
+    /// `qemu-img` failed.
+    #[error("qemu-img failed: {0}")]
+    Failed(String),
+    /// `qemu-img` hung.
+    #[error("qemu-img did not finish within {DEADLINE:?}")]
+    Deadline,
+}
+
+impl DiskError {
+    /// Whether the host's disk is full.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Run(source) => crate::host::is_out_of_space(source),
+            // A child's error has no number that could be read.
+            Self::Failed(text) => {
+                text.contains("No space left on device") || text.contains("quota")
+            }
+            Self::Deadline => false,
+        }
+    }
+}
+
+/// Makes the overlay in `folder`, which only the user `uid` and root can open.
+pub(crate) async fn create(folder: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
+    let path = folder.join(files::DISK);
+    let made = make(&path, size_mib, uid).await;
+    if made.is_err() {
+        // Whoever asked removes the folder too.
+        let _ = fs::remove_file(&path);
+    }
+    made
+}
+
+async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
+    // -u: the base's path exists in the jail only, so it cannot be looked at here.
+    let child = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
+        .arg(BASE_INSIDE_JAIL)
+        .arg(path)
+        .arg(format!("{size_mib}M"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(DEADLINE, child)
+        .await
+        .map_err(|_| DiskError::Deadline)?
+        .map_err(DiskError::Run)?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(DiskError::Failed(text.trim().chars().take(500).collect()));
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(path, mode).map_err(failed("protect"))?;
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(failed("give away"))
+}
+
+/// Removes the overlay. Fine if there is none.
+pub(crate) fn remove(folder: &Path) -> Result<(), DiskError> {
+    match fs::remove_file(folder.join(files::DISK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove")(error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> DiskError {
+    move |source| DiskError::Io { step, source }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[tokio::test]
+    async fn an_overlay_is_sparse_and_its_users_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path(), 5120, 1_900_000_001).await.unwrap();
+        let path = dir.path().join(files::DISK);
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!(
+            (meta.uid(), meta.gid(), meta.mode() & 0o777),
+            (1_900_000_001, 1_900_000_001, 0o600)
+        );
+        assert!(meta.blocks() * 512 < 1024 * 1024);
+        let info = Command::new("qemu-img")
+            .args(["info", "-U", "--output=json"])
+            .arg(&path)
+            .output()
+            .await
+            .unwrap();
+        let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+        assert_eq!(info["virtual-size"], 5120_u64 * 1024 * 1024);
+        assert_eq!(info["backing-filename"], BASE_INSIDE_JAIL);
+        remove(dir.path()).unwrap();
+        remove(dir.path()).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_from_other_failures_and_leaves_no_file() {
+        // A file system of one page: the overlay's header does not fit.
+        crate::private_host::enter();
+        let dir = tempfile::tempdir().unwrap();
+        nix::mount::mount(
+            Some("tmpfs"),
+            dir.path(),
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some("size=4k"),
+        )
+        .unwrap();
+        let error = create(dir.path(), 5120, 0).await.unwrap_err();
+        assert!(error.is_out_of_space(), "{error:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let error = create(&dir.path().join("missing"), 5120, 0)
+            .await
+            .unwrap_err();
+        assert!(!error.is_out_of_space(), "{error:?}");
+    }
+}

@@ -1,0 +1,369 @@
+//! The agent's end of the guest agent (`envd`): Connect calls and whole files, over HTTP/1.1.
+//!
+//! One client a sandbox, with connections of its own, so that a guest that hangs stops nobody else. Calls have deadlines;
+//! streams have none but the sandbox's life, which is the caller's to watch. Errors are the guest's own, with their codes.
+
+mod files;
+mod guest_error;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use connectrpc::{
+    ConnectError, ErrorCode,
+    client::{CallOptions, ClientConfig, HttpClient, ServerStream},
+};
+use http::{HeaderValue, Request, Response, Uri, header};
+use http_body_util::{BodyExt as _, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use serde::{Deserialize, Serialize};
+use wrenn_proto::{
+    limits,
+    rpc::{
+        filesystem::{EntryInfo, FilesystemClient, ListDirRequest, MakeDirRequest, RemoveRequest},
+        process::{
+            CloseStdinRequest, ConnectRequest, ConnectResponseView, ListRequest, ProcessClient,
+            ProcessInfo, SendInputRequest, SendSignalRequest, StartRequest, StartResponseView,
+            UpdateRequest,
+        },
+    },
+};
+
+pub(crate) use files::Download;
+
+/// How long a call that needs no waiting in the guest may take; under software virtualization and load that is seconds.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long one connection attempt may take. A guest that is not up yet does not answer at all, so a long attempt would
+/// notice late that it came up; a refusal comes at once.
+const PROBE_DEADLINE: Duration = Duration::from_millis(40);
+
+/// How long a guest that took a connection may take to say that it is well.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long an idle connection is kept.
+const IDLE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The largest answer of a call, bytes: listings of large directories.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// The largest answer of `/metrics` and of errors, bytes.
+const MAX_SMALL_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Header with the token that the guest agent asks of its clients.
+const ACCESS_TOKEN: &str = "x-access-token";
+
+/// Body of a request by plain HTTP.
+type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+type Transport = HttpClient;
+type TransportBody = <Transport as connectrpc::client::ClientTransport>::ResponseBody;
+
+/// Events of a process that was started.
+pub(crate) type StartStream = ServerStream<TransportBody, StartResponseView<'static>>;
+/// Events of a process that was running.
+pub(crate) type ConnectStream = ServerStream<TransportBody, ConnectResponseView<'static>>;
+
+/// What the guest agent is told before it is used.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Init<'a> {
+    pub(crate) access_token: &'a str,
+    pub(crate) env_vars: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(crate) default_user: &'a str,
+    /// RFC 3339; an older message does not undo a newer one.
+    pub(crate) timestamp: String,
+}
+
+/// The guest's own figures.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Metrics {
+    /// Seconds since 1970.
+    pub(crate) ts: i64,
+    pub(crate) cpu_count: u32,
+    pub(crate) cpu_used_pct: f64,
+    pub(crate) mem_total: u64,
+    pub(crate) mem_used: u64,
+    pub(crate) mem_cache: u64,
+    pub(crate) disk_used: u64,
+    pub(crate) disk_total: u64,
+}
+
+/// A client of one guest.
+#[derive(Clone)]
+pub(crate) struct EnvdClient {
+    address: SocketAddr,
+    token: HeaderValue,
+    process: ProcessClient<Transport>,
+    filesystem: FilesystemClient<Transport>,
+    http: Client<HttpConnector, RequestBody>,
+}
+
+impl std::fmt::Debug for EnvdClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("EnvdClient").field(&self.address).finish()
+    }
+}
+
+impl EnvdClient {
+    /// A client of the guest at `ip`. Nothing is connected yet.
+    pub(crate) fn new(ip: IpAddr, token: &str) -> Result<Self, ConnectError> {
+        let address = SocketAddr::new(ip, limits::ENVD_PORT);
+        let mut token = HeaderValue::from_str(token)
+            .map_err(|_| ConnectError::internal("the guest agent's token is not a header"))?;
+        token.set_sensitive(true);
+        let base: Uri = format!("http://{address}")
+            .parse()
+            .map_err(|_| ConnectError::internal("the guest's address is not a URI"))?;
+        let config = ClientConfig::new(base)
+            .with_default_header(ACCESS_TOKEN, token.clone())
+            .with_default_max_message_size(MAX_ANSWER_BYTES);
+        let transport = HttpClient::plaintext();
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(HEALTH_DEADLINE));
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_DEADLINE)
+            .build(connector);
+        Ok(Self {
+            address,
+            token,
+            process: ProcessClient::new(transport.clone(), config.clone()),
+            filesystem: FilesystemClient::new(transport, config),
+            http,
+        })
+    }
+
+    /// Whether the guest agent says that it is well. Made to be asked again and again while a guest boots.
+    pub(crate) async fn is_healthy(&self) -> bool {
+        let probe = tokio::net::TcpStream::connect(self.address);
+        if !matches!(tokio::time::timeout(PROBE_DEADLINE, probe).await, Ok(Ok(_))) {
+            return false;
+        }
+        let answer = self.get("/health", HEALTH_DEADLINE).await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Tells the guest agent what it must know.
+    pub(crate) async fn init(&self, init: &Init<'_>) -> Result<(), ConnectError> {
+        let body = serde_json::to_vec(init)
+            .map_err(|_| ConnectError::internal("the guest's settings cannot be written"))?;
+        let request = self
+            .request(http::Method::POST, "/init")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(full(body))
+            .map_err(bad_request)?;
+        let answer = self.send(request, CALL_DEADLINE).await?;
+        guest_error::check(answer, "").await.map(drop)
+    }
+
+    /// The guest's figures.
+    pub(crate) async fn metrics(&self) -> Result<Metrics, ConnectError> {
+        let answer = self.get("/metrics", CALL_DEADLINE).await?;
+        let answer = guest_error::check(answer, "").await?;
+        let body = Limited::new(answer.into_body(), MAX_SMALL_ANSWER_BYTES);
+        let body = within(CALL_DEADLINE, async { Ok(body.collect().await) }).await?;
+        let body = body.map_err(|e| ConnectError::unavailable(format!("metrics: {e}")))?;
+        serde_json::from_slice(&body.to_bytes())
+            .map_err(|e| ConnectError::internal(format!("the guest's metrics: {e}")))
+    }
+
+    /// Starts a process. `time_limit` ends the process, not the call.
+    pub(crate) async fn start(
+        &self,
+        request: StartRequest,
+        user: &str,
+        time_limit: Option<Duration>,
+    ) -> Result<StartStream, ConnectError> {
+        let mut options = as_user(CallOptions::default(), user)?;
+        if let Some(limit) = time_limit {
+            // As a header, so that only the guest enforces it and the process's end still arrives.
+            options =
+                options.try_with_header("connect-timeout-ms", limit.as_millis().to_string())?;
+        }
+        let call = self.process.start_with_options(request, options);
+        within(CALL_DEADLINE, call)
+            .await
+            .map_err(unknown_user(user))
+    }
+
+    /// The output of a running process from now on.
+    pub(crate) async fn connect(
+        &self,
+        request: ConnectRequest,
+    ) -> Result<ConnectStream, ConnectError> {
+        within(CALL_DEADLINE, self.process.connect(request)).await
+    }
+
+    pub(crate) async fn processes(&self) -> Result<Vec<ProcessInfo>, ConnectError> {
+        let answer = within(CALL_DEADLINE, self.process.list(ListRequest::default())).await?;
+        Ok(answer.into_owned().processes)
+    }
+
+    pub(crate) async fn send_input(&self, request: SendInputRequest) -> Result<(), ConnectError> {
+        // No deadline of ours: a process that does not read its input makes it wait, as a pipe does.
+        self.process.send_input(request).await.map(drop)
+    }
+
+    pub(crate) async fn close_stdin(&self, request: CloseStdinRequest) -> Result<(), ConnectError> {
+        within(CALL_DEADLINE, self.process.close_stdin(request))
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn update(&self, request: UpdateRequest) -> Result<(), ConnectError> {
+        within(CALL_DEADLINE, self.process.update(request))
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn signal(&self, request: SendSignalRequest) -> Result<(), ConnectError> {
+        within(CALL_DEADLINE, self.process.send_signal(request))
+            .await
+            .map(drop)
+    }
+
+    pub(crate) async fn list_dir(
+        &self,
+        request: ListDirRequest,
+        user: &str,
+    ) -> Result<Vec<EntryInfo>, ConnectError> {
+        let options = as_user(CallOptions::default(), user)?;
+        let call = self.filesystem.list_dir_with_options(request, options);
+        let answer = within(CALL_DEADLINE, call)
+            .await
+            .map_err(unknown_user(user))?;
+        Ok(answer.into_owned().entries)
+    }
+
+    pub(crate) async fn make_dir(
+        &self,
+        request: MakeDirRequest,
+        user: &str,
+    ) -> Result<Option<EntryInfo>, ConnectError> {
+        let options = as_user(CallOptions::default(), user)?;
+        let call = self.filesystem.make_dir_with_options(request, options);
+        let answer = within(CALL_DEADLINE, call)
+            .await
+            .map_err(unknown_user(user))?;
+        Ok(answer.into_owned().entry.into_option())
+    }
+
+    pub(crate) async fn remove(
+        &self,
+        request: RemoveRequest,
+        user: &str,
+    ) -> Result<(), ConnectError> {
+        let options = as_user(CallOptions::default(), user)?;
+        let call = self.filesystem.remove_with_options(request, options);
+        within(CALL_DEADLINE, call)
+            .await
+            .map_err(unknown_user(user))
+            .map(drop)
+    }
+
+    fn request(&self, method: http::Method, path_and_query: &str) -> http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path_and_query}", self.address))
+            .header(ACCESS_TOKEN, self.token.clone())
+    }
+
+    async fn get(
+        &self,
+        path: &str,
+        deadline: Duration,
+    ) -> Result<Response<Incoming>, ConnectError> {
+        let request = self.request(http::Method::GET, path);
+        let request = request.body(full(Bytes::new())).map_err(bad_request)?;
+        self.send(request, deadline).await
+    }
+
+    async fn send(
+        &self,
+        request: Request<RequestBody>,
+        deadline: Duration,
+    ) -> Result<Response<Incoming>, ConnectError> {
+        let answer = async { self.http.request(request).await.map_err(transport_failed) };
+        within(deadline, answer).await
+    }
+}
+
+/// Runs a call with a deadline.
+async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    tokio::time::timeout(deadline, call)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ConnectError::deadline_exceeded(format!(
+                "the sandbox's guest agent did not answer within {deadline:?}"
+            )))
+        })
+}
+
+/// Says as which user something is to be done in the guest; empty leaves it to the guest agent.
+fn as_user(options: CallOptions, user: &str) -> Result<CallOptions, ConnectError> {
+    match basic_auth(user)? {
+        Some(value) => options.try_with_header(header::AUTHORIZATION, value),
+        None => Ok(options),
+    }
+}
+
+fn basic_auth(user: &str) -> Result<Option<String>, ConnectError> {
+    if user.is_empty() {
+        return Ok(None);
+    }
+    if user.contains(':') || user.chars().any(char::is_control) {
+        return Err(ConnectError::invalid_argument(format!(
+            "user: {user:?} is not a user name"
+        )));
+    }
+    let credentials = BASE64_STANDARD.encode(format!("{user}:"));
+    Ok(Some(format!("Basic {credentials}")))
+}
+
+/// For a caller of ours, a user that the guest does not know is a wrong argument, not a lack of credentials.
+fn unknown_user(user: &str) -> impl Fn(ConnectError) -> ConnectError {
+    let user = user.to_owned();
+    move |mut error| {
+        if error.code == ErrorCode::Unauthenticated && !user.is_empty() {
+            error.code = ErrorCode::InvalidArgument;
+        }
+        error
+    }
+}
+
+fn full(body: impl Into<Bytes>) -> RequestBody {
+    let body = http_body_util::Full::new(body.into());
+    UnsyncBoxBody::new(body.map_err(|never| match never {}))
+}
+
+fn bad_request(error: http::Error) -> ConnectError {
+    ConnectError::invalid_argument(format!("not a request: {error}"))
+}
+
+fn transport_failed(error: hyper_util::client::legacy::Error) -> ConnectError {
+    let what = if error.is_connect() {
+        "the sandbox's guest agent cannot be reached"
+    } else {
+        "the connection to the sandbox's guest agent broke"
+    };
+    ConnectError::unavailable(what).with_source(error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+//! Failures that the guest agent reports by HTTP status, as RPC errors.
+
+use std::time::Duration;
+
+use connectrpc::{ConnectError, ErrorCode};
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde::Deserialize;
+
+use super::{MAX_SMALL_ANSWER_BYTES, within};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Body of the guest agent's errors.
+#[derive(Deserialize)]
+struct ErrorBody {
+    message: String,
+}
+
+/// Passes an answer on, or turns it into an error if its status is one. `user` is who the request was made for.
+pub(super) async fn check(
+    answer: Response<Incoming>,
+    user: &str,
+) -> Result<Response<Incoming>, ConnectError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let body = Limited::new(answer.into_body(), MAX_SMALL_ANSWER_BYTES);
+    let body = within(DEADLINE, async { Ok(body.collect().await.ok()) }).await?;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let message = serde_json::from_slice(&body).map_or_else(
+        |_| format!("the guest agent answered with {status}"),
+        |body: ErrorBody| body.message,
+    );
+    Err(ConnectError::new(
+        code_of(status, !user.is_empty()),
+        message,
+    ))
+}
+
+/// The RPC code of an HTTP status.
+fn code_of(status: StatusCode, for_a_user: bool) -> ErrorCode {
+    match status {
+        StatusCode::BAD_REQUEST => ErrorCode::InvalidArgument,
+        // The agent's own token is right, so it is the user that the guest does not know.
+        StatusCode::UNAUTHORIZED if for_a_user => ErrorCode::InvalidArgument,
+        StatusCode::UNAUTHORIZED => ErrorCode::Internal,
+        StatusCode::FORBIDDEN => ErrorCode::PermissionDenied,
+        StatusCode::NOT_FOUND => ErrorCode::NotFound,
+        StatusCode::CONFLICT => ErrorCode::AlreadyExists,
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::INSUFFICIENT_STORAGE => {
+            ErrorCode::ResourceExhausted
+        }
+        StatusCode::SERVICE_UNAVAILABLE => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_that_the_guest_agent_uses_has_its_code() {
+        let table = [
+            (400, ErrorCode::InvalidArgument),
+            (401, ErrorCode::InvalidArgument),
+            (403, ErrorCode::PermissionDenied),
+            (404, ErrorCode::NotFound),
+            (409, ErrorCode::AlreadyExists),
+            (413, ErrorCode::ResourceExhausted),
+            (500, ErrorCode::Internal),
+            (503, ErrorCode::Unavailable),
+            (507, ErrorCode::ResourceExhausted),
+        ];
+        for (status, code) in table {
+            let status = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(code_of(status, true), code, "{status}");
+        }
+        assert_eq!(
+            code_of(StatusCode::UNAUTHORIZED, false),
+            ErrorCode::Internal
+        );
+    }
+}

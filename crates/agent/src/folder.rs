@@ -1,0 +1,236 @@
+//! The folder of a sandbox: what this host knows of it, across restarts of the agent.
+//!
+//! ```text
+//! <data>/sandboxes/<id>/       0700
+//!   spec.json                  written last of all before the supervisor starts: without it the folder is half-made
+//!   boot.json                  written when the guest first answered: with it the sandbox was running once
+//!   status.json, console.log, supervisor.log, supervisor.sock    the supervisor's
+//!   rootfs.qcow2               the disk
+//! ```
+//!
+//! Files appear whole: written under another name, flushed, renamed. [`Folder::remove`] takes `spec.json` away first, so that
+//! a folder that was only half removed is never taken for a sandbox.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use wrenn_proto::{
+    SandboxId,
+    supervise::{FinalStatus, SupervisorSpec, files},
+};
+
+/// File of [`BootTimes`].
+const BOOT: &str = "boot.json";
+
+/// Why a folder could not be made or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum FolderError {
+    /// There is one of this name.
+    #[error("a sandbox {0} exists already")]
+    Exists(SandboxId),
+    /// A file operation failed.
+    #[error("could not {step} {path}")]
+    Io {
+        step: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A file's content is not what it should be.
+    #[error("{path} is not a sandbox's specification")]
+    Malformed {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl FolderError {
+    /// Whether the host's disk is full.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if crate::host::is_out_of_space(source))
+    }
+}
+
+/// Where the time of a boot went: milliseconds from the start of the create; 0 where not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct BootTimes {
+    pub(crate) prepared_ms: u32,
+    pub(crate) vmm_started_ms: u32,
+    pub(crate) kernel_ms: u32,
+    pub(crate) init_ms: u32,
+    pub(crate) envd_ms: u32,
+}
+
+/// All folders of one agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Folders {
+    root: PathBuf,
+}
+
+/// One sandbox's folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Folder {
+    path: PathBuf,
+}
+
+impl Folders {
+    /// Those of a data directory.
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, FolderError> {
+        let root = data_dir.join("sandboxes");
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&root)
+            .map_err(failed("make", &root))?;
+        Ok(Self { root })
+    }
+
+    /// Makes the folder of a new sandbox.
+    pub(crate) fn claim(&self, id: &SandboxId) -> Result<Folder, FolderError> {
+        let path = self.root.join(id);
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => Ok(Folder { path }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(FolderError::Exists(id.clone()))
+            }
+            Err(error) => Err(failed("make", &path)(error)),
+        }
+    }
+
+    /// All folders that there are. What is not named like a sandbox is none.
+    pub(crate) fn list(&self) -> Result<Vec<(SandboxId, Folder)>, FolderError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
+            let entry = entry.map_err(failed("list", &self.root))?;
+            let name = entry.file_name();
+            match name.to_str().map(str::parse) {
+                Some(Ok(id)) => found.push((id, Folder { path: entry.path() })),
+                _ => tracing::warn!(path = %entry.path().display(), "not a sandbox; left alone"),
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Folder {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn write_spec(&self, spec: &SupervisorSpec) -> Result<(), FolderError> {
+        self.write_json(files::SPEC, spec)
+    }
+
+    pub(crate) fn read_spec(&self) -> Result<SupervisorSpec, FolderError> {
+        let path = self.path.join(files::SPEC);
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        serde_json::from_slice(&text).map_err(|source| FolderError::Malformed { path, source })
+    }
+
+    pub(crate) fn write_boot(&self, boot: &BootTimes) -> Result<(), FolderError> {
+        self.write_json(BOOT, boot)
+    }
+
+    /// `None` if the guest never answered.
+    pub(crate) fn read_boot(&self) -> Option<BootTimes> {
+        let text = fs::read(self.path.join(BOOT)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// What the supervisor said last; `None` if it could not say anything.
+    pub(crate) fn read_final_status(&self) -> Option<FinalStatus> {
+        let text = fs::read(self.path.join(files::STATUS)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// The last lines of a log, for a message; empty if there is none.
+    pub(crate) fn tail(&self, file: &str, bytes: usize) -> String {
+        let text = fs::read(self.path.join(file)).unwrap_or_default();
+        let start = text.len().saturating_sub(bytes);
+        String::from_utf8_lossy(&text[start..]).trim().to_owned()
+    }
+
+    /// Removes everything. Fine if there is nothing.
+    pub(crate) fn remove(&self) -> Result<(), FolderError> {
+        let spec = self.path.join(files::SPEC);
+        ignore_missing(fs::remove_file(&spec)).map_err(failed("remove", &spec))?;
+        ignore_missing(fs::remove_dir_all(&self.path)).map_err(failed("remove", &self.path))
+    }
+
+    fn write_json(&self, name: &'static str, value: &impl Serialize) -> Result<(), FolderError> {
+        let path = self.path.join(name);
+        let temporary = self.path.join(format!("{name}.tmp"));
+        let write = || {
+            let mut file = fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(value)?)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            fs::File::open(&self.path)?.sync_all()
+        };
+        write().map_err(failed("write", &path))
+    }
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::Io { step, path, source }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn id() -> SandboxId {
+        "sb-1".parse().unwrap()
+    }
+
+    #[test]
+    fn a_folder_is_claimed_once_and_removed_whole() {
+        let data = tempfile::tempdir().unwrap();
+        let folders = Folders::open(data.path()).unwrap();
+        let folder = folders.claim(&id()).unwrap();
+        assert!(matches!(folders.claim(&id()), Err(FolderError::Exists(_))));
+        assert!(folder.read_spec().is_err() && folder.read_boot().is_none());
+        let boot = BootTimes {
+            envd_ms: 5,
+            ..BootTimes::default()
+        };
+        folder.write_boot(&boot).unwrap();
+        assert_eq!(folder.read_boot(), Some(boot));
+        fs::write(data.path().join("sandboxes/not a sandbox"), "").unwrap();
+        assert_eq!(folders.list().unwrap().len(), 1);
+        folder.remove().unwrap();
+        folder.remove().unwrap();
+        assert!(folders.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_log_is_cut_to_its_end() {
+        let data = tempfile::tempdir().unwrap();
+        let folder = Folders::open(data.path()).unwrap().claim(&id()).unwrap();
+        fs::write(folder.path().join(files::LOG), "first\nlast\n").unwrap();
+        assert_eq!(folder.tail(files::LOG, 5), "last");
+        assert_eq!(folder.tail(files::CONSOLE, 5), "");
+    }
+}

@@ -1,0 +1,130 @@
+//! Links, addresses and routes, by netlink.
+
+use std::{net::Ipv4Addr, os::fd::BorrowedFd};
+
+use futures::TryStreamExt as _;
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::link::{InfoData, InfoVeth, LinkMessage},
+};
+use std::os::fd::AsRawFd as _;
+
+/// A netlink socket of the namespace in which the calling thread was when it was opened.
+pub(super) struct Netlink {
+    handle: Handle,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// The answer of the kernel: `-errno` of `ENODEV`.
+const NO_SUCH_DEVICE: i32 = -nix::libc::ENODEV;
+
+impl Netlink {
+    /// Must be called inside a tokio runtime.
+    pub(super) fn open() -> std::io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self {
+            handle,
+            connection: tokio::spawn(connection),
+        })
+    }
+
+    /// Index of a link; `None` if there is none of this name.
+    pub(super) async fn index(&self, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        match request.execute().try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) if is_no_such_device(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a pair of links: `name` here, `peer` in another namespace.
+    pub(super) async fn add_veth(
+        &self,
+        name: &str,
+        peer: &str,
+        peer_ns: BorrowedFd<'_>,
+    ) -> Result<(), rtnetlink::Error> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(peer)
+            .setns_by_fd(peer_ns.as_raw_fd())
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(
+            rtnetlink::packet_route::link::InfoKind::Veth,
+        )
+        .name(name)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+        self.handle.link().add(message).execute().await
+    }
+
+    /// Changes a link.
+    pub(super) async fn set(&self, message: LinkMessage) -> Result<(), rtnetlink::Error> {
+        self.handle.link().set(message).execute().await
+    }
+
+    /// Sets a link up.
+    pub(super) async fn set_up(&self, index: u32) -> Result<(), rtnetlink::Error> {
+        self.set(LinkUnspec::new_with_index(index).up().build())
+            .await
+    }
+
+    /// Removes a link, and with it its peer and its routes. Fine if it does not exist.
+    pub(super) async fn remove(&self, name: &str) -> Result<(), rtnetlink::Error> {
+        let Some(index) = self.index(name).await? else {
+            return Ok(());
+        };
+        match self.handle.link().del(index).execute().await {
+            Err(error) if !is_no_such_device(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds an address to a link.
+    pub(super) async fn add_address(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> Result<(), rtnetlink::Error> {
+        let request = self.handle.address().add(index, address.into(), prefix);
+        request.execute().await
+    }
+
+    /// Adds a route to one address, or to everything, by a gateway.
+    pub(super) async fn add_route(
+        &self,
+        index: u32,
+        destination: Option<Ipv4Addr>,
+        gateway: Ipv4Addr,
+    ) -> Result<(), rtnetlink::Error> {
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .gateway(gateway)
+            .output_interface(index);
+        if let Some(destination) = destination {
+            route = route.destination_prefix(destination, 32);
+        }
+        self.handle.route().add(route.build()).execute().await
+    }
+
+    /// Says for good which hardware address a neighbour has.
+    pub(super) async fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        mac: &[u8],
+    ) -> Result<(), rtnetlink::Error> {
+        let request = self.handle.neighbours().add(index, address.into());
+        request.link_layer_address(mac).execute().await
+    }
+}
+
+fn is_no_such_device(error: &rtnetlink::Error) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == NO_SUCH_DEVICE)
+}

@@ -1,0 +1,91 @@
+//! Named network namespaces, as `ip netns` makes and shows them: a file below `/run/netns` with the namespace bound to it.
+//!
+//! `setns` and `unshare` act on one thread, so all of this is called on threads of its own, never in an async task.
+
+use std::{fs, io, path::Path};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+use rustix::fs::{FlockOperation, flock, statfs};
+
+use super::addresses::NETNS_DIR;
+
+/// `f_type` of the file system that namespaces live on (`linux/magic.h`).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// Moves the calling thread into a new network namespace and gives that a name.
+///
+/// The thread stays in it until it ends. Nothing is left if this fails.
+pub(super) fn enter_new(path: &Path) -> io::Result<()> {
+    prepare_directory()?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    fs::File::options()
+        .write(true)
+        .create_new(true)
+        .open(path)?;
+    let bound = mount(
+        Some("/proc/thread-self/ns/net"),
+        path,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    );
+    if let Err(error) = bound {
+        let _ = fs::remove_file(path);
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+/// Takes the name away; the namespace goes when its last process, socket or device is gone. One without it is fine.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // Not a mount point: a plain file, left by a crash in between, or by a restart of the machine.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a namespace has this name. A plain file is none.
+pub(super) fn exists(path: &Path) -> bool {
+    #[allow(
+        clippy::useless_conversion,
+        reason = "the type of f_type differs between architectures"
+    )]
+    statfs(path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC)
+}
+
+/// Makes the directory a shared mount of its own, once, as `ip netns` does: then a name that is removed here goes from
+/// other mount namespaces too, where it would keep the network namespace alive.
+fn prepare_directory() -> io::Result<()> {
+    fs::create_dir_all(NETNS_DIR)?;
+    let directory = fs::File::open(NETNS_DIR)?;
+    // Against others that do the same now; released when the descriptor closes.
+    flock(&directory, FlockOperation::LockExclusive)?;
+    let share = || {
+        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        mount(None::<&str>, NETNS_DIR, None::<&str>, flags, None::<&str>)
+    };
+    match share() {
+        Err(Errno::EINVAL) => {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(
+                Some(NETNS_DIR),
+                NETNS_DIR,
+                None::<&str>,
+                flags,
+                None::<&str>,
+            )?;
+            share()?;
+        }
+        shared => shared?,
+    }
+    Ok(())
+}

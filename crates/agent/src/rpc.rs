@@ -1,0 +1,278 @@
+//! The service `hostagent.v1`, as thin as can be: what it does is done elsewhere, and errors pass through with their codes.
+
+mod auth;
+mod files;
+mod lifecycle;
+mod process;
+
+use std::sync::Arc;
+
+use connectrpc::{
+    ConnectError, ConnectRpcService, Limits, RequestContext, Response, Router, ServiceRequest,
+    ServiceResult, ServiceStream,
+};
+use wrenn_proto::{limits, rpc::hostagent::v1 as pb};
+
+use crate::sandbox::{Running, Sandbox, owner::Owners};
+
+/// Room for a message's fields beside a file's content, bytes.
+const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;
+
+/// The service.
+pub(crate) struct AgentService {
+    owners: Owners,
+}
+
+/// The service behind its check of the token, ready to be served.
+pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
+    let service = Arc::new(AgentService { owners });
+    let largest = limits::MAX_FILE_MESSAGE_BYTES + MESSAGE_OVERHEAD_BYTES;
+    let size_limits = Limits::default()
+        .with_max_message_size(largest)
+        .with_max_request_body_size(largest);
+    let rpc = ConnectRpcService::new(Router::new().add_service(service)).with_limits(size_limits);
+    axum::Router::new()
+        .fallback_service(rpc)
+        .layer(axum::middleware::from_fn_with_state(
+            auth::Token::new(token),
+            auth::require_token,
+        ))
+}
+
+impl AgentService {
+    fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ConnectError> {
+        Ok(self.owners.registry.get(id)?)
+    }
+
+    /// A sandbox that runs; counts as use.
+    fn in_use(&self, id: &str) -> Result<InUse, ConnectError> {
+        let sandbox = self.sandbox(id)?;
+        let running = sandbox.use_now()?;
+        Ok(InUse { sandbox, running })
+    }
+}
+
+/// A running sandbox and one who uses it.
+#[derive(Clone)]
+struct InUse {
+    sandbox: Arc<Sandbox>,
+    running: Arc<Running>,
+}
+
+impl InUse {
+    /// Waits for the guest, but not beyond the sandbox's end: a guest that is gone never answers.
+    async fn wait_for<T>(
+        &self,
+        work: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, ConnectError> {
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = self.running.gone.cancelled() => Err(self.lost()),
+        }
+    }
+
+    fn lost(&self) -> ConnectError {
+        let id = &self.sandbox.facts.id;
+        match self.sandbox.state() {
+            crate::sandbox::State::Error { reason } => {
+                ConnectError::unavailable(format!("sandbox {id} is lost: {reason}"))
+            }
+            _ => ConnectError::unavailable(format!("sandbox {id} was destroyed")),
+        }
+    }
+}
+
+type Request<'a, T> = ServiceRequest<'a, T>;
+
+#[allow(
+    refining_impl_trait,
+    reason = "the methods answer with plain messages, which is what the trait's bound is for"
+)]
+impl pb::HostAgentService for AgentService {
+    async fn get_host(
+        &self,
+        _: RequestContext,
+        _: Request<'_, pb::GetHostRequest>,
+    ) -> ServiceResult<pb::GetHostResponse> {
+        Response::ok(lifecycle::get_host(&self.owners).await?)
+    }
+
+    async fn create_sandbox(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::CreateSandboxRequest>,
+    ) -> ServiceResult<pb::CreateSandboxResponse> {
+        Response::ok(lifecycle::create(&self.owners, request.to_owned_message()).await?)
+    }
+
+    async fn destroy_sandbox(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::DestroySandboxRequest>,
+    ) -> ServiceResult<pb::DestroySandboxResponse> {
+        self.sandbox(request.id)?.destroy().await?;
+        Response::ok(pb::DestroySandboxResponse::default())
+    }
+
+    async fn list_sandboxes(
+        &self,
+        _: RequestContext,
+        _: Request<'_, pb::ListSandboxesRequest>,
+    ) -> ServiceResult<pb::ListSandboxesResponse> {
+        Response::ok(lifecycle::list(&self.owners))
+    }
+
+    async fn ping_sandbox(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::PingSandboxRequest>,
+    ) -> ServiceResult<pb::PingSandboxResponse> {
+        self.in_use(request.id)?;
+        Response::ok(pb::PingSandboxResponse::default())
+    }
+
+    async fn get_metrics(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::GetMetricsRequest>,
+    ) -> ServiceResult<pb::GetMetricsResponse> {
+        let sandbox = self.sandbox(request.id)?;
+        Response::ok(lifecycle::metrics(&sandbox).await?)
+    }
+
+    async fn exec(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ExecRequest>,
+    ) -> ServiceResult<pb::ExecResponse> {
+        let request = request.to_owned_message();
+        Response::ok(process::exec(self.in_use(&request.id)?, request).await?)
+    }
+
+    async fn exec_stream(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ExecStreamRequest>,
+    ) -> ServiceResult<ServiceStream<pb::ExecStreamResponse>> {
+        let request = request.to_owned_message();
+        let events = process::start(self.in_use(&request.id)?, request).await?;
+        Response::stream_ok(events)
+    }
+
+    async fn connect_process(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ConnectProcessRequest>,
+    ) -> ServiceResult<ServiceStream<pb::ExecStreamResponse>> {
+        let request = request.to_owned_message();
+        let events = process::connect(self.in_use(&request.id)?, request).await?;
+        Response::stream_ok(events)
+    }
+
+    async fn list_processes(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ListProcessesRequest>,
+    ) -> ServiceResult<pb::ListProcessesResponse> {
+        Response::ok(process::list(&self.in_use(request.id)?).await?)
+    }
+
+    async fn send_input(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::SendInputRequest>,
+    ) -> ServiceResult<pb::SendInputResponse> {
+        let request = request.to_owned_message();
+        Response::ok(process::send_input(&self.in_use(&request.id)?, request).await?)
+    }
+
+    async fn close_stdin(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::CloseStdinRequest>,
+    ) -> ServiceResult<pb::CloseStdinResponse> {
+        let request = request.to_owned_message();
+        Response::ok(process::close_stdin(&self.in_use(&request.id)?, request).await?)
+    }
+
+    async fn resize_pty(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ResizePtyRequest>,
+    ) -> ServiceResult<pb::ResizePtyResponse> {
+        let request = request.to_owned_message();
+        Response::ok(process::resize_pty(&self.in_use(&request.id)?, request).await?)
+    }
+
+    async fn signal_process(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::SignalProcessRequest>,
+    ) -> ServiceResult<pb::SignalProcessResponse> {
+        let request = request.to_owned_message();
+        Response::ok(process::signal(&self.in_use(&request.id)?, request).await?)
+    }
+
+    async fn write_file(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::WriteFileRequest>,
+    ) -> ServiceResult<pb::WriteFileResponse> {
+        let request = request.to_owned_message();
+        Response::ok(files::write(self, request).await?)
+    }
+
+    async fn read_file(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ReadFileRequest>,
+    ) -> ServiceResult<pb::ReadFileResponse> {
+        let request = request.to_owned_message();
+        Response::ok(files::read(self, request).await?)
+    }
+
+    async fn write_file_stream(
+        &self,
+        _: RequestContext,
+        requests: connectrpc::InboundStream<pb::WriteFileStreamRequest>,
+    ) -> ServiceResult<pb::WriteFileStreamResponse> {
+        Response::ok(files::write_stream(self, requests).await?)
+    }
+
+    async fn read_file_stream(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ReadFileStreamRequest>,
+    ) -> ServiceResult<ServiceStream<pb::ReadFileStreamResponse>> {
+        let request = request.to_owned_message();
+        Response::stream_ok(files::read_stream(self, request).await?)
+    }
+
+    async fn list_dir(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ListDirRequest>,
+    ) -> ServiceResult<pb::ListDirResponse> {
+        let request = request.to_owned_message();
+        Response::ok(files::list_dir(self, request).await?)
+    }
+
+    async fn make_dir(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::MakeDirRequest>,
+    ) -> ServiceResult<pb::MakeDirResponse> {
+        let request = request.to_owned_message();
+        Response::ok(files::make_dir(self, request).await?)
+    }
+
+    async fn remove_path(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::RemovePathRequest>,
+    ) -> ServiceResult<pb::RemovePathResponse> {
+        let request = request.to_owned_message();
+        Response::ok(files::remove_path(self, request).await?)
+    }
+}

@@ -1,0 +1,263 @@
+//! Create, list, figures of host and sandbox.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use connectrpc::ConnectError;
+use tokio::sync::oneshot;
+use wrenn_proto::{TemplateName, limits, rpc::hostagent::v1 as pb};
+
+use crate::{
+    folder::BootTimes,
+    host::{self, in_range},
+    sandbox::{
+        self, CreateError, Facts, Plan, Sandbox, Start, State, now_unix_ms, owner::Owners,
+        resources::HostParts,
+    },
+};
+
+/// Names and values of the environment, all together, bytes: far below what a kernel command line or an exec takes.
+const MAX_ENVS_BYTES: usize = 64 * 1024;
+
+pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, ConnectError> {
+    let host = owners.host.clone();
+    let sandboxes = owners.registry.list().len();
+    let answer = blocking(move || {
+        let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
+        let templates = host.templates.templates()?;
+        let template = |template: crate::Template| pb::TemplateInfo {
+            name: template.name.into(),
+            vcpus: template.vcpus,
+            memory_mb: template.memory_mib,
+            size_bytes: template.size_bytes,
+            created_unix_ms: template.created_unix_ms,
+            ..Default::default()
+        };
+        Ok(pb::GetHostResponse {
+            accel: host.config.accel.to_string(),
+            cpu_count: facts.cpu_count,
+            memory_total_mib: facts.memory_total_mib,
+            memory_available_mib: facts.memory_available_mib,
+            disk_free_mib: facts.disk_free_mib,
+            sandboxes: u32::try_from(sandboxes).unwrap_or(u32::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            templates: templates.into_iter().map(template).collect(),
+            ..Default::default()
+        })
+    });
+    answer.await.map_err(|error| (&error).into())
+}
+
+/// Boots a sandbox. It boots on when the caller goes away.
+pub(super) async fn create(
+    owners: &Owners,
+    request: pb::CreateSandboxRequest,
+) -> Result<pb::CreateSandboxResponse, ConnectError> {
+    let (sandbox, made) = begin(owners, request)
+        .await
+        .map_err(|e| ConnectError::from(&e))?;
+    let made = made.await.unwrap_or(Err(CreateError::Panicked));
+    made.map_err(|e| ConnectError::from(&e))?;
+    Ok(pb::CreateSandboxResponse {
+        sandbox: info(&sandbox).into(),
+        ..Default::default()
+    })
+}
+
+type Made = oneshot::Receiver<Result<(), CreateError>>;
+
+async fn begin(
+    owners: &Owners,
+    request: pb::CreateSandboxRequest,
+) -> Result<(Arc<Sandbox>, Made), CreateError> {
+    if owners.shutdown.is_cancelled() {
+        return Err(CreateError::ShuttingDown);
+    }
+    let host = owners.host.clone();
+    let plan = blocking(move || check(&host, request)).await?;
+    let (sandbox, requests) = Sandbox::new(Facts::from(&plan), plan.created_unix_ms);
+    if !owners.registry.insert(sandbox.clone()) {
+        return Err(CreateError::Exists(plan.id));
+    }
+    let (made, answer) = oneshot::channel();
+    let plan = Box::new(plan);
+    sandbox::spawn(
+        owners,
+        sandbox.clone(),
+        requests,
+        Start::Create { plan, made },
+    );
+    Ok((sandbox, answer))
+}
+
+/// Everything about a request that can be said before anything is made.
+fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, CreateError> {
+    let id = request.id.parse().map_err(field("id"))?;
+    let template_name: TemplateName = request.template.parse().map_err(field("template"))?;
+    let egress = match request.egress.as_known() {
+        Some(pb::Egress::EGRESS_UNSPECIFIED) => host.config.default_egress,
+        Some(pb::Egress::EGRESS_DENY) => false,
+        Some(pb::Egress::EGRESS_ALLOW) => true,
+        None => return Err(field("egress")("not a value of Egress")),
+    };
+    let envs: BTreeMap<String, String> = request.envs.into_iter().collect();
+    check_envs(&envs)?;
+    in_range(
+        "timeout_sec",
+        request.timeout_sec,
+        0,
+        limits::MAX_TIMEOUT_SEC,
+        "",
+    )?;
+    let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
+    let template = host.templates.template(&template_name)?;
+    facts.admit(request.vcpus, request.memory_mb)?;
+    let disk_mib = match request.disk_size_mb {
+        0 => limits::DEFAULT_DISK_MIB,
+        size => size,
+    };
+    let image = std::fs::metadata(&template.rootfs).map_err(CreateError::Host)?;
+    let image_mib = u32::try_from(image.len().div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
+    let why = " MiB, and no smaller than the template's image";
+    in_range(
+        "disk_size_mb",
+        disk_mib,
+        image_mib,
+        limits::MAX_DISK_MIB,
+        why,
+    )?;
+    Ok(Plan {
+        id,
+        template_name,
+        template,
+        vcpus: request.vcpus,
+        memory_mib: request.memory_mb,
+        disk_mib,
+        timeout_sec: request.timeout_sec,
+        egress,
+        envs,
+        created_unix_ms: now_unix_ms(),
+    })
+}
+
+fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), CreateError> {
+    let mut bytes = 0;
+    for (name, value) in envs {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(field("envs")(format!(
+                "{name:?} is not a name of a variable"
+            )));
+        }
+        if value.contains('\0') {
+            return Err(field("envs")(format!(
+                "the value of {name:?} has a NUL in it"
+            )));
+        }
+        bytes += name.len() + value.len();
+    }
+    if bytes > MAX_ENVS_BYTES {
+        return Err(field("envs")(format!(
+            "{bytes} bytes; at most {MAX_ENVS_BYTES}"
+        )));
+    }
+    Ok(())
+}
+
+fn field<E: ToString>(field: &'static str) -> impl FnOnce(E) -> CreateError {
+    move |reason| CreateError::Field {
+        field,
+        reason: reason.to_string(),
+    }
+}
+
+pub(super) fn list(owners: &Owners) -> pb::ListSandboxesResponse {
+    pb::ListSandboxesResponse {
+        sandboxes: owners.registry.list().iter().map(|s| info(s)).collect(),
+        ..Default::default()
+    }
+}
+
+/// The guest's figures. Looking at them is no use of the sandbox.
+pub(super) async fn metrics(sandbox: &Sandbox) -> Result<pb::GetMetricsResponse, ConnectError> {
+    let State::Running(running) = sandbox.state() else {
+        return Err(sandbox.unusable().into());
+    };
+    let metrics = tokio::select! {
+        metrics = running.envd.metrics() => metrics?,
+        () = running.gone.cancelled() => return Err(sandbox.unusable().into()),
+    };
+    Ok(pb::GetMetricsResponse {
+        timestamp_unix_ms: metrics.ts.saturating_mul(1000),
+        cpu_count: metrics.cpu_count,
+        cpu_used_pct: metrics.cpu_used_pct,
+        mem_total_bytes: metrics.mem_total,
+        mem_used_bytes: metrics.mem_used,
+        mem_cache_bytes: metrics.mem_cache,
+        disk_total_bytes: metrics.disk_total,
+        disk_used_bytes: metrics.disk_used,
+        ..Default::default()
+    })
+}
+
+fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
+    let facts = &sandbox.facts;
+    let (state, reason, boot) = match sandbox.state() {
+        State::Starting => (
+            pb::SandboxState::SANDBOX_STATE_STARTING,
+            String::new(),
+            None,
+        ),
+        State::Running(running) => {
+            let state = pb::SandboxState::SANDBOX_STATE_RUNNING;
+            (state, String::new(), Some(boot_times(running.boot)))
+        }
+        State::Error { reason } => (pb::SandboxState::SANDBOX_STATE_ERROR, reason, None),
+        State::Stopping => (
+            pb::SandboxState::SANDBOX_STATE_STOPPING,
+            String::new(),
+            None,
+        ),
+    };
+    let egress = if facts.egress {
+        pb::Egress::EGRESS_ALLOW
+    } else {
+        pb::Egress::EGRESS_DENY
+    };
+    pb::SandboxInfo {
+        id: facts.id.to_string(),
+        state: state.into(),
+        template: facts.template.to_string(),
+        vcpus: facts.vcpus,
+        memory_mb: facts.memory_mib,
+        timeout_sec: facts.timeout_sec,
+        host_ip: sandbox
+            .host_ip()
+            .map_or_else(String::new, |ip| ip.to_string()),
+        guest_ip: limits::GUEST_IP.to_string(),
+        created_unix_ms: facts.created_unix_ms,
+        last_active_unix_ms: sandbox.last_active_unix_ms(),
+        reason,
+        boot: boot.into(),
+        disk_size_mb: facts.disk_mib,
+        egress: egress.into(),
+        ..Default::default()
+    }
+}
+
+fn boot_times(times: BootTimes) -> pb::BootTimes {
+    pb::BootTimes {
+        prepared_ms: times.prepared_ms,
+        vmm_started_ms: times.vmm_started_ms,
+        kernel_ms: times.kernel_ms,
+        init_ms: times.init_ms,
+        envd_ms: times.envd_ms,
+        ..Default::default()
+    }
+}
+
+/// Runs what reads files off the tasks that serve others.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CreateError> + Send + 'static,
+) -> Result<T, CreateError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or(Err(CreateError::Panicked))
+}

@@ -1,0 +1,252 @@
+//! Processes in the guest.
+
+use std::time::Duration;
+
+use connectrpc::{ConnectError, ServiceStream};
+use futures::{StreamExt as _, stream};
+use wrenn_proto::{
+    limits::MAX_EXEC_OUTPUT_BYTES,
+    rpc::{
+        hostagent::v1 as pb,
+        process::{
+            self as guest,
+            __buffa::oneof::{
+                process_event::Event, process_event::data_event::Output, process_selector::Selector,
+            },
+            ProcessEvent, ProcessSelector,
+        },
+    },
+};
+
+use super::InUse;
+use crate::envd_client::{ConnectStream, StartStream};
+
+/// How much longer than its time limit a collected command may take, for its end to be told.
+const END_GRACE: Duration = Duration::from_secs(15);
+
+/// Events of a process, however it was come by.
+enum Events {
+    Started(StartStream),
+    Connected(ConnectStream),
+}
+
+impl Events {
+    async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
+        Ok(match self {
+            Self::Started(stream) => {
+                let message = stream.message().await?;
+                message.and_then(|m| m.to_owned_message().event.into_option())
+            }
+            Self::Connected(stream) => {
+                let message = stream.message().await?;
+                message.and_then(|m| m.to_owned_message().event.into_option())
+            }
+        })
+    }
+}
+
+/// Runs a command to its end and collects what it prints.
+pub(super) async fn exec(
+    in_use: InUse,
+    request: pb::ExecRequest,
+) -> Result<pb::ExecResponse, ConnectError> {
+    let start = guest::StartRequest {
+        process: request.process,
+        // What nobody can write to is at its end from the start: a command that reads does not wait for ever.
+        stdin: Some(false),
+        ..Default::default()
+    };
+    let limit = time_limit(request.timeout_sec);
+    let run = async {
+        let stream = in_use
+            .running
+            .envd
+            .start(start, &request.user, limit)
+            .await?;
+        collect(&in_use, Events::Started(stream)).await
+    };
+    let Some(limit) = limit else {
+        return in_use.wait_for(run).await;
+    };
+    // The guest ends the process in time; this is for a guest that does not.
+    let run = tokio::time::timeout(limit + END_GRACE, in_use.wait_for(run));
+    run.await.unwrap_or_else(|_| {
+        Err(ConnectError::deadline_exceeded(format!(
+            "the command's end was not told within {END_GRACE:?} after its time limit of {limit:?}"
+        )))
+    })
+}
+
+async fn collect(in_use: &InUse, mut events: Events) -> Result<pb::ExecResponse, ConnectError> {
+    let mut response = pb::ExecResponse::default();
+    let mut pid = None;
+    while let Some(event) = events.next().await? {
+        in_use.sandbox.touch();
+        match event.event {
+            Some(Event::Start(start)) => pid = Some(start.pid),
+            Some(Event::Data(data)) => {
+                let (buffer, bytes, name) = match data.output {
+                    Some(Output::Stdout(bytes)) => (&mut response.stdout, bytes, "stdout"),
+                    Some(Output::Stderr(bytes)) => (&mut response.stderr, bytes, "stderr"),
+                    Some(Output::Pty(_)) | None => continue,
+                };
+                if buffer.len() + bytes.len() > MAX_EXEC_OUTPUT_BYTES {
+                    end_process(in_use, pid).await;
+                    return Err(ConnectError::resource_exhausted(format!(
+                        "the command printed more than {MAX_EXEC_OUTPUT_BYTES} bytes to {name} and was killed; \
+                         stream its output instead"
+                    )));
+                }
+                buffer.extend_from_slice(&bytes);
+            }
+            Some(Event::End(end)) => {
+                response.exit_code = end.exit_code;
+                response.error = end.error.unwrap_or_default();
+                return Ok(response);
+            }
+            Some(Event::Keepalive(_)) | None => {}
+        }
+    }
+    Err(ConnectError::unavailable(
+        "the command's output ended before the command did",
+    ))
+}
+
+/// Kills a process whose output nobody wants any more.
+async fn end_process(in_use: &InUse, pid: Option<u32>) {
+    let Some(pid) = pid else { return };
+    let request = guest::SendSignalRequest {
+        process: ProcessSelector {
+            selector: Some(Selector::Pid(pid)),
+            ..Default::default()
+        }
+        .into(),
+        signal: guest::Signal::SIGNAL_SIGKILL.into(),
+        ..Default::default()
+    };
+    if let Err(error) = in_use.running.envd.signal(request).await {
+        tracing::debug!(pid, %error, "process not killed; it may have ended");
+    }
+}
+
+/// Starts a process and streams its events. It lives on when the caller goes away.
+pub(super) async fn start(
+    in_use: InUse,
+    request: pb::ExecStreamRequest,
+) -> Result<ServiceStream<pb::ExecStreamResponse>, ConnectError> {
+    let Some(start) = request.start.into_option() else {
+        return Err(ConnectError::invalid_argument("start: missing"));
+    };
+    let limit = time_limit(request.timeout_sec);
+    let call = in_use.running.envd.start(start, &request.user, limit);
+    let stream = in_use.wait_for(call).await?;
+    Ok(forward(in_use, Events::Started(stream)))
+}
+
+/// Streams the output of a running process from now on.
+pub(super) async fn connect(
+    in_use: InUse,
+    request: pb::ConnectProcessRequest,
+) -> Result<ServiceStream<pb::ExecStreamResponse>, ConnectError> {
+    let connect = guest::ConnectRequest {
+        process: request.process,
+        ..Default::default()
+    };
+    let call = in_use.running.envd.connect(connect);
+    let stream = in_use.wait_for(call).await?;
+    Ok(forward(in_use, Events::Connected(stream)))
+}
+
+/// Events are fetched as fast as they are taken, so a slow reader slows the process down and nothing piles up here.
+fn forward(in_use: InUse, events: Events) -> ServiceStream<pb::ExecStreamResponse> {
+    let next = async |(in_use, mut events): (InUse, Events)| {
+        let event = match in_use.wait_for(events.next()).await {
+            Ok(event) => Ok(event?),
+            Err(error) => Err(error),
+        };
+        // A keepalive says that the connection lives, not that somebody uses the sandbox.
+        if !matches!(&event, Ok(event) if matches!(event.event, Some(Event::Keepalive(_)))) {
+            in_use.sandbox.touch();
+        }
+        let response = event.map(|event| pb::ExecStreamResponse {
+            event: event.into(),
+            ..Default::default()
+        });
+        // Ends after an error.
+        let rest = response.is_ok().then_some((in_use, events));
+        Some((response, rest))
+    };
+    let step = move |state: Option<(InUse, Events)>| async move { next(state?).await };
+    stream::unfold(Some((in_use, events)), step).boxed()
+}
+
+pub(super) async fn list(in_use: &InUse) -> Result<pb::ListProcessesResponse, ConnectError> {
+    Ok(pb::ListProcessesResponse {
+        processes: in_use.wait_for(in_use.running.envd.processes()).await?,
+        ..Default::default()
+    })
+}
+
+pub(super) async fn send_input(
+    in_use: &InUse,
+    request: pb::SendInputRequest,
+) -> Result<pb::SendInputResponse, ConnectError> {
+    let call = in_use.running.envd.send_input(guest::SendInputRequest {
+        process: request.process,
+        input: request.input,
+        ..Default::default()
+    });
+    in_use.wait_for(call).await?;
+    Ok(pb::SendInputResponse::default())
+}
+
+pub(super) async fn close_stdin(
+    in_use: &InUse,
+    request: pb::CloseStdinRequest,
+) -> Result<pb::CloseStdinResponse, ConnectError> {
+    let call = in_use.running.envd.close_stdin(guest::CloseStdinRequest {
+        process: request.process,
+        ..Default::default()
+    });
+    in_use.wait_for(call).await?;
+    Ok(pb::CloseStdinResponse::default())
+}
+
+pub(super) async fn resize_pty(
+    in_use: &InUse,
+    request: pb::ResizePtyRequest,
+) -> Result<pb::ResizePtyResponse, ConnectError> {
+    let size = guest::pty::Size {
+        cols: request.cols,
+        rows: request.rows,
+        ..Default::default()
+    };
+    let call = in_use.running.envd.update(guest::UpdateRequest {
+        process: request.process,
+        pty: guest::PTY {
+            size: size.into(),
+            ..Default::default()
+        }
+        .into(),
+        ..Default::default()
+    });
+    in_use.wait_for(call).await?;
+    Ok(pb::ResizePtyResponse::default())
+}
+
+pub(super) async fn signal(
+    in_use: &InUse,
+    request: pb::SignalProcessRequest,
+) -> Result<pb::SignalProcessResponse, ConnectError> {
+    let call = in_use.running.envd.signal(guest::SendSignalRequest {
+        process: request.process,
+        signal: request.signal,
+        ..Default::default()
+    });
+    in_use.wait_for(call).await?;
+    Ok(pb::SignalProcessResponse::default())
+}
+
+fn time_limit(seconds: u32) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}

@@ -1,0 +1,296 @@
+//! An agent in the test's process, on a host of the test's own, with stand-ins for supervisors, guests and templates.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use connectrpc::{
+    ConnectError,
+    client::{ClientConfig, HttpClient},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wrenn_agent::{
+    AgentConfig, AgentError, Deadlines, Template, TemplateError, TemplateSource, serve_with,
+};
+use wrenn_proto::{
+    TemplateName,
+    rpc::hostagent::v1::{self as pb, HostAgentServiceClient},
+    supervise::Accel,
+};
+
+use crate::private_host;
+
+pub(crate) type Client = HostAgentServiceClient<HttpClient>;
+
+const TOKEN: &str = "the-agent's-token";
+
+/// Runs a test as the only user of a host of its own.
+pub(crate) fn on_private_host<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+    private_host::enter();
+    // Started after the thread changed its namespaces, the runtime's threads are in them too.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(test());
+    // A stand-in that a test forgot would keep the test's pipes open.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Templates: one, `minimal`, made of one small file.
+pub(crate) struct OneTemplate(pub(crate) PathBuf);
+
+impl TemplateSource for OneTemplate {
+    fn template(&self, name: &TemplateName) -> Result<Template, TemplateError> {
+        if name.as_str() != "minimal" {
+            return Err(TemplateError::NotFound(name.clone()));
+        }
+        Ok(Template {
+            name: name.clone(),
+            kernel: self.0.clone(),
+            initrd: self.0.clone(),
+            rootfs: self.0.clone(),
+            vcpus: 1,
+            memory_mib: 512,
+            size_bytes: 3,
+            created_unix_ms: 4,
+            default_user: "user".to_owned(),
+        })
+    }
+
+    fn templates(&self) -> Result<Vec<Template>, TemplateError> {
+        let name = "minimal".parse().expect("a name");
+        Ok(vec![self.template(&name)?])
+    }
+}
+
+/// Short enough for tests of what never comes, long enough for what comes slowly.
+pub(crate) fn deadlines() -> Deadlines {
+    let mut deadlines = Deadlines::default();
+    deadlines.machine = Duration::from_secs(10);
+    deadlines.guest = Duration::from_secs(10);
+    deadlines.stop = Duration::from_secs(2);
+    deadlines
+}
+
+pub(crate) fn config(data_dir: &Path) -> AgentConfig {
+    AgentConfig {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        data_dir: data_dir.to_owned(),
+        images_dir: data_dir.join("images"),
+        token: TOKEN.to_owned(),
+        accel: Accel::Tcg,
+        default_egress: false,
+        wrenn_exe: env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor").into(),
+        dns: vec![[10, 99, 0, 1].into()],
+    }
+}
+
+pub(crate) struct TestAgent {
+    pub(crate) client: Client,
+    pub(crate) address: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    shutdown: CancellationToken,
+    serving: JoinHandle<Result<(), AgentError>>,
+}
+
+impl TestAgent {
+    pub(crate) async fn start(data_dir: &Path) -> Self {
+        Self::start_with(config(data_dir), deadlines()).await
+    }
+
+    pub(crate) async fn start_with(config: AgentConfig, deadlines: Deadlines) -> Self {
+        let data_dir = config.data_dir.clone();
+        let image = data_dir.join("image");
+        fs::write(&image, vec![0; 1024 * 1024]).expect("written");
+        let shutdown = CancellationToken::new();
+        let (ready, address) = tokio::sync::oneshot::channel();
+        let serve = serve_with(
+            config,
+            Arc::new(OneTemplate(image)),
+            deadlines,
+            move |address| ready.send(address).expect("waited for"),
+            shutdown.clone(),
+        );
+        let serving = tokio::spawn(serve);
+        let address = address.await.expect("the agent starts");
+        Self {
+            client: client(address, TOKEN),
+            address,
+            data_dir,
+            shutdown,
+            serving,
+        }
+    }
+
+    /// Ends it in order, as SIGTERM does.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.serving.await.expect("no panic").expect("no error");
+    }
+
+    pub(crate) async fn create(&self, id: &str) -> Result<pb::SandboxInfo, ConnectError> {
+        self.create_with(request(id)).await
+    }
+
+    pub(crate) async fn create_with(
+        &self,
+        request: pb::CreateSandboxRequest,
+    ) -> Result<pb::SandboxInfo, ConnectError> {
+        let answer = self.client.create_sandbox(request).await?;
+        Ok(answer
+            .into_owned()
+            .sandbox
+            .into_option()
+            .expect("a sandbox"))
+    }
+
+    pub(crate) async fn destroy(&self, id: &str) -> Result<(), ConnectError> {
+        let request = pb::DestroySandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.destroy_sandbox(request).await.map(drop)
+    }
+
+    pub(crate) async fn list(&self) -> Vec<pb::SandboxInfo> {
+        let request = pb::ListSandboxesRequest::default();
+        let answer = self.client.list_sandboxes(request).await;
+        answer.expect("a list").into_owned().sandboxes
+    }
+
+    pub(crate) async fn find(&self, id: &str) -> Option<pb::SandboxInfo> {
+        self.list().await.into_iter().find(|s| s.id == id)
+    }
+
+    /// Waits until a sandbox is in a state.
+    pub(crate) async fn wait_for(&self, id: &str, state: pb::SandboxState) -> pb::SandboxInfo {
+        let what = format!("{id} in {state:?}");
+        until(&what, async || {
+            let found = self.find(id).await;
+            found.filter(|s| s.state.as_known() == Some(state))
+        })
+        .await
+    }
+
+    /// Runs a shell script in the guest.
+    pub(crate) async fn sh(
+        &self,
+        id: &str,
+        script: &str,
+    ) -> Result<pb::ExecResponse, ConnectError> {
+        let request = exec_request(id, "sh", &["-c", script]);
+        Ok(self.client.exec(request).await?.into_owned())
+    }
+
+    pub(crate) fn folder(&self, id: &str) -> PathBuf {
+        self.data_dir.join("sandboxes").join(id)
+    }
+
+    pub(crate) fn spec(&self, id: &str) -> wrenn_proto::supervise::SupervisorSpec {
+        let text = fs::read(self.folder(id).join("spec.json")).expect("a spec");
+        serde_json::from_slice(&text).expect("a spec")
+    }
+
+    /// Process id of the stand-in for a sandbox's supervisor.
+    pub(crate) fn supervisor_pid(&self, id: &str) -> i32 {
+        let wanted = self.folder(id);
+        let is_it = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("\0supervise\0") && line.contains(wanted.to_str().expect("text"))
+        };
+        let pids = fs::read_dir("/proc").expect("/proc").flatten();
+        let mut pids = pids.filter_map(|e| e.file_name().to_str()?.parse().ok());
+        pids.find(is_it).expect("a supervisor")
+    }
+
+    pub(crate) fn machine_pid(&self, id: &str) -> i32 {
+        let text = fs::read_to_string(self.folder(id).join("machine.pid"));
+        text.expect("a machine").parse().expect("a pid")
+    }
+}
+
+pub(crate) fn client(address: SocketAddr, token: &str) -> Client {
+    let config = ClientConfig::new(format!("http://{address}").parse().expect("a URI"))
+        .with_default_max_message_size(256 * 1024 * 1024)
+        .with_default_header("authorization", format!("Bearer {token}"));
+    HostAgentServiceClient::new(HttpClient::plaintext(), config)
+}
+
+pub(crate) fn request(id: &str) -> pb::CreateSandboxRequest {
+    pb::CreateSandboxRequest {
+        id: id.to_owned(),
+        template: "minimal".to_owned(),
+        vcpus: 1,
+        memory_mb: 256,
+        timeout_sec: 300,
+        ..Default::default()
+    }
+}
+
+/// A request whose sandbox's stand-in misbehaves.
+pub(crate) fn faulty(id: &str, fault: &str) -> pb::CreateSandboxRequest {
+    pb::CreateSandboxRequest {
+        envs: HashMap::from([("FAKE".to_owned(), fault.to_owned())])
+            .into_iter()
+            .collect(),
+        ..request(id)
+    }
+}
+
+pub(crate) fn exec_request(id: &str, command: &str, args: &[&str]) -> pb::ExecRequest {
+    let process = wrenn_proto::rpc::process::ProcessConfig {
+        cmd: command.to_owned(),
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        ..Default::default()
+    };
+    pb::ExecRequest {
+        id: id.to_owned(),
+        process: process.into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn meta(id: &str, path: &str) -> pb::FileMeta {
+    pb::FileMeta {
+        id: id.to_owned(),
+        path: path.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Looks again and again until there is something, for at most ten seconds.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "waited in vain for: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether a process lives.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    status
+        .rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+pub(crate) fn kill_9(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it lives");
+}

@@ -1,0 +1,451 @@
+//! Stands in for the guest agent: as much of it as the host agent uses. Its files are the host's, below the path given;
+//! its processes are real, and in the guest's network.
+
+use std::{
+    fs, io,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{Query, Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use connectrpc::{
+    ConnectError, InboundStream, RequestContext, Response as RpcResponse, Router, ServiceRequest,
+    ServiceResult, ServiceStream,
+};
+use futures::StreamExt as _;
+use http::StatusCode;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+};
+use wrenn_proto::rpc::{
+    filesystem as fs_rpc,
+    process::{
+        self as rpc,
+        __buffa::oneof::{
+            process_event::{Event, data_event::Output},
+            process_selector::Selector,
+        },
+    },
+};
+
+/// What `/init` told, and where tests look for what was called.
+struct Guest {
+    token: OnceLock<String>,
+    refuse_init: bool,
+    calls: std::path::PathBuf,
+}
+
+impl Guest {
+    /// Notes a call, so that a test can see what reached the guest.
+    fn note(&self, call: &str) {
+        let file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&self.calls);
+        io::Write::write_all(&mut file.expect("opened"), format!("{call}\n").as_bytes())
+            .expect("written");
+    }
+}
+
+pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
+    let guest = Arc::new(Guest {
+        token: OnceLock::new(),
+        refuse_init: fake == "refuse-init",
+        calls: dir.join("calls.log"),
+    });
+    let rpc = Router::new()
+        .add_service(Arc::new(Processes(guest.clone())))
+        .add_service(Arc::new(Files));
+    let app = axum::Router::new()
+        .route("/metrics", get(metrics))
+        .route("/files", get(read_file).post(write_file))
+        .fallback_service(rpc.into_axum_service())
+        .layer(axum::middleware::from_fn_with_state(
+            guest.clone(),
+            check_token,
+        ))
+        .route("/health", get(StatusCode::NO_CONTENT))
+        .route("/init", post(init))
+        .with_state(guest);
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let listener = tokio::net::TcpListener::bind("0.0.0.0:49983").await?;
+            axum::serve(listener, app).await
+        })
+}
+
+fn error(status: StatusCode, message: &str) -> Response {
+    let body = serde_json::json!({"code": status.as_u16(), "message": message});
+    (status, axum::Json(body)).into_response()
+}
+
+async fn check_token(State(guest): State<Arc<Guest>>, request: Request, next: Next) -> Response {
+    let token = request.headers().get("x-access-token");
+    let right = guest
+        .token
+        .get()
+        .is_some_and(|right| token.is_some_and(|t| t == right.as_str()));
+    if !right {
+        return error(StatusCode::UNAUTHORIZED, "wrong token");
+    }
+    next.run(request).await
+}
+
+async fn init(
+    State(guest): State<Arc<Guest>>,
+    axum::Json(body): axum::Json<serde_json::Value>,
+) -> Response {
+    if guest.refuse_init {
+        return error(StatusCode::BAD_REQUEST, "these settings are not liked");
+    }
+    guest.note(&format!("init {body}"));
+    let token = body["accessToken"].as_str().unwrap_or_default().to_owned();
+    let _ = guest.token.set(token);
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn metrics() -> Response {
+    axum::Json(serde_json::json!({
+        "ts": 7, "cpu_count": 2, "cpu_used_pct": 12.5, "mem_total": 100, "mem_used": 50,
+        "mem_total_mib": 0, "disk_used": 30, "disk_total": 40
+    }))
+    .into_response()
+}
+
+#[derive(serde::Deserialize)]
+struct FileQuery {
+    path: String,
+    #[serde(default)]
+    username: String,
+}
+
+fn refused(query: &FileQuery) -> Option<Response> {
+    if query.username == "nobody-knows-me" {
+        return Some(error(StatusCode::UNAUTHORIZED, "unknown user"));
+    }
+    if Path::new(&query.path).is_dir() {
+        return Some(error(StatusCode::BAD_REQUEST, "is a directory"));
+    }
+    None
+}
+
+async fn read_file(Query(query): Query<FileQuery>) -> Response {
+    if let Some(refused) = refused(&query) {
+        return refused;
+    }
+    if query.path == "/breaks-off" {
+        let pieces = futures::stream::iter(0..10).map(|n| match n {
+            9 => Err(io::Error::other("the disk is gone")),
+            _ => Ok(vec![b'x'; 100_000]),
+        });
+        return Body::from_stream(pieces).into_response();
+    }
+    match tokio::fs::File::open(&query.path).await {
+        Ok(file) => Body::from_stream(tokio_util::io::ReaderStream::new(file)).into_response(),
+        Err(_) => error(StatusCode::NOT_FOUND, "no such file"),
+    }
+}
+
+async fn write_file(Query(query): Query<FileQuery>, body: Body) -> Response {
+    if let Some(refused) = refused(&query) {
+        return refused;
+    }
+    if query.path == "/full" {
+        return error(StatusCode::INSUFFICIENT_STORAGE, "the guest's disk is full");
+    }
+    let mut pieces = body.into_data_stream();
+    let mut file = match tokio::fs::File::create(&query.path).await {
+        Ok(file) => file,
+        Err(e) => return error(StatusCode::BAD_REQUEST, &e.to_string()),
+    };
+    while let Some(piece) = pieces.next().await {
+        let Ok(piece) = piece else {
+            let _ = fs::write(format!("{}.broke-off", query.path), "");
+            return error(StatusCode::BAD_REQUEST, "broke off");
+        };
+        if file.write_all(&piece).await.is_err() {
+            return error(StatusCode::INSUFFICIENT_STORAGE, "full");
+        }
+    }
+    let _ = file.flush().await;
+    axum::Json(serde_json::json!([{"path": query.path}])).into_response()
+}
+
+struct Processes(Arc<Guest>);
+
+fn event(event: impl Into<Event>) -> rpc::StartResponse {
+    rpc::StartResponse {
+        event: rpc::ProcessEvent {
+            event: Some(event.into()),
+            ..Default::default()
+        }
+        .into(),
+        ..Default::default()
+    }
+}
+
+type Events = mpsc::Sender<Result<rpc::StartResponse, ConnectError>>;
+
+async fn copy(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    to: Events,
+    output: impl Fn(Vec<u8>) -> Output,
+) {
+    let mut buffer = vec![0; 32 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let data = rpc::process_event::DataEvent {
+            output: Some(output(buffer[..length].to_vec())),
+            ..Default::default()
+        };
+        // A reader that went away does not end the process.
+        let _ = to.send(Ok(event(data))).await;
+    }
+}
+
+async fn run(mut child: tokio::process::Child, events: Events, limit: Option<Duration>) {
+    let start = rpc::process_event::StartEvent {
+        pid: child.id().unwrap_or_default(),
+        ..Default::default()
+    };
+    let _ = events.send(Ok(event(start))).await;
+    let stdout = child.stdout.take().expect("piped");
+    let stderr = child.stderr.take().expect("piped");
+    let output = async {
+        tokio::join!(
+            copy(stdout, events.clone(), Output::Stdout),
+            copy(stderr, events.clone(), Output::Stderr)
+        );
+    };
+    let limit = limit.unwrap_or(Duration::from_secs(100_000));
+    if tokio::time::timeout(limit, output).await.is_err() {
+        let _ = child.start_kill();
+    }
+    let status = child.wait().await.expect("a child");
+    let end = rpc::process_event::EndEvent {
+        exit_code: status.code().unwrap_or(-1),
+        exited: status.code().is_some(),
+        status: status.to_string(),
+        error: status.code().is_none().then(|| "signal: killed".to_owned()),
+        ..Default::default()
+    };
+    let _ = events.send(Ok(event(end))).await;
+}
+
+#[allow(refining_impl_trait, reason = "plain messages")]
+impl rpc::Process for Processes {
+    async fn list(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::ListRequest>,
+    ) -> ServiceResult<rpc::ListResponse> {
+        let process = rpc::ProcessInfo {
+            pid: 42,
+            tag: Some("tag".to_owned()),
+            ..Default::default()
+        };
+        RpcResponse::ok(rpc::ListResponse {
+            processes: vec![process],
+            ..Default::default()
+        })
+    }
+
+    async fn connect(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::ConnectRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::ConnectResponse>> {
+        Err(ConnectError::not_found("no such process"))
+    }
+
+    async fn start(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, rpc::StartRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::StartResponse>> {
+        let user = ctx.header("authorization").and_then(|v| v.to_str().ok());
+        self.0.note(&format!("start {}", user.unwrap_or("-")));
+        let config = request.to_owned_message().process;
+        let child = tokio::process::Command::new(&config.cmd)
+            .args(&config.args)
+            .envs(&config.envs)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| ConnectError::invalid_argument(e.to_string()))?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(run(child, sender, ctx.time_remaining()));
+        let events = futures::stream::unfold(receiver, |mut receiver| async move {
+            Some((receiver.recv().await?, receiver))
+        });
+        RpcResponse::stream_ok(events)
+    }
+
+    async fn update(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::UpdateRequest>,
+    ) -> ServiceResult<rpc::UpdateResponse> {
+        let size = request.to_owned_message().pty.size.clone();
+        self.0.note(&format!("update {}x{}", size.cols, size.rows));
+        RpcResponse::ok(rpc::UpdateResponse::default())
+    }
+
+    async fn stream_input(
+        &self,
+        _: RequestContext,
+        _: InboundStream<rpc::StreamInputRequest>,
+    ) -> ServiceResult<rpc::StreamInputResponse> {
+        Err(ConnectError::unimplemented(
+            "the host agent does not use it",
+        ))
+    }
+
+    async fn send_input(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::SendInputRequest>,
+    ) -> ServiceResult<rpc::SendInputResponse> {
+        self.0.note("input");
+        RpcResponse::ok(rpc::SendInputResponse::default())
+    }
+
+    async fn send_signal(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::SendSignalRequest>,
+    ) -> ServiceResult<rpc::SendSignalResponse> {
+        let request = request.to_owned_message();
+        let Some(Selector::Pid(pid)) = request.process.selector else {
+            return Err(ConnectError::not_found("no such process"));
+        };
+        self.0.note(&format!("signal {pid}"));
+        super::kill(pid);
+        RpcResponse::ok(rpc::SendSignalResponse::default())
+    }
+
+    async fn close_stdin(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::CloseStdinRequest>,
+    ) -> ServiceResult<rpc::CloseStdinResponse> {
+        self.0.note("close");
+        RpcResponse::ok(rpc::CloseStdinResponse::default())
+    }
+}
+
+struct Files;
+
+fn unused<T>() -> ServiceResult<T> {
+    Err(ConnectError::unimplemented(
+        "the host agent does not use it",
+    ))
+}
+
+#[allow(refining_impl_trait, reason = "plain messages")]
+impl fs_rpc::Filesystem for Files {
+    async fn stat(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, fs_rpc::StatRequest>,
+    ) -> ServiceResult<fs_rpc::StatResponse> {
+        unused()
+    }
+
+    async fn make_dir(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, fs_rpc::MakeDirRequest>,
+    ) -> ServiceResult<fs_rpc::MakeDirResponse> {
+        fs::create_dir(request.path).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => ConnectError::already_exists("it exists"),
+            _ => ConnectError::internal(e.to_string()),
+        })?;
+        let entry = fs_rpc::EntryInfo {
+            path: request.path.to_owned(),
+            ..Default::default()
+        };
+        RpcResponse::ok(fs_rpc::MakeDirResponse {
+            entry: entry.into(),
+            ..Default::default()
+        })
+    }
+
+    async fn r#move(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, fs_rpc::MoveRequest>,
+    ) -> ServiceResult<fs_rpc::MoveResponse> {
+        unused()
+    }
+
+    async fn list_dir(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, fs_rpc::ListDirRequest>,
+    ) -> ServiceResult<fs_rpc::ListDirResponse> {
+        let entries = fs::read_dir(request.path)
+            .map_err(|e| ConnectError::not_found(e.to_string()))?
+            .flatten()
+            .map(|entry| fs_rpc::EntryInfo {
+                name: entry.file_name().to_string_lossy().into_owned(),
+                ..Default::default()
+            });
+        RpcResponse::ok(fs_rpc::ListDirResponse {
+            entries: entries.collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn remove(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, fs_rpc::RemoveRequest>,
+    ) -> ServiceResult<fs_rpc::RemoveResponse> {
+        let _ = fs::remove_dir_all(request.path);
+        RpcResponse::ok(fs_rpc::RemoveResponse::default())
+    }
+
+    async fn watch_dir(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, fs_rpc::WatchDirRequest>,
+    ) -> ServiceResult<ServiceStream<fs_rpc::WatchDirResponse>> {
+        unused()
+    }
+
+    async fn create_watcher(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, fs_rpc::CreateWatcherRequest>,
+    ) -> ServiceResult<fs_rpc::CreateWatcherResponse> {
+        unused()
+    }
+
+    async fn get_watcher_events(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, fs_rpc::GetWatcherEventsRequest>,
+    ) -> ServiceResult<fs_rpc::GetWatcherEventsResponse> {
+        unused()
+    }
+
+    async fn remove_watcher(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, fs_rpc::RemoveWatcherRequest>,
+    ) -> ServiceResult<fs_rpc::RemoveWatcherResponse> {
+        unused()
+    }
+}

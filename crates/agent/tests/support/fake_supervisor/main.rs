@@ -1,0 +1,135 @@
+//! Stands in for `wrenn supervise` in the agent's tests: the same protocol, a guest without a virtual machine.
+//!
+//! How it misbehaves is said by the sandbox's environment variable `FAKE`:
+//! `die-at-start`, `never-ready`, `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (does not stop when asked).
+
+mod envd;
+#[path = "../guest.rs"]
+mod guest;
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, exit},
+    time::Duration,
+};
+
+use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
+use wrenn_proto::supervise::{
+    FinalStatus, MAX_MESSAGE_BYTES, MachineStatus, Reply, Request, SupervisorSpec, files,
+};
+
+fn main() -> io::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let words = (args.next(), args.next(), args.next());
+    let (Some("supervise"), Some("--dir"), Some(dir)) =
+        (words.0.as_deref(), words.1.as_deref(), words.2)
+    else {
+        return Err(io::Error::other("usage: supervise --dir DIR"));
+    };
+    let dir = PathBuf::from(dir);
+    let spec: SupervisorSpec = serde_json::from_slice(&fs::read(dir.join(files::SPEC))?)?;
+    let fake = spec.envs.get("FAKE").cloned().unwrap_or_default();
+    if fake == "die-at-start" {
+        end(&dir, "the disk is not to its taste");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(supervise(&dir, spec, &fake))
+}
+
+async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<()> {
+    let folder = fs::File::open(dir)?;
+    let _ = fs::remove_file(dir.join(files::SOCKET));
+    let address = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
+    let mut listener = UnixSeqpacketListener::bind(address)?;
+    let machine = start_machine(&spec)?;
+    fs::write(dir.join("machine.pid"), machine.id().to_string())?;
+    if fake == "never-ready" {
+        std::future::pending::<()>().await;
+    }
+    if fake != "silent-guest" {
+        let (spec, fake, dir) = (spec.clone(), fake.to_owned(), dir.to_owned());
+        std::thread::spawn(move || {
+            guest::become_guest(&spec.network.netns).expect("a guest");
+            envd::serve(&dir, &fake).expect("a guest agent");
+        });
+    }
+    println!("ready");
+    if fake == "die-in-boot" {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        end(dir, "the guest powered off");
+    }
+    let pid = machine.id();
+    loop {
+        let connection = listener.accept().await?;
+        let (dir, deaf) = (dir.to_owned(), fake == "deaf");
+        tokio::spawn(async move { serve(connection, pid, &dir, deaf).await });
+    }
+}
+
+async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, deaf: bool) -> io::Result<()> {
+    let mut packet = vec![0; MAX_MESSAGE_BYTES];
+    loop {
+        let length = connection.recv(&mut packet).await?.bytes_read();
+        if length == 0 {
+            return Ok(());
+        }
+        let request: Request = serde_json::from_slice(&packet[..length])?;
+        match request {
+            Request::Status => {
+                let status = MachineStatus {
+                    vmm_pid,
+                    vmm_started_ms: Some(1),
+                    kernel_ms: Some(2),
+                    init_ms: Some(3),
+                };
+                let reply = serde_json::to_vec(&Reply::Status(status))?;
+                connection.send(&reply).await?;
+            }
+            Request::Stop if deaf => {}
+            Request::Stop => {
+                kill(vmm_pid);
+                connection
+                    .send(&serde_json::to_vec(&Reply::Stopped)?)
+                    .await?;
+                end(dir, "stopped as asked");
+            }
+        }
+    }
+}
+
+/// Stands in for the VMM: a process in the sandbox's cgroups. It does not die with its supervisor, as a real one would:
+/// the agent must see to it.
+fn start_machine(spec: &SupervisorSpec) -> io::Result<Child> {
+    let mut script = String::new();
+    for cgroup in &spec.cgroups {
+        script += &format!("echo 0 > {}/cgroup.procs\n", cgroup.display());
+    }
+    script += "exec sleep 100000";
+    Command::new("sh")
+        .arg0("fake-vmm")
+        .args(["-c", &script])
+        .spawn()
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+}
+
+fn end(dir: &Path, reason: &str) -> ! {
+    let status = FinalStatus {
+        requested: false,
+        reason: reason.to_owned(),
+    };
+    let temporary = dir.join("status.tmp");
+    let text = serde_json::to_vec(&status).expect("plain data");
+    fs::write(&temporary, text).expect("written");
+    fs::rename(temporary, dir.join(files::STATUS)).expect("renamed");
+    let _ = io::stdout().flush();
+    exit(1)
+}

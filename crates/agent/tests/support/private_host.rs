@@ -1,0 +1,72 @@
+//! A host of a test's own: a network namespace in which it is the host, and a `/run` of its own.
+//!
+//! What a test makes is counted exactly, no other test sees it, and the kernel removes all of it when the test ends,
+//! however it ends.
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+/// Makes the calling thread, and threads it starts from now on, live on a host of their own. Needs root.
+pub(crate) fn enter() {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .expect("tests of the agent run as root");
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts become private");
+    mount(
+        Some("tmpfs"),
+        "/run",
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0755"),
+    )
+    .expect("a /run of its own");
+    ip(&["link", "set", "lo", "up"]);
+}
+
+/// Runs `ip`, which must succeed, and returns what it printed.
+pub(crate) fn ip(args: &[&str]) -> String {
+    run("ip", args)
+}
+
+/// Runs a program, which must succeed, and returns what it printed.
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = std::process::Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {text}{errors}"
+    );
+    text
+}
+
+/// What a test may leave behind of a network: named namespaces, links, routes, elements of packet filter sets, slots.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    pub(crate) namespaces: usize,
+    pub(crate) links: usize,
+    pub(crate) routes: usize,
+    pub(crate) filter_elements: usize,
+    pub(crate) slots: usize,
+}
+
+impl Footprint {
+    /// Counts now.
+    pub(crate) fn now() -> Self {
+        let count_files = |dir: &str| std::fs::read_dir(dir).map_or(0, |entries| entries.count());
+        let filter = run("nft", &["list", "ruleset"]);
+        Self {
+            namespaces: count_files("/run/netns"),
+            links: ip(&["-o", "link", "show"]).lines().count(),
+            routes: ip(&["-o", "route", "show", "table", "all"]).lines().count(),
+            filter_elements: filter.matches("\"wrenn-v").count()
+                - filter.matches("\"wrenn-v*\"").count(),
+            slots: count_files("/run/wrenn/slots"),
+        }
+    }
+}
