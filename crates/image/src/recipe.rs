@@ -17,7 +17,7 @@ pub struct Recipe {
     pub suite: &'static str,
     /// Package whose dependency is the kernel.
     pub kernel_package: &'static str,
-    /// Kernel modules that the initramfs loads, in this order; what they depend on comes before each.
+    /// Kernel modules that the initramfs loads, beside what they depend on.
     pub modules: &'static [&'static str],
     /// Packages, beside those that Debian always has.
     pub packages: &'static [&'static str],

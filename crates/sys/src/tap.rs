@@ -20,6 +20,13 @@ struct IfReq {
     _padding: [u8; 22],
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "three flags of the lower 15 bits (linux/if_tun.h)"
+)]
+const FLAGS: libc::c_short =
+    (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+
 const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
 /// Opens the TAP device `name` of the calling thread's network namespace, and makes it if it does not exist.
@@ -40,8 +47,7 @@ pub fn open(name: &str) -> io::Result<OwnedFd> {
         .open("/dev/net/tun")?;
     let mut request = IfReq {
         name: [0; libc::IFNAMSIZ],
-        // Three flags of 16 bits: they fit.
-        flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,
+        flags: FLAGS,
         _padding: [0; 22],
     };
     request.name[..name.len()].copy_from_slice(name.as_bytes());

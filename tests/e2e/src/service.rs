@@ -155,7 +155,6 @@ impl Service {
     }
 
     /// A request with the key.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http
             .request(method, self.url(path))

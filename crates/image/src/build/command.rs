@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_failure_tells_the_last_lines() {
         let error =
-            shell("seq 100; echo why >&2; exit 3", Duration::from_secs(20)).expect_err("failed");
+            shell("(seq 100; echo why) >&2; exit 3", Duration::from_secs(20)).expect_err("failed");
         let text = error.to_string();
         assert!(
             text.contains("why") && text.contains("100") && !text.contains("\n50\n"),

@@ -11,7 +11,12 @@ pub(crate) struct GuestFile {
 }
 
 /// Files of the root file system. An entry with empty content empties the file.
-pub(crate) const FILES: [GuestFile; 9] = [
+pub(crate) const FILES: [GuestFile; 10] = [
+    GuestFile {
+        path: "etc/fstab",
+        mode: 0o644,
+        content: include_str!("../../guest/fstab"),
+    },
     GuestFile {
         path: "usr/local/bin/wrenn-init",
         mode: 0o755,
@@ -46,7 +51,7 @@ pub(crate) const FILES: [GuestFile; 9] = [
     // Filled by each sandbox with its own.
     GuestFile {
         path: "etc/machine-id",
-        mode: 0o444,
+        mode: 0o644,
         content: "",
     },
     GuestFile {
@@ -60,6 +65,14 @@ pub(crate) const FILES: [GuestFile; 9] = [
         mode: 0o644,
         content: include_str!("../../guest/chrony-gateway.conf"),
     },
+];
+
+/// Links of `/dev` that programs expect and no kernel makes: name and target.
+pub(crate) const DEVICE_LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
 ];
 
 /// What is not for guests: caches, logs, and settings that contact somebody.
@@ -84,5 +97,10 @@ pub(crate) const USER_LINES: [(&str, &str); 3] = [
 pub(crate) fn all_contents() -> impl Iterator<Item = &'static [u8]> {
     let files = FILES.iter().flat_map(|file| [file.path, file.content]);
     let users = USER_LINES.iter().flat_map(|(path, line)| [*path, *line]);
-    files.chain(users).chain(REMOVED).map(str::as_bytes)
+    let links = DEVICE_LINKS.iter().flat_map(|(name, to)| [*name, *to]);
+    files
+        .chain(users)
+        .chain(links)
+        .chain(REMOVED)
+        .map(str::as_bytes)
 }

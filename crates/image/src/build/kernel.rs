@@ -1,7 +1,7 @@
 //! Kernel and initramfs, from Debian's kernel package.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -25,10 +25,10 @@ pub(super) fn build(builder: &Builder<'_>, dir: &Path) -> Result<(), BuildError>
         .ok_or_else(|| missing(&package, "boot/vmlinuz"))?;
     let image = fs::read(&image).map_err(io_error("read", &image))?;
     write(&dir.join("vmlinux"), &bzimage::extract_vmlinux(&image)?)?;
-    let modules = module_files(&tree, builder.recipe.modules, &package)?;
+    let modules = read_modules(&tree, builder.recipe.modules, &package)?;
     let busybox = Path::new(BUSYBOX);
     let busybox = fs::read(busybox).map_err(io_error("read", busybox))?;
-    write(&dir.join("initrd.img"), &initramfs(&busybox, &modules)?)?;
+    write(&dir.join("initrd.img"), &initramfs(&busybox, &modules))?;
     let manifest = serde_json::json!({ "package": package, "modules": builder.recipe.modules });
     write(&dir.join("manifest.json"), manifest.to_string().as_bytes())?;
     fs::remove_dir_all(&work).map_err(io_error("remove", &work))?;
@@ -62,41 +62,56 @@ fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf
     Ok(tree)
 }
 
-/// Modules and what they depend on, each behind what it needs.
-fn module_files(
-    tree: &Path,
-    wanted: &[&str],
-    package: &str,
-) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
-    let release =
+/// Kernel modules, each behind what it needs.
+struct Modules {
+    /// The kernel's release, as `uname -r` says it.
+    release: String,
+    files: Vec<Module>,
+}
+
+struct Module {
+    name: String,
+    needs: Vec<String>,
+    content: Vec<u8>,
+}
+
+fn read_modules(tree: &Path, wanted: &[&str], package: &str) -> Result<Modules, BuildError> {
+    let dir =
         find(&tree.join("lib/modules"), |_| true).ok_or_else(|| missing(package, "lib/modules"))?;
-    let files = module_paths(&release.join("kernel"));
-    let mut ordered = Vec::new();
-    let mut seen = HashSet::new();
+    let release = dir.file_name().unwrap_or_default().to_string_lossy();
+    let mut modules = Modules {
+        release: release.into_owned(),
+        files: Vec::new(),
+    };
+    let paths = module_paths(&dir.join("kernel"));
     for name in wanted {
-        add_module(&canonical(name), &files, &mut seen, &mut ordered, package)?;
+        add_module(&canonical(name), &paths, &mut modules.files, package)?;
     }
-    Ok(ordered)
+    Ok(modules)
 }
 
 fn add_module(
     name: &str,
-    files: &HashMap<String, PathBuf>,
-    seen: &mut HashSet<String>,
-    ordered: &mut Vec<(String, Vec<u8>)>,
+    paths: &HashMap<String, PathBuf>,
+    files: &mut Vec<Module>,
     package: &str,
 ) -> Result<(), BuildError> {
-    if !seen.insert(name.to_owned()) {
+    if files.iter().any(|module| module.name == name) {
         return Ok(());
     }
-    let path = files
+    let path = paths
         .get(name)
         .ok_or_else(|| missing(package, &format!("module {name}")))?;
     let content = fs::read(path).map_err(io_error("read", path))?;
-    for needed in depends_of(&content) {
-        add_module(&canonical(&needed), files, seen, ordered, package)?;
+    let needs: Vec<_> = depends_of(&content).iter().map(|n| canonical(n)).collect();
+    for needed in &needs {
+        add_module(needed, paths, files, package)?;
     }
-    ordered.push((name.to_owned(), content));
+    files.push(Module {
+        name: name.to_owned(),
+        needs,
+        content,
+    });
     Ok(())
 }
 
@@ -135,23 +150,29 @@ fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn initramfs(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>, BuildError> {
+fn initramfs(busybox: &[u8], modules: &Modules) -> Vec<u8> {
     let mut archive = Archive::default();
-    for dir in ["bin", "dev", "modules", "newroot", "proc"] {
+    for dir in ["bin", "dev", "newroot", "proc", "lib", "lib/modules"] {
         archive.directory(dir);
     }
     // The kernel opens it for the first program's output, before any devtmpfs.
     archive.device("dev/console", 5, 1);
     archive.file("bin/busybox", busybox);
-    let mut order = String::new();
-    for (name, content) in modules {
-        archive.file(&format!("modules/{name}.ko"), content);
-        order.push_str(name);
-        order.push('\n');
+    let dir = format!("lib/modules/{}", modules.release);
+    archive.directory(&dir);
+    let mut dependencies = String::new();
+    let mut names = Vec::new();
+    for module in &modules.files {
+        let name = &module.name;
+        archive.file(&format!("{dir}/{name}.ko"), &module.content);
+        let needed = module.needs.iter().map(|need| format!(" {need}.ko"));
+        dependencies.push_str(&format!("{name}.ko:{}\n", needed.collect::<String>()));
+        names.push(name.as_str());
     }
-    archive.file("modules/order", order.as_bytes());
+    archive.file(&format!("{dir}/modules.dep"), dependencies.as_bytes());
+    archive.file("modules", (names.join(" ") + "\n").as_bytes());
     archive.file("init", guest::INITRAMFS_INIT.as_bytes());
-    Ok(archive.finish())
+    archive.finish()
 }
 
 fn find(dir: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
@@ -216,11 +237,12 @@ mod tests {
             let content = format!("\0depends={depends}\0");
             fs::write(kernel.join(format!("{name}.ko")), content).expect("written");
         }
-        let files = module_files(dir.path(), &["virtio-rng", "virtio"], "p").expect("found");
-        let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let modules = read_modules(dir.path(), &["virtio-rng", "virtio"], "p").expect("found");
+        assert_eq!(modules.release, "6.1");
+        let names: Vec<_> = modules.files.iter().map(|m| m.name.as_str()).collect();
         assert_eq!(names, ["virtio_ring", "virtio", "virtio_rng"]);
         assert!(matches!(
-            module_files(dir.path(), &["nonesuch"], "p"),
+            read_modules(dir.path(), &["nonesuch"], "p"),
             Err(BuildError::Missing { .. })
         ));
     }

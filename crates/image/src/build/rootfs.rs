@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{PermissionsExt as _, chown, symlink},
     path::Path,
     process::Command,
     time::Duration,
@@ -83,8 +83,13 @@ fn furnish(root: &Path, envd: &[u8]) -> Result<(), BuildError> {
     for file in &guest::FILES {
         put(root, file.path, file.mode, file.content.as_bytes())?;
     }
-    add_user(root)?;
-    Ok(())
+    let links = root.join("usr/local/share/wrenn/dev");
+    fs::create_dir_all(&links).map_err(io_error("make", &links))?;
+    for (name, target) in guest::DEVICE_LINKS {
+        let link = links.join(name);
+        symlink(target, &link).map_err(io_error("make", &link))?;
+    }
+    add_user(root)
 }
 
 fn put(root: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), BuildError> {

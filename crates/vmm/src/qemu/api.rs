@@ -109,27 +109,23 @@ impl Qmp {
     }
 
     async fn read_line(&mut self) -> io::Result<Line> {
-        loop {
-            let mut text = String::new();
-            let read = (&mut self.reader)
-                .take(MAX_LINE_BYTES)
-                .read_line(&mut text)
-                .await?;
-            if read == 0 || !text.ends_with('\n') {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let Some(line) = parse_line(&text) else {
-                return Err(io::ErrorKind::InvalidData.into());
-            };
-            if let Line::Event { name, data } = &line {
-                tracing::debug!(event = %name, "QMP event");
-                if name == "SHUTDOWN" {
-                    let reason = data["reason"].as_str().unwrap_or("unknown");
-                    self.shutdown_reason = Some(reason.to_owned());
-                }
-            }
-            return Ok(line);
+        let mut text = String::new();
+        let read = (&mut self.reader)
+            .take(MAX_LINE_BYTES)
+            .read_line(&mut text)
+            .await?;
+        if read == 0 || !text.ends_with('\n') {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let line = parse_line(&text).ok_or(io::ErrorKind::InvalidData)?;
+        if let Line::Event { name, data } = &line {
+            tracing::debug!(event = %name, "QMP event");
+            if name == "SHUTDOWN" {
+                let reason = data["reason"].as_str().unwrap_or("unknown");
+                self.shutdown_reason = Some(reason.to_owned());
+            }
+        }
+        Ok(line)
     }
 }
 
