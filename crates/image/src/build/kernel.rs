@@ -38,9 +38,8 @@ pub(super) fn build(builder: &Builder<'_>, dir: &Path) -> Result<(), BuildError>
 /// The package that has the kernel: the one that the recipe's package depends on.
 fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
     let name = builder.recipe.kernel_package;
-    let depends = Command::new("apt-cache")
-        .args(["depends", name])
-        .into_output(builder)?;
+    let mut query = Command::new("apt-cache");
+    let depends = command::run(query.args(["depends", name]), QUICK, builder.progress)?;
     depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
@@ -197,17 +196,6 @@ fn write(path: &Path, content: &[u8]) -> Result<(), BuildError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o444))
         .map_err(io_error("protect", path))?;
     Ok(())
-}
-
-/// A command whose output is wanted.
-trait IntoOutput {
-    fn into_output(&mut self, builder: &Builder<'_>) -> Result<String, BuildError>;
-}
-
-impl IntoOutput for Command {
-    fn into_output(&mut self, builder: &Builder<'_>) -> Result<String, BuildError> {
-        Ok(command::run(self, QUICK, builder.progress)?)
-    }
 }
 
 #[cfg(test)]
