@@ -368,6 +368,62 @@ pub struct Metrics {
     pub disk_total_bytes: u64,
 }
 
+/// A template, as `GET /v1/templates` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Template {
+    /// Its name.
+    pub name: String,
+    /// `base`: an image that sandboxes boot from.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Virtual CPUs of a sandbox that asks for no other number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// Memory, MiB, of a sandbox that asks for no other size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    /// Bytes on the host's disk.
+    pub size_bytes: u64,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+/// Body of `POST /v1/api-keys`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateApiKey {
+    /// What the key is for, in the user's words.
+    pub name: String,
+}
+
+/// An API key, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApiKey {
+    /// Its id, by which it is deleted.
+    pub id: String,
+    /// What it is for.
+    pub name: String,
+    /// The first eight characters of the secret.
+    pub prefix: String,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it was last used, to the minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// What `POST /v1/api-keys` answers: the only time that the secret is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreatedApiKey {
+    /// The secret: `wrn_` and 32 hexadecimal digits. It cannot be shown again.
+    pub key: String,
+    /// The key's record.
+    pub api_key: ApiKey,
+}
+
 /// What `GET /health` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {

@@ -1,0 +1,336 @@
+//! Calls to the host agent.
+//!
+//! Owns four pools of HTTP/1.1 connections, one a kind of call: a connection carries one call at a time, so a command
+//! that hangs holds its own connection and nobody else's, and a burst of file transfers cannot keep a destroy or the
+//! reconciler's look from being sent.
+//! Never retries: what failed may have been done.
+//!
+//! Every call has a deadline. Streams have one until the agent's first answer; after that their length is the user's.
+
+use std::time::Duration;
+
+use connectrpc::{
+    ConnectError, ErrorCode,
+    client::{CallOptions, ClientConfig, HttpClient, ServerStream},
+};
+use wrenn_proto::{
+    limits,
+    rpc::hostagent::v1::{self as rpc, HostAgentServiceClient},
+};
+
+use crate::error::ControlError;
+
+/// What a create may take: a cold boot in software emulation on a loaded host.
+pub(crate) const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a destroy may take: the guest gets time to end.
+const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a look at the host may take. Below the 5 s in which a create must answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a small call into a guest may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Until a stream has begun.
+const STREAM_START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a collected exec may take beyond its own limit.
+const EXEC_MARGIN: Duration = Duration::from_secs(15);
+
+/// The largest answer: two streams of a collected exec, or a file.
+const MAX_MESSAGE_BYTES: usize = limits::MAX_FILE_MESSAGE_BYTES + 1024 * 1024;
+
+type Client = HostAgentServiceClient<HttpClient>;
+type Body = hyper::body::Incoming;
+
+/// Events of a process, as they come.
+pub(crate) type ProcessStream = ServerStream<Body, rpc::ExecStreamResponseView<'static>>;
+
+/// Pieces of a file, as they come.
+pub(crate) type FileStream = ServerStream<Body, rpc::ReadFileStreamResponseView<'static>>;
+
+/// Why a call to the agent failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{code:?}: {message}")]
+pub(crate) struct AgentError {
+    /// The agent's code, or the one that says how the call was lost.
+    pub(crate) code: ErrorCode,
+    /// The agent's words.
+    pub(crate) message: String,
+    /// The agent did not say this: the connection failed.
+    pub(crate) connection_lost: bool,
+}
+
+impl AgentError {
+    /// The agent does not know it.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.code == ErrorCode::NotFound && !self.connection_lost
+    }
+
+    fn timed_out(what: &str, limit: Duration) -> Self {
+        Self {
+            code: ErrorCode::DeadlineExceeded,
+            message: format!("{what} took more than {} s", limit.as_secs()),
+            connection_lost: false,
+        }
+    }
+}
+
+impl From<ConnectError> for AgentError {
+    fn from(error: ConnectError) -> Self {
+        Self {
+            code: error.code,
+            // Only the transport attaches a source; an error that the agent sent has none.
+            connection_lost: std::error::Error::source(&error).is_some(),
+            message: error.message.unwrap_or_default(),
+        }
+    }
+}
+
+/// The agent of the host.
+#[derive(Clone)]
+pub(crate) struct AgentClient {
+    lifecycle: Client,
+    looks: Client,
+    calls: Client,
+    streams: Client,
+}
+
+/// A unary call with a deadline, its answer owned.
+macro_rules! unary {
+    ($client:expr, $method:ident, $request:expr, $limit:expr) => {{
+        let options = CallOptions::default().with_timeout($limit);
+        $client
+            .$method($request, options)
+            .await
+            .map(|response| response.into_owned())
+            .map_err(AgentError::from)
+    }};
+}
+
+impl AgentClient {
+    /// Clients for one agent; connects when first used.
+    pub(crate) fn new(url: &str, token: &str) -> Result<Self, ControlError> {
+        let bad_url = || ControlError::AgentUrl {
+            url: url.to_owned(),
+        };
+        let uri: http::Uri = url.parse().map_err(|_| bad_url())?;
+        if uri.scheme_str() != Some("http") || uri.authority().is_none() {
+            return Err(bad_url());
+        }
+        let mut bearer = http::HeaderValue::from_str(&format!("Bearer {token}"))
+            .map_err(|_| ControlError::AgentToken)?;
+        bearer.set_sensitive(true);
+        let config = ClientConfig::new(uri)
+            .with_default_max_message_size(MAX_MESSAGE_BYTES)
+            .with_default_header(http::header::AUTHORIZATION, bearer);
+        let client = || Client::new(HttpClient::plaintext(), config.clone());
+        Ok(Self {
+            lifecycle: client(),
+            looks: client(),
+            calls: client(),
+            streams: client(),
+        })
+    }
+
+    pub(crate) async fn host(&self) -> Result<rpc::GetHostResponse, AgentError> {
+        let request = rpc::GetHostRequest::default();
+        unary!(self.looks, get_host_with_options, request, LOOK_TIMEOUT)
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<rpc::SandboxInfo>, AgentError> {
+        let request = rpc::ListSandboxesRequest::default();
+        unary!(
+            self.looks,
+            list_sandboxes_with_options,
+            request,
+            LOOK_TIMEOUT
+        )
+        .map(|response| response.sandboxes)
+    }
+
+    pub(crate) async fn create(
+        &self,
+        request: rpc::CreateSandboxRequest,
+    ) -> Result<rpc::SandboxInfo, AgentError> {
+        unary!(
+            self.lifecycle,
+            create_sandbox_with_options,
+            request,
+            CREATE_TIMEOUT
+        )
+        .map(|response| response.sandbox.into_option().unwrap_or_default())
+    }
+
+    /// Frees all that the host has of a sandbox. An id that the agent does not know is freed.
+    pub(crate) async fn destroy(&self, id: &str) -> Result<(), AgentError> {
+        let request = rpc::DestroySandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let done = unary!(
+            self.lifecycle,
+            destroy_sandbox_with_options,
+            request,
+            DESTROY_TIMEOUT
+        );
+        match done {
+            Err(error) if error.is_not_found() => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    pub(crate) async fn ping(&self, id: &str) -> Result<(), AgentError> {
+        let request = rpc::PingSandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        unary!(self.calls, ping_sandbox_with_options, request, CALL_TIMEOUT).map(drop)
+    }
+
+    pub(crate) async fn metrics(&self, id: &str) -> Result<rpc::GetMetricsResponse, AgentError> {
+        let request = rpc::GetMetricsRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        unary!(self.calls, get_metrics_with_options, request, CALL_TIMEOUT)
+    }
+
+    /// Runs a command to its end. Without a limit of its own it has none here either: it ends with its caller.
+    pub(crate) async fn exec(
+        &self,
+        request: rpc::ExecRequest,
+    ) -> Result<rpc::ExecResponse, AgentError> {
+        let mut options = CallOptions::default();
+        if request.timeout_sec > 0 {
+            let limit = Duration::from_secs(request.timeout_sec.into()) + EXEC_MARGIN;
+            options = options.with_timeout(limit);
+        }
+        let response = self.calls.exec_with_options(request, options).await?;
+        Ok(response.into_owned())
+    }
+
+    pub(crate) async fn exec_stream(
+        &self,
+        request: rpc::ExecStreamRequest,
+    ) -> Result<ProcessStream, AgentError> {
+        begun("starting the process", self.streams.exec_stream(request)).await
+    }
+
+    pub(crate) async fn connect_process(
+        &self,
+        request: rpc::ConnectProcessRequest,
+    ) -> Result<ProcessStream, AgentError> {
+        let stream = self.streams.connect_process(request);
+        begun("finding the process", stream).await
+    }
+
+    pub(crate) async fn processes(
+        &self,
+        id: &str,
+    ) -> Result<rpc::ListProcessesResponse, AgentError> {
+        let request = rpc::ListProcessesRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        unary!(
+            self.calls,
+            list_processes_with_options,
+            request,
+            CALL_TIMEOUT
+        )
+    }
+
+    /// Feeds input. A process that does not read makes this wait, hence no deadline of its own: its caller has one.
+    pub(crate) async fn send_input(
+        &self,
+        request: rpc::SendInputRequest,
+    ) -> Result<(), AgentError> {
+        self.calls.send_input(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn close_stdin(
+        &self,
+        request: rpc::CloseStdinRequest,
+    ) -> Result<(), AgentError> {
+        unary!(self.calls, close_stdin_with_options, request, CALL_TIMEOUT).map(drop)
+    }
+
+    pub(crate) async fn resize(&self, request: rpc::ResizePtyRequest) -> Result<(), AgentError> {
+        unary!(self.calls, resize_pty_with_options, request, CALL_TIMEOUT).map(drop)
+    }
+
+    pub(crate) async fn signal(
+        &self,
+        request: rpc::SignalProcessRequest,
+    ) -> Result<(), AgentError> {
+        unary!(
+            self.calls,
+            signal_process_with_options,
+            request,
+            CALL_TIMEOUT
+        )
+        .map(drop)
+    }
+
+    /// Sends a file. Ends early, with the agent's answer, if the agent refuses it.
+    pub(crate) async fn write_file(
+        &self,
+        parts: impl futures::Stream<Item = rpc::WriteFileStreamRequest> + Send + 'static,
+    ) -> Result<u64, AgentError> {
+        let response = self.streams.write_file_stream(parts).await?;
+        Ok(response.view().size_bytes)
+    }
+
+    pub(crate) async fn read_file(&self, meta: rpc::FileMeta) -> Result<FileStream, AgentError> {
+        let request = rpc::ReadFileStreamRequest {
+            meta: meta.into(),
+            ..Default::default()
+        };
+        begun("opening the file", self.streams.read_file_stream(request)).await
+    }
+
+    pub(crate) async fn list_dir(
+        &self,
+        meta: rpc::FileMeta,
+        depth: u32,
+    ) -> Result<rpc::ListDirResponse, AgentError> {
+        let request = rpc::ListDirRequest {
+            meta: meta.into(),
+            depth,
+            ..Default::default()
+        };
+        unary!(self.calls, list_dir_with_options, request, CALL_TIMEOUT)
+    }
+
+    pub(crate) async fn make_dir(
+        &self,
+        meta: rpc::FileMeta,
+    ) -> Result<rpc::MakeDirResponse, AgentError> {
+        let request = rpc::MakeDirRequest {
+            meta: meta.into(),
+            ..Default::default()
+        };
+        unary!(self.calls, make_dir_with_options, request, CALL_TIMEOUT)
+    }
+
+    pub(crate) async fn remove(&self, meta: rpc::FileMeta) -> Result<(), AgentError> {
+        let request = rpc::RemovePathRequest {
+            meta: meta.into(),
+            ..Default::default()
+        };
+        unary!(self.calls, remove_path_with_options, request, CALL_TIMEOUT).map(drop)
+    }
+}
+
+async fn begun<T>(
+    what: &str,
+    stream: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(STREAM_START_TIMEOUT, stream).await {
+        Ok(stream) => Ok(stream?),
+        Err(_) => Err(AgentError::timed_out(what, STREAM_START_TIMEOUT)),
+    }
+}

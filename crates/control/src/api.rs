@@ -1,0 +1,170 @@
+//! The REST API: routes, and what every request passes through.
+//!
+//! Owns the mapping between HTTP and the rest of this crate. Never decides what becomes of a sandbox (`lifecycle`), and
+//! never holds a file or an output whole unless the caller asked for it whole.
+//!
+//! A request passes, from the outside in: a span for the log, the guard against panics, the check of the key (everything
+//! but `/health`; before any upgrade), the route.
+
+pub(crate) mod api_keys;
+pub(crate) mod error;
+mod exec;
+mod extract;
+mod files;
+mod health;
+pub(crate) mod openapi;
+mod process;
+mod sandboxes;
+mod templates;
+mod validate;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use wrenn_proto::{SandboxId, rest::Egress};
+
+use crate::{
+    agent_client::AgentClient,
+    auth::Auth,
+    db::{Db, sandboxes::Sandbox},
+    host::Host,
+    lifecycle::{Lifecycle, UseGuard},
+};
+use error::{ApiError, Code};
+
+/// Header that carries the key.
+const KEY_HEADER: &str = "x-api-key";
+
+/// How long a command or a file call waits for a sandbox that still boots.
+const BOOT_WAIT: Duration = Duration::from_secs(60);
+
+/// What handlers share.
+pub(crate) struct App {
+    pub(crate) db: Db,
+    pub(crate) agent: AgentClient,
+    pub(crate) host: Host,
+    pub(crate) auth: Arc<Auth>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) default_egress: Egress,
+    /// Cancelled when the server ends: long sessions say good-bye.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// State of the handlers.
+pub(crate) type AppState = Arc<App>;
+
+impl App {
+    /// A sandbox that runs (one that boots is waited for), marked as used until the guard is dropped.
+    async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
+        Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
+    }
+
+    /// A sandbox that runs now, marked as used until the guard is dropped.
+    async fn running(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
+        Ok(self.lifecycle.enter(id, Duration::ZERO).await?)
+    }
+}
+
+/// Routes below a sandbox, with their documentation.
+fn sandbox_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(sandboxes::create, sandboxes::list))
+        .routes(routes!(sandboxes::get, sandboxes::destroy))
+        .routes(routes!(sandboxes::ping))
+        .routes(routes!(exec::exec))
+        .routes(routes!(files::write))
+        .routes(routes!(files::read))
+        .routes(routes!(files::list))
+        .routes(routes!(files::mkdir))
+        .routes(routes!(files::remove))
+}
+
+/// All routes, with their documentation.
+fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(health::health))
+        .routes(routes!(openapi::document))
+        .routes(routes!(templates::list))
+        .routes(routes!(api_keys::create, api_keys::list))
+        .routes(routes!(api_keys::delete))
+        .nest("/v1/sandboxes", sandbox_routes())
+        .nest("/v1/capsules", sandbox_routes())
+}
+
+/// The service, with all that every request passes through.
+pub(crate) fn router(app: AppState) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(async || ApiError::new(Code::NotFound, "there is no such route"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(Code::InvalidRequest, "this route does not know this method")
+                .with_status(StatusCode::METHOD_NOT_ALLOWED)
+        })
+        // Each handler has its own limit; uploads have none in memory.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(trace))
+        .with_state(app)
+}
+
+async fn authorize(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    if request.uri().path() == health::PATH {
+        return next.run(request).await;
+    }
+    let key = request
+        .headers()
+        .get(KEY_HEADER)
+        .and_then(|value| value.to_str().ok());
+    let Some(key) = key else {
+        let message = "the header `X-API-Key` is missing";
+        return ApiError::new(Code::Unauthorized, message).into_response();
+    };
+    match app.auth.is_good(key).await {
+        Ok(true) => next.run(request).await,
+        Ok(false) => {
+            let message = "the key in the header `X-API-Key` is not known";
+            ApiError::new(Code::Unauthorized, message).into_response()
+        }
+        Err(error) => ApiError::from(error).into_response(),
+    }
+}
+
+/// One span a request: never its headers, query or body.
+async fn trace(request: Request, next: Next) -> Response {
+    let span =
+        tracing::info_span!("request", method = %request.method(), path = request.uri().path());
+    let begun = std::time::Instant::now();
+    async move {
+        let response = next.run(request).await;
+        let elapsed_ms = begun.elapsed().as_millis();
+        tracing::debug!(status = response.status().as_u16(), elapsed_ms, "answered");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the layer asks for a function of this form"
+)]
+fn panicked(cause: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    let text = cause
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| cause.downcast_ref::<&str>().copied());
+    tracing::error!(cause = text, "a handler panicked");
+    let message = "the server made a mistake; its log says more";
+    ApiError::new(Code::Internal, message).into_response()
+}

@@ -1,0 +1,67 @@
+//! API keys.
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use http::StatusCode;
+use wrenn_proto::rest::{ApiKey, CreateApiKey, CreatedApiKey};
+
+use super::{
+    AppState,
+    error::{ApiError, Code},
+    extract::{ApiJson, path_part},
+    openapi::{BodyErrors, CommonErrors, SandboxErrors},
+    validate,
+};
+use crate::db::api_keys::ApiKey as Row;
+
+/// Makes a key. The answer is the only place in which it is shown.
+#[utoipa::path(
+    post, path = "/v1/api-keys", tag = "api keys", operation_id = "create_api_key", request_body = CreateApiKey,
+    responses((status = 201, description = "The key.", body = CreatedApiKey), CommonErrors, BodyErrors)
+)]
+pub(super) async fn create(
+    State(app): State<AppState>,
+    ApiJson(request): ApiJson<CreateApiKey>,
+) -> Result<(StatusCode, Json<CreatedApiKey>), ApiError> {
+    validate::check_key_name(&request.name)?;
+    let made = app.auth.make(&request.name).await?;
+    let reply = CreatedApiKey {
+        key: made.secret,
+        api_key: made.row.into_rest(),
+    };
+    Ok((StatusCode::CREATED, Json(reply)))
+}
+
+/// All keys, oldest first, without their secrets.
+#[utoipa::path(
+    get, path = "/v1/api-keys", tag = "api keys", operation_id = "list_api_keys",
+    responses((status = 200, description = "The keys.", body = [ApiKey]), CommonErrors)
+)]
+pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<ApiKey>>, ApiError> {
+    let rows = app.db.api_keys().await?;
+    Ok(Json(rows.into_iter().map(Row::into_rest).collect()))
+}
+
+/// Deletes a key; it stops at once. The last one stays: 409 `conflict`.
+#[utoipa::path(
+    delete, path = "/v1/api-keys/{key_id}", tag = "api keys", operation_id = "delete_api_key",
+    params(("key_id" = String, Path, description = "The key's `id`.")),
+    responses((status = 204, description = "It is gone."), CommonErrors, SandboxErrors)
+)]
+pub(super) async fn delete(
+    State(app): State<AppState>,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    let (mut parts, _) = request.into_parts();
+    let id = path_part(&mut parts, &app, "key_id").await?;
+    if app.auth.delete(&id).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    if app.db.api_keys().await?.iter().any(|key| key.id == id) {
+        let message = "this is the last key: make another one first";
+        return Err(ApiError::new(Code::Conflict, message));
+    }
+    Err(ApiError::new(Code::NotFound, "there is no such key"))
+}

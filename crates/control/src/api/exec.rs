@@ -1,0 +1,185 @@
+//! Commands that are waited for, or left running.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use http::StatusCode;
+use wrenn_proto::{
+    SandboxId,
+    rest::{BackgroundProcess, ExecRequest, ExecResult},
+    rpc::{
+        hostagent::v1 as rpc,
+        process::{self as rpc_process, process_event::Event},
+    },
+};
+
+use super::{
+    AppState,
+    error::{ApiError, Code},
+    extract::{ApiJson, SandboxPath},
+    openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
+    process, validate,
+};
+use crate::agent_client::AgentError;
+
+/// Until a process in the background has told its number.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs a command: to its end (200), or with `background` until it has started (202). A sandbox that still boots is waited
+/// for. A collected output has 16 MiB a stream at most (413): `exec/stream` has no limit.
+#[utoipa::path(
+    post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses(
+        (status = 200, description = "It ended.", body = ExecResult),
+        (status = 202, description = "It runs in the background.", body = BackgroundProcess),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
+)]
+pub(super) async fn exec(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<ExecRequest>,
+) -> Result<Response, ApiError> {
+    let timeout_sec = validate::check_exec(&request)?;
+    let (_row, _used) = app.ready(&id).await?;
+    if request.background {
+        let reply = background(&app, &id, request, timeout_sec).await?;
+        return Ok((StatusCode::ACCEPTED, Json(reply)).into_response());
+    }
+    let begun = Instant::now();
+    let cmd = request.cmd.clone();
+    let call = rpc::ExecRequest {
+        id: id.to_string(),
+        process: process::config(request.cmd, request.args, request.envs, request.cwd).into(),
+        user: request.user.unwrap_or_default(),
+        timeout_sec,
+        ..Default::default()
+    };
+    let done = app.agent.exec(call).await.map_err(too_much_output)?;
+    Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
+}
+
+/// What a command can run out of at the agent is the room for its output.
+fn too_much_output(error: AgentError) -> ApiError {
+    let error = ApiError::from(error);
+    if error.code == Code::ResourceExhausted {
+        return ApiError::new(Code::TooLarge, error.message);
+    }
+    error
+}
+
+fn result(id: &SandboxId, cmd: String, done: rpc::ExecResponse, took: Duration) -> ExecResult {
+    let (stdout, stderr, encoding) = encode(done.stdout, done.stderr);
+    ExecResult {
+        sandbox_id: id.to_string(),
+        cmd,
+        stdout,
+        stderr,
+        exit_code: done.exit_code,
+        error: (!done.error.is_empty()).then_some(done.error),
+        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        encoding: encoding.to_owned(),
+    }
+}
+
+/// Both streams as text, or both as base64 if either is not UTF-8.
+fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, &'static str) {
+    let texts = String::from_utf8(stdout)
+        .map_err(|e| (e.into_bytes(), None))
+        .and_then(|out| match String::from_utf8(stderr.clone()) {
+            Ok(err) => Ok((out, err)),
+            Err(e) => Err((out.into_bytes(), Some(e.into_bytes()))),
+        });
+    match texts {
+        Ok((out, err)) => (out, err, "utf-8"),
+        Err((out, err)) => (
+            BASE64.encode(out),
+            BASE64.encode(err.unwrap_or(stderr)),
+            "base64",
+        ),
+    }
+}
+
+/// Starts a process and leaves it running.
+async fn background(
+    app: &AppState,
+    id: &SandboxId,
+    request: ExecRequest,
+    timeout_sec: u32,
+) -> Result<BackgroundProcess, ApiError> {
+    let tag = request.tag.unwrap_or_else(|| process::new_tag("proc"));
+    let cmd = request.cmd.clone();
+    let start = rpc_process::StartRequest {
+        process: process::config(request.cmd, request.args, request.envs, request.cwd).into(),
+        tag: Some(tag.clone()),
+        stdin: Some(false),
+        ..Default::default()
+    };
+    let call = rpc::ExecStreamRequest {
+        id: id.to_string(),
+        start: start.into(),
+        user: request.user.unwrap_or_default(),
+        timeout_sec,
+        ..Default::default()
+    };
+    let pid = tokio::time::timeout(START_TIMEOUT, started(app, call))
+        .await
+        .unwrap_or_else(|_| {
+            Err(ApiError::new(
+                Code::Timeout,
+                "the process did not start in time",
+            ))
+        })?;
+    Ok(BackgroundProcess {
+        sandbox_id: id.to_string(),
+        cmd,
+        pid,
+        tag,
+    })
+}
+
+/// Reads a stream of events up to the process's start. The process lives on when the stream is dropped.
+async fn started(app: &AppState, call: rpc::ExecStreamRequest) -> Result<u32, ApiError> {
+    let mut stream = app.agent.exec_stream(call).await?;
+    while let Some(message) = stream.message().await.map_err(AgentError::from)? {
+        let event = message.to_owned_message().event.into_option();
+        match event.and_then(|event| event.event) {
+            Some(Event::Start(start)) => return Ok(start.pid),
+            Some(Event::End(_)) | None => break,
+            Some(Event::Data(_) | Event::Keepalive(_)) => {}
+        }
+    }
+    Err(ApiError::new(
+        Code::AgentError,
+        "the process ended without having started",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_streams_are_base64_if_either_is_not_text() {
+        let bad = || vec![0xff];
+        let ok = || "ü".as_bytes().to_vec();
+        let coded = |b: &[u8]| BASE64.encode(b);
+        assert_eq!(encode(ok(), ok()), ("ü".into(), "ü".into(), "utf-8"));
+        assert_eq!(encode(bad(), ok()), (coded(&bad()), coded(&ok()), "base64"));
+        assert_eq!(encode(ok(), bad()), (coded(&ok()), coded(&bad()), "base64"));
+        assert_eq!(
+            encode(bad(), bad()),
+            (coded(&bad()), coded(&bad()), "base64")
+        );
+        assert_eq!(
+            encode(vec![], vec![]),
+            (String::new(), String::new(), "utf-8")
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! What handlers take from a request, with our error body when it is not there or wrong.
+
+use std::{collections::HashMap, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use http::{HeaderMap, StatusCode, header, request::Parts};
+use serde::de::DeserializeOwned;
+use wrenn_proto::SandboxId;
+
+use super::error::{ApiError, Code};
+
+/// The largest JSON body.
+pub(crate) const MAX_JSON_BYTES: usize = 1024 * 1024;
+
+/// What a JSON body may take to arrive.
+const JSON_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long, and how much, is read of a body that was refused: a client that still sends would otherwise see its
+/// connection reset instead of the answer.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const DRAIN_BYTES: usize = 1024 * 1024 * 1024;
+
+/// A JSON object.
+pub(crate) struct ApiJson<T>(pub(crate) T);
+
+/// A JSON object; no body at all is `{}`.
+pub(crate) struct ApiJsonOrEmpty<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        require_json(&parts.headers)?;
+        parse_object(&read_body(&parts.headers, body).await?).map(Self)
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for ApiJsonOrEmpty<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = read_body(&parts.headers, body).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        require_json(&parts.headers)?;
+        parse_object(&bytes).map(Self)
+    }
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    let json = essence.eq_ignore_ascii_case("application/json")
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    if json {
+        return Ok(());
+    }
+    let message = "the body must be JSON, with the header `Content-Type: application/json`";
+    Err(ApiError::new(Code::InvalidRequest, message)
+        .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
+}
+
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::too_large("the body", MAX_JSON_BYTES);
+    if announced_bytes(headers).is_some_and(|n| n > MAX_JSON_BYTES as u64) {
+        // A client that asked whether to send it at all is answered before it does.
+        if !headers.contains_key(header::EXPECT) {
+            drain(body).await;
+        }
+        return Err(too_large());
+    }
+    let mut stream = body.into_data_stream();
+    let mut read = BytesMut::new();
+    let reading = async {
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|_| broken_off())?;
+            if read.len() + piece.len() > MAX_JSON_BYTES {
+                return Err(too_large());
+            }
+            read.extend_from_slice(&piece);
+        }
+        Ok(())
+    };
+    let done = tokio::time::timeout(JSON_TIMEOUT, reading)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ApiError::new(
+                Code::InvalidRequest,
+                "the body did not arrive in time",
+            ))
+        });
+    match done {
+        Ok(()) => Ok(read.freeze()),
+        Err(error) => {
+            if error.code == Code::TooLarge {
+                drain(Body::from_stream(stream)).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The body's length, where its client told.
+pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
+}
+
+/// The client stopped sending.
+pub(crate) fn broken_off() -> ApiError {
+    ApiError::new(
+        Code::InvalidRequest,
+        "the body was broken off before its end",
+    )
+}
+
+/// Reads on for a while and forgets it.
+pub(crate) async fn drain(body: Body) {
+    let mut stream = body.into_data_stream();
+    let mut left = DRAIN_BYTES;
+    let draining = async {
+        while let Some(Ok(piece)) = stream.next().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, draining).await;
+}
+
+fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Without this an array would be taken for the fields in their order.
+    let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
+    if first != Some(&b'{') {
+        return Err(ApiError::new(
+            Code::InvalidRequest,
+            "the body must be a JSON object",
+        ));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        if path == "." {
+            ApiError::new(Code::InvalidRequest, format!("the body: {cause}"))
+        } else {
+            ApiError::field(&path, cause)
+        }
+    })?;
+    json.end().map_err(|error| {
+        ApiError::new(
+            Code::InvalidRequest,
+            format!("after the JSON object: {error}"),
+        )
+    })?;
+    Ok(value)
+}
+
+/// `{id}` of the path.
+pub(crate) struct SandboxPath(pub(crate) SandboxId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = path_part(parts, state, "id").await?;
+        id.parse()
+            .map(Self)
+            .map_err(|error| ApiError::field("id", error))
+    }
+}
+
+/// A part of the path, by its name in the route.
+pub(crate) async fn path_part<S: Send + Sync>(
+    parts: &mut Parts,
+    state: &S,
+    name: &str,
+) -> Result<String, ApiError> {
+    let Path(mut found) = Path::<HashMap<String, String>>::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| ApiError::new(Code::InvalidRequest, rejection.body_text()))?;
+    found.remove(name).ok_or_else(|| {
+        ApiError::new(
+            Code::Internal,
+            format!("the route has no part named {name}"),
+        )
+    })
+}
+
+/// The query of the URL.
+pub(crate) struct ApiQuery<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ApiQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(rejection) => Err(ApiError::new(Code::InvalidRequest, rejection.body_text())),
+        }
+    }
+}

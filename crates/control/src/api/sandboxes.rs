@@ -1,0 +1,193 @@
+//! Sandboxes: create, list, get, destroy, ping.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use http::{StatusCode, header};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use utoipa::IntoParams;
+use wrenn_proto::{
+    SandboxId,
+    rest::{CreateSandbox, Sandbox, SandboxStatus},
+};
+
+use super::{
+    AppState,
+    error::{ApiError, Code},
+    extract::{ApiJsonOrEmpty, ApiQuery, SandboxPath},
+    openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
+    validate,
+};
+use crate::{
+    db::sandboxes::{MAX_LIST, Sandbox as Row},
+    lifecycle::{Creation, LifecycleError},
+};
+
+/// When a create answers, whatever the sandbox's status is then. Its clients may count on 5 s.
+const ANSWER_AFTER: Duration = Duration::from_millis(4500);
+
+/// Creates a sandbox. The answer comes within 5 s: with `running`, or with `pending` or `starting` while it boots; commands
+/// and file calls wait for it. A client that leaves before the answer leaves no sandbox behind.
+///
+/// An unknown template is 404. A create that fails before the answer is answered with the failure; the record stays,
+/// as `error`.
+#[utoipa::path(
+    post, path = "/", tag = "sandboxes", operation_id = "create_sandbox", request_body = Option<CreateSandbox>,
+    responses(
+        (status = 201, description = "The sandbox.", body = Sandbox,
+         headers(("location" = String, description = "Path of the sandbox."))),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
+)]
+pub(super) async fn create(
+    State(app): State<AppState>,
+    ApiJsonOrEmpty(request): ApiJsonOrEmpty<CreateSandbox>,
+) -> Result<(StatusCode, [(header::HeaderName, String); 1], Json<Sandbox>), ApiError> {
+    let deadline = Instant::now() + ANSWER_AFTER;
+    let template = validate::create_shape(&request)?;
+    let host = app.host.facts().await?;
+    let new = validate::create_fits(request, template, &host, app.default_egress)?;
+    // From here on a drop of this future destroys the sandbox.
+    let mut creation = app.lifecycle.create(new);
+    let id = match timeout_at(deadline, creation.id()).await {
+        Ok(id) => id?,
+        Err(_) => return Err(ApiError::new(Code::Timeout, "the database is slow")),
+    };
+    let row = settled(&app, &mut creation, &id, deadline).await;
+    match row {
+        Ok(row) => {
+            creation.keep();
+            let place = format!("/v1/sandboxes/{id}");
+            let row = row.into_rest();
+            Ok((StatusCode::CREATED, [(header::LOCATION, place)], Json(row)))
+        }
+        Err(mut error) => {
+            if error.code != Code::DbError {
+                // The record tells how it failed.
+                creation.keep();
+                error.message = format!("{} (sandbox {id})", error.message);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The row when the create has ended, or at the deadline.
+async fn settled(
+    app: &AppState,
+    creation: &mut Creation,
+    id: &SandboxId,
+    deadline: Instant,
+) -> Result<Row, ApiError> {
+    if let Ok(done) = timeout_at(deadline, creation.done()).await {
+        done?;
+    }
+    Ok(app.lifecycle.get(id).await?)
+}
+
+/// Which sandboxes to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    /// Statuses, separated by commas, or `all`. Default: all but `stopped`.
+    status: Option<String>,
+    /// How many at most, 1 to 1000. Default: 1000.
+    limit: Option<i64>,
+}
+
+/// Sandboxes, newest first. Without `status`, all that are not `stopped`.
+#[utoipa::path(
+    get, path = "/", tag = "sandboxes", operation_id = "list_sandboxes", params(ListQuery),
+    responses((status = 200, description = "The sandboxes.", body = [Sandbox]), CommonErrors)
+)]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    ApiQuery(query): ApiQuery<ListQuery>,
+) -> Result<Json<Vec<Sandbox>>, ApiError> {
+    let statuses = statuses(query.status.as_deref())?;
+    let limit = match query.limit {
+        None => MAX_LIST,
+        Some(n) => u32::try_from(n)
+            .ok()
+            .filter(|n| (1..=MAX_LIST).contains(n))
+            .ok_or_else(|| ApiError::field("limit", format!("expected 1 to {MAX_LIST}")))?,
+    };
+    let rows = app.db.sandboxes(&statuses, limit).await?;
+    Ok(Json(rows.into_iter().map(Row::into_rest).collect()))
+}
+
+fn statuses(words: Option<&str>) -> Result<Vec<SandboxStatus>, ApiError> {
+    let all = SandboxStatus::ALL.into_iter();
+    match words {
+        None => Ok(all.filter(|s| *s != SandboxStatus::Stopped).collect()),
+        Some("all") => Ok(all.collect()),
+        Some(words) => {
+            let mut statuses = Vec::new();
+            for word in words.split(',') {
+                let status = SandboxStatus::parse(word).ok_or_else(|| {
+                    let shown: String = word.chars().take(80).collect();
+                    ApiError::field("status", format!("`{shown}` is not a status"))
+                })?;
+                if !statuses.contains(&status) {
+                    statuses.push(status);
+                }
+            }
+            Ok(statuses)
+        }
+    }
+}
+
+/// One sandbox. A destroyed one stays readable, as `stopped`.
+#[utoipa::path(
+    get, path = "/{id}", tag = "sandboxes", operation_id = "get_sandbox",
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 200, description = "The sandbox.", body = Sandbox), CommonErrors, SandboxErrors)
+)]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+) -> Result<Json<Sandbox>, ApiError> {
+    Ok(Json(app.lifecycle.get(&id).await?.into_rest()))
+}
+
+/// Destroys a sandbox, also while it is being created. One that is `stopped` already is 204 again. While the host does not
+/// answer: 503, and it is destroyed as soon as the host does.
+#[utoipa::path(
+    delete, path = "/{id}", tag = "sandboxes", operation_id = "destroy_sandbox",
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 204, description = "It is gone."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn destroy(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+) -> Result<StatusCode, ApiError> {
+    match app.lifecycle.destroy(&id, "").await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(LifecycleError::Agent(error)) => {
+            let mut error = ApiError::from(error);
+            error.message = format!(
+                "{}; the sandbox is `stopping` and will be destroyed when the host can",
+                error.message
+            );
+            Err(error)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Counts as use: the idle time of the sandbox begins again.
+#[utoipa::path(
+    post, path = "/{id}/ping", tag = "sandboxes", operation_id = "ping_sandbox",
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 204, description = "It is noted."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn ping(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+) -> Result<StatusCode, ApiError> {
+    let (_row, _used) = app.running(&id).await?;
+    app.agent.ping(id.as_str()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,18 @@
+//! What sandboxes are made from.
+
+use axum::{Json, extract::State};
+use wrenn_proto::rest::Template;
+
+use super::{AppState, error::ApiError, openapi::CommonErrors};
+
+/// All templates, by name. While the host does not answer: those that it had.
+#[utoipa::path(
+    get, path = "/v1/templates", tag = "templates", operation_id = "list_templates",
+    responses((status = 200, description = "The templates.", body = [Template]), CommonErrors)
+)]
+pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<Template>>, ApiError> {
+    if let Err(error) = app.host.facts().await {
+        tracing::debug!(%error, "listing templates as they were");
+    }
+    Ok(Json(app.db.templates().await?))
+}

@@ -1,0 +1,330 @@
+//! Checks of what users send, each naming its field. No I/O.
+
+use std::collections::BTreeMap;
+
+use wrenn_proto::{
+    TemplateName, limits,
+    rest::{CreateSandbox, Egress, ExecRequest},
+};
+
+use super::error::{ApiError, Code};
+use crate::{host::HostFacts, lifecycle::NewSandbox};
+
+/// Template of a request that names none.
+const DEFAULT_TEMPLATE: &str = "minimal";
+
+/// Memory where neither request nor template says, MiB.
+const DEFAULT_MEMORY_MIB: u32 = 512;
+
+/// The smallest disk, MiB. The agent refuses one below its template's own size.
+const MIN_DISK_MIB: u32 = 64;
+
+/// Virtual CPUs of one sandbox for each processor of the host.
+const VCPUS_PER_CPU: u32 = 4;
+
+/// Number and size of metadata.
+const MAX_METADATA: usize = 64;
+const MAX_METADATA_KEY_BYTES: usize = 128;
+const MAX_METADATA_VALUE_BYTES: usize = 4096;
+
+/// Number and size of an environment.
+const MAX_ENVS: usize = 1000;
+const MAX_ENV_BYTES: usize = 128 * 1024;
+const MAX_ENVS_BYTES: usize = 512 * 1024;
+
+/// What the kernel of the guest takes as one argument, bytes.
+const MAX_ARG_BYTES: usize = 128 * 1024;
+
+/// The longest path, bytes.
+const MAX_PATH_BYTES: usize = 4096;
+
+/// The longest user name and tag, bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// How deep a listing goes.
+const MAX_DEPTH: i64 = 100;
+
+/// Seconds that a foreground command gets when the request does not say.
+const DEFAULT_EXEC_TIMEOUT_SEC: u32 = 30;
+
+/// A number within bounds.
+fn ranged(name: &str, value: i64, min: u32, max: u32) -> Result<u32, ApiError> {
+    u32::try_from(value)
+        .ok()
+        .filter(|n| (min..=max).contains(n))
+        .ok_or_else(|| {
+            ApiError::field(
+                name,
+                format!("{value} is out of range, expected {min} to {max}"),
+            )
+        })
+}
+
+fn optional(
+    name: &str,
+    value: Option<i64>,
+    min: u32,
+    max: u32,
+    default: u32,
+) -> Result<u32, ApiError> {
+    value.map_or(Ok(default), |n| ranged(name, n, min, max))
+}
+
+/// A create's fields, as far as they can be judged without asking the host.
+pub(crate) fn create_shape(request: &CreateSandbox) -> Result<TemplateName, ApiError> {
+    let name = request.template.as_deref().unwrap_or(DEFAULT_TEMPLATE);
+    let template = name
+        .parse()
+        .map_err(|error| ApiError::field("template", error))?;
+    optional("vcpus", request.vcpus, 1, limits::MAX_VCPUS, 1)?;
+    optional(
+        "memory_mb",
+        request.memory_mb,
+        limits::MIN_MEMORY_MIB,
+        limits::MAX_MEMORY_MIB,
+        0,
+    )?;
+    disk_and_timeout(request)?;
+    if let Some(envs) = &request.envs {
+        check_envs(envs)?;
+    }
+    if let Some(metadata) = &request.metadata {
+        check_metadata(metadata)?;
+    }
+    Ok(template)
+}
+
+fn disk_and_timeout(request: &CreateSandbox) -> Result<(u32, u32), ApiError> {
+    let disk = optional(
+        "disk_size_mb",
+        request.disk_size_mb,
+        MIN_DISK_MIB,
+        limits::MAX_DISK_MIB,
+        limits::DEFAULT_DISK_MIB,
+    )?;
+    let timeout = optional(
+        "timeout_sec",
+        request.timeout_sec,
+        0,
+        limits::MAX_TIMEOUT_SEC,
+        limits::DEFAULT_TIMEOUT_SEC,
+    )?;
+    Ok((disk, timeout))
+}
+
+/// A create's fields against what the host has.
+pub(crate) fn create_fits(
+    request: CreateSandbox,
+    template: TemplateName,
+    host: &HostFacts,
+    default_egress: Egress,
+) -> Result<NewSandbox, ApiError> {
+    let Some(known) = host
+        .templates
+        .iter()
+        .find(|known| known.name == template.as_str())
+    else {
+        let message = format!("`template`: there is no template `{template}`");
+        return Err(ApiError::new(Code::NotFound, message));
+    };
+    let max_vcpus = limits::MAX_VCPUS.min(host.cpu_count.max(1).saturating_mul(VCPUS_PER_CPU));
+    let vcpus = optional("vcpus", request.vcpus, 1, max_vcpus, 1)?;
+    let vcpus = match request.vcpus {
+        Some(_) => vcpus,
+        None => known.vcpus.unwrap_or(1),
+    };
+    let max_memory = u32::try_from(host.memory_total_mib)
+        .unwrap_or(u32::MAX)
+        .min(limits::MAX_MEMORY_MIB);
+    let default_memory = known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB);
+    let memory_mb = optional(
+        "memory_mb",
+        request.memory_mb,
+        limits::MIN_MEMORY_MIB,
+        max_memory,
+        default_memory,
+    )?;
+    let (disk_size_mb, timeout_sec) = disk_and_timeout(&request)?;
+    Ok(NewSandbox {
+        template,
+        vcpus,
+        memory_mb,
+        disk_size_mb,
+        timeout_sec,
+        egress: request.egress.unwrap_or(default_egress),
+        envs: request.envs.unwrap_or_default().into_iter().collect(),
+        metadata: request.metadata.unwrap_or_default(),
+    })
+}
+
+fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    if metadata.len() > MAX_METADATA {
+        let why = format!("has {} entries, at most {MAX_METADATA}", metadata.len());
+        return Err(ApiError::field("metadata", why));
+    }
+    for (key, value) in metadata {
+        if key.is_empty() || key.len() > MAX_METADATA_KEY_BYTES {
+            let why = format!("a key has 1 to {MAX_METADATA_KEY_BYTES} bytes");
+            return Err(ApiError::field("metadata", why));
+        }
+        if value.len() > MAX_METADATA_VALUE_BYTES {
+            let why =
+                format!("the value of `{key}` has more than {MAX_METADATA_VALUE_BYTES} bytes");
+            return Err(ApiError::field("metadata", why));
+        }
+        // PostgreSQL's TEXT cannot hold it.
+        no_nul("metadata", key)?;
+        no_nul("metadata", value)?;
+    }
+    Ok(())
+}
+
+/// An environment that a process can be given.
+pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    if envs.len() > MAX_ENVS {
+        let why = format!("has {} entries, at most {MAX_ENVS}", envs.len());
+        return Err(ApiError::field("envs", why));
+    }
+    let mut total = 0;
+    for (key, value) in envs {
+        if key.is_empty() || key.contains('=') {
+            let shown: String = key.chars().take(80).collect();
+            let why = format!("`{shown}` is not a name of a variable: not empty, without `=`");
+            return Err(ApiError::field("envs", why));
+        }
+        no_nul("envs", key)?;
+        no_nul("envs", value)?;
+        let size = key.len() + value.len() + 2;
+        if size > MAX_ENV_BYTES {
+            let why = format!("an entry has more than {MAX_ENV_BYTES} bytes");
+            return Err(ApiError::field("envs", why));
+        }
+        total += size;
+    }
+    if total > MAX_ENVS_BYTES {
+        let why = format!("has more than {MAX_ENVS_BYTES} bytes in all");
+        return Err(ApiError::field("envs", why));
+    }
+    Ok(())
+}
+
+/// A command with all that goes with it. Returns its limit in seconds.
+pub(crate) fn check_exec(request: &ExecRequest) -> Result<u32, ApiError> {
+    check_command(&request.cmd, &request.args)?;
+    check_envs(&request.envs)?;
+    check_place(request.cwd.as_deref(), request.user.as_deref())?;
+    if let Some(tag) = &request.tag {
+        check_tag("tag", tag)?;
+    }
+    let default = if request.background {
+        0
+    } else {
+        DEFAULT_EXEC_TIMEOUT_SEC
+    };
+    check_exec_timeout(request.timeout_sec, default)
+}
+
+pub(crate) fn check_exec_timeout(value: Option<i64>, default: u32) -> Result<u32, ApiError> {
+    optional("timeout_sec", value, 0, limits::MAX_TIMEOUT_SEC, default)
+}
+
+/// A program and its arguments.
+pub(crate) fn check_command(cmd: &str, args: &[String]) -> Result<(), ApiError> {
+    if cmd.is_empty() {
+        return Err(ApiError::field("cmd", "is empty"));
+    }
+    no_nul("cmd", cmd)?;
+    for (place, arg) in args.iter().enumerate() {
+        no_nul(&format!("args[{place}]"), arg)?;
+    }
+    if cmd.len() >= MAX_ARG_BYTES {
+        let why = format!("has more than {MAX_ARG_BYTES} bytes");
+        return Err(ApiError::field("cmd", why));
+    }
+    match args.iter().position(|arg| arg.len() >= MAX_ARG_BYTES) {
+        Some(place) => {
+            let why = format!("has more than {MAX_ARG_BYTES} bytes");
+            Err(ApiError::field(&format!("args[{place}]"), why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where, and as whom, a command runs.
+pub(crate) fn check_place(cwd: Option<&str>, user: Option<&str>) -> Result<(), ApiError> {
+    if let Some(cwd) = cwd {
+        check_path("cwd", cwd)?;
+    }
+    check_user(user)
+}
+
+/// A user's name: it becomes the name of an HTTP basic authorization in the guest, so without a colon.
+pub(crate) fn check_user(user: Option<&str>) -> Result<(), ApiError> {
+    let Some(user) = user else { return Ok(()) };
+    let bad = user.is_empty()
+        || user.len() > MAX_NAME_BYTES
+        || user
+            .chars()
+            .any(|c| c.is_control() || c.is_whitespace() || matches!(c, ':' | '/'));
+    if bad {
+        return Err(ApiError::field("user", "is not the name of a user"));
+    }
+    Ok(())
+}
+
+/// A path in the guest. Which paths are allowed is the guest's to say: it is the user's own machine.
+pub(crate) fn check_path(name: &str, path: &str) -> Result<(), ApiError> {
+    if path.is_empty() {
+        return Err(ApiError::field(name, "is empty"));
+    }
+    if path.len() > MAX_PATH_BYTES {
+        let why = format!("has more than {MAX_PATH_BYTES} bytes");
+        return Err(ApiError::field(name, why));
+    }
+    no_nul(name, path)
+}
+
+/// A process's tag: not a number, so that it cannot be taken for a process id.
+pub(crate) fn check_tag(name: &str, tag: &str) -> Result<(), ApiError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if tag.is_empty() || tag.len() > MAX_NAME_BYTES || !tag.bytes().all(plain) {
+        let why = format!("expected 1 to {MAX_NAME_BYTES} letters, digits, `.`, `_`, `-`");
+        return Err(ApiError::field(name, why));
+    }
+    if tag.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(ApiError::field(
+            name,
+            "must not be a number, which would be a process id",
+        ));
+    }
+    Ok(())
+}
+
+/// How deep to list.
+pub(crate) fn check_depth(depth: Option<i64>) -> Result<u32, ApiError> {
+    let depth = depth.unwrap_or(1);
+    if !(1..=MAX_DEPTH).contains(&depth) {
+        let why = format!("{depth} is out of range, expected 1 to {MAX_DEPTH}");
+        return Err(ApiError::field("depth", why));
+    }
+    Ok(u32::try_from(depth).unwrap_or(1))
+}
+
+/// The name of an API key.
+pub(crate) fn check_key_name(name: &str) -> Result<(), ApiError> {
+    if name.trim().is_empty() || name.len() > MAX_METADATA_KEY_BYTES {
+        let why = format!("expected 1 to {MAX_METADATA_KEY_BYTES} bytes");
+        return Err(ApiError::field("name", why));
+    }
+    no_nul("name", name)
+}
+
+fn no_nul(name: &str, text: &str) -> Result<(), ApiError> {
+    if text.contains('\0') {
+        return Err(ApiError::field(name, "holds a NUL character"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

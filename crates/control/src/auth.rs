@@ -1,0 +1,217 @@
+//! API keys.
+//!
+//! Owns the making and checking of keys and a short memory of keys that were found good. Never stores or logs a key:
+//! the database has its SHA-256 and its first eight characters, by which it is looked up; the hash is then compared in
+//! constant time. Keys have 128 random bits, so a plain hash is enough.
+//!
+//! A key that is deleted here stops at once; deleted by another process with the same database, after [`REMEMBER`].
+
+mod first_key;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rand::RngExt;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::{
+    clock,
+    db::{Db, DbError, api_keys::ApiKey},
+};
+
+pub(crate) use first_key::ensure_first_key;
+
+/// What a key begins with.
+const PREFIX: &str = "wrn_";
+
+/// Hexadecimal digits after that.
+const DIGITS: usize = 32;
+
+/// How much of a key the database knows.
+const SHOWN: usize = 8;
+
+/// How long a good key is not looked up again.
+const REMEMBER: Duration = Duration::from_secs(5);
+
+/// Good keys remembered at most.
+const MAX_REMEMBERED: usize = 1024;
+
+/// How exact the time of last use is.
+const TOUCH_EVERY_MS: i64 = 60_000;
+
+type Hash = [u8; 32];
+
+/// The keys.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    db: Db,
+    good: Mutex<HashMap<Hash, (String, Instant)>>,
+}
+
+/// A key that was just made; the only moment in which it can be shown.
+pub(crate) struct NewKey {
+    /// The key itself.
+    pub(crate) secret: String,
+    /// What is stored.
+    pub(crate) row: ApiKey,
+}
+
+impl Auth {
+    pub(crate) fn new(db: Db) -> Arc<Self> {
+        Arc::new(Self {
+            db,
+            good: Mutex::default(),
+        })
+    }
+
+    /// Whether a text is a key that was made and not deleted.
+    pub(crate) async fn is_good(&self, key: &str) -> Result<bool, DbError> {
+        if !has_the_form(key) {
+            return Ok(false);
+        }
+        let hash = hash(key);
+        if self.remembers(&hash) {
+            return Ok(true);
+        }
+        let Some(prefix) = key.get(..SHOWN) else {
+            return Ok(false);
+        };
+        let wanted = hex::encode(hash);
+        let mut found = None;
+        // All candidates are compared, however early one fits.
+        for row in self.db.api_keys_by_prefix(prefix).await? {
+            if bool::from(row.key_hash.as_bytes().ct_eq(wanted.as_bytes())) {
+                found = Some(row);
+            }
+        }
+        let Some(row) = found else { return Ok(false) };
+        let now = clock::now_ms();
+        if now.saturating_sub(row.last_used_at) >= TOUCH_EVERY_MS
+            && let Err(error) = self.db.touch_api_key(&row.id, now).await
+        {
+            tracing::warn!(%error, "cannot note the use of a key");
+        }
+        self.remember(hash, row.id);
+        Ok(true)
+    }
+
+    /// Makes a key and stores it.
+    pub(crate) async fn make(&self, name: &str) -> Result<NewKey, DbError> {
+        let digits: [u8; DIGITS / 2] = rand::rng().random();
+        let secret = format!("{PREFIX}{}", hex::encode(digits));
+        let row = ApiKey {
+            id: uuid::Uuid::new_v4().to_string(),
+            name: name.to_owned(),
+            key_hash: hex::encode(hash(&secret)),
+            key_prefix: secret.chars().take(SHOWN).collect(),
+            created_at: clock::now_ms(),
+            last_used_at: 0,
+        };
+        self.db.insert_api_key(&row).await?;
+        Ok(NewKey { secret, row })
+    }
+
+    /// Deletes a key unless it is the last. False if nothing was deleted.
+    pub(crate) async fn delete(&self, id: &str) -> Result<bool, DbError> {
+        let deleted = self.db.delete_api_key(id).await?;
+        self.good().retain(|_, (known, _)| known != id);
+        Ok(deleted)
+    }
+
+    fn remembers(&self, hash: &Hash) -> bool {
+        self.good()
+            .get(hash)
+            .is_some_and(|(_, since)| since.elapsed() < REMEMBER)
+    }
+
+    fn remember(&self, hash: Hash, id: String) {
+        let mut good = self.good();
+        if good.len() >= MAX_REMEMBERED {
+            good.retain(|_, (_, since)| since.elapsed() < REMEMBER);
+        }
+        if good.len() < MAX_REMEMBERED {
+            good.insert(hash, (id, Instant::now()));
+        }
+    }
+
+    fn good(&self) -> MutexGuard<'_, HashMap<Hash, (String, Instant)>> {
+        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn has_the_form(key: &str) -> bool {
+    key.strip_prefix(PREFIX).is_some_and(|digits| {
+        digits.len() == DIGITS
+            && digits
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+}
+
+fn hash(key: &str) -> Hash {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    async fn auth(dir: &tempfile::TempDir) -> Arc<Auth> {
+        let url = format!("sqlite://{}/db?mode=rwc", dir.path().display());
+        Auth::new(Db::open(&url).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_a_key_that_was_made_is_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = auth(&dir).await;
+        let made = auth.make("test").await.unwrap();
+        assert!(has_the_form(&made.secret));
+        assert!(auth.is_good(&made.secret).await.unwrap());
+        let mut near = made.secret.clone();
+        let last = if near.pop() == Some('0') { '1' } else { '0' };
+        near.push(last);
+        for bad in [
+            near.as_str(),
+            "",
+            "wrn_",
+            &made.secret.to_uppercase(),
+            &made.secret[..SHOWN],
+            &format!("{} ", made.secret),
+            &made.row.key_hash,
+            "wrn_ééééééééééééééééé",
+        ] {
+            assert!(!auth.is_good(bad).await.unwrap(), "{bad}");
+        }
+        assert!(!made.row.key_hash.contains(&made.secret[PREFIX.len()..]));
+    }
+
+    #[tokio::test]
+    async fn a_deleted_key_stops_at_once_and_the_last_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = auth(&dir).await;
+        let first = auth.make("first").await.unwrap();
+        let second = auth.make("second").await.unwrap();
+        assert!(auth.is_good(&second.secret).await.unwrap());
+        assert!(auth.delete(&second.row.id).await.unwrap());
+        assert!(!auth.is_good(&second.secret).await.unwrap());
+        assert!(!auth.delete(&first.row.id).await.unwrap());
+        assert!(auth.is_good(&first.secret).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_time_of_last_use_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = auth(&dir).await;
+        let made = auth.make("test").await.unwrap();
+        assert_eq!(auth.db.api_keys().await.unwrap()[0].last_used_at, 0);
+        auth.is_good(&made.secret).await.unwrap();
+        assert!(auth.db.api_keys().await.unwrap()[0].last_used_at > 0);
+    }
+}

@@ -1,0 +1,270 @@
+//! Rows of sandboxes.
+
+use std::collections::BTreeMap;
+
+use sqlx::{FromRow, Row as _, any::AnyRow};
+use wrenn_proto::{
+    SandboxId,
+    rest::{self, BootTimes, Egress, SandboxStatus},
+};
+
+use super::{Db, DbError, narrow, run};
+use crate::clock;
+
+macro_rules! columns {
+    () => {
+        "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
+         metadata, error, boot, created_at, started_at, last_active_at, last_updated"
+    };
+}
+
+/// The most rows that one list returns.
+pub(crate) const MAX_LIST: u32 = 1000;
+
+/// A sandbox as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sandbox {
+    /// Its name.
+    pub(crate) id: SandboxId,
+    /// Template it was made from.
+    pub(crate) template: String,
+    /// Where it is in its life.
+    pub(crate) status: SandboxStatus,
+    /// Changes so far.
+    pub(crate) version: i64,
+    /// Virtual CPUs.
+    pub(crate) vcpus: u32,
+    /// Memory, MiB.
+    pub(crate) memory_mb: u32,
+    /// Disk as the guest sees it, MiB.
+    pub(crate) disk_size_mb: u32,
+    /// Idle time that it survives, seconds; 0 means any.
+    pub(crate) timeout_sec: u32,
+    /// Whether it may reach the world.
+    pub(crate) egress: Egress,
+    /// Empty where not known.
+    pub(crate) guest_ip: String,
+    /// Empty where not known.
+    pub(crate) host_ip: String,
+    /// The user's words.
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Why it is in `error`, or who stopped it; else empty.
+    pub(crate) error: String,
+    /// Where the time of its boot went.
+    pub(crate) boot: Option<BootTimes>,
+    /// Milliseconds since 1970.
+    pub(crate) created_at: i64,
+    /// Milliseconds since 1970; 0 before it first ran.
+    pub(crate) started_at: i64,
+    /// Milliseconds since 1970; 0 before it was first used.
+    pub(crate) last_active_at: i64,
+    /// Milliseconds since 1970.
+    pub(crate) last_updated: i64,
+}
+
+impl Sandbox {
+    /// As the API shows it.
+    pub(crate) fn into_rest(self) -> rest::Sandbox {
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        rest::Sandbox {
+            id: self.id.into(),
+            status: self.status,
+            template: self.template,
+            vcpus: self.vcpus,
+            memory_mb: self.memory_mb,
+            disk_size_mb: self.disk_size_mb,
+            timeout_sec: self.timeout_sec,
+            egress: self.egress,
+            guest_ip: given(self.guest_ip),
+            host_ip: given(self.host_ip),
+            metadata: self.metadata,
+            error: given(self.error),
+            boot: self.boot,
+            created_at: clock::timestamp(self.created_at),
+            started_at: clock::optional_timestamp(self.started_at),
+            last_active_at: clock::optional_timestamp(self.last_active_at),
+            last_updated: clock::timestamp(self.last_updated),
+        }
+    }
+}
+
+/// The row in the database's own types.
+#[derive(FromRow)]
+struct Stored {
+    id: String,
+    template: String,
+    status: String,
+    version: i64,
+    vcpus: i64,
+    memory_mb: i64,
+    disk_size_mb: i64,
+    timeout_sec: i64,
+    egress: String,
+    guest_ip: String,
+    host_ip: String,
+    metadata: String,
+    error: String,
+    boot: String,
+    created_at: i64,
+    started_at: i64,
+    last_active_at: i64,
+    last_updated: i64,
+}
+
+impl TryFrom<Stored> for Sandbox {
+    type Error = DbError;
+
+    fn try_from(row: Stored) -> Result<Self, DbError> {
+        let corrupt = |field| DbError::Corrupt {
+            id: row.id.clone(),
+            field,
+        };
+        Ok(Self {
+            id: row.id.parse().map_err(|_| corrupt("id"))?,
+            status: SandboxStatus::parse(&row.status).ok_or_else(|| corrupt("status"))?,
+            vcpus: narrow(&row.id, "vcpus", row.vcpus)?,
+            memory_mb: narrow(&row.id, "memory_mb", row.memory_mb)?,
+            disk_size_mb: narrow(&row.id, "disk_size_mb", row.disk_size_mb)?,
+            timeout_sec: narrow(&row.id, "timeout_sec", row.timeout_sec)?,
+            egress: row.egress.parse().map_err(|_| corrupt("egress"))?,
+            metadata: serde_json::from_str(&row.metadata).map_err(|_| corrupt("metadata"))?,
+            boot: match row.boot.as_str() {
+                "" => None,
+                text => Some(serde_json::from_str(text).map_err(|_| corrupt("boot"))?),
+            },
+            template: row.template,
+            version: row.version,
+            guest_ip: row.guest_ip,
+            host_ip: row.host_ip,
+            error: row.error,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            last_active_at: row.last_active_at,
+            last_updated: row.last_updated,
+        })
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    // Maps of texts and structs of numbers always are JSON.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn boot_json(boot: Option<&BootTimes>) -> String {
+    boot.map(json).unwrap_or_default()
+}
+
+const fn egress_word(egress: Egress) -> &'static str {
+    match egress {
+        Egress::Deny => "deny",
+        Egress::Allow => "allow",
+    }
+}
+
+impl Db {
+    /// Adds a row, with version 0.
+    pub(crate) async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError> {
+        let query = sqlx::query(
+            "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
+             metadata, created_at, last_updated) VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11)",
+        )
+        .bind(row.id.to_string())
+        .bind(row.template.clone())
+        .bind(row.status.as_str())
+        .bind(i64::from(row.vcpus))
+        .bind(i64::from(row.memory_mb))
+        .bind(i64::from(row.disk_size_mb))
+        .bind(i64::from(row.timeout_sec))
+        .bind(egress_word(row.egress))
+        .bind(json(&row.metadata))
+        .bind(row.created_at)
+        .bind(row.last_updated);
+        run("store the sandbox", query.execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// The row of an id.
+    pub(crate) async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, DbError> {
+        let query = sqlx::query_as::<_, Stored>(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE id = $1"
+        ))
+        .bind(id.to_string());
+        let row = run("read the sandbox", query.fetch_optional(&self.pool)).await?;
+        row.map(Sandbox::try_from).transpose()
+    }
+
+    /// Rows of these statuses, newest first, at most `limit`.
+    pub(crate) async fn sandboxes(
+        &self,
+        statuses: &[SandboxStatus],
+        limit: u32,
+    ) -> Result<Vec<Sandbox>, DbError> {
+        let Some(&first) = statuses.first() else {
+            return Ok(Vec::new());
+        };
+        let mut query = sqlx::query_as::<_, Stored>(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6) ORDER BY created_at DESC, id DESC LIMIT $7"
+        ));
+        for place in 0..SandboxStatus::ALL.len() {
+            query = query.bind(statuses.get(place).unwrap_or(&first).as_str());
+        }
+        let query = query.bind(i64::from(limit));
+        let rows = run("list the sandboxes", query.fetch_all(&self.pool)).await?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
+    /// Writes what may change of a row, if it still has the version it was read with. False if it has not.
+    pub(crate) async fn update_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
+        let query = sqlx::query(
+            "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
+             last_active_at = $7, last_updated = $8, version = version + 1 WHERE id = $9 AND version = $10",
+        )
+        .bind(row.status.as_str())
+        .bind(row.guest_ip.clone())
+        .bind(row.host_ip.clone())
+        .bind(row.error.clone())
+        .bind(boot_json(row.boot.as_ref()))
+        .bind(row.started_at)
+        .bind(row.last_active_at)
+        .bind(row.last_updated)
+        .bind(row.id.to_string())
+        .bind(row.version);
+        let done = run("change the sandbox", query.execute(&self.pool)).await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Writes what the host knows better. Not a change of the sandbox: its version stays.
+    pub(crate) async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
+        let query = sqlx::query(
+            "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4 \
+             WHERE id = $5 AND version = $6",
+        )
+        .bind(row.guest_ip.clone())
+        .bind(row.host_ip.clone())
+        .bind(boot_json(row.boot.as_ref()))
+        .bind(row.last_active_at)
+        .bind(row.id.to_string())
+        .bind(row.version);
+        let done = run("refresh the sandbox", query.execute(&self.pool)).await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Whether the database answers.
+    pub(crate) async fn ping(&self) -> Result<(), DbError> {
+        let row: AnyRow = run(
+            "answer",
+            sqlx::query("SELECT 1 AS one").fetch_one(&self.pool),
+        )
+        .await?;
+        row.try_get::<i64, _>("one")
+            .map(drop)
+            .map_err(|source| DbError::Query {
+                what: "answer",
+                source,
+            })
+    }
+}

@@ -1,0 +1,69 @@
+//! Rows of templates: what the host last said that it has.
+
+use sqlx::FromRow;
+use wrenn_proto::rest::Template;
+
+use super::{Db, DbError, narrow, run};
+use crate::clock;
+
+#[derive(FromRow)]
+struct Stored {
+    name: String,
+    kind: String,
+    vcpus: i64,
+    memory_mb: i64,
+    size_bytes: i64,
+    created_at: i64,
+}
+
+impl TryFrom<Stored> for Template {
+    type Error = DbError;
+
+    fn try_from(row: Stored) -> Result<Self, DbError> {
+        let given = |n: u32| (n > 0).then_some(n);
+        Ok(Self {
+            vcpus: given(narrow(&row.name, "vcpus", row.vcpus)?),
+            memory_mb: given(narrow(&row.name, "memory_mb", row.memory_mb)?),
+            size_bytes: narrow(&row.name, "size_bytes", row.size_bytes)?,
+            created_at: clock::timestamp(row.created_at),
+            kind: row.kind,
+            name: row.name,
+        })
+    }
+}
+
+impl Db {
+    /// All templates, by name.
+    pub(crate) async fn templates(&self) -> Result<Vec<Template>, DbError> {
+        let query = sqlx::query_as::<_, Stored>(
+            "SELECT name, type AS kind, vcpus, memory_mb, size_bytes, created_at FROM templates ORDER BY name",
+        );
+        let rows = run("list the templates", query.fetch_all(&self.pool)).await?;
+        rows.into_iter().map(Template::try_from).collect()
+    }
+
+    /// Makes the base templates those that the host has.
+    pub(crate) async fn sync_templates(&self, present: &[Template]) -> Result<(), DbError> {
+        for gone in self.templates().await? {
+            if gone.kind == "base" && present.iter().all(|t| t.name != gone.name) {
+                let query = sqlx::query("DELETE FROM templates WHERE name = $1 AND type = 'base'")
+                    .bind(gone.name);
+                run("forget a template", query.execute(&self.pool)).await?;
+            }
+        }
+        for template in present {
+            let query = sqlx::query(
+                "INSERT INTO templates (name, type, vcpus, memory_mb, size_bytes, created_at) \
+                 VALUES ($1, 'base', $2, $3, $4, $5) ON CONFLICT (name) DO UPDATE SET vcpus = excluded.vcpus, \
+                 memory_mb = excluded.memory_mb, size_bytes = excluded.size_bytes, created_at = excluded.created_at",
+            )
+            .bind(template.name.clone())
+            .bind(i64::from(template.vcpus.unwrap_or(0)))
+            .bind(i64::from(template.memory_mb.unwrap_or(0)))
+            .bind(i64::try_from(template.size_bytes).unwrap_or(i64::MAX))
+            .bind(template.created_at.as_millisecond());
+            run("store a template", query.execute(&self.pool)).await?;
+        }
+        Ok(())
+    }
+}

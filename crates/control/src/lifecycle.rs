@@ -1,0 +1,254 @@
+//! Carries each sandbox through its states.
+//!
+//! Owns the tasks that create and destroy, the lifecycle lock of each sandbox, the list of creates under way and the
+//! count of uses. Never lets a request own any of it: a client that goes away in the middle of a create makes it undone,
+//! in the middle of a destroy changes nothing.
+//!
+//! A row changes in one way only, [`Lifecycle::apply`]: read it, ask `state_machine`, write it if it is still the same
+//! version, else begin again.
+//!
+//! | what fails | what is left | who cleans up |
+//! |---|---|---|
+//! | the host refuses or fails a create | row `error` | the create task destroys at the host |
+//! | the client leaves during a create | row `stopped` | a task started by the guard's drop |
+//! | the database fails after the host created | row `starting` | the create task destroys at the host; the reconciler settles the row |
+//! | the host does not answer a destroy | row `stopping` | the reconciler, each time it looks |
+//! | this process dies | any row | the next process's reconciler |
+
+mod create;
+mod creating;
+mod destroy;
+mod locks;
+mod uses;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+use wrenn_proto::{
+    SandboxId,
+    rest::{BootTimes, SandboxStatus},
+    rpc::hostagent::v1::SandboxInfo,
+};
+
+use crate::{
+    agent_client::{AgentClient, AgentError},
+    clock,
+    db::{Db, DbError, sandboxes::Sandbox},
+    state_machine::{Effect, Event, Refused, transition},
+};
+
+pub(crate) use create::{Creation, NewSandbox};
+pub(crate) use locks::LockGuard;
+pub(crate) use uses::UseGuard;
+
+/// How often a lost race for a row is tried again. Each loss means that another writer won.
+const MAX_CONFLICTS: usize = 50;
+
+/// How often a waiter looks at the row even if nothing was told: another process may have changed it.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a step of a sandbox's life was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LifecycleError {
+    /// There is no such sandbox.
+    #[error("there is no sandbox `{0}`")]
+    NotFound(SandboxId),
+    /// Its status does not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It is not running, nor about to.
+    #[error("sandbox `{id}` is `{status}`{}{reason}; this needs it `running`", if reason.is_empty() { "" } else { ": " })]
+    NotRunning {
+        /// The sandbox.
+        id: SandboxId,
+        /// Its status.
+        status: SandboxStatus,
+        /// Why it is in that status, or empty.
+        reason: String,
+    },
+    /// The row keeps changing.
+    #[error("sandbox `{0}` is being changed by others")]
+    Busy(SandboxId),
+    /// The host did not do it.
+    #[error("the host failed")]
+    Agent(#[from] AgentError),
+    /// The database did not do it.
+    #[error("the database failed")]
+    Db(#[from] DbError),
+}
+
+/// All sandboxes' lives.
+pub(crate) struct Lifecycle {
+    db: Db,
+    agent: AgentClient,
+    locks: locks::Locks,
+    creating: creating::Creating,
+    uses: uses::Uses,
+    /// Told after each change of a row.
+    changed: Notify,
+    /// Tasks that outlive the requests which began them.
+    tasks: TaskTracker,
+}
+
+impl Lifecycle {
+    pub(crate) fn new(db: Db, agent: AgentClient) -> Arc<Self> {
+        Arc::new(Self {
+            db,
+            agent,
+            locks: locks::Locks::default(),
+            creating: creating::Creating::default(),
+            uses: uses::Uses::default(),
+            changed: Notify::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Waits until all tasks of this module have ended.
+    pub(crate) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Starts a task that ends when it is done, whoever has gone meanwhile.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.tasks.spawn(task)
+    }
+
+    /// Whether this process has a create of it under way.
+    pub(crate) fn is_creating(&self, id: &SandboxId) -> bool {
+        self.creating.contains(id)
+    }
+
+    /// A sandbox that runs, marked as used until the guard is dropped. One that is about to run is waited for.
+    pub(crate) async fn enter(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        limit: Duration,
+    ) -> Result<(Sandbox, UseGuard), LifecycleError> {
+        // Marked first: one that is found running must not be reaped as idle a moment later.
+        let used = UseGuard::new(Arc::clone(self), id.clone());
+        match self.await_running(id, limit).await {
+            Ok(row) => Ok((row, used)),
+            Err(error) => {
+                drop(used);
+                self.uses.forget(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether it is in use now, and when a use last ended (milliseconds since 1970; 0: not since the start).
+    pub(crate) fn use_of(&self, id: &SandboxId) -> (bool, i64) {
+        self.uses.of(id)
+    }
+
+    /// Takes the lifecycle lock if it is free.
+    pub(crate) fn try_lock(&self, id: &SandboxId) -> Option<LockGuard<'_>> {
+        self.locks.try_lock(id)
+    }
+
+    /// The row of a sandbox.
+    pub(crate) async fn get(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        match self.db.sandbox(id).await? {
+            Some(row) => Ok(row),
+            None => Err(LifecycleError::NotFound(id.clone())),
+        }
+    }
+
+    /// The one way in which a row changes: by an event, through the state machine, at the version that was read.
+    /// `change` sets what else is known; it may be called again if another writer was faster.
+    pub(crate) async fn apply(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        change: impl Fn(&mut Sandbox),
+    ) -> Result<(Sandbox, Vec<Effect>), LifecycleError> {
+        for _ in 0..MAX_CONFLICTS {
+            let mut row = self.get(id).await?;
+            let before = row.status;
+            let (next, effects) = transition(before, event)?;
+            if next == before {
+                return Ok((row, effects));
+            }
+            row.status = next;
+            change(&mut row);
+            row.last_updated = clock::now_ms();
+            if self.db.update_sandbox(&row).await? {
+                row.version += 1;
+                tracing::info!(sandbox_id = %id, from = %before, to = %next, ?event, "sandbox changed");
+                self.changed.notify_waiters();
+                return Ok((row, effects));
+            }
+        }
+        Err(LifecycleError::Busy(id.clone()))
+    }
+
+    /// The row of a sandbox that runs. One that is about to run is waited for.
+    async fn await_running(
+        &self,
+        id: &SandboxId,
+        limit: Duration,
+    ) -> Result<Sandbox, LifecycleError> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let mut told = std::pin::pin!(self.changed.notified());
+            // Before the row is read: a change in between is then told, not missed.
+            told.as_mut().enable();
+            let row = self.get(id).await?;
+            match row.status {
+                SandboxStatus::Running => return Ok(row),
+                SandboxStatus::Pending | SandboxStatus::Starting
+                    if tokio::time::Instant::now() < deadline => {}
+                status => {
+                    return Err(LifecycleError::NotRunning {
+                        id: id.clone(),
+                        status,
+                        reason: row.error,
+                    });
+                }
+            }
+            let next_look = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
+            let _ = tokio::time::timeout_at(next_look, told).await;
+        }
+    }
+
+    /// Calls `DestroySandbox`, and says in the log if that did not work: the reconciler will try again.
+    async fn destroy_at_host(&self, id: &SandboxId) {
+        if let Err(error) = self.agent.destroy(id.as_str()).await {
+            tracing::warn!(sandbox_id = %id, %error, "cannot destroy at the host now");
+        }
+    }
+}
+
+/// Takes over what the host knows of a running sandbox.
+pub(crate) fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64) {
+    refresh_from_host(row, info);
+    if row.started_at == 0 {
+        row.started_at = now_ms;
+    }
+    row.error.clear();
+}
+
+/// Takes over what may change while it runs. Times of use only go forward.
+pub(crate) fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
+    if !info.host_ip.is_empty() {
+        row.host_ip.clone_from(&info.host_ip);
+    }
+    if !info.guest_ip.is_empty() {
+        row.guest_ip.clone_from(&info.guest_ip);
+    }
+    row.last_active_at = row.last_active_at.max(info.last_active_unix_ms);
+    if let Some(boot) = info.boot.as_option() {
+        row.boot = Some(BootTimes {
+            prepared_ms: boot.prepared_ms,
+            vmm_started_ms: boot.vmm_started_ms,
+            kernel_ms: boot.kernel_ms,
+            init_ms: boot.init_ms,
+            envd_ms: boot.envd_ms,
+        });
+    }
+}

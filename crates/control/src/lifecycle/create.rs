@@ -1,0 +1,290 @@
+//! Creating: a row, a task that owns the call to the host, and a guard for the client's disappearance.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, task::JoinHandle};
+use wrenn_proto::{
+    SandboxId, TemplateName,
+    rest::{Egress, SandboxStatus},
+    rpc::hostagent::v1 as rpc,
+};
+
+use super::{Lifecycle, LifecycleError, creating::CreateEntry, fill_from_host};
+use crate::{
+    agent_client::AgentError,
+    clock,
+    db::{DbError, sandboxes::Sandbox},
+    state_machine::{Effect, Event},
+};
+
+/// How often another name is tried when one is taken: names have 32 random bits.
+const MAX_NAMES: usize = 8;
+
+/// How often a result is written before the sandbox is given up.
+const WRITE_ATTEMPTS: usize = 3;
+
+/// Between two attempts to write.
+const WRITE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A sandbox that is asked for; its fields are checked.
+#[derive(Debug, Clone)]
+pub(crate) struct NewSandbox {
+    pub(crate) template: TemplateName,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mb: u32,
+    pub(crate) disk_size_mb: u32,
+    pub(crate) timeout_sec: u32,
+    pub(crate) egress: Egress,
+    pub(crate) envs: HashMap<String, String>,
+    pub(crate) metadata: std::collections::BTreeMap<String, String>,
+}
+
+/// A create as its client sees it. Dropped before [`keep`](Self::keep), the sandbox is destroyed.
+pub(crate) struct Creation {
+    lifecycle: Arc<Lifecycle>,
+    /// The name, once the row is there.
+    named: Option<oneshot::Receiver<Result<SandboxId, LifecycleError>>>,
+    id: Option<SandboxId>,
+    task: Option<JoinHandle<Result<(), AgentError>>>,
+    kept: bool,
+}
+
+impl Lifecycle {
+    /// Begins to create.
+    pub(crate) fn create(self: &Arc<Self>, new: NewSandbox) -> Creation {
+        let (tell, named) = oneshot::channel();
+        let lifecycle = Arc::clone(self);
+        let task = self.spawn(async move {
+            match lifecycle.insert(&new).await {
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                    Ok(())
+                }
+                Ok((id, entry)) => {
+                    // If the client is gone already, the guard's task still reads the name from the channel.
+                    let _ = tell.send(Ok(id.clone()));
+                    lifecycle.boot(&id, new, entry).await
+                }
+            }
+        });
+        Creation {
+            lifecycle: Arc::clone(self),
+            named: Some(named),
+            id: None,
+            task: Some(task),
+            kept: false,
+        }
+    }
+
+    /// Writes the row, under a name that nobody has. The create is entered before the row can be seen.
+    async fn insert(&self, new: &NewSandbox) -> Result<(SandboxId, CreateEntry), LifecycleError> {
+        for _ in 0..MAX_NAMES {
+            let id = SandboxId::random();
+            let Some(entry) = self.creating.enter(&id) else {
+                continue;
+            };
+            match self.db.insert_sandbox(&new_row(id.clone(), new)).await {
+                Ok(()) => return Ok((id, entry)),
+                Err(DbError::Exists) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(DbError::Exists.into())
+    }
+
+    /// Calls the host and writes down how it went. The error is for the client, if it still waits.
+    async fn boot(
+        &self,
+        id: &SandboxId,
+        new: NewSandbox,
+        entry: CreateEntry,
+    ) -> Result<(), AgentError> {
+        match self.apply(id, Event::CreateBegun, |_| ()).await {
+            Ok((_, effects)) if effects.contains(&Effect::CreateAtHost) => {}
+            // Destroyed before it began.
+            Ok(_) | Err(LifecycleError::Refused(_)) => return Ok(()),
+            Err(error) => {
+                tracing::error!(sandbox_id = %id, %error, "cannot begin a create");
+                return Err(AgentError {
+                    code: connectrpc::ErrorCode::Internal,
+                    message: "the database failed".to_owned(),
+                    connection_lost: false,
+                });
+            }
+        }
+        let result = self.agent.create(request(id, new)).await;
+        entry.call_ended();
+        // A destroy that was waiting for the call to end goes first; the status is read again after it.
+        let _lock = self.locks.lock(id).await;
+        self.settle(id, &result).await;
+        result.map(drop)
+    }
+
+    /// Writes how the call went, and frees what must not stay.
+    async fn settle(&self, id: &SandboxId, result: &Result<rpc::SandboxInfo, AgentError>) {
+        for _ in 0..WRITE_ATTEMPTS {
+            let written = match result {
+                Ok(info) => {
+                    let now = clock::now_ms();
+                    self.apply(id, Event::CreateDone, |row| {
+                        if row.status == SandboxStatus::Running {
+                            fill_from_host(row, info, now);
+                            row.last_active_at = row.last_active_at.max(now);
+                        }
+                    })
+                    .await
+                }
+                Err(error) => {
+                    let reason = reason(error);
+                    self.apply(id, Event::CreateFailed, |row| row.error.clone_from(&reason))
+                        .await
+                }
+            };
+            match written {
+                Ok((_, effects)) => {
+                    if effects.contains(&Effect::DestroyAtHost) {
+                        self.destroy_at_host(id).await;
+                    }
+                    return;
+                }
+                Err(LifecycleError::Refused(refused)) => {
+                    tracing::warn!(sandbox_id = %id, %refused, "the end of a create came late");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), "cannot write how a create went");
+                    tokio::time::sleep(WRITE_PAUSE).await;
+                }
+            }
+        }
+        // Nobody could use what no row tells of. The reconciler settles the row when the database is back.
+        self.destroy_at_host(id).await;
+    }
+}
+
+impl Creation {
+    /// The name of the sandbox, once its row is there.
+    pub(crate) async fn id(&mut self) -> Result<SandboxId, LifecycleError> {
+        if let Some(named) = self.named.as_mut() {
+            let id = named.await.map_err(|_| ended())??;
+            self.named = None;
+            self.id = Some(id);
+        }
+        self.id.clone().ok_or_else(|| ended().into())
+    }
+
+    /// Waits for the end of the create. May be dropped and called again.
+    pub(crate) async fn done(&mut self) -> Result<(), AgentError> {
+        let Some(task) = self.task.as_mut() else {
+            return Ok(());
+        };
+        let done = task.await;
+        self.task = None;
+        done.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// The client was told; the sandbox is its own now.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Creation {
+    fn drop(&mut self) {
+        // Without a runtime this process is at its end; the next one's reconciler settles the row.
+        if self.kept || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let (named, id) = (self.named.take(), self.id.take());
+        let lifecycle = Arc::clone(&self.lifecycle);
+        self.lifecycle.spawn(async move {
+            let id = match (id, named) {
+                (Some(id), _) => Some(id),
+                (None, Some(named)) => named.await.ok().and_then(Result::ok),
+                (None, None) => None,
+            };
+            let Some(id) = id else { return };
+            tracing::info!(sandbox_id = %id, "the client left during the create");
+            let why = "its client went away before it was told of the sandbox";
+            if let Err(error) = lifecycle.destroy_now(&id, why).await {
+                tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "cannot destroy an abandoned sandbox now");
+                lifecycle.destroy_at_host(&id).await;
+            }
+        });
+    }
+}
+
+/// Why a create failed, for the row.
+fn reason(error: &AgentError) -> String {
+    if error.connection_lost {
+        return "the host agent went away while it was being created".to_owned();
+    }
+    match error.code {
+        connectrpc::ErrorCode::Internal | connectrpc::ErrorCode::Unknown => {
+            "the host could not create it".to_owned()
+        }
+        _ => error.message.clone(),
+    }
+}
+
+fn ended() -> AgentError {
+    AgentError {
+        code: connectrpc::ErrorCode::Internal,
+        message: "the create ended without a result".to_owned(),
+        connection_lost: false,
+    }
+}
+
+/// An error with its causes, for the log.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        cause = source.source();
+    }
+    text
+}
+
+fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
+    let now = clock::now_ms();
+    Sandbox {
+        id,
+        template: new.template.to_string(),
+        status: SandboxStatus::Pending,
+        version: 0,
+        vcpus: new.vcpus,
+        memory_mb: new.memory_mb,
+        disk_size_mb: new.disk_size_mb,
+        timeout_sec: new.timeout_sec,
+        egress: new.egress,
+        guest_ip: String::new(),
+        host_ip: String::new(),
+        metadata: new.metadata.clone(),
+        error: String::new(),
+        boot: None,
+        created_at: now,
+        started_at: 0,
+        last_active_at: 0,
+        last_updated: now,
+    }
+}
+
+fn request(id: &SandboxId, new: NewSandbox) -> rpc::CreateSandboxRequest {
+    let egress = match new.egress {
+        Egress::Allow => rpc::Egress::EGRESS_ALLOW,
+        Egress::Deny => rpc::Egress::EGRESS_DENY,
+    };
+    rpc::CreateSandboxRequest {
+        id: id.to_string(),
+        template: new.template.into(),
+        vcpus: new.vcpus,
+        memory_mb: new.memory_mb,
+        timeout_sec: new.timeout_sec,
+        egress: egress.into(),
+        envs: new.envs.into_iter().collect(),
+        disk_size_mb: new.disk_size_mb,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,127 @@
+//! One lock a sandbox, there only while someone holds or wants it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use wrenn_proto::SandboxId;
+
+type Table = HashMap<SandboxId, Arc<AsyncMutex<()>>>;
+
+/// The locks that are held or wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Locks {
+    table: Mutex<Table>,
+}
+
+/// A held lock.
+pub(crate) struct LockGuard<'a> {
+    // Dropped in this order: the lock is free before the ticket looks whether anyone else wants it.
+    _held: OwnedMutexGuard<()>,
+    _ticket: Ticket<'a>,
+}
+
+/// Interest in a lock; the last one to go takes the lock out of the table, also when it gives up waiting.
+struct Ticket<'a> {
+    locks: &'a Locks,
+    id: SandboxId,
+    lock: Arc<AsyncMutex<()>>,
+}
+
+impl Locks {
+    /// Waits for the lock.
+    pub(crate) async fn lock(&self, id: &SandboxId) -> LockGuard<'_> {
+        let ticket = self.ticket(id);
+        LockGuard {
+            _held: Arc::clone(&ticket.lock).lock_owned().await,
+            _ticket: ticket,
+        }
+    }
+
+    /// The lock, if nobody has it.
+    pub(crate) fn try_lock(&self, id: &SandboxId) -> Option<LockGuard<'_>> {
+        let ticket = self.ticket(id);
+        let held = Arc::clone(&ticket.lock).try_lock_owned().ok()?;
+        Some(LockGuard {
+            _held: held,
+            _ticket: ticket,
+        })
+    }
+
+    fn ticket(&self, id: &SandboxId) -> Ticket<'_> {
+        let lock = Arc::clone(self.table().entry(id.clone()).or_default());
+        Ticket {
+            locks: self,
+            id: id.clone(),
+            lock,
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut table = self.locks.table();
+        // The table's and this one: under the table's lock nobody can make a third.
+        if Arc::strong_count(&self.lock) == 2 {
+            table.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    fn id(n: u32) -> SandboxId {
+        format!("sb-{n}").parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lock_excludes_others_of_the_same_sandbox_only() {
+        let locks = Locks::default();
+        let held = locks.lock(&id(1)).await;
+        assert!(locks.try_lock(&id(1)).is_none());
+        assert!(locks.try_lock(&id(2)).is_some());
+        drop(held);
+        assert!(locks.try_lock(&id(1)).is_some());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_lock_stays_when_nobody_wants_it() {
+        let locks = Arc::new(Locks::default());
+        let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..200_u32 {
+            let (locks, inside) = (Arc::clone(&locks), Arc::clone(&inside));
+            tasks.spawn(async move {
+                let id = id(n % 3);
+                let held = locks.lock(&id);
+                // Some give up while they wait.
+                let held = if n % 5 == 0 {
+                    tokio::time::timeout(std::time::Duration::from_micros(50), held)
+                        .await
+                        .ok()
+                } else {
+                    Some(held.await)
+                };
+                if held.is_some() && n % 3 == 0 {
+                    assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    tokio::task::yield_now().await;
+                    inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+        assert!(locks.table().is_empty());
+    }
+}

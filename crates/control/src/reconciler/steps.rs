@@ -1,0 +1,282 @@
+//! Looking, and taking the steps.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use wrenn_proto::{
+    SandboxId,
+    rest::SandboxStatus,
+    rpc::hostagent::v1::{SandboxInfo, SandboxState},
+};
+
+use super::{Action, HostState, RowView, reconcile};
+use crate::{
+    agent_client::AgentClient,
+    clock,
+    db::{Db, sandboxes::Sandbox},
+    lifecycle::{Lifecycle, LifecycleError, fill_from_host, refresh_from_host},
+    state_machine::{Effect, Event},
+};
+
+/// Statuses that may change without a request.
+const ACTIVE: [SandboxStatus; 4] = [
+    SandboxStatus::Pending,
+    SandboxStatus::Starting,
+    SandboxStatus::Running,
+    SandboxStatus::Stopping,
+];
+
+/// Rows looked at in one go: more than a host can have slots.
+const MAX_ROWS: u32 = 100_000;
+
+/// A time of use is written when it has moved by this much.
+const USE_GRAIN_MS: i64 = 1000;
+
+/// The task that looks.
+pub(crate) struct Reconciler {
+    db: Db,
+    agent: AgentClient,
+    lifecycle: Arc<Lifecycle>,
+    /// Whether the host answered at the last look.
+    reachable: bool,
+}
+
+/// What one look found of a sandbox.
+struct Found {
+    row: Option<Sandbox>,
+    info: Option<SandboxInfo>,
+}
+
+impl Reconciler {
+    pub(crate) fn new(db: Db, agent: AgentClient, lifecycle: Arc<Lifecycle>) -> Self {
+        Self {
+            db,
+            agent,
+            lifecycle,
+            reachable: true,
+        }
+    }
+
+    /// Looks until told to stop.
+    pub(crate) async fn run(mut self, interval: Duration, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.look() => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        // Rows first: a sandbox that was `running` before the host was asked must be in the host's answer.
+        let rows = match self.db.sandboxes(&ACTIVE, MAX_ROWS).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(%error, "cannot compare rows and host");
+                return;
+            }
+        };
+        let creating: Vec<bool> = rows
+            .iter()
+            .map(|row| self.lifecycle.is_creating(&row.id))
+            .collect();
+        let Some(infos) = self.ask_host().await else {
+            return;
+        };
+        let mut found: BTreeMap<SandboxId, Found> = BTreeMap::new();
+        let mut views = BTreeMap::new();
+        for (row, creating) in rows.into_iter().zip(creating) {
+            views.insert(row.id.clone(), self.view(&row, creating));
+            let info = None;
+            found.insert(
+                row.id.clone(),
+                Found {
+                    row: Some(row),
+                    info,
+                },
+            );
+        }
+        let mut host = BTreeMap::new();
+        for info in infos {
+            let Ok(id) = info.id.parse::<SandboxId>() else {
+                tracing::error!(id = %info.id, "the host has a sandbox with a strange name");
+                continue;
+            };
+            host.insert(id.clone(), host_state(&info));
+            let entry = found.entry(id).or_insert(Found {
+                row: None,
+                info: None,
+            });
+            entry.info = Some(info);
+        }
+        for (id, action) in reconcile(&views, &host, clock::now_ms()) {
+            if let Some(found) = found.remove(&id) {
+                self.begin(id, action, found);
+            }
+        }
+    }
+
+    async fn ask_host(&mut self) -> Option<Vec<SandboxInfo>> {
+        match self.agent.list().await {
+            Ok(infos) => {
+                if !self.reachable {
+                    tracing::info!("the host answers again");
+                }
+                self.reachable = true;
+                Some(infos)
+            }
+            Err(error) => {
+                if self.reachable {
+                    tracing::error!(%error, "the host does not answer; nothing changes until it does");
+                }
+                self.reachable = false;
+                None
+            }
+        }
+    }
+
+    fn view(&self, row: &Sandbox, creating: bool) -> RowView {
+        let (in_use, last_use_ms) = self.lifecycle.use_of(&row.id);
+        RowView {
+            status: row.status,
+            creating: creating || self.lifecycle.is_creating(&row.id),
+            in_use,
+            last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
+            timeout_sec: row.timeout_sec,
+        }
+    }
+
+    /// Takes a step in a task of its own: a destroy takes seconds, and other sandboxes must not wait for it.
+    fn begin(&self, id: SandboxId, action: Action, found: Found) {
+        let step = Step {
+            db: self.db.clone(),
+            agent: self.agent.clone(),
+            lifecycle: Arc::clone(&self.lifecycle),
+            id,
+            found,
+        };
+        self.lifecycle.spawn(async move {
+            if let Err(error) = step.take(action).await {
+                tracing::warn!(sandbox_id = %step.id, %error, "a step failed; it will be tried again");
+            }
+        });
+    }
+}
+
+/// One sandbox, as it was found, and what the step needs.
+struct Step {
+    db: Db,
+    agent: AgentClient,
+    lifecycle: Arc<Lifecycle>,
+    id: SandboxId,
+    found: Found,
+}
+
+impl Step {
+    async fn take(&self, action: Action) -> Result<(), LifecycleError> {
+        if action == Action::Refresh {
+            return self.refresh().await;
+        }
+        // Whoever has the lock is changing it right now.
+        let Some(_lock) = self.lifecycle.try_lock(&self.id) else {
+            return Ok(());
+        };
+        if !self.is_as_found().await? {
+            return Ok(());
+        }
+        tracing::info!(sandbox_id = %self.id, ?action, "reconciling");
+        match action {
+            Action::Refresh => Ok(()),
+            Action::MarkRunning => {
+                let now = clock::now_ms();
+                let info = self.found.info.clone().unwrap_or_default();
+                self.event(Event::CreateDone, |row| fill_from_host(row, &info, now))
+                    .await
+            }
+            Action::Fail { reason } => {
+                self.event(Event::Lost, |row| row.error.clone_from(&reason))
+                    .await
+            }
+            Action::FinishStop => self.event(Event::Destroyed, |_| ()).await,
+            Action::DestroyAgain => {
+                self.agent.destroy(self.id.as_str()).await?;
+                self.event(Event::Destroyed, |_| ()).await
+            }
+            Action::DestroyOrphan => Ok(self.agent.destroy(self.id.as_str()).await?),
+            Action::Reap { idle_sec } => {
+                // Somebody may have come since the look.
+                if self.lifecycle.use_of(&self.id).0 {
+                    return Ok(());
+                }
+                let why = format!("it was idle for {idle_sec} s");
+                self.lifecycle.destroy_locked(&self.id, &why).await
+            }
+        }
+    }
+
+    async fn event(
+        &self,
+        event: Event,
+        change: impl Fn(&mut Sandbox),
+    ) -> Result<(), LifecycleError> {
+        let (_, effects) = self.lifecycle.apply(&self.id, event, change).await?;
+        if effects.contains(&Effect::DestroyAtHost) && self.found.info.is_some() {
+            self.agent.destroy(self.id.as_str()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing has changed since the look. For one without an active row: that it still has none.
+    async fn is_as_found(&self) -> Result<bool, LifecycleError> {
+        if self.lifecycle.is_creating(&self.id) {
+            return Ok(false);
+        }
+        let row = self.db.sandbox(&self.id).await?;
+        Ok(match (&self.found.row, row) {
+            (Some(before), Some(now)) => before.version == now.version,
+            (None, Some(now)) => !ACTIVE.contains(&now.status),
+            (None, None) => true,
+            (Some(_), None) => false,
+        })
+    }
+
+    /// Writes what the host knows better, if it is worth a write.
+    async fn refresh(&self) -> Result<(), LifecycleError> {
+        let (Some(row), Some(info)) = (&self.found.row, &self.found.info) else {
+            return Ok(());
+        };
+        let mut new = row.clone();
+        refresh_from_host(&mut new, info);
+        let (_, last_use_ms) = self.lifecycle.use_of(&self.id);
+        new.last_active_at = new.last_active_at.max(last_use_ms);
+        if new.last_active_at < row.last_active_at.saturating_add(USE_GRAIN_MS) {
+            new.last_active_at = row.last_active_at;
+        }
+        if new != *row {
+            self.db.refresh_sandbox(&new).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the host says. A state that this version does not know calls for no step, like `stopping`.
+fn host_state(info: &SandboxInfo) -> HostState {
+    match info.state.as_known() {
+        Some(SandboxState::SANDBOX_STATE_STARTING) => HostState::Starting,
+        Some(SandboxState::SANDBOX_STATE_RUNNING) => HostState::Running {
+            last_active_ms: info.last_active_unix_ms,
+        },
+        Some(SandboxState::SANDBOX_STATE_ERROR) => HostState::Error {
+            reason: info.reason.clone(),
+        },
+        Some(SandboxState::SANDBOX_STATE_STOPPING | SandboxState::SANDBOX_STATE_UNSPECIFIED)
+        | None => HostState::Stopping,
+    }
+}

@@ -1,0 +1,195 @@
+//! A control plane of its own for each test, and a fake agent for it to talk to.
+
+pub(crate) mod fake_agent;
+mod processes;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wrenn_control::{ControlConfig, ControlError};
+use wrenn_proto::rest::Egress;
+
+pub(crate) use fake_agent::FakeAgent;
+
+/// What anything in these tests may take.
+pub(crate) const GENEROUS: Duration = Duration::from_secs(30);
+
+/// A running control plane.
+pub(crate) struct Control {
+    address: SocketAddr,
+    dir: Arc<tempfile::TempDir>,
+    key: String,
+    shutdown: CancellationToken,
+    task: Option<JoinHandle<Result<(), ControlError>>>,
+    client: reqwest::Client,
+}
+
+/// How to start one.
+pub(crate) struct Options {
+    pub(crate) dir: Arc<tempfile::TempDir>,
+    pub(crate) database_url: Option<String>,
+    pub(crate) poll_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            dir: Arc::new(tempfile::tempdir().unwrap()),
+            database_url: None,
+            poll_interval: Duration::from_millis(50),
+        }
+    }
+}
+
+impl Control {
+    pub(crate) async fn start(agent: &FakeAgent) -> Self {
+        Self::start_with(agent, Options::default()).await
+    }
+
+    pub(crate) async fn start_with(agent: &FakeAgent, options: Options) -> Self {
+        let key_file = options.dir.path().join("api-key");
+        let config = ControlConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: options.database_url.unwrap_or_else(|| {
+                format!(
+                    "sqlite://{}/wrenn.db?mode=rwc",
+                    options.dir.path().display()
+                )
+            }),
+            agent_url: agent.url(),
+            agent_token: fake_agent::TOKEN.to_owned(),
+            default_egress: Egress::Deny,
+            first_key_file: Some(key_file.clone()),
+            poll_interval: options.poll_interval,
+        };
+        let shutdown = CancellationToken::new();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let stop = shutdown.clone();
+        let task = tokio::spawn(async move {
+            wrenn_control::serve(config, |address| drop(tell.send(address)), stop).await
+        });
+        let address = tokio::time::timeout(GENEROUS, told).await.unwrap().unwrap();
+        let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();
+        Self {
+            address,
+            dir: options.dir,
+            key,
+            shutdown,
+            task: Some(task),
+            client: reqwest::Client::new(),
+        }
+    }
+
+    /// Ends it as a signal would, and gives back what the next one needs.
+    pub(crate) async fn stop(mut self) -> Arc<tempfile::TempDir> {
+        self.shutdown.cancel();
+        let task = self.task.take().unwrap();
+        tokio::time::timeout(GENEROUS, task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        Arc::clone(&self.dir)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.dir.path().join("wrenn.db")
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client
+            .request(method, self.url(path))
+            .header("X-API-Key", &self.key)
+    }
+
+    /// Sends JSON (none for `null`); the answer's body is `null` where it has none.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> (StatusCode, Value) {
+        let mut request = self.request(method, path);
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        answer(request).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.call(Method::GET, path, &Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        self.call(Method::POST, path, &body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> (StatusCode, Value) {
+        self.call(Method::DELETE, path, &Value::Null).await
+    }
+
+    /// Creates a sandbox that runs, and returns its id.
+    pub(crate) async fn create(&self) -> String {
+        let (status, body) = self.post("/v1/sandboxes", serde_json::json!({})).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        assert_eq!(body["status"], "running", "{body}");
+        body["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The status of a sandbox's record.
+    pub(crate) async fn status(&self, id: &str) -> String {
+        let (status, body) = self.get(&format!("/v1/sandboxes/{id}")).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        body["status"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for a status and returns the record.
+    pub(crate) async fn until_status(&self, id: &str, wanted: &str) -> Value {
+        until(&format!("{id} is {wanted}"), async || {
+            let (_, body) = self.get(&format!("/v1/sandboxes/{id}")).await;
+            (body["status"] == wanted).then_some(body)
+        })
+        .await
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Sends a request; the answer's body is `null` where it is not JSON.
+pub(crate) async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status();
+    let body = response.bytes().await.unwrap();
+    (status, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// Polls until there is something, or fails the test.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + GENEROUS;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
