@@ -9,4 +9,5 @@
 
 pub mod kvm;
 pub mod session;
+pub mod spawn;
 pub mod tap;

@@ -1,0 +1,264 @@
+//! Who calls: the token, signatures of file links, and the user that a call acts for.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use base64::{
+    Engine as _,
+    prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD},
+};
+use connectrpc::{ConnectError, RequestContext};
+use http::{HeaderMap, Method, StatusCode, header};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    http::error::error_response,
+    settings::{Settings, same},
+    users::{self, User},
+};
+
+const TOKEN_HEADER: &str = "x-access-token";
+
+/// The token that a caller shows.
+#[must_use]
+pub fn shown_token(headers: &HeaderMap) -> Option<&str> {
+    headers.get(TOKEN_HEADER)?.to_str().ok()
+}
+
+/// Lets those through who show the token. Routes that check for themselves: health is open, settings have their own rule,
+/// and file links carry a signature instead.
+pub async fn check_token(
+    State(settings): State<Arc<Settings>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let own_rule = match request.uri().path() {
+        "/health" | "/init" => true,
+        "/files" => matches!(*request.method(), Method::GET | Method::HEAD | Method::POST),
+        _ => request.method() == Method::OPTIONS,
+    };
+    if own_rule || settings.admits(shown_token(request.headers())) {
+        return next.run(request).await;
+    }
+    error_response(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized access, wrong or missing X-Access-Token",
+    )
+}
+
+/// What a signed link grants.
+#[derive(Debug, Clone, Copy)]
+pub struct Grant<'a> {
+    /// Path as it stands in the query, decoded.
+    pub path: &'a str,
+    /// `read` or `write`.
+    pub operation: &'a str,
+    /// User as it stands in the query; empty if absent.
+    pub user: &'a str,
+    /// Seconds since 1970 after which the link is dead.
+    pub expires: Option<i64>,
+}
+
+/// Signature of a grant: `v1_` and the unpadded standard base64 of SHA-256 over
+/// `path:operation:user:token`, followed by `:expiration` if there is one.
+#[must_use]
+pub fn sign(grant: Grant<'_>, token: &str) -> String {
+    let Grant {
+        path,
+        operation,
+        user,
+        expires,
+    } = grant;
+    let mut text = format!("{path}:{operation}:{user}:{token}");
+    if let Some(expires) = expires {
+        text.push_str(&format!(":{expires}"));
+    }
+    format!("v1_{}", BASE64_STANDARD_NO_PAD.encode(Sha256::digest(text)))
+}
+
+/// Why a file link is refused. The texts are part of the contract.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkRefused {
+    /// The header's token is wrong.
+    #[error("access token present in header but does not match")]
+    WrongToken,
+    /// Neither token nor signature.
+    #[error("missing signature query parameter")]
+    Unsigned,
+    /// The signature is not of this grant.
+    #[error("invalid signature")]
+    Forged,
+    /// It was valid once.
+    #[error("signature is already expired")]
+    Expired,
+}
+
+/// Checks a file link: the header's token if there is one, else the signature, and only then its age.
+///
+/// # Errors
+/// See [`LinkRefused`].
+pub fn check_link(
+    settings: &Settings,
+    shown: Option<&str>,
+    signature: Option<&str>,
+    grant: Grant<'_>,
+) -> Result<(), LinkRefused> {
+    let Some(token) = settings.token() else {
+        return Ok(());
+    };
+    if let Some(shown) = shown {
+        return if same(shown, &token) {
+            Ok(())
+        } else {
+            Err(LinkRefused::WrongToken)
+        };
+    }
+    let signature = signature.ok_or(LinkRefused::Unsigned)?;
+    if !same(signature, &sign(grant, &token)) {
+        return Err(LinkRefused::Forged);
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    if grant
+        .expires
+        .is_some_and(|at| u64::try_from(at).unwrap_or(0) < now)
+    {
+        return Err(LinkRefused::Expired);
+    }
+    Ok(())
+}
+
+/// User name of an `Authorization: Basic` header; the password is not used. `None` if there is no such header.
+///
+/// # Errors
+/// If there is one that is not what it should be.
+pub fn basic_user(header: Option<&str>) -> Result<Option<String>, &'static str> {
+    let Some(header) = header else {
+        return Ok(None);
+    };
+    let Some(encoded) = header.strip_prefix("Basic ") else {
+        return Ok(None);
+    };
+    let bytes = BASE64_STANDARD
+        .decode(encoded.trim())
+        .map_err(|_| "not base64")?;
+    let text = String::from_utf8(bytes).map_err(|_| "not UTF-8")?;
+    let (user, _password) = text.split_once(':').ok_or("no colon")?;
+    Ok(Some(user.to_owned()).filter(|user| !user.is_empty()))
+}
+
+/// The user that an RPC acts for: the one of its header, or the default.
+///
+/// # Errors
+/// `unauthenticated` for a user who does not exist; the text is part of the contract.
+pub fn rpc_user(context: &RequestContext, settings: &Settings) -> Result<User, ConnectError> {
+    let header = context
+        .header(header::AUTHORIZATION.as_str())
+        .and_then(|v| v.to_str().ok());
+    let name = basic_user(header)
+        .map_err(|problem| {
+            ConnectError::unauthenticated(format!("bad Authorization header: {problem}"))
+        })?
+        .unwrap_or_else(|| settings.default_user());
+    match users::find(&name) {
+        Ok(Some(user)) => Ok(user),
+        Ok(None) => Err(ConnectError::unauthenticated(format!(
+            "invalid username: '{name}'"
+        ))),
+        Err(error) => Err(ConnectError::internal(format!(
+            "cannot look up users: {error}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Init;
+    use proptest::prelude::*;
+
+    fn settings() -> Settings {
+        let settings = Settings::default();
+        let init: Init = serde_json::from_str(r#"{"accessToken":"secret"}"#).expect("a body");
+        settings.apply(init, None).expect("first");
+        settings
+    }
+
+    const GRANT: Grant<'_> = Grant {
+        path: "/a b",
+        operation: "read",
+        user: "",
+        expires: None,
+    };
+
+    #[test]
+    fn a_signature_is_what_the_contract_says() {
+        // printf '%s' '/a b:read::secret' | openssl dgst -sha256 -binary | base64, padding removed
+        assert_eq!(
+            sign(GRANT, "secret"),
+            "v1_JZ4oARkfyJlGHoJfXYdpTgwbCZQ649Z7s3Tvk4Fy+3U"
+        );
+    }
+
+    #[test]
+    fn a_link_is_checked_for_forgery_before_age() {
+        let settings = settings();
+        let check = |signature: Option<&str>, grant| check_link(&settings, None, signature, grant);
+        assert_eq!(check(None, GRANT), Err(LinkRefused::Unsigned));
+        assert_eq!(check(Some("v1_x"), GRANT), Err(LinkRefused::Forged));
+        assert_eq!(check(Some(&sign(GRANT, "secret")), GRANT), Ok(()));
+        let old = Grant {
+            expires: Some(1000),
+            ..GRANT
+        };
+        assert_eq!(check(Some("v1_x"), old), Err(LinkRefused::Forged));
+        assert_eq!(
+            check(Some(&sign(old, "secret")), old),
+            Err(LinkRefused::Expired)
+        );
+        let write = Grant {
+            operation: "write",
+            ..GRANT
+        };
+        assert_eq!(
+            check(Some(&sign(GRANT, "secret")), write),
+            Err(LinkRefused::Forged)
+        );
+    }
+
+    #[test]
+    fn a_token_in_the_header_must_match_even_with_a_signature() {
+        let settings = settings();
+        let signature = sign(GRANT, "secret");
+        let check = |token| check_link(&settings, Some(token), Some(&signature), GRANT);
+        assert_eq!(check("wrong"), Err(LinkRefused::WrongToken));
+        assert_eq!(check("secret"), Ok(()));
+    }
+
+    #[test]
+    fn the_user_of_a_basic_header_is_found() {
+        let header = format!("Basic {}", BASE64_STANDARD.encode("user:"));
+        assert_eq!(basic_user(Some(&header)), Ok(Some("user".into())));
+        assert_eq!(basic_user(Some("Bearer x")), Ok(None));
+        assert_eq!(basic_user(None), Ok(None));
+        assert!(basic_user(Some("Basic !")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_the_parser_panic(header in ".*") {
+            let _ = basic_user(Some(&header));
+            let _ = basic_user(Some(&format!("Basic {header}")));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Files, directories and links: looked at, made, moved, listed, removed.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown},
+    path::{Path, PathBuf},
+};
+
+use buffa_types::google::protobuf::Timestamp;
+use wrenn_proto::rpc::filesystem::{EntryInfo, FileType};
+
+use super::{FileError, is_link_cycle, metadata};
+use crate::users::{self, User};
+
+/// What is at a path.
+///
+/// # Errors
+/// If nothing is.
+pub fn stat(path: &Path) -> Result<EntryInfo, FileError> {
+    let link = fs::symlink_metadata(path).map_err(FileError::at(path))?;
+    Ok(describe(path, path, &link))
+}
+
+/// Describes what is at `real`, under the name `shown`. Of a link: type and mode are its target's, size and permissions
+/// are its own.
+fn describe(shown: &Path, real: &Path, own: &Metadata) -> EntryInfo {
+    let is_symlink = own.is_symlink();
+    let target = if is_symlink {
+        fs::metadata(real).ok()
+    } else {
+        Some(own.clone())
+    };
+    let symlink_target = is_symlink.then(|| {
+        let resolved = fs::canonicalize(real).unwrap_or_else(|_| real.to_owned());
+        resolved.display().to_string()
+    });
+    let kind = target
+        .as_ref()
+        .map_or(FileType::FILE_TYPE_UNSPECIFIED, file_type);
+    EntryInfo {
+        name: shown
+            .file_name()
+            .unwrap_or(OsStr::new("/"))
+            .to_string_lossy()
+            .into_owned(),
+        r#type: kind.into(),
+        path: shown.display().to_string(),
+        size: i64::try_from(own.len()).unwrap_or(i64::MAX),
+        mode: target.as_ref().unwrap_or(own).mode() & 0o777,
+        permissions: permissions(own),
+        owner: users::user_name(own.uid()),
+        group: users::group_name(own.gid()),
+        modified_time: Timestamp {
+            seconds: own.mtime(),
+            nanos: i32::try_from(own.mtime_nsec()).unwrap_or(0),
+            ..Default::default()
+        }
+        .into(),
+        symlink_target,
+        metadata: metadata::read(real).into_iter().collect(),
+        is_symlink,
+        ..Default::default()
+    }
+}
+
+fn file_type(metadata: &Metadata) -> FileType {
+    if metadata.is_dir() {
+        FileType::FILE_TYPE_DIRECTORY
+    } else if metadata.is_file() {
+        FileType::FILE_TYPE_FILE
+    } else {
+        FileType::FILE_TYPE_UNSPECIFIED
+    }
+}
+
+/// As `ls -l` has them, but with the contract's letter for a link: `-rw-r--r--`, `drwxr-xr-x`, `Lrwxrwxrwx`.
+fn permissions(metadata: &Metadata) -> String {
+    let letter = if metadata.is_symlink() {
+        'L'
+    } else if metadata.is_dir() {
+        'd'
+    } else {
+        '-'
+    };
+    let mode = metadata.mode();
+    let bits = (0..9).rev().map(|bit| {
+        let symbol = ['x', 'w', 'r'][bit % 3];
+        if mode >> bit & 1 == 1 { symbol } else { '-' }
+    });
+    std::iter::once(letter).chain(bits).collect()
+}
+
+/// Makes a directory and those above it, mode 0755, owned by the user.
+///
+/// # Errors
+/// `DirectoryExists` if it is there, `NotADirectoryThere` if something else is.
+pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, FileError> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => return Err(FileError::DirectoryExists(path.to_owned())),
+        Ok(_) => return Err(FileError::NotADirectoryThere(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(FileError::NotADirectoryThere(path.to_owned()));
+        }
+        Err(error) => return Err(FileError::at(path)(error)),
+    }
+    make_directories(path, user).map_err(FileError::at(path))?;
+    stat(path)
+}
+
+/// Makes the missing ones of a directory and those above it; returns how many there were.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_directories(path: &Path, user: &User) -> io::Result<usize> {
+    let mut missing: Vec<PathBuf> = Vec::new();
+    let mut at = path;
+    while fs::metadata(at).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        missing.push(at.to_owned());
+        let Some(parent) = at.parent() else { break };
+        at = parent;
+    }
+    for dir in missing.iter().rev() {
+        match fs::DirBuilder::new().mode(0o755).create(dir) {
+            Ok(()) => chown(dir, Some(user.uid), Some(user.gid))?,
+            // Another call was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !fs::metadata(path)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok(missing.len())
+}
+
+/// Moves within a file system, over what is at the destination; makes the directories above it.
+///
+/// # Errors
+/// `not_found` if there is no source.
+pub fn rename(source: &Path, destination: &Path, user: &User) -> Result<EntryInfo, FileError> {
+    fs::symlink_metadata(source).map_err(FileError::at(source))?;
+    if let Some(parent) = destination.parent() {
+        make_directories(parent, user).map_err(FileError::at(parent))?;
+    }
+    fs::rename(source, destination).map_err(FileError::at(source))?;
+    stat(destination)
+}
+
+/// Removes a file, link or whole directory. Nothing there is fine.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(there) if there.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Err(FileError::at(path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lists a directory down to a depth, each directory before what it holds, by name. A link at the root is followed, others
+/// are not; paths begin as the caller wrote them.
+///
+/// # Errors
+/// If it is not a directory.
+pub fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, FileError> {
+    let real = match fs::canonicalize(path) {
+        Ok(real) => real,
+        Err(error) if is_link_cycle(&error) => {
+            return Err(FileError::LinkCycle(path.to_owned()));
+        }
+        Err(error) => return Err(FileError::at(path)(error)),
+    };
+    if !real.is_dir() {
+        return Err(FileError::NotADirectory(path.to_owned()));
+    }
+    let mut entries = Vec::new();
+    walk(path, &real, depth, &mut entries).map_err(FileError::at(path))?;
+    Ok(entries)
+}
+
+fn walk(shown: &Path, real: &Path, depth: u32, entries: &mut Vec<EntryInfo>) -> io::Result<()> {
+    let mut children = fs::read_dir(real)?.collect::<io::Result<Vec<_>>>()?;
+    children.sort_by_key(fs::DirEntry::file_name);
+    for child in children {
+        let (shown, real) = (shown.join(child.file_name()), child.path());
+        // It may be gone by now.
+        let Ok(own) = fs::symlink_metadata(&real) else {
+            continue;
+        };
+        entries.push(describe(&shown, &real, &own));
+        if depth > 1 && own.is_dir() {
+            match walk(&shown, &real, depth - 1, entries) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> User {
+        users::find("root").expect("readable").expect("there")
+    }
+
+    #[test]
+    fn entries_are_described_as_the_contract_says() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("file");
+        fs::write(&file, "hello").expect("written");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink("/no/such", &dangling).expect("linked");
+        let entry = stat(&file).expect("there");
+        assert_eq!(
+            (entry.size, entry.permissions.as_str(), entry.mode),
+            (5, "-rw-r--r--", 0o644)
+        );
+        assert_eq!(entry.owner, "root");
+        let entry = stat(&link).expect("there");
+        assert_eq!(entry.r#type, FileType::FILE_TYPE_FILE);
+        assert_eq!(entry.permissions, "Lrwxrwxrwx");
+        assert_eq!(
+            entry.symlink_target.as_deref(),
+            file.canonicalize().expect("there").to_str()
+        );
+        let entry = stat(&dangling).expect("there");
+        assert_eq!(entry.r#type, FileType::FILE_TYPE_UNSPECIFIED);
+        assert_eq!(entry.symlink_target.as_deref(), dangling.to_str());
+    }
+
+    #[test]
+    fn a_directory_is_made_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a/b");
+        make_dir(&path, &root()).expect("made");
+        assert!(matches!(
+            make_dir(&path, &root()),
+            Err(FileError::DirectoryExists(_))
+        ));
+        let file = dir.path().join("file");
+        fs::write(&file, "").expect("written");
+        assert!(matches!(
+            make_dir(&file, &root()),
+            Err(FileError::NotADirectoryThere(_))
+        ));
+        assert!(matches!(
+            make_dir(&file.join("x"), &root()),
+            Err(FileError::NotADirectoryThere(_))
+        ));
+    }
+
+    #[test]
+    fn a_list_goes_as_deep_as_asked_and_follows_no_link_below() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let top = dir.path().join("top");
+        fs::create_dir_all(top.join("a/deep")).expect("made");
+        fs::write(top.join("a/deep/file"), "").expect("written");
+        fs::write(top.join("b"), "").expect("written");
+        std::os::unix::fs::symlink(&top, top.join("loop")).expect("linked");
+        let by_link = dir.path().join("by-link");
+        std::os::unix::fs::symlink(&top, &by_link).expect("linked");
+        let names = |path: &Path, depth| -> Vec<String> {
+            let prefix = format!("{}/", path.display());
+            let list = list(path, depth).expect("listed");
+            list.iter()
+                .map(|e| e.path.strip_prefix(&prefix).expect("below").to_owned())
+                .collect()
+        };
+        assert_eq!(names(&top, 1), ["a", "b", "loop"]);
+        assert_eq!(
+            names(&by_link, 3),
+            ["a", "a/deep", "a/deep/file", "b", "loop"]
+        );
+        assert!(matches!(
+            list(&top.join("b"), 1),
+            Err(FileError::NotADirectory(_))
+        ));
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_fine() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        remove(&dir.path().join("none")).expect("fine");
+        fs::create_dir_all(dir.path().join("a/b")).expect("made");
+        remove(&dir.path().join("a")).expect("removed");
+        assert!(!dir.path().join("a").exists());
+    }
+}

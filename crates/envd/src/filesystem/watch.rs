@@ -1,0 +1,355 @@
+//! Watches of directories, by inotify.
+//!
+//! A new directory below a recursive watch is watched before its creation is reported, and what is in it by then is
+//! reported as created: nothing falls between. Events can be asked for right after a write returns, because the kernel's
+//! queue is read at the moment of asking.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ffi::OsString,
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd, RawFd},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use tokio::io::{Interest, unix::AsyncFd};
+use wrenn_proto::rpc::filesystem::{EventType, FilesystemEvent};
+
+use super::{FileError, entry, mount};
+
+/// Watches at once: each holds a queue in the kernel.
+const MAX_WATCHERS: usize = 1024;
+
+/// What is asked of a watch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// Directories below too.
+    pub recursive: bool,
+    /// Describe the entry of an event, where it still is.
+    pub include_entry: bool,
+    /// Watch though some changes may not be seen.
+    pub allow_network_mounts: bool,
+}
+
+/// A watch. Dropping it ends it.
+pub struct Watch {
+    inotify: AsyncFd<Queue>,
+    root: PathBuf,
+    options: WatchOptions,
+    /// Directory of each descriptor, relative to the root.
+    directories: HashMap<WatchDescriptor, PathBuf>,
+    ready: VecDeque<FilesystemEvent>,
+}
+
+struct Queue(Inotify);
+
+impl AsRawFd for Queue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// An event as the kernel tells it.
+struct RawEvent {
+    descriptor: WatchDescriptor,
+    mask: EventMask,
+    name: Option<OsString>,
+}
+
+impl Watch {
+    /// Watches a directory.
+    ///
+    /// # Errors
+    /// If it is not one, or is on a network file system and that was not allowed.
+    pub fn open(path: &Path, options: WatchOptions) -> Result<Self, FileError> {
+        let root = fs::canonicalize(path).map_err(FileError::at(path))?;
+        if !root.is_dir() {
+            return Err(FileError::NotADirectory(path.to_owned()));
+        }
+        let network = mount::is_network(&root).map_err(FileError::at(path))?;
+        if network && !options.allow_network_mounts {
+            return Err(FileError::NetworkMount(path.to_owned()));
+        }
+        let open = || -> io::Result<Self> {
+            #[expect(
+                deprecated,
+                reason = "sound for a type that owns its descriptor, as this one does"
+            )]
+            let inotify = AsyncFd::with_interest(Queue(Inotify::init()?), Interest::READABLE)?;
+            let mut watch = Self {
+                inotify,
+                root,
+                options,
+                directories: HashMap::new(),
+                ready: VecDeque::new(),
+            };
+            watch.add(Path::new(""), false)?;
+            Ok(watch)
+        };
+        open().map_err(FileError::at(path))
+    }
+
+    /// Waits for the next event. Cancel safe.
+    ///
+    /// # Errors
+    /// If the kernel's queue cannot be read.
+    pub async fn next(&mut self) -> io::Result<FilesystemEvent> {
+        loop {
+            self.read_queue()?;
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            let mut guard = self.inotify.readable().await?;
+            guard.clear_ready();
+        }
+    }
+
+    /// All events until now.
+    ///
+    /// # Errors
+    /// If the kernel's queue cannot be read.
+    pub fn take(&mut self) -> io::Result<Vec<FilesystemEvent>> {
+        self.read_queue()?;
+        Ok(self.ready.drain(..).collect())
+    }
+
+    fn read_queue(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        loop {
+            let raw: Vec<RawEvent> = match self.inotify.get_mut().0.read_events(&mut buffer) {
+                Ok(events) => events
+                    .map(|event| RawEvent {
+                        descriptor: event.wd,
+                        mask: event.mask,
+                        name: event.name.map(ToOwned::to_owned),
+                    })
+                    .collect(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if raw.is_empty() {
+                return Ok(());
+            }
+            for event in raw {
+                self.translate(event)?;
+            }
+        }
+    }
+
+    fn translate(&mut self, event: RawEvent) -> io::Result<()> {
+        if event.mask.contains(EventMask::IGNORED) {
+            self.directories.remove(&event.descriptor);
+            return Ok(());
+        }
+        let Some(directory) = self.directories.get(&event.descriptor).cloned() else {
+            return Ok(());
+        };
+        let name = event
+            .name
+            .map_or_else(|| directory.clone(), |name| directory.join(name));
+        let is_directory = event.mask.contains(EventMask::ISDIR);
+        let appeared = event
+            .mask
+            .intersects(EventMask::CREATE | EventMask::MOVED_TO);
+        // A watched directory's own events are reported by its parent as well; only the root has none.
+        if name == directory && !directory.as_os_str().is_empty() {
+            return Ok(());
+        }
+        for kind in kinds(event.mask) {
+            self.report(&name, kind);
+        }
+        if appeared && is_directory && self.options.recursive {
+            self.add(&name, true)?;
+        }
+        Ok(())
+    }
+
+    /// Watches a directory, and with a recursive watch those below it. `report` says what is in it already.
+    fn add(&mut self, directory: &Path, report: bool) -> io::Result<()> {
+        let path = self.root.join(directory);
+        let mask = WatchMask::CREATE
+            | WatchMask::MODIFY
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE
+            | WatchMask::MOVED_FROM
+            | WatchMask::MOVED_TO
+            | WatchMask::ONLYDIR;
+        match self.inotify.get_ref().0.watches().add(&path, mask) {
+            Ok(descriptor) => self.directories.insert(descriptor, directory.to_owned()),
+            // Below the root: it is gone again.
+            Err(error) if report && error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if !self.options.recursive {
+            return Ok(());
+        }
+        let Ok(children) = fs::read_dir(&path) else {
+            return Ok(());
+        };
+        for child in children.flatten() {
+            let name = directory.join(child.file_name());
+            if report {
+                self.report(&name, EventType::EVENT_TYPE_CREATE);
+            }
+            if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.add(&name, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, name: &Path, kind: EventType) {
+        let described = matches!(
+            kind,
+            EventType::EVENT_TYPE_CREATE
+                | EventType::EVENT_TYPE_WRITE
+                | EventType::EVENT_TYPE_CHMOD
+        );
+        let entry = (described && self.options.include_entry)
+            .then(|| entry::stat(&self.root.join(name)).ok())
+            .flatten();
+        let event = FilesystemEvent {
+            name: name.display().to_string(),
+            r#type: kind.into(),
+            entry: entry.into(),
+            ..Default::default()
+        };
+        // A file that was made in a new directory may be found twice: by looking, and by the kernel's event.
+        let twice = kind == EventType::EVENT_TYPE_CREATE
+            && self
+                .ready
+                .iter()
+                .any(|e| e.name == event.name && e.r#type == event.r#type);
+        if !twice {
+            self.ready.push_back(event);
+        }
+    }
+}
+
+/// What an event is in the contract's words, in its order.
+fn kinds(mask: EventMask) -> Vec<EventType> {
+    [
+        (
+            EventMask::CREATE | EventMask::MOVED_TO,
+            EventType::EVENT_TYPE_CREATE,
+        ),
+        (EventMask::MOVED_FROM, EventType::EVENT_TYPE_RENAME),
+        (EventMask::ATTRIB, EventType::EVENT_TYPE_CHMOD),
+        (EventMask::MODIFY, EventType::EVENT_TYPE_WRITE),
+        (EventMask::DELETE, EventType::EVENT_TYPE_REMOVE),
+    ]
+    .into_iter()
+    .filter(|(bits, _)| mask.intersects(*bits))
+    .map(|(_, kind)| kind)
+    .collect()
+}
+
+/// Watches that are asked instead of followed.
+#[derive(Default)]
+pub struct Watchers {
+    next: AtomicU64,
+    all: Mutex<HashMap<String, Watch>>,
+}
+
+impl Watchers {
+    /// Keeps a watch; returns its id.
+    ///
+    /// # Errors
+    /// A message if there are too many.
+    pub fn add(&self, watch: Watch) -> Result<String, String> {
+        let mut all = self.lock();
+        if all.len() >= MAX_WATCHERS {
+            return Err(format!(
+                "there are {MAX_WATCHERS} watchers already: remove some"
+            ));
+        }
+        let id = format!("w{:016x}", self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        all.insert(id.clone(), watch);
+        Ok(id)
+    }
+
+    /// Events since the last time; `None` if there is no such watch.
+    pub fn take_events(&self, id: &str) -> Option<io::Result<Vec<FilesystemEvent>>> {
+        Some(self.lock().get_mut(id)?.take())
+    }
+
+    /// Ends a watch; false if there is none.
+    pub fn remove(&self, id: &str) -> bool {
+        self.lock().remove(id).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Watch>> {
+        // Each change is one step: a panic in between leaves nothing half done.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(watch: &mut Watch) -> Vec<(String, EventType)> {
+        let events = watch.take().expect("readable");
+        events
+            .into_iter()
+            .filter_map(|e| Some((e.name, e.r#type.as_known()?)))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn events_are_there_as_soon_as_the_change_is_made() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut watch = Watch::open(dir.path(), WatchOptions::default()).expect("watched");
+        fs::write(dir.path().join("f"), "x").expect("written");
+        let created = ("f".to_owned(), EventType::EVENT_TYPE_CREATE);
+        let written = ("f".to_owned(), EventType::EVENT_TYPE_WRITE);
+        assert_eq!(seen(&mut watch), [created, written]);
+        fs::rename(dir.path().join("f"), dir.path().join("g")).expect("renamed");
+        let from = ("f".to_owned(), EventType::EVENT_TYPE_RENAME);
+        let to = ("g".to_owned(), EventType::EVENT_TYPE_CREATE);
+        assert_eq!(seen(&mut watch), [from, to]);
+        fs::remove_file(dir.path().join("g")).expect("removed");
+        assert_eq!(
+            seen(&mut watch),
+            [("g".to_owned(), EventType::EVENT_TYPE_REMOVE)]
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_made_in_a_new_directory_at_once_is_seen() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let options = WatchOptions {
+            recursive: true,
+            include_entry: true,
+            ..Default::default()
+        };
+        let mut watch = Watch::open(dir.path(), options).expect("watched");
+        fs::create_dir_all(dir.path().join("a/b")).expect("made");
+        fs::write(dir.path().join("a/b/f"), "x").expect("written");
+        let first = seen(&mut watch);
+        for name in ["a", "a/b", "a/b/f"] {
+            assert!(
+                first.contains(&(name.to_owned(), EventType::EVENT_TYPE_CREATE)),
+                "{name} in {first:?}"
+            );
+        }
+        fs::write(dir.path().join("a/b/f"), "xy").expect("written");
+        let later = seen(&mut watch);
+        assert!(
+            later.contains(&("a/b/f".to_owned(), EventType::EVENT_TYPE_WRITE)),
+            "{later:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_directories_are_watched() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let watch = Watch::open(file.path(), WatchOptions::default());
+        assert!(matches!(watch, Err(FileError::NotADirectory(_))));
+    }
+}

@@ -1,0 +1,7 @@
+//! Plain HTTP: health, settings, metrics, files.
+
+pub mod download;
+pub mod error;
+pub mod info;
+pub mod link;
+pub mod upload;

@@ -1,0 +1,79 @@
+//! The body of a failure: `{"code": <HTTP status>, "message": "…"}`.
+
+use std::io;
+
+use axum::{
+    Json,
+    response::{IntoResponse as _, Response},
+};
+use http::StatusCode;
+
+/// A failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// For a user.
+    pub message: String,
+}
+
+impl HttpError {
+    /// A failure with a message.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+
+    /// 400.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 401.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    /// What a file system's refusal is to a client.
+    #[must_use]
+    pub fn of_file(path: &std::path::Path, error: &io::Error) -> Self {
+        let path = path.display();
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::new(
+                StatusCode::NOT_FOUND,
+                format!("path '{path}' does not exist"),
+            ),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!("not enough disk space to write '{path}'"),
+            ),
+            io::ErrorKind::IsADirectory => {
+                Self::bad_request(format!("path '{path}' is a directory"))
+            }
+            io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::bad_request(format!("path '{path}': {error}"))
+            }
+            _ => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("path '{path}': {error}"),
+            ),
+        }
+    }
+}
+
+impl axum::response::IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        error_response(self.status, &self.message)
+    }
+}
+
+/// The response of a failure.
+#[must_use]
+pub fn error_response(status: StatusCode, message: &str) -> Response {
+    let body = serde_json::json!({ "code": status.as_u16(), "message": message });
+    (status, Json(body)).into_response()
+}

@@ -1,0 +1,160 @@
+//! `/health`, `/init`, `/envs`, `/metrics`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use http::{HeaderMap, StatusCode, header};
+use serde::Serialize;
+
+use super::error::HttpError;
+use crate::{CONTRACT_VERSION, auth, server::App, settings::Init};
+
+/// `GET /health`: 204, for everybody.
+pub async fn health() -> Response {
+    (
+        StatusCode::NO_CONTENT,
+        [(header::CACHE_CONTROL, "no-store")],
+    )
+        .into_response()
+}
+
+/// `POST /init`: settings of the host. An empty body is one without fields.
+///
+/// # Errors
+/// 400 if the body is not JSON of that form, 401 if the caller may not.
+pub async fn init(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, HttpError> {
+    let init: Init = if body.is_empty() {
+        Init::default()
+    } else {
+        serde_json::from_slice(&body).map_err(|e| HttpError::bad_request(format!("body: {e}")))?
+    };
+    app.settings
+        .apply(init, auth::shown_token(&headers))
+        .map_err(|refused| HttpError::unauthorized(refused.to_string()))?;
+    let headers = [
+        ("cache-control", "no-store"),
+        ("x-envd-version", CONTRACT_VERSION),
+    ];
+    Ok((StatusCode::NO_CONTENT, headers).into_response())
+}
+
+/// `GET /envs`: environment of every process.
+pub async fn envs(State(app): State<App>) -> Json<BTreeMap<String, String>> {
+    Json(app.settings.envs())
+}
+
+/// What `/metrics` answers. Sizes are bytes where the name does not say otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Metrics {
+    ts: u64,
+    cpu_count: usize,
+    cpu_used_pct: f64,
+    mem_total: u64,
+    mem_used: u64,
+    mem_cache: u64,
+    mem_total_mib: u64,
+    mem_used_mib: u64,
+    disk_used: u64,
+    disk_total: u64,
+}
+
+/// Over how long the CPU's use is measured.
+const CPU_WINDOW: Duration = Duration::from_millis(100);
+
+/// `GET /metrics`: what the guest uses now.
+///
+/// # Errors
+/// 500 if the kernel's tables cannot be read.
+pub async fn metrics() -> Result<Json<Metrics>, HttpError> {
+    let read = |path: &str| {
+        fs::read_to_string(path)
+            .map_err(|e| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{path}: {e}")))
+    };
+    let before = cpu_times(&read("/proc/stat")?);
+    tokio::time::sleep(CPU_WINDOW).await;
+    let after = cpu_times(&read("/proc/stat")?);
+    let memory = read("/proc/meminfo")?;
+    let kib = |name: &str| memory_field(&memory, name) * 1024;
+    let mem_total = kib("MemTotal:");
+    let mem_used = mem_total.saturating_sub(kib("MemAvailable:"));
+    let disk = rustix::fs::statvfs("/")
+        .map_err(|e| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("/: {e}")))?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(Json(Metrics {
+        ts: now.as_secs(),
+        cpu_count: std::thread::available_parallelism().map_or(1, usize::from),
+        cpu_used_pct: used_percent(before, after),
+        mem_total,
+        mem_used,
+        mem_cache: kib("Cached:"),
+        mem_total_mib: mem_total >> 20,
+        mem_used_mib: mem_used >> 20,
+        disk_used: disk.f_blocks.saturating_sub(disk.f_bavail) * disk.f_frsize,
+        disk_total: disk.f_blocks * disk.f_frsize,
+    }))
+}
+
+/// Busy and all ticks since boot: first line of `/proc/stat`, of which fields 4 and 5 are idle time (`proc_stat(5)`).
+fn cpu_times(stat: &str) -> (u64, u64) {
+    let fields: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    let all: u64 = fields.iter().sum();
+    let idle: u64 = fields.iter().skip(3).take(2).sum();
+    (all - idle, all)
+}
+
+/// In percent of all CPUs, two digits behind the point.
+fn used_percent(before: (u64, u64), after: (u64, u64)) -> f64 {
+    let busy = u32::try_from(after.0.saturating_sub(before.0)).unwrap_or(u32::MAX);
+    let all = u32::try_from(after.1.saturating_sub(before.1)).unwrap_or(u32::MAX);
+    if all == 0 {
+        return 0.0;
+    }
+    (f64::from(busy) / f64::from(all) * 10_000.0).round() / 100.0
+}
+
+/// A field of `/proc/meminfo`, KiB; 0 if it is not there.
+fn memory_field(meminfo: &str, name: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.trim().trim_end_matches(" kB").trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_tables_are_understood() {
+        let stat = "cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1 1 1 1\n";
+        assert_eq!(cpu_times(stat), (150, 1000));
+        assert!((used_percent((150, 1000), (200, 1200)) - 25.0).abs() < 0.001);
+        assert!(used_percent((1, 1), (1, 1)).abs() < 0.001);
+        assert_eq!(
+            memory_field("MemTotal:  512 kB\nCached:  7 kB\n", "Cached:"),
+            7
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! The query of `/files`, and who may use it.
+
+use std::{io, path::PathBuf};
+
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+
+use super::error::HttpError;
+use crate::{
+    auth::{self, Grant},
+    paths,
+    server::App,
+    users::{self, User},
+};
+
+/// The query of `/files`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct FileQuery {
+    /// Path in the guest.
+    #[serde(default)]
+    pub path: String,
+    /// User whose home and ownership count.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// See [`auth::sign`].
+    #[serde(default)]
+    pub signature: Option<String>,
+    /// Seconds since 1970.
+    #[serde(default)]
+    pub signature_expiration: Option<i64>,
+}
+
+impl FileQuery {
+    /// Checks the caller's right and finds the user.
+    ///
+    /// # Errors
+    /// 401 with the contract's texts.
+    pub fn admit(
+        &self,
+        app: &App,
+        headers: &HeaderMap,
+        operation: &str,
+    ) -> Result<User, HttpError> {
+        let grant = Grant {
+            path: &self.path,
+            operation,
+            user: self.username.as_deref().unwrap_or_default(),
+            expires: self.signature_expiration,
+        };
+        auth::check_link(
+            &app.settings,
+            auth::shown_token(headers),
+            self.signature.as_deref(),
+            grant,
+        )
+        .map_err(|refused| HttpError::unauthorized(refused.to_string()))?;
+        let named = self.username.clone().filter(|name| !name.is_empty());
+        let name = named.unwrap_or_else(|| app.settings.default_user());
+        match users::find(&name) {
+            Ok(Some(user)) => Ok(user),
+            Ok(None) => Err(HttpError::unauthorized(format!(
+                "invalid username: '{name}'"
+            ))),
+            Err(error) => Err(lookup_failed(&error)),
+        }
+    }
+
+    /// The path, absolute.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn resolve(&self, path: &str, app: &App, user: &User) -> Result<PathBuf, HttpError> {
+        paths::resolve(path, user, app.settings.default_workdir().as_deref())
+            .map_err(|e| HttpError::bad_request(e.to_string()))
+    }
+}
+
+fn lookup_failed(error: &io::Error) -> HttpError {
+    let message = format!("cannot look up users: {error}");
+    HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+}

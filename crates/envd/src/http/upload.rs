@@ -1,0 +1,257 @@
+//! `POST /files`: files from a multipart form, or one as the raw body; gzipped or not.
+//!
+//! What watchers see is part of the contract: the file is created, given to its user, and then written.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use async_compression::tokio::bufread::GzipDecoder;
+use axum::{
+    Json,
+    body::Body,
+    extract::{FromRequest as _, Multipart, Query, Request, State},
+};
+use futures::{StreamExt as _, TryStreamExt as _};
+use http::{HeaderMap, header};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::io::StreamReader;
+use wrenn_proto::limits::FILE_CHUNK_BYTES;
+
+use super::{error::HttpError, link::FileQuery};
+use crate::{filesystem::metadata, server::App, users::User};
+
+/// A file that was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Written {
+    path: String,
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+}
+
+/// Writes files.
+///
+/// # Errors
+/// 400 for a bad form or path, 401, 507 when the disk is full.
+pub async fn upload(
+    State(app): State<App>,
+    Query(query): Query<FileQuery>,
+    request: Request,
+) -> Result<Json<Vec<Written>>, HttpError> {
+    let headers = request.headers().clone();
+    let user = query.admit(&app, &headers, "write")?;
+    let target = Target {
+        metadata: metadata::from_headers(&headers).map_err(HttpError::bad_request)?,
+        app: &app,
+        query: &query,
+        user: &user,
+    };
+    let kind = text(&headers, header::CONTENT_TYPE)
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let body = decoded(request.into_body(), &headers)?;
+    if kind.starts_with("multipart/form-data") {
+        write_form(&target, &headers, body).await.map(Json)
+    } else {
+        if query.path.is_empty() {
+            return Err(HttpError::bad_request(
+                "the query needs a path for a body that is one file",
+            ));
+        }
+        let path = query.resolve(&query.path, &app, &user)?;
+        Ok(Json(vec![target.write(&path, body).await?]))
+    }
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// The body's bytes as they were before compression.
+fn decoded(body: Body, headers: &HeaderMap) -> Result<Reader, HttpError> {
+    let stream = body.into_data_stream().map_err(io::Error::other);
+    let reader = StreamReader::new(stream);
+    match text(headers, header::CONTENT_ENCODING)
+        .map(str::to_ascii_lowercase)
+        .as_deref()
+    {
+        None | Some("" | "identity") => Ok(Box::new(reader)),
+        Some("gzip") => Ok(Box::new(GzipDecoder::new(reader))),
+        Some(other) => Err(HttpError::bad_request(format!(
+            "unsupported Content-Encoding '{other}'"
+        ))),
+    }
+}
+
+/// Each part named `file` is a file; others are passed over.
+async fn write_form(
+    target: &Target<'_>,
+    headers: &HeaderMap,
+    body: Reader,
+) -> Result<Vec<Written>, HttpError> {
+    let bad =
+        |e: &dyn std::fmt::Display| HttpError::bad_request(format!("bad multipart form: {e}"));
+    let mut plain = Request::new(Body::from_stream(tokio_util::io::ReaderStream::new(body)));
+    if let Some(kind) = headers.get(header::CONTENT_TYPE) {
+        plain
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, kind.clone());
+    }
+    let mut form = Multipart::from_request(plain, &())
+        .await
+        .map_err(|e| bad(&e))?;
+    let mut written: Vec<Written> = Vec::new();
+    while let Some(part) = form.next_field().await.map_err(|e| bad(&e.body_text()))? {
+        if part.name() != Some("file") {
+            continue;
+        }
+        let path = target.path_of_part(part.file_name())?;
+        let shown = path.display().to_string();
+        if written.iter().any(|w| w.path == shown) {
+            return Err(HttpError::bad_request(format!(
+                "'{shown}' is in the form twice"
+            )));
+        }
+        let content = StreamReader::new(part.map_err(io::Error::other).boxed());
+        written.push(target.write(&path, content).await?);
+    }
+    if written.is_empty() {
+        return Err(HttpError::bad_request("the form has no part named 'file'"));
+    }
+    Ok(written)
+}
+
+struct Target<'a> {
+    app: &'a App,
+    query: &'a FileQuery,
+    user: &'a User,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Target<'_> {
+    /// The query's path, or the part's whole file name, directories and all.
+    fn path_of_part(&self, file_name: Option<&str>) -> Result<PathBuf, HttpError> {
+        let path = match (self.query.path.as_str(), file_name) {
+            ("", None | Some("")) => {
+                return Err(HttpError::bad_request(
+                    "neither the query nor the part names a path",
+                ));
+            }
+            ("", Some(name)) => name,
+            (path, _) => path,
+        };
+        self.query.resolve(path, self.app, self.user)
+    }
+
+    async fn write(
+        &self,
+        path: &Path,
+        content: impl AsyncRead + Unpin,
+    ) -> Result<Written, HttpError> {
+        make_parents(path, self.user).await?;
+        let file = create(path, self.user).await?;
+        copy(content, file, path).await?;
+        let stored =
+            metadata::replace(path, &self.metadata).map_err(|e| HttpError::of_file(path, &e))?;
+        Ok(Written {
+            path: path.display().to_string(),
+            name: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            kind: "file",
+            metadata: if stored {
+                self.metadata.clone()
+            } else {
+                BTreeMap::new()
+            },
+        })
+    }
+}
+
+async fn make_parents(path: &Path, user: &User) -> Result<(), HttpError> {
+    let parent = path.parent().unwrap_or(Path::new("/")).to_owned();
+    let owner = user.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        crate::filesystem::entry::make_directories(&parent, &owner)
+    });
+    match made.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(HttpError::of_file(path, &error)),
+        Err(error) => Err(HttpError::of_file(path, &io::Error::other(error))),
+    }
+}
+
+/// Opens the file empty and owned by the user. What is there and not a regular file is refused: a pipe would block, a
+/// device would be written to.
+async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> {
+    let (target, uid, gid) = (path.to_owned(), user.uid, user.gid);
+    let opened = tokio::task::spawn_blocking(move || {
+        match std::fs::metadata(&target) {
+            Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(there) if !there.is_file() => {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotADirectory,
+                    "not a regular file",
+                ));
+            }
+            _ => {}
+        }
+        let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let mut options = std::fs::OpenOptions::new();
+        options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .custom_flags(nonblocking);
+        let file = options.open(&target)?;
+        let there = file.metadata()?;
+        if there.uid() != uid || there.gid() != gid || there.len() == 0 {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        }
+        Ok(file)
+    });
+    match opened.await {
+        Ok(Ok(file)) => Ok(tokio::fs::File::from_std(file)),
+        Ok(Err(error)) => Err(HttpError::of_file(path, &error)),
+        Err(error) => Err(HttpError::of_file(path, &io::Error::other(error))),
+    }
+}
+
+/// Copies in pieces of one size, so that a small file is one write.
+async fn copy(
+    mut content: impl AsyncRead + Unpin,
+    mut file: tokio::fs::File,
+    path: &Path,
+) -> Result<(), HttpError> {
+    file.set_max_buf_size(FILE_CHUNK_BYTES);
+    let mut piece = Vec::with_capacity(FILE_CHUNK_BYTES);
+    loop {
+        piece.clear();
+        let limit = u64::try_from(FILE_CHUNK_BYTES).unwrap_or(u64::MAX);
+        let mut limited = (&mut content).take(limit);
+        let read = limited.read_to_end(&mut piece).await;
+        // The file keeps what came before: the client knows that it broke off.
+        let read =
+            read.map_err(|e| HttpError::bad_request(format!("the upload broke off: {e}")))?;
+        if read == 0 {
+            break;
+        }
+        file.write_all(&piece)
+            .await
+            .map_err(|e| HttpError::of_file(path, &e))?;
+    }
+    // A write's error may come only now: tokio writes behind.
+    file.flush().await.map_err(|e| HttpError::of_file(path, &e))
+}

@@ -1,0 +1,255 @@
+//! The service `process.Process`: thin, over [`registry`], [`spawn`] and [`output`].
+
+pub mod input;
+pub mod output;
+pub mod registry;
+pub mod signals;
+pub mod spawn;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use connectrpc::{
+    ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
+    ServiceStream,
+};
+use futures::{Stream, StreamExt as _, stream};
+use tokio::time::timeout;
+use wrenn_proto::rpc::process::{
+    self as rpc,
+    __buffa::oneof::{
+        process_event::Event as WireEvent, process_input::Input, process_selector::Selector,
+        stream_input_request::Event as InputEvent,
+    },
+};
+
+use self::{
+    output::{Event, Subscription},
+    registry::Running,
+};
+use crate::{auth, server::App};
+
+/// Silence after which a keep-alive is sent, unless the client asks otherwise.
+const KEEPALIVE: Duration = Duration::from_secs(90);
+
+/// The service.
+pub struct ProcessService {
+    app: App,
+}
+
+impl ProcessService {
+    /// A service over shared state.
+    #[must_use]
+    pub fn new(app: App) -> Self {
+        Self { app }
+    }
+
+    fn find(&self, selector: Option<&rpc::ProcessSelector>) -> Result<Arc<Running>, ConnectError> {
+        let selector = selector
+            .and_then(|s| s.selector.as_ref())
+            .ok_or_else(|| ConnectError::invalid_argument("process: a pid or a tag is needed"))?;
+        self.app.processes.find(selector)
+    }
+}
+
+/// A message of a stream, of either method.
+trait FromEvent: Send + 'static {
+    fn of(event: rpc::ProcessEvent) -> Self;
+}
+
+impl FromEvent for rpc::StartResponse {
+    fn of(event: rpc::ProcessEvent) -> Self {
+        Self {
+            event: event.into(),
+            ..Default::default()
+        }
+    }
+}
+
+impl FromEvent for rpc::ConnectResponse {
+    fn of(event: rpc::ProcessEvent) -> Self {
+        Self {
+            event: event.into(),
+            ..Default::default()
+        }
+    }
+}
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
+
+/// Start, then what comes, with keep-alives in silence, to the end.
+fn events<T: FromEvent>(pid: u32, subscription: Subscription, keepalive: Duration) -> Events<T> {
+    let wire = |event: WireEvent| {
+        Ok(T::of(rpc::ProcessEvent {
+            event: Some(event),
+            ..Default::default()
+        }))
+    };
+    let start = rpc::process_event::StartEvent {
+        pid,
+        ..Default::default()
+    };
+    let first = stream::once(async move { wire(start.into()) });
+    let rest = stream::unfold(Some(subscription), move |state| async move {
+        let mut subscription = state?;
+        match timeout(keepalive, subscription.next()).await {
+            Err(_) => {
+                let event = rpc::process_event::KeepAlive::default();
+                Some((wire(event.into()), Some(subscription)))
+            }
+            Ok(Some(Event::Data(data))) => Some((wire(data.into()), Some(subscription))),
+            Ok(Some(Event::End(end))) => Some((wire(end.into()), None)),
+            // The process's owner is gone without a word: the stream must not look complete.
+            Ok(None) => Some((Err(ConnectError::internal("the process was lost")), None)),
+        }
+    });
+    first.chain(rest).boxed()
+}
+
+fn keepalive_of(context: &RequestContext) -> Duration {
+    context
+        .header("keepalive-ping-interval")
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .filter(|seconds| *seconds > 0)
+        .map_or(KEEPALIVE, Duration::from_secs)
+}
+
+#[expect(refining_impl_trait, reason = "plain messages")]
+impl rpc::Process for ProcessService {
+    async fn list(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::ListRequest>,
+    ) -> ServiceResult<rpc::ListResponse> {
+        Response::ok(rpc::ListResponse {
+            processes: self.app.processes.list(),
+            ..Default::default()
+        })
+    }
+
+    async fn start(
+        &self,
+        context: RequestContext,
+        request: ServiceRequest<'_, rpc::StartRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::StartResponse>> {
+        let user = auth::rpc_user(&context, &self.app.settings)?;
+        let limit = context.time_remaining();
+        let request = request.to_owned_message();
+        let (pid, subscription) =
+            spawn::start(&self.app, &user, request, limit).map_err(ConnectError::from)?;
+        Response::stream_ok(events(pid, subscription, keepalive_of(&context)))
+    }
+
+    async fn connect(
+        &self,
+        context: RequestContext,
+        request: ServiceRequest<'_, rpc::ConnectRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::ConnectResponse>> {
+        let process = self.find(request.to_owned_message().process.as_option())?;
+        let subscription = process.output.subscribe();
+        Response::stream_ok(events(process.pid, subscription, keepalive_of(&context)))
+    }
+
+    async fn update(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::UpdateRequest>,
+    ) -> ServiceResult<rpc::UpdateResponse> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option())?;
+        if let Some(size) = request.pty.as_option().and_then(|pty| pty.size.as_option()) {
+            process.input.resize(size.cols, size.rows)?;
+        }
+        Response::ok(rpc::UpdateResponse::default())
+    }
+
+    async fn stream_input(
+        &self,
+        _: RequestContext,
+        mut requests: InboundStream<rpc::StreamInputRequest>,
+    ) -> ServiceResult<rpc::StreamInputResponse> {
+        let mut process = None;
+        while let Some(request) = requests.next().await {
+            match request?.to_owned_message().event {
+                Some(InputEvent::Start(start)) => {
+                    process = Some(self.find(start.process.as_option())?);
+                }
+                Some(InputEvent::Data(data)) => {
+                    let process = process.as_ref().ok_or_else(|| {
+                        ConnectError::invalid_argument("the first message must be `start`")
+                    })?;
+                    send(
+                        process,
+                        data.input.as_option().and_then(|i| i.input.clone()),
+                    )
+                    .await?;
+                }
+                Some(InputEvent::Keepalive(_)) | None => {}
+            }
+        }
+        Response::ok(rpc::StreamInputResponse::default())
+    }
+
+    async fn send_input(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::SendInputRequest>,
+    ) -> ServiceResult<rpc::SendInputResponse> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option())?;
+        send(
+            &process,
+            request.input.as_option().and_then(|i| i.input.clone()),
+        )
+        .await?;
+        Response::ok(rpc::SendInputResponse::default())
+    }
+
+    async fn send_signal(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::SendSignalRequest>,
+    ) -> ServiceResult<rpc::SendSignalResponse> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option())?;
+        let signal = match request.signal.as_known() {
+            Some(rpc::Signal::SIGNAL_SIGTERM) => nix::sys::signal::Signal::SIGTERM,
+            Some(rpc::Signal::SIGNAL_SIGKILL) => nix::sys::signal::Signal::SIGKILL,
+            _ => {
+                return Err(ConnectError::unimplemented(
+                    "only SIGTERM and SIGKILL can be sent",
+                ));
+            }
+        };
+        process.signal(signal)?;
+        Response::ok(rpc::SendSignalResponse::default())
+    }
+
+    async fn close_stdin(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::CloseStdinRequest>,
+    ) -> ServiceResult<rpc::CloseStdinResponse> {
+        let process = self.find(request.to_owned_message().process.as_option())?;
+        process.input.close().await?;
+        Response::ok(rpc::CloseStdinResponse::default())
+    }
+}
+
+async fn send(process: &Running, input: Option<Input>) -> Result<(), ConnectError> {
+    match input {
+        Some(Input::Stdin(bytes)) => process.input.write_stdin(&bytes).await,
+        Some(Input::Pty(bytes)) => process.input.write_terminal(&bytes).await,
+        None => Err(ConnectError::invalid_argument(
+            "input: stdin or pty is needed",
+        )),
+    }
+}
+
+/// The selector of a pid.
+#[must_use]
+pub fn by_pid(pid: u32) -> rpc::ProcessSelector {
+    rpc::ProcessSelector {
+        selector: Some(Selector::Pid(pid)),
+        ..Default::default()
+    }
+}

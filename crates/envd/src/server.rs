@@ -1,0 +1,135 @@
+//! The port: routes, limits, and the life of the process.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware,
+    routing::{get, post},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
+
+use crate::{
+    auth,
+    filesystem::{FilesystemService, watch::Watchers},
+    http::{download, info, upload},
+    process::{ProcessService, registry::Registry},
+    settings::Settings,
+};
+
+/// How long a client may take to send its headers.
+const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What all calls share.
+#[derive(Clone)]
+pub struct App {
+    /// What the host told.
+    pub settings: Arc<Settings>,
+    /// Processes that were started here.
+    pub processes: Arc<Registry>,
+}
+
+/// Serves on an address until the process is killed.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub fn run(address: SocketAddr) -> io::Result<()> {
+    // One thread for the network, a few for files: a frozen guest should have little in flight.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(address).await?;
+        serve(listener).await
+    })
+}
+
+/// Serves on a listener.
+///
+/// # Errors
+/// None at present: failures to accept are logged and survived.
+pub async fn serve(listener: TcpListener) -> io::Result<()> {
+    let service = TowerToHyperService::new(router());
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                // For example, no descriptor left: it may pass.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Frames are small and someone waits for each.
+        let _ = stream.set_nodelay(true);
+        let service = service.clone();
+        tokio::spawn(async move {
+            let mut builder = Builder::new(TokioExecutor::new());
+            builder
+                .http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_DEADLINE);
+            builder.http2().timer(TokioTimer::new());
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+/// All routes, with empty settings.
+#[must_use]
+pub fn router() -> Router {
+    let app = App {
+        settings: Arc::default(),
+        processes: Arc::default(),
+    };
+    let watchers = Arc::new(Watchers::default());
+    let rpc = connectrpc::Router::new()
+        .add_service(Arc::new(ProcessService::new(app.clone())))
+        .add_service(Arc::new(FilesystemService::new(
+            app.settings.clone(),
+            watchers,
+        )));
+    let files = get(download::download).post(upload::upload);
+    Router::new()
+        .route("/health", get(info::health))
+        .route("/init", post(info::init))
+        .route("/envs", get(info::envs))
+        .route("/metrics", get(info::metrics))
+        .route("/files", files.layer(DefaultBodyLimit::disable()))
+        .fallback_service(rpc.into_axum_service())
+        .layer(middleware::from_fn_with_state(
+            app.settings.clone(),
+            auth::check_token,
+        ))
+        .layer(cross_origin())
+        .with_state(app)
+}
+
+fn cross_origin() -> CorsLayer {
+    use http::Method;
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::any())
+        .allow_methods([
+            Method::HEAD,
+            Method::GET,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ])
+        .allow_headers(AllowHeaders::any())
+        .expose_headers(ExposeHeaders::any())
+        .max_age(Duration::from_secs(2 * 3600))
+}
