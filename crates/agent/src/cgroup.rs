@@ -55,6 +55,12 @@ pub(crate) enum CgroupError {
     Unkillable { pids: Vec<i32> },
 }
 
+impl CgroupError {
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
+    }
+}
+
 /// What a sandbox may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -132,17 +138,21 @@ impl Cgroups {
         Ok(self.directories(id))
     }
 
-    /// Kills all processes of a sandbox and waits until they are gone.
-    pub(crate) async fn kill_all(&self, id: &SandboxId) -> Result<(), CgroupError> {
-        let directories = self.directories(id);
-        kill_while_found(|| processes(&directories)).await
-    }
-
     /// Kills what runs in a sandbox's groups and removes them. Fine if there are none.
     pub(crate) async fn remove(&self, id: &SandboxId) -> Result<(), CgroupError> {
-        self.kill_all(id).await?;
-        for dir in self.directories(id) {
-            remove_group(dir).await?;
+        let deadline = tokio::time::Instant::now() + REMOVE_DEADLINE;
+        let directories = self.directories(id);
+        loop {
+            kill_while_found(|| processes(&directories)).await?;
+            match directories.iter().try_for_each(remove_group) {
+                Ok(()) => break,
+                // The kernel has not seen yet that it is empty, or a process came in that was on its way when the others
+                // were killed.
+                Err(error) if error.is_busy() && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.remove_empty_parents();
         Ok(())
@@ -245,20 +255,12 @@ fn processes(directories: &[PathBuf]) -> Result<Vec<Pid>, CgroupError> {
     Ok(pids.into_iter().map(Pid::from_raw).collect())
 }
 
-async fn remove_group(dir: PathBuf) -> Result<(), CgroupError> {
-    let deadline = tokio::time::Instant::now() + REMOVE_DEADLINE;
-    loop {
-        match fs::remove_dir(&dir) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error)
-                if error.raw_os_error() == Some(nix::libc::EBUSY)
-                    && tokio::time::Instant::now() < deadline =>
-            {
-                tokio::time::sleep(POLL).await;
-            }
-            Err(error) => return Err(failed("remove the cgroup", dir)(error)),
+fn remove_group(dir: &PathBuf) -> Result<(), CgroupError> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove the cgroup", dir.clone())(error))
         }
+        _ => Ok(()),
     }
 }
 

@@ -130,8 +130,9 @@ pub(crate) async fn verify(slot: Slot, egress: bool) -> Result<(), NetworkError>
 }
 
 async fn build(slot: Slot, egress: bool) -> Result<(), NetworkError> {
-    // Opened before the thread changes its namespace: this one stays the host's.
+    // Opened before the thread changes its namespace: they stay the host's.
     let host = open_netlink()?;
+    let host_ns = namespace::current().map_err(io_failed("open the host's network namespace"))?;
     if egress {
         allow_egress(slot).await?;
     }
@@ -147,6 +148,7 @@ async fn build(slot: Slot, egress: bool) -> Result<(), NetworkError> {
     // The filter stands before the first link does.
     rules::apply(&rules::namespace_rules(slot, egress)).await?;
     build_guest_side(&inside).await?;
+    namespace::enter(&host_ns).map_err(io_failed("return to the host's network namespace"))?;
     build_host_side(slot, &host, &inside).await
 }
 
@@ -188,6 +190,8 @@ async fn build_host_side(slot: Slot, host: &Netlink, inside: &Netlink) -> Result
         .map_err(netlink_failed("make the link to the host"))?;
     let peer = require_index(inside, UPLINK).await?;
     let host_end = require_index(host, &veth).await?;
+    // The guest has no IPv6, so the link to it needs none; by itself it would take part in the host's.
+    set_sysctl_if_present(&format!("net/ipv6/conf/{veth}/disable_ipv6"), "1")?;
     let configure = async {
         inside.add_address(peer, slot.link_peer(), 31).await?;
         inside.set_up(peer).await?;

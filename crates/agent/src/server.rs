@@ -184,7 +184,7 @@ async fn open_parts(
 ) -> Result<HostParts, AgentError> {
     network::prepare_host()
         .await
-        .map_err(host_failed("set the host's packet filter"))?;
+        .map_err(host_failed("prepare the host's network"))?;
     let data_dir = config.data_dir.clone();
     Ok(HostParts {
         config,

@@ -33,8 +33,11 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a user is told when a supervisor left no word.
-const KILLED: &str =
-    "its supervisor process ended unexpectedly (killed, or out of memory on the host)";
+const KILLED: &str = "its supervisor process ended unexpectedly: it was killed, the host ran out of memory, or was restarted";
+
+/// What a user is told when somebody else than the agent asked a supervisor to end.
+const STOPPED: &str =
+    "its virtual machine was stopped on the host, and not by a request to destroy it";
 
 /// Why a supervisor could not be started or talked to.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +194,7 @@ impl Supervisor {
 /// For a user: why the supervisor of this folder is gone.
 pub(crate) fn final_reason(folder: &Folder) -> String {
     match folder.read_final_status() {
+        Some(status) if status.requested => STOPPED.to_owned(),
         Some(status) if !status.reason.is_empty() => status.reason,
         _ => KILLED.to_owned(),
     }

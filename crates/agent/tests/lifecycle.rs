@@ -8,6 +8,7 @@ mod agent;
 mod private_host;
 
 use agent::{TestAgent, on_private_host};
+use futures::StreamExt as _;
 use private_host::Footprint;
 use wrenn_proto::rpc::hostagent::v1 as pb;
 
@@ -80,4 +81,187 @@ fn a_sandbox_is_made_used_and_gone_without_a_trace() {
         assert_eq!(error.code, connectrpc::ErrorCode::NotFound);
         agent.stop().await;
     });
+}
+
+/// Descriptors of this process, and tasks of its runtime: the agent's own are among them.
+fn own_resources() -> (usize, usize) {
+    let descriptors = std::fs::read_dir("/proc/self/fd").expect("/proc").count();
+    let tasks = tokio::runtime::Handle::current()
+        .metrics()
+        .num_alive_tasks();
+    (descriptors, tasks)
+}
+
+#[test]
+fn many_at_a_time_leave_nothing_not_even_in_the_agent() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut agent = TestAgent::start(data.path()).await;
+        let cycle = async |agent: &TestAgent, n: usize| {
+            let id = format!("sb-{n}");
+            agent.create(&id).await.expect("made");
+            let done = agent.sh(&id, &format!("echo {n}")).await.expect("run");
+            assert_eq!(done.stdout, format!("{n}\n").into_bytes());
+            agent.destroy(&id).await.expect("destroyed");
+        };
+        // The first fills what is filled once.
+        cycle(&agent, 100).await;
+        agent.renew_client();
+        let (before, own_before) = (Footprint::now(), own_resources());
+        let cycles = futures::stream::iter(0..24).map(|n| cycle(&agent, n));
+        cycles.buffer_unordered(8).collect::<()>().await;
+        assert!(agent.list().await.is_empty());
+        assert_eq!(Footprint::now(), before);
+        agent.renew_client();
+        agent::until("what the agent itself used is free", async || {
+            let now = own_resources();
+            (now.0 <= own_before.0 && now.1 <= own_before.1).then_some(())
+        })
+        .await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn whatever_races_on_one_id_ends_in_a_legal_state_and_leaves_nothing() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let before = Footprint::now();
+        for round in 0..6 {
+            let act = async |n: usize| {
+                // Different in every round, the same in every run.
+                tokio::time::sleep(std::time::Duration::from_millis(
+                    (n * 37 + round * 13) as u64 % 200,
+                ))
+                .await;
+                let result = match n % 4 {
+                    0 => agent.create("sb-race").await.map(drop),
+                    1 => agent.destroy("sb-race").await,
+                    2 => agent.sh("sb-race", "true").await.map(drop),
+                    _ => {
+                        let request = pb::PingSandboxRequest {
+                            id: "sb-race".into(),
+                            ..Default::default()
+                        };
+                        agent.client.ping_sandbox(request).await.map(drop)
+                    }
+                };
+                if let Err(error) = result {
+                    let legal = [
+                        connectrpc::ErrorCode::NotFound,
+                        connectrpc::ErrorCode::AlreadyExists,
+                        connectrpc::ErrorCode::FailedPrecondition,
+                        connectrpc::ErrorCode::Unavailable,
+                    ];
+                    assert!(legal.contains(&error.code), "{error}");
+                }
+            };
+            futures::future::join_all((0..40).map(act)).await;
+        }
+        if let Some(left) = agent.find("sb-race").await {
+            assert_eq!(
+                left.state.as_known(),
+                Some(pb::SandboxState::SANDBOX_STATE_RUNNING)
+            );
+            agent.destroy("sb-race").await.expect("destroyed");
+        }
+        assert_eq!(Footprint::now(), before);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn only_who_knows_the_token_is_served() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let stranger = agent::client(agent.address, "wrong");
+        let error = stranger
+            .list_sandboxes(pb::ListSandboxesRequest::default())
+            .await
+            .expect_err("refused");
+        assert_eq!(
+            error.code,
+            connectrpc::ErrorCode::Unauthenticated,
+            "{error}"
+        );
+        let read = pb::ReadFileStreamRequest::default();
+        let error = match stranger.read_file_stream(read).await {
+            Ok(mut stream) => stream.message().await.expect_err("refused"),
+            Err(error) => error,
+        };
+        assert_eq!(
+            error.code,
+            connectrpc::ErrorCode::Unauthenticated,
+            "{error}"
+        );
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn the_host_and_its_sandboxes_have_figures() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create("sb-1").await.expect("made");
+        let host = agent.client.get_host(pb::GetHostRequest::default()).await;
+        let host = host.expect("told").into_owned();
+        assert_eq!((host.accel.as_str(), host.sandboxes), ("tcg", 1));
+        assert!(host.cpu_count > 0 && host.memory_total_mib > host.memory_available_mib);
+        assert_eq!(host.templates.len(), 1);
+        assert_eq!(host.templates[0].name, "minimal");
+        let request = pb::GetMetricsRequest {
+            id: "sb-1".into(),
+            ..Default::default()
+        };
+        let metrics = agent
+            .client
+            .get_metrics(request)
+            .await
+            .expect("told")
+            .into_owned();
+        assert_eq!((metrics.timestamp_unix_ms, metrics.cpu_count), (7000, 2));
+        assert_eq!((metrics.mem_used_bytes, metrics.disk_total_bytes), (50, 40));
+
+        // A ping is a use, a look is none.
+        let seen = agent
+            .find("sb-1")
+            .await
+            .expect("listed")
+            .last_active_unix_ms;
+        let request = pb::PingSandboxRequest {
+            id: "sb-1".into(),
+            ..Default::default()
+        };
+        agent::until("a later moment", async || {
+            assert_eq!(
+                agent
+                    .find("sb-1")
+                    .await
+                    .expect("listed")
+                    .last_active_unix_ms,
+                seen
+            );
+            (wrenn_clock() > seen).then_some(())
+        })
+        .await;
+        agent.client.ping_sandbox(request).await.expect("counted");
+        assert!(
+            agent
+                .find("sb-1")
+                .await
+                .expect("listed")
+                .last_active_unix_ms
+                > seen
+        );
+        agent.destroy("sb-1").await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+fn wrenn_clock() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(since.expect("after 1970").as_millis()).expect("not yet")
 }

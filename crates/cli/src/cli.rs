@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use crate::{
     client::Client,
     config::{self, Layer, Settings},
-    verbs::{completions, doctor, image, run, sandbox},
+    verbs::{completions, doctor, image, key, run, sandbox, serve},
 };
 
 /// Self-hosted microVM sandboxes: every sandbox is a virtual machine with a kernel of its own.
@@ -47,6 +47,12 @@ struct Globals {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run everything on this machine: REST API and host agent in one process
+    Up(serve::UpArgs),
+    /// Run the control plane alone: REST API, database, reconciler
+    Server(serve::ServerArgs),
+    /// Run the host agent alone: the part that boots sandboxes
+    Agent(serve::AgentArgs),
     /// Say what this machine can do, and how to mend what it lacks
     Doctor(doctor::DoctorArgs),
     /// Run a command in a throw-away sandbox
@@ -57,6 +63,9 @@ enum Verb {
     /// Build and list what sandboxes are made from
     #[command(subcommand)]
     Image(image::ImageVerb),
+    /// Make and revoke API keys
+    #[command(subcommand)]
+    Key(key::KeyVerb),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -84,6 +93,9 @@ impl Cli {
             ..Layer::default()
         };
         match &self.verb {
+            Verb::Up(args) => args.settings(&mut flags),
+            Verb::Server(args) => args.settings(&mut flags),
+            Verb::Agent(args) => args.settings(&mut flags),
             Verb::Image(verb) => verb.settings(&mut flags),
             _ => {}
         }
@@ -97,6 +109,9 @@ impl Cli {
 impl Verb {
     fn run(self, settings: &Settings) -> anyhow::Result<i32> {
         match self {
+            Self::Up(args) => on_all_cores(serve::up(settings, args)),
+            Self::Server(args) => on_all_cores(serve::server(settings, args)),
+            Self::Agent(args) => on_all_cores(serve::agent(settings, args)),
             Self::Doctor(args) => doctor::run(settings, args),
             Self::Image(verb) => image::run(settings, verb),
             Self::Run(args) => {
@@ -106,6 +121,10 @@ impl Verb {
             Self::Sandbox(verb) => {
                 let client = Client::new(settings)?;
                 on_one_core(verb.run(&client))
+            }
+            Self::Key(verb) => {
+                let client = Client::new(settings)?;
+                on_one_core(key::run(&client, verb))
             }
             Self::Completions(args) => completions::run(&args),
         }

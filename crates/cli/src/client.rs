@@ -16,7 +16,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use wrenn_proto::{
     SandboxId,
     rest::{
-        BackgroundProcess, CreateSandbox, ExecRequest, ExecResult, Metrics, ProcessList, Sandbox,
+        ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreatedApiKey, ExecRequest,
+        ExecResult, Metrics, ProcessList, Sandbox,
     },
 };
 
@@ -147,8 +148,24 @@ impl Client {
         self.call(Method::POST, &path, Some(body)).await
     }
 
+    /// `POST /v1/api-keys`.
+    pub(crate) async fn create_key(&self, name: String) -> Result<CreatedApiKey, ClientError> {
+        let body = CreateApiKey { name };
+        self.call(Method::POST, &["api-keys"], Some(&body)).await
+    }
+
+    /// `GET /v1/api-keys`.
+    pub(crate) async fn keys(&self) -> Result<Vec<ApiKey>, ClientError> {
+        self.call(Method::GET, &["api-keys"], NO_BODY).await
+    }
+
+    /// `DELETE /v1/api-keys/{id}`.
+    pub(crate) async fn delete_key(&self, id: &str) -> Result<(), ClientError> {
+        self.order(Method::DELETE, &["api-keys", id]).await
+    }
+
     /// A JSON call to `/v1/...` with a JSON answer.
-    pub(crate) async fn call<B: Serialize, T: DeserializeOwned>(
+    async fn call<B: Serialize, T: DeserializeOwned>(
         &self,
         method: Method,
         path: &[&str],
@@ -162,7 +179,7 @@ impl Client {
     }
 
     /// A call to `/v1/...` without body, whose answer says no more than that it was done.
-    pub(crate) async fn order(&self, method: Method, path: &[&str]) -> Result<(), ClientError> {
+    async fn order(&self, method: Method, path: &[&str]) -> Result<(), ClientError> {
         let request = self.request(method, path).timeout(CALL_TIMEOUT);
         self.send(request).await.map(drop)
     }

@@ -1,7 +1,7 @@
-//! The data directory as the services find it: made, locked by one of them, with the token between them.
+//! The data directory as the services find it: made, with the token between them.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
@@ -9,13 +9,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use rand::RngExt;
-use rustix::fs::FlockOperation;
 
 use crate::config::Settings;
-
-/// Held as long as a host agent runs on a data directory. The kernel frees it however the process ends.
-#[derive(Debug)]
-pub(crate) struct DirLock(#[expect(dead_code, reason = "the open file is the lock")] File);
 
 /// Makes the data directory if there is none.
 pub(crate) fn create(dir: &Path) -> anyhow::Result<()> {
@@ -24,25 +19,6 @@ pub(crate) fn create(dir: &Path) -> anyhow::Result<()> {
         .mode(0o755)
         .create(dir)
         .with_context(|| format!("cannot make the data directory {}", dir.display()))
-}
-
-/// Makes sure that no other host agent runs on the data directory: two would fight over the same sandboxes.
-pub(crate) fn lock(dir: &Path) -> anyhow::Result<DirLock> {
-    let path = dir.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(DirLock(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
-            "another `wrenn up` or `wrenn agent` runs on {}; stop it, or choose another directory with --dir or WRENN_DIR",
-            dir.display()
-        ),
-        Err(e) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
-    }
 }
 
 /// The token between control plane and agent: read, or made at the first start.
@@ -112,15 +88,5 @@ mod tests {
         let settings = settings(dir.path());
         fs::write(settings.token_file(), "\n").expect("writable");
         assert!(agent_token(&settings).is_err());
-    }
-
-    #[test]
-    fn a_directory_has_one_agent_at_a_time() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let first = lock(dir.path()).expect("free");
-        let error = lock(dir.path()).expect_err("taken").to_string();
-        assert!(error.starts_with("another `wrenn up`"), "{error}");
-        drop(first);
-        lock(dir.path()).expect("free again");
     }
 }

@@ -14,6 +14,7 @@ use std::{
     io::{Read, Write},
     os::fd::OwnedFd,
     process::Stdio,
+    time::Duration,
 };
 
 use nix::{
@@ -68,6 +69,18 @@ impl Shell {
         tcgetattr(&self.slave).unwrap() == self.before
     }
 
+    /// Waits until keys are passed on and not echoed here.
+    async fn until_raw(&self) {
+        let wait = async {
+            while self.is_restored() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, wait)
+            .await
+            .expect("a raw terminal in time");
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().unwrap()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
@@ -101,9 +114,9 @@ async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
     let start = fake.heard("start").await;
     assert_eq!((&start["cols"], &start["rows"]), (&json!(101), &json!(33)));
     assert_eq!(start["envs"]["TERM"], "xterm");
+    shell.until_raw().await;
     // Ctrl-C is a key like others: it belongs to what runs in the sandbox.
     assert_eq!(shell.type_and_read(b"ls\r\x03").await, b"ls\r\x03");
-    assert!(!shell.is_restored(), "raw while it runs");
     shell.master.write_all(b"\x04").unwrap();
     assert_eq!(shell.exit_code().await, Some(0));
     assert!(shell.is_restored());
@@ -114,6 +127,7 @@ async fn a_new_size_is_told() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
     fake.heard("start").await;
+    shell.until_raw().await;
     shell.type_and_read(b"x").await;
     let mut size = rustix::termios::tcgetwinsize(&shell.master).unwrap();
     (size.ws_col, size.ws_row) = (77, 11);
@@ -132,8 +146,8 @@ async fn a_signal_ends_it_and_restores_the_terminal() {
         let fake = Fake::start(Script::Echo).await;
         let mut shell = shell(&fake);
         fake.heard("start").await;
+        shell.until_raw().await;
         shell.type_and_read(b"x").await;
-        assert!(!shell.is_restored());
         shell.signal(signal);
         assert_eq!(shell.exit_code().await, Some(code));
         assert!(shell.is_restored());

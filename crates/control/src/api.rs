@@ -6,16 +6,25 @@
 //! A request passes, from the outside in: a span for the log, the guard against panics, the check of the key (everything
 //! but `/health`; before any upgrade), the route.
 
-pub(crate) mod api_keys;
+mod api_keys;
+mod controls;
 pub(crate) mod error;
 mod exec;
+mod exec_stream;
 mod extract;
 mod files;
+mod files_stream;
 mod health;
+mod metrics;
 pub(crate) mod openapi;
 mod process;
+mod processes;
+mod pty;
 mod sandboxes;
+mod session;
+mod socket;
 mod templates;
+mod utf8;
 mod validate;
 
 use std::{sync::Arc, time::Duration};
@@ -27,7 +36,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -58,6 +67,8 @@ pub(crate) struct App {
     pub(crate) default_egress: Egress,
     /// Cancelled when the server ends: long sessions say good-bye.
     pub(crate) shutdown: CancellationToken,
+    /// Sessions over WebSockets, which are no longer the HTTP server's.
+    pub(crate) sessions: TaskTracker,
 }
 
 /// State of the handlers.
@@ -81,12 +92,20 @@ fn sandbox_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::create, sandboxes::list))
         .routes(routes!(sandboxes::get, sandboxes::destroy))
         .routes(routes!(sandboxes::ping))
+        .routes(routes!(metrics::get))
         .routes(routes!(exec::exec))
+        .routes(routes!(exec_stream::exec_stream))
+        .routes(routes!(pty::pty))
+        .routes(routes!(processes::list))
+        .routes(routes!(processes::kill))
+        .routes(routes!(processes::stream))
         .routes(routes!(files::write))
         .routes(routes!(files::read))
         .routes(routes!(files::list))
         .routes(routes!(files::mkdir))
         .routes(routes!(files::remove))
+        .routes(routes!(files_stream::write))
+        .routes(routes!(files_stream::read))
 }
 
 /// All routes, with their documentation.

@@ -187,6 +187,11 @@ impl Lifecycle {
         Err(LifecycleError::Busy(id.clone()))
     }
 
+    /// The row of a sandbox that runs now; without marking a use.
+    pub(crate) async fn require_running(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        self.await_running(id, Duration::ZERO).await
+    }
+
     /// The row of a sandbox that runs. One that is about to run is waited for.
     async fn await_running(
         &self,

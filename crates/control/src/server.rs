@@ -66,6 +66,7 @@ pub async fn serve(
         ensure_first_key(&db, &auth, file).await?;
     }
     let lifecycle = Lifecycle::new(db.clone(), agent.clone());
+    let sessions = TaskTracker::new();
     let app = Arc::new(App {
         host: Host::new(agent.clone(), db.clone()),
         db: db.clone(),
@@ -74,6 +75,7 @@ pub async fn serve(
         lifecycle: Arc::clone(&lifecycle),
         default_egress: config.default_egress,
         shutdown: shutdown.clone(),
+        sessions: sessions.clone(),
     });
     let reconciler = Reconciler::new(db.clone(), agent, Arc::clone(&lifecycle));
     let reconciling = tokio::spawn(reconciler.run(config.poll_interval, shutdown.clone()));
@@ -82,6 +84,13 @@ pub async fn serve(
 
     accept_until(&listener, app, &shutdown).await;
     drop(listener);
+    sessions.close();
+    if tokio::time::timeout(FINISH_TIMEOUT, sessions.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(left = sessions.len(), "sessions are still open");
+    }
     let _ = reconciling.await;
     if tokio::time::timeout(FINISH_TIMEOUT, lifecycle.finish())
         .await

@@ -1,6 +1,11 @@
 //! Whole files, by HTTP: any size, constant memory, at the pace of the slower side.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use connectrpc::ConnectError;
@@ -8,11 +13,16 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use http::{Method, header};
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
+use tokio::time::Instant;
+use wrenn_proto::limits;
 
 use super::{CALL_DEADLINE, EnvdClient, basic_auth, full, guest_error, transport_failed, within};
 
 /// How long the guest may be silent in the middle of a file.
 const STALL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How often an upload is looked at.
+const STALL_CHECK: Duration = Duration::from_secs(5);
 
 /// A file on its way out of the guest.
 #[derive(Debug)]
@@ -45,6 +55,54 @@ impl Download {
     }
 }
 
+/// Who an upload waits for: its sender, or the guest.
+#[derive(Debug, Clone, Default)]
+struct Pace(Arc<Mutex<WaitingFor>>);
+
+#[derive(Debug, Clone, Copy, Default)]
+enum WaitingFor {
+    #[default]
+    Sender,
+    Guest {
+        since: Instant,
+    },
+}
+
+impl Pace {
+    /// The same stream. Between a piece and the next time that somebody asks for one, the guest has to take that piece; after
+    /// the last, it has to answer.
+    fn watch<T>(self, content: impl Stream<Item = T>) -> impl Stream<Item = T> {
+        let mut content = Box::pin(content);
+        futures::stream::poll_fn(move |context| {
+            let polled = content.poll_next_unpin(context);
+            self.set(match polled {
+                Poll::Pending => WaitingFor::Sender,
+                Poll::Ready(_) => WaitingFor::Guest {
+                    since: Instant::now(),
+                },
+            });
+            polled
+        })
+    }
+
+    fn set(&self, waiting_for: WaitingFor) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for;
+    }
+
+    /// Waits until the guest has been waited for too long.
+    async fn stalled(&self) {
+        loop {
+            tokio::time::sleep(STALL_CHECK).await;
+            let waiting_for = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if let WaitingFor::Guest { since } = waiting_for
+                && since.elapsed() > STALL_DEADLINE
+            {
+                return;
+            }
+        }
+    }
+}
+
 impl EnvdClient {
     /// Opens a file of the guest for reading.
     pub(crate) async fn download(&self, path: &str, user: &str) -> Result<Download, ConnectError> {
@@ -70,19 +128,30 @@ impl EnvdClient {
         // Hyper hides the error of a body that fails, so it is told on the side.
         let (tell, told) = tokio::sync::oneshot::channel();
         let mut tell = Some(tell);
-        let frames = content.map_ok(Frame::data).map_err(move |error| {
-            if let Some(tell) = tell.take() {
-                let _ = tell.send(error);
-            }
-            io::Error::other("the upload broke off")
-        });
+        let pace = Pace::default();
+        let frames = pace
+            .clone()
+            .watch(content)
+            .map_ok(Frame::data)
+            .map_err(move |error| {
+                if let Some(tell) = tell.take() {
+                    let _ = tell.send(error);
+                }
+                io::Error::other("the upload broke off")
+            });
         let request = self
             .files_request(Method::POST, path, user)?
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(UnsyncBoxBody::new(StreamBody::new(frames)))
             .map_err(super::bad_request)?;
-        // No deadline: an upload takes as long as its sender does. The sandbox's end ends it.
-        match self.http.request(request).await {
+        // An upload takes as long as its sender does, but the guest must take what is there.
+        let answer = tokio::select! {
+            answer = self.http.request(request) => answer,
+            () = pace.stalled() => return Err(ConnectError::deadline_exceeded(format!(
+                "the sandbox's guest agent took nothing of the file for {STALL_DEADLINE:?}"
+            ))),
+        };
+        match answer {
             Ok(answer) => guest_error::check(answer, user).await.map(drop),
             Err(error) => Err(told.await.unwrap_or_else(|_| transport_failed(error))),
         }
@@ -95,8 +164,13 @@ impl EnvdClient {
         user: &str,
         content: Bytes,
     ) -> Result<(), ConnectError> {
-        let content = futures::stream::once(async { Ok(content) }).boxed();
-        within(STALL_DEADLINE, self.upload(path, user, content)).await
+        let pieces = (0..content.len()).step_by(limits::FILE_CHUNK_BYTES);
+        let pieces = pieces.map(move |start| {
+            let end = content.len().min(start + limits::FILE_CHUNK_BYTES);
+            Ok(content.slice(start..end))
+        });
+        let pieces: Vec<_> = pieces.collect();
+        self.upload(path, user, futures::stream::iter(pieces)).await
     }
 
     fn files_request(

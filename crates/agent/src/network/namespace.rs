@@ -7,7 +7,7 @@ use std::{fs, io, path::Path};
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
 };
 use rustix::fs::{FlockOperation, flock, statfs};
 
@@ -18,7 +18,7 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// Moves the calling thread into a new network namespace and gives that a name.
 ///
-/// The thread stays in it until it ends. Nothing is left if this fails.
+/// Nothing is left if this fails.
 pub(super) fn enter_new(path: &Path) -> io::Result<()> {
     prepare_directory()?;
     unshare(CloneFlags::CLONE_NEWNET)?;
@@ -38,6 +38,16 @@ pub(super) fn enter_new(path: &Path) -> io::Result<()> {
         return Err(error.into());
     }
     Ok(())
+}
+
+/// The calling thread's namespace, to [`enter`] it again.
+pub(super) fn current() -> io::Result<fs::File> {
+    fs::File::open("/proc/thread-self/ns/net")
+}
+
+/// Moves the calling thread into a namespace.
+pub(super) fn enter(namespace: &fs::File) -> io::Result<()> {
+    Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
 /// Takes the name away; the namespace goes when its last process, socket or device is gone. One without it is fine.

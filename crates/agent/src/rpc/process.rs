@@ -5,7 +5,7 @@ use std::time::Duration;
 use connectrpc::{ConnectError, ServiceStream};
 use futures::{StreamExt as _, stream};
 use wrenn_proto::{
-    limits::MAX_EXEC_OUTPUT_BYTES,
+    limits::{MAX_EXEC_OUTPUT_BYTES, MAX_TIMEOUT_SEC},
     rpc::{
         hostagent::v1 as pb,
         process::{
@@ -24,6 +24,9 @@ use crate::envd_client::{ConnectStream, StartStream};
 /// How much longer than its time limit a collected command may take, for its end to be told.
 const END_GRACE: Duration = Duration::from_secs(15);
 
+/// How often a command that runs counts as use; far below the shortest idle time that makes sense.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Events of a process, however it was come by.
 enum Events {
     Started(StartStream),
@@ -32,16 +35,22 @@ enum Events {
 
 impl Events {
     async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
-        Ok(match self {
-            Self::Started(stream) => {
-                let message = stream.message().await?;
-                message.and_then(|m| m.to_owned_message().event.into_option())
+        loop {
+            let event = match self {
+                Self::Started(stream) => match stream.message().await? {
+                    Some(message) => message.to_owned_message().event,
+                    None => return Ok(None),
+                },
+                Self::Connected(stream) => match stream.message().await? {
+                    Some(message) => message.to_owned_message().event,
+                    None => return Ok(None),
+                },
+            };
+            // A message without an event is of a kind that this agent does not know yet.
+            if let Some(event) = event.into_option() {
+                return Ok(Some(event));
             }
-            Self::Connected(stream) => {
-                let message = stream.message().await?;
-                message.and_then(|m| m.to_owned_message().event.into_option())
-            }
-        })
+        }
     }
 }
 
@@ -56,7 +65,7 @@ pub(super) async fn exec(
         stdin: Some(false),
         ..Default::default()
     };
-    let limit = time_limit(request.timeout_sec);
+    let limit = time_limit(request.timeout_sec)?;
     let run = async {
         let stream = in_use
             .running
@@ -65,6 +74,8 @@ pub(super) async fn exec(
             .await?;
         collect(&in_use, Events::Started(stream)).await
     };
+    // Somebody waits for the command, so the sandbox is in use even while the command is silent.
+    let run = touching(&in_use, run);
     let Some(limit) = limit else {
         return in_use.wait_for(run).await;
     };
@@ -137,7 +148,7 @@ pub(super) async fn start(
     let Some(start) = request.start.into_option() else {
         return Err(ConnectError::invalid_argument("start: missing"));
     };
-    let limit = time_limit(request.timeout_sec);
+    let limit = time_limit(request.timeout_sec)?;
     let call = in_use.running.envd.start(start, &request.user, limit);
     let stream = in_use.wait_for(call).await?;
     Ok(forward(in_use, Events::Started(stream)))
@@ -247,6 +258,22 @@ pub(super) async fn signal(
     Ok(pb::SignalProcessResponse::default())
 }
 
-fn time_limit(seconds: u32) -> Option<Duration> {
-    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+fn time_limit(seconds: u32) -> Result<Option<Duration>, ConnectError> {
+    if seconds > MAX_TIMEOUT_SEC {
+        return Err(ConnectError::invalid_argument(format!(
+            "timeout_sec is {seconds}; it must be from 0 to {MAX_TIMEOUT_SEC}"
+        )));
+    }
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+}
+
+/// Counts as use as long as `work` goes on.
+async fn touching<T>(in_use: &InUse, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(TOUCH_INTERVAL, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => in_use.sandbox.touch(),
+        }
+    }
 }

@@ -9,7 +9,10 @@
 //! | supervisor is dead                                      | error with the reason it left; all else is freed     |
 //! | slot, network or cgroup of ours without a live sandbox  | removed                                              |
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::{SandboxId, supervise::SupervisorSpec};
@@ -32,10 +35,17 @@ use crate::{
 /// Adopts or cleans up everything that an earlier agent of this data directory left.
 pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
     let host = &owners.host;
+    let owned: BTreeSet<(Slot, SandboxId)> = match host.slots.owned() {
+        Ok(owned) => owned.into_iter().collect(),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "network slots cannot be read");
+            BTreeSet::new()
+        }
+    };
     let mut found = Vec::new();
     for (id, folder) in host.folders.list()? {
         match read_spec(&id, &folder) {
-            Ok(spec) => found.push((id, examine(host, folder, spec).await)),
+            Ok(spec) => found.push((id, examine(folder, spec, &owned).await)),
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, error = chain(&error), "half-made sandbox is removed");
                 folder.remove()?;
@@ -71,12 +81,18 @@ fn read_spec(id: &SandboxId, folder: &Folder) -> Result<SupervisorSpec, FolderEr
     Ok(spec)
 }
 
-async fn examine(host: &HostParts, folder: Folder, spec: SupervisorSpec) -> Adopted {
+async fn examine(
+    folder: Folder,
+    spec: SupervisorSpec,
+    owned: &BTreeSet<(Slot, SandboxId)>,
+) -> Adopted {
     let mut resources = Resources::none(spec.id.clone());
     resources.folder = Some(folder.clone());
     resources.disk = true;
     resources.cgroup = true;
-    resources.slot = Slot::new(spec.network.slot).filter(|slot| is_ours(host, *slot, &spec.id));
+    // A slot that was freed may be another's by now.
+    resources.slot =
+        Slot::new(spec.network.slot).filter(|slot| owned.contains(&(*slot, spec.id.clone())));
     let machine = match Supervisor::attach(folder.path()).await {
         Ok(supervisor) => {
             resources.supervisor = Some(supervisor);
@@ -90,12 +106,6 @@ async fn examine(host: &HostParts, folder: Folder, spec: SupervisorSpec) -> Adop
         spec: Box::new(spec),
         machine,
     }
-}
-
-/// Whether a slot is still this sandbox's: one that was freed may be another's by now.
-fn is_ours(host: &HostParts, slot: Slot, id: &SandboxId) -> bool {
-    let owned = host.slots.owned().unwrap_or_default();
-    owned.iter().any(|(s, owner)| *s == slot && owner == id)
 }
 
 async fn examine_machine(

@@ -1,7 +1,8 @@
 //! The task that owns a sandbox, from its create or adoption to its end.
 
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
+use futures::FutureExt as _;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -69,13 +70,22 @@ pub(crate) fn spawn(
     start: Start,
 ) {
     let resources = Resources::none(sandbox.facts.id.clone());
-    let owner = Owner {
+    let mut owner = Owner {
         owners: owners.clone(),
         sandbox,
         resources,
         requests,
     };
-    owners.tasks.spawn(owner.run(start));
+    owners.tasks.spawn(async move {
+        // What an owner noted in `resources` is true at every await, so it can go on after a panic: to free.
+        let first = AssertUnwindSafe(owner.run(start)).catch_unwind().await;
+        if first.is_err() {
+            let recover = AssertUnwindSafe(owner.recover()).catch_unwind().await;
+            if recover.is_err() {
+                tracing::error!("the owner of a sandbox panicked twice; the next agent cleans up");
+            }
+        }
+    });
 }
 
 struct Owner {
@@ -99,11 +109,23 @@ enum Next {
 
 impl Owner {
     #[tracing::instrument(name = "sandbox", skip_all, fields(sandbox_id = %self.sandbox.facts.id))]
-    async fn run(mut self, start: Start) {
-        let mut next = match start {
+    async fn run(&mut self, start: Start) {
+        let next = match start {
             Start::Create { plan, made } => self.create(&plan, made).await,
             Start::Adopted(adopted) => self.adopt(adopted).await,
         };
+        self.go_on(next).await;
+    }
+
+    /// After a panic, which is reported by its own message: what there is, is freed.
+    async fn recover(&mut self) {
+        let next = self
+            .lose("the host agent failed inside; see its log".to_owned())
+            .await;
+        self.go_on(next).await;
+    }
+
+    async fn go_on(&mut self, mut next: Next) {
         loop {
             next = match next {
                 Next::Watch => self.watch().await,

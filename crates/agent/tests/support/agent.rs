@@ -13,18 +13,19 @@ use connectrpc::{
     ConnectError,
     client::{ClientConfig, HttpClient},
 };
-use tokio::task::JoinHandle;
+use tokio::{io::AsyncBufReadExt as _, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use wrenn_agent::{
-    AgentConfig, AgentError, Deadlines, Template, TemplateError, TemplateSource, serve_with,
-};
+use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
 use wrenn_proto::{
-    TemplateName,
     rpc::hostagent::v1::{self as pb, HostAgentServiceClient},
     supervise::Accel,
 };
 
+#[path = "one_template.rs"]
+mod one_template;
+
 use crate::private_host;
+use one_template::OneTemplate;
 
 pub(crate) type Client = HostAgentServiceClient<HttpClient>;
 
@@ -42,33 +43,6 @@ pub(crate) fn on_private_host<F: Future<Output = ()>>(test: impl FnOnce() -> F) 
     runtime.block_on(test());
     // A stand-in that a test forgot would keep the test's pipes open.
     runtime.shutdown_timeout(Duration::from_secs(1));
-}
-
-/// Templates: one, `minimal`, made of one small file.
-pub(crate) struct OneTemplate(pub(crate) PathBuf);
-
-impl TemplateSource for OneTemplate {
-    fn template(&self, name: &TemplateName) -> Result<Template, TemplateError> {
-        if name.as_str() != "minimal" {
-            return Err(TemplateError::NotFound(name.clone()));
-        }
-        Ok(Template {
-            name: name.clone(),
-            kernel: self.0.clone(),
-            initrd: self.0.clone(),
-            rootfs: self.0.clone(),
-            vcpus: 1,
-            memory_mib: 512,
-            size_bytes: 3,
-            created_unix_ms: 4,
-            default_user: "user".to_owned(),
-        })
-    }
-
-    fn templates(&self) -> Result<Vec<Template>, TemplateError> {
-        let name = "minimal".parse().expect("a name");
-        Ok(vec![self.template(&name)?])
-    }
 }
 
 /// Short enough for tests of what never comes, long enough for what comes slowly.
@@ -97,8 +71,17 @@ pub(crate) struct TestAgent {
     pub(crate) client: Client,
     pub(crate) address: SocketAddr,
     pub(crate) data_dir: PathBuf,
-    shutdown: CancellationToken,
-    serving: JoinHandle<Result<(), AgentError>>,
+    running: Option<Running>,
+}
+
+/// Where an agent runs.
+enum Running {
+    Here {
+        shutdown: CancellationToken,
+        serving: JoinHandle<Result<(), AgentError>>,
+    },
+    /// In a process of its own, which can be killed.
+    Child(tokio::process::Child),
 }
 
 impl TestAgent {
@@ -108,13 +91,12 @@ impl TestAgent {
 
     pub(crate) async fn start_with(config: AgentConfig, deadlines: Deadlines) -> Self {
         let data_dir = config.data_dir.clone();
-        let image = data_dir.join("image");
-        fs::write(&image, vec![0; 1024 * 1024]).expect("written");
+        let templates = OneTemplate::new(&data_dir);
         let shutdown = CancellationToken::new();
         let (ready, address) = tokio::sync::oneshot::channel();
         let serve = serve_with(
             config,
-            Arc::new(OneTemplate(image)),
+            Arc::new(templates),
             deadlines,
             move |address| ready.send(address).expect("waited for"),
             shutdown.clone(),
@@ -125,15 +107,49 @@ impl TestAgent {
             client: client(address, TOKEN),
             address,
             data_dir,
-            shutdown,
-            serving,
+            running: Some(Running::Here { shutdown, serving }),
         }
     }
 
+    /// Starts one as a process.
+    pub(crate) async fn start_child(data_dir: &Path) -> Self {
+        let mut child =
+            tokio::process::Command::new(env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor"))
+                .arg("agent")
+                .arg(data_dir)
+                .arg(TOKEN)
+                .stdout(std::process::Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .expect("the stand-in starts");
+        let stdout = child.stdout.take().expect("piped");
+        let mut line = String::new();
+        let mut reader = tokio::io::BufReader::new(stdout);
+        reader.read_line(&mut line).await.expect("read");
+        let address = line.trim().parse().expect("an address");
+        Self {
+            client: client(address, TOKEN),
+            address,
+            data_dir: data_dir.to_owned(),
+            running: Some(Running::Child(child)),
+        }
+    }
+
+    /// As `kill -9` does.
+    pub(crate) async fn kill(mut self) {
+        let Some(Running::Child(mut child)) = self.running.take() else {
+            panic!("only an agent in a process of its own can be killed");
+        };
+        child.kill().await.expect("killed");
+    }
+
     /// Ends it in order, as SIGTERM does.
-    pub(crate) async fn stop(self) {
-        self.shutdown.cancel();
-        self.serving.await.expect("no panic").expect("no error");
+    pub(crate) async fn stop(mut self) {
+        let Some(Running::Here { shutdown, serving }) = self.running.take() else {
+            panic!("only an agent in this process can be asked");
+        };
+        shutdown.cancel();
+        serving.await.expect("no panic").expect("no error");
     }
 
     pub(crate) async fn create(&self, id: &str) -> Result<pb::SandboxInfo, ConnectError> {
@@ -201,21 +217,54 @@ impl TestAgent {
 
     /// Process id of the stand-in for a sandbox's supervisor.
     pub(crate) fn supervisor_pid(&self, id: &str) -> i32 {
-        let wanted = self.folder(id);
-        let is_it = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            line.contains("\0supervise\0") && line.contains(wanted.to_str().expect("text"))
-        };
-        let pids = fs::read_dir("/proc").expect("/proc").flatten();
-        let mut pids = pids.filter_map(|e| e.file_name().to_str()?.parse().ok());
-        pids.find(is_it).expect("a supervisor")
+        *supervisors_below(&self.folder(id))
+            .first()
+            .expect("a supervisor")
+    }
+
+    /// Forgets all connections, so that those that are counted later are none of the test's own.
+    pub(crate) fn renew_client(&mut self) {
+        self.client = client(self.address, TOKEN);
     }
 
     pub(crate) fn machine_pid(&self, id: &str) -> i32 {
         let text = fs::read_to_string(self.folder(id).join("machine.pid"));
-        text.expect("a machine").parse().expect("a pid")
+        text.expect("a machine").trim().parse().expect("a pid")
     }
+}
+
+/// A test that fails leaves no process behind: supervisors outlive their agent, and here nobody adopts them.
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for folder in fs::read_dir(self.data_dir.join("sandboxes"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let machine = fs::read_to_string(folder.path().join("machine.pid"));
+            let machine = machine.ok().and_then(|pid| pid.trim().parse().ok());
+            for pid in supervisors_below(&folder.path()).into_iter().chain(machine) {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Process ids of the stand-ins whose folder is `folder`.
+fn supervisors_below(folder: &Path) -> Vec<i32> {
+    let is_it = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let suffix = format!("\0supervise\0--dir\0{}\0", folder.display());
+        line.ends_with(&suffix)
+    };
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(is_it).collect()
 }
 
 pub(crate) fn client(address: SocketAddr, token: &str) -> Client {

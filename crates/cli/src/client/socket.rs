@@ -208,19 +208,19 @@ impl Receiver {
 }
 
 impl Sender {
-    /// Input for the program.
+    /// Input for the program. Waits as long as the program does not take what it was given before.
     pub(crate) async fn input(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         let data = BASE64.encode(bytes);
         let said = match self.kind {
             StreamKind::Exec => Said::Stdin { data },
             StreamKind::Pty => Said::Input { data },
         };
-        self.say(&said).await
+        self.send(&said).await
     }
 
     /// No more input will come.
     pub(crate) async fn close_input(&mut self) -> Result<(), ClientError> {
-        self.say(&Said::CloseStdin).await
+        self.send(&Said::CloseStdin).await
     }
 
     /// The terminal has a new size.
@@ -237,13 +237,20 @@ impl Sender {
         self.say(&said).await
     }
 
+    /// Sends what a server that works takes at once.
     async fn say(&mut self, said: &Said<'_>) -> Result<(), ClientError> {
-        let text = serde_json::to_string(said).map_err(ClientError::Answer)?;
-        tokio::time::timeout(SEND_TIMEOUT, self.inner.send(Message::text(text)))
+        tokio::time::timeout(SEND_TIMEOUT, self.send(said))
             .await
             .map_err(|_| ClientError::Stalled {
                 seconds: SEND_TIMEOUT.as_secs(),
             })?
+    }
+
+    async fn send(&mut self, said: &Said<'_>) -> Result<(), ClientError> {
+        let text = serde_json::to_string(said).map_err(ClientError::Answer)?;
+        self.inner
+            .send(Message::text(text))
+            .await
             .map_err(socket_error)
     }
 }

@@ -1,8 +1,8 @@
 //! Running a program in a sandbox: `wrenn sandbox exec`, and the streaming that `wrenn run` shares with it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, convert::Infallible, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use wrenn_proto::{SandboxId, limits::MAX_TIMEOUT_SEC, rest::ExecRequest};
@@ -19,8 +19,11 @@ const EXIT_UNKNOWN: i32 = 255;
 /// Input is read and sent in pieces of this size, bytes.
 const INPUT_CHUNK_BYTES: usize = 32 * 1024;
 
-/// How long an interrupted command is given to be told so.
+/// How long it may take to tell a command to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an interrupted command may take to end; the server kills it outright after 5 s.
+const END_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What runs, and how.
 #[derive(Debug, Clone, Args)]
@@ -150,7 +153,7 @@ impl Ended {
     }
 }
 
-/// Runs a program with its output on ours, until it ends or a signal asks us to end; then it is killed.
+/// Runs a program with its output on ours, until it ends. A signal to us ends it; a second one ends the wait for that.
 pub(crate) async fn stream(
     client: &Client,
     id: &SandboxId,
@@ -159,38 +162,54 @@ pub(crate) async fn stream(
 ) -> anyhow::Result<Ended> {
     let socket = client.open(id, StreamKind::Exec, start).await?;
     let (mut sender, mut receiver) = (socket.sender, socket.receiver);
-    let interrupted = {
-        let program = async {
-            let output = pass_output(&mut receiver);
-            if !start.stdin {
-                return output.await;
-            }
-            tokio::pin!(output);
-            tokio::select! {
-                code = &mut output => return code,
-                sent = pass_input(&mut sender) => sent?,
-            }
-            output.await
-        };
-        tokio::select! {
-            code = program => return code.map(Ended::Exit),
-            interrupted = interrupts.recv() => interrupted,
+    let pid = Cell::new(None);
+    let output = pass_output(&mut receiver, &pid);
+    tokio::pin!(output);
+    let interrupted = tokio::select! {
+        ended = &mut output => {
+            let (code, error) = ended?;
+            return Ok(Ended::Exit(exit_code(code, error.as_deref())));
         }
+        broken = pass_input(&mut sender, start.stdin) => match broken {
+            Err(error) => return Err(error),
+            Ok(never) => match never {},
+        },
+        interrupted = interrupts.recv() => interrupted,
     };
-    // If the server cannot be told, the connection's end has to do.
-    let _ = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
+    // What it still says goes on; how it ends does not matter any more.
+    let end = async {
+        kill(client, id, &mut sender, pid.get()).await;
+        let _ = tokio::time::timeout(END_TIMEOUT, output).await;
+    };
+    tokio::select! {
+        () = end => {}
+        _ = interrupts.recv() => {}
+    }
     Ok(Ended::Interrupted(interrupted))
 }
 
-async fn pass_output(receiver: &mut Receiver) -> anyhow::Result<i32> {
+/// Ends the program. If it does not take its input, the stream is full and cannot carry the wish; then it goes beside.
+async fn kill(client: &Client, id: &SandboxId, sender: &mut Sender, pid: Option<u32>) {
+    let told = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
+    if let (Err(_) | Ok(Err(_)), Some(pid)) = (told, pid) {
+        // A failure means that the sandbox is gone or out of reach; nothing more can be done from here.
+        let _ = client.kill(id, &pid.to_string(), "SIGKILL").await;
+    }
+}
+
+/// Passes output on until the program ends: its exit code, and how it ended other than by exit.
+async fn pass_output(
+    receiver: &mut Receiver,
+    started: &Cell<Option<u32>>,
+) -> anyhow::Result<(i32, Option<String>)> {
     let mut stdout = tokio::io::stdout();
     let mut stderr = tokio::io::stderr();
     while let Some(event) = receiver.next().await? {
         match event {
-            Event::Started { .. } => {}
+            Event::Started { pid } => started.set(Some(pid)),
             Event::Stdout(bytes) => write(&mut stdout, &bytes).await?,
             Event::Stderr(bytes) => write(&mut stderr, &bytes).await?,
-            Event::Exit { code, error } => return Ok(exit_code(code, error.as_deref())),
+            Event::Exit { code, error } => return Ok((code, error)),
         }
     }
     bail!("the server closed the stream before the command ended");
@@ -201,17 +220,26 @@ async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Re
     out.flush().await
 }
 
-async fn pass_input(sender: &mut Sender) -> anyhow::Result<()> {
+/// Passes input on, and its end, if `wanted`; then waits for ever. Fails only if our own input cannot be read.
+async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infallible> {
     let mut stdin = tokio::io::stdin();
     let mut chunk = vec![0; INPUT_CHUNK_BYTES];
-    loop {
-        let len = stdin.read(&mut chunk).await?;
-        if len == 0 {
-            sender.close_input().await?;
-            return Ok(());
+    while wanted {
+        let len = stdin
+            .read(&mut chunk)
+            .await
+            .context("cannot read standard input")?;
+        let sent = if len == 0 {
+            sender.close_input().await
+        } else {
+            sender.input(&chunk[..len]).await
+        };
+        // Who does not take input has ended, or will: the other half of the stream tells how.
+        if len == 0 || sent.is_err() {
+            break;
         }
-        sender.input(&chunk[..len]).await?;
     }
+    std::future::pending().await
 }
 
 /// The exit code of a program in a sandbox as a shell would report it here. Tells of an end by other than exit.

@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use wrenn_agent::AgentConfig;
+use wrenn_agent::{AgentConfig, AgentError};
 use wrenn_control::ControlConfig;
 use wrenn_proto::{rest::Egress, supervise::Accel};
 
@@ -27,8 +27,8 @@ use crate::{
     service::Service,
 };
 
-/// What each service gets to finish what it is doing.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// What each service gets to finish what it is doing; their own deadlines are shorter.
+const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How often the control plane asks the agent what is.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -162,9 +162,11 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
     require_root("up")?;
     logging::init(&settings.log, args.log.log_json)?;
     data_dir::create(&settings.dir)?;
-    let _lock = data_dir::lock(&settings.dir)?;
     require_free(settings.listen, "--listen or WRENN_LISTEN")?;
-    require_free(settings.agent_listen, "--agent-listen or WRENN_AGENT_LISTEN")?;
+    require_free(
+        settings.agent_listen,
+        "--agent-listen or WRENN_AGENT_LISTEN",
+    )?;
     let (config, accel) = agent_config(settings)?;
     let token = config.token.clone();
     let agent = start_agent(config).await?;
@@ -205,8 +207,10 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
     require_root("agent")?;
     logging::init(&settings.log, args.log.log_json)?;
     data_dir::create(&settings.dir)?;
-    let _lock = data_dir::lock(&settings.dir)?;
-    require_free(settings.agent_listen, "--agent-listen or WRENN_AGENT_LISTEN")?;
+    require_free(
+        settings.agent_listen,
+        "--agent-listen or WRENN_AGENT_LISTEN",
+    )?;
     let (config, accel) = agent_config(settings)?;
     let token = config.token.clone();
     let agent = start_agent(config).await?;
@@ -221,16 +225,28 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
 
 async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
     Service::start("host agent", |ready, stop| async move {
-        let tell = move |address| drop(ready.send(address));
-        wrenn_agent::serve(config, tell, stop).await?;
-        Ok(())
+        let tell = move |address| {
+            // Nobody waits any more if the start was given up.
+            let _ = ready.send(address);
+        };
+        let in_use = |error| match error {
+            AgentError::InUse(dir) => anyhow!(
+                "another `wrenn up` or `wrenn agent` runs on {}; stop it, or choose another directory with --dir or WRENN_DIR",
+                dir.display()
+            ),
+            other => other.into(),
+        };
+        wrenn_agent::serve(config, tell, stop).await.map_err(in_use)
     })
     .await
 }
 
 async fn start_control(config: ControlConfig) -> anyhow::Result<Service> {
     Service::start("control plane", |ready, stop| async move {
-        let tell = move |address| drop(ready.send(address));
+        let tell = move |address| {
+            // Nobody waits any more if the start was given up.
+            let _ = ready.send(address);
+        };
         wrenn_control::serve(config, tell, stop).await?;
         Ok(())
     })
@@ -320,9 +336,9 @@ fn require_root(verb: &str) -> anyhow::Result<()> {
 fn require_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
     match TcpListener::bind(address) {
         Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => bail!(
-            "{address} is taken (is Wrenn running already?); choose another with {setting}"
-        ),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+            bail!("{address} is taken (is Wrenn running already?); choose another with {setting}")
+        }
         Err(e) => Err(e).with_context(|| format!("cannot listen on {address} (set {setting})")),
     }
 }
@@ -345,7 +361,9 @@ mod tests {
     fn a_taken_port_is_told_with_the_setting_that_changes_it() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("bound");
-        let error = require_free(address, "--listen").expect_err("taken").to_string();
+        let error = require_free(address, "--listen")
+            .expect_err("taken")
+            .to_string();
         assert!(error.contains(&address.to_string()), "{error}");
         assert!(error.contains("--listen"), "{error}");
         drop(taken);

@@ -230,6 +230,9 @@ async fn play(fake: Fake, mut socket: WebSocket) {
 }
 
 fn reply(script: &Script, heard: &Value) -> Option<Value> {
+    if heard["type"] == "stop" {
+        return Some(json!({"type": "exit", "exit_code": -1, "error": "signal: terminated"}));
+    }
     if !matches!(script, Script::Echo) {
         return None;
     }

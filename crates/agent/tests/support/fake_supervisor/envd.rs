@@ -51,8 +51,9 @@ impl Guest {
             .create(true)
             .append(true)
             .open(&self.calls);
-        io::Write::write_all(&mut file.expect("opened"), format!("{call}\n").as_bytes())
-            .expect("written");
+        // On a full disk there is nobody to read it either.
+        let line = format!("{call}\n");
+        let _ = file.and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()));
     }
 }
 

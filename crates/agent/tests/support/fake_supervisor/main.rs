@@ -6,6 +6,8 @@
 mod envd;
 #[path = "../guest.rs"]
 mod guest;
+#[path = "../one_template.rs"]
+mod one_template;
 
 use std::{
     fs, io,
@@ -22,7 +24,10 @@ use wrenn_proto::supervise::{
 };
 
 fn main() -> io::Result<()> {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if_eq("agent").is_some() {
+        return serve_agent(args);
+    }
     let words = (args.next(), args.next(), args.next());
     let (Some("supervise"), Some("--dir"), Some(dir)) =
         (words.0.as_deref(), words.1.as_deref(), words.2)
@@ -41,17 +46,49 @@ fn main() -> io::Result<()> {
     runtime.block_on(supervise(&dir, spec, &fake))
 }
 
+/// An agent in a process of its own, for tests that kill it: `agent DATA_DIR TOKEN`.
+fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
+    let (Some(data_dir), Some(token)) = (args.next(), args.next()) else {
+        return Err(io::Error::other("usage: agent DATA_DIR TOKEN"));
+    };
+    let data_dir = PathBuf::from(data_dir);
+    let config = wrenn_agent::AgentConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        images_dir: data_dir.join("images"),
+        token,
+        accel: wrenn_proto::supervise::Accel::Tcg,
+        default_egress: false,
+        wrenn_exe: std::env::current_exe()?,
+        dns: Vec::new(),
+        data_dir: data_dir.clone(),
+    };
+    let templates = std::sync::Arc::new(one_template::OneTemplate::new(&data_dir));
+    let ready = |address| {
+        println!("{address}");
+        let _ = io::stdout().flush();
+    };
+    let serve = wrenn_agent::serve_with(
+        config,
+        templates,
+        wrenn_agent::Deadlines::default(),
+        ready,
+        tokio_util::sync::CancellationToken::new(),
+    );
+    tokio::runtime::Runtime::new()?
+        .block_on(serve)
+        .map_err(io::Error::other)
+}
+
 async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<()> {
     let folder = fs::File::open(dir)?;
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let address = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
     let mut listener = UnixSeqpacketListener::bind(address)?;
-    let machine = start_machine(&spec)?;
-    fs::write(dir.join("machine.pid"), machine.id().to_string())?;
+    let machine = start_machine(&spec, dir)?;
     if fake == "never-ready" {
         std::future::pending::<()>().await;
     }
-    if fake != "silent-guest" {
+    if !["silent-guest", "die-in-boot"].contains(&fake) {
         let (spec, fake, dir) = (spec.clone(), fake.to_owned(), dir.to_owned());
         std::thread::spawn(move || {
             guest::become_guest(&spec.network.netns).expect("a guest");
@@ -104,15 +141,17 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, deaf: bool) 
 
 /// Stands in for the VMM: a process in the sandbox's cgroups. It does not die with its supervisor, as a real one would:
 /// the agent must see to it.
-fn start_machine(spec: &SupervisorSpec) -> io::Result<Child> {
-    let mut script = String::new();
+/// Its file `machine.pid` appears when it is in.
+fn start_machine(spec: &SupervisorSpec, dir: &Path) -> io::Result<Child> {
+    let mut script = "set -e\n".to_owned();
     for cgroup in &spec.cgroups {
         script += &format!("echo 0 > {}/cgroup.procs\n", cgroup.display());
     }
-    script += "exec sleep 100000";
+    script += "echo $$ > machine.tmp; mv machine.tmp machine.pid; exec sleep 100000";
     Command::new("sh")
         .arg0("fake-vmm")
         .args(["-c", &script])
+        .current_dir(dir)
         .spawn()
 }
 

@@ -1,0 +1,274 @@
+//! Who reaches whom: guest, gateway, host, other sandboxes, world. Real packets through the sandboxes' networks.
+
+#[path = "support/agent.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod agent;
+#[path = "support/private_host.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod private_host;
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{TcpListener, UdpSocket},
+};
+
+use agent::{TestAgent, on_private_host};
+use nix::sched::{CloneFlags, setns};
+use private_host::ip;
+use wrenn_proto::rpc::hostagent::v1 as pb;
+
+/// Opens something in a network namespace.
+fn inside<T: Send + 'static>(netns: &str, open: impl FnOnce() -> T + Send + 'static) -> T {
+    let netns = File::open(netns).expect("a namespace");
+    let run = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET).expect("entered");
+        open()
+    };
+    std::thread::spawn(run).join().expect("no panic")
+}
+
+/// Answers every connection with the address that it comes from.
+fn answer(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut connection = connection;
+            let from = connection.peer_addr().expect("an address").ip();
+            let _ = connection.write_all(format!("you are {from}\n").as_bytes());
+        }
+    });
+}
+
+fn serve_tcp(netns: &str, address: &'static str) {
+    answer(inside(netns, move || {
+        TcpListener::bind(address).expect("bound")
+    }));
+}
+
+/// A network beyond the host, which knows the way back to what is behind the host.
+fn make_world() {
+    ip(&["netns", "add", "world"]);
+    ip(&[
+        "link", "add", "to-world", "type", "veth", "peer", "name", "eth0", "netns", "world",
+    ]);
+    ip(&["addr", "add", "10.99.0.1/24", "dev", "to-world"]);
+    ip(&["link", "set", "to-world", "up"]);
+    ip(&["-n", "world", "addr", "add", "10.99.0.2/24", "dev", "eth0"]);
+    ip(&["-n", "world", "link", "set", "eth0", "up"]);
+    ip(&[
+        "-n",
+        "world",
+        "route",
+        "add",
+        "10.0.0.0/8",
+        "via",
+        "10.99.0.1",
+    ]);
+    serve_tcp("/run/netns/world", "0.0.0.0:7777");
+}
+
+async fn create(agent: &TestAgent, id: &str, egress: pb::Egress) -> String {
+    let request = pb::CreateSandboxRequest {
+        egress: egress.into(),
+        ..agent::request(id)
+    };
+    agent.create_with(request).await.expect("made").host_ip
+}
+
+/// What a guest hears from an address; `None` if it cannot be reached.
+async fn hears(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
+    let (host, port) = address.split_once(':').expect("a port");
+    let script = format!("timeout 1 bash -c 'cat < /dev/tcp/{host}/{port}' 2>/dev/null");
+    let done = agent.sh(id, &script).await.expect("run");
+    (done.exit_code == 0).then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+async fn is_out_of_reach(agent: &TestAgent, id: &str, addresses: &[&str]) {
+    for address in addresses {
+        let heard = hears(agent, id, address).await;
+        assert_eq!(heard, None, "{id} reaches {address}");
+    }
+}
+
+#[test]
+fn a_guest_reaches_what_it_may_and_nothing_else() {
+    on_private_host(async || {
+        make_world();
+        let host_service = TcpListener::bind("0.0.0.0:8000").expect("bound");
+        answer(host_service);
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let closed = create(&agent, "sb-closed", pb::Egress::EGRESS_UNSPECIFIED).await;
+        let open = create(&agent, "sb-open", pb::Egress::EGRESS_ALLOW).await;
+        let other = create(&agent, "sb-other", pb::Egress::EGRESS_ALLOW).await;
+        assert_eq!(
+            [&*closed, &*open, &*other],
+            ["10.11.0.1", "10.11.0.2", "10.11.0.3"]
+        );
+        assert!(agent.spec("sb-closed").dns.is_empty());
+        assert_eq!(agent.spec("sb-open").dns.len(), 1);
+
+        // The world: only who may, and as the host.
+        let heard = hears(&agent, "sb-open", "10.99.0.2:7777").await;
+        assert_eq!(heard.as_deref(), Some("you are 10.99.0.1\n"));
+        is_out_of_reach(&agent, "sb-closed", &["10.99.0.2:7777"]).await;
+
+        // The host, at any of its addresses, its links and its loopback: nobody.
+        let host = [
+            "10.99.0.1:8000",
+            "10.12.0.2:8000",
+            "10.12.0.4:8000",
+            "127.0.0.1:8000",
+        ];
+        is_out_of_reach(&agent, "sb-open", &host).await;
+        is_out_of_reach(&agent, "sb-closed", &host).await;
+
+        // Each other, by either address: nobody.
+        let others = [
+            "10.11.0.3:49983",
+            "10.12.0.7:49983",
+            "10.11.0.1:49983",
+            "10.12.0.3:49983",
+        ];
+        is_out_of_reach(&agent, "sb-open", &others).await;
+        is_out_of_reach(&agent, "sb-closed", &["10.11.0.2:49983", "10.12.0.5:49983"]).await;
+
+        // From the world into a sandbox: nobody. From the host: it is how the agent works at all.
+        let knock = || {
+            std::net::TcpStream::connect_timeout(
+                &"10.11.0.2:49983".parse().expect("an address"),
+                std::time::Duration::from_secs(1),
+            )
+        };
+        assert!(inside("/run/netns/world", knock).is_err());
+        assert!(knock().is_ok());
+
+        for id in ["sb-closed", "sb-open", "sb-other"] {
+            agent.destroy(id).await.expect("destroyed");
+        }
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn of_its_gateway_a_guest_reaches_time_and_metadata_alone() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        create(&agent, "sb-1", pb::Egress::EGRESS_ALLOW).await;
+        let netns = "/run/netns/wrenn-ns-1";
+        ip(&[
+            "-n",
+            "wrenn-ns-1",
+            "addr",
+            "add",
+            "169.254.169.254/32",
+            "dev",
+            "lo",
+        ]);
+        for address in ["0.0.0.0:80", "0.0.0.0:81", "0.0.0.0:49983"] {
+            serve_tcp(netns, address);
+        }
+        let time = inside(netns, || UdpSocket::bind("0.0.0.0:123").expect("bound"));
+        let other = inside(netns, || UdpSocket::bind("0.0.0.0:124").expect("bound"));
+        for socket in [time, other] {
+            std::thread::spawn(move || {
+                let mut packet = [0; 100];
+                while let Ok((length, from)) = socket.recv_from(&mut packet) {
+                    let _ = socket.send_to(&packet[..length], from);
+                }
+            });
+        }
+        let echoes = async |port: u16| {
+            let script = format!(
+                "bash -c 'exec 3<>/dev/udp/169.254.0.22/{port}; echo tick >&3; timeout 1 head -c 5 <&3'"
+            );
+            let done = agent.sh("sb-1", &script).await.expect("run");
+            done.stdout == b"tick\n"
+        };
+        assert!(echoes(123).await, "no time");
+        assert!(!echoes(124).await);
+        let metadata = hears(&agent, "sb-1", "169.254.169.254:80").await;
+        assert_eq!(metadata.as_deref(), Some("you are 169.254.0.21\n"));
+        let closed = [
+            "169.254.169.254:81",
+            "169.254.0.22:80",
+            "169.254.0.22:81",
+            "10.12.0.3:81",
+        ];
+        is_out_of_reach(&agent, "sb-1", &closed).await;
+        agent.destroy("sb-1").await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+/// A guest that takes another address for its own gets no further with it.
+#[test]
+fn a_guest_that_lies_about_its_address_is_not_heard() {
+    on_private_host(async || {
+        make_world();
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        create(&agent, "sb-liar", pb::Egress::EGRESS_ALLOW).await;
+        create(&agent, "sb-victim", pb::Egress::EGRESS_ALLOW).await;
+        assert!(hears(&agent, "sb-liar", "10.99.0.2:7777").await.is_some());
+        let lie = "ip addr add 10.12.0.5/32 dev eth0 && ip route replace default via 169.254.0.22 src 10.12.0.5";
+        let done = agent.sh("sb-liar", lie).await.expect("run");
+        assert_eq!(
+            done.exit_code,
+            0,
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        is_out_of_reach(&agent, "sb-liar", &["10.99.0.2:7777"]).await;
+        agent.destroy("sb-liar").await.expect("destroyed");
+        agent.destroy("sb-victim").await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+/// The rules on the host are a second wall: without those in the namespace, the first one holds.
+#[test]
+fn the_hosts_own_rules_hold_without_those_of_the_namespace() {
+    on_private_host(async || {
+        make_world();
+        answer(TcpListener::bind("0.0.0.0:8000").expect("bound"));
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        create(&agent, "sb-closed", pb::Egress::EGRESS_DENY).await;
+        create(&agent, "sb-open", pb::Egress::EGRESS_ALLOW).await;
+        for slot in [1, 2] {
+            let netns = format!("wrenn-ns-{slot}");
+            let flush = [
+                "netns",
+                "exec",
+                &netns,
+                "nft",
+                "add rule ip wrenn forward accept",
+            ];
+            ip(&flush);
+        }
+        assert!(hears(&agent, "sb-open", "10.99.0.2:7777").await.is_some());
+        is_out_of_reach(&agent, "sb-closed", &["10.99.0.2:7777", "10.11.0.2:49983"]).await;
+        is_out_of_reach(
+            &agent,
+            "sb-open",
+            &["10.99.0.1:8000", "10.11.0.1:49983", "10.12.0.2:8000"],
+        )
+        .await;
+        agent.destroy("sb-closed").await.expect("destroyed");
+        agent.destroy("sb-open").await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn the_stand_in_for_the_world_answers_whom_it_should() {
+    on_private_host(async || {
+        make_world();
+        let mut stream = std::net::TcpStream::connect("10.99.0.2:7777").expect("reached");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "you are 10.99.0.1\n");
+    });
+}

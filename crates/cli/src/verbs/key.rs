@@ -1,0 +1,89 @@
+//! `wrenn key …`: API keys.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use wrenn_proto::rest::ApiKey;
+
+use crate::{client::Client, output};
+
+/// What can be done with API keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Make a key and print it; it cannot be shown again
+    Create(CreateArgs),
+    /// List keys, without their secrets
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Revoke keys at once
+    Rm(RmArgs),
+}
+
+/// Arguments of `wrenn key create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// What the key is for
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `wrenn key ls`.
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `wrenn key rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Ids, as `wrenn key ls` shows them
+    #[arg(required = true)]
+    ids: Vec<String>,
+}
+
+/// Runs the verb; answers with the exit code.
+pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
+    match verb {
+        KeyVerb::Create(args) => {
+            let made = client.create_key(args.name).await?;
+            if args.json {
+                output::json(&made)?;
+            } else {
+                output::line(&made.key)?;
+            }
+        }
+        KeyVerb::Ls(args) => {
+            let keys = client.keys().await?;
+            if args.json {
+                output::json(&keys)?;
+            } else {
+                let now = Timestamp::now();
+                let rows = keys.iter().map(|key| row(key, now)).collect();
+                output::table(&["id", "name", "key", "age", "last used"], rows)?;
+            }
+        }
+        KeyVerb::Rm(args) => {
+            for id in &args.ids {
+                client.delete_key(id).await?;
+                output::line(id)?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn row(key: &ApiKey, now: Timestamp) -> Vec<String> {
+    let used = key
+        .last_used_at
+        .map(|at| format!("{} ago", output::age(at, now)));
+    vec![
+        key.id.clone(),
+        output::printable(&key.name),
+        format!("{}…", key.prefix),
+        output::age(key.created_at, now),
+        used.unwrap_or_else(|| "never".to_owned()),
+    ]
+}

@@ -1,0 +1,260 @@
+//! Commands whose output is read as it comes, over a WebSocket.
+//!
+//! | client | |
+//! |---|---|
+//! | `{"type":"start","cmd":…,"args":[…],"envs":{…},"cwd":…,"user":…,"timeout_sec":…,"stdin":false}` | first message |
+//! | `{"type":"stdin","data":BASE64}`, `{"type":"close_stdin"}` | if `stdin` was true |
+//! | `{"type":"stop"}` | SIGTERM, after 5 s or a second `stop` SIGKILL |
+//!
+//! | server | |
+//! |---|---|
+//! | `{"type":"start","pid":N}` | it runs |
+//! | `{"type":"stdout","data":TEXT}`, `stderr` | with `"encoding":"base64"` where it is not UTF-8 |
+//! | `{"type":"exit","exit_code":N}` | with `"error"` where it ended otherwise than by exit; the server then closes |
+//! | `{"type":"error","data":TEXT}` | something went wrong |
+
+use std::collections::BTreeMap;
+
+use axum::{
+    extract::{State, ws::WebSocket},
+    response::Response,
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::{Deserialize, Serialize};
+use wrenn_proto::{
+    SandboxId,
+    rpc::{
+        hostagent::v1 as rpc,
+        process::{
+            self as rpc_process,
+            process_event::{Event, data_event::Output},
+        },
+    },
+};
+
+use super::{
+    AppState,
+    controls::{Controls, InputKind, Kill, Target},
+    error::ApiError,
+    extract::SandboxPath,
+    openapi::{CommonErrors, HostErrors, SandboxErrors},
+    process::{self, Selector},
+    session::{self, Dialect},
+    socket::{ApiSocket, split},
+    utf8::{Piece, TextStream},
+    validate,
+};
+use crate::agent_client::ProcessStream;
+
+/// Runs a command and streams its output, as a WebSocket of JSON messages. The first message of the client is
+/// `{"type":"start","cmd":…}` with the fields of `exec`; later `{"type":"stop"}`. The server says `start` with `pid`, `stdout`
+/// and `stderr` with `data` (and `encoding`: `base64` where that is not UTF-8), `exit` with `exit_code`, `error` with `data`.
+/// With `"stdin":true` in `start`, `{"type":"stdin","data":BASE64}` and `{"type":"close_stdin"}` feed the command. It
+/// lives on if the client goes away.
+#[utoipa::path(
+    get, path = "/{id}/exec/stream", tag = "processes", operation_id = "exec_stream",
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 101, description = "The WebSocket is open."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn exec_stream(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    socket: ApiSocket,
+) -> Result<Response, ApiError> {
+    socket.open(app, id, run).await
+}
+
+/// What a client says.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Said {
+    Start(Start),
+    Stdin { data: String },
+    CloseStdin,
+    Stop,
+}
+
+/// What to run.
+#[derive(Debug, Deserialize)]
+pub(super) struct Start {
+    cmd: String,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    envs: BTreeMap<String, String>,
+    cwd: Option<String>,
+    user: Option<String>,
+    timeout_sec: Option<i64>,
+    #[serde(default)]
+    stdin: bool,
+}
+
+/// What the server says.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Out {
+    Start {
+        pid: u32,
+    },
+    Stdout(Data),
+    Stderr(Data),
+    Exit {
+        exit_code: i32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    Error {
+        data: String,
+    },
+}
+
+/// A piece of output.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Data {
+    data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+}
+
+impl From<Piece> for Data {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::Text(data) => Self {
+                data,
+                encoding: None,
+            },
+            Piece::Base64(data) => Self {
+                data,
+                encoding: Some("base64"),
+            },
+        }
+    }
+}
+
+/// The language of `exec/stream` and `processes/…/stream`.
+#[derive(Debug, Default)]
+pub(super) struct ExecDialect {
+    stdout: TextStream,
+    stderr: TextStream,
+}
+
+impl Dialect for ExecDialect {
+    type Said = Said;
+    type Out = Out;
+
+    async fn hear(said: Said, controls: &Controls) -> Result<(), String> {
+        match said {
+            Said::Start(_) => Err("it was started already".to_owned()),
+            Said::Stdin { data } => {
+                let bytes = BASE64
+                    .decode(data)
+                    .map_err(|e| format!("`data` is not base64: {e}"))?;
+                controls.input(bytes).await;
+                Ok(())
+            }
+            Said::CloseStdin => {
+                controls.close_input();
+                Ok(())
+            }
+            Said::Stop => {
+                controls.kill();
+                Ok(())
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Out> {
+        match event {
+            Event::Start(start) => vec![Out::Start { pid: start.pid }],
+            Event::Data(data) => match data.output {
+                Some(Output::Stdout(bytes) | Output::Pty(bytes)) => {
+                    let piece = self.stdout.push(&bytes);
+                    piece.map(|p| Out::Stdout(p.into())).into_iter().collect()
+                }
+                Some(Output::Stderr(bytes)) => {
+                    let piece = self.stderr.push(&bytes);
+                    piece.map(|p| Out::Stderr(p.into())).into_iter().collect()
+                }
+                None => Vec::new(),
+            },
+            Event::End(end) => {
+                let stdout = self.stdout.finish().map(|p| Out::Stdout(p.into()));
+                let stderr = self.stderr.finish().map(|p| Out::Stderr(p.into()));
+                let exit = Out::Exit {
+                    exit_code: end.exit_code,
+                    error: end.error.filter(|text| !text.is_empty()),
+                };
+                stdout.into_iter().chain(stderr).chain([exit]).collect()
+            }
+            Event::Keepalive(_) => Vec::new(),
+        }
+    }
+
+    fn error(data: String, _fatal: bool) -> Out {
+        Out::Error { data }
+    }
+
+    fn ping() -> Option<Out> {
+        None
+    }
+}
+
+async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
+    let (outbox, mut inbox) = split(socket);
+    let Ok(first) = inbox.first::<Said>().await else {
+        return;
+    };
+    let tag = process::new_tag("proc");
+    let started = match first {
+        Ok(Said::Start(start)) => begin(&app, &id, start, &tag).await,
+        Ok(_) => Err("the first message must be `start`".to_owned()),
+        Err(why) => Err(format!("the first message must be `start`: {why}")),
+    };
+    match started {
+        Err(text) => session::refuse::<ExecDialect>(&app, outbox, inbox, text).await,
+        Ok((events, _used)) => {
+            let target = target(&app, id, Selector::Tag(tag));
+            session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
+        }
+    }
+}
+
+/// The process that a session of this language controls.
+pub(super) fn target(app: &AppState, id: SandboxId, process: Selector) -> Target {
+    Target {
+        agent: app.agent.clone(),
+        id,
+        process,
+        input: InputKind::Stdin,
+        kill: Kill::Politely,
+    }
+}
+
+async fn begin(
+    app: &AppState,
+    id: &SandboxId,
+    start: Start,
+    tag: &str,
+) -> Result<(ProcessStream, crate::lifecycle::UseGuard), String> {
+    let text = |error: ApiError| error.message;
+    validate::check_command(&start.cmd, &start.args).map_err(text)?;
+    validate::check_envs(&start.envs).map_err(text)?;
+    validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
+    let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0).map_err(text)?;
+    let (_row, used) = app.ready(id).await.map_err(text)?;
+    let request = rpc::ExecStreamRequest {
+        id: id.to_string(),
+        start: rpc_process::StartRequest {
+            process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
+            tag: Some(tag.to_owned()),
+            stdin: Some(start.stdin),
+            ..Default::default()
+        }
+        .into(),
+        user: start.user.unwrap_or_default(),
+        timeout_sec,
+        ..Default::default()
+    };
+    let events = app.agent.exec_stream(request).await;
+    Ok((events.map_err(|e| text(e.into()))?, used))
+}

@@ -1,0 +1,86 @@
+//! Files of any size, up and down, piece by piece.
+//!
+//! A download that fails after its first byte ends without the end that HTTP gives to a whole answer: the connection is cut,
+//! so that the client sees a failure and not a short file.
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use wrenn_proto::rest::FilePath;
+
+use super::{
+    AppState,
+    error::ApiError,
+    extract::{ApiJson, SandboxPath},
+    files::{OCTETS, UploadForm, meta, next_piece, upload},
+    openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
+};
+use crate::{agent_client::FileStream, lifecycle::UseGuard};
+
+/// Writes a file of any size. The part `path` comes before the part `file`. A broken upload leaves what was there before.
+#[utoipa::path(
+    post, path = "/{id}/files/stream/write", tag = "files", operation_id = "write_file_stream",
+    params(("id" = String, Path, description = "The sandbox.")),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 204, description = "It is written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn write(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    upload::receive(&app, &id, request, None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Reads a file of any size. If reading fails midway, the connection is cut before the answer's end.
+#[utoipa::path(
+    post, path = "/{id}/files/stream/read", tag = "files", operation_id = "read_file_stream", request_body = FilePath,
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses(
+        (status = 200, description = "The content.", body = Vec<u8>, content_type = "application/octet-stream"),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
+)]
+pub(super) async fn read(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<FilePath>,
+) -> Result<Response, ApiError> {
+    let meta = meta(&id, request)?;
+    let (_row, used) = app.ready(&id).await?;
+    let mut stream = app.agent.read_file(meta).await?;
+    // What is wrong from the start is told in the status.
+    let Some(first) = next_piece(&mut stream).await? else {
+        return Ok(([(header::CONTENT_TYPE, OCTETS)], Body::empty()).into_response());
+    };
+    let body = Body::from_stream(pieces(first, stream, used));
+    Ok(([(header::CONTENT_TYPE, OCTETS)], body).into_response())
+}
+
+/// The pieces of a file. An error is the last item; the server then cuts the connection.
+fn pieces(
+    first: Bytes,
+    stream: FileStream,
+    used: UseGuard,
+) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+    let begin = (Some(first), Some(stream), used);
+    futures::stream::unfold(begin, |(first, stream, used)| async move {
+        let mut stream = stream?;
+        if let Some(first) = first {
+            return Some((Ok(first), (None, Some(stream), used)));
+        }
+        match next_piece(&mut stream).await {
+            Ok(piece) => piece.map(|bytes| (Ok(bytes), (None, Some(stream), used))),
+            Err(error) => {
+                tracing::warn!(message = %error.message, "a download broke");
+                let error = std::io::Error::other(error.message);
+                Some((Err(error), (None, None, used)))
+            }
+        }
+    })
+}

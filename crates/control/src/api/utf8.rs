@@ -1,0 +1,125 @@
+//! Output as text, where it is text.
+//!
+//! Pieces of output end anywhere, also in the middle of a character. What may still become one is kept for the next
+//! piece: three bytes at most.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+
+/// A piece of output as it goes into a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Text.
+    Text(String),
+    /// Not UTF-8: base64 of the bytes.
+    Base64(String),
+}
+
+impl Piece {
+    fn of(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::Text(text),
+            Err(error) => Self::Base64(BASE64.encode(error.as_bytes())),
+        }
+    }
+}
+
+/// One stream of output.
+#[derive(Debug, Default)]
+pub(super) struct TextStream {
+    kept: Vec<u8>,
+}
+
+impl TextStream {
+    /// The next bytes; `None` if there is nothing to tell yet.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Option<Piece> {
+        let mut all = std::mem::take(&mut self.kept);
+        all.extend_from_slice(bytes);
+        self.kept = all.split_off(all.len() - unfinished(&all));
+        (!all.is_empty()).then(|| Piece::of(all))
+    }
+
+    /// The end of the stream: what was kept is no character.
+    pub(super) fn finish(&mut self) -> Option<Piece> {
+        let kept = std::mem::take(&mut self.kept);
+        (!kept.is_empty()).then(|| Piece::of(kept))
+    }
+}
+
+/// How many bytes at the end begin a character that more bytes may finish.
+fn unfinished(bytes: &[u8]) -> usize {
+    (1..=bytes.len().min(3))
+        .find(|&length| {
+            let tail = &bytes[bytes.len() - length..];
+            tail.first().is_some_and(|b| *b >= 0xc0)
+                && std::str::from_utf8(tail)
+                    .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+        })
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes(piece: Piece) -> Vec<u8> {
+        match piece {
+            Piece::Text(text) => text.into_bytes(),
+            Piece::Base64(text) => BASE64.decode(text).unwrap(),
+        }
+    }
+
+    fn cut(all: &[u8], mut at: Vec<usize>) -> Vec<Piece> {
+        at.push(all.len());
+        at.sort_unstable();
+        let (mut stream, mut from, mut pieces) = (TextStream::default(), 0, Vec::new());
+        for to in at {
+            pieces.extend(stream.push(&all[from..to]));
+            from = to;
+        }
+        pieces.extend(stream.finish());
+        pieces
+    }
+
+    #[test]
+    fn a_character_is_not_broken_by_a_cut() {
+        let mut stream = TextStream::default();
+        assert_eq!(stream.push(b"a\xe2"), Some(Piece::Text("a".into())));
+        assert_eq!(stream.push(b"\x82"), None);
+        assert_eq!(stream.push(b"\xacb"), Some(Piece::Text("€b".into())));
+        assert_eq!(stream.finish(), None);
+    }
+
+    #[test]
+    fn what_is_not_text_is_base64_to_the_byte() {
+        let mut stream = TextStream::default();
+        assert_eq!(stream.push(b"\xff"), Some(Piece::Base64("/w==".into())));
+        assert_eq!(stream.push(b"ok\xe2"), Some(Piece::Text("ok".into())));
+        assert_eq!(stream.finish(), Some(Piece::Base64("4g==".into())));
+    }
+
+    proptest! {
+        #[test]
+        fn text_stays_text_wherever_it_is_cut(text in "\\PC{0,40}", at in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+            let at = at.iter().map(|i| i.index(text.len() + 1)).collect();
+            let mut seen = String::new();
+            for piece in cut(text.as_bytes(), at) {
+                match piece {
+                    Piece::Text(text) => seen.push_str(&text),
+                    Piece::Base64(_) => prop_assert!(false, "not text"),
+                }
+            }
+            prop_assert_eq!(seen, text);
+        }
+
+        #[test]
+        fn no_byte_is_lost_or_moved(all in proptest::collection::vec(any::<u8>(), 0..60), at in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+            let at = at.iter().map(|i| i.index(all.len() + 1)).collect();
+            let seen: Vec<u8> = cut(&all, at).into_iter().flat_map(bytes).collect();
+            prop_assert_eq!(seen, all);
+        }
+    }
+}
