@@ -43,12 +43,18 @@ impl ProcessService {
         Self { app }
     }
 
-    fn find(&self, selector: Option<&rpc::ProcessSelector>) -> Result<Arc<Running>, ConnectError> {
-        let selector = selector
-            .and_then(|s| s.selector.as_ref())
-            .ok_or_else(|| ConnectError::invalid_argument("process: a pid or a tag is needed"))?;
-        self.app.processes.find(selector)
+    fn running(
+        &self,
+        selector: Option<&rpc::ProcessSelector>,
+    ) -> Result<Arc<Running>, ConnectError> {
+        self.app.processes.find_running(required(selector)?)
     }
+}
+
+fn required(selector: Option<&rpc::ProcessSelector>) -> Result<&Selector, ConnectError> {
+    selector
+        .and_then(|s| s.selector.as_ref())
+        .ok_or_else(|| ConnectError::invalid_argument("process: a pid or a tag is needed"))
 }
 
 /// A message of a stream, of either method.
@@ -144,7 +150,12 @@ impl rpc::Process for ProcessService {
         context: RequestContext,
         request: ServiceRequest<'_, rpc::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<rpc::ConnectResponse>> {
-        let process = self.find(request.to_owned_message().process.as_option())?;
+        let request = request.to_owned_message();
+        // One that ended a moment ago still has output to tell.
+        let process = self
+            .app
+            .processes
+            .find(required(request.process.as_option())?)?;
         let subscription = process.output.subscribe();
         Response::stream_ok(events(process.pid, subscription, keepalive_of(&context)))
     }
@@ -155,7 +166,7 @@ impl rpc::Process for ProcessService {
         request: ServiceRequest<'_, rpc::UpdateRequest>,
     ) -> ServiceResult<rpc::UpdateResponse> {
         let request = request.to_owned_message();
-        let process = self.find(request.process.as_option())?;
+        let process = self.running(request.process.as_option())?;
         if let Some(size) = request.pty.as_option().and_then(|pty| pty.size.as_option()) {
             process.input.resize(size.cols, size.rows)?;
         }
@@ -171,7 +182,7 @@ impl rpc::Process for ProcessService {
         while let Some(request) = requests.next().await {
             match request?.to_owned_message().event {
                 Some(InputEvent::Start(start)) => {
-                    process = Some(self.find(start.process.as_option())?);
+                    process = Some(self.running(start.process.as_option())?);
                 }
                 Some(InputEvent::Data(data)) => {
                     let process = process.as_ref().ok_or_else(|| {
@@ -195,7 +206,7 @@ impl rpc::Process for ProcessService {
         request: ServiceRequest<'_, rpc::SendInputRequest>,
     ) -> ServiceResult<rpc::SendInputResponse> {
         let request = request.to_owned_message();
-        let process = self.find(request.process.as_option())?;
+        let process = self.running(request.process.as_option())?;
         send(
             &process,
             request.input.as_option().and_then(|i| i.input.clone()),
@@ -210,7 +221,7 @@ impl rpc::Process for ProcessService {
         request: ServiceRequest<'_, rpc::SendSignalRequest>,
     ) -> ServiceResult<rpc::SendSignalResponse> {
         let request = request.to_owned_message();
-        let process = self.find(request.process.as_option())?;
+        let process = self.running(request.process.as_option())?;
         let signal = match request.signal.as_known() {
             Some(rpc::Signal::SIGNAL_SIGTERM) => nix::sys::signal::Signal::SIGTERM,
             Some(rpc::Signal::SIGNAL_SIGKILL) => nix::sys::signal::Signal::SIGKILL,
@@ -229,7 +240,7 @@ impl rpc::Process for ProcessService {
         _: RequestContext,
         request: ServiceRequest<'_, rpc::CloseStdinRequest>,
     ) -> ServiceResult<rpc::CloseStdinResponse> {
-        let process = self.find(request.to_owned_message().process.as_option())?;
+        let process = self.running(request.to_owned_message().process.as_option())?;
         process.input.close().await?;
         Response::ok(rpc::CloseStdinResponse::default())
     }

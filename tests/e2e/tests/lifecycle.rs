@@ -125,7 +125,7 @@ async fn size_and_environment_are_the_sandboxs_own() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service
         .create_with(json!({
-            "vcpus": 2, "memory_mb": 384, "disk_size_mb": 3072, "envs": { "COLOUR": "green" }
+            "vcpus": 2, "memory_mb": 384, "disk_size_mb": 6144, "envs": { "COLOUR": "green" }
         }))
         .await?;
     assert_eq!(sandbox.exec("nproc", &[]).await?.stdout, "2\n");
@@ -143,7 +143,7 @@ async fn size_and_environment_are_the_sandboxs_own() -> Result<()> {
         Ok((size > 2500).then_some(size))
     })
     .await?;
-    assert!(disk <= 3072, "{disk} MiB");
+    assert!((5500..=6144).contains(&disk), "{disk} MiB");
     sandbox.destroy().await
 }
 

@@ -99,8 +99,8 @@ struct World {
 }
 
 impl World {
-    /// In the range for documentation (RFC 5737): nobody has it.
-    const ADDRESS: &str = "192.0.2.2";
+    /// In the range for benchmarks of networks (RFC 2544): no host of the world has it.
+    const ADDRESS: &str = "198.19.255.2";
 
     fn new() -> Result<Self> {
         let id = std::process::id();
@@ -115,9 +115,9 @@ impl World {
         run(&format!(
             "ip netns add {name}
              ip link add {link} type veth peer name eth0 netns {name}
-             ip addr add 192.0.2.1/30 dev {link}
+             ip addr add 198.19.255.1/30 dev {link}
              ip link set {link} up
-             ip -n {name} addr add 192.0.2.2/30 dev eth0
+             ip -n {name} addr add 198.19.255.2/30 dev eth0
              ip -n {name} link set eth0 up
              ip -n {name} link set lo up"
         ))?;
@@ -130,7 +130,7 @@ impl World {
                 "-m",
                 "http.server",
                 "--bind",
-                "192.0.2.2",
+                "198.19.255.2",
                 "8080",
             ])
             .stdout(std::process::Stdio::null())

@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use connectrpc::ErrorCode as RpcCode;
 use http::{HeaderValue, StatusCode, header};
 use wrenn_proto::{
     SandboxId, limits,
@@ -139,7 +140,7 @@ pub(super) async fn list(
     Ok(Json(FileList { entries }))
 }
 
-/// Makes a directory, and those above it. 409 `already_exists` if it is there.
+/// Makes a directory, and those above it. 409 `conflict` if it is there.
 #[utoipa::path(
     post, path = "/{id}/files/mkdir", tag = "files", operation_id = "make_directory", request_body = FilePath,
     params(("id" = String, Path, description = "The sandbox.")),
@@ -152,9 +153,17 @@ pub(super) async fn mkdir(
 ) -> Result<Json<FileEntryReply>, ApiError> {
     let meta = meta(&id, request)?;
     let (_row, _used) = app.ready(&id).await?;
-    let made = app.agent.make_dir(meta).await?;
+    let made = app.agent.make_dir(meta).await.map_err(taken)?;
     let entry = entry(made.entry.into_option().unwrap_or_default());
     Ok(Json(FileEntryReply { entry }))
+}
+
+/// A path that is taken is a `conflict`; `already_exists` is for what has a name of its own, such as a template.
+fn taken(error: AgentError) -> ApiError {
+    match error.code {
+        RpcCode::AlreadyExists => ApiError::new(Code::Conflict, error.message),
+        _ => error.into(),
+    }
 }
 
 /// Removes a file, or a directory with all that is in it. What is not there is removed.

@@ -48,10 +48,11 @@ impl Running {
     /// Sends a signal to the process and all that it started in its session's group.
     ///
     /// # Errors
-    /// `not_found` if it has ended.
+    /// `internal` if the kernel refuses.
     pub fn signal(&self, signal: Signal) -> Result<(), ConnectError> {
         // Waited for and signalled on one thread, so the id cannot change hands in between.
         if self.reaped.load(Ordering::SeqCst) {
+            // What it left behind holds its output open, and is let go.
             self.signalled.notify_one();
             return Ok(());
         }
@@ -99,7 +100,21 @@ impl Registry {
         tables.ended.retain(|(at, _)| at.elapsed() < KEEP_ENDED);
     }
 
-    /// The process of a pid or tag: one that runs, else the last that ended a moment ago.
+    /// The process of a pid or tag, if it runs.
+    ///
+    /// # Errors
+    /// `not_found`, also for one that has ended.
+    pub fn find_running(&self, selector: &Selector) -> Result<Arc<Running>, ConnectError> {
+        let process = self.find(selector)?;
+        let tables = self.lock();
+        let runs = tables.running.get(&process.pid);
+        match runs.is_some_and(|p| Arc::ptr_eq(p, &process)) {
+            true => Ok(process),
+            false => Err(not_found(selector)),
+        }
+    }
+
+    /// The process of a pid or tag: one that runs, else the last that ended a moment ago, whose output can still be read.
     ///
     /// # Errors
     /// `not_found`.
@@ -118,12 +133,9 @@ impl Registry {
             .running
             .values()
             .chain(ended.map(|(_, process)| process));
-        all.find(|process| wanted(process)).cloned().ok_or_else(|| {
-            ConnectError::not_found(match selector {
-                Selector::Pid(pid) => format!("process with pid {pid} not found"),
-                Selector::Tag(tag) => format!("process with tag {tag} not found"),
-            })
-        })
+        all.find(|process| wanted(process))
+            .cloned()
+            .ok_or_else(|| not_found(selector))
     }
 
     /// Processes that run, by id.
@@ -148,4 +160,11 @@ impl Registry {
         // Each change is one step: a panic in between leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_found(selector: &Selector) -> ConnectError {
+    ConnectError::not_found(match selector {
+        Selector::Pid(pid) => format!("process with pid {pid} not found"),
+        Selector::Tag(tag) => format!("process with tag {tag} not found"),
+    })
 }
