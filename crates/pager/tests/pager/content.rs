@@ -90,9 +90,10 @@ fn private_memory_is_exact_with_many_threads_and_a_prefetch_in_the_way() {
         let server = machine.serve(Backing::Private, &source, options);
         assert_eq!(machine.ask("touch 4"), "touched");
         assert_eq!(machine.checksum(0, LEN), source.checksum(0, LEN));
-        let stats = server.stats();
-        let loaded = stats.pages_loaded + stats.pages_prefetched;
-        assert!(loaded >= source.data_pages(), "{stats:?}");
+        until("all are counted", || {
+            let stats = server.stats();
+            stats.pages_loaded + stats.pages_prefetched >= source.data_pages()
+        });
         assert_eq!(server.failed().reason(), None);
     }
 }
@@ -142,7 +143,7 @@ fn runs_of_zeros_take_few_faults_and_never_touch_the_source_or_the_copy() {
     assert_eq!(machine.checksum(0, len), source.checksum(0, len));
     let stats = server.stats();
     assert!(stats.demand_faults <= 12, "{stats:?}");
-    assert_eq!(stats.pages_zeroed, 4096, "{stats:?}");
+    until("all are counted", || server.stats().pages_zeroed == 4096);
     assert_eq!(source.reads.load(Ordering::SeqCst), 0);
     assert_eq!(filled(&memory), 0);
 }
@@ -272,11 +273,9 @@ fn two_threads_that_wait_for_one_page_both_go_on() {
     expected.push(source.word(5 * PAGE).to_string());
     expected.sort();
     assert_eq!(answers, expected);
-    // The page was installed once, and found to exist twice.
-    let stats = server.stats();
-    assert_eq!(
-        (stats.pages_loaded, stats.present_faults),
-        (2, 2),
-        "{stats:?}"
-    );
+    // The page was installed once, and found to exist twice. Counters may follow the answers.
+    until("all are counted", || {
+        let stats = server.stats();
+        (stats.pages_loaded, stats.present_faults) == (2, 2)
+    });
 }
