@@ -8,6 +8,10 @@
 )]
 
 pub mod kvm;
+pub mod mapping;
+pub mod pagemap;
+pub mod scm;
 pub mod session;
 pub mod spawn;
 pub mod tap;
+pub mod uffd;

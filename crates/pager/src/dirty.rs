@@ -1,0 +1,159 @@
+//! What a machine changed: the anonymous pages of its memory, and their content.
+//!
+//! The machine must be stopped, and its process must be a child that nobody has waited for yet (so that its id is still
+//! its own). A page that was only loaded is not dirty where memory is mapped from a shared copy; where it was installed by
+//! copying (Firecracker) every loaded page is, and the caller compares with the parent. Nothing is changed here.
+
+use std::io;
+
+use wrenn_sys::pagemap::{AddressRange, MAX_RANGES, PageMap, read_process};
+
+use crate::{PAGE_BYTES, run::PageRun};
+
+/// What one read takes, bytes.
+pub const BATCH_BYTES: u64 = 256 * 1024;
+
+/// Why changes cannot be found or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirtyError {
+    /// The page map of the process.
+    #[error("cannot read the page map of process {pid}")]
+    PageMap {
+        /// The process.
+        pid: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Its memory.
+    #[error("cannot read {len} bytes at offset {offset} of the memory of process {pid}")]
+    Memory {
+        /// The process.
+        pid: u32,
+        /// Offset from the start of the mapping, bytes.
+        offset: u64,
+        /// Bytes wanted.
+        len: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A run lies beyond the address space, or is not of whole pages.
+    #[error("a run of {len} bytes at offset {offset} is not possible")]
+    Run {
+        /// Its offset, bytes.
+        offset: u64,
+        /// Its length, bytes.
+        len: u64,
+    },
+}
+
+/// The changed pages among `len` bytes that process `pid` has mapped at `base`, in order; offsets count from `base`.
+///
+/// # Errors
+/// [`DirtyError::PageMap`]
+pub fn scan(pid: u32, base: u64, len: u64) -> Result<Vec<PageRun>, DirtyError> {
+    scan_by(pid, base, |map| map.dirty(base, len))
+}
+
+/// As [`scan`], by the page map's entries instead of the request of Linux 6.7.
+///
+/// # Errors
+/// [`DirtyError::PageMap`]
+pub fn scan_entries(pid: u32, base: u64, len: u64) -> Result<Vec<PageRun>, DirtyError> {
+    scan_by(pid, base, |map| map.dirty_by_entries(base, len))
+}
+
+fn scan_by(
+    pid: u32,
+    base: u64,
+    scan: impl FnOnce(&PageMap) -> io::Result<Vec<AddressRange>>,
+) -> Result<Vec<PageRun>, DirtyError> {
+    let map_error = |source| DirtyError::PageMap { pid, source };
+    let ranges = PageMap::open(pid)
+        .and_then(|map| scan(&map))
+        .map_err(map_error)?;
+    let run = |range: &AddressRange| PageRun {
+        offset: range.start - base,
+        len: range.len,
+    };
+    Ok(ranges.iter().map(run).collect())
+}
+
+/// Reads `runs` of the memory that process `pid` has mapped at `base`, many at a time, and hands every piece to `take` with
+/// its offset, in the order of the runs. A long run comes in several pieces.
+///
+/// # Errors
+/// [`DirtyError`], or what `take` answers; nothing is read after that.
+pub fn read_runs<E: From<DirtyError>>(
+    pid: u32,
+    base: u64,
+    runs: &[PageRun],
+    mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut buffer = vec![0; usize::try_from(BATCH_BYTES).unwrap_or(0)];
+    let mut batch = Batch {
+        ranges: Vec::with_capacity(MAX_RANGES),
+        bytes: 0,
+    };
+    for run in runs {
+        let possible = base
+            .checked_add(run.offset)
+            .and_then(|at| at.checked_add(run.len));
+        if possible.is_none() || !run.len.is_multiple_of(PAGE_BYTES) {
+            return Err(E::from(DirtyError::Run {
+                offset: run.offset,
+                len: run.len,
+            }));
+        }
+        let mut done = 0;
+        while done < run.len {
+            let len = (run.len - done).min(BATCH_BYTES - batch.bytes);
+            batch.ranges.push(AddressRange {
+                start: base + run.offset + done,
+                len,
+            });
+            batch.bytes += len;
+            done += len;
+            if batch.bytes == BATCH_BYTES || batch.ranges.len() == MAX_RANGES {
+                batch.read(pid, base, &mut buffer, &mut take)?;
+            }
+        }
+    }
+    batch.read(pid, base, &mut buffer, &mut take)
+}
+
+struct Batch {
+    ranges: Vec<AddressRange>,
+    bytes: u64,
+}
+
+impl Batch {
+    fn read<E: From<DirtyError>>(
+        &mut self,
+        pid: u32,
+        base: u64,
+        buffer: &mut [u8],
+        take: &mut impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(first) = self.ranges.first() else {
+            return Ok(());
+        };
+        let bytes = usize::try_from(self.bytes).unwrap_or(0);
+        let mut rest = buffer.get_mut(..bytes).unwrap_or_default();
+        read_process(pid, &self.ranges, rest).map_err(|source| DirtyError::Memory {
+            pid,
+            offset: first.start - base,
+            len: self.bytes,
+            source,
+        })?;
+        for range in &self.ranges {
+            let len = usize::try_from(range.len).unwrap_or(0);
+            let (piece, behind) = std::mem::take(&mut rest).split_at_mut(len);
+            take(range.start - base, piece)?;
+            rest = behind;
+        }
+        self.ranges.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+}

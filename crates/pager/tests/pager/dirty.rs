@@ -1,0 +1,115 @@
+//! What a machine changed is found, all of it and nothing else.
+
+use std::sync::Arc;
+
+use wrenn_pager::{
+    Backing, Options, PageRun,
+    dirty::{BATCH_BYTES, DirtyError, read_runs, scan, scan_entries},
+};
+
+use crate::support::{Faulter, PAGE, Pattern, memfd, until};
+
+const PAGES: u64 = 2000;
+const LEN: u64 = PAGES * PAGE;
+
+fn run(first: u64, pages: u64) -> PageRun {
+    PageRun {
+        offset: first * PAGE,
+        len: pages * PAGE,
+    }
+}
+
+#[test]
+fn the_dirty_pages_are_exactly_those_written() {
+    let source = Arc::new(Pattern::new(PAGES, 3));
+    let memory = memfd(LEN);
+    let mut machine = Faulter::private_of(&memory, LEN);
+    let copy = memory.try_clone().expect("a copy");
+    let options = Options {
+        prefetch: vec![run(0, PAGES)],
+        record_limit: 0,
+    };
+    let server = machine.serve(Backing::Shared(copy), &source, options);
+    until("prefetch", || server.stats().prefetch_done);
+    assert_eq!(machine.ask("touch 2"), "touched");
+    let (pid, base) = (machine.pid(), machine.base);
+    assert_eq!(scan(pid, base, LEN).expect("scans"), []);
+    assert_eq!(scan_entries(pid, base, LEN).expect("reads"), []);
+
+    // Pages of data and of zeros, at both ends, over the border of the regions.
+    let written = [0, 5, 6, 7, 999, 1000, 1001, 1500, PAGES - 1];
+    for page in written {
+        let store = format!("store {} {}", page * PAGE + 8, page + 1);
+        assert_eq!(machine.ask(&store), "ok");
+    }
+    let expected = [
+        run(0, 1),
+        run(5, 3),
+        run(999, 3),
+        run(1500, 1),
+        run(PAGES - 1, 1),
+    ];
+    assert_eq!(scan(pid, base, LEN).expect("scans"), expected);
+    assert_eq!(scan_entries(pid, base, LEN).expect("reads"), expected);
+
+    let mut read = Vec::new();
+    read_runs(pid, base, &expected, |offset, bytes| {
+        for (at, page) in bytes.chunks_exact(4096).enumerate() {
+            let offset = offset + at as u64 * PAGE;
+            let word = |at: usize| u64::from_ne_bytes(page[at..at + 8].try_into().expect("8"));
+            assert_eq!(word(8), offset / PAGE + 1);
+            assert_eq!(word(16), source.word(offset + 16));
+            read.push(offset / PAGE);
+        }
+        Ok::<_, DirtyError>(())
+    })
+    .expect("reads");
+    assert_eq!(read, written);
+}
+
+#[test]
+fn long_runs_come_in_pieces_and_many_short_ones_in_order() {
+    let mut machine = Faulter::anonymous(LEN);
+    for page in 0..PAGES {
+        let store = format!("store {} {}", page * PAGE, page + 1);
+        assert_eq!(machine.ask(&store), "ok");
+    }
+    let all = scan(machine.pid(), machine.base, LEN).expect("scans");
+    assert_eq!(all, [run(0, PAGES)]);
+    let every_other: Vec<PageRun> = (0..PAGES).step_by(2).map(|page| run(page, 1)).collect();
+    for (runs, step) in [(&all, 1), (&every_other, 2)] {
+        let mut next = 0;
+        read_runs(machine.pid(), machine.base, runs, |offset, bytes| {
+            assert!(bytes.len() as u64 <= BATCH_BYTES);
+            assert_eq!(offset, next * PAGE);
+            for page in bytes.chunks_exact(4096) {
+                let first = u64::from_ne_bytes(page[..8].try_into().expect("8"));
+                assert_eq!(first, next + 1);
+                next += step;
+            }
+            Ok::<_, DirtyError>(())
+        })
+        .expect("reads");
+        assert_eq!(next, PAGES);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_that_says_where() {
+    let mut machine = Faulter::anonymous(LEN);
+    let (pid, base) = (machine.pid(), machine.base);
+    let take = |_: u64, _: &[u8]| Ok::<_, DirtyError>(());
+    let odd = PageRun { offset: 0, len: 7 };
+    let error = read_runs(pid, base, &[odd], take).expect_err("is not whole pages");
+    assert!(matches!(error, DirtyError::Run { len: 7, .. }));
+    let far = PageRun {
+        offset: u64::MAX - 4095,
+        len: PAGE,
+    };
+    assert!(read_runs(pid, base, &[far], take).is_err());
+    machine.kill();
+    let error = read_runs(pid, base, &[run(3, 1)], take).expect_err("is gone");
+    assert!(error.to_string().contains("offset 12288"), "{error}");
+    let error = scan(pid, base, LEN).expect_err("is gone");
+    assert!(error.to_string().contains(&pid.to_string()), "{error}");
+}

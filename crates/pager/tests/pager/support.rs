@@ -1,0 +1,291 @@
+//! A process that faults, and memory with known content.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::net::UnixListener,
+    },
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use wrenn_pager::{
+    Backing, Extent, Handshake, MemorySource, Options, PageServer, SourceError, handshake,
+};
+
+pub(crate) const PAGE: u64 = 4096;
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Polls until `condition` holds.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Content that can be computed: pages of zeros mixed with pages of numbers.
+pub(crate) struct Pattern {
+    seed: u64,
+    len: u64,
+    /// A page is zero if its hash modulo this is 0; 0 for no such pages, 1 for all.
+    zero_every: u64,
+    /// Reads of this page fail.
+    pub(crate) broken: Option<u64>,
+    /// Reads of this page wait until the door is open.
+    pub(crate) guarded: Option<u64>,
+    pub(crate) door: Door,
+    pub(crate) reads: AtomicU64,
+}
+
+#[derive(Default)]
+pub(crate) struct Door {
+    state: Mutex<(bool, u64)>,
+    changed: Condvar,
+}
+
+impl Door {
+    pub(crate) fn open(&self) {
+        self.state.lock().expect("not poisoned").0 = true;
+        self.changed.notify_all();
+    }
+
+    /// How many wait or have waited.
+    pub(crate) fn arrived(&self) -> u64 {
+        self.state.lock().expect("not poisoned").1
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock().expect("not poisoned");
+        state.1 += 1;
+        while !state.0 {
+            state = self.changed.wait(state).expect("not poisoned");
+        }
+    }
+}
+
+fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+impl Pattern {
+    pub(crate) fn new(pages: u64, zero_every: u64) -> Self {
+        Self {
+            seed: 0x5eed + pages,
+            len: pages * PAGE,
+            zero_every,
+            broken: None,
+            guarded: None,
+            door: Door::default(),
+            reads: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn is_zero(&self, offset: u64) -> bool {
+        let hash = mix(self.seed ^ (offset / PAGE));
+        self.zero_every > 0 && hash.is_multiple_of(self.zero_every)
+    }
+
+    pub(crate) fn data_pages(&self) -> u64 {
+        (0..self.len / PAGE)
+            .filter(|page| !self.is_zero(page * PAGE))
+            .count() as u64
+    }
+
+    /// The eight bytes at `offset`.
+    pub(crate) fn word(&self, offset: u64) -> u64 {
+        if self.is_zero(offset) {
+            return 0;
+        }
+        mix(self.seed.wrapping_add(offset)) | 1
+    }
+
+    /// As the faulting process computes it.
+    pub(crate) fn checksum(&self, offset: u64, len: u64) -> u64 {
+        checksum((offset..offset + len).step_by(8).map(|at| self.word(at)))
+    }
+}
+
+pub(crate) fn checksum(words: impl Iterator<Item = u64>) -> u64 {
+    words.fold(0xcbf2_9ce4_8422_2325_u64, |sum, word| {
+        (sum ^ word).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl MemorySource for Pattern {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn extent(&self, offset: u64) -> Result<Extent, SourceError> {
+        let zero = self.is_zero(offset);
+        let mut end = offset + PAGE;
+        while end < self.len && self.is_zero(end) == zero {
+            end += PAGE;
+        }
+        Ok(Extent {
+            zero,
+            len: end - offset,
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let pages = offset..offset + buf.len() as u64;
+        if self.guarded.is_some_and(|page| pages.contains(&page)) {
+            self.door.pass();
+        }
+        if self.broken.is_some_and(|page| pages.contains(&page)) {
+            return Err(SourceError::Read {
+                file: "/snapshots/g7/memory.diff".into(),
+                offset,
+                len: buf.len() as u64,
+                source: std::io::ErrorKind::UnexpectedEof.into(),
+            });
+        }
+        for (at, bytes) in (offset..).step_by(8).zip(buf.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&self.word(at).to_ne_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// A memfd of `len` bytes without content.
+pub(crate) fn memfd(len: u64) -> OwnedFd {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let fd = rustix::fs::memfd_create("guest", flags).expect("makes a memfd");
+    rustix::fs::ftruncate(&fd, len).expect("sizes it");
+    fd
+}
+
+/// Bytes that the memfd really holds.
+pub(crate) fn filled(memfd: &OwnedFd) -> u64 {
+    let stat = rustix::fs::fstat(memfd).expect("stat");
+    u64::try_from(stat.st_blocks).expect("a count") * 512
+}
+
+/// A process with memory whose faults come to us.
+pub(crate) struct Faulter {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    pub(crate) base: u64,
+}
+
+impl Faulter {
+    pub(crate) fn anonymous(len: u64) -> Self {
+        Self::start(&format!("anonymous {len}"))
+    }
+
+    /// The child gets the memory read-only, as a VMM does.
+    pub(crate) fn private_of(memfd: &OwnedFd, len: u64) -> Self {
+        let path = format!("/proc/{}/fd/{}", std::process::id(), memfd.as_raw_fd());
+        Self::start(&format!("private {path} {len}"))
+    }
+
+    fn start(mapping: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_wrenn-faulter"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let input = child.stdin.take().expect("piped");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let mut faulter = Self {
+            child,
+            input,
+            output,
+            base: 0,
+        };
+        faulter.base = faulter.ask(mapping).parse().expect("an address");
+        faulter
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn tell(&mut self, command: &str) {
+        writeln!(self.input, "{command}").expect("it listens");
+    }
+
+    pub(crate) fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("reads");
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn ask(&mut self, command: &str) -> String {
+        self.tell(command);
+        self.answer()
+    }
+
+    pub(crate) fn load(&mut self, offset: u64) -> u64 {
+        self.ask(&format!("load {offset}")).parse().expect("a word")
+    }
+
+    pub(crate) fn checksum(&mut self, offset: u64, len: u64) -> u64 {
+        let answer = self.ask(&format!("checksum {offset} {len}"));
+        answer.parse().expect("a sum")
+    }
+
+    pub(crate) fn handshake(&mut self) -> Handshake {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("uffd.sock");
+        let listener = UnixListener::bind(&path).expect("binds");
+        self.tell(&format!("connect {}", path.display()));
+        let never = never();
+        let deadline = Instant::now() + DEADLINE;
+        let handshake = handshake::accept(&listener, never.as_fd(), deadline).expect("accepts");
+        assert_eq!(self.answer(), "ok");
+        handshake
+    }
+
+    /// A server over this process's memory.
+    pub(crate) fn serve(
+        &mut self,
+        backing: Backing,
+        source: &Arc<Pattern>,
+        options: Options,
+    ) -> PageServer {
+        let handshake = self.handshake();
+        let source = Arc::clone(source);
+        PageServer::start(handshake, backing, source, options).expect("starts")
+    }
+
+    /// How many of its threads wait in a function of the kernel with `name`.
+    pub(crate) fn threads_in(&self, name: &str) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("lives");
+        let waits = |task: std::io::Result<std::fs::DirEntry>| {
+            let path = task.expect("reads").path().join("wchan");
+            std::fs::read_to_string(path).is_ok_and(|place| place.contains(name))
+        };
+        tasks.filter_map(|task| waits(task).then_some(())).count()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("kills");
+        self.child.wait().expect("waits");
+    }
+}
+
+impl Drop for Faulter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A descriptor that never becomes readable.
+pub(crate) fn never() -> OwnedFd {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd")
+}

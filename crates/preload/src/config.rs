@@ -1,0 +1,134 @@
+//! What the environment says, read once and removed from it.
+//!
+//! | variable               | meaning                                                             |
+//! | `WRENN_MEMORY_PATH`    | absolute path that is answered; without it the library does nothing |
+//! | `WRENN_MEMORY_FD`      | inherited descriptor that is handed out: the memory, at most readable |
+//! | `WRENN_MEMORY_MODE`    | `paged` or `anonymous`                                              |
+//! | `WRENN_PAGER_SOCKET_FD`| inherited, connected unix stream socket of the page server          |
+//! | `WRENN_UFFD_DEVICE_FD` | inherited, open `/dev/userfaultfd`; may be missing                  |
+
+use std::{
+    ffi::{CString, OsString},
+    mem::MaybeUninit,
+    os::{fd::RawFd, unix::ffi::OsStringExt as _},
+    sync::{OnceLock, atomic::AtomicBool},
+};
+
+use crate::report::fatal;
+
+static CONFIG: OnceLock<Config> = OnceLock::new();
+
+/// How guest memory is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Paged,
+    Anonymous,
+}
+
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) path: CString,
+    pub(crate) memory: RawFd,
+    pub(crate) identity: Identity,
+    /// Size of guest memory, bytes.
+    pub(crate) len: usize,
+    pub(crate) mode: Mode,
+    pub(crate) socket: RawFd,
+    pub(crate) device: Option<RawFd>,
+    /// Whether the one mapping was made.
+    pub(crate) mapped: AtomicBool,
+}
+
+/// Which file a descriptor stands for, whatever its number.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: libc::dev_t,
+    inode: libc::ino_t,
+}
+
+/// What was read at the start; None before that and where there is nothing to do. Takes no lock.
+pub(crate) fn get() -> Option<&'static Config> {
+    CONFIG.get()
+}
+
+/// Reads the environment. There are no other threads yet.
+pub(crate) fn read() {
+    let Some(path) = take("WRENN_MEMORY_PATH") else {
+        return;
+    };
+    let Ok(path) = CString::new(path.into_vec()) else {
+        fatal(&["WRENN_MEMORY_PATH has a byte 0"]);
+    };
+    if path.to_bytes().first() != Some(&b'/') {
+        fatal(&["WRENN_MEMORY_PATH is not an absolute path"]);
+    }
+    let memory = required_descriptor("WRENN_MEMORY_FD");
+    let Some((identity, len)) = look_at(memory) else {
+        fatal(&["WRENN_MEMORY_FD is not an open descriptor"]);
+    };
+    if len == 0 {
+        fatal(&["WRENN_MEMORY_FD is empty"]);
+    }
+    let mode = match take("WRENN_MEMORY_MODE")
+        .as_deref()
+        .and_then(|mode| mode.to_str())
+    {
+        Some("paged") => Mode::Paged,
+        Some("anonymous") => Mode::Anonymous,
+        _ => fatal(&["WRENN_MEMORY_MODE is neither paged nor anonymous"]),
+    };
+    let config = Config {
+        path,
+        memory,
+        identity,
+        len,
+        mode,
+        socket: required_descriptor("WRENN_PAGER_SOCKET_FD"),
+        device: descriptor("WRENN_UFFD_DEVICE_FD"),
+        mapped: AtomicBool::new(false),
+    };
+    if CONFIG.set(config).is_err() {
+        fatal(&["started twice"]);
+    }
+}
+
+/// The file behind `fd` and its size.
+pub(crate) fn look_at(fd: RawFd) -> Option<(Identity, usize)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the call writes one `stat` to the pointer, or fails.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so it is written.
+    let stat = unsafe { stat.assume_init() };
+    let identity = Identity {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    };
+    Some((identity, usize::try_from(stat.st_size).ok()?))
+}
+
+fn take(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    // SAFETY: runs before `main`, when no other thread can read the environment.
+    unsafe { std::env::remove_var(name) };
+    Some(value)
+}
+
+fn required_descriptor(name: &str) -> RawFd {
+    descriptor(name).unwrap_or_else(|| fatal(&[name, " is missing"]))
+}
+
+/// A descriptor by its number; it is not passed on to children.
+fn descriptor(name: &str) -> Option<RawFd> {
+    let value = take(name)?;
+    let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok());
+    let Some(fd) = number.filter(|fd| *fd >= 0) else {
+        fatal(&[name, " is not the number of a descriptor"]);
+    };
+    // SAFETY: takes its arguments by value; a number that is not open is an error.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        fatal(&[name, " is not an open descriptor"]);
+    }
+    Some(fd)
+}

@@ -1,0 +1,117 @@
+//! Stands in for the `open` family: the one path is answered with a copy of the inherited descriptor.
+//!
+//! Every other path goes to the kernel. The C library's functions take the mode as a variable argument; on 64-bit Linux it
+//! arrives where a fixed one would, and means nothing unless a file may be made.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use crate::{config, report::fatal};
+
+/// # Safety
+/// `path` is NULL or a string, as for the C library's function; so for all of the family.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(libc::AT_FDCWD, path, flags, mode) }
+}
+
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(libc::AT_FDCWD, path, flags, mode) }
+}
+
+/// What a fortified program calls when there is no mode.
+///
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(libc::AT_FDCWD, path, flags, 0) }
+}
+
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(libc::AT_FDCWD, path, flags, 0) }
+}
+
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn openat(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: libc::mode_t,
+) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(directory, path, flags, mode) }
+}
+
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn openat64(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: libc::mode_t,
+) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(directory, path, flags, mode) }
+}
+
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __openat_2(directory: c_int, path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(directory, path, flags, 0) }
+}
+
+/// # Safety
+/// As [`open`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __openat64_2(directory: c_int, path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: passed on from the caller.
+    unsafe { open_any(directory, path, flags, 0) }
+}
+
+/// # Safety
+/// As [`open`].
+unsafe fn open_any(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: libc::mode_t,
+) -> c_int {
+    if let Some(config) = config::get()
+        && !path.is_null()
+    {
+        // SAFETY: the caller passes a string, and it is not NULL.
+        let wanted = unsafe { CStr::from_ptr(path) };
+        if wanted == config.path.as_c_str() {
+            return copy_of_memory(config.memory);
+        }
+    }
+    let may_make = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let mode = if may_make { mode } else { 0 };
+    // SAFETY: the arguments are the caller's; the kernel checks the pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) };
+    c_int::try_from(fd).unwrap_or(-1)
+}
+
+fn copy_of_memory(memory: c_int) -> c_int {
+    // SAFETY: takes its arguments by value.
+    let fd = unsafe { libc::fcntl(memory, libc::F_DUPFD_CLOEXEC, 3) };
+    if fd < 0 {
+        fatal(&["the memory's descriptor cannot be copied"]);
+    }
+    fd
+}

@@ -1,0 +1,147 @@
+//! In a program that opens and maps as QEMU does.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use wrenn_pager::{PageRun, dirty};
+
+use crate::support::{Host, Numbers, PATH, library};
+
+const LEN: u64 = 4 * 1024 * 1024;
+
+fn probe(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn-preload-probe"));
+    command
+        .args([PATH, &LEN.to_string()])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Waits for the end; answers with what was said on standard error.
+fn ends(child: Child, how: impl FnOnce(std::process::ExitStatus) -> bool) -> String {
+    let output = child.wait_with_output().expect("ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(how(output.status), "{} {said}", output.status);
+    said
+}
+
+fn aborted(status: std::process::ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt as _;
+    status.signal() == Some(6)
+}
+
+#[test]
+fn a_mapping_is_paged_from_the_server_and_writes_stay_private() {
+    let host = Host::new(LEN);
+    let mut child = host.spawn(&mut probe(&["sum", "write", "8192", "wait"]), "paged");
+    let handshake = host.handshake().expect("arrives");
+    let region = *handshake.regions.as_slice().first().expect("one");
+    assert_eq!((region.len, region.offset), (LEN, 0));
+    let source = Numbers(LEN);
+    let server = host.serve(handshake, source);
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut line = || lines.next().expect("a line").expect("reads");
+    assert_eq!(line(), format!("mapped {:#x} of {LEN}", region.address));
+    assert_eq!(line(), format!("sum {}", source.sum()));
+    // The program writes, and then waits for us.
+    let expected = [PageRun {
+        offset: 8192,
+        len: 4096,
+    }];
+    let deadline = std::time::Instant::now() + crate::support::DEADLINE;
+    while dirty::scan(child.id(), region.address, LEN).expect("scans") != expected {
+        assert!(std::time::Instant::now() < deadline, "it did not write");
+    }
+    let mut page = [0; 16];
+    rustix::io::pread(&host.memory, &mut page, 8192).expect("reads");
+    assert_eq!(page[..8], 8192_u64.to_ne_bytes());
+    drop(child.stdin.take());
+    assert_eq!(ends(child, |status| status.success()), "");
+    assert_eq!(server.failed().reason(), None);
+}
+
+#[test]
+fn anonymous_memory_is_zero_and_announced_without_a_descriptor() {
+    let host = Host::new(LEN);
+    rustix::io::pwrite(&host.memory, b"not for you", 4096).expect("writes");
+    let child = host.spawn(&mut probe(&["sum", "write", "0"]), "anonymous");
+    let regions = host.layout().expect("arrives");
+    assert_eq!(regions.end_offset(), LEN);
+    let output = child.wait_with_output().expect("ends");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("sum 0"), "{said}");
+}
+
+#[test]
+fn a_second_mapping_or_a_part_ends_the_program() {
+    for (arguments, expected) in [
+        (["map-again"], "mapped a second time"),
+        (["map-half"], "a part of guest memory"),
+    ] {
+        let host = Host::new(LEN);
+        let child = host.spawn(&mut probe(&arguments), "paged");
+        let _handshake = host.handshake().expect("arrives");
+        let said = ends(child, aborted);
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn whatever_is_wrong_ends_the_program_before_it_runs_on_other_memory() {
+    let null = std::fs::File::open("/dev/null").expect("opens");
+    // The page server is gone.
+    let mut host = Host::new(LEN);
+    let (server_end, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    drop(std::mem::replace(&mut host.server_end, server_end));
+    let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
+    assert!(said.contains("the page server cannot be told"), "{said}");
+    // The device is another one.
+    let mut host = Host::new(LEN);
+    host.device = null.into();
+    let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
+    assert!(said.contains("USERFAULTFD_IOC_NEW failed"), "{said}");
+    // The memory has another size.
+    let host = Host::new(LEN * 2);
+    let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
+    assert!(said.contains("not all of it"), "{said}");
+    // Nonsense in the environment.
+    let host = Host::new(LEN);
+    let said = ends(host.spawn(&mut probe(&[]), "sideways"), aborted);
+    assert!(said.contains("WRENN_MEMORY_MODE"), "{said}");
+    for (name, value) in [
+        ("WRENN_MEMORY_PATH", "relative"),
+        ("WRENN_MEMORY_FD", "9999"),
+        ("WRENN_MEMORY_FD", "-1"),
+        ("WRENN_MEMORY_FD", "three"),
+    ] {
+        let mut command = probe(&[]);
+        command
+            .env("LD_PRELOAD", library())
+            .env("WRENN_MEMORY_PATH", PATH)
+            .env(name, value);
+        let said = ends(command.spawn().expect("starts"), aborted);
+        assert!(said.contains(name), "{said}");
+    }
+}
+
+#[test]
+fn without_its_variables_the_library_does_nothing() {
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let path = directory.path().join("memory");
+    std::fs::write(&path, vec![0; 8192]).expect("writes");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn-preload-probe"));
+    command.env("LD_PRELOAD", library()).arg(&path);
+    let status = command
+        .args(["8192", "write", "4096"])
+        .status()
+        .expect("runs");
+    assert!(status.success());
+    // The mapping was shared: the write is in the file.
+    assert_eq!(std::fs::read(&path).expect("reads")[4096], 1);
+}

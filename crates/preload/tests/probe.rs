@@ -1,0 +1,98 @@
+//! Opens and maps memory as QEMU's memory-backend-file does, and then does what its arguments say.
+//!
+//! `probe PATH LEN [sum | write OFFSET | map-again | map-half | wait]…`
+#![allow(unsafe_code, reason = "calls the C library as QEMU does")]
+
+use std::{env, ffi::CString, io, ptr};
+
+fn main() -> io::Result<()> {
+    let mut arguments = env::args().skip(1);
+    let path = arguments.next().ok_or(io::ErrorKind::InvalidInput)?;
+    let len = arguments.next().and_then(|len| len.parse().ok());
+    let len: usize = len.ok_or(io::ErrorKind::InvalidInput)?;
+    let path = CString::new(path)?;
+    // SAFETY: the path is a string.
+    let fd = check(unsafe { libc::open64(path.as_ptr(), libc::O_RDWR) })?;
+    // SAFETY: takes its arguments by value.
+    let end = unsafe { libc::lseek64(fd, 0, libc::SEEK_END) };
+    let memory = map_at_reserved(fd, len)?;
+    for name in [
+        "MEMORY_PATH",
+        "MEMORY_FD",
+        "MEMORY_MODE",
+        "PAGER_SOCKET_FD",
+        "UFFD_DEVICE_FD",
+    ] {
+        assert!(
+            env::var_os(format!("WRENN_{name}")).is_none(),
+            "{name} is left"
+        );
+    }
+    println!("mapped {:#x} of {end}", memory.addr());
+    while let Some(word) = arguments.next() {
+        match word.as_str() {
+            "sum" => println!("sum {}", sum(memory, len)),
+            "write" => {
+                let offset = arguments.next().and_then(|offset| offset.parse().ok());
+                let offset: usize = offset.ok_or(io::ErrorKind::InvalidInput)?;
+                // SAFETY: the offset is within the mapping.
+                let place = unsafe { memory.add(offset) };
+                // SAFETY: the mapping is writable and this is its only thread.
+                unsafe { place.write_volatile(1) };
+            }
+            "map-again" => {
+                map_at_reserved(fd, len)?;
+            }
+            "map-half" => {
+                map_at_reserved(fd, len / 2)?;
+            }
+            "wait" => {
+                io::stdin().read_line(&mut String::new())?;
+            }
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Reserves addresses, maps the file over them, and gives the same advice as QEMU.
+fn map_at_reserved(fd: i32, len: usize) -> io::Result<*mut u8> {
+    let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: the kernel chooses addresses that nobody uses.
+    let area = unsafe { libc::mmap64(ptr::null_mut(), len, libc::PROT_NONE, reserve, -1, 0) };
+    if area == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the area was just reserved for this.
+    let memory = unsafe { libc::mmap64(area, len, protection, flags, fd, 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    assert_eq!(memory, area);
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTFORK] {
+        // SAFETY: changes nothing that this program can see.
+        let _ = unsafe { libc::madvise(memory, len, advice) };
+    }
+    Ok(memory.cast())
+}
+
+fn sum(memory: *mut u8, len: usize) -> u64 {
+    let mut sum = 0_u64;
+    for at in 0..len {
+        // SAFETY: within the mapping.
+        let place = unsafe { memory.add(at) };
+        // SAFETY: the mapping is readable.
+        let byte = unsafe { place.read_volatile() };
+        sum = sum.rotate_left(1) ^ u64::from(byte);
+    }
+    sum
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
