@@ -1,11 +1,14 @@
 //! A sandbox's disk: a qcow2 overlay in its folder, on the template's image.
 //!
-//! Owns: `rootfs.qcow2`. Never touches the image under it. A failed create leaves no file.
+//! Owns: `rootfs.qcow2`, and the layers that were frozen while the machine ran. Never touches the image under them. A failed
+//! create leaves no file.
 
 use std::{fs, io, path::Path, process::Stdio, time::Duration};
 
 use tokio::process::Command;
 use wrenn_proto::supervise::files;
+
+use crate::folder::Folder;
 
 /// Where the VMM sees the template's image, in its jail. Constant, so that a disk fits wherever it is used.
 const BASE_INSIDE_JAIL: &str = "/tmp/fc-vm/base";
@@ -51,11 +54,15 @@ impl DiskError {
 
 /// Makes the overlay in `folder`, which only the user `uid` and root can open.
 pub(crate) async fn create(folder: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
-    let path = folder.join(files::DISK);
-    let made = make(&path, size_mib, uid).await;
+    create_at(&folder.join(files::DISK), size_mib, uid).await
+}
+
+/// Makes an overlay at a path.
+pub(crate) async fn create_at(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
+    let made = make(path, size_mib, uid).await;
     if made.is_err() {
         // Whoever asked removes the folder too.
-        let _ = fs::remove_file(&path);
+        let _ = fs::remove_file(path);
     }
     made
 }
@@ -85,12 +92,22 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
     std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(failed("give away"))
 }
 
-/// Removes the overlay. Fine if there is none.
-pub(crate) fn remove(folder: &Path) -> Result<(), DiskError> {
-    match fs::remove_file(folder.join(files::DISK)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove")(error)),
-        _ => Ok(()),
+/// Removes all files of the disk. Fine if there is none.
+pub(crate) fn remove(folder: &Folder) -> Result<(), DiskError> {
+    let files = match folder.disks() {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("find")(error)),
+    };
+    for path in files {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove")(error));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 fn failed(step: &'static str) -> impl FnOnce(io::Error) -> DiskError {
@@ -105,7 +122,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_overlay_is_sparse_and_its_users_alone() {
-        let dir = tempfile::tempdir().unwrap();
+        let data = tempfile::tempdir().unwrap();
+        let folders = crate::folder::Folders::open(data.path()).unwrap();
+        let folder = folders.claim(&"sb-1".parse().unwrap()).unwrap();
+        let dir = folder.clone();
         create(dir.path(), 5120, 1_900_000_001).await.unwrap();
         let path = dir.path().join(files::DISK);
         let meta = fs::metadata(&path).unwrap();
@@ -123,9 +143,11 @@ mod tests {
         let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
         assert_eq!(info["virtual-size"], 5120_u64 * 1024 * 1024);
         assert_eq!(info["backing-filename"], BASE_INSIDE_JAIL);
-        remove(dir.path()).unwrap();
-        remove(dir.path()).unwrap();
-        assert!(!path.exists());
+        let next = folder.next_disk();
+        create_at(&next, 5120, 1_900_000_001).await.unwrap();
+        remove(&folder).unwrap();
+        remove(&folder).unwrap();
+        assert!(!path.exists() && !next.exists());
     }
 
     #[tokio::test]

@@ -43,6 +43,9 @@ pub(crate) use files::Download;
 /// How long a call that needs no waiting in the guest may take; under software virtualization and load that is seconds.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a guest may take to get ready to be frozen: it writes everything to its disk first.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(60);
+
 /// How long one connection attempt may take. A guest that is not up yet does not answer at all, so a long attempt would
 /// notice late that it came up; a refusal comes at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(40);
@@ -83,6 +86,46 @@ pub(crate) struct Init<'a> {
     pub(crate) default_user: &'a str,
     /// RFC 3339; an older message does not undo a newer one.
     pub(crate) timestamp: String,
+}
+
+/// Who the guest is after it was frozen. What is not given stays.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Recover<'a> {
+    /// Random bytes for the guest's generator, base64.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) entropy: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(crate) sandbox_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(crate) template_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(crate) hostname: &'a str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) machine_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) env_vars: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) access_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(crate) default_user: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nameservers: Option<&'a [std::net::Ipv4Addr]>,
+}
+
+impl Recover<'_> {
+    /// The guest goes on as the one it was, with fresh entropy: the moment that was frozen may be another's past.
+    pub(crate) fn same() -> Self {
+        Self {
+            entropy: entropy(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Fresh random bytes for a guest, base64.
+pub(crate) fn entropy() -> String {
+    BASE64_STANDARD.encode(rand::random::<[u8; 64]>())
 }
 
 /// The guest's own figures.
@@ -158,14 +201,35 @@ impl EnvdClient {
 
     /// Tells the guest agent what it must know.
     pub(crate) async fn init(&self, init: &Init<'_>) -> Result<(), ConnectError> {
-        let body = serde_json::to_vec(init)
+        self.post("/init", init, CALL_DEADLINE).await
+    }
+
+    /// Gets the guest ready to be frozen as the snapshot `build`.
+    pub(crate) async fn prepare(&self, build: &str) -> Result<(), ConnectError> {
+        let body = serde_json::json!({ "snapshotId": build });
+        self.post("/snapshot/prepare", &body, PREPARE_DEADLINE)
+            .await
+    }
+
+    /// Ends what [`prepare`](Self::prepare) began, after a freeze, a restore, or instead of them.
+    pub(crate) async fn recover(&self, recover: &Recover<'_>) -> Result<(), ConnectError> {
+        self.post("/snapshot/recover", recover, CALL_DEADLINE).await
+    }
+
+    async fn post(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<(), ConnectError> {
+        let body = serde_json::to_vec(body)
             .map_err(|_| ConnectError::internal("the guest's settings cannot be written"))?;
         let request = self
-            .request(http::Method::POST, "/init")
+            .request(http::Method::POST, path)
             .header(header::CONTENT_TYPE, "application/json")
             .body(full(body))
             .map_err(bad_request)?;
-        let answer = self.send(request, CALL_DEADLINE).await?;
+        let answer = self.send(request, deadline).await?;
         guest_error::check(answer, "").await.map(drop)
     }
 

@@ -4,8 +4,9 @@
 //! <data>/sandboxes/<id>/       0700
 //!   spec.json                  written last of all before the supervisor starts: without it the folder is half-made
 //!   boot.json                  written when the guest first answered: with it the sandbox was running once
+//!   snapshot.json              the last moment that was frozen, and whether the sandbox ran on from it: without, it is paused
 //!   status.json, console.log, supervisor.log, supervisor.sock    the supervisor's
-//!   rootfs.qcow2               the disk
+//!   rootfs.qcow2               the disk; `rootfs.<n>.qcow2` after a moment was frozen while it ran
 //! ```
 //!
 //! Files appear whole: written under another name, flushed, renamed. [`Folder::remove`] takes `spec.json` away first, so that
@@ -26,6 +27,12 @@ use wrenn_proto::{
 
 /// File of [`BootTimes`].
 const BOOT: &str = "boot.json";
+
+/// File of [`LastMoment`].
+const LAST: &str = "snapshot.json";
+
+/// Beginning and end of the names of its disk's files.
+const DISK_NAME: (&str, &str) = ("rootfs.", "qcow2");
 
 /// Why a folder could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +76,17 @@ pub(crate) struct BootTimes {
     pub(crate) envd_ms: u32,
 }
 
+/// The last moment of a sandbox that was frozen whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastMoment {
+    /// Build id of the snapshot.
+    pub(crate) build: String,
+    /// When this was noted, milliseconds since 1970.
+    pub(crate) frozen_unix_ms: i64,
+    /// The machine ran on afterwards, or was brought back. Without this, the sandbox is paused.
+    pub(crate) running: bool,
+}
+
 /// All folders of one agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Folders {
@@ -103,6 +121,14 @@ impl Folders {
             }
             Err(error) => Err(failed("make", &path)(error)),
         }
+    }
+
+    /// Environment of the processes of a sandbox; none if it cannot be read.
+    pub(crate) fn envs(&self, id: &SandboxId) -> std::collections::BTreeMap<String, String> {
+        let folder = Folder {
+            path: self.root.join(id),
+        };
+        folder.read_spec().map(|spec| spec.envs).unwrap_or_default()
     }
 
     /// All folders that there are. What is not named like a sandbox is none.
@@ -143,6 +169,47 @@ impl Folder {
     pub(crate) fn read_boot(&self) -> Option<BootTimes> {
         let text = fs::read(self.path.join(BOOT)).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    pub(crate) fn write_last(&self, last: &LastMoment) -> Result<(), FolderError> {
+        self.write_json(LAST, last)
+    }
+
+    /// `None` if nothing of it was ever frozen.
+    pub(crate) fn read_last(&self) -> Option<LastMoment> {
+        let text = fs::read(self.path.join(LAST)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// A name for the next file of its disk.
+    pub(crate) fn next_disk(&self) -> PathBuf {
+        let free = (1_u32..).map(|n| {
+            self.path
+                .join(format!("{}{n}.{}", DISK_NAME.0, DISK_NAME.1))
+        });
+        free.into_iter()
+            .find(|path| !path.exists())
+            .unwrap_or_else(|| self.path.join(files::DISK))
+    }
+
+    /// All files of its disk that are in the folder.
+    pub(crate) fn disks(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(DISK_NAME.0) && name.ends_with(DISK_NAME.1) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Forgets how an earlier machine of it ended.
+    pub(crate) fn forget_final_status(&self) -> Result<(), FolderError> {
+        let path = self.path.join(files::STATUS);
+        ignore_missing(fs::remove_file(&path)).map_err(failed("remove", &path))
     }
 
     /// What the supervisor said last; `None` if it could not say anything.

@@ -13,6 +13,26 @@ const VCPUS_PER_CPU: u32 = 4;
 /// Free space below which no sandbox is made, MiB.
 pub(crate) const DISK_FLOOR_MIB: u64 = 256;
 
+/// How long the VMM may take to tell its version.
+const VERSION_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Kind and version of the VMM of this host, such as `qemu 7.2.22`: a machine's state fits the version that it was saved by.
+pub(crate) async fn vmm() -> String {
+    let run = tokio::process::Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(VERSION_DEADLINE, run).await;
+    let text = match output {
+        Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        _ => String::new(),
+    };
+    // "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"
+    let version = text.split_whitespace().nth(3).unwrap_or("unknown");
+    format!("qemu {version}")
+}
+
 /// Why a sandbox does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -19,6 +19,7 @@ mod registry;
 mod rpc;
 mod sandbox;
 mod server;
+mod snapshots;
 mod supervisor;
 mod templates;
 

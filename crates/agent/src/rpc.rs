@@ -4,6 +4,7 @@ mod auth;
 mod files;
 mod lifecycle;
 mod process;
+mod snapshots;
 
 use std::sync::Arc;
 
@@ -121,6 +122,61 @@ impl pb::HostAgentService for AgentService {
         _: Request<'_, pb::ListSandboxesRequest>,
     ) -> ServiceResult<pb::ListSandboxesResponse> {
         Response::ok(lifecycle::list(&self.owners))
+    }
+
+    async fn pause_sandbox(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::PauseSandboxRequest>,
+    ) -> ServiceResult<pb::PauseSandboxResponse> {
+        let sandbox = self.sandbox(request.id)?;
+        sandbox.pause().await?;
+        Response::ok(pb::PauseSandboxResponse {
+            sandbox: lifecycle::info(&sandbox).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn resume_sandbox(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ResumeSandboxRequest>,
+    ) -> ServiceResult<pb::ResumeSandboxResponse> {
+        let sandbox = self.sandbox(request.id)?;
+        sandbox.resume().await?;
+        Response::ok(pb::ResumeSandboxResponse {
+            sandbox: lifecycle::info(&sandbox).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::CreateSnapshotRequest>,
+    ) -> ServiceResult<pb::CreateSnapshotResponse> {
+        let request = request.to_owned_message();
+        let sandbox = self.sandbox(&request.id)?;
+        Response::ok(snapshots::create(&self.owners, &sandbox, request).await?)
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::DeleteSnapshotRequest>,
+    ) -> ServiceResult<pb::DeleteSnapshotResponse> {
+        snapshots::delete(&self.owners, request.name).await?;
+        Response::ok(pb::DeleteSnapshotResponse::default())
+    }
+
+    async fn fork_sandbox(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::ForkSandboxRequest>,
+    ) -> ServiceResult<pb::ForkSandboxResponse> {
+        let request = request.to_owned_message();
+        let sandbox = self.sandbox(&request.id)?;
+        Response::ok(snapshots::fork(&self.owners, &sandbox, request).await?)
     }
 
     async fn ping_sandbox(

@@ -7,11 +7,19 @@
 //! ```text
 //!              boot done                     supervisor gone
 //!  Starting ──────────────► Running ───────────────────────────► Error(reason)
-//!     │                        │                                     │
-//!     │ destroy, or failure    │ destroy                             │ destroy
-//!     └───────────────► Stopping ◄───────────────────────────────────┘
-//!                          │ all is freed         what could not be freed: Error(reason), destroy again
-//!                          └─► forgotten
+//!                            │  ▲ ▲                                  │
+//!                      pause │  │ └──────── a step failed             │ resume, if it
+//!                            ▼  │                   │                │ was frozen once
+//!                         Pausing ──────────────────┘                │
+//!                            │ the snapshot is in its place          │
+//!                            ▼             resume                    │
+//!                         Paused ─────────────────────► Resuming ◄───┘
+//!                            ▲                          │   │ guest answers
+//!                            └──────────────────────────┘   └──────► Running
+//!                                   a step failed
+//!
+//!  any of them ── destroy ──► Stopping ── all is freed ──► forgotten
+//!                                └─ what could not be freed ──► Error(reason), destroy again
 //! ```
 //!
 //! | step of a create     | failure                        | what the caller sees            | who frees what was made            |
@@ -31,10 +39,13 @@
 //! | before `spec.json`   | agent is killed                | connection lost                 | the next agent, at its start       |
 //! | after `spec.json`    | agent is killed                | connection lost                 | the next agent adopts it           |
 //! | running              | supervisor or VMM dies         | state error, with the reason    | the owner, at once; the folder stays until destroy |
+//!
+//! Pausing and freezing: `freeze.rs`. What stands at which moment, and what the next agent makes of it: `adopt.rs`.
 
 pub(crate) mod adopt;
 mod boot;
 pub(crate) mod error;
+mod freeze;
 pub(crate) mod owner;
 pub(crate) mod resources;
 
@@ -42,7 +53,7 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -51,9 +62,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::{SandboxId, TemplateName, supervise::SupervisorSpec};
 
-use crate::{envd_client::EnvdClient, folder::BootTimes, templates::Template};
+use crate::{
+    envd_client::EnvdClient,
+    folder::BootTimes,
+    snapshots::{ImageMemory, Moment, PinnedBuild},
+    templates::Template,
+};
 
-pub(crate) use error::{CreateError, DestroyError, UseError};
+pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
 pub(crate) use owner::{Start, spawn};
 
 /// What was asked for, checked.
@@ -61,7 +77,7 @@ pub(crate) use owner::{Start, spawn};
 pub(crate) struct Plan {
     pub(crate) id: SandboxId,
     pub(crate) template_name: TemplateName,
-    pub(crate) template: Template,
+    pub(crate) source: Source,
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u32,
     pub(crate) disk_mib: u32,
@@ -69,6 +85,15 @@ pub(crate) struct Plan {
     pub(crate) egress: bool,
     pub(crate) envs: BTreeMap<String, String>,
     pub(crate) created_unix_ms: i64,
+}
+
+/// What a machine begins with.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// A kernel and a root file system: it boots.
+    Image(Template),
+    /// A frozen moment: it goes on from there.
+    Moment(Box<Moment>),
 }
 
 /// What never changes about a sandbox.
@@ -121,6 +146,12 @@ pub(crate) enum State {
     Starting,
     /// It can be used.
     Running(Arc<Running>),
+    /// It is being frozen and will be given up; if that fails it runs on.
+    Pausing(Arc<Running>),
+    /// It is files and nothing else.
+    Paused,
+    /// It is being brought back; if that fails it is paused again.
+    Resuming,
     /// Its machine is gone; for a user: why.
     Error { reason: String },
     /// It is being destroyed.
@@ -136,36 +167,50 @@ pub(crate) struct Running {
     pub(crate) boot: BootTimes,
     /// Cancelled when it runs no more: whoever waits for its guest stops waiting.
     pub(crate) gone: CancellationToken,
+    /// The shared memory of the image that it was restored from; held so that others of the same image find it.
+    pub(crate) memory: Option<Arc<ImageMemory>>,
 }
 
-/// A destroy, and who waits for it.
-pub(crate) type DestroyReply = oneshot::Sender<Result<(), DestroyError>>;
+/// What an owner can be asked, and where the answer goes.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Free everything and forget it.
+    Destroy(Reply<(), DestroyError>),
+    /// Save it and give back what it has on the host.
+    Pause(Reply<(), FreezeError>),
+    /// Bring it back.
+    Resume(Reply<(), FreezeError>),
+    /// Freeze this moment; it goes on as it was.
+    Freeze(Reply<PinnedBuild, FreezeError>),
+}
+
+type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 /// A sandbox, for everybody but its owner.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) facts: Facts,
-    /// Known as soon as the slot is.
-    host_ip: OnceLock<Ipv4Addr>,
+    /// Known while it has a slot; another one after each resume.
+    host_ip: Mutex<Option<Ipv4Addr>>,
     last_active_unix_ms: AtomicI64,
     state: Mutex<State>,
+    /// The last lifecycle step that failed and changed nothing; for a user.
+    warning: Mutex<String>,
     /// To the owner.
-    destroy: mpsc::UnboundedSender<DestroyReply>,
+    asks: mpsc::UnboundedSender<Ask>,
 }
 
 impl Sandbox {
     /// A sandbox that starts, and what its owner is asked by.
-    pub(crate) fn new(
-        facts: Facts,
-        now_unix_ms: i64,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<DestroyReply>) {
-        let (destroy, requests) = mpsc::unbounded_channel();
+    pub(crate) fn new(facts: Facts, now_unix_ms: i64) -> (Arc<Self>, mpsc::UnboundedReceiver<Ask>) {
+        let (asks, requests) = mpsc::unbounded_channel();
         let sandbox = Self {
             facts,
-            host_ip: OnceLock::new(),
+            host_ip: Mutex::default(),
             last_active_unix_ms: AtomicI64::new(now_unix_ms),
             state: Mutex::new(State::Starting),
-            destroy,
+            warning: Mutex::default(),
+            asks,
         };
         (Arc::new(sandbox), requests)
     }
@@ -178,22 +223,35 @@ impl Sandbox {
             .clone()
     }
 
+    /// Calls that wait for the guest end when it leaves `Running` for good: not while it is being frozen, for it may run on.
     fn set_state(&self, state: State) {
+        let keeps = matches!(&state, State::Running(_) | State::Pausing(_));
         let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let left = std::mem::replace(&mut *current, state);
         drop(current);
-        if let State::Running(running) = left {
+        if let State::Running(running) | State::Pausing(running) = left
+            && !keeps
+        {
             running.gone.cancel();
         }
     }
 
     pub(crate) fn host_ip(&self) -> Option<Ipv4Addr> {
-        self.host_ip.get().copied()
+        *self.host_ip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_host_ip(&self, ip: Ipv4Addr) {
-        // A second one could only be the same.
-        let _ = self.host_ip.set(ip);
+    fn set_host_ip(&self, ip: Option<Ipv4Addr>) {
+        *self.host_ip.lock().unwrap_or_else(PoisonError::into_inner) = ip;
+    }
+
+    /// The last lifecycle step that failed and changed nothing; empty if the last one succeeded.
+    pub(crate) fn warning(&self) -> String {
+        let warning = self.warning.lock();
+        warning.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_warning(&self, text: String) {
+        *self.warning.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
     pub(crate) fn last_active_unix_ms(&self) -> i64 {
@@ -222,18 +280,44 @@ impl Sandbox {
             // It has only just begun, or ended, to run.
             State::Starting | State::Running(_) => UseError::NotRunning(id, "starting"),
             State::Stopping => UseError::NotRunning(id, "being destroyed"),
+            State::Pausing(_) => UseError::NotRunning(id, "being paused"),
+            State::Paused => UseError::NotRunning(id, "paused"),
+            State::Resuming => UseError::NotRunning(id, "being resumed"),
             State::Error { reason } => UseError::Lost(id, reason),
         }
     }
 
-    /// Frees all that the sandbox has and forgets it. Goes on when the caller goes away.
+    /// Frees all that the sandbox has and forgets it. Goes on when the caller goes away, as all that follows.
     pub(crate) async fn destroy(&self) -> Result<(), DestroyError> {
+        self.ask(Ask::Destroy)
+            .await
+            .unwrap_or(Err(DestroyError::Gone))
+    }
+
+    /// Saves it and gives back what it has on the host.
+    pub(crate) async fn pause(&self) -> Result<(), FreezeError> {
+        self.ask(Ask::Pause).await.unwrap_or(Err(FreezeError::Gone))
+    }
+
+    /// Brings it back.
+    pub(crate) async fn resume(&self) -> Result<(), FreezeError> {
+        self.ask(Ask::Resume)
+            .await
+            .unwrap_or(Err(FreezeError::Gone))
+    }
+
+    /// Freezes this moment; it goes on as it was.
+    pub(crate) async fn freeze(&self) -> Result<PinnedBuild, FreezeError> {
+        self.ask(Ask::Freeze)
+            .await
+            .unwrap_or(Err(FreezeError::Gone))
+    }
+
+    /// `None` if the owner is gone: it has freed everything already, or the agent ends.
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        // An owner that is gone has freed everything already, or the agent ends.
-        if self.destroy.send(reply).is_err() {
-            return Err(DestroyError::Gone);
-        }
-        answer.await.unwrap_or(Err(DestroyError::Gone))
+        self.asks.send(ask(reply)).ok()?;
+        answer.await.ok()
     }
 }
 

@@ -18,10 +18,12 @@ use wrenn_proto::supervise::Accel;
 use crate::{
     cgroup::Cgroups,
     folder::Folders,
+    host,
     network::{self, slot::Slots},
     registry::Registry,
     rpc,
     sandbox::{adopt, owner::Owners, resources::HostParts},
+    snapshots::Snapshots,
     templates::TemplateSource,
 };
 
@@ -50,6 +52,12 @@ pub struct AgentConfig {
     pub wrenn_exe: PathBuf,
     /// Nameservers of sandboxes that may reach the world.
     pub dns: Vec<Ipv4Addr>,
+    /// Where snapshots are; in the data directory unless given.
+    pub snapshots_dir: Option<PathBuf>,
+    /// Whether a sandbox of a template's own size is brought back from the template's booted guest instead of booted.
+    pub warm: bool,
+    /// Whether pages that were needed after the last restore are loaded ahead of the guest.
+    pub prefetch: bool,
 }
 
 /// How long an agent waits for others. The default suits a slow host without hardware virtualization.
@@ -186,7 +194,12 @@ async fn open_parts(
         .await
         .map_err(host_failed("prepare the host's network"))?;
     let data_dir = config.data_dir.clone();
+    let root = config.snapshots_dir.clone();
+    let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
+    let vmm = host::vmm().await;
+    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.accel);
     Ok(HostParts {
+        snapshots: snapshots.map_err(host_failed("open the snapshots"))?,
         config,
         templates,
         deadlines,

@@ -5,9 +5,13 @@
 //! when the supervisor's process does, however that ended.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IoSliceMut},
     mem::ManuallyDrop,
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -21,13 +25,21 @@ use tokio::{
     io::AsyncBufReadExt as _,
     process::{Child, Command},
 };
-use tokio_seqpacket::UnixSeqpacket;
-use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, MachineStatus, Reply, Request, files};
+use tokio_seqpacket::{UnixSeqpacket, ancillary::OwnedAncillaryMessage};
+use wrenn_proto::supervise::{
+    FrozenMachine, MAX_MESSAGE_BYTES, MachineStatus, Reply, Request, files,
+};
 
 use crate::folder::Folder;
 
 /// How long it may take to answer a question.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a machine may take to go on.
+const THAW_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Room for the descriptor beside an answer, bytes.
+const ANCILLARY_BYTES: usize = 128;
 
 /// How long a killed process may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -62,9 +74,24 @@ pub(crate) enum SupervisorError {
     /// Its answer is not one.
     #[error("the supervisor's answer makes no sense")]
     Malformed,
+    /// It could not do what was asked; the text is its own.
+    #[error("{0}")]
+    Refused(String),
     /// It could not be ended.
     #[error("the supervisor (pid {pid}) is still there {KILL_DEADLINE:?} after SIGKILL")]
     Unkillable { pid: i32 },
+}
+
+impl SupervisorError {
+    /// Whether the host's disk is full.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => crate::host::is_out_of_space(source),
+            // Another process's error has no number that could be read.
+            Self::Refused(text) => text.contains("No space left on device"),
+            _ => false,
+        }
+    }
 }
 
 /// A supervisor that lives, as far as is known.
@@ -76,15 +103,17 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the supervisor of a folder that has its `spec.json`, and waits until its machine runs.
+    /// Starts the supervisor of a folder that has its `spec.json`, and waits until its machine runs. `memory` is that of the
+    /// image, for a machine that is restored.
     ///
     /// When this fails, or its future is dropped, the supervisor is killed.
     pub(crate) async fn start(
         exe: &Path,
         folder: &Folder,
+        memory: Option<BorrowedFd<'_>>,
         deadline: Duration,
     ) -> Result<Self, SupervisorError> {
-        let mut child = spawn(exe, folder.path())?;
+        let mut child = spawn(exe, folder.path(), memory)?;
         let started = async {
             wait_until_ready(&mut child).await?;
             Self::attach(folder.path())
@@ -147,6 +176,61 @@ impl Supervisor {
         }
     }
 
+    /// Stops the machine's virtual CPUs and has it written to `staging`. If that fails, it runs on.
+    pub(crate) async fn freeze(
+        &self,
+        staging: &Path,
+        build: &str,
+        next_disk: Option<&Path>,
+        deadline: Duration,
+    ) -> Result<FrozenMachine, SupervisorError> {
+        let request = Request::Freeze {
+            staging: staging.to_owned(),
+            build: build.to_owned(),
+            next_disk: next_disk.map(Path::to_owned),
+        };
+        match self.ask(request, deadline).await? {
+            Reply::Frozen(machine) => Ok(machine),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Lets a frozen machine go on. Fine if it runs.
+    pub(crate) async fn thaw(&self) -> Result<(), SupervisorError> {
+        match self.ask(Request::Thaw, THAW_DEADLINE).await? {
+            Reply::Thawed => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Tells it what became of what it froze last.
+    pub(crate) async fn note_published(
+        &self,
+        published: bool,
+        memory: &Path,
+    ) -> Result<(), SupervisorError> {
+        let request = Request::Published {
+            published,
+            memory: memory.to_owned(),
+        };
+        match self.ask(request, STATUS_DEADLINE).await? {
+            Reply::Noted => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// The memory of the image that its machine was restored from; `None` if it was booted.
+    pub(crate) async fn image_memory(&self) -> Result<Option<OwnedFd>, SupervisorError> {
+        let exchange = self.exchange(&Request::ImageMemory);
+        let (reply, fd) = tokio::time::timeout(STATUS_DEADLINE, exchange)
+            .await
+            .map_err(|_| SupervisorError::Silent(STATUS_DEADLINE))??;
+        match reply {
+            Reply::ImageMemory => Ok(fd),
+            _ => Ok(None),
+        }
+    }
+
     /// Ends the machine and the supervisor, by asking and, if that does not help, by killing. Fine if it is gone already.
     pub(crate) async fn stop(&self, deadline: Duration) -> Result<(), SupervisorError> {
         let asked = async {
@@ -173,21 +257,47 @@ impl Supervisor {
             })
     }
 
-    /// One question on a connection of its own, so that no answer to an earlier one can be taken for its.
     async fn ask(&self, request: Request, deadline: Duration) -> Result<Reply, SupervisorError> {
+        let exchange = self.exchange(&request);
+        let (reply, _) = tokio::time::timeout(deadline, exchange)
+            .await
+            .map_err(|_| SupervisorError::Silent(deadline))??;
+        Ok(reply)
+    }
+
+    /// One question on a connection of its own, so that no answer to an earlier one can be taken for its.
+    async fn exchange(
+        &self,
+        request: &Request,
+    ) -> Result<(Reply, Option<OwnedFd>), SupervisorError> {
+        let io = failed("ask the supervisor");
+        let request = serde_json::to_vec(request).map_err(|_| SupervisorError::Malformed)?;
         let exchange = async {
             let connection = connect(&self.folder).await?;
-            connection.send(&serde_json::to_vec(&request)?).await?;
+            connection.send(&request).await?;
             let mut packet = vec![0; MAX_MESSAGE_BYTES];
-            let info = connection.recv(&mut packet).await?;
-            packet.truncate(info.bytes_read());
-            Ok(packet)
+            let mut control = [0; ANCILLARY_BYTES];
+            let (info, ancillary) = connection
+                .recv_vectored_with_ancillary(&mut [IoSliceMut::new(&mut packet)], &mut control)
+                .await?;
+            let length = info.bytes_read();
+            let fd = ancillary.into_messages().find_map(|message| match message {
+                OwnedAncillaryMessage::FileDescriptors(mut fds) => fds.next(),
+                _ => None,
+            });
+            packet.truncate(length);
+            Ok((packet, fd))
         };
-        let packet = tokio::time::timeout(deadline, exchange)
-            .await
-            .map_err(|_| SupervisorError::Silent(deadline))?
-            .map_err(failed("ask the supervisor"))?;
-        serde_json::from_slice(&packet).map_err(|_| SupervisorError::Malformed)
+        let (packet, fd) = exchange.await.map_err(io)?;
+        let reply = serde_json::from_slice(&packet).map_err(|_| SupervisorError::Malformed)?;
+        Ok((reply, fd))
+    }
+}
+
+fn unexpected(reply: Reply) -> SupervisorError {
+    match reply {
+        Reply::Refused { reason } => SupervisorError::Refused(reason),
+        _ => SupervisorError::Malformed,
     }
 }
 
@@ -207,7 +317,11 @@ async fn connect(folder: &Path) -> io::Result<UnixSeqpacket> {
     UnixSeqpacket::connect(path).await
 }
 
-fn spawn(exe: &Path, folder: &Path) -> Result<Child, SupervisorError> {
+fn spawn(
+    exe: &Path,
+    folder: &Path,
+    memory: Option<BorrowedFd<'_>>,
+) -> Result<Child, SupervisorError> {
     let log = fs::File::options()
         .create(true)
         .append(true)
@@ -233,6 +347,13 @@ fn spawn(exe: &Path, folder: &Path) -> Result<Child, SupervisorError> {
         // Until it is known to run; see `reap`.
         .kill_on_drop(true);
     wrenn_sys::session::in_new_session(command.as_std_mut());
+    if let Some(memory) = memory {
+        let memory = memory
+            .try_clone_to_owned()
+            .map_err(failed("pass on the image's memory"))?;
+        let number = wrenn_sys::session::inherit(command.as_std_mut(), memory);
+        command.arg("--memory-fd").arg(number.to_string());
+    }
     command.spawn().map_err(failed("start the supervisor"))
 }
 

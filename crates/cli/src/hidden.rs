@@ -6,13 +6,42 @@ use std::{ffi::OsString, path::PathBuf};
 pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
     let (verb, rest) = args.split_first()?;
     match verb.to_str()? {
-        "supervise" => Some(with_path("supervise", "--dir", rest, |dir| {
-            wrenn_supervisor::run(dir).map_err(Into::into)
-        })),
+        "supervise" => Some(supervise(rest)),
         "jail" => Some(with_path("jail", "--spec", rest, |spec| {
             Err(wrenn_vmm::jail::enter(spec).into())
         })),
         _ => None,
+    }
+}
+
+/// `--dir DIR`, and after it perhaps `--memory-fd N`.
+fn supervise(args: &[OsString]) -> i32 {
+    let (dir, memory) = match args {
+        [flag, dir] if flag == "--dir" => (dir, None),
+        [flag, dir, fd, number] if flag == "--dir" && fd == "--memory-fd" => (dir, Some(number)),
+        _ => {
+            eprintln!("wrenn: `wrenn supervise` is internal: expected --dir PATH [--memory-fd N]");
+            return 2;
+        }
+    };
+    let inherited = memory.map(|number| {
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        wrenn_sys::session::take_inherited(number.unwrap_or(-1))
+    });
+    let ended = match inherited.transpose() {
+        Ok(memory) => wrenn_supervisor::run(&PathBuf::from(dir), memory).map_err(Into::into),
+        Err(error) => Err(anyhow::Error::new(error).context("take over the image's memory")),
+    };
+    exit_code("supervise", ended)
+}
+
+fn exit_code(verb: &str, ended: Result<(), anyhow::Error>) -> i32 {
+    match ended {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("wrenn {verb}: {}", crate::output::in_full(error.as_ref()));
+            1
+        }
     }
 }
 
@@ -30,11 +59,5 @@ fn with_path(
         eprintln!("wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else");
         return 2;
     }
-    match run(&PathBuf::from(path)) {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("wrenn {verb}: {}", crate::output::in_full(error.as_ref()));
-            1
-        }
-    }
+    exit_code(verb, run(&PathBuf::from(path)))
 }

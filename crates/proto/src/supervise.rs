@@ -82,8 +82,14 @@ pub struct SupervisorSpec {
     pub initrd: PathBuf,
     /// Kernel command line of the image (`wrenn_image::kernel_args`); the supervisor adds what only this sandbox needs.
     pub kernel_args: String,
-    /// The immutable image under the sandbox's overlay, raw.
+    /// The immutable image under all of the sandbox's disk, raw.
     pub base_disk: PathBuf,
+    /// Frozen layers (qcow2) between that image and the sandbox's own overlay, the lowest first.
+    #[serde(default)]
+    pub disk_layers: Vec<PathBuf>,
+    /// The frozen moment to begin with; without it the machine boots.
+    #[serde(default)]
+    pub restore: Option<RestoreSpec>,
     /// User and group id that the VMM runs as; of this sandbox only.
     pub uid: u32,
     /// Directories of the sandbox's cgroup, one a hierarchy (several on cgroup v1, one on v2). May be empty.
@@ -100,6 +106,24 @@ pub struct SupervisorSpec {
     /// User that commands run as when a request names none.
     #[serde(default)]
     pub default_user: String,
+}
+
+/// A frozen moment that a machine begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreSpec {
+    /// Build id of the snapshot, 32 hexadecimal digits.
+    pub build: String,
+    /// Directory of the snapshot: memory header, device state, working set.
+    pub snapshot: PathBuf,
+    /// Directories that hold the diff files which the header names, in the order in which they are searched.
+    pub memory: Vec<PathBuf>,
+    /// Whether the pages that were needed after the last restore are loaded ahead of the guest.
+    #[serde(default = "yes")]
+    pub prefetch: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// The sandbox's network, made by the agent before the supervisor starts.
@@ -123,6 +147,29 @@ pub enum Request {
     Status,
     /// End the machine; answered with [`Reply::Stopped`] when it is gone, then the supervisor exits.
     Stop,
+    /// Stop the virtual CPUs and write what the machine is to a directory: answered with [`Reply::Frozen`]. If a step fails the
+    /// machine goes on at once, and the answer is [`Reply::Refused`].
+    Freeze {
+        /// Directory of the snapshot in the making; the agent's.
+        staging: PathBuf,
+        /// Build id of the snapshot, 32 hexadecimal digits.
+        build: String,
+        /// If the machine is to go on: an empty overlay (qcow2) that it shall write to from now on.
+        next_disk: Option<PathBuf>,
+    },
+    /// Let a frozen machine go on: answered with [`Reply::Thawed`]. Nothing happens to one that runs.
+    Thaw,
+    /// What became of the snapshot that was frozen last: answered with [`Reply::Noted`]. The next one stands on it only if it was
+    /// published.
+    Published {
+        /// Whether it is complete and in its place.
+        published: bool,
+        /// Directory that holds its memory diff now.
+        memory: PathBuf,
+    },
+    /// Asks for the memory of the image that the machine was restored from: answered with [`Reply::ImageMemory`] and one
+    /// descriptor beside it, or refused if it was booted.
+    ImageMemory,
 }
 
 /// What a supervisor answers.
@@ -133,6 +180,14 @@ pub enum Reply {
     Status(MachineStatus),
     /// The machine is gone.
     Stopped,
+    /// The machine stands still, and its memory and devices are written.
+    Frozen(FrozenMachine),
+    /// The machine goes on.
+    Thawed,
+    /// Understood.
+    Noted,
+    /// The descriptor beside this is the memory.
+    ImageMemory,
     /// The request was not understood or could not be done.
     Refused {
         /// Why, for the log.
@@ -140,9 +195,51 @@ pub enum Reply {
     },
 }
 
+/// What a freeze found and wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenMachine {
+    /// Generation of the memory that was written; 0 is the first.
+    pub generation: u64,
+    /// Files that the disk consists of above the image, the lowest first, complete and not written to any more.
+    pub disk_layers: Vec<PathBuf>,
+    /// Pages of memory that were looked at, 4096 bytes each.
+    pub pages_seen: u64,
+    /// Of these, pages that were written because they are not as before.
+    pub pages_written: u64,
+    /// Milliseconds from the freeze to this answer.
+    pub frozen_ms: u32,
+}
+
+/// What the page server has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PagerStatus {
+    /// Faults that were served.
+    pub faults: u64,
+    /// Of these, faults on pages that are zero.
+    pub zero_faults: u64,
+    /// Pages that were loaded because of a fault.
+    pub pages_loaded: u64,
+    /// Pages that were loaded ahead of the guest.
+    pub pages_prefetched: u64,
+    /// Pages of the snapshot that are not zero.
+    pub pages_stored: u64,
+}
+
 /// How a running machine is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
+    /// Whether its virtual CPUs are stopped by [`Request::Freeze`].
+    #[serde(default)]
+    pub frozen: bool,
+    /// Its disk above the image: the lowest first, the last is written to.
+    #[serde(default)]
+    pub disk: Vec<PathBuf>,
+    /// What the page server has done; none for a machine that was booted.
+    #[serde(default)]
+    pub pager: Option<PagerStatus>,
+    /// Milliseconds from the supervisor's start until the restored machine ran; none for one that was booted.
+    #[serde(default)]
+    pub restored_ms: Option<u32>,
     /// Process id of the VMM.
     pub vmm_pid: u32,
     /// Milliseconds from the supervisor's start to the VMM's first answer.

@@ -1,31 +1,49 @@
 //! The supervisor's socket: requests of the agent, one packet each.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
+use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener, ancillary::AncillaryMessageWriter};
 use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, Reply, Request, files};
 
 use crate::SupervisorError;
 
+/// Room for the descriptor beside an answer, bytes.
+const ANCILLARY_BYTES: usize = 64;
+
 /// A request on its way to the machine's owner.
 pub(crate) enum Command {
-    /// Asks for the status.
-    Status(oneshot::Sender<Reply>),
     /// Asks for the end.
     Stop(StopReply),
+    /// Asks for anything else.
+    Ask(Request, oneshot::Sender<Answer>),
+}
+
+/// A reply, and what goes beside it.
+pub(crate) struct Answer {
+    pub(crate) reply: Reply,
+    pub(crate) descriptor: Option<OwnedFd>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self {
+            reply,
+            descriptor: None,
+        }
+    }
 }
 
 /// The answer to a stop: the process ends right after, so the answer must be on the wire before.
 pub(crate) struct StopReply {
-    reply: oneshot::Sender<Reply>,
+    reply: oneshot::Sender<Answer>,
     sent: oneshot::Receiver<()>,
 }
 
 impl StopReply {
     /// Answers, and waits until the answer was sent or nobody is there to read it.
     pub(crate) async fn send_and_flush(self, reply: Reply) {
-        if self.reply.send(reply).is_ok() {
+        if self.reply.send(reply.into()).is_ok() {
             // An error means that the connection's task is gone: then there is nothing to wait for.
             let _ = self.sent.await;
         }
@@ -70,17 +88,14 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
         if length == 0 {
             return;
         }
-        let (reply, sent) = match serde_json::from_slice(&packet[..length]) {
+        let (answer, sent) = match serde_json::from_slice(&packet[..length]) {
             Ok(request) => handle(request, &commands).await,
             Err(error) => {
                 let reason = format!("not a request: {error}");
-                (Reply::Refused { reason }, None)
+                (Reply::Refused { reason }.into(), None)
             }
         };
-        let Ok(text) = serde_json::to_vec(&reply) else {
-            return;
-        };
-        if connection.send(&text).await.is_err() {
+        if send(&connection, &answer).await.is_err() {
             return;
         }
         if let Some(sent) = sent {
@@ -90,21 +105,36 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
     }
 }
 
+async fn send(connection: &UnixSeqpacket, answer: &Answer) -> io::Result<()> {
+    let text = serde_json::to_vec(&answer.reply)?;
+    let mut room = [0; ANCILLARY_BYTES];
+    let mut ancillary = AncillaryMessageWriter::new(&mut room);
+    if let Some(descriptor) = &answer.descriptor {
+        ancillary.add_fds([descriptor])?;
+    }
+    connection
+        .send_with_ancillary(&text, &mut ancillary)
+        .await
+        .map(drop)
+}
+
 async fn handle(
     request: Request,
     commands: &mpsc::Sender<Command>,
-) -> (Reply, Option<oneshot::Sender<()>>) {
+) -> (Answer, Option<oneshot::Sender<()>>) {
     let (reply, answer) = oneshot::channel();
     let (sent_sender, sent) = oneshot::channel();
     let (command, sent_sender) = match request {
-        Request::Status => (Command::Status(reply), None),
         Request::Stop => (Command::Stop(StopReply { reply, sent }), Some(sent_sender)),
+        other => (Command::Ask(other, reply), None),
     };
-    let gone = Reply::Refused {
-        reason: "the machine has ended".to_owned(),
+    let gone = || {
+        Answer::from(Reply::Refused {
+            reason: "the machine has ended".to_owned(),
+        })
     };
     if commands.send(command).await.is_err() {
-        return (gone, None);
+        return (gone(), None);
     }
-    (answer.await.unwrap_or(gone), sent_sender)
+    (answer.await.unwrap_or_else(|_| gone()), sent_sender)
 }

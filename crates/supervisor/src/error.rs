@@ -33,6 +33,72 @@ pub enum SupervisorError {
         #[source]
         source: io::Error,
     },
+    /// The library that goes into the VMM is missing.
+    #[error(
+        "the library for the VMM is neither {beside} nor {installed}: install or build wrenn again"
+    )]
+    NoPreload {
+        /// Where it was looked for first.
+        beside: PathBuf,
+        /// Where it was looked for next.
+        installed: PathBuf,
+    },
+    /// A file could not be written.
+    #[error("could not write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Its failure.
+        #[source]
+        source: io::Error,
+    },
+    /// The header of the snapshot is damaged.
+    #[error("{path} is damaged")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// Where and how.
+        #[source]
+        source: wrenn_snapshot::HeaderError,
+    },
+    /// A file of the snapshot cannot be used; the text names it.
+    #[error(transparent)]
+    Chain(#[from] wrenn_snapshot::ChainError),
+    /// What the machine changed could not be written.
+    #[error(transparent)]
+    Diff(#[from] wrenn_snapshot::DiffError),
+    /// What the machine changed could not be found.
+    #[error(transparent)]
+    Dirty(#[from] wrenn_pager::dirty::DirtyError),
+    /// The snapshot is of a machine of another size.
+    #[error("the snapshot has {snapshot} bytes of memory, the sandbox {wanted}")]
+    MemorySize {
+        /// Of the snapshot, bytes.
+        snapshot: u64,
+        /// Of the sandbox, bytes.
+        wanted: u64,
+    },
+    /// Not a build id.
+    #[error("`{0}` is not a build id")]
+    Build(String),
+    /// The VMM has mapped memory in a way that is not understood.
+    #[error("the VMM has not mapped the guest's memory as one piece")]
+    Layout,
+    /// The VMM did not tell where memory is.
+    #[error("the VMM did not hand over the guest's memory")]
+    Handshake(#[from] wrenn_pager::HandshakeError),
+    /// The page server did not start.
+    #[error("the guest's memory cannot be served")]
+    PageServer(#[from] wrenn_pager::StartError),
+    /// The page server cannot go on, so the machine was ended.
+    #[error("the guest's memory could not be served any more: {0}")]
+    Pages(String),
+    /// A machine that was frozen did not do as it was told.
+    #[error(transparent)]
+    Control(#[from] wrenn_vmm::ControlError),
+    /// A task of this process failed inside.
+    #[error("the supervisor failed inside; see its log")]
+    Panicked,
     /// The machine did not start.
     #[error("the virtual machine did not start")]
     Launch(#[from] wrenn_vmm::LaunchError),

@@ -29,7 +29,10 @@ mod control;
 mod error;
 mod gateway;
 mod machine;
+mod memory;
 pub mod ntp;
+mod owner;
+mod preload;
 mod status;
 mod supervise;
 

@@ -1,24 +1,26 @@
 //! From a specification to a running machine.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{fs, path::Path};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use wrenn_proto::{
     limits,
-    supervise::{SupervisorSpec, files},
+    supervise::{RestoreSpec, SupervisorSpec, files},
 };
-use wrenn_vmm::{MachineConfig, MachineFds, VmmDriver};
+use wrenn_snapshot::layout;
+use wrenn_vmm::{Machine, MachineConfig, MachineFds, Start, VmmDriver};
 
-use crate::{SupervisorError, gateway};
+use crate::{
+    SupervisorError, gateway,
+    memory::{Failure, VmmEnd},
+};
 
-/// Makes the guest's memory, opens its TAP device, and starts the machine.
+/// Opens the guest's TAP device and starts the machine; a restored one stands still until its memory is served.
 pub(crate) async fn launch<D: VmmDriver>(
     driver: &D,
     spec: &SupervisorSpec,
     dir: &Path,
+    memory: VmmEnd,
 ) -> Result<D::Machine, SupervisorError> {
-    let memory =
-        guest_memory(spec.memory_mib).map_err(SupervisorError::io("make the guest's memory"))?;
     let tap = gateway::open_tap(&spec.network.netns)?;
     let config = MachineConfig {
         name: spec.id.to_string(),
@@ -29,20 +31,42 @@ pub(crate) async fn launch<D: VmmDriver>(
         initrd: spec.initrd.clone(),
         kernel_args: kernel_args(spec),
         disk: dir.join(files::DISK),
+        disk_layers: spec.disk_layers.clone(),
         base_disk: spec.base_disk.clone(),
         guest_mac: limits::GUEST_MAC.to_owned(),
         netns: spec.network.netns.clone(),
         cgroups: spec.cgroups.clone(),
         uid: spec.uid,
+        start: match spec.restore {
+            Some(_) => Start::Restore,
+            None => Start::Boot,
+        },
     };
-    Ok(driver.launch(config, MachineFds { memory, tap }).await?)
+    let fds = MachineFds {
+        memory: memory.memory,
+        pager: memory.pager,
+        userfaultfd: memory.userfaultfd,
+        tap,
+    };
+    Ok(driver.launch(config, fds).await?)
 }
 
-/// Guest memory: a file without a name, so that it can be shared, paged and read without the VMM's help.
-fn guest_memory(memory_mib: u32) -> io::Result<OwnedFd> {
-    let fd = memfd_create(c"guest-memory", MemfdFlags::CLOEXEC)?;
-    ftruncate(&fd, u64::from(memory_mib) * 1024 * 1024)?;
-    Ok(fd)
+/// Puts the machine where the frozen one stood, and lets it go on.
+pub(crate) async fn restore<M: Machine>(
+    machine: &mut M,
+    restore: &RestoreSpec,
+    failure: &Failure,
+) -> Result<(), SupervisorError> {
+    let path = restore.snapshot.join(layout::DEVICE);
+    let file =
+        fs::File::open(&path).map_err(|source| SupervisorError::ReadSpec { path, source })?;
+    tokio::select! {
+        // Without its memory it would wait for nothing.
+        biased;
+        reason = failure.occurred() => return Err(SupervisorError::Pages(reason)),
+        loaded = machine.load(file.into()) => loaded?,
+    }
+    Ok(machine.thaw().await?)
 }
 
 /// The image's command line, and what of this sandbox the guest must know before it has a network.

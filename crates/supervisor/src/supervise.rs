@@ -3,48 +3,51 @@
 use std::{
     fs,
     io::Write as _,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
-use wrenn_proto::supervise::{FinalStatus, MachineStatus, Reply, SupervisorSpec, files};
-use wrenn_vmm::{Machine, VmmDriver, qemu::Qemu};
+use wrenn_proto::supervise::{FinalStatus, MachineStatus, SupervisorSpec, files};
+use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
-    SupervisorError, console,
-    control::{self, Command},
-    gateway, machine, status,
+    SupervisorError, console, control, gateway, machine, memory::GuestMemory, owner::Owner,
+    preload, status,
 };
 
-/// How long a killed VMM may take to be gone: it has to give back all of its guest's memory.
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
-
-/// Supervises the sandbox of folder `dir` with QEMU until its machine ends.
+/// Supervises the sandbox of folder `dir` with QEMU until its machine ends. `image` is the memory of the snapshot that it is
+/// restored from, if the agent has it already.
 ///
 /// # Errors
 /// Why the machine did not start, or ended by itself. The same is in `status.json`.
-pub fn run(dir: &Path) -> Result<(), SupervisorError> {
+pub fn run(dir: &Path, image: Option<OwnedFd>) -> Result<(), SupervisorError> {
     let wrenn_exe =
         std::env::current_exe().map_err(SupervisorError::io("find the wrenn executable"))?;
-    run_with(dir, &Qemu::new(wrenn_exe))
+    let preload = preload::find(&wrenn_exe)?;
+    run_with(dir, image, &Qemu::new(wrenn_exe, preload))
 }
 
 /// Supervises the sandbox of folder `dir` with a driver of the caller's.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with<D: VmmDriver>(dir: &Path, driver: &D) -> Result<(), SupervisorError> {
+pub fn run_with<D: VmmDriver>(
+    dir: &Path,
+    image: Option<OwnedFd>,
+    driver: &D,
+) -> Result<(), SupervisorError> {
     let started = Instant::now();
     // One thread, and the VMM is its child: the VMM's parent-death signal is tied to the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(SupervisorError::io("start the runtime"))?;
-    let outcome = runtime.block_on(supervise(dir, driver, started));
+    let outcome = runtime.block_on(supervise(dir, image, driver, started));
     let last = match &outcome {
         Ok(()) => FinalStatus {
             requested: true,
@@ -63,6 +66,7 @@ pub fn run_with<D: VmmDriver>(dir: &Path, driver: &D) -> Result<(), SupervisorEr
 
 async fn supervise<D: VmmDriver>(
     dir: &Path,
+    image: Option<OwnedFd>,
     driver: &D,
     started: Instant,
 ) -> Result<(), SupervisorError> {
@@ -71,57 +75,43 @@ async fn supervise<D: VmmDriver>(
         signal(SignalKind::terminate()).map_err(SupervisorError::io("listen for SIGTERM"))?;
     let listener = control::listen(dir)?;
     let gateway = gateway::serve(&spec.network.netns)?;
-    let mut machine = machine::launch(driver, &spec, dir).await?;
+    let (mut memory, vmm_end) = GuestMemory::prepare(&spec, image)?;
+    // Dropped before `memory`: nobody may touch memory that is not served any more.
+    let mut machine = machine::launch(driver, &spec, dir, vmm_end).await?;
+    let vmm_started_ms = elapsed_ms(started);
+    memory.attach()?;
+    let failure = memory.failure()?;
+    let mut restored_ms = None;
+    if let Some(restore) = &spec.restore {
+        machine::restore(&mut machine, restore, &failure).await?;
+        restored_ms = Some(elapsed_ms(started));
+    }
     let (status_sender, status) = watch::channel(MachineStatus {
         vmm_pid: machine.pid(),
-        vmm_started_ms: Some(elapsed_ms(started)),
+        vmm_started_ms: Some(vmm_started_ms),
+        restored_ms,
         ..MachineStatus::default()
     });
     if let Some(output) = machine.take_console() {
         let log = dir.join(files::CONSOLE);
         tokio::spawn(console::record(output, log, status_sender, started));
     }
-    let (commands, mut queue) = mpsc::channel(16);
+    let (commands, queue) = mpsc::channel(16);
     tokio::spawn(control::serve(listener, commands));
     announce_ready()?;
     tracing::info!(sandbox_id = %spec.id, vmm_pid = machine.pid(), "machine started");
-    let outcome = drive(&mut machine, &mut queue, &status, &mut terminate).await;
+    let mut disk = spec.disk_layers.clone();
+    disk.push(dir.join(files::DISK));
+    let mut owner = Owner {
+        machine,
+        memory,
+        disk,
+        frozen: false,
+        status,
+    };
+    let outcome = owner.drive(queue, &failure, &mut terminate).await;
     gateway.abort();
     outcome
-}
-
-/// The one place where a running machine is acted on.
-async fn drive<M: Machine>(
-    machine: &mut M,
-    queue: &mut mpsc::Receiver<Command>,
-    status: &watch::Receiver<MachineStatus>,
-    terminate: &mut Signal,
-) -> Result<(), SupervisorError> {
-    loop {
-        let stop_reply = tokio::select! {
-            exit = machine.wait() => return Err(SupervisorError::Ended(exit)),
-            Some(command) = queue.recv() => match command {
-                Command::Status(reply) => {
-                    // Whoever asked may be gone by now.
-                    let _ = reply.send(Reply::Status(status.borrow().clone()));
-                    continue;
-                }
-                Command::Stop(reply) => Some(reply),
-            },
-            _ = terminate.recv() => None,
-        };
-        let stopped = machine.stop(STOP_DEADLINE).await;
-        if let Some(reply) = stop_reply {
-            let answer = match &stopped {
-                Ok(()) => Reply::Stopped,
-                Err(error) => Reply::Refused {
-                    reason: error.to_string(),
-                },
-            };
-            reply.send_and_flush(answer).await;
-        }
-        return Ok(stopped?);
-    }
 }
 
 fn read_spec(dir: &Path) -> Result<SupervisorSpec, SupervisorError> {

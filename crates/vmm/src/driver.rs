@@ -10,7 +10,8 @@ pub trait VmmDriver {
     /// A machine of this kind.
     type Machine: Machine;
 
-    /// Starts a VMM in its jail, with the guest running, and waits for the VMM's first answer.
+    /// Starts a VMM in its jail and waits for the VMM's first answer. With [`Start::Boot`] the guest runs; with
+    /// [`Start::Restore`] it waits for [`Machine::load`] and [`Machine::thaw`].
     ///
     /// The VMM is gone again when this returns an error or its future is dropped.
     fn launch(
@@ -27,6 +28,23 @@ pub trait Machine {
 
     /// The guest's serial console, once: what the guest prints, to be read all the time (a full pipe stops the guest).
     fn take_console(&mut self) -> Option<pipe::Receiver>;
+
+    /// Stops the virtual CPUs: from here until [`thaw`](Self::thaw) nothing of the guest changes.
+    fn freeze(&mut self) -> impl Future<Output = Result<(), ControlError>>;
+
+    /// Lets the virtual CPUs run, after [`freeze`](Self::freeze) or [`load`](Self::load).
+    fn thaw(&mut self) -> impl Future<Output = Result<(), ControlError>>;
+
+    /// Writes the state of CPU and devices, without memory and disk, into an empty file. The machine must be frozen; what it
+    /// wrote to its disk is in the disk's file when this returns. A machine that is to go on must be thawed.
+    fn save(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
+
+    /// Takes CPU and devices from a file of [`save`](Self::save), into a machine of [`Start::Restore`]. Reads guest memory:
+    /// whoever serves it must do so already.
+    fn load(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
+
+    /// Freezes the disk's file as it is and goes on with an empty overlay (qcow2) on it. The machine must be frozen.
+    fn switch_disk(&mut self, overlay: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
     /// Waits until the VMM's process is gone. May be called again, and gives the same answer.
     ///
@@ -54,9 +72,11 @@ pub struct MachineConfig {
     pub initrd: PathBuf,
     /// Kernel command line.
     pub kernel_args: String,
-    /// The sandbox's disk, on the host: a qcow2 overlay whose backing file is [`jail::BASE_DISK`](crate::jail::BASE_DISK).
+    /// The sandbox's disk, on the host: a qcow2 overlay. What its header says of a backing file is ignored.
     pub disk: PathBuf,
-    /// The image under it, on the host, raw.
+    /// Layers (qcow2, never written to) between the overlay and the image, on the host, the lowest first.
+    pub disk_layers: Vec<PathBuf>,
+    /// The image under all, on the host, raw.
     pub base_disk: PathBuf,
     /// MAC address of the guest's network device.
     pub guest_mac: String,
@@ -66,13 +86,30 @@ pub struct MachineConfig {
     pub cgroups: Vec<PathBuf>,
     /// User and group id to run as.
     pub uid: u32,
+    /// How it begins.
+    pub start: Start,
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the kernel's first instruction, on memory of its own.
+    Boot,
+    /// Where a frozen one stood, on memory that is served page by page.
+    Restore,
 }
 
 /// Descriptors that a machine takes over.
 #[derive(Debug)]
 pub struct MachineFds {
-    /// Guest memory: a memfd of [`MachineConfig::memory_mib`].
+    /// A file of [`MachineConfig::memory_mib`] that guest memory is a private mapping of, opened for reading only. At a boot it
+    /// gives the size and nothing else: memory is anonymous then.
     pub memory: OwnedFd,
+    /// Connected stream socket on which the VMM tells where guest memory is, and hands over its userfaultfd at a restore
+    /// (Firecracker's handshake).
+    pub pager: OwnedFd,
+    /// `/dev/userfaultfd`, opened; needed at a restore.
+    pub userfaultfd: Option<OwnedFd>,
     /// The TAP device of the guest's network.
     pub tap: OwnedFd,
 }
@@ -102,12 +139,46 @@ pub enum LaunchError {
     #[error("the VMM did not answer within {0:?}")]
     Deadline(Duration),
     /// The VMM refused a command.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// A machine did not do what it was told. It may still run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// A system call failed, or the VMM hung up.
+    #[error("could not {step}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// Its failure.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM refused a command.
     #[error("the VMM refused `{command}`: {reason}")]
     Refused {
         /// The command.
         command: &'static str,
         /// Its own words.
         reason: String,
+    },
+    /// The VMM began and did not succeed.
+    #[error("the VMM could not {step}: {reason}")]
+    Failed {
+        /// What was tried.
+        step: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+    /// The VMM did not finish in time.
+    #[error("the VMM did not {step} within {deadline:?}")]
+    Deadline {
+        /// What was tried.
+        step: &'static str,
+        /// How long was waited.
+        deadline: Duration,
     },
 }
 

@@ -1,10 +1,26 @@
 //! A driver without a virtual machine: an ordinary process stands in for the VMM. For tests of what drives a machine.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    os::fd::OwnedFd,
+    process::Stdio,
+    time::Duration,
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{net::unix::pipe, process::Child, time::timeout};
 
-use crate::{LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError, VmmDriver};
+use crate::{
+    ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError,
+    VmmDriver,
+};
+
+/// What stands in for the state of CPU and devices.
+const DEVICE_STATE: &[u8] = b"a stand-in's state";
 
 /// Starts a command of the shell as the "machine"; its standard output is the console.
 #[derive(Debug, Clone)]
@@ -20,6 +36,19 @@ pub struct FakeMachine {
     pid: u32,
     console: Option<pipe::Receiver>,
     exit: Option<MachineExit>,
+}
+
+impl FakeMachine {
+    fn signal(&self, signal: Signal) -> Result<(), ControlError> {
+        let pid = Pid::from_raw(i32::try_from(self.pid).unwrap_or(i32::MAX));
+        kill(pid, signal)
+            .map_err(io::Error::from)
+            .map_err(failed("signal its process"))
+    }
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ControlError {
+    move |source| ControlError::Io { step, source }
 }
 
 impl VmmDriver for FakeDriver {
@@ -57,6 +86,39 @@ impl Machine for FakeMachine {
 
     fn take_console(&mut self) -> Option<pipe::Receiver> {
         self.console.take()
+    }
+
+    async fn freeze(&mut self) -> Result<(), ControlError> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    async fn thaw(&mut self) -> Result<(), ControlError> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    async fn save(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+        fs::File::from(file)
+            .write_all(DEVICE_STATE)
+            .map_err(failed("save its state"))
+    }
+
+    async fn load(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+        let mut state = Vec::new();
+        fs::File::from(file)
+            .read_to_end(&mut state)
+            .map_err(failed("load its state"))?;
+        if state == DEVICE_STATE {
+            return Ok(());
+        }
+        Err(ControlError::Failed {
+            step: "load its state",
+            reason: "it is not one of a stand-in".to_owned(),
+        })
+    }
+
+    async fn switch_disk(&mut self, overlay: OwnedFd) -> Result<(), ControlError> {
+        drop(overlay);
+        Ok(())
     }
 
     async fn wait(&mut self) -> MachineExit {

@@ -20,7 +20,6 @@ use std::{
     os::{
         fd::AsRawFd as _,
         unix::{
-            ffi::OsStrExt as _,
             fs::{MetadataExt as _, OpenOptionsExt as _},
             process::parent_id,
         },
@@ -49,7 +48,13 @@ pub const KERNEL: &str = "/tmp/fc-vm/vmlinux";
 pub const INITRD: &str = "/tmp/fc-vm/initrd.img";
 /// The guest's disk, in the jail.
 pub const DISK: &str = "/tmp/fc-vm/rootfs.qcow2";
-/// The image under it, in the jail, as the overlay's header names it.
+/// Directory of the frozen layers under it, in the jail: `0` is the lowest.
+pub const DISK_LAYERS: &str = "/tmp/fc-vm/layers";
+/// The library that tells where guest memory is, in the jail.
+pub const PRELOAD: &str = "/tmp/fc-vm/preload.so";
+/// Path by which the VMM asks for guest memory; nothing is there, the library answers.
+pub const MEMORY: &str = "/tmp/fc-vm/memory";
+/// The image under all, in the jail.
 pub const BASE_DISK: &str = "/tmp/fc-vm/base";
 
 /// Exit code of a process that failed to become the jail.
@@ -75,6 +80,9 @@ pub struct JailSpec {
     pub devices: Vec<PathBuf>,
     /// Program and arguments.
     pub argv: Vec<String>,
+    /// Its environment, as `NAME=value`.
+    #[serde(default)]
+    pub env: Vec<String>,
 }
 
 /// A file of the host, shown in the jail.
@@ -86,6 +94,9 @@ pub struct JailFile {
     pub target: PathBuf,
     /// Whether the VMM may write to it.
     pub writable: bool,
+    /// Whether the VMM may map it as code.
+    #[serde(default)]
+    pub executable: bool,
 }
 
 /// A step into the jail that failed.
@@ -130,7 +141,7 @@ fn enter_steps(spec_path: &Path) -> Result<std::convert::Infallible, JailError> 
     drop_privileges(spec.uid)?;
     // A change of user id clears the parent-death signal.
     die_with_parent(&spec)?;
-    execute(&spec.argv)
+    execute(&spec.argv, &spec.env)
 }
 
 fn die_with_parent(spec: &JailSpec) -> Result<(), JailError> {
@@ -186,7 +197,15 @@ fn build_root(spec: &JailSpec) -> Result<(), JailError> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         Some("mode=0755,size=1m"),
     )?;
-    for dir in ["usr", "proc", "dev", "tmp", "tmp/fc-vm", "old"] {
+    for dir in [
+        "usr",
+        "proc",
+        "dev",
+        "tmp",
+        "tmp/fc-vm",
+        "tmp/fc-vm/layers",
+        "old",
+    ] {
         make_dir(&root.join(dir))?;
     }
     bind_read_only(Path::new("/usr"), &root.join("usr"))?;
@@ -295,8 +314,10 @@ fn bind_file(file: &JailFile, source: &fs::File, root: &Path) -> Result<(), Jail
     make_file(&target)?;
     let source = format!("/proc/self/fd/{}", source.as_raw_fd());
     do_mount(Some(&source), &target, None, MsFlags::MS_BIND, None)?;
-    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID;
-    flags |= MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if !file.executable {
+        flags |= MsFlags::MS_NOEXEC;
+    }
     if !file.writable {
         flags |= MsFlags::MS_RDONLY;
     }
@@ -334,22 +355,24 @@ fn drop_privileges(uid: u32) -> Result<(), JailError> {
     prctl::set_no_new_privs().map_err(failed_nix("forbid new privileges"))
 }
 
-fn execute(argv: &[String]) -> Result<std::convert::Infallible, JailError> {
-    let c_string = |text: &String| {
-        CString::new(text.as_bytes()).map_err(|_| {
-            failed("pass an argument that holds a NUL byte")(io::ErrorKind::InvalidInput.into())
-        })
-    };
-    let args = argv.iter().map(c_string).collect::<Result<Vec<_>, _>>()?;
+fn execute(argv: &[String], env: &[String]) -> Result<std::convert::Infallible, JailError> {
+    let args = c_strings(argv)?;
     let Some(program) = args.first() else {
         return Err(failed("find its program")(
             io::ErrorKind::InvalidInput.into(),
         ));
     };
-    let home = CString::new(Path::new(HOME).as_os_str().as_bytes())
-        .map_err(|_| failed("name its home")(io::ErrorKind::InvalidInput.into()))?;
     // The host's settings must not reach the VMM through its environment.
-    let env = [[c"HOME=".to_bytes(), home.to_bytes()].concat()];
-    let env = env.map(|entry| CString::new(entry).unwrap_or_default());
+    let mut env = c_strings(env)?;
+    env.extend(c_strings(&[format!("HOME={HOME}")])?);
     execve(program, &args, &env).map_err(failed_nix(format!("execute {}", argv[0])))
+}
+
+fn c_strings(texts: &[String]) -> Result<Vec<CString>, JailError> {
+    let c_string = |text: &String| {
+        CString::new(text.as_bytes()).map_err(|_| {
+            failed("pass an argument that holds a NUL byte")(io::ErrorKind::InvalidInput.into())
+        })
+    };
+    texts.iter().map(c_string).collect()
 }

@@ -14,5 +14,6 @@ pub mod jail;
 pub mod qemu;
 
 pub use driver::{
-    LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError, VmmDriver,
+    ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, Start, StopError,
+    VmmDriver,
 };

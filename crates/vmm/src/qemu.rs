@@ -2,6 +2,8 @@
 //! there is none.
 
 mod api;
+mod command_line;
+mod control;
 mod process;
 
 pub use process::{Qemu, QemuMachine};

@@ -4,15 +4,18 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use connectrpc::ConnectError;
 use tokio::sync::oneshot;
-use wrenn_proto::{TemplateName, limits, rpc::hostagent::v1 as pb};
+use wrenn_proto::{SandboxId, TemplateName, limits, rpc::hostagent::v1 as pb};
+
+use super::snapshots;
 
 use crate::{
     folder::BootTimes,
     host::{self, in_range},
     sandbox::{
-        self, CreateError, Facts, Plan, Sandbox, Start, State, now_unix_ms, owner::Owners,
+        self, CreateError, Facts, Plan, Sandbox, Source, Start, State, now_unix_ms, owner::Owners,
         resources::HostParts,
     },
+    snapshots::Moment,
 };
 
 /// Names and values of the environment, all together, bytes: far below what a kernel command line or an exec takes.
@@ -24,7 +27,9 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
     let answer = blocking(move || {
         let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
         let templates = host.templates.templates()?;
+        let snapshots = host.snapshots.all_named()?;
         let template = |template: crate::Template| pb::TemplateInfo {
+            kind: pb::TemplateKind::TEMPLATE_KIND_BASE.into(),
             name: template.name.into(),
             vcpus: template.vcpus,
             memory_mb: template.memory_mib,
@@ -40,7 +45,11 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
             disk_free_mib: facts.disk_free_mib,
             sandboxes: u32::try_from(sandboxes).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            templates: templates.into_iter().map(template).collect(),
+            templates: templates
+                .into_iter()
+                .map(template)
+                .chain(snapshots.into_iter().map(snapshots::info))
+                .collect(),
             ..Default::default()
         })
     });
@@ -63,7 +72,7 @@ pub(super) async fn create(
     })
 }
 
-type Made = oneshot::Receiver<Result<(), CreateError>>;
+pub(super) type Made = oneshot::Receiver<Result<(), CreateError>>;
 
 async fn begin(
     owners: &Owners,
@@ -74,6 +83,11 @@ async fn begin(
     }
     let host = owners.host.clone();
     let plan = blocking(move || check(&host, request)).await?;
+    begin_plan(owners, plan)
+}
+
+/// Starts the owner of a new sandbox.
+pub(super) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, Made), CreateError> {
     let (sandbox, requests) = Sandbox::new(Facts::from(&plan), plan.created_unix_ms);
     if !owners.registry.insert(sandbox.clone()) {
         return Err(CreateError::Exists(plan.id));
@@ -109,7 +123,18 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         "",
     )?;
     let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
-    let template = host.templates.template(&template_name)?;
+    let wanted = Wanted {
+        id,
+        template_name,
+        timeout_sec: request.timeout_sec,
+        egress,
+        envs,
+    };
+    if let Some(pin) = host.snapshots.named(&wanted.template_name)? {
+        let moment = host.snapshots.moment(&pin)?;
+        return wanted.from_moment(&facts, moment);
+    }
+    let template = host.templates.template(&wanted.template_name)?;
     facts.admit(request.vcpus, request.memory_mb)?;
     let disk_mib = match request.disk_size_mb {
         0 => limits::DEFAULT_DISK_MIB,
@@ -125,18 +150,65 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         limits::MAX_DISK_MIB,
         why,
     )?;
-    Ok(Plan {
-        id,
-        template_name,
-        template,
-        vcpus: request.vcpus,
-        memory_mib: request.memory_mb,
+    let own_size = request.vcpus == template.vcpus
+        && request.memory_mb == template.memory_mib
+        && disk_mib == image_mib;
+    if own_size
+        && host.config.warm
+        && let Some(moment) = host.snapshots.warm(&template)
+    {
+        return wanted.from_moment(&facts, moment);
+    }
+    Ok(wanted.plan(
+        Source::Image(template),
+        request.vcpus,
+        request.memory_mb,
         disk_mib,
-        timeout_sec: request.timeout_sec,
-        egress,
-        envs,
-        created_unix_ms: now_unix_ms(),
-    })
+    ))
+}
+
+/// What was asked for, but for the machine.
+pub(super) struct Wanted {
+    pub(super) id: SandboxId,
+    pub(super) template_name: TemplateName,
+    pub(super) timeout_sec: u32,
+    pub(super) egress: bool,
+    pub(super) envs: BTreeMap<String, String>,
+}
+
+impl Wanted {
+    /// A machine that goes on from a frozen one has that one's size.
+    pub(super) fn from_moment(
+        self,
+        facts: &host::Facts,
+        moment: Moment,
+    ) -> Result<Plan, CreateError> {
+        let manifest = moment.manifest();
+        let (vcpus, memory_mib, disk_mib) =
+            (manifest.vcpus, manifest.memory_mib, manifest.disk_mib);
+        facts.admit(vcpus, memory_mib)?;
+        Ok(self.plan(
+            Source::Moment(Box::new(moment)),
+            vcpus,
+            memory_mib,
+            disk_mib,
+        ))
+    }
+
+    fn plan(self, source: Source, vcpus: u32, memory_mib: u32, disk_mib: u32) -> Plan {
+        Plan {
+            id: self.id,
+            template_name: self.template_name,
+            source,
+            vcpus,
+            memory_mib,
+            disk_mib,
+            timeout_sec: self.timeout_sec,
+            egress: self.egress,
+            envs: self.envs,
+            created_unix_ms: now_unix_ms(),
+        }
+    }
 }
 
 fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), CreateError> {
@@ -198,7 +270,7 @@ pub(super) async fn metrics(sandbox: &Sandbox) -> Result<pb::GetMetricsResponse,
     })
 }
 
-fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
+pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
     let facts = &sandbox.facts;
     let (state, reason, boot) = match sandbox.state() {
         State::Starting => (
@@ -211,6 +283,13 @@ fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
             (state, String::new(), Some(boot_times(running.boot)))
         }
         State::Error { reason } => (pb::SandboxState::SANDBOX_STATE_ERROR, reason, None),
+        State::Pausing(_) => (pb::SandboxState::SANDBOX_STATE_PAUSING, String::new(), None),
+        State::Paused => (pb::SandboxState::SANDBOX_STATE_PAUSED, String::new(), None),
+        State::Resuming => (
+            pb::SandboxState::SANDBOX_STATE_RESUMING,
+            String::new(),
+            None,
+        ),
         State::Stopping => (
             pb::SandboxState::SANDBOX_STATE_STOPPING,
             String::new(),
@@ -239,6 +318,7 @@ fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         boot: boot.into(),
         disk_size_mb: facts.disk_mib,
         egress: egress.into(),
+        warning: sandbox.warning(),
         ..Default::default()
     }
 }
@@ -255,7 +335,7 @@ fn boot_times(times: BootTimes) -> pb::BootTimes {
 }
 
 /// Runs what reads files off the tasks that serve others.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CreateError> + Send + 'static,
 ) -> Result<T, CreateError> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -7,6 +7,9 @@
 //! | supervisor lives, guest never answered                  | starting, and the boot goes on                       |
 //! | supervisor lives, its network is gone                   | ended, then error with the reason                    |
 //! | supervisor is dead                                      | error with the reason it left; all else is freed     |
+//! | `snapshot.json` says that it did not run on             | paused; a machine that is left is ended: it is of a  |
+//! |                                                         | pause that was noted, or of a resume that was not    |
+//! | supervisor lives, its machine is frozen                 | thawed, recovered and running: its pause was not noted |
 //! | slot, network or cgroup of ours without a live sandbox  | removed                                              |
 
 use std::{
@@ -21,15 +24,16 @@ use super::{
     Facts, Running, Sandbox, Start,
     error::{DestroyError, chain},
     now_unix_ms,
-    owner::{Adopted, AdoptedMachine, Owners},
+    owner::{Adopted, AdoptedMachine, Owners, Pins},
     resources::{HostParts, Resources, free_network},
     spawn,
 };
 use crate::{
-    envd_client::EnvdClient,
+    envd_client::{EnvdClient, Recover},
     folder::{Folder, FolderError},
     network::{self, NetworkError, addresses::Slot},
-    supervisor::{Supervisor, final_reason},
+    snapshots::{ImageMemory, PinnedBuild},
+    supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
 /// Adopts or cleans up everything that an earlier agent of this data directory left.
@@ -45,7 +49,7 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
     let mut found = Vec::new();
     for (id, folder) in host.folders.list()? {
         match read_spec(&id, &folder) {
-            Ok(spec) => found.push((id, examine(folder, spec, &owned).await)),
+            Ok(spec) => found.push((id, examine(host, folder, spec, &owned).await)),
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, error = chain(&error), "half-made sandbox is removed");
                 folder.remove()?;
@@ -68,6 +72,8 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
         owners.registry.insert(sandbox.clone());
         spawn(owners, sandbox, requests, Start::Adopted(adopted));
     }
+    // What the sandboxes stand on is pinned by now; the rest of an earlier agent's work is garbage.
+    owners.collect_snapshots();
     Ok(())
 }
 
@@ -82,6 +88,7 @@ fn read_spec(id: &SandboxId, folder: &Folder) -> Result<SupervisorSpec, FolderEr
 }
 
 async fn examine(
+    host: &HostParts,
     folder: Folder,
     spec: SupervisorSpec,
     owned: &BTreeSet<(Slot, SandboxId)>,
@@ -93,11 +100,35 @@ async fn examine(
     // A slot that was freed may be another's by now.
     resources.slot =
         Slot::new(spec.network.slot).filter(|slot| owned.contains(&(*slot, spec.id.clone())));
+    let last = folder.read_last();
+    let mut pins = Pins {
+        origin: None,
+        last: last
+            .as_ref()
+            .and_then(|last| host.snapshots.pin(&last.build)),
+    };
+    let paused = last.is_some_and(|last| !last.running);
     let machine = match Supervisor::attach(folder.path()).await {
-        Ok(supervisor) => {
+        Ok(supervisor) if paused => {
             resources.supervisor = Some(supervisor);
-            examine_machine(&folder, &spec, resources.slot).await
+            AdoptedMachine::Paused
         }
+        Ok(supervisor) => {
+            let restore = spec.restore.as_ref();
+            pins.origin = restore.and_then(|restore| host.snapshots.pin(&restore.build));
+            let machine = examine_machine(
+                host,
+                &folder,
+                &spec,
+                resources.slot,
+                &supervisor,
+                pins.origin.as_ref(),
+            )
+            .await;
+            resources.supervisor = Some(supervisor);
+            machine
+        }
+        Err(_) if paused => AdoptedMachine::Paused,
         Err(_) => AdoptedMachine::Lost(final_reason(&folder)),
     };
     Adopted {
@@ -105,13 +136,17 @@ async fn examine(
         folder,
         spec: Box::new(spec),
         machine,
+        pins,
     }
 }
 
 async fn examine_machine(
+    host: &HostParts,
     folder: &Folder,
     spec: &SupervisorSpec,
     slot: Option<Slot>,
+    supervisor: &Supervisor,
+    origin: Option<&PinnedBuild>,
 ) -> AdoptedMachine {
     let verified = match slot {
         Some(slot) => network::verify(slot, spec.network.egress).await,
@@ -128,17 +163,57 @@ async fn examine_machine(
             tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "network could not be checked");
         }
     }
+    let thawed = thaw_if_frozen(supervisor).await;
     let Some(boot) = folder.read_boot() else {
         return AdoptedMachine::Booting;
     };
-    match EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token) {
-        Ok(envd) => AdoptedMachine::Running(Box::new(Running {
-            envd,
-            boot,
-            gone: CancellationToken::new(),
-        })),
-        Err(error) => AdoptedMachine::Lost(chain(&error)),
+    let envd = match (
+        EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token),
+        thawed,
+    ) {
+        (Ok(envd), Ok(was_frozen)) => {
+            if was_frozen {
+                recover(&envd, &spec.id).await;
+            }
+            envd
+        }
+        (Err(error), _) => return AdoptedMachine::Lost(chain(&error)),
+        (_, Err(error)) => return AdoptedMachine::Lost(chain(&error)),
+    };
+    AdoptedMachine::Running(Box::new(Running {
+        envd,
+        boot,
+        gone: CancellationToken::new(),
+        memory: shared_memory(host, supervisor, origin).await,
+    }))
+}
+
+/// An agent that was killed in the middle of a pause left its machine frozen: it goes on, and what was written is forgotten.
+async fn thaw_if_frozen(supervisor: &Supervisor) -> Result<bool, SupervisorError> {
+    if !supervisor.status().await?.frozen {
+        return Ok(false);
     }
+    supervisor
+        .note_published(false, std::path::Path::new(""))
+        .await?;
+    supervisor.thaw().await?;
+    Ok(true)
+}
+
+async fn recover(envd: &EnvdClient, id: &SandboxId) {
+    if let Err(error) = envd.recover(&Recover::same()).await {
+        tracing::warn!(sandbox_id = %id, error = chain(&error), "the guest did not recover from its preparation");
+    }
+}
+
+/// The image's memory that a supervisor has: those who come after share it.
+async fn shared_memory(
+    host: &HostParts,
+    supervisor: &Supervisor,
+    origin: Option<&PinnedBuild>,
+) -> Option<std::sync::Arc<ImageMemory>> {
+    let fd = supervisor.image_memory().await.ok().flatten()?;
+    Some(host.snapshots.adopt_memory(origin?, fd))
 }
 
 /// Removes what is ours and belongs to no sandbox.

@@ -1,4 +1,4 @@
-//! The steps of a create, from nothing to a guest that answers.
+//! The steps of a create or a resume, from nothing to a guest that answers.
 //!
 //! Each step notes in [`Resources`] what it is about to make; the owner frees all of that if any step fails. Between the
 //! steps, and in the long ones, an abort is noticed.
@@ -6,21 +6,27 @@
 use std::{net::IpAddr, time::Duration};
 
 use rand::RngExt as _;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::supervise::{NetworkSpec, SupervisorSpec, files};
+use wrenn_proto::{
+    SandboxId,
+    supervise::{NetworkSpec, SupervisorSpec, files},
+};
 
 use super::{
-    Plan, Running, Sandbox,
+    Plan, Running, Sandbox, Source,
     error::CreateError,
+    owner::Pins,
     resources::{HostParts, Resources},
 };
 use crate::{
     cgroup::Limits,
     disk,
-    envd_client::{EnvdClient, Init},
+    envd_client::{EnvdClient, Init, Recover},
     folder::{BootTimes, Folder, FolderError},
     network,
+    snapshots::{ImageMemory, Moment, PinnedBuild},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
@@ -58,61 +64,136 @@ impl Abort {
     }
 }
 
+/// What a machine is started in.
+struct Parts {
+    network: NetworkSpec,
+    cgroups: Vec<std::path::PathBuf>,
+    uid: u32,
+}
+
 /// What the steps of a boot work on.
 pub(super) struct Boot<'a> {
     pub(super) host: &'a HostParts,
     pub(super) sandbox: &'a Sandbox,
     pub(super) resources: &'a mut Resources,
+    pub(super) pins: &'a mut Pins,
     pub(super) abort: Abort,
     /// When the create began.
     pub(super) began: Instant,
 }
 
 impl Boot<'_> {
-    /// All of it. What was made is in `resources`, whatever becomes of it.
+    /// A create. What was made is in `resources`, whatever becomes of it.
     pub(super) async fn run(&mut self, plan: &Plan) -> Result<Running, CreateError> {
         let claimed = self.host.folders.claim(&plan.id);
         let folder = claimed.map_err(CreateError::Folder)?;
         self.resources.folder = Some(folder.clone());
-        let network = self.make_network(plan).await?;
+        let parts = self
+            .make_parts(plan.egress, plan.memory_mib, plan.vcpus)
+            .await?;
+        let spec = self.make_spec(plan, parts);
+        match &plan.source {
+            Source::Image(_) => self.start(&folder, &spec, None).await,
+            Source::Moment(moment) => self.start(&folder, &spec, Some(moment)).await,
+        }
+    }
+
+    /// A resume of the sandbox whose last moment is `last`.
+    pub(super) async fn resume(&mut self, last: &PinnedBuild) -> Result<Running, CreateError> {
+        let folder = self.resources.folder.clone();
+        let folder = folder.ok_or(CreateError::Panicked)?;
+        let moment = self.host.snapshots.moment(last)?;
+        let old = folder.read_spec().map_err(CreateError::Folder)?;
+        let parts = self
+            .make_parts(old.network.egress, old.memory_mib, old.vcpus)
+            .await?;
+        let spec = SupervisorSpec {
+            uid: parts.uid,
+            cgroups: parts.cgroups,
+            network: parts.network,
+            disk_layers: moment.disk_layers(),
+            restore: Some(moment.restore(self.host.config.prefetch)),
+            ..old
+        };
+        folder.forget_final_status().map_err(CreateError::Folder)?;
+        self.start(&folder, &spec, Some(&moment)).await
+    }
+
+    /// Network and cgroups, unless it is to be destroyed.
+    async fn make_parts(
+        &mut self,
+        egress: bool,
+        memory_mib: u32,
+        vcpus: u32,
+    ) -> Result<Parts, CreateError> {
+        let network = self.make_network(egress).await?;
         self.abort.check()?;
         self.resources.cgroup = true;
-        let limits = Limits::for_guest(plan.memory_mib, plan.vcpus);
-        let cgroups = self.host.cgroups.create(&plan.id, limits)?;
-        let spec = self.make_spec(plan, network, cgroups);
+        let limits = Limits::for_guest(memory_mib, vcpus);
+        let cgroups = self.host.cgroups.create(&self.sandbox.facts.id, limits)?;
+        let slot = self.resources.slot;
+        Ok(Parts {
+            network,
+            cgroups,
+            uid: slot.map_or(u32::MAX, network::addresses::Slot::uid),
+        })
+    }
+
+    /// Disk and machine, until the guest answers.
+    async fn start(
+        &mut self,
+        folder: &Folder,
+        spec: &SupervisorSpec,
+        moment: Option<&Moment>,
+    ) -> Result<Running, CreateError> {
         self.resources.disk = true;
-        disk::create(folder.path(), plan.disk_mib, spec.uid).await?;
+        disk::create(folder.path(), spec.disk_mib, spec.uid).await?;
         self.abort.check()?;
-        write_spec(&folder, &spec).await?;
+        write_spec(folder, spec).await?;
+        let memory = match moment {
+            Some(moment) => {
+                self.pins.origin = Some(moment.pin());
+                Some(self.host.snapshots.memory(moment)?)
+            }
+            None => None,
+        };
         let mut times = BootTimes {
             prepared_ms: ms_since(self.began),
             ..BootTimes::default()
         };
         let started_ms = times.prepared_ms;
-        self.start_supervisor(&folder).await?;
-        let running = self
-            .await_guest(&folder, &spec, &mut times, started_ms)
+        self.start_supervisor(folder, memory.as_deref()).await?;
+        let mut running = self
+            .await_guest(folder, spec, &mut times, started_ms)
             .await?;
-        tracing::info!(sandbox_id = %plan.id, ?times, "sandbox runs");
+        running.memory = memory;
+        tracing::info!(sandbox_id = %spec.id, ?times, "sandbox runs");
         Ok(running)
     }
 
-    async fn make_network(&mut self, plan: &Plan) -> Result<NetworkSpec, CreateError> {
-        let slot = self.host.slots.claim(&plan.id)?;
+    async fn make_network(&mut self, egress: bool) -> Result<NetworkSpec, CreateError> {
+        let slot = self.host.slots.claim(&self.sandbox.facts.id)?;
         self.resources.slot = Some(slot);
-        let network = network::create(slot, plan.egress).await?;
-        self.sandbox.set_host_ip(network.host_ip);
+        let network = network::create(slot, egress).await?;
+        self.sandbox.set_host_ip(Some(network.host_ip));
         Ok(network)
     }
 
-    fn make_spec(
-        &self,
-        plan: &Plan,
-        network: NetworkSpec,
-        cgroups: Vec<std::path::PathBuf>,
-    ) -> SupervisorSpec {
+    fn make_spec(&self, plan: &Plan, parts: Parts) -> SupervisorSpec {
         let config = &self.host.config;
-        let slot = self.resources.slot;
+        let (kernel, initrd, base_disk, default_user) = match &plan.source {
+            Source::Image(image) => (
+                image.kernel.clone(),
+                image.initrd.clone(),
+                image.rootfs.clone(),
+                image.default_user.clone(),
+            ),
+            Source::Moment(moment) => moment.image(),
+        };
+        let moment = match &plan.source {
+            Source::Image(_) => None,
+            Source::Moment(moment) => Some(moment),
+        };
         SupervisorSpec {
             version: SPEC_VERSION,
             id: plan.id.clone(),
@@ -123,28 +204,35 @@ impl Boot<'_> {
             disk_mib: plan.disk_mib,
             timeout_sec: plan.timeout_sec,
             created_unix_ms: plan.created_unix_ms,
-            kernel: plan.template.kernel.clone(),
-            initrd: plan.template.initrd.clone(),
+            kernel,
+            initrd,
             kernel_args: wrenn_image::kernel_args(config.accel),
-            base_disk: plan.template.rootfs.clone(),
-            uid: slot.map_or(u32::MAX, network::addresses::Slot::uid),
-            cgroups,
+            base_disk,
+            disk_layers: moment.map(|m| m.disk_layers()).unwrap_or_default(),
+            restore: moment.map(|m| m.restore(config.prefetch)),
+            uid: parts.uid,
+            cgroups: parts.cgroups,
             dns: if plan.egress {
                 config.dns.clone()
             } else {
                 Vec::new()
             },
-            network,
+            network: parts.network,
             envd_token: hex::encode(rand::rng().random::<[u8; 32]>()),
             envs: plan.envs.clone(),
-            default_user: plan.template.default_user.clone(),
+            default_user,
         }
     }
 
-    async fn start_supervisor(&mut self, folder: &Folder) -> Result<(), CreateError> {
+    async fn start_supervisor(
+        &mut self,
+        folder: &Folder,
+        memory: Option<&ImageMemory>,
+    ) -> Result<(), CreateError> {
         let start = Supervisor::start(
             &self.host.config.wrenn_exe,
             folder,
+            memory.map(ImageMemory::as_fd),
             self.host.deadlines.machine,
         );
         let started = tokio::select! {
@@ -177,12 +265,17 @@ impl Boot<'_> {
         };
         let ip = IpAddr::V4(spec.network.host_ip);
         let envd = EnvdClient::new(ip, &spec.envd_token).map_err(CreateError::Guest)?;
+        let before = self.pins.origin.as_ref();
+        let before = before.and_then(|pin| self.host.snapshots.guest_token(pin));
         let set_up = async {
             while !envd.is_healthy().await {
                 tokio::time::sleep(POLL).await;
             }
             times.envd_ms = ms_since(self.began);
-            init(&envd, spec).await
+            match &before {
+                Some(token) => recover(ip, token, spec).await,
+                None => init(&envd, spec).await,
+            }
         };
         let limit = self.host.deadlines.guest;
         let deadline = tokio::time::timeout(limit, set_up);
@@ -206,8 +299,33 @@ impl Boot<'_> {
             envd,
             boot: *times,
             gone: CancellationToken::new(),
+            memory: None,
         })
     }
+}
+
+/// Makes a restored guest this sandbox's: until it has heard this it is still the one that was frozen, with its token.
+async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), CreateError> {
+    let frozen = EnvdClient::new(ip, token).map_err(CreateError::Guest)?;
+    let (id, template) = (spec.id.to_string(), spec.template.to_string());
+    let recover = Recover {
+        entropy: crate::envd_client::entropy(),
+        sandbox_id: &id,
+        template_id: &template,
+        hostname: &id,
+        machine_id: machine_id(&spec.id),
+        env_vars: Some(&spec.envs),
+        access_token: Some(&spec.envd_token),
+        default_user: &spec.default_user,
+        nameservers: Some(&spec.dns),
+    };
+    frozen.recover(&recover).await.map_err(CreateError::Guest)
+}
+
+/// A machine id (32 hexadecimal digits) that is the sandbox's alone and stays the same over its resumes.
+fn machine_id(id: &SandboxId) -> String {
+    let digest = Sha256::digest(format!("wrenn machine-id {id}"));
+    hex::encode(&digest[..16])
 }
 
 async fn init(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), CreateError> {

@@ -11,6 +11,7 @@ use crate::{
     folder::FolderError,
     host::AdmissionError,
     network::{NetworkError, slot::SlotError},
+    snapshots::SnapshotError,
     supervisor::SupervisorError,
     templates::TemplateError,
 };
@@ -26,6 +27,8 @@ pub(crate) enum CreateError {
     Admission(#[from] AdmissionError),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The host's own facts cannot be read.
     #[error("could not find out what this host has")]
     Host(#[source] std::io::Error),
@@ -135,6 +138,74 @@ impl From<DestroyError> for ConnectError {
             _ => ErrorCode::Internal,
         };
         Self::new(code, chain(&error))
+    }
+}
+
+/// Why a sandbox was not paused, resumed or frozen. It is as it was, unless its state says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum FreezeError {
+    /// Its state does not allow it.
+    #[error("the sandbox is {0}")]
+    NotNow(&'static str),
+    /// It was never frozen.
+    #[error("the sandbox was never paused or frozen: there is nothing to bring it back from")]
+    NeverFrozen,
+    #[error("the guest could not get ready to be frozen; it runs on")]
+    Prepare(#[source] ConnectError),
+    #[error("the machine could not be frozen; it runs on")]
+    Freeze(#[source] SupervisorError),
+    #[error("the machine was frozen and could not be let go on; it is lost")]
+    Thaw(#[source] SupervisorError),
+    #[error("could not make the next layer of the sandbox's disk")]
+    Disk(#[from] DiskError),
+    #[error("the snapshot could not be stored; the sandbox is as it was")]
+    Store(#[from] SnapshotError),
+    #[error("could not note in the sandbox's folder that it is frozen; it runs on")]
+    Folder(#[from] FolderError),
+    #[error("the sandbox could not be brought back; it is paused still")]
+    Restore(#[source] CreateError),
+    /// What another one who asked was told.
+    #[error("{0}")]
+    Again(String),
+    /// It is gone, or the agent is about to be.
+    #[error("the sandbox is gone, or the host agent is shutting down")]
+    Gone,
+}
+
+impl FreezeError {
+    fn is_out_of_space(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_out_of_space(),
+            Self::Folder(error) => error.is_out_of_space(),
+            Self::Disk(error) => error.is_out_of_space(),
+            Self::Restore(error) => error.is_out_of_space(),
+            Self::Freeze(error) => error.is_out_of_space(),
+            _ => false,
+        }
+    }
+
+    fn code(&self) -> ErrorCode {
+        if self.is_out_of_space() {
+            return ErrorCode::ResourceExhausted;
+        }
+        match self {
+            Self::NotNow(_) | Self::NeverFrozen | Self::Again(_) => ErrorCode::FailedPrecondition,
+            Self::Prepare(error) => error.code,
+            Self::Restore(error) => error.code(),
+            Self::Gone => ErrorCode::Unavailable,
+            _ => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<FreezeError> for ConnectError {
+    fn from(error: FreezeError) -> Self {
+        let mut message = chain(&error);
+        if error.is_out_of_space() {
+            message = format!("the host's disk is full: {message}");
+        }
+        Self::new(error.code(), message)
     }
 }
 

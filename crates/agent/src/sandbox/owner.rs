@@ -11,16 +11,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_proto::supervise::SupervisorSpec;
 
 use super::{
-    DestroyReply, Plan, Running, Sandbox, State,
+    Ask, Plan, Reply, Running, Sandbox, State,
     boot::{Abort, Boot},
-    error::{CreateError, DestroyError, chain},
+    error::{CreateError, DestroyError, FreezeError, chain},
     resources::{HostParts, Resources},
 };
 use crate::{
     folder::{BootTimes, Folder},
     registry::Registry,
+    snapshots::PinnedBuild,
     supervisor::final_reason,
 };
+
+/// Who waits for a destroy.
+type DestroyReply = Reply<(), DestroyError>;
 
 /// How an owner begins.
 pub(crate) enum Start {
@@ -39,6 +43,17 @@ pub(crate) struct Adopted {
     pub(super) folder: Folder,
     pub(super) spec: Box<SupervisorSpec>,
     pub(super) machine: AdoptedMachine,
+    /// What its machine was restored from, and the last moment that was frozen.
+    pub(super) pins: Pins,
+}
+
+/// Snapshots that a sandbox stands on. Nobody removes them as long as they are held.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    /// Its machine was restored from this.
+    pub(super) origin: Option<PinnedBuild>,
+    /// It can be brought back from this.
+    pub(super) last: Option<PinnedBuild>,
 }
 
 /// How its machine was found.
@@ -47,6 +62,8 @@ pub(super) enum AdoptedMachine {
     Running(Box<Running>),
     /// It runs; the guest has not answered yet.
     Booting,
+    /// It was frozen and is files and nothing else; what was left of its machine is to be freed.
+    Paused,
     /// It is gone; for a user: why.
     Lost(String),
 }
@@ -62,11 +79,19 @@ pub(crate) struct Owners {
     pub(crate) tasks: TaskTracker,
 }
 
+impl Owners {
+    /// Removes, in the background, what nobody stands on any more.
+    pub(crate) fn collect_snapshots(&self) {
+        let host = self.host.clone();
+        self.tasks.spawn_blocking(move || host.snapshots.collect());
+    }
+}
+
 /// Starts the owner of a sandbox, which is in the registry already.
 pub(crate) fn spawn(
     owners: &Owners,
     sandbox: Arc<Sandbox>,
-    requests: mpsc::UnboundedReceiver<DestroyReply>,
+    asks: mpsc::UnboundedReceiver<Ask>,
     start: Start,
 ) {
     let resources = Resources::none(sandbox.facts.id.clone());
@@ -74,7 +99,9 @@ pub(crate) fn spawn(
         owners: owners.clone(),
         sandbox,
         resources,
-        requests,
+        pins: Pins::default(),
+        asks,
+        resumes: Vec::new(),
     };
     owners.tasks.spawn(async move {
         // What an owner noted in `resources` is true at every await, so it can go on after a panic: to free.
@@ -88,18 +115,21 @@ pub(crate) fn spawn(
     });
 }
 
-struct Owner {
-    owners: Owners,
-    sandbox: Arc<Sandbox>,
-    resources: Resources,
-    requests: mpsc::UnboundedReceiver<DestroyReply>,
+pub(super) struct Owner {
+    pub(super) owners: Owners,
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) resources: Resources,
+    pub(super) pins: Pins,
+    asks: mpsc::UnboundedReceiver<Ask>,
+    /// Who waits for it to run.
+    pub(super) resumes: Vec<Reply<(), FreezeError>>,
 }
 
 /// What an owner does next.
-enum Next {
+pub(super) enum Next {
     /// Watch the machine.
     Watch,
-    /// Wait to be destroyed.
+    /// There is no machine: wait to be resumed or destroyed.
     Wait,
     /// Free everything, then tell those who asked.
     Destroy(Vec<DestroyReply>),
@@ -146,6 +176,7 @@ impl Owner {
             Ok(running) if replies.is_empty() => {
                 self.sandbox.touch();
                 self.sandbox.set_state(State::Running(Arc::new(running)));
+                self.answer_resumes(Ok(()));
                 // Nobody is there to hear it when the caller has gone away: the sandbox runs all the same.
                 let _ = made.send(Ok(()));
                 return Next::Watch;
@@ -166,8 +197,9 @@ impl Owner {
         if freed.is_ok() {
             self.forget();
         }
+        self.answer_resumes(Err(FreezeError::Gone));
         let _ = made.send(Err(error));
-        self.collect_requests(&mut replies);
+        self.collect_asks(&mut replies);
         self.answer(freed, replies)
     }
 
@@ -177,15 +209,18 @@ impl Owner {
             folder,
             spec,
             machine,
+            pins,
         } = adopted;
         self.resources = resources;
-        self.sandbox.set_host_ip(spec.network.host_ip);
+        self.pins = pins;
+        self.sandbox.set_host_ip(Some(spec.network.host_ip));
         match machine {
             AdoptedMachine::Running(running) => {
                 self.sandbox.set_state(State::Running(Arc::new(*running)));
                 Next::Watch
             }
             AdoptedMachine::Lost(reason) => self.lose(reason).await,
+            AdoptedMachine::Paused => self.rest().await,
             AdoptedMachine::Booting => {
                 let (outcome, replies) = self
                     .boot(async |boot| {
@@ -206,8 +241,8 @@ impl Owner {
         }
     }
 
-    /// Boots while listening for requests to destroy, which stop the boot.
-    async fn boot(
+    /// Boots or restores while listening: a request to destroy stops it.
+    pub(super) async fn boot(
         &mut self,
         work: impl AsyncFnOnce(&mut Boot<'_>) -> Result<Running, CreateError>,
     ) -> (Result<Running, CreateError>, Vec<DestroyReply>) {
@@ -219,6 +254,7 @@ impl Owner {
             host: &self.owners.host,
             sandbox: &self.sandbox,
             resources: &mut self.resources,
+            pins: &mut self.pins,
             abort: abort.clone(),
             began: Instant::now(),
         };
@@ -227,24 +263,42 @@ impl Owner {
         loop {
             tokio::select! {
                 outcome = &mut work => return (outcome, replies),
-                Some(reply) = self.requests.recv() => {
-                    replies.push(reply);
-                    abort.destroyed.cancel();
-                }
+                Some(ask) = self.asks.recv() => match ask {
+                    Ask::Destroy(reply) => {
+                        replies.push(reply);
+                        abort.destroyed.cancel();
+                    }
+                    Ask::Resume(reply) => self.resumes.push(reply),
+                    other => refuse(other, &FreezeError::NotNow("starting")),
+                },
             }
         }
     }
 
-    /// The machine runs: until it is gone, or is to go.
+    /// The machine runs: until it is gone, or something is asked.
     async fn watch(&mut self) -> Next {
         let Some(supervisor) = &self.resources.supervisor else {
             return self.lose("its supervisor is gone".to_owned()).await;
         };
-        tokio::select! {
-            () = supervisor.gone() => {}
-            Some(reply) = self.requests.recv() => return Next::Destroy(vec![reply]),
+        let ask = tokio::select! {
+            () = supervisor.gone() => None,
+            Some(ask) = self.asks.recv() => Some(ask),
             () = self.owners.shutdown.cancelled() => return Next::End,
+        };
+        match ask {
+            Some(Ask::Destroy(reply)) => Next::Destroy(vec![reply]),
+            Some(Ask::Pause(reply)) => self.pause(reply).await,
+            Some(Ask::Freeze(reply)) => self.freeze(reply).await,
+            Some(Ask::Resume(reply)) => {
+                let _ = reply.send(Ok(()));
+                Next::Watch
+            }
+            None => self.lose_machine().await,
         }
+    }
+
+    /// The supervisor is gone, and with it the machine.
+    pub(super) async fn lose_machine(&mut self) -> Next {
         self.resources.supervisor = None;
         let reason = match &self.resources.folder {
             Some(folder) => final_reason(folder),
@@ -254,7 +308,7 @@ impl Owner {
     }
 
     /// The machine is gone. All but the folder is freed at once; what could not be is tried again by destroy.
-    async fn lose(&mut self, reason: String) -> Next {
+    pub(super) async fn lose(&mut self, reason: String) -> Next {
         tracing::warn!(reason, "sandbox is lost");
         self.sandbox.set_state(State::Error { reason });
         // The failure is logged where it happens, and the user's reason stays the first.
@@ -262,12 +316,32 @@ impl Owner {
         Next::Wait
     }
 
-    /// It is in error: until it is destroyed.
+    /// It is paused or in error: until it is resumed or destroyed.
     async fn wait(&mut self) -> Next {
-        tokio::select! {
-            Some(reply) = self.requests.recv() => Next::Destroy(vec![reply]),
-            () = self.owners.shutdown.cancelled() => Next::End,
+        let ask = tokio::select! {
+            Some(ask) = self.asks.recv() => ask,
+            () = self.owners.shutdown.cancelled() => return Next::End,
+        };
+        match ask {
+            Ask::Destroy(reply) => return Next::Destroy(vec![reply]),
+            Ask::Resume(reply) => {
+                self.resumes.push(reply);
+                return self.resume().await;
+            }
+            Ask::Pause(reply) => {
+                let _ = reply.send(match self.sandbox.state() {
+                    State::Paused => Ok(()),
+                    _ => Err(FreezeError::NotNow("lost")),
+                });
+            }
+            Ask::Freeze(reply) => {
+                let _ = reply.send(match (self.sandbox.state(), &self.pins.last) {
+                    (State::Paused, Some(last)) => Ok(last.clone()),
+                    _ => Err(FreezeError::NotNow("lost")),
+                });
+            }
         }
+        Next::Wait
     }
 
     async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Next {
@@ -277,19 +351,37 @@ impl Owner {
             tracing::info!("sandbox is destroyed");
             self.forget();
         }
-        self.collect_requests(&mut replies);
+        self.collect_asks(&mut replies);
         self.answer(freed, replies)
     }
 
-    /// From here on its id is unknown.
-    fn forget(&self) {
+    /// From here on its id is unknown, and nothing is kept for it.
+    fn forget(&mut self) {
         self.owners.registry.remove(&self.sandbox.facts.id);
+        self.pins = Pins::default();
+        self.owners.collect_snapshots();
     }
 
-    /// Those who asked for the same while it was done get the same answer.
-    fn collect_requests(&mut self, replies: &mut Vec<DestroyReply>) {
-        while let Ok(reply) = self.requests.try_recv() {
-            replies.push(reply);
+    /// Those who asked for the same while it was done get the same answer; others are told that it is gone.
+    fn collect_asks(&mut self, replies: &mut Vec<DestroyReply>) {
+        while let Ok(ask) = self.asks.try_recv() {
+            match ask {
+                Ask::Destroy(reply) => replies.push(reply),
+                other => refuse(other, &FreezeError::Gone),
+            }
+        }
+    }
+
+    pub(super) fn answer_resumes(&mut self, answer: Result<(), FreezeError>) {
+        let mut answer = Some(answer);
+        for reply in self.resumes.drain(..) {
+            // The first to ask hears the error itself, the others its words.
+            let again = match &answer {
+                Some(Ok(())) | None => Ok(()),
+                Some(Err(error)) => Err(FreezeError::Again(chain(error))),
+            };
+            let first = answer.replace(again).unwrap_or(Ok(()));
+            let _ = reply.send(first);
         }
     }
 
@@ -311,4 +403,15 @@ impl Owner {
         }
         Next::Wait
     }
+}
+
+/// Answers what cannot be done now.
+fn refuse(ask: Ask, why: &FreezeError) {
+    let why = FreezeError::Again(why.to_string());
+    // Whoever asked may be gone.
+    let _ = match ask {
+        Ask::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
+        Ask::Pause(reply) | Ask::Resume(reply) => reply.send(Err(why)).is_ok(),
+        Ask::Freeze(reply) => reply.send(Err(why)).is_ok(),
+    };
 }

@@ -14,6 +14,7 @@ use crate::{
     disk,
     folder::{Folder, Folders},
     network::{self, addresses::Slot, slot::Slots},
+    snapshots::Snapshots,
     supervisor::Supervisor,
     templates::TemplateSource,
 };
@@ -26,6 +27,7 @@ pub(crate) struct HostParts {
     pub(crate) folders: Folders,
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
+    pub(crate) snapshots: Snapshots,
 }
 
 /// What one sandbox has.
@@ -81,7 +83,7 @@ impl Resources {
         }
         if self.disk
             && let Some(folder) = &self.folder
-            && note(disk::remove(folder.path()).map_err(Into::into))
+            && note(disk::remove(folder).map_err(Into::into))
         {
             self.disk = false;
         }

@@ -64,6 +64,9 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         default_egress: false,
         wrenn_exe: env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor").into(),
         dns: vec![[10, 99, 0, 1].into()],
+        snapshots_dir: None,
+        warm: true,
+        prefetch: true,
     }
 }
 

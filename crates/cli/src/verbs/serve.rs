@@ -279,6 +279,9 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
         default_egress: settings.egress == Egress::Allow,
         wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
         dns: config::guest_dns(settings, Path::new(RESOLV_CONF)),
+        snapshots_dir: None,
+        warm: true,
+        prefetch: true,
     };
     Ok((config, decision.accel))
 }

@@ -2,20 +2,21 @@
 //!
 //! Source: QEMU's `docs/interop/qmp-spec.txt`. After the greeting, each command is answered by an object with `return` or
 //! `error`; objects with `event` may come at any time in between. This client sends one command at a time. It does not
-//! use a library because descriptors must travel beside commands (`getfd`), and five commands are all it needs.
+//! use a library because descriptors must travel beside commands (`getfd`), and a dozen commands are all it needs.
 
-use std::io;
+use std::{io, os::fd::BorrowedFd};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest},
     net::{UnixStream, unix},
 };
 
-use crate::LaunchError;
+use crate::ControlError;
 
 /// The longest line that is accepted from QEMU, bytes.
-const MAX_LINE_BYTES: u64 = 1024 * 1024;
+const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// What one line from QEMU says.
 #[derive(Debug, PartialEq)]
@@ -49,18 +50,24 @@ pub(super) fn parse_line(line: &str) -> Option<Line> {
 pub(super) struct Qmp {
     reader: BufReader<unix::OwnedReadHalf>,
     writer: unix::OwnedWriteHalf,
+    /// The line that is being read: kept here so that a reader may be dropped in its middle.
+    partial: Vec<u8>,
     /// Why the guest stopped, if QEMU has said so.
     shutdown_reason: Option<String>,
+    /// The last status of a migration that QEMU has told.
+    migration: Option<String>,
 }
 
 impl Qmp {
     /// Greets QEMU and leaves negotiation mode.
-    pub(super) async fn negotiate(stream: UnixStream) -> Result<Self, LaunchError> {
+    pub(super) async fn negotiate(stream: UnixStream) -> Result<Self, ControlError> {
         let (reader, writer) = stream.into_split();
         let mut qmp = Self {
             reader: BufReader::new(reader),
             writer,
+            partial: Vec::new(),
             shutdown_reason: None,
+            migration: None,
         };
         loop {
             if qmp.read_line().await.map_err(lost)? == Line::Greeting {
@@ -76,19 +83,42 @@ impl Qmp {
         &mut self,
         name: &'static str,
         arguments: Value,
-    ) -> Result<Value, LaunchError> {
-        let mut command = json!({ "execute": name });
-        if !arguments.is_null() {
-            command["arguments"] = arguments;
-        }
-        let mut text = command.to_string();
-        text.push('\n');
-        self.writer.write_all(text.as_bytes()).await.map_err(lost)?;
+    ) -> Result<Value, ControlError> {
+        self.writer
+            .write_all(text_of(name, arguments).as_bytes())
+            .await
+            .map_err(lost)?;
+        self.answer(name).await
+    }
+
+    /// Sends a command with a descriptor beside it, and waits for its answer.
+    pub(super) async fn command_with_fd(
+        &mut self,
+        name: &'static str,
+        arguments: Value,
+        fd: BorrowedFd<'_>,
+    ) -> Result<Value, ControlError> {
+        let text = text_of(name, arguments);
+        let socket: &UnixStream = self.writer.as_ref();
+        let sent = socket
+            .async_io(Interest::WRITABLE, || {
+                send_with_fd(socket, text.as_bytes(), fd)
+            })
+            .await
+            .map_err(lost)?;
+        self.writer
+            .write_all(&text.as_bytes()[sent..])
+            .await
+            .map_err(lost)?;
+        self.answer(name).await
+    }
+
+    async fn answer(&mut self, name: &'static str) -> Result<Value, ControlError> {
         loop {
             match self.read_line().await.map_err(lost)? {
                 Line::Return(value) => return Ok(value),
                 Line::Error(reason) => {
-                    return Err(LaunchError::Refused {
+                    return Err(ControlError::Refused {
                         command: name,
                         reason,
                     });
@@ -98,7 +128,24 @@ impl Qmp {
         }
     }
 
-    /// Reads events until QEMU closes the connection. Cancel safe but for the line that is being read.
+    /// Waits until a migration that was begun has ended; true if it succeeded.
+    pub(super) async fn migration_ended(&mut self) -> Result<bool, ControlError> {
+        loop {
+            match self.migration.as_deref() {
+                Some("completed") => return Ok(true),
+                Some("failed" | "cancelled") => return Ok(false),
+                _ => {}
+            }
+            self.read_line().await.map_err(lost)?;
+        }
+    }
+
+    /// Forgets the status of the migration before.
+    pub(super) fn expect_migration(&mut self) {
+        self.migration = None;
+    }
+
+    /// Reads events until QEMU closes the connection. Cancel safe.
     pub(super) async fn drain(&mut self) {
         while self.read_line().await.is_ok() {}
     }
@@ -108,29 +155,72 @@ impl Qmp {
         self.shutdown_reason.as_deref()
     }
 
+    /// Cancel safe: what was read of a line is kept for the next call.
     async fn read_line(&mut self) -> io::Result<Line> {
-        let mut text = String::new();
-        let read = (&mut self.reader)
-            .take(MAX_LINE_BYTES)
-            .read_line(&mut text)
-            .await?;
-        if read == 0 || !text.ends_with('\n') {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let line = parse_line(&text).ok_or(io::ErrorKind::InvalidData)?;
-        if let Line::Event { name, data } = &line {
-            tracing::debug!(event = %name, "QMP event");
-            if name == "SHUTDOWN" {
-                let reason = data["reason"].as_str().unwrap_or("unknown");
-                self.shutdown_reason = Some(reason.to_owned());
+        loop {
+            let available = self.reader.fill_buf().await?;
+            if available.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            let end = available.iter().position(|byte| *byte == b'\n');
+            let take = end.map_or(available.len(), |at| at + 1);
+            self.partial.extend_from_slice(&available[..take]);
+            self.reader.consume(take);
+            if self.partial.len() > MAX_LINE_BYTES {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if end.is_some() {
+                break;
+            }
+        }
+        let line = std::mem::take(&mut self.partial);
+        let line = std::str::from_utf8(&line).ok().and_then(parse_line);
+        let line = line.ok_or(io::ErrorKind::InvalidData)?;
+        if let Line::Event { name, data } = &line {
+            self.note_event(name, data);
         }
         Ok(line)
     }
+
+    fn note_event(&mut self, name: &str, data: &Value) {
+        tracing::debug!(event = %name, "QMP event");
+        match name {
+            "SHUTDOWN" => {
+                let reason = data["reason"].as_str().unwrap_or("unknown");
+                self.shutdown_reason = Some(reason.to_owned());
+            }
+            "MIGRATION" => self.migration = data["status"].as_str().map(str::to_owned),
+            _ => {}
+        }
+    }
 }
 
-fn lost(source: io::Error) -> LaunchError {
-    LaunchError::Io {
+fn text_of(name: &str, arguments: Value) -> String {
+    let mut command = json!({ "execute": name });
+    if !arguments.is_null() {
+        command["arguments"] = arguments;
+    }
+    let mut text = command.to_string();
+    text.push('\n');
+    text
+}
+
+fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let fds = [fd];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let sent = sendmsg(
+        socket,
+        &[io::IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(sent)
+}
+
+fn lost(source: io::Error) -> ControlError {
+    ControlError::Io {
         step: "talk to QEMU",
         source,
     }
@@ -195,7 +285,7 @@ mod tests {
         let mut qmp = Qmp::negotiate(ours).await.expect("greeted");
         let refused = qmp.command("cont", Value::Null).await;
         assert!(
-            matches!(&refused, Err(LaunchError::Refused { command: "cont", reason }) if reason == "not now"),
+            matches!(&refused, Err(ControlError::Refused { command: "cont", reason }) if reason == "not now"),
             "{refused:?}"
         );
         qemu.await.expect("no panic");

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -15,12 +15,15 @@ use tokio::{
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
-use wrenn_proto::supervise::Accel;
 
-use super::api::Qmp;
+use super::{
+    api::Qmp,
+    command_line::{Inherited, command_line, environment, jail_devices, jail_files},
+    control::Disks,
+};
 use crate::{
-    LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError, VmmDriver,
-    jail::{self, JailFile, JailSpec},
+    ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError,
+    VmmDriver, jail::JailSpec,
 };
 
 /// How long QEMU may take to its first answer. Generous: it maps guest memory and links a hundred libraries first.
@@ -32,24 +35,24 @@ const STDERR_KEEP_BYTES: u64 = 4096;
 /// How much of what a running QEMU prints goes to the log, bytes.
 const STDERR_LOG_BYTES: usize = 64 * 1024;
 
-/// Size of the translation cache under TCG, MiB. QEMU's own default is 1 GiB, which many sandboxes on a host cannot have.
-const TCG_CACHE_MIB: u32 = 128;
-
 /// Starts QEMU machines.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     /// The `wrenn` executable, for its `jail` verb.
     wrenn_exe: PathBuf,
+    /// The library that goes into QEMU (`wrenn-preload`).
+    preload: PathBuf,
     /// The QEMU executable.
     qemu_exe: PathBuf,
 }
 
 impl Qemu {
-    /// A driver that jails QEMU with `wrenn_exe`.
+    /// A driver that jails QEMU with `wrenn_exe`, and the library `preload` in it.
     #[must_use]
-    pub fn new(wrenn_exe: PathBuf) -> Self {
+    pub fn new(wrenn_exe: PathBuf, preload: PathBuf) -> Self {
         Self {
             wrenn_exe,
+            preload,
             qemu_exe: "/usr/bin/qemu-system-x86_64".into(),
         }
     }
@@ -61,6 +64,8 @@ impl Qemu {
         let qemu_qmp = OwnedFd::from(qemu_qmp);
         let inherited = Inherited {
             memory: &fds.memory,
+            pager: &fds.pager,
+            userfaultfd: fds.userfaultfd.as_ref(),
             tap: &fds.tap,
             qmp: &qemu_qmp,
         };
@@ -69,13 +74,15 @@ impl Qemu {
             netns: config.netns.clone(),
             cgroups: config.cgroups.clone(),
             uid: config.uid,
-            files: jail_files(config),
+            files: jail_files(config, &self.preload),
             devices: jail_devices(config.accel),
             argv: command_line(&self.qemu_exe, config, &inherited),
+            env: environment(config.start, &inherited),
         };
         let spec_file = spec_memfd(&spec).map_err(io("write the jail's specification"))?;
         let (console, console_end) = console_pipe().map_err(io("make the console's pipe"))?;
-        for fd in [&fds.memory, &fds.tap, &qemu_qmp, &spec_file] {
+        let passed = [&fds.memory, &fds.pager, &fds.tap, &qemu_qmp, &spec_file];
+        for fd in passed.into_iter().chain(&fds.userfaultfd) {
             keep_across_exec(fd).map_err(io("pass on a descriptor"))?;
         }
         let child = Command::new(&self.wrenn_exe)
@@ -122,20 +129,23 @@ impl VmmDriver for Qemu {
         let negotiated = timeout(ANSWER_DEADLINE, Qmp::negotiate(qmp)).await;
         let qmp = match negotiated {
             Ok(Ok(qmp)) => qmp,
-            Ok(Err(LaunchError::Io { .. })) => return Err(ended(&mut child, stderr).await),
-            Ok(Err(other)) => return Err(other),
+            Ok(Err(ControlError::Io { .. })) => return Err(ended(&mut child, stderr).await),
+            Ok(Err(other)) => return Err(other.into()),
             Err(_) => return Err(LaunchError::Deadline(ANSWER_DEADLINE)),
         };
         if let Some(stderr) = stderr.take() {
             log_stderr(stderr);
         }
-        Ok(QemuMachine {
+        let mut machine = QemuMachine {
             child,
             pid,
             qmp,
+            disks: Disks::default(),
             console: Some(console),
             exit: None,
-        })
+        };
+        machine.prepare().await?;
+        Ok(machine)
     }
 }
 
@@ -178,7 +188,8 @@ fn log_stderr(mut stderr: ChildStderr) {
 pub struct QemuMachine {
     child: Child,
     pid: u32,
-    qmp: Qmp,
+    pub(super) qmp: Qmp,
+    pub(super) disks: Disks,
     console: Option<pipe::Receiver>,
     exit: Option<MachineExit>,
 }
@@ -190,6 +201,26 @@ impl Machine for QemuMachine {
 
     fn take_console(&mut self) -> Option<pipe::Receiver> {
         self.console.take()
+    }
+
+    async fn freeze(&mut self) -> Result<(), ControlError> {
+        self.freeze_cpus().await
+    }
+
+    async fn thaw(&mut self) -> Result<(), ControlError> {
+        self.thaw_cpus().await
+    }
+
+    async fn save(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+        self.save_devices(file).await
+    }
+
+    async fn load(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+        self.load_devices(file).await
+    }
+
+    async fn switch_disk(&mut self, overlay: OwnedFd) -> Result<(), ControlError> {
+        self.put_overlay(overlay).await
     }
 
     async fn wait(&mut self) -> MachineExit {
@@ -238,109 +269,6 @@ fn exit_of(status: std::process::ExitStatus, reason: Option<&str>) -> MachineExi
             code: code.unwrap_or(-1),
         },
     }
-}
-
-/// Descriptors that QEMU inherits and finds by number.
-struct Inherited<'a> {
-    memory: &'a OwnedFd,
-    tap: &'a OwnedFd,
-    qmp: &'a OwnedFd,
-}
-
-/// QEMU's arguments. Why each is there: `design` section 3 and `docs/decisions/`.
-fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<String> {
-    let memory = config.memory_mib;
-    let (accel, cpu) = match config.accel {
-        Accel::Kvm => ("kvm".to_owned(), "host"),
-        // x86-64-v2 and no more: what a newer model adds costs more to emulate than it gives.
-        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "Nehalem-v1"),
-    };
-    let memory_backend = format!(
-        "memory-backend-file,id=ram,size={memory}M,mem-path=/proc/self/fd/{},share=on",
-        fds.memory.as_raw_fd()
-    );
-    let qmp = format!("socket,id=qmp,fd={}", fds.qmp.as_raw_fd());
-    let disk = format!(
-        "file={},format=qcow2,if=none,id=root,discard=unmap",
-        jail::DISK
-    );
-    let tap = format!("tap,id=net,fd={}", fds.tap.as_raw_fd());
-    let net = format!("virtio-net-device,netdev=net,mac={}", config.guest_mac);
-    let vcpus = config.vcpus.to_string();
-    let memory = format!("{memory}M");
-    let exe = exe.to_string_lossy();
-    [
-        exe.as_ref(),
-        "-name",
-        &config.name,
-        "-M",
-        "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=ram",
-        "-accel",
-        &accel,
-        "-cpu",
-        cpu,
-        "-smp",
-        &vcpus,
-        "-m",
-        &memory,
-        "-object",
-        &memory_backend,
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-kernel",
-        jail::KERNEL,
-        "-initrd",
-        jail::INITRD,
-        "-append",
-        &config.kernel_args,
-        "-chardev",
-        "stdio,id=console,signal=off",
-        "-serial",
-        "chardev:console",
-        "-chardev",
-        &qmp,
-        "-mon",
-        "chardev=qmp,mode=control",
-        "-drive",
-        &disk,
-        "-device",
-        "virtio-blk-device,drive=root",
-        "-netdev",
-        &tap,
-        "-device",
-        &net,
-        "-device",
-        "virtio-rng-device",
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    ]
-    .map(str::to_owned)
-    .to_vec()
-}
-
-fn jail_files(config: &MachineConfig) -> Vec<JailFile> {
-    let file = |source: &Path, target: &str, writable| JailFile {
-        source: source.to_owned(),
-        target: target.into(),
-        writable,
-    };
-    vec![
-        file(&config.kernel, jail::KERNEL, false),
-        file(&config.initrd, jail::INITRD, false),
-        file(&config.base_disk, jail::BASE_DISK, false),
-        file(&config.disk, jail::DISK, true),
-    ]
-}
-
-fn jail_devices(accel: Accel) -> Vec<PathBuf> {
-    let mut devices = vec!["/dev/null".into(), "/dev/urandom".into()];
-    if accel == Accel::Kvm {
-        devices.push("/dev/kvm".into());
-    }
-    devices
 }
 
 /// The jail's specification in a file without a name, so that nothing is left of it.

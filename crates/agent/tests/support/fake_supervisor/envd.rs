@@ -41,6 +41,7 @@ use wrenn_proto::rpc::{
 struct Guest {
     token: OnceLock<String>,
     refuse_init: bool,
+    refuse_prepare: bool,
     calls: std::path::PathBuf,
 }
 
@@ -61,6 +62,7 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
     let guest = Arc::new(Guest {
         token: OnceLock::new(),
         refuse_init: fake == "refuse-init",
+        refuse_prepare: fake == "refuse-prepare",
         calls: dir.join("calls.log"),
     });
     let rpc = Router::new()
@@ -76,6 +78,8 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
         ))
         .route("/health", get(StatusCode::NO_CONTENT))
         .route("/init", post(init))
+        .route("/snapshot/prepare", post(prepare))
+        .route("/snapshot/recover", post(recover))
         .with_state(guest);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -113,6 +117,29 @@ async fn init(
     guest.note(&format!("init {body}"));
     let token = body["accessToken"].as_str().unwrap_or_default().to_owned();
     let _ = guest.token.set(token);
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn prepare(
+    State(guest): State<Arc<Guest>>,
+    axum::Json(body): axum::Json<serde_json::Value>,
+) -> Response {
+    if guest.refuse_prepare {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "the disk does not answer");
+    }
+    guest.note(&format!("prepare {body}"));
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// A guest that was restored has the token that it is told now.
+async fn recover(
+    State(guest): State<Arc<Guest>>,
+    axum::Json(body): axum::Json<serde_json::Value>,
+) -> Response {
+    guest.note(&format!("recover {body}"));
+    if let Some(token) = body["accessToken"].as_str() {
+        let _ = guest.token.set(token.to_owned());
+    }
     StatusCode::NO_CONTENT.into_response()
 }
 

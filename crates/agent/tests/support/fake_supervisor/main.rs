@@ -4,6 +4,7 @@
 //! `die-at-start`, `never-ready`, `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (does not stop when asked).
 
 mod envd;
+mod freeze;
 #[path = "../guest.rs"]
 mod guest;
 #[path = "../one_template.rs"]
@@ -60,6 +61,9 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         default_egress: false,
         wrenn_exe: std::env::current_exe()?,
         dns: Vec::new(),
+        snapshots_dir: None,
+        warm: true,
+        prefetch: true,
         data_dir: data_dir.clone(),
     };
     let templates = std::sync::Arc::new(one_template::OneTemplate::new(&data_dir));
@@ -103,12 +107,12 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
     let pid = machine.id();
     loop {
         let connection = listener.accept().await?;
-        let (dir, deaf) = (dir.to_owned(), fake == "deaf");
-        tokio::spawn(async move { serve(connection, pid, &dir, deaf).await });
+        let (dir, fake) = (dir.to_owned(), fake.to_owned());
+        tokio::spawn(async move { serve(connection, pid, &dir, &fake).await });
     }
 }
 
-async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, deaf: bool) -> io::Result<()> {
+async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) -> io::Result<()> {
     let mut packet = vec![0; MAX_MESSAGE_BYTES];
     loop {
         let length = connection.recv(&mut packet).await?.bytes_read();
@@ -123,11 +127,35 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, deaf: bool) 
                     vmm_started_ms: Some(1),
                     kernel_ms: Some(2),
                     init_ms: Some(3),
+                    frozen: dir.join("frozen").exists(),
+                    ..MachineStatus::default()
                 };
                 let reply = serde_json::to_vec(&Reply::Status(status))?;
                 connection.send(&reply).await?;
             }
-            Request::Stop if deaf => {}
+            Request::Freeze {
+                staging,
+                build,
+                next_disk,
+            } => {
+                let reply = freeze::freeze(dir, fake, &staging, &build, next_disk.as_deref());
+                connection.send(&serde_json::to_vec(&reply)?).await?;
+            }
+            Request::Thaw => {
+                let _ = fs::remove_file(dir.join("frozen"));
+                connection
+                    .send(&serde_json::to_vec(&Reply::Thawed)?)
+                    .await?;
+            }
+            Request::Published { .. } => {
+                connection.send(&serde_json::to_vec(&Reply::Noted)?).await?;
+            }
+            Request::ImageMemory => {
+                let reason = "no memory".to_owned();
+                let reply = serde_json::to_vec(&Reply::Refused { reason })?;
+                connection.send(&reply).await?;
+            }
+            Request::Stop if fake == "deaf" => {}
             Request::Stop => {
                 kill(vmm_pid);
                 connection

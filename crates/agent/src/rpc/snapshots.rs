@@ -1,0 +1,187 @@
+//! Snapshots with names, and forks.
+
+use std::sync::Arc;
+
+use connectrpc::ConnectError;
+use wrenn_proto::{SandboxId, TemplateName, rpc::hostagent::v1 as pb};
+
+use super::lifecycle::{self, Wanted, blocking, info as sandbox_info};
+use crate::{
+    host,
+    sandbox::{CreateError, Sandbox, owner::Owners},
+    snapshots::{Moment, NamedMoment},
+    templates::TemplateError,
+};
+
+/// The most copies of one moment that are made at once.
+const MAX_COPIES: usize = 100;
+
+/// A snapshot as a template.
+pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
+    pb::TemplateInfo {
+        name: named.name.into(),
+        vcpus: named.manifest.vcpus,
+        memory_mb: named.manifest.memory_mib,
+        size_bytes: named.size_bytes,
+        created_unix_ms: named.manifest.created_unix_ms,
+        kind: pb::TemplateKind::TEMPLATE_KIND_SNAPSHOT.into(),
+        disk_size_mb: named.manifest.disk_mib,
+        generation: u32::try_from(named.generation).unwrap_or(u32::MAX),
+        ..Default::default()
+    }
+}
+
+/// Freezes this moment of a sandbox and gives it a name.
+pub(super) async fn create(
+    owners: &Owners,
+    sandbox: &Sandbox,
+    request: pb::CreateSnapshotRequest,
+) -> Result<pb::CreateSnapshotResponse, ConnectError> {
+    let name: TemplateName = parse("name", &request.name)?;
+    let host = owners.host.clone();
+    let check = {
+        let name = name.clone();
+        move || match host.templates.template(&name) {
+            Ok(_) => Ok(true),
+            Err(TemplateError::NotFound(_)) => {
+                Ok(!request.overwrite && host.snapshots.named(&name)?.is_some())
+            }
+            Err(error) => Err(error.into()),
+        }
+    };
+    // Before the machine is stopped for it; who is faster gets the name in the end.
+    if blocking(check).await.map_err(|e| ConnectError::from(&e))? {
+        return Err(ConnectError::already_exists(format!(
+            "name: there is a template `{name}` already"
+        )));
+    }
+    let pin = sandbox.freeze().await?;
+    let host = owners.host.clone();
+    let named = blocking(move || Ok(host.snapshots.name(&name, &pin, request.overwrite)?)).await;
+    let named = named.map_err(|e| ConnectError::from(&e))?;
+    // What had the name before may be nobody's now.
+    owners.collect_snapshots();
+    Ok(pb::CreateSnapshotResponse {
+        template: info(named).into(),
+        ..Default::default()
+    })
+}
+
+/// Takes a snapshot's name away, unless sandboxes were made from it.
+pub(super) async fn delete(owners: &Owners, name: &str) -> Result<(), ConnectError> {
+    let name: TemplateName = parse("name", name)?;
+    let all = owners.registry.list();
+    let made = all.iter().filter(|s| s.facts.template == name).count();
+    let host = owners.host.clone();
+    let wanted = name.clone();
+    let removed = blocking(move || {
+        if host.snapshots.named(&wanted)?.is_none() {
+            return Ok(Removed::Unknown);
+        }
+        if made > 0 {
+            return Ok(Removed::InUse);
+        }
+        host.snapshots.unname(&wanted)?;
+        Ok(Removed::Done)
+    });
+    match removed.await.map_err(|e| ConnectError::from(&e))? {
+        Removed::Done => {
+            owners.collect_snapshots();
+            Ok(())
+        }
+        Removed::Unknown => Err(ConnectError::not_found(format!(
+            "there is no snapshot `{name}`"
+        ))),
+        Removed::InUse => Err(ConnectError::failed_precondition(format!(
+            "{made} sandboxes stand on `{name}`: destroy them first"
+        ))),
+    }
+}
+
+enum Removed {
+    Done,
+    Unknown,
+    InUse,
+}
+
+/// Makes copies of this moment of a sandbox: all, or none.
+pub(super) async fn fork(
+    owners: &Owners,
+    sandbox: &Sandbox,
+    request: pb::ForkSandboxRequest,
+) -> Result<pb::ForkSandboxResponse, ConnectError> {
+    let count = request.copy_ids.len();
+    if count == 0 || count > MAX_COPIES {
+        return Err(ConnectError::invalid_argument(format!(
+            "copy_ids: {count} copies; must be 1 to {MAX_COPIES}"
+        )));
+    }
+    let mut ids = Vec::new();
+    for id in &request.copy_ids {
+        ids.push(parse::<SandboxId>("copy_ids", id)?);
+    }
+    let pin = sandbox.freeze().await?;
+    let host = owners.host.clone();
+    let found = blocking(move || {
+        let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
+        Ok((facts, host.snapshots.moment(&pin)?))
+    });
+    let (facts, moment) = found.await.map_err(|e| ConnectError::from(&e))?;
+    let copies = make_copies(owners, sandbox, &facts, &moment, ids).await?;
+    Ok(pb::ForkSandboxResponse {
+        copies: copies.iter().map(|copy| sandbox_info(copy)).collect(),
+        ..Default::default()
+    })
+}
+
+async fn make_copies(
+    owners: &Owners,
+    sandbox: &Sandbox,
+    facts: &host::Facts,
+    moment: &Moment,
+    ids: Vec<SandboxId>,
+) -> Result<Vec<Arc<Sandbox>>, ConnectError> {
+    let envs = owners.host.folders.envs(&sandbox.facts.id);
+    let mut begun = Vec::new();
+    let mut error = None;
+    for id in ids {
+        let wanted = Wanted {
+            id,
+            template_name: sandbox.facts.template.clone(),
+            timeout_sec: sandbox.facts.timeout_sec,
+            egress: sandbox.facts.egress,
+            envs: envs.clone(),
+        };
+        let plan = wanted.from_moment(facts, moment.clone());
+        match plan.and_then(|plan| lifecycle::begin_plan(owners, plan)) {
+            Ok(copy) => begun.push(copy),
+            Err(failed) => {
+                error = Some(failed);
+                break;
+            }
+        }
+    }
+    let mut copies = Vec::new();
+    for (copy, made) in begun {
+        match made.await.unwrap_or(Err(CreateError::Panicked)) {
+            Ok(()) => copies.push(copy),
+            Err(failed) => error = Some(failed),
+        }
+    }
+    let Some(error) = error else {
+        return Ok(copies);
+    };
+    for copy in copies {
+        // What cannot be freed stays listed, in error.
+        let _ = copy.destroy().await;
+    }
+    Err((&error).into())
+}
+
+fn parse<T: std::str::FromStr>(field: &str, text: &str) -> Result<T, ConnectError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse()
+        .map_err(|error| ConnectError::invalid_argument(format!("{field}: {error}")))
+}

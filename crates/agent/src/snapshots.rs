@@ -1,0 +1,337 @@
+//! The frozen moments of this host: where they are, what they are called, and who stands on them.
+//!
+//! Owns the data directory's store of snapshots, the names that users gave to some of them, and the memory of those that
+//! machines run from. The images' directory has a store too, with the booted guests of the templates; it is only read here.
+//!
+//! A moment stays as long as a name or a [`PinnedBuild`] stands for it; [`Snapshots::collect`] removes the rest. Whatever a
+//! sandbox may be brought back from, or runs on, is pinned by its owner.
+
+mod memory;
+mod moment;
+mod names;
+mod pins;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use wrenn_proto::{
+    TemplateName,
+    supervise::{Accel, SupervisorSpec},
+};
+use wrenn_snapshot::{BuildId, Manifest, Staging, Store, StoreError};
+
+pub(crate) use memory::ImageMemory;
+use memory::Memories;
+pub(crate) use moment::Moment;
+pub(crate) use names::NamedMoment;
+use names::{NameError, Names};
+pub(crate) use pins::PinnedBuild;
+use pins::Pins;
+
+use crate::Template;
+
+/// Why a snapshot could not be stored, found or named.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum SnapshotError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The memory of an image could not be made.
+    #[error("could not make the memory of a snapshot")]
+    Memory(#[source] std::io::Error),
+    /// Its machine state fits this host no more.
+    #[error(
+        "the snapshot was made with {made} ({made_accel}), this host has {here} ({here_accel})"
+    )]
+    OtherVmm {
+        made: String,
+        made_accel: Accel,
+        here: String,
+        here_accel: Accel,
+    },
+}
+
+impl SnapshotError {
+    /// Whether the host's disk is full.
+    pub(crate) fn is_out_of_space(&self) -> bool {
+        match self {
+            Self::Store(StoreError::Io { source, .. })
+            | Self::Name(NameError::Io { source, .. }) => crate::host::is_out_of_space(source),
+            _ => false,
+        }
+    }
+}
+
+/// A snapshot in the making, pinned.
+pub(crate) struct Stage {
+    staging: Staging,
+    pin: PinnedBuild,
+}
+
+impl Stage {
+    pub(crate) fn path(&self) -> &Path {
+        self.staging.path()
+    }
+
+    pub(crate) fn build(&self) -> String {
+        self.staging.build().to_string()
+    }
+}
+
+/// All snapshots of this host.
+pub(crate) struct Snapshots {
+    own: Store,
+    images: Store,
+    names: Names,
+    image_names: Names,
+    pins: Arc<Pins>,
+    memories: Memories,
+    vmm: String,
+    accel: Accel,
+}
+
+impl Snapshots {
+    /// Those in `root`, and, to read, those in the images' directory. `vmm` is the kind and version of the VMM here.
+    pub(crate) fn open(
+        root: &Path,
+        images: &Path,
+        vmm: String,
+        accel: Accel,
+    ) -> Result<Self, SnapshotError> {
+        let images = images.join("snapshots");
+        Ok(Self {
+            own: Store::open(root)?,
+            images: Store::at(&images),
+            names: Names::open(&root.join("names"))?,
+            image_names: Names::at(&images.join("names")),
+            pins: Arc::default(),
+            memories: Memories::default(),
+            vmm,
+            accel,
+        })
+    }
+
+    /// Begins a snapshot.
+    pub(crate) fn stage(&self) -> Result<Stage, SnapshotError> {
+        let build = BuildId::random();
+        // Before its directory is there: nobody may collect it.
+        let pin = Pins::pin(&self.pins, build);
+        let staging = self.own.stage(build)?;
+        Ok(Stage { staging, pin })
+    }
+
+    /// Makes a snapshot whole and puts it into its place. `layers` are the frozen files of its disk, the lowest first. May block for
+    /// as long as its files take to be flushed.
+    pub(crate) fn publish(
+        &self,
+        stage: Stage,
+        spec: &SupervisorSpec,
+        layers: &[PathBuf],
+    ) -> Result<PinnedBuild, SnapshotError> {
+        let Stage { staging, pin } = stage;
+        let mut names = Vec::new();
+        let mut new = Vec::new();
+        for path in layers {
+            let build = self.stored_layer(path).unwrap_or_else(|| {
+                let build = BuildId::random();
+                new.push((build, path.clone()));
+                build
+            });
+            names.push(build);
+        }
+        let manifest = Manifest {
+            version: 1,
+            build: staging.build(),
+            created_unix_ms: crate::sandbox::now_unix_ms(),
+            vmm: self.vmm.clone(),
+            accel: spec.accel,
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            disk_mib: spec.disk_mib,
+            kernel: spec.kernel.clone(),
+            initrd: spec.initrd.clone(),
+            base_disk: spec.base_disk.clone(),
+            disk_layers: names,
+            template: spec.template.to_string(),
+            default_user: spec.default_user.clone(),
+            guest_token: spec.envd_token.clone(),
+        };
+        staging.publish(&manifest, &new)?;
+        Ok(pin)
+    }
+
+    /// The build id of a layer that is in a store already.
+    fn stored_layer(&self, path: &Path) -> Option<BuildId> {
+        let build: BuildId = path.file_stem()?.to_str()?.parse().ok()?;
+        let stored = [&self.own, &self.images].map(|store| store.layer(build));
+        stored.iter().any(|known| known == path).then_some(build)
+    }
+
+    /// Where diff files of new snapshots are.
+    pub(crate) fn memory_dir(&self) -> PathBuf {
+        self.own.memory_dir()
+    }
+
+    /// Keeps a snapshot, if it is there.
+    pub(crate) fn pin(&self, build: &str) -> Option<PinnedBuild> {
+        let build = build.parse().ok()?;
+        let pin = Pins::pin(&self.pins, build);
+        self.find(build).ok().map(|_| pin)
+    }
+
+    /// All that is needed to bring a machine back from a snapshot.
+    pub(crate) fn moment(&self, pin: &PinnedBuild) -> Result<Moment, SnapshotError> {
+        let snapshot = self.find(pin.id())?;
+        let manifest = &snapshot.manifest;
+        if manifest.vmm != self.vmm || manifest.accel != self.accel {
+            return Err(SnapshotError::OtherVmm {
+                made: manifest.vmm.clone(),
+                made_accel: manifest.accel,
+                here: self.vmm.clone(),
+                here_accel: self.accel,
+            });
+        }
+        let mut layers = Vec::new();
+        for build in &manifest.disk_layers {
+            layers.push(self.layer(*build)?);
+        }
+        let memory = vec![self.own.memory_dir(), self.images.memory_dir()];
+        Ok(Moment::new(snapshot, layers, memory, pin.clone()))
+    }
+
+    fn layer(&self, build: BuildId) -> Result<PathBuf, SnapshotError> {
+        let own = self.own.layer(build);
+        if own.exists() {
+            moment::protect_layer(&own)?;
+            return Ok(own);
+        }
+        let image = self.images.layer(build);
+        if image.exists() {
+            return Ok(image);
+        }
+        Err(StoreError::MissingLayer(own).into())
+    }
+
+    fn find(&self, build: BuildId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {
+        match self.own.snapshot(build) {
+            Err(StoreError::NotFound(_)) => Ok(self.images.snapshot(build)?),
+            other => Ok(other?),
+        }
+    }
+
+    /// The token that the guest agent in a snapshot asks of its clients.
+    pub(crate) fn guest_token(&self, pin: &PinnedBuild) -> Option<String> {
+        self.find(pin.id()).ok().map(|s| s.manifest.guest_token)
+    }
+
+    /// The memory of a snapshot: one for all machines that run from it.
+    pub(crate) fn memory(&self, moment: &Moment) -> Result<Arc<ImageMemory>, SnapshotError> {
+        let made = self
+            .memories
+            .get_or_make(moment.pin().id(), moment.manifest().memory_mib);
+        made.map_err(SnapshotError::Memory)
+    }
+
+    /// Takes the memory of a snapshot back from a supervisor that an earlier agent started.
+    pub(crate) fn adopt_memory(
+        &self,
+        pin: &PinnedBuild,
+        fd: std::os::fd::OwnedFd,
+    ) -> Arc<ImageMemory> {
+        self.memories.adopt(pin.id(), fd)
+    }
+
+    /// The snapshot of a name that a user gave.
+    pub(crate) fn named(&self, name: &TemplateName) -> Result<Option<PinnedBuild>, SnapshotError> {
+        let Some(record) = self.names.get(name)? else {
+            return Ok(None);
+        };
+        Ok(Some(Pins::pin(&self.pins, record.build)))
+    }
+
+    /// Gives a name to a snapshot.
+    pub(crate) fn name(
+        &self,
+        name: &TemplateName,
+        pin: &PinnedBuild,
+        overwrite: bool,
+    ) -> Result<NamedMoment, SnapshotError> {
+        self.names.put(name, pin.id(), overwrite)?;
+        self.describe(name, pin.id())
+    }
+
+    /// Takes a name away; what stands on the snapshot stays whole. False if there is none.
+    pub(crate) fn unname(&self, name: &TemplateName) -> Result<bool, SnapshotError> {
+        Ok(self.names.remove(name)?)
+    }
+
+    /// All snapshots that have names. One that is damaged is left out, and told in the log.
+    pub(crate) fn all_named(&self) -> Result<Vec<NamedMoment>, SnapshotError> {
+        let mut all = Vec::new();
+        for (name, record) in self.names.list()? {
+            match self.describe(&name, record.build) {
+                Ok(named) => all.push(named),
+                Err(error) => {
+                    let error = crate::sandbox::error::chain(&error);
+                    tracing::warn!(%name, error, "a snapshot cannot be read");
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn describe(&self, name: &TemplateName, build: BuildId) -> Result<NamedMoment, SnapshotError> {
+        Ok(NamedMoment {
+            name: name.clone(),
+            manifest: self.find(build)?.manifest,
+            size_bytes: self.own.size(build)?,
+            generation: self.own.header(build)?.generation(),
+        })
+    }
+
+    /// The booted guest of a template, if there is one and it fits this host.
+    pub(crate) fn warm(&self, template: &Template) -> Option<Moment> {
+        let name = warm_name(&template.name, self.accel).ok()?;
+        let record = self.image_names.get(&name).ok().flatten()?;
+        let moment = self.moment(&Pins::pin(&self.pins, record.build)).ok()?;
+        let manifest = moment.manifest();
+        let fits = manifest.kernel == template.kernel
+            && manifest.initrd == template.initrd
+            && manifest.base_disk == template.rootfs
+            && manifest.vcpus == template.vcpus
+            && manifest.memory_mib == template.memory_mib;
+        fits.then_some(moment)
+    }
+
+    /// Removes what nobody stands on. Blocks for as long as that takes.
+    pub(crate) fn collect(&self) {
+        let names = match self.names.list() {
+            Ok(names) => names,
+            Err(error) => {
+                tracing::warn!(%error, "snapshots are not collected");
+                return;
+            }
+        };
+        // Pins first: what is named and then unpinned is in the list of names by now, or was before.
+        let mut live = self.pins.all();
+        live.extend(names.into_iter().map(|(_, record)| record.build));
+        match self.own.collect(&live) {
+            Ok(0) => {}
+            Ok(bytes) => tracing::info!(bytes, "snapshots were collected"),
+            Err(error) => {
+                let error = crate::sandbox::error::chain(&error);
+                tracing::warn!(error, "snapshots could not be collected");
+            }
+        }
+    }
+}
+
+/// The name of a template's booted guest among the images.
+pub(crate) fn warm_name(template: &TemplateName, accel: Accel) -> Result<TemplateName, String> {
+    let name = format!("warm-{template}-{accel}");
+    name.parse().map_err(|_| name)
+}

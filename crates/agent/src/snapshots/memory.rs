@@ -1,0 +1,78 @@
+//! The memory of snapshots: one file for all machines that run from the same one.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use rustix::fs::{MemfdFlags, Mode, fchmod, ftruncate, memfd_create};
+use wrenn_snapshot::BuildId;
+
+/// The memory of a snapshot, filled on demand by the supervisors of its machines; a file without a name.
+#[derive(Debug)]
+pub(crate) struct ImageMemory(OwnedFd);
+
+impl ImageMemory {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Those that are in use.
+#[derive(Debug, Default)]
+pub(super) struct Memories(Mutex<HashMap<BuildId, Weak<ImageMemory>>>);
+
+impl Memories {
+    pub(super) fn get_or_make(
+        &self,
+        build: BuildId,
+        memory_mib: u32,
+    ) -> io::Result<Arc<ImageMemory>> {
+        let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = memories.get(&build).and_then(Weak::upgrade) {
+            return Ok(memory);
+        }
+        let fd = memfd_create(c"snapshot-memory", MemfdFlags::CLOEXEC)?;
+        ftruncate(&fd, u64::from(memory_mib) * 1024 * 1024)?;
+        // A VMM must not be able to open it for writing: it is what other machines run from.
+        fchmod(&fd, Mode::RUSR)?;
+        let memory = Arc::new(ImageMemory(fd));
+        memories.retain(|_, memory| memory.strong_count() > 0);
+        memories.insert(build, Arc::downgrade(&memory));
+        Ok(memory)
+    }
+
+    /// The first that is brought stays; all are the same file unless an agent was killed between two creates.
+    pub(super) fn adopt(&self, build: BuildId, fd: OwnedFd) -> Arc<ImageMemory> {
+        let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = memories.get(&build).and_then(Weak::upgrade) {
+            return memory;
+        }
+        let memory = Arc::new(ImageMemory(fd));
+        memories.insert(build, Arc::downgrade(&memory));
+        memory
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd as _;
+
+    #[test]
+    fn machines_of_one_snapshot_share_it_as_long_as_one_runs() {
+        let memories = Memories::default();
+        let build = BuildId([1; 16]);
+        let first = memories.get_or_make(build, 1).unwrap();
+        let second = memories.get_or_make(build, 1).unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+        let other = memories.get_or_make(BuildId([2; 16]), 1).unwrap();
+        assert_ne!(first.as_fd().as_raw_fd(), other.as_fd().as_raw_fd());
+        drop((first, second));
+        let fresh = memories.get_or_make(build, 1).unwrap();
+        assert_eq!(Arc::strong_count(&fresh), 1);
+    }
+}

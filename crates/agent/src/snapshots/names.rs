@@ -1,0 +1,175 @@
+//! Names of snapshots: one small file each, `<name>.json`.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use wrenn_proto::TemplateName;
+use wrenn_snapshot::{BuildId, Manifest};
+
+/// Why a name could not be read, given or taken away.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum NameError {
+    /// It is another's.
+    #[error("name: there is a template `{0}` already")]
+    Taken(TemplateName),
+    #[error("{path} is damaged")]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("could not {step} {path}")]
+    Io {
+        step: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct NameRecord {
+    pub(super) build: BuildId,
+}
+
+/// A snapshot that has a name.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedMoment {
+    pub(crate) name: TemplateName,
+    pub(crate) manifest: Manifest,
+    /// What it alone takes on the disk.
+    pub(crate) size_bytes: u64,
+    pub(crate) generation: u64,
+}
+
+/// A directory of names.
+#[derive(Debug)]
+pub(super) struct Names(PathBuf);
+
+impl Names {
+    pub(super) fn open(dir: &Path) -> Result<Self, NameError> {
+        fs::create_dir_all(dir).map_err(failed("make", dir))?;
+        Ok(Self(dir.to_owned()))
+    }
+
+    /// Names that are only read; nothing need be there.
+    pub(super) fn at(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    fn path(&self, name: &TemplateName) -> PathBuf {
+        self.0.join(format!("{name}.json"))
+    }
+
+    pub(super) fn get(&self, name: &TemplateName) -> Result<Option<NameRecord>, NameError> {
+        let path = self.path(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        let record = serde_json::from_slice(&text);
+        record
+            .map(Some)
+            .map_err(|source| NameError::Damaged { path, source })
+    }
+
+    pub(super) fn list(&self) -> Result<Vec<(TemplateName, NameRecord)>, NameError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.0).map_err(failed("list", &self.0))? {
+            let name = entry.map_err(failed("list", &self.0))?.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let Some(Ok(name)) = name.map(str::parse::<TemplateName>) else {
+                continue;
+            };
+            if let Some(record) = self.get(&name)? {
+                found.push((name, record));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
+    /// Appears whole. Two who want the same name at once: one gets it, unless both overwrite.
+    pub(super) fn put(
+        &self,
+        name: &TemplateName,
+        build: BuildId,
+        overwrite: bool,
+    ) -> Result<(), NameError> {
+        let path = self.path(name);
+        let temporary = self.0.join(format!(".{build}.tmp"));
+        let write = || {
+            let mut file = fs::File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec(&NameRecord { build })?)?;
+            file.sync_all()?;
+            if overwrite {
+                fs::rename(&temporary, &path)?;
+            } else {
+                fs::hard_link(&temporary, &path)?;
+                fs::remove_file(&temporary)?;
+            }
+            fs::File::open(&self.0)?.sync_all()
+        };
+        let written = write();
+        if written.is_err() {
+            // Nobody reads it.
+            let _ = fs::remove_file(&temporary);
+        }
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(NameError::Taken(name.clone()))
+            }
+            other => other.map_err(failed("write", &path)),
+        }
+    }
+
+    /// False if there is none.
+    pub(super) fn remove(&self, name: &TemplateName) -> Result<bool, NameError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed("remove", &path)(error)),
+        }
+    }
+}
+
+fn failed<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> NameError + 'a {
+    move |source| NameError::Io {
+        step,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_given_once_unless_it_may_be_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names::open(dir.path()).unwrap();
+        let name: TemplateName = "mine".parse().unwrap();
+        let (first, second) = (BuildId([1; 16]), BuildId([2; 16]));
+        names.put(&name, first, false).unwrap();
+        assert!(matches!(
+            names.put(&name, second, false),
+            Err(NameError::Taken(_))
+        ));
+        assert_eq!(names.get(&name).unwrap().unwrap().build, first);
+        names.put(&name, second, true).unwrap();
+        assert_eq!(names.list().unwrap()[0].1.build, second);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(names.remove(&name).unwrap());
+        assert!(!names.remove(&name).unwrap());
+    }
+}

@@ -1,0 +1,83 @@
+//! Who stands on which snapshot.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use wrenn_snapshot::BuildId;
+
+/// How many stand on each snapshot.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Mutex<HashMap<BuildId, usize>>);
+
+/// As long as this or a clone of it is there, the snapshot is not removed.
+#[derive(Debug)]
+pub(crate) struct PinnedBuild {
+    build: BuildId,
+    pins: Arc<Pins>,
+}
+
+impl Pins {
+    pub(super) fn pin(pins: &Arc<Self>, build: BuildId) -> PinnedBuild {
+        *pins.lock().entry(build).or_default() += 1;
+        PinnedBuild {
+            build,
+            pins: pins.clone(),
+        }
+    }
+
+    pub(super) fn all(&self) -> HashSet<BuildId> {
+        self.lock().keys().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BuildId, usize>> {
+        // Each change is one step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PinnedBuild {
+    pub(super) fn id(&self) -> BuildId {
+        self.build
+    }
+
+    /// As text.
+    pub(crate) fn build(&self) -> String {
+        self.build.to_string()
+    }
+}
+
+impl Clone for PinnedBuild {
+    fn clone(&self) -> Self {
+        Pins::pin(&self.pins, self.build)
+    }
+}
+
+impl Drop for PinnedBuild {
+    fn drop(&mut self) {
+        let mut pins = self.pins.lock();
+        if let Some(count) = pins.get_mut(&self.build) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.build);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_free_when_the_last_one_lets_go() {
+        let pins = Arc::<Pins>::default();
+        let first = Pins::pin(&pins, BuildId([1; 16]));
+        let second = first.clone();
+        drop(first);
+        assert_eq!(pins.all().len(), 1);
+        drop(second);
+        assert!(pins.all().is_empty());
+    }
+}

@@ -1,0 +1,77 @@
+//! Build ids: names of snapshots, of memory diff files and of disk layers.
+
+use serde::{Deserialize, Serialize};
+
+/// 16 random bytes, written as 32 hexadecimal digits. All zero is nobody's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct BuildId(pub [u8; 16]);
+
+/// The text is not 32 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a build id (32 hexadecimal digits)")]
+pub struct NotABuildId(String);
+
+impl BuildId {
+    /// A new one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl std::fmt::Display for BuildId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl std::fmt::Debug for BuildId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BuildId({self})")
+    }
+}
+
+impl std::str::FromStr for BuildId {
+    type Err = NotABuildId;
+
+    fn from_str(text: &str) -> Result<Self, NotABuildId> {
+        let mut bytes = [0; 16];
+        let refused = || NotABuildId(text.chars().take(80).collect());
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| refused())?;
+        // One spelling only, as it becomes a file's name.
+        if hex::encode(bytes) == text {
+            Ok(Self(bytes))
+        } else {
+            Err(refused())
+        }
+    }
+}
+
+impl From<BuildId> for String {
+    fn from(id: BuildId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for BuildId {
+    type Error = NotABuildId;
+
+    fn try_from(text: String) -> Result<Self, NotABuildId> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_one_spelling() {
+        let id = BuildId::random();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "..", "0g", &"A".repeat(32), &"0".repeat(31)] {
+            assert!(wrong.parse::<BuildId>().is_err(), "{wrong}");
+        }
+    }
+}

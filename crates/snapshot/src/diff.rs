@@ -1,0 +1,276 @@
+//! Writing the next generation: the pages that are not as they were.
+
+use std::{fs, io, io::Write as _, path::Path, path::PathBuf, sync::Arc};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    BuildId, Chain, ChainError, DiffFile, Header, HeaderError, Mapping, PAGE_BYTES, Source,
+    header::Summary, is_zero, mapping::merged,
+};
+
+/// Length of a page, as a length of slices.
+const PAGE: usize = 4096;
+
+/// How much is collected before it is written, bytes.
+const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Why a diff could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiffError {
+    /// The file could not be made or written.
+    #[error("could not write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Its failure.
+        #[source]
+        source: io::Error,
+    },
+    /// The moment before cannot be read.
+    #[error("could not compare with the moment before")]
+    Parent(#[from] ChainError),
+    /// The caller's pages are not ascending, not whole, or outside of memory.
+    #[error("{len} bytes of pages at offset {offset} do not fit")]
+    Pages {
+        /// Where they should go.
+        offset: u64,
+        /// How many bytes.
+        len: usize,
+    },
+    /// The moment before has another size.
+    #[error("the moment before has {parent} bytes of memory, this one {now}")]
+    Size {
+        /// Of the moment before, bytes.
+        parent: u64,
+        /// Of this one, bytes.
+        now: u64,
+    },
+    /// What was put together is no header: a defect of this crate.
+    #[error("the header does not hold")]
+    Header(#[from] HeaderError),
+}
+
+/// What a diff consists of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiffStats {
+    /// Pages that were given.
+    pub pages_seen: u64,
+    /// Of these, pages that are as they were.
+    pub pages_equal: u64,
+    /// Of these, pages that changed to zeros.
+    pub pages_zero: u64,
+    /// Of these, pages that were written to the file.
+    pub pages_written: u64,
+}
+
+/// Writes a diff file, and describes memory as it is with it.
+pub struct DiffWriter {
+    path: PathBuf,
+    file: fs::File,
+    buffer: Vec<u8>,
+    /// Written, or in the buffer, bytes.
+    stored: u64,
+    hash: Xxh3,
+    build: BuildId,
+    memory_size: u64,
+    parent: Option<(Header, Arc<Chain>)>,
+    before: Vec<u8>,
+    /// Number of this file in the header's table.
+    number: u32,
+    changes: Vec<Mapping>,
+    /// Where the last page ended.
+    end: u64,
+    stats: DiffStats,
+}
+
+impl DiffWriter {
+    /// Makes the file at `path` for the moment `build` of a memory of `memory_size` bytes, which was `parent` before. Without one,
+    /// what is not given is zeros.
+    ///
+    /// # Errors
+    /// If the file cannot be made or the parent has another size.
+    pub fn create(
+        path: &Path,
+        build: BuildId,
+        memory_size: u64,
+        parent: Option<(Header, Arc<Chain>)>,
+    ) -> Result<Self, DiffError> {
+        if let Some((header, _)) = &parent
+            && header.memory_size() != memory_size
+        {
+            return Err(DiffError::Size {
+                parent: header.memory_size(),
+                now: memory_size,
+            });
+        }
+        let file = fs::File::create_new(path).map_err(|source| DiffError::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+        let number = parent
+            .as_ref()
+            .map_or(0, |(header, _)| header.diffs().len());
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            stored: 0,
+            hash: Xxh3::new(),
+            build,
+            memory_size,
+            parent,
+            before: Vec::new(),
+            number: u32::try_from(number).unwrap_or(u32::MAX),
+            changes: Vec::new(),
+            end: 0,
+            stats: DiffStats::default(),
+        })
+    }
+
+    /// Takes whole pages that are at `offset`, behind those that were given before.
+    ///
+    /// # Errors
+    /// If they do not fit, or a file cannot be read or written.
+    pub fn push(&mut self, offset: u64, pages: &[u8]) -> Result<(), DiffError> {
+        let end = offset.checked_add(pages.len() as u64);
+        let fits = offset >= self.end
+            && offset.is_multiple_of(PAGE_BYTES)
+            && pages.len().is_multiple_of(PAGE)
+            && end.is_some_and(|end| end <= self.memory_size);
+        if !fits {
+            return Err(DiffError::Pages {
+                offset,
+                len: pages.len(),
+            });
+        }
+        self.end = end.unwrap_or(self.memory_size);
+        let mut before = std::mem::take(&mut self.before);
+        if let Some((_, chain)) = &self.parent {
+            before.resize(pages.len(), 0);
+            chain.read_at(offset, &mut before)?;
+        }
+        for (index, page) in pages.chunks_exact(PAGE).enumerate() {
+            let at = index * PAGE;
+            let old = self.parent.is_some().then(|| &before[at..at + PAGE]);
+            self.page(offset + at as u64, page, old)?;
+        }
+        self.before = before;
+        Ok(())
+    }
+
+    fn page(&mut self, offset: u64, page: &[u8], old: Option<&[u8]>) -> Result<(), DiffError> {
+        self.stats.pages_seen += 1;
+        if old == Some(page) {
+            self.stats.pages_equal += 1;
+            return Ok(());
+        }
+        if is_zero(page) {
+            self.stats.pages_zero += 1;
+            self.note(offset, Source::Zero);
+            return Ok(());
+        }
+        let source = Source::Diff {
+            file: self.number,
+            offset: self.stored,
+        };
+        self.stats.pages_written += 1;
+        self.stored += PAGE_BYTES;
+        self.buffer.extend_from_slice(page);
+        self.note(offset, source);
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, offset: u64, source: Source) {
+        match self.changes.last_mut() {
+            Some(last) if last.end() == offset && last.source.advanced(last.len) == source => {
+                last.len += PAGE_BYTES;
+            }
+            _ => self.changes.push(Mapping {
+                offset,
+                len: PAGE_BYTES,
+                source,
+            }),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), DiffError> {
+        self.hash.update(&self.buffer);
+        let written = self.file.write_all(&self.buffer);
+        self.buffer.clear();
+        written.map_err(|source| DiffError::Write {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Writes the rest, and describes the memory. The file is not flushed to the disk yet.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn finish(mut self) -> Result<(Header, DiffStats), DiffError> {
+        self.flush()?;
+        let (base, generation, mut diffs, below) = match &self.parent {
+            Some((parent, _)) => (
+                parent.base(),
+                parent.generation() + 1,
+                parent.diffs().to_vec(),
+                parent.mappings().to_vec(),
+            ),
+            None => {
+                let zeros = Mapping {
+                    offset: 0,
+                    len: self.memory_size,
+                    source: Source::Zero,
+                };
+                (self.build, 0, Vec::new(), vec![zeros])
+            }
+        };
+        diffs.push(DiffFile {
+            build: self.build,
+            len: self.stored,
+            checksum: self.hash.digest(),
+        });
+        let mut mappings = merged(&below, &self.changes);
+        drop_unused(&mut diffs, &mut mappings);
+        let summary = Summary {
+            memory_size: self.memory_size,
+            generation,
+            build: self.build,
+            base,
+        };
+        Ok((Header::new(summary, diffs, mappings)?, self.stats))
+    }
+}
+
+/// Takes out the files that no page is in any more.
+pub(crate) fn drop_unused(diffs: &mut Vec<DiffFile>, mappings: &mut [Mapping]) {
+    let mut used = vec![false; diffs.len()];
+    for mapping in mappings.iter() {
+        if let Source::Diff { file, .. } = mapping.source
+            && let Some(used) = used.get_mut(file as usize)
+        {
+            *used = true;
+        }
+    }
+    let mut next = 0;
+    let numbers: Vec<u32> = used
+        .iter()
+        .map(|used| {
+            let number = next;
+            next += u32::from(*used);
+            number
+        })
+        .collect();
+    let mut keep = used.iter();
+    diffs.retain(|_| keep.next().copied().unwrap_or(false));
+    for mapping in mappings {
+        if let Source::Diff { file, .. } = &mut mapping.source {
+            *file = numbers.get(*file as usize).copied().unwrap_or(*file);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Which page is where: sorted ranges of guest memory, without gaps and without overlaps.
+
+use crate::PAGE_BYTES;
+
+/// Where the content of a range is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere: it is all zeros.
+    Zero,
+    /// In a diff file.
+    Diff {
+        /// Number of the file in the header's table.
+        file: u32,
+        /// Bytes from the file's start; a multiple of 4096.
+        offset: u64,
+    },
+}
+
+impl Source {
+    /// The source of what lies `bytes` further on.
+    #[must_use]
+    pub fn advanced(self, bytes: u64) -> Self {
+        match self {
+            Self::Zero => Self::Zero,
+            Self::Diff { file, offset } => Self::Diff {
+                file,
+                offset: offset.saturating_add(bytes),
+            },
+        }
+    }
+}
+
+/// A range of guest memory and where its content is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    /// Offset in guest memory, bytes; a multiple of 4096.
+    pub offset: u64,
+    /// Length, bytes; a multiple of 4096, not 0.
+    pub len: u64,
+    /// Where its content is.
+    pub source: Source,
+}
+
+impl Mapping {
+    /// The offset behind its last byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
+
+    /// The part from `start` to `end`, both inside.
+    fn part(&self, start: u64, end: u64) -> Self {
+        Self {
+            offset: start,
+            len: end - start,
+            source: self.source.advanced(start - self.offset),
+        }
+    }
+}
+
+/// What is at `offset`, and how many bytes from there are of the same mapping. `None` if nothing is mapped there.
+///
+/// O(log n).
+#[must_use]
+pub fn lookup(mappings: &[Mapping], offset: u64) -> Option<(Source, u64)> {
+    let behind = mappings.partition_point(|mapping| mapping.offset <= offset);
+    let mapping = mappings.get(behind.checked_sub(1)?)?;
+    let inside = offset - mapping.offset;
+    (inside < mapping.len).then(|| (mapping.source.advanced(inside), mapping.len - inside))
+}
+
+/// `base` with `changes` on top of it. Both are sorted and without overlaps; `changes` may have gaps.
+///
+/// O(n + m).
+#[must_use]
+pub fn overlay(base: &[Mapping], changes: &[Mapping]) -> Vec<Mapping> {
+    let mut result = Vec::with_capacity(base.len() + 2 * changes.len());
+    let mut changes = changes.iter().peekable();
+    for below in base {
+        let mut at = below.offset;
+        // Changes that begin in this mapping; one that began before reaches into it at most.
+        while at < below.end() {
+            match changes.peek() {
+                Some(change) if change.end() <= at => {
+                    changes.next();
+                }
+                Some(change) if change.offset <= at => {
+                    at = change.end().min(below.end());
+                }
+                Some(change) if change.offset < below.end() => {
+                    result.push(below.part(at, change.offset));
+                    at = change.offset;
+                }
+                _ => {
+                    result.push(below.part(at, below.end()));
+                    at = below.end();
+                }
+            }
+        }
+    }
+    result
+}
+
+/// Joins neighbours that are one piece, in memory and in their file.
+pub fn normalise(mappings: &mut Vec<Mapping>) {
+    mappings.dedup_by(|next, first| {
+        let joined = first.end() == next.offset && first.source.advanced(first.len) == next.source;
+        if joined {
+            first.len += next.len;
+        }
+        joined
+    });
+}
+
+/// `base` with `changes` in it, sorted and joined.
+pub(crate) fn merged(base: &[Mapping], changes: &[Mapping]) -> Vec<Mapping> {
+    let mut all = overlay(base, changes);
+    all.extend_from_slice(changes);
+    all.sort_unstable_by_key(|mapping| mapping.offset);
+    normalise(&mut all);
+    all
+}
+
+/// Whether a number of bytes is one of whole pages.
+pub(crate) const fn is_aligned(bytes: u64) -> bool {
+    bytes.is_multiple_of(PAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGES: usize = 64;
+
+    /// What the model says of a page.
+    type Model = Vec<Source>;
+
+    fn source(file: u32, page: u64) -> Source {
+        Source::Diff {
+            file,
+            offset: page * PAGE_BYTES,
+        }
+    }
+
+    /// A list of mappings that says the same as a model, cut at the given pages too.
+    fn mappings_of(model: &Model, cuts: &[usize]) -> Vec<Mapping> {
+        let mut list: Vec<Mapping> = Vec::new();
+        for (page, source) in model.iter().enumerate() {
+            let offset = page as u64 * PAGE_BYTES;
+            match list.last_mut() {
+                Some(last)
+                    if !cuts.contains(&page) && last.source.advanced(last.len) == *source =>
+                {
+                    last.len += PAGE_BYTES;
+                }
+                _ => list.push(Mapping {
+                    offset,
+                    len: PAGE_BYTES,
+                    source: *source,
+                }),
+            }
+        }
+        list
+    }
+
+    fn model() -> impl Strategy<Value = Model> {
+        let page = prop_oneof![
+            Just(Source::Zero),
+            (0..3_u32, 0..8_u64).prop_map(|(file, page)| source(file, page)),
+        ];
+        // Runs, so that there is something to split.
+        prop::collection::vec((page, 1..9_usize), PAGES).prop_map(|runs| {
+            let mut model = Model::new();
+            for (first, length) in runs {
+                for step in 0..length {
+                    model.push(first.advanced(step as u64 * PAGE_BYTES));
+                }
+            }
+            model.truncate(PAGES);
+            model
+        })
+    }
+
+    fn looked_up(mappings: &[Mapping]) -> Model {
+        (0..PAGES as u64)
+            .map(|page| {
+                lookup(mappings, page * PAGE_BYTES)
+                    .expect("all is mapped")
+                    .0
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_lookup_says_what_the_model_says(model in model(), cuts in prop::collection::vec(0..PAGES, 0..10)) {
+            let list = mappings_of(&model, &cuts);
+            prop_assert_eq!(looked_up(&list), model);
+            prop_assert_eq!(lookup(&list, PAGES as u64 * PAGE_BYTES), None);
+        }
+
+        #[test]
+        fn normalising_changes_no_lookup(model in model(), cuts in prop::collection::vec(0..PAGES, 0..20)) {
+            let mut list = mappings_of(&model, &cuts);
+            normalise(&mut list);
+            prop_assert_eq!(looked_up(&list), model.clone());
+            prop_assert_eq!(list, mappings_of(&model, &[]));
+        }
+
+        #[test]
+        fn merging_is_overlaying_page_by_page(base in model(), top in model(), changed in prop::collection::vec(any::<bool>(), PAGES)) {
+            let changes: Vec<_> = mappings_of(&top, &(0..PAGES).collect::<Vec<_>>())
+                .into_iter()
+                .zip(&changed)
+                .filter_map(|(mapping, changed)| changed.then_some(mapping))
+                .collect();
+            let mut joined = changes.clone();
+            normalise(&mut joined);
+            let expected: Model = base.iter().zip(&top).zip(&changed)
+                .map(|((below, above), changed)| if *changed { *above } else { *below })
+                .collect();
+            let merged = merged(&mappings_of(&base, &[]), &joined);
+            prop_assert_eq!(looked_up(&merged), expected);
+            prop_assert!(merged.is_sorted_by_key(|m| m.offset));
+            prop_assert_eq!(merged.iter().map(|m| m.len).sum::<u64>(), PAGES as u64 * PAGE_BYTES);
+        }
+    }
+
+    #[test]
+    fn pieces_that_are_not_contiguous_in_their_file_are_not_joined() {
+        let mut list = vec![
+            Mapping {
+                offset: 0,
+                len: PAGE_BYTES,
+                source: source(0, 0),
+            },
+            Mapping {
+                offset: PAGE_BYTES,
+                len: PAGE_BYTES,
+                source: source(0, 5),
+            },
+        ];
+        normalise(&mut list);
+        assert_eq!(list.len(), 2);
+    }
+}

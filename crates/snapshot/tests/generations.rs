@@ -1,0 +1,164 @@
+//! Memory through many generations, beside a model that keeps it all.
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use std::{path::Path, sync::Arc};
+
+use proptest::prelude::*;
+use wrenn_snapshot::{BuildId, Chain, ChainError, DiffError, DiffWriter, Header, merge_files};
+
+const PAGE: usize = 4096;
+const PAGES: usize = 48;
+
+/// A page of one byte's value; 0 is a page of zeros.
+fn page(value: u8) -> Vec<u8> {
+    vec![value; PAGE]
+}
+
+fn write(
+    dir: &Path,
+    parent: Option<(Header, Arc<Chain>)>,
+    dirty: &[(usize, u8)],
+) -> (Header, Arc<Chain>, u64) {
+    let build = BuildId::random();
+    let path = dir.join(format!("{build}.mem"));
+    let mut writer = DiffWriter::create(&path, build, (PAGES * PAGE) as u64, parent).unwrap();
+    for (at, value) in dirty {
+        writer.push((at * PAGE) as u64, &page(*value)).unwrap();
+    }
+    let (header, stats) = writer.finish().unwrap();
+    let header = Header::parse(&header.to_bytes()).unwrap();
+    let chain = Chain::open(&[dir.to_owned()], &header).unwrap();
+    chain.verify().unwrap();
+    (header, Arc::new(chain), stats.pages_written)
+}
+
+fn content(chain: &Chain) -> Vec<u8> {
+    let mut all = vec![0xEE; PAGES * PAGE];
+    chain.read_at(0, &mut all).unwrap();
+    all
+}
+
+fn model_bytes(model: &[u8]) -> Vec<u8> {
+    model.iter().flat_map(|value| page(*value)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_generation_reads_as_it_was(
+        generations in prop::collection::vec(prop::collection::btree_map(0..PAGES, 0..4_u8, 0..20), 1..8)
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = vec![0; PAGES];
+        let mut parent: Option<(Header, Arc<Chain>)> = None;
+        let mut history = Vec::new();
+        for (number, dirty) in generations.iter().enumerate() {
+            let dirty: Vec<_> = dirty.iter().map(|(at, value)| (*at, *value)).collect();
+            let changed = dirty.iter().filter(|(at, value)| model[*at] != *value && *value != 0).count();
+            for (at, value) in &dirty {
+                model[*at] = *value;
+            }
+            let (header, chain, written) = write(dir.path(), parent.clone(), &dirty);
+            // No more is written than changed.
+            prop_assert_eq!(written, changed as u64);
+            prop_assert_eq!(header.generation(), number as u64);
+            prop_assert_eq!(content(&chain), model_bytes(&model));
+            history.push((chain.clone(), model.clone()));
+            parent = Some((header, chain));
+        }
+        for (chain, model) in &history {
+            prop_assert_eq!(content(chain), model_bytes(model));
+        }
+        // All files in one: the same memory.
+        let (header, chain) = parent.unwrap();
+        let build = BuildId::random();
+        let merged = merge_files(&header, &chain, &dir.path().join(format!("{build}.mem")), build).unwrap();
+        prop_assert!(merged.diffs().len() <= 1);
+        prop_assert_eq!((merged.build(), merged.generation()), (header.build(), header.generation()));
+        let chain = Chain::open(&[dir.path().to_owned()], &merged).unwrap();
+        chain.verify().unwrap();
+        prop_assert_eq!(content(&chain), model_bytes(&model));
+    }
+}
+
+#[test]
+fn a_file_that_no_page_is_in_any_more_is_not_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (header, chain, _) = write(dir.path(), None, &[(1, 7)]);
+    let (header, _, _) = write(dir.path(), Some((header, chain)), &[(1, 8)]);
+    assert_eq!(header.diffs().len(), 1);
+    assert_eq!(header.diffs()[0].build, header.build());
+}
+
+#[test]
+fn a_damaged_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (header, _, _) = write(dir.path(), None, &[(1, 7), (2, 8)]);
+    let path = dir.path().join(format!("{}.mem", header.build()));
+    let dirs = [dir.path().to_owned()];
+    let good = std::fs::read(&path).unwrap();
+
+    let mut flipped = good.clone();
+    flipped[5000] ^= 1;
+    std::fs::write(&path, flipped).unwrap();
+    let error = Chain::open(&dirs, &header).unwrap().verify().unwrap_err();
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+
+    std::fs::write(&path, &good[..4096]).unwrap();
+    let error = Chain::open(&dirs, &header).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ChainError::Length {
+                got: 4096,
+                want: 8192,
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    // Cut while it is open: an error, and no signal.
+    std::fs::write(&path, &good).unwrap();
+    let chain = Chain::open(&dirs, &header).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(4096)
+        .unwrap();
+    let mut buffer = page(0);
+    let error = chain.read_at(2 * PAGE as u64, &mut buffer).unwrap_err();
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+
+    std::fs::remove_file(&path).unwrap();
+    let error = Chain::open(&dirs, &header).unwrap_err();
+    assert!(
+        error.to_string().contains(&header.build().to_string()),
+        "{error}"
+    );
+}
+
+#[test]
+fn pages_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("diff");
+    let mut writer = DiffWriter::create(&path, BuildId::random(), 4 * PAGE as u64, None).unwrap();
+    writer.push(PAGE as u64, &page(1)).unwrap();
+    for (offset, len) in [
+        (0, PAGE),
+        (2 * PAGE + 1, PAGE),
+        (2 * PAGE, 100),
+        (3 * PAGE, 2 * PAGE),
+    ] {
+        let error = writer.push(offset as u64, &vec![1; len]).unwrap_err();
+        assert!(matches!(error, DiffError::Pages { .. }), "{error}");
+    }
+}

@@ -1,0 +1,169 @@
+//! What is in a store after each step, and after a crash between two.
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use std::{collections::HashSet, fs, path::Path, sync::Arc};
+
+use wrenn_proto::supervise::Accel;
+use wrenn_snapshot::{BuildId, Chain, DiffWriter, Header, Manifest, Store, StoreError, layout};
+
+const BYTES: u64 = 16 * 4096;
+
+fn manifest(build: BuildId, layers: Vec<BuildId>) -> Manifest {
+    Manifest {
+        version: 1,
+        build,
+        created_unix_ms: 1,
+        vmm: "qemu 7.2".into(),
+        accel: Accel::Tcg,
+        vcpus: 1,
+        memory_mib: 1,
+        disk_mib: 1,
+        kernel: "/k".into(),
+        initrd: "/i".into(),
+        base_disk: "/b".into(),
+        disk_layers: layers,
+        template: "minimal".into(),
+        default_user: "root".into(),
+        guest_token: "t".into(),
+    }
+}
+
+/// Writes a snapshot of one changed page and publishes it.
+fn publish(
+    store: &Store,
+    parent: Option<&Header>,
+    below: &[BuildId],
+) -> Result<(BuildId, Header), StoreError> {
+    let build = BuildId::random();
+    let stage = store.stage(build)?;
+    let parent = parent.map(|header| {
+        let chain = Chain::open(&[store.memory_dir()], header).unwrap();
+        (header.clone(), Arc::new(chain))
+    });
+    let page = parent
+        .as_ref()
+        .map_or(0, |(header, _)| header.generation() + 1);
+    let mut writer =
+        DiffWriter::create(&stage.path().join(layout::MEMORY), build, BYTES, parent).unwrap();
+    writer.push(page * 4096, &[7; 4096]).unwrap();
+    let (header, _) = writer.finish().unwrap();
+    fs::write(stage.path().join(layout::HEADER), header.to_bytes()).unwrap();
+    fs::write(stage.path().join(layout::DEVICE), "state").unwrap();
+    let disk = stage.path().join("disk");
+    fs::write(&disk, "layer").unwrap();
+    let layers = [below, &[build]].concat();
+    stage.publish(&manifest(build, layers), &[(build, disk)])?;
+    Ok((build, header))
+}
+
+fn files(root: &Path, area: &str) -> usize {
+    fs::read_dir(root.join(area)).unwrap().count()
+}
+
+#[test]
+fn what_is_stood_on_stays_and_the_rest_goes() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let (first, header) = publish(&store, None, &[]).unwrap();
+    let (second, header) = publish(&store, Some(&header), &[first]).unwrap();
+    let (third, _) = publish(&store, Some(&header), &[first, second]).unwrap();
+    assert_eq!(store.list().unwrap().len(), 3);
+    assert_eq!(files(root.path(), "staging"), 0);
+
+    // The third stands on the memory and the disks of both others.
+    store.collect(&HashSet::from([third])).unwrap();
+    assert!(matches!(
+        store.snapshot(first),
+        Err(StoreError::NotFound(_))
+    ));
+    assert_eq!(
+        (files(root.path(), "memory"), files(root.path(), "disks")),
+        (3, 3)
+    );
+    let header = store.header(third).unwrap();
+    let chain = Chain::open(&[store.memory_dir()], &header).unwrap();
+    let mut memory = vec![0; 3 * 4096];
+    chain.read_at(0, &mut memory).unwrap();
+    assert_eq!(memory, [7; 3 * 4096]);
+
+    let freed = store.collect(&HashSet::new()).unwrap();
+    assert!(freed > 0);
+    assert_eq!(
+        (files(root.path(), "memory"), files(root.path(), "disks")),
+        (0, 0)
+    );
+    assert_eq!(files(root.path(), "snapshots"), 0);
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_leaves_nothing_and_one_in_the_making_is_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let stage = store.stage(BuildId::random()).unwrap();
+    fs::write(stage.path().join(layout::MEMORY), "half").unwrap();
+    store.collect(&HashSet::from([stage.build()])).unwrap();
+    assert!(stage.path().is_dir());
+    drop(stage);
+    assert_eq!(files(root.path(), "staging"), 0);
+}
+
+#[test]
+fn a_file_that_is_missing_publishes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let build = BuildId::random();
+    let stage = store.stage(build).unwrap();
+    let error = stage.publish(&manifest(build, vec![]), &[]).unwrap_err();
+    assert!(error.to_string().contains(layout::HEADER), "{error}");
+    assert_eq!(
+        (
+            files(root.path(), "staging"),
+            files(root.path(), "snapshots")
+        ),
+        (0, 0)
+    );
+}
+
+#[test]
+fn what_a_crash_left_is_collected() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let (kept, _) = publish(&store, None, &[]).unwrap();
+    // As after a crash in the middle of a publish: files in their places, but no snapshot.
+    for path in ["memory/{}.mem", "disks/{}.qcow2"] {
+        let path = path.replace("{}", &BuildId::random().to_string());
+        fs::write(root.path().join(path), "garbage").unwrap();
+    }
+    fs::create_dir(
+        root.path()
+            .join("staging")
+            .join(BuildId::random().to_string()),
+    )
+    .unwrap();
+    store.collect(&HashSet::from([kept])).unwrap();
+    for area in ["memory", "disks", "snapshots"] {
+        assert_eq!(files(root.path(), area), 1, "{area}");
+    }
+    assert_eq!(files(root.path(), "staging"), 0);
+}
+
+#[test]
+fn nothing_is_swept_while_a_snapshot_cannot_be_read() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let (first, header) = publish(&store, None, &[]).unwrap();
+    let (second, _) = publish(&store, Some(&header), &[first]).unwrap();
+    let path = root
+        .path()
+        .join("snapshots")
+        .join(second.to_string())
+        .join(layout::HEADER);
+    fs::write(&path, "damaged").unwrap();
+    let error = store.header(second).unwrap_err();
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+    store.collect(&HashSet::from([second])).unwrap();
+    assert_eq!(files(root.path(), "memory"), 2);
+}

@@ -1,0 +1,73 @@
+//! Writing what a frozen machine holds.
+
+use std::{fs, io, path::Path, path::PathBuf, sync::Arc};
+
+use wrenn_pager::{PageRun, dirty};
+use wrenn_snapshot::{BuildId, Chain, DiffWriter, Header, WorkingSet, layout};
+
+use crate::SupervisorError;
+
+/// What is to be written, and where.
+pub(super) struct Job {
+    pub(super) staging: PathBuf,
+    pub(super) build: BuildId,
+    pub(super) pid: u32,
+    /// Where the VMM has guest memory.
+    pub(super) base: u64,
+    pub(super) bytes: u64,
+    pub(super) parent: Option<(Header, Arc<Chain>)>,
+    pub(super) working_set: Vec<PageRun>,
+}
+
+/// What was written.
+pub(crate) struct Written {
+    pub(crate) header: Header,
+    pub(crate) pages_seen: u64,
+    pub(crate) pages_written: u64,
+}
+
+impl Job {
+    /// Reads the pages that the machine changed, and writes those that are not as they were.
+    pub(super) fn run(self) -> Result<Written, SupervisorError> {
+        let runs = dirty::scan(self.pid, self.base, self.bytes)?;
+        let path = self.staging.join(layout::MEMORY);
+        let mut writer = DiffWriter::create(&path, self.build, self.bytes, self.parent)?;
+        dirty::read_runs(self.pid, self.base, &runs, |offset, bytes| {
+            writer.push(offset, bytes).map_err(SupervisorError::from)
+        })?;
+        let (header, stats) = writer.finish()?;
+        write(&self.staging.join(layout::HEADER), &header.to_bytes())?;
+        if !self.working_set.is_empty() {
+            let path = self.staging.join(layout::WORKING_SET);
+            write_working_set(&path, &self.working_set)
+                .map_err(SupervisorError::io("write the working set"))?;
+        }
+        Ok(Written {
+            header,
+            pages_seen: stats.pages_seen,
+            pages_written: stats.pages_written,
+        })
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), SupervisorError> {
+    fs::write(path, bytes).map_err(|source| SupervisorError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes a working set under another name and renames it.
+pub(super) fn write_working_set(path: &Path, runs: &[PageRun]) -> io::Result<()> {
+    let set = WorkingSet::from_runs(runs.iter().map(|run| (run.offset, run.len)));
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, set.to_bytes())?;
+    fs::rename(&temporary, path)
+}
+
+/// A working set as the page server takes it.
+pub(super) fn runs_of(set: &WorkingSet) -> Vec<PageRun> {
+    set.runs()
+        .map(|(offset, len)| PageRun { offset, len })
+        .collect()
+}

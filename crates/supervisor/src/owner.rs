@@ -1,0 +1,234 @@
+//! The one place where a running machine is acted on.
+//!
+//! | request   | machine runs                                 | machine is frozen                         |
+//! |-----------|----------------------------------------------|-------------------------------------------|
+//! | status    | answered                                     | answered                                  |
+//! | freeze    | stopped, written; thawed if a step fails     | refused                                   |
+//! | thaw      | nothing                                      | goes on                                   |
+//! | published | noted                                        | noted                                     |
+//! | stop      | killed                                       | killed                                    |
+//!
+//! A machine that cannot be thawed after a failure is of no use: it is ended, with the reason.
+
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::Signal,
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use wrenn_proto::supervise::{FrozenMachine, MachineStatus, Reply, Request};
+use wrenn_snapshot::layout;
+use wrenn_vmm::Machine;
+
+use crate::{
+    SupervisorError,
+    control::{Answer, Command, StopReply},
+    memory::{Failure, GuestMemory},
+    supervise::elapsed_ms,
+};
+
+/// How long a killed VMM may take to be gone: it has to give back all of its guest's memory.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long after a restore the pages that were needed are kept for others: the first answer is out by then.
+const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
+
+/// A machine and all that belongs to it.
+pub(crate) struct Owner<M> {
+    /// Before `memory`: it is dropped, and the VMM with it, as long as its memory is served.
+    pub(crate) machine: M,
+    pub(crate) memory: GuestMemory,
+    /// Files of the disk above the image, the lowest first; the last is written to.
+    pub(crate) disk: Vec<PathBuf>,
+    pub(crate) frozen: bool,
+    pub(crate) status: watch::Receiver<MachineStatus>,
+}
+
+impl<M: Machine> Owner<M> {
+    /// Serves requests until the machine ends.
+    pub(crate) async fn drive(
+        &mut self,
+        mut queue: mpsc::Receiver<Command>,
+        failure: &Failure,
+        terminate: &mut Signal,
+    ) -> Result<(), SupervisorError> {
+        let mut keep = std::pin::pin!(sleep(WORKING_SET_AFTER));
+        let mut kept = false;
+        loop {
+            tokio::select! {
+                exit = self.machine.wait() => return Err(SupervisorError::Ended(exit)),
+                reason = failure.occurred() => {
+                    self.machine.stop(STOP_DEADLINE).await?;
+                    return Err(SupervisorError::Pages(reason));
+                }
+                Some(command) = queue.recv() => match command {
+                    Command::Stop(reply) => return self.stop(Some(reply)).await,
+                    Command::Ask(request, reply) => {
+                        let (answer, ended) = self.answer(request).await;
+                        // Whoever asked may be gone by now.
+                        let _ = reply.send(answer);
+                        if let Some(error) = ended {
+                            self.machine.stop(STOP_DEADLINE).await?;
+                            return Err(error);
+                        }
+                    }
+                },
+                () = &mut keep, if !kept => {
+                    self.memory.keep_working_set();
+                    kept = true;
+                }
+                _ = terminate.recv() => return self.stop(None).await,
+            }
+        }
+    }
+
+    async fn stop(&mut self, reply: Option<StopReply>) -> Result<(), SupervisorError> {
+        let stopped = self.machine.stop(STOP_DEADLINE).await;
+        if let Some(reply) = reply {
+            let answer = match &stopped {
+                Ok(()) => Reply::Stopped,
+                Err(error) => Reply::Refused {
+                    reason: error.to_string(),
+                },
+            };
+            reply.send_and_flush(answer).await;
+        }
+        Ok(stopped?)
+    }
+
+    /// The answer, and why the machine must end if it must.
+    async fn answer(&mut self, request: Request) -> (Answer, Option<SupervisorError>) {
+        let done = match request {
+            Request::Status => Ok(Reply::Status(self.status())),
+            Request::Freeze {
+                staging,
+                build,
+                next_disk,
+            } => return self.freeze(&staging, &build, next_disk).await,
+            Request::Thaw => self.thaw().await.map(|()| Reply::Thawed),
+            Request::Published { published, memory } => self
+                .memory
+                .published(published, &memory)
+                .map(|()| Reply::Noted),
+            Request::ImageMemory => return (self.image_memory(), None),
+            Request::Stop => Err(SupervisorError::Panicked),
+        };
+        (done.unwrap_or_else(|error| refused(&error)).into(), None)
+    }
+
+    fn status(&self) -> MachineStatus {
+        MachineStatus {
+            frozen: self.frozen,
+            disk: self.disk.clone(),
+            pager: self.memory.status(),
+            ..self.status.borrow().clone()
+        }
+    }
+
+    fn image_memory(&self) -> Answer {
+        match self.memory.image().map(OwnedFd::try_clone) {
+            Some(Ok(descriptor)) => Answer {
+                reply: Reply::ImageMemory,
+                descriptor: Some(descriptor),
+            },
+            Some(Err(error)) => Reply::Refused {
+                reason: error.to_string(),
+            }
+            .into(),
+            None => Reply::Refused {
+                reason: "the machine was booted: it has no image's memory".to_owned(),
+            }
+            .into(),
+        }
+    }
+
+    async fn thaw(&mut self) -> Result<(), SupervisorError> {
+        if self.frozen {
+            self.machine.thaw().await?;
+            self.frozen = false;
+        }
+        Ok(())
+    }
+
+    async fn freeze(
+        &mut self,
+        staging: &Path,
+        build: &str,
+        next_disk: Option<PathBuf>,
+    ) -> (Answer, Option<SupervisorError>) {
+        if self.frozen {
+            let reason = "the machine is frozen already".to_owned();
+            return (Reply::Refused { reason }.into(), None);
+        }
+        match self.write(staging, build, next_disk).await {
+            Ok(frozen) => (Reply::Frozen(frozen).into(), None),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "the machine was not frozen");
+                let ended = self.thaw().await.err();
+                (refused(&error).into(), ended)
+            }
+        }
+    }
+
+    async fn write(
+        &mut self,
+        staging: &Path,
+        build: &str,
+        next_disk: Option<PathBuf>,
+    ) -> Result<FrozenMachine, SupervisorError> {
+        let began = Instant::now();
+        self.frozen = true;
+        self.machine.freeze().await?;
+        let disk_layers = self.disk.clone();
+        if let Some(next) = next_disk {
+            let overlay = open_overlay(&next)?;
+            self.machine.switch_disk(overlay).await?;
+            self.disk.push(next);
+        }
+        let device = create(&staging.join(layout::DEVICE))?;
+        self.machine.save(device).await?;
+        let job = self.memory.writer(staging, build, self.machine.pid())?;
+        // Aside, so that the gateway's services go on.
+        let written = tokio::task::spawn_blocking(job).await;
+        let written = written.unwrap_or(Err(SupervisorError::Panicked))?;
+        let generation = written.header.generation();
+        self.memory.wrote(written.header);
+        Ok(FrozenMachine {
+            generation,
+            disk_layers,
+            pages_seen: written.pages_seen,
+            pages_written: written.pages_written,
+            frozen_ms: elapsed_ms(began),
+        })
+    }
+}
+
+fn refused(error: &SupervisorError) -> Reply {
+    Reply::Refused {
+        reason: error.chain(),
+    }
+}
+
+fn create(path: &Path) -> Result<OwnedFd, SupervisorError> {
+    let file = fs::File::create_new(path);
+    file.map(Into::into)
+        .map_err(|source| SupervisorError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn open_overlay(path: &Path) -> Result<OwnedFd, SupervisorError> {
+    let file = fs::File::options().read(true).write(true).open(path);
+    file.map(Into::into)
+        .map_err(|source| SupervisorError::ReadSpec {
+            path: path.to_owned(),
+            source,
+        })
+}

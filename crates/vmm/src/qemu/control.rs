@@ -1,0 +1,161 @@
+//! Freezing, saving and restoring a QEMU machine.
+//!
+//! CPU and devices travel as a migration stream without memory (`x-ignore-shared`: QEMU believes that its memory is a
+//! shared file). Source: QEMU's `docs/devel/migration.rst` and `qapi/migration.json`.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{command_line::ROOT_NODE, process::QemuMachine};
+use crate::ControlError;
+
+/// How long QEMU may take to answer a command that only changes its own state.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long it may take to write or read the state of its devices (about 50 kB), or to flush the disk.
+const STATE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Name under which QEMU holds the descriptor of a state file.
+const STATE_FD: &str = "state";
+
+/// Which node of the disk's tree is the uppermost.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    /// How many overlays were put on the one that the machine began with.
+    overlays: u32,
+}
+
+impl Disks {
+    fn node(number: u32) -> String {
+        match number {
+            0 => ROOT_NODE.to_owned(),
+            n => format!("overlay-{n}"),
+        }
+    }
+}
+
+impl QemuMachine {
+    /// Sets what every migration of this process needs.
+    pub(super) async fn prepare(&mut self) -> Result<(), ControlError> {
+        let capabilities = json!({ "capabilities": [
+            { "capability": "x-ignore-shared", "state": true },
+            { "capability": "events", "state": true },
+        ] });
+        self.tell("migrate-set-capabilities", capabilities).await
+    }
+
+    pub(super) async fn freeze_cpus(&mut self) -> Result<(), ControlError> {
+        self.tell("stop", Value::Null).await
+    }
+
+    pub(super) async fn thaw_cpus(&mut self) -> Result<(), ControlError> {
+        self.tell("cont", Value::Null).await
+    }
+
+    pub(super) async fn save_devices(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+        self.migrate("save its state", "migrate", file).await
+    }
+
+    pub(super) async fn load_devices(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+        self.migrate("load its state", "migrate-incoming", file)
+            .await
+    }
+
+    async fn migrate(
+        &mut self,
+        step: &'static str,
+        command: &'static str,
+        file: OwnedFd,
+    ) -> Result<(), ControlError> {
+        let name = json!({ "fdname": STATE_FD });
+        let all = async {
+            self.qmp
+                .command_with_fd("getfd", name, file.as_fd())
+                .await?;
+            self.qmp.expect_migration();
+            let uri = json!({ "uri": format!("fd:{STATE_FD}") });
+            self.qmp.command(command, uri).await?;
+            if self.qmp.migration_ended().await? {
+                return Ok(());
+            }
+            let info = self.qmp.command("query-migrate", Value::Null).await?;
+            let reason = info["error-desc"].as_str().unwrap_or("it gives no reason");
+            Err(ControlError::Failed {
+                step,
+                reason: reason.to_owned(),
+            })
+        };
+        timeout(STATE_DEADLINE, all)
+            .await
+            .unwrap_or(Err(ControlError::Deadline {
+                step,
+                deadline: STATE_DEADLINE,
+            }))
+    }
+
+    pub(super) async fn put_overlay(&mut self, overlay: OwnedFd) -> Result<(), ControlError> {
+        let number = self.disks.overlays + 1;
+        let (below, node) = (Disks::node(self.disks.overlays), Disks::node(number));
+        let add = self.add_overlay(number, &node, overlay);
+        timeout(STATE_DEADLINE, add)
+            .await
+            .unwrap_or(Err(ControlError::Deadline {
+                step: "open a new layer of its disk",
+                deadline: STATE_DEADLINE,
+            }))?;
+        let switch = json!({ "node": below, "overlay": node });
+        self.tell("blockdev-snapshot", switch).await?;
+        self.disks.overlays = number;
+        Ok(())
+    }
+
+    /// The jail does not show the new file, so QEMU gets it as descriptors: one for each way in which it opens it.
+    async fn add_overlay(
+        &mut self,
+        number: u32,
+        node: &str,
+        overlay: OwnedFd,
+    ) -> Result<(), ControlError> {
+        let read_only = rustix::fs::open(
+            format!(
+                "/proc/self/fd/{}",
+                std::os::fd::AsRawFd::as_raw_fd(&overlay)
+            ),
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(|error| ControlError::Io {
+            step: "open a new layer of its disk",
+            source: error.into(),
+        })?;
+        for fd in [&overlay, &read_only] {
+            let set = json!({ "fdset-id": number });
+            self.qmp.command_with_fd("add-fd", set, fd.as_fd()).await?;
+        }
+        let device = json!({
+            "driver": "qcow2",
+            "node-name": node,
+            "discard": "unmap",
+            "file": { "driver": "file", "filename": format!("/dev/fdset/{number}"), "discard": "unmap" },
+            "backing": null,
+        });
+        self.qmp.command("blockdev-add", device).await?;
+        Ok(())
+    }
+
+    async fn tell(&mut self, command: &'static str, arguments: Value) -> Result<(), ControlError> {
+        let answer = self.qmp.command(command, arguments);
+        let answered = timeout(ANSWER_DEADLINE, answer).await;
+        answered
+            .unwrap_or(Err(ControlError::Deadline {
+                step: command,
+                deadline: ANSWER_DEADLINE,
+            }))
+            .map(drop)
+    }
+}
