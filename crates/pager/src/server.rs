@@ -6,7 +6,7 @@
 //! ```text
 //! fault ─ read events ─ REMOVE: the range is zero from now on
 //!                     └ MISSING ─ zero   ─ UFFDIO_ZEROPAGE over the run of zeros around it
-//!                               ├ shared ─ already in the memfd: wake; else read, pwrite to the memfd, wake
+//!                               ├ shared ─ already in the memfd: wake; else read, write to the memfd, wake
 //!                               └ private ─ read, UFFDIO_COPY
 //! ```
 //!
@@ -17,7 +17,7 @@
 //! A range that the machine gives back reads as zeros afterwards in private memory. In shared memory that is so for pages that
 //! nobody has loaded; a loaded one reads as in the snapshot again, so a machine on shared memory must not count on zeros.
 //!
-//! Memory is filled by `pwrite`, a page at a time under the page's lock, so that no other machine sees half a page.
+//! Shared memory is written by system calls, from pinned pages, under each page's lock: no other machine sees half a page.
 
 mod core;
 mod demand;

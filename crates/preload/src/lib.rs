@@ -8,7 +8,7 @@
 //! - `anonymous`: private memory without content, for a cold boot; the same message without a descriptor tells where it is.
 //!
 //! It never lets QEMU run on other memory than that: whatever fails is said on standard error and ends the process. Without
-//! [`WRENN_MEMORY_PATH`](config) in its environment it does nothing. Everything is a system call; nothing is looked up in
+//! `WRENN_MEMORY_PATH` in its environment (see `config.rs`) it does nothing. Everything is a system call; nothing is looked up in
 //! the C library that could call back, and no lock is taken after start.
 //!
 //! The userfaultfd stays open in the process to its end: if the page server dies, threads that need a page wait, and are

@@ -10,6 +10,7 @@
 pub mod kvm;
 pub mod mapping;
 pub mod pagemap;
+pub mod pinned;
 pub mod scm;
 pub mod session;
 pub mod spawn;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +11,10 @@ use std::{
 };
 
 use rustix::{fs::SeekFrom, io::Errno};
-use wrenn_sys::uffd::{Uffd, UffdError};
+use wrenn_sys::{
+    pinned::PinnedWriter,
+    uffd::{Uffd, UffdError},
+};
 
 use super::{Backing, failure, failure::Failed, gate::Gate, progress::Progress};
 use crate::{
@@ -127,6 +130,12 @@ impl Core {
     }
 }
 
+/// Whether the shared memory has the page at `offset`.
+pub(super) fn has_page(memfd: &OwnedFd, offset: u64) -> Result<bool, ServeError> {
+    let hole = rustix::fs::seek(memfd, SeekFrom::Hole(offset));
+    Ok(hole.map_err(|error| ServeError::Look(error.into()))? != offset)
+}
+
 /// The first run of `start..end` that the shared memory does not have yet, as (start, end).
 pub(super) fn first_hole(
     memfd: &OwnedFd,
@@ -147,25 +156,20 @@ pub(super) fn first_hole(
 }
 
 /// Puts whole pages into the shared memory.
-pub(super) fn fill(memfd: &OwnedFd, offset: u64, content: &[u8]) -> Result<(), ServeError> {
-    let mut rest = content;
-    let mut at = offset;
-    while !rest.is_empty() {
-        let written = match rustix::io::pwrite(memfd, rest, at) {
-            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => Ok(written),
-            Err(Errno::INTR) => continue,
-            Err(error) => Err(error.into()),
-        };
-        let written = written.map_err(|source| ServeError::Write {
-            offset: at,
-            len: rest.len(),
+pub(super) fn fill(
+    writer: &mut PinnedWriter,
+    memfd: &OwnedFd,
+    offset: u64,
+    content: &[u8],
+) -> Result<(), ServeError> {
+    let len = content.len();
+    writer
+        .write_at(memfd.as_fd(), offset, content)
+        .map_err(|source| ServeError::Write {
+            offset,
+            len,
             source,
-        })?;
-        rest = rest.get(written..).unwrap_or_default();
-        at += written as u64;
-    }
-    Ok(())
+        })
 }
 
 /// A panic of a source must not leave the machine waiting forever.

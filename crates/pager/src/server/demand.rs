@@ -12,12 +12,13 @@ use rustix::{
 };
 use wrenn_sys::{
     mapping::PageBuffer,
+    pinned::PinnedWriter,
     uffd::{Event, MAX_BATCH, UffdError},
 };
 
 use super::{
     Backing,
-    core::{Core, ServeError, fill, first_hole},
+    core::{Core, ServeError, fill, has_page},
 };
 use crate::{PAGE_BYTES, region::Region};
 
@@ -35,6 +36,7 @@ const RETRY: Timespec = Timespec {
 pub(super) fn prepare(core: Arc<Core>) -> io::Result<impl FnOnce() + Send + 'static> {
     let mut demand = Demand {
         page: PageBuffer::new(1)?,
+        writer: PinnedWriter::new(1)?,
         events: Vec::with_capacity(MAX_BATCH),
         waiting: Vec::with_capacity(MAX_BATCH),
         core: Arc::clone(&core),
@@ -45,6 +47,7 @@ pub(super) fn prepare(core: Arc<Core>) -> io::Result<impl FnOnce() + Send + 'sta
 struct Demand {
     core: Arc<Core>,
     page: PageBuffer,
+    writer: PinnedWriter,
     events: Vec<Event>,
     /// Addresses of faults that are not answered yet.
     waiting: Vec<u64>,
@@ -142,12 +145,12 @@ impl Demand {
         let progress = &self.core.progress;
         let result = match &self.core.backing {
             Backing::Shared(memfd) => {
-                if first_hole(memfd, offset, offset + PAGE_BYTES)?.is_some() {
-                    self.core.read(offset, &mut self.page)?;
-                    fill(memfd, offset, &self.page)?;
-                    progress.pages_loaded.fetch_add(1, Relaxed);
-                } else {
+                if has_page(memfd, offset)? {
                     progress.present_faults.fetch_add(1, Relaxed);
+                } else {
+                    self.core.read(offset, &mut self.page)?;
+                    fill(&mut self.writer, memfd, offset, &self.page)?;
+                    progress.pages_loaded.fetch_add(1, Relaxed);
                 }
                 self.core.uffd.wake(address, PAGE_BYTES)
             }

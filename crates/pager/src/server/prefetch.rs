@@ -1,6 +1,6 @@
 //! Loads runs of pages ahead of their faults.
 //!
-//! Shared memory is filled by `pwrite` alone, and only where it has holes: the machine finds the pages there. Anonymous
+//! Shared memory is filled by writing to it alone, and only where it has holes: the machine finds the pages there. Anonymous
 //! memory gets them by UFFDIO_COPY, except what the machine gave back. Between two pieces it lets faults go first.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use wrenn_sys::{mapping::PageBuffer, uffd::UffdError};
+use wrenn_sys::{mapping::PageBuffer, pinned::PinnedWriter, uffd::UffdError};
 
 use super::{
     Backing,
@@ -28,6 +28,7 @@ pub(super) fn prepare(
 ) -> io::Result<impl FnOnce() + Send + 'static> {
     let mut prefetch = Prefetch {
         buffer: PageBuffer::new(PIECE_PAGES)?,
+        writer: PinnedWriter::new(PIECE_PAGES)?,
         core: Arc::clone(&core),
     };
     Ok(move || {
@@ -43,6 +44,7 @@ pub(super) fn prepare(
 struct Prefetch {
     core: Arc<Core>,
     buffer: PageBuffer,
+    writer: PinnedWriter,
 }
 
 impl Prefetch {
@@ -100,7 +102,7 @@ impl Prefetch {
         while let Some((hole, hole_end)) = first_hole(memfd, position, end)? {
             let content = part_mut(&mut self.buffer, 0, hole_end - hole);
             self.core.read(hole, content)?;
-            fill(memfd, hole, content)?;
+            fill(&mut self.writer, memfd, hole, content)?;
             self.loaded(hole_end - hole);
             if hole_end >= end {
                 break;

@@ -1,0 +1,170 @@
+//! Writes whole pages into a file in memory, so that nobody who maps the file sees a page half written.
+//!
+//! A plain `pwrite` copies from user memory. If the kernel finds the source page unmapped in the middle (it is being
+//! migrated, for instance) it completes the file's page with zeros, lets go of it, and only then tries again: a mapping of
+//! the file may see the zeros. Here the source pages are pinned first, by way of a pipe (vmsplice(2), splice(2)), so that
+//! the copy cannot stop. A writer whose write failed is of no further use.
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    io::Errno,
+    pipe::{IoSliceRaw, PipeFlags, SpliceFlags},
+};
+
+use crate::mapping::PAGE_BYTES;
+
+/// The most pages that are pinned at once.
+const MAX_PAGES: usize = 32;
+
+/// A pipe that holds pages while they are copied.
+#[derive(Debug)]
+pub struct PinnedWriter {
+    read: OwnedFd,
+    write: OwnedFd,
+    /// What the pipe takes at once, bytes.
+    capacity: usize,
+}
+
+impl PinnedWriter {
+    /// A writer that is fastest with up to `pages` at once.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(pages: usize) -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let wanted = pages.clamp(1, MAX_PAGES) * PAGE_BYTES;
+        // A refusal (the user has too many pipes) leaves a smaller one, which does.
+        let capacity = rustix::pipe::fcntl_setpipe_size(&write, wanted)
+            .or_else(|_| rustix::pipe::fcntl_getpipe_size(&write))?;
+        Ok(Self {
+            read,
+            write,
+            capacity,
+        })
+    }
+
+    /// Writes `content`, which begins at a page boundary (as a [`crate::mapping::PageBuffer`] does) and is whole pages, to
+    /// `offset`, a multiple of the page size.
+    ///
+    /// # Errors
+    /// `InvalidInput` if that is not so; else what the kernel says.
+    pub fn write_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        content: &[u8],
+    ) -> io::Result<()> {
+        let aligned = content.as_ptr().addr().is_multiple_of(PAGE_BYTES)
+            && content.len().is_multiple_of(PAGE_BYTES)
+            && offset.is_multiple_of(PAGE_BYTES as u64);
+        if !aligned {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut at = offset;
+        for piece in content.chunks(self.capacity.max(PAGE_BYTES)) {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let pinned = self.pin(rest)?;
+                self.copy(file, at, pinned)?;
+                at += pinned as u64;
+                rest = rest.get(pinned..).unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts pages into the empty pipe; answers with how many bytes it took.
+    fn pin(&self, pages: &[u8]) -> io::Result<usize> {
+        let parts = [IoSliceRaw::from_slice(pages)];
+        loop {
+            // SAFETY: the writing end only reads the memory, and it is not given away: the caller keeps it borrowed until
+            // the pipe is empty again. What is left in the pipe after an error is pinned, and read by nobody.
+            let taken =
+                unsafe { rustix::pipe::vmsplice(&self.write, &parts, SpliceFlags::empty()) };
+            match taken {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => return Ok(taken),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Empties the pipe into the file.
+    fn copy(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
+        let mut position = offset;
+        let mut left = len;
+        while left > 0 {
+            let flags = SpliceFlags::empty();
+            // The kernel moves `position` on.
+            let copied =
+                rustix::pipe::splice(&self.read, None, file, Some(&mut position), left, flags);
+            match copied {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(copied) => left = left.saturating_sub(copied),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::{fd::AsFd as _, unix::fs::FileExt as _};
+
+    use super::*;
+    use crate::mapping::PageBuffer;
+
+    fn memfd(pages: u64) -> std::fs::File {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let memfd = rustix::fs::memfd_create("test", flags).expect("makes a memfd");
+        rustix::fs::ftruncate(&memfd, pages * PAGE_BYTES as u64).expect("sizes it");
+        memfd.into()
+    }
+
+    #[test]
+    fn pages_arrive_where_they_belong_and_nothing_else_is_touched() {
+        let file = memfd(200);
+        let mut content = PageBuffer::new(100).expect("maps");
+        for (at, byte) in content.iter_mut().enumerate() {
+            *byte = u8::try_from(at % 251).expect("small");
+        }
+        for pages in [1, 16, 32, 1000] {
+            let mut writer = PinnedWriter::new(pages).expect("a pipe");
+            writer
+                .write_at(file.as_fd(), 50 * 4096, &content)
+                .expect("writes");
+            let mut read = vec![0; 200 * PAGE_BYTES];
+            file.read_exact_at(&mut read, 0).expect("reads");
+            let (before, rest) = read.split_at(50 * PAGE_BYTES);
+            let (written, behind) = rest.split_at(100 * PAGE_BYTES);
+            assert_eq!(written, &content[..]);
+            assert!(before.iter().chain(behind).all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn what_is_not_whole_pages_is_refused() {
+        let file = memfd(4);
+        let content = PageBuffer::new(2).expect("maps");
+        let mut writer = PinnedWriter::new(1).expect("a pipe");
+        for (offset, part) in [
+            (1, &content[..4096]),
+            (0, &content[8..4104]),
+            (0, &content[..9]),
+        ] {
+            let error = writer
+                .write_at(file.as_fd(), offset, part)
+                .expect_err("is not");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+        let read_only = std::fs::File::open("/proc/self/exe").expect("opens");
+        assert!(writer.write_at(read_only.as_fd(), 0, &content).is_err());
+    }
+}
