@@ -26,6 +26,9 @@ pub(crate) const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 /// What a destroy may take: the guest gets time to end.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a pause, a resume, a snapshot or a fork may take: memory of many gigabytes goes to a disk or comes from it.
+pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// What a look at the host may take. Below the 5 s in which a create must answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -66,6 +69,25 @@ impl AgentError {
     /// The agent does not know it.
     pub(crate) fn is_not_found(&self) -> bool {
         self.code == ErrorCode::NotFound && !self.connection_lost
+    }
+
+    /// What was to be made is there.
+    pub(crate) fn is_already_exists(&self) -> bool {
+        self.code == ErrorCode::AlreadyExists && !self.connection_lost
+    }
+
+    /// The agent has not said whether it was done: the reply is lost, or did not come in time.
+    pub(crate) fn is_unknown_outcome(&self) -> bool {
+        self.connection_lost || self.code == ErrorCode::DeadlineExceeded
+    }
+
+    /// A task of this process ended without a result: it panicked, or the process is at its end.
+    pub(crate) fn task_ended(what: &str) -> Self {
+        Self {
+            code: ErrorCode::Internal,
+            message: format!("the {what} ended without a result"),
+            connection_lost: false,
+        }
     }
 
     fn timed_out(what: &str, limit: Duration) -> Self {
@@ -179,6 +201,81 @@ impl AgentClient {
             Err(error) if error.is_not_found() => Ok(()),
             done => done.map(drop),
         }
+    }
+
+    /// What the host says of one sandbox; `None` if it has none of that name.
+    pub(crate) async fn find(&self, id: &str) -> Result<Option<rpc::SandboxInfo>, AgentError> {
+        let infos = self.list().await?;
+        Ok(infos.into_iter().find(|info| info.id == id))
+    }
+
+    pub(crate) async fn pause(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+        let request = rpc::PauseSandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        unary!(
+            self.lifecycle,
+            pause_sandbox_with_options,
+            request,
+            FREEZE_TIMEOUT
+        )
+        .map(|response| response.sandbox.into_option().unwrap_or_default())
+    }
+
+    pub(crate) async fn resume(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+        let request = rpc::ResumeSandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        unary!(
+            self.lifecycle,
+            resume_sandbox_with_options,
+            request,
+            FREEZE_TIMEOUT
+        )
+        .map(|response| response.sandbox.into_option().unwrap_or_default())
+    }
+
+    pub(crate) async fn create_snapshot(
+        &self,
+        request: rpc::CreateSnapshotRequest,
+    ) -> Result<rpc::TemplateInfo, AgentError> {
+        unary!(
+            self.lifecycle,
+            create_snapshot_with_options,
+            request,
+            FREEZE_TIMEOUT
+        )
+        .map(|response| response.template.into_option().unwrap_or_default())
+    }
+
+    pub(crate) async fn delete_snapshot(&self, name: &str) -> Result<(), AgentError> {
+        let request = rpc::DeleteSnapshotRequest {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        unary!(
+            self.lifecycle,
+            delete_snapshot_with_options,
+            request,
+            CALL_TIMEOUT
+        )
+        .map(drop)
+    }
+
+    /// Makes copies; the answer tells of each.
+    pub(crate) async fn fork(
+        &self,
+        request: rpc::ForkSandboxRequest,
+    ) -> Result<Vec<rpc::SandboxInfo>, AgentError> {
+        unary!(
+            self.lifecycle,
+            fork_sandbox_with_options,
+            request,
+            FREEZE_TIMEOUT
+        )
+        .map(|response| response.copies)
     }
 
     pub(crate) async fn ping(&self, id: &str) -> Result<(), AgentError> {

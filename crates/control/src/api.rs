@@ -17,11 +17,13 @@ mod files_stream;
 mod health;
 mod metrics;
 pub(crate) mod openapi;
+mod pause;
 mod process;
 mod processes;
 mod pty;
 mod sandboxes;
 mod session;
+mod snapshots;
 mod socket;
 mod templates;
 mod utf8;
@@ -75,12 +77,12 @@ pub(crate) struct App {
 pub(crate) type AppState = Arc<App>;
 
 impl App {
-    /// A sandbox that runs (one that boots is waited for), marked as used until the guard is dropped.
+    /// A sandbox that runs (one that boots is waited for, a paused one resumed if it was created so), marked as used until the guard is dropped.
     async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
         Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
     }
 
-    /// A sandbox that runs now, marked as used until the guard is dropped.
+    /// A sandbox that runs now (or is resumed if it was created so), marked as used until the guard is dropped.
     async fn running(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
         Ok(self.lifecycle.enter(id, Duration::ZERO).await?)
     }
@@ -92,6 +94,9 @@ fn sandbox_routes() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::create, sandboxes::list))
         .routes(routes!(sandboxes::get, sandboxes::destroy))
         .routes(routes!(sandboxes::ping))
+        .routes(routes!(pause::pause))
+        .routes(routes!(pause::resume))
+        .routes(routes!(pause::fork))
         .routes(routes!(metrics::get))
         .routes(routes!(exec::exec))
         .routes(routes!(exec_stream::exec_stream))
@@ -114,6 +119,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(health::health))
         .routes(routes!(openapi::document))
         .routes(routes!(templates::list))
+        .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(api_keys::create, api_keys::list))
         .routes(routes!(api_keys::delete))
         .nest("/v1/sandboxes", sandbox_routes())

@@ -6,7 +6,10 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use wrenn_proto::{rest::Template, rpc::hostagent::v1::GetHostResponse};
+use wrenn_proto::{
+    rest::Template,
+    rpc::hostagent::v1::{GetHostResponse, TemplateInfo, TemplateKind},
+};
 
 use crate::{
     agent_client::{AgentClient, AgentError},
@@ -44,6 +47,11 @@ impl Host {
         }
     }
 
+    /// Forgets the last answer: what the host has was changed just now. Waits for a question that is under way.
+    pub(crate) async fn changed(&self) {
+        *self.last.lock().await = None;
+    }
+
     /// What the host has, as of a second ago at most. Callers at the same time share one question.
     pub(crate) async fn facts(&self) -> Result<HostFacts, AgentError> {
         let mut last = self.last.lock().await;
@@ -65,20 +73,34 @@ impl Host {
     }
 }
 
+/// What a template is called that sandboxes boot from.
+pub(crate) const BASE: &str = "base";
+
+/// What a template is called that is a frozen moment of a sandbox.
+pub(crate) const SNAPSHOT: &str = "snapshot";
+
+/// A template as the API shows it.
+pub(crate) fn template(info: TemplateInfo) -> Template {
+    let frozen = info.kind.as_known() == Some(TemplateKind::TEMPLATE_KIND_SNAPSHOT);
+    let given = |n: u32| (n > 0).then_some(n);
+    Template {
+        name: info.name,
+        kind: if frozen { SNAPSHOT } else { BASE }.to_owned(),
+        vcpus: given(info.vcpus),
+        memory_mb: given(info.memory_mb),
+        disk_size_mb: given(info.disk_size_mb),
+        generation: given(info.generation),
+        size_bytes: info.size_bytes,
+        created_at: clock::timestamp(info.created_unix_ms),
+    }
+}
+
 impl From<GetHostResponse> for HostFacts {
     fn from(host: GetHostResponse) -> Self {
-        let templates = host.templates.into_iter().map(|template| Template {
-            name: template.name,
-            kind: "base".to_owned(),
-            vcpus: (template.vcpus > 0).then_some(template.vcpus),
-            memory_mb: (template.memory_mb > 0).then_some(template.memory_mb),
-            size_bytes: template.size_bytes,
-            created_at: clock::timestamp(template.created_unix_ms),
-        });
         Self {
             cpu_count: host.cpu_count,
             memory_total_mib: host.memory_total_mib,
-            templates: templates.collect(),
+            templates: host.templates.into_iter().map(template).collect(),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Carries each sandbox through its states.
 //!
-//! Owns the tasks that create and destroy, the lifecycle lock of each sandbox, the list of creates under way and the
-//! count of uses. Never lets a request own any of it: a client that goes away in the middle of a create makes it undone,
-//! in the middle of a destroy changes nothing.
+//! Owns the tasks that create, pause, resume, copy and destroy, the lifecycle lock of each sandbox, the list of creates
+//! under way and the count of uses. Never lets a request own any of it: a client that goes away in the middle of a create
+//! makes it undone, in the middle of anything else changes nothing.
 //!
 //! A row changes in one way only, [`Lifecycle::apply`]: read it, ask `state_machine`, write it if it is still the same
-//! version, else begin again.
+//! version, else begin again. (What is no change of status is written by [`Lifecycle::note`], in the same way.)
 //!
 //! | what fails | what is left | who cleans up |
 //! |---|---|---|
@@ -13,15 +13,24 @@
 //! | the client leaves during a create | row `stopped` | a task started by the guard's drop |
 //! | the database fails after the host created | row `starting` | the create task destroys at the host; the reconciler settles the row |
 //! | the host does not answer a destroy | row `stopping` | the reconciler, each time it looks |
+//! | the host fails a pause or a resume | row as before, with a `warning` | nobody needs to |
+//! | the reply of a pause or a resume is lost | row as the host says when asked, else `pausing` or `resuming` | the reconciler |
 //! | this process dies | any row | the next process's reconciler |
 
+mod copies;
 mod create;
 mod creating;
 mod destroy;
 mod locks;
+mod pause;
+mod reaping;
 mod uses;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -32,7 +41,7 @@ use wrenn_proto::{
 };
 
 use crate::{
-    agent_client::{AgentClient, AgentError},
+    agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
     clock,
     db::{Db, DbError, sandboxes::Sandbox},
     state_machine::{Effect, Event, Refused, transition},
@@ -40,10 +49,17 @@ use crate::{
 
 pub(crate) use create::{Creation, NewSandbox};
 pub(crate) use locks::LockGuard;
+pub(crate) use pause::lost_reason;
 pub(crate) use uses::UseGuard;
 
 /// How often a lost race for a row is tried again. Each loss means that another writer won.
 const MAX_CONFLICTS: usize = 50;
+
+/// How often a result is written before it is given up.
+const WRITE_ATTEMPTS: usize = 3;
+
+/// Between two attempts to write.
+const WRITE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often a waiter looks at the row even if nothing was told: another process may have changed it.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -57,15 +73,17 @@ pub(crate) enum LifecycleError {
     /// Its status does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// It is not running, nor about to.
-    #[error("sandbox `{id}` is `{status}`{}{reason}; this needs it `running`", if reason.is_empty() { "" } else { ": " })]
-    NotRunning {
+    /// It is in another status than this needs.
+    #[error("sandbox `{id}` is `{status}`{}{reason}; {}", if reason.is_empty() { "" } else { ": " }, what_to_do(id, *status, wanted))]
+    WrongStatus {
         /// The sandbox.
         id: SandboxId,
         /// Its status.
         status: SandboxStatus,
         /// Why it is in that status, or empty.
         reason: String,
+        /// The status that this needs.
+        wanted: &'static str,
     },
     /// The row keeps changing.
     #[error("sandbox `{0}` is being changed by others")]
@@ -76,6 +94,32 @@ pub(crate) enum LifecycleError {
     /// The database did not do it.
     #[error("the database failed")]
     Db(#[from] DbError),
+    /// An attempt that others wait for too failed.
+    #[error(transparent)]
+    Shared(Arc<Self>),
+}
+
+impl LifecycleError {
+    fn wrong_status(row: &Sandbox, wanted: &'static str) -> Self {
+        Self::WrongStatus {
+            id: row.id.clone(),
+            status: row.status,
+            reason: row.error.clone(),
+            wanted,
+        }
+    }
+}
+
+/// What a user can do about a status.
+fn what_to_do(id: &SandboxId, status: SandboxStatus, wanted: &str) -> String {
+    let resumable = matches!(status, SandboxStatus::Paused | SandboxStatus::Pausing);
+    if resumable && wanted == "running" {
+        return format!(
+            "this needs it `running`: resume it with POST /v1/sandboxes/{id}/resume (with `auto_resume` at its creation a \
+             call does that by itself)"
+        );
+    }
+    format!("this needs it `{wanted}`")
 }
 
 /// All sandboxes' lives.
@@ -85,6 +129,9 @@ pub(crate) struct Lifecycle {
     locks: locks::Locks,
     creating: creating::Creating,
     uses: uses::Uses,
+    reaping: reaping::Reaping,
+    /// Resumes that calls to paused sandboxes wait for.
+    resumes: Mutex<HashMap<SandboxId, pause::SharedResume>>,
     /// Told after each change of a row.
     changed: Notify,
     /// Tasks that outlive the requests which began them.
@@ -99,6 +146,8 @@ impl Lifecycle {
             locks: locks::Locks::default(),
             creating: creating::Creating::default(),
             uses: uses::Uses::default(),
+            reaping: reaping::Reaping::default(),
+            resumes: Mutex::default(),
             changed: Notify::new(),
             tasks: TaskTracker::new(),
         })
@@ -123,7 +172,8 @@ impl Lifecycle {
         self.creating.contains(id)
     }
 
-    /// A sandbox that runs, marked as used until the guard is dropped. One that is about to run is waited for.
+    /// A sandbox that runs, marked as used until the guard is dropped. One that is about to run is waited for; a paused one is
+    /// resumed if it was created so.
     pub(crate) async fn enter(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -180,6 +230,9 @@ impl Lifecycle {
             if self.db.update_sandbox(&row).await? {
                 row.version += 1;
                 tracing::info!(sandbox_id = %id, from = %before, to = %next, ?event, "sandbox changed");
+                if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
+                    self.reaping.forget(id);
+                }
                 self.changed.notify_waiters();
                 return Ok((row, effects));
             }
@@ -187,38 +240,87 @@ impl Lifecycle {
         Err(LifecycleError::Busy(id.clone()))
     }
 
-    /// The row of a sandbox that runs now; without marking a use.
-    pub(crate) async fn require_running(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    /// Changes what is not the status, and the version: what was seen of it before counts for nothing. A failure is only logged.
+    async fn note(&self, id: &SandboxId, change: impl Fn(&mut Sandbox)) {
+        for _ in 0..MAX_CONFLICTS {
+            let written = async {
+                let mut row = self.get(id).await?;
+                change(&mut row);
+                row.last_updated = clock::now_ms();
+                Ok::<_, LifecycleError>(self.db.update_sandbox(&row).await?)
+            };
+            match written.await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(sandbox_id = %id, %error, "cannot note what happened to a sandbox");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The row of a sandbox that runs now, or is resumed for this; without marking a use.
+    pub(crate) async fn require_running(
+        self: &Arc<Self>,
+        id: &SandboxId,
+    ) -> Result<Sandbox, LifecycleError> {
         self.await_running(id, Duration::ZERO).await
     }
 
-    /// The row of a sandbox that runs. One that is about to run is waited for.
+    /// The row of a sandbox that runs. One that boots, or that somebody resumes, is waited for within the limit. One that is
+    /// paused, or about to be, is resumed if it was created so.
     async fn await_running(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         limit: Duration,
     ) -> Result<Sandbox, LifecycleError> {
-        let deadline = tokio::time::Instant::now() + limit;
+        let begun = tokio::time::Instant::now();
+        let (boot_deadline, resume_deadline) = (begun + limit, begun + FREEZE_TIMEOUT);
         loop {
             let mut told = std::pin::pin!(self.changed.notified());
             // Before the row is read: a change in between is then told, not missed.
             told.as_mut().enable();
             let row = self.get(id).await?;
-            match row.status {
+            let deadline = match row.status {
                 SandboxStatus::Running => return Ok(row),
-                SandboxStatus::Pending | SandboxStatus::Starting
-                    if tokio::time::Instant::now() < deadline => {}
-                status => {
-                    return Err(LifecycleError::NotRunning {
-                        id: id.clone(),
-                        status,
-                        reason: row.error,
-                    });
+                SandboxStatus::Pausing | SandboxStatus::Paused | SandboxStatus::Resuming
+                    if row.auto_resume =>
+                {
+                    resume_deadline
                 }
+                SandboxStatus::Pending | SandboxStatus::Starting | SandboxStatus::Resuming => {
+                    boot_deadline
+                }
+                _ => begun,
+            };
+            if tokio::time::Instant::now() >= deadline {
+                return Err(LifecycleError::wrong_status(&row, "running"));
+            }
+            if row.status == SandboxStatus::Paused {
+                self.resume_shared(id).await?;
+                continue;
             }
             let next_look = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
             let _ = tokio::time::timeout_at(next_look, told).await;
         }
+    }
+
+    /// Refuses what no waiting could make run, and what its user must resume first.
+    pub(crate) fn require_enterable(row: &Sandbox) -> Result<(), LifecycleError> {
+        match row.status {
+            SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
+                Err(LifecycleError::wrong_status(row, "running"))
+            }
+            SandboxStatus::Pausing | SandboxStatus::Paused if !row.auto_resume => {
+                Err(LifecycleError::wrong_status(row, "running"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn resumes(&self) -> MutexGuard<'_, HashMap<SandboxId, pause::SharedResume>> {
+        self.resumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls `DestroySandbox`, and says in the log if that did not work: the reconciler will try again.
@@ -227,6 +329,27 @@ impl Lifecycle {
             tracing::warn!(sandbox_id = %id, %error, "cannot destroy at the host now");
         }
     }
+}
+
+/// A failure of the host, in words for a row.
+fn told(error: &AgentError) -> String {
+    if error.connection_lost {
+        return "the host agent went away".to_owned();
+    }
+    match error.code {
+        connectrpc::ErrorCode::Internal | connectrpc::ErrorCode::Unknown => {
+            "the host failed; its log says why".to_owned()
+        }
+        _ => error.message.clone(),
+    }
+}
+
+/// Takes over what the host knows of a sandbox that it has brought back. The idle time begins now.
+pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
+    let now = clock::now_ms();
+    fill_from_host(row, info, now);
+    row.warning.clear();
+    row.last_active_at = row.last_active_at.max(now);
 }
 
 /// Takes over what the host knows of a running sandbox.
@@ -247,6 +370,10 @@ pub(crate) fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
         row.guest_ip.clone_from(&info.guest_ip);
     }
     row.last_active_at = row.last_active_at.max(info.last_active_unix_ms);
+    // What is known here of a failure is the same, or more.
+    if row.warning.is_empty() {
+        row.warning.clone_from(&info.warning);
+    }
     if let Some(boot) = info.boot.as_option() {
         row.boot = Some(BootTimes {
             prepared_ms: boot.prepared_ms,

@@ -5,18 +5,22 @@
 //! lifecycle lock is taken or whose create is under way here, nor on a row that changed since it was read: what it knows
 //! is then old, and it will look again. While the host does not answer nothing changes, and the log says so once.
 //!
-//! | row \ host says | nothing | starting | running | error | stopping |
-//! |---|---|---|---|---|---|
-//! | any, its create under way here | – | – | – | – | – |
-//! | `pending`, `starting` | → `error` | – | → `running` | → `error`, destroy | – |
-//! | `running` | → `error` | – | refresh; destroy if idle | → `error`, destroy | – |
-//! | `stopping` | → `stopped` | destroy | destroy | destroy | – |
-//! | `stopped`, `error` | – | destroy | destroy | destroy | – |
-//! | no row | – | destroy | destroy | destroy | – |
+//! | row \ host says | nothing | starting | running | pausing, resuming | paused | error | stopping |
+//! |---|---|---|---|---|---|---|---|
+//! | any, its create under way here | – | – | – | – | – | – | – |
+//! | `pending`, `starting` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | `running` | → `error` | – | refresh; if idle pause or destroy | – | → `paused` | → `error`, destroy | – |
+//! | `pausing` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | `paused` | → `error` | – | → `running` | – | – | → `error`, destroy | – |
+//! | `resuming` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
+//! | `stopped`, `error` | – | destroy | destroy | destroy | destroy | destroy | – |
+//! | no row | – | destroy | destroy | destroy | destroy | destroy | – |
 //!
 //! - "destroy" of what is in `error` is the acknowledgement after which the agent forgets it.
 //! - `pending` and `starting` rows without a create were left by a process that died; what the host says "starting" of,
-//!   that process had asked for, and is waited for.
+//!   that process had asked for, and is waited for. So with `pausing` and `resuming` rows whose lock is free.
+//! - A paused sandbox is nothing but files at its host: where the host has none, they are gone.
 //! - A step that fails is taken again at the next look: each is safe to repeat.
 
 mod steps;
@@ -35,6 +39,9 @@ pub(crate) enum HostState {
         /// Milliseconds since 1970 of its last use, as the agent knows.
         last_active_ms: i64,
     },
+    /// It is being paused or resumed.
+    Changing,
+    Paused,
     Error {
         reason: String,
     },
@@ -53,13 +60,17 @@ pub(crate) struct RowView {
     pub(crate) last_active_ms: i64,
     /// Seconds that it may be idle; 0: any.
     pub(crate) timeout_sec: u32,
+    /// Milliseconds since 1970 before which its idleness is not ended: an attempt failed.
+    pub(crate) not_reaped_before_ms: i64,
 }
 
 /// A step to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// It came up though its create is gone.
+    /// It runs, though whoever made it so is gone.
     MarkRunning,
+    /// It is paused, though whoever made it so is gone.
+    MarkPaused,
     /// Take over what the host knows.
     Refresh,
     /// It is lost; its resources are to be freed.
@@ -95,34 +106,40 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
     if row.creating {
         return None;
     }
-    match (row.status, host) {
-        (S::Pending | S::Starting, None) => Some(Action::Fail {
-            reason: "the server was restarted while it was being created".to_owned(),
-        }),
-        (S::Pending | S::Starting, Some(HostState::Running { .. })) => Some(Action::MarkRunning),
-        (S::Running, None) => Some(Action::Fail {
-            reason: "its host no longer has it".to_owned(),
-        }),
-        (S::Running, Some(HostState::Running { last_active_ms })) => {
+    let (status, found) = match (row.status, host) {
+        (S::Stopped | S::Error, host) => return orphan(host),
+        (S::Stopping, None) => return Some(Action::FinishStop),
+        (S::Stopping, Some(HostState::Stopping)) => return None,
+        (S::Stopping, Some(_)) => return Some(Action::DestroyAgain),
+        (status, None) => {
+            let reason = lost(status).to_owned();
+            return Some(Action::Fail { reason });
+        }
+        (status, Some(found)) => (status, found),
+    };
+    match (found, status) {
+        (HostState::Starting | HostState::Changing | HostState::Stopping, _)
+        | (HostState::Paused, S::Paused) => None,
+        (HostState::Running { last_active_ms }, S::Running) => {
             Some(idle(row, *last_active_ms, now_ms).unwrap_or(Action::Refresh))
         }
-        (S::Pending | S::Starting | S::Running, Some(HostState::Error { reason })) => {
-            Some(Action::Fail {
-                reason: if reason.is_empty() {
-                    "its machine is gone".to_owned()
-                } else {
-                    reason.clone()
-                },
-            })
-        }
-        (
-            S::Pending | S::Starting | S::Running,
-            Some(HostState::Starting | HostState::Stopping),
-        ) => None,
-        (S::Stopping, None) => Some(Action::FinishStop),
-        (S::Stopping, Some(HostState::Stopping)) => None,
-        (S::Stopping, Some(_)) => Some(Action::DestroyAgain),
-        (S::Stopped | S::Error, host) => orphan(host),
+        (HostState::Running { .. }, _) => Some(Action::MarkRunning),
+        (HostState::Paused, _) => Some(Action::MarkPaused),
+        (HostState::Error { reason }, _) => Some(Action::Fail {
+            reason: reason.clone(),
+        }),
+    }
+}
+
+/// Why what the host has nothing of is an error.
+fn lost(status: SandboxStatus) -> &'static str {
+    use SandboxStatus as S;
+    match status {
+        S::Pending | S::Starting => "the server was restarted while it was being created",
+        S::Pausing => "its host lost it while it was being paused",
+        S::Paused => "it was paused, and its files are gone from its host",
+        S::Resuming => "its host lost it while it was being resumed",
+        S::Running | S::Stopping | S::Stopped | S::Error => "its host no longer has it",
     }
 }
 
@@ -135,7 +152,7 @@ fn orphan(host: Option<&HostState>) -> Option<Action> {
 
 /// Whether it has been idle for longer than it may be.
 fn idle(row: &RowView, host_last_active_ms: i64, now_ms: i64) -> Option<Action> {
-    if row.timeout_sec == 0 || row.in_use {
+    if row.timeout_sec == 0 || row.in_use || now_ms < row.not_reaped_before_ms {
         return None;
     }
     let last = row.last_active_ms.max(host_last_active_ms);

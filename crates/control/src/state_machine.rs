@@ -1,29 +1,27 @@
 //! Which status may follow which, and what must then be done at the host. No I/O, no clock.
 //!
 //! ```text
-//!            CreateBegun            CreateDone
-//!  Pending ───────────────► Starting ──────────► Running
-//!     │  │                   │    │                │  │
-//!     │  │ CreateFailed      │    │ CreateFailed   │  │
-//!     │  │ Lost              │    │ Lost           │  │ Lost
-//!     │  └─────────┬─────────┼────┘                │  │
-//!     │            │         │     ┌───────────────┼──┘
-//!     │            ▼         │     ▼               │
-//!     │          Error ◄─────┼─────┘               │
-//!     │            │         │                     │
-//!     │            │         │                     │
-//!     └────────────┴─────────┴──────────┬──────────┘
-//!                            DestroyAsked
-//!                                       ▼
-//!                                   Stopping ──Destroyed──► Stopped
+//!            CreateBegun            CreateDone             PauseBegun              PauseDone
+//!  Pending ───────────────► Starting ─────────► Running ◄─────────────► Pausing ─────────────► Paused
+//!     │                        │                   ▲  │   PauseFailed      │                     ▲ │
+//!     │ CreateFailed           │                   │  │                    │        ResumeFailed │ │ ResumeBegun
+//!     └───────────┬────────────┘        ResumeDone │  │                    │                     │ ▼
+//!                 │                                └──┼────────────────────┼────────────────── Resuming
+//!                 ▼                 Lost              │                    │                      │
+//!               Error ◄───────────────────────────────┴────────────────────┴──────────────────────┘
+//!
+//!  any but Stopped ──DestroyAsked──► Stopping ──Destroyed──► Stopped
 //! ```
 //!
 //! - `Stopped` is never left; `Error` only by a destroy.
 //! - Whatever may have something at the host is left only with [`Effect::DestroyAtHost`]: at a failed create, at a loss (the
 //!   agent has freed the machine, and is told to forget it), at every destroy.
-//! - A create that ends after its sandbox was destroyed ([`Event::CreateDone`] in `Stopping`, `Stopped` or `Error`)
-//!   leaves the status as it is and destroys what came up.
-//! - The reconciler speaks the same events: `CreateDone` where the host has it running, `Lost` where it has not.
+//! - What ends after its sandbox was destroyed (an event of a create, pause or resume in `Stopping`, `Stopped` or `Error`)
+//!   leaves the status as it is and destroys what is there.
+//! - A failed pause leaves it running, a failed resume leaves it paused: nothing is lost by trying.
+//! - The reconciler speaks the same events for what it finds at the host, so they are also legal where the call that they
+//!   tell of was not: what is found running is `ResumeDone` even of a `Paused` one, what is found paused is `PauseDone`
+//!   even of a `Running` one, what is not found is `Lost`.
 
 use wrenn_proto::rest::SandboxStatus;
 
@@ -36,6 +34,18 @@ pub(crate) enum Event {
     CreateDone,
     /// The host refused, failed or did not answer in time.
     CreateFailed,
+    /// The pause task is about to call the host.
+    PauseBegun,
+    /// The host says that it is paused.
+    PauseDone,
+    /// It was not paused, and runs on.
+    PauseFailed,
+    /// The resume task is about to call the host.
+    ResumeBegun,
+    /// The host says that it runs again.
+    ResumeDone,
+    /// It was not resumed, and is paused as before.
+    ResumeFailed,
     /// A user, the reaper or a client's disappearance ends it.
     DestroyAsked,
     /// The host has nothing of it any more, and no create is under way.
@@ -47,10 +57,16 @@ pub(crate) enum Event {
 impl Event {
     /// All events.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::CreateBegun,
         Self::CreateDone,
         Self::CreateFailed,
+        Self::PauseBegun,
+        Self::PauseDone,
+        Self::PauseFailed,
+        Self::ResumeBegun,
+        Self::ResumeDone,
+        Self::ResumeFailed,
         Self::DestroyAsked,
         Self::Destroyed,
         Self::Lost,
@@ -62,6 +78,10 @@ impl Event {
 pub(crate) enum Effect {
     /// Call `CreateSandbox`.
     CreateAtHost,
+    /// Call `PauseSandbox`.
+    PauseAtHost,
+    /// Call `ResumeSandbox`.
+    ResumeAtHost,
     /// Call `DestroySandbox`; "not found" is success.
     DestroyAtHost,
 }
@@ -85,33 +105,54 @@ pub(crate) fn transition(
     event: Event,
 ) -> Result<(SandboxStatus, Vec<Effect>), Refused> {
     use SandboxStatus as S;
-    let refused = Err(Refused { state, event });
-    let (next, effect) = match (state, event) {
-        (S::Pending, Event::CreateBegun) => (S::Starting, Some(Effect::CreateAtHost)),
-        (_, Event::CreateBegun) => return refused,
+    let ended = matches!(state, S::Stopping | S::Stopped | S::Error);
+    let (next, effect) = match (event, state) {
+        (Event::CreateBegun, S::Pending) => (S::Starting, Some(Effect::CreateAtHost)),
+        (Event::PauseBegun, S::Running) => (S::Pausing, Some(Effect::PauseAtHost)),
+        (Event::ResumeBegun, S::Paused) => (S::Resuming, Some(Effect::ResumeAtHost)),
 
-        (S::Pending | S::Starting | S::Running, Event::CreateDone) => (S::Running, None),
-        (S::Stopping | S::Stopped | S::Error, Event::CreateDone) => {
-            (state, Some(Effect::DestroyAtHost))
+        (
+            Event::CreateDone
+            | Event::CreateFailed
+            | Event::PauseDone
+            | Event::PauseFailed
+            | Event::ResumeDone
+            | Event::ResumeFailed,
+            _,
+        ) if ended => (state, Some(Effect::DestroyAtHost)),
+
+        (Event::CreateDone, S::Pending | S::Starting) => (S::Running, None),
+        // The reconciler found it running first, and it lives on since.
+        (Event::CreateDone, _) => (state, None),
+        (Event::CreateFailed, S::Pending | S::Starting) => (S::Error, Some(Effect::DestroyAtHost)),
+
+        (Event::PauseDone, S::Pausing | S::Running | S::Paused | S::Starting | S::Pending) => {
+            (S::Paused, None)
         }
+        (Event::PauseFailed, S::Pausing | S::Running) => (S::Running, None),
+        (Event::ResumeDone, S::Resuming | S::Running | S::Paused) => (S::Running, None),
+        (Event::ResumeFailed, S::Resuming | S::Paused) => (S::Paused, None),
 
-        (S::Pending | S::Starting, Event::CreateFailed) => (S::Error, Some(Effect::DestroyAtHost)),
-        (S::Running, Event::CreateFailed) => return refused,
-        (S::Stopping | S::Stopped | S::Error, Event::CreateFailed) => {
-            (state, Some(Effect::DestroyAtHost))
-        }
+        (Event::DestroyAsked, S::Stopped) => (S::Stopped, None),
+        (Event::DestroyAsked, _) => (S::Stopping, Some(Effect::DestroyAtHost)),
+        (Event::Destroyed, S::Stopping | S::Stopped) => (S::Stopped, None),
+        (Event::Destroyed, S::Error) => (S::Error, None),
 
-        (S::Stopped, Event::DestroyAsked) => (S::Stopped, None),
-        (_, Event::DestroyAsked) => (S::Stopping, Some(Effect::DestroyAtHost)),
+        (Event::Lost, _) if !ended => (S::Error, Some(Effect::DestroyAtHost)),
 
-        (S::Stopping, Event::Destroyed) => (S::Stopped, None),
-        (S::Stopped | S::Error, Event::Destroyed) => (state, None),
-        (S::Pending | S::Starting | S::Running, Event::Destroyed) => return refused,
-
-        (S::Pending | S::Starting | S::Running, Event::Lost) => {
-            (S::Error, Some(Effect::DestroyAtHost))
-        }
-        (S::Stopping | S::Stopped | S::Error, Event::Lost) => return refused,
+        (
+            Event::CreateBegun
+            | Event::CreateFailed
+            | Event::PauseBegun
+            | Event::PauseDone
+            | Event::PauseFailed
+            | Event::ResumeBegun
+            | Event::ResumeDone
+            | Event::ResumeFailed
+            | Event::Destroyed
+            | Event::Lost,
+            _,
+        ) => return Err(Refused { state, event }),
     };
     Ok((next, effect.into_iter().collect()))
 }

@@ -93,6 +93,14 @@ impl SandboxId {
     }
 }
 
+impl TemplateName {
+    /// A new name: `template-` and 8 random hexadecimal digits. Two may be equal, rarely: whoever stores it must check.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(format!("template-{:08x}", rand::rng().random::<u32>()))
+    }
+}
+
 fn is_sandbox_id(s: &str) -> bool {
     s.strip_prefix("sb-").is_some_and(|rest| {
         (1..=40).contains(&rest.len())
@@ -147,6 +155,9 @@ mod tests {
             let id = SandboxId::random();
             assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
             assert_eq!(id.as_str().len(), 11);
+            let name = TemplateName::random();
+            assert_eq!(name.as_str().parse::<TemplateName>(), Ok(name.clone()));
+            assert_eq!(name.as_str().len(), 17);
         }
     }
 

@@ -15,7 +15,10 @@ pub const DEFAULT_DISK_MIB: u32 = 5120;
 /// Disk of a sandbox, MiB: at most this.
 pub const MAX_DISK_MIB: u32 = 1024 * 1024;
 
-/// Idle time after which a sandbox ends, seconds, when the request does not say.
+/// Copies that one fork makes, at most.
+pub const MAX_FORK_COPIES: u32 = 100;
+
+/// Idle time after which a sandbox is paused or destroyed, seconds, when the request does not say.
 pub const DEFAULT_TIMEOUT_SEC: u32 = 300;
 
 /// The longest idle time that can be asked for, seconds: 30 days. 0 means never.

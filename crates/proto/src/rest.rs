@@ -33,6 +33,12 @@ pub enum SandboxStatus {
     Starting,
     /// It can be used.
     Running,
+    /// Its memory, processor and disk are being saved.
+    Pausing,
+    /// It is saved, and has nothing on its host but files. It can be resumed.
+    Paused,
+    /// It is being brought back to where it stood.
+    Resuming,
     /// It is being destroyed.
     Stopping,
     /// It was destroyed. Its record stays readable.
@@ -43,10 +49,13 @@ pub enum SandboxStatus {
 
 impl SandboxStatus {
     /// All values, in the order of a life.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Pending,
         Self::Starting,
         Self::Running,
+        Self::Pausing,
+        Self::Paused,
+        Self::Resuming,
         Self::Stopping,
         Self::Stopped,
         Self::Error,
@@ -59,6 +68,9 @@ impl SandboxStatus {
             Self::Pending => "pending",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Error => "error",
@@ -100,7 +112,42 @@ impl std::str::FromStr for Egress {
     }
 }
 
-/// Body of `POST /v1/sandboxes`. Every field has a default.
+/// What becomes of a sandbox that nobody has used for its `timeout_sec`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    /// It is paused. If that fails it runs on, and is tried again later.
+    #[default]
+    Pause,
+    /// It is destroyed.
+    Kill,
+}
+
+impl OnTimeout {
+    /// The word used on the wire and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Kill => "kill",
+        }
+    }
+}
+
+impl std::str::FromStr for OnTimeout {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "pause" => Ok(Self::Pause),
+            "kill" => Ok(Self::Kill),
+            _ => Err(format!("`{s}` is neither `pause` nor `kill`")),
+        }
+    }
+}
+
+/// Body of `POST /v1/sandboxes`. Every field has a default. The numbers of processors, memory and disk of a template that
+/// was made from a sandbox are its own: what the request says of them is then passed over.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
@@ -116,9 +163,15 @@ pub struct CreateSandbox {
     /// Size of the disk as the guest sees it, MiB; default 5120.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size_mb: Option<i64>,
-    /// Seconds without use after which it is destroyed; 0 means never; default 300.
+    /// Seconds without use after which `on_timeout` happens; 0 means never; default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
+    /// What happens then: `pause` (default) or `kill`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<OnTimeout>,
+    /// Whether a call to it resumes it when it is paused; default false: such a call is then refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
     /// Whether it may reach what lies beyond the host; default: the server's setting (`deny` unless configured).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
@@ -145,8 +198,14 @@ pub struct Sandbox {
     pub memory_mb: u32,
     /// Size of the disk as the guest sees it, MiB.
     pub disk_size_mb: u32,
-    /// Seconds without use after which it is destroyed; 0 means never.
+    /// Seconds without use after which `on_timeout` happens; 0 means never.
     pub timeout_sec: u32,
+    /// What happens then.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+    /// Whether a call to it resumes it when it is paused.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// Whether it may reach what lies beyond the host.
     pub egress: Egress,
     /// Address of the guest as it sees itself.
@@ -161,6 +220,9 @@ pub struct Sandbox {
     /// Why it is in `error` (or was stopped by other than its user).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The last step that failed and left it as it was, such as a pause; gone when one succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Where the time of its boot went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootTimes>,
@@ -368,12 +430,33 @@ pub struct Metrics {
     pub disk_total_bytes: u64,
 }
 
-/// A template, as `GET /v1/templates` lists it.
+/// Body of `POST /v1/sandboxes/{id}/fork`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkSandbox {
+    /// How many copies, 1 to 100; default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<i64>,
+}
+
+/// Body of `POST /v1/snapshots`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// The sandbox, running or paused; it goes on as it was.
+    pub sandbox_id: String,
+    /// Name of the new template; default `template-` and 8 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A template, as `GET /v1/templates` and `GET /v1/snapshots` list it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Template {
     /// Its name.
     pub name: String,
-    /// `base`: an image that sandboxes boot from.
+    /// `base`: an image that sandboxes boot from. `snapshot`: a frozen moment of a sandbox, from which others go on; their
+    /// sizes are its own.
     #[serde(rename = "type")]
     pub kind: String,
     /// Virtual CPUs of a sandbox that asks for no other number.
@@ -382,6 +465,12 @@ pub struct Template {
     /// Memory, MiB, of a sandbox that asks for no other size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
+    /// Disk, MiB, where sandboxes cannot choose it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_size_mb: Option<u32>,
+    /// How many times its memory was frozen, of a `snapshot`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
     /// Bytes on the host's disk.
     pub size_bytes: u64,
     /// When it was made.

@@ -167,7 +167,13 @@ impl From<AgentError> for ApiError {
 
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        Self::from(&error)
+    }
+}
+
+impl From<&DbError> for ApiError {
+    fn from(error: &DbError) -> Self {
+        let cause = std::error::Error::source(error).map(ToString::to_string);
         tracing::error!(%error, cause, "the database failed");
         Self::new(
             Code::DbError,
@@ -178,14 +184,21 @@ impl From<DbError> for ApiError {
 
 impl From<LifecycleError> for ApiError {
     fn from(error: LifecycleError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&LifecycleError> for ApiError {
+    fn from(error: &LifecycleError) -> Self {
         match error {
             LifecycleError::NotFound(_) => Self::new(Code::NotFound, error.to_string()),
-            LifecycleError::Refused(_) | LifecycleError::NotRunning { .. } => {
+            LifecycleError::Refused(_) | LifecycleError::WrongStatus { .. } => {
                 Self::new(Code::InvalidState, error.to_string())
             }
             LifecycleError::Busy(_) => Self::new(Code::Conflict, error.to_string()),
-            LifecycleError::Agent(error) => error.into(),
+            LifecycleError::Agent(error) => error.clone().into(),
             LifecycleError::Db(error) => error.into(),
+            LifecycleError::Shared(error) => Self::from(error.as_ref()),
         }
     }
 }

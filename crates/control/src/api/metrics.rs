@@ -10,7 +10,7 @@ use super::{
     openapi::{CommonErrors, HostErrors, SandboxErrors},
 };
 
-/// What a running sandbox uses, as its own kernel counts. Does not count as use.
+/// What a running sandbox uses, as its own kernel counts. Does not count as use, but resumes a paused one that was created so.
 #[utoipa::path(
     get, path = "/{id}/metrics", tag = "sandboxes", operation_id = "get_metrics",
     params(("id" = String, Path, description = "The sandbox.")),

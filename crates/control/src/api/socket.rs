@@ -18,12 +18,13 @@ use futures::{
 };
 use http::{StatusCode, request::Parts};
 use serde::{Serialize, de::DeserializeOwned};
-use wrenn_proto::{SandboxId, rest::SandboxStatus};
+use wrenn_proto::SandboxId;
 
 use super::{
     AppState,
     error::{ApiError, Code},
 };
+use crate::lifecycle::Lifecycle;
 
 /// The largest message of a client.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -74,13 +75,7 @@ impl ApiSocket {
         F: Future<Output = ()> + Send + 'static,
     {
         let row = app.lifecycle.get(&id).await?;
-        if matches!(
-            row.status,
-            SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error
-        ) {
-            let message = format!("sandbox `{id}` is `{}`", row.status);
-            return Err(ApiError::new(Code::InvalidState, message));
-        }
+        Lifecycle::require_enterable(&row)?;
         let upgrade = self
             .0
             .max_message_size(MAX_MESSAGE_BYTES)

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use wrenn_proto::rest::Template;
 
-use super::{AppState, error::ApiError, openapi::CommonErrors};
+use super::{AppState, error::ApiError, openapi::CommonErrors, snapshots};
 
 /// All templates, by name. While the host does not answer: those that it had.
 #[utoipa::path(
@@ -11,8 +11,5 @@ use super::{AppState, error::ApiError, openapi::CommonErrors};
     responses((status = 200, description = "The templates.", body = [Template]), CommonErrors)
 )]
 pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<Template>>, ApiError> {
-    if let Err(error) = app.host.facts().await {
-        tracing::debug!(%error, "listing templates as they were");
-    }
-    Ok(Json(app.db.templates().await?))
+    Ok(Json(snapshots::known(&app).await?))
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use wrenn_proto::{
     TemplateName, limits,
-    rest::{CreateSandbox, Egress, ExecRequest},
+    rest::{CreateSandbox, Egress, ExecRequest, ForkSandbox, Template},
 };
 
 use super::error::{ApiError, Code};
-use crate::{host::HostFacts, lifecycle::NewSandbox};
+use crate::{
+    host::{self, HostFacts},
+    lifecycle::NewSandbox,
+};
 
 /// Template of a request that names none.
 const DEFAULT_TEMPLATE: &str = "minimal";
@@ -116,10 +119,10 @@ fn disk_and_timeout(request: &CreateSandbox) -> Result<(u32, u32), ApiError> {
 pub(crate) fn create_fits(
     request: CreateSandbox,
     template: TemplateName,
-    host: &HostFacts,
+    facts: &HostFacts,
     default_egress: Egress,
 ) -> Result<NewSandbox, ApiError> {
-    let Some(known) = host
+    let Some(known) = facts
         .templates
         .iter()
         .find(|known| known.name == template.as_str())
@@ -127,6 +130,36 @@ pub(crate) fn create_fits(
         let message = format!("`template`: there is no template `{template}`");
         return Err(ApiError::new(Code::NotFound, message));
     };
+    let (disk, timeout_sec) = disk_and_timeout(&request)?;
+    let (vcpus, memory_mb, disk_size_mb) = if known.kind == host::SNAPSHOT {
+        // A frozen machine has the size that it was frozen with, whatever the request says.
+        let memory_mb = known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB);
+        let disk = known.disk_size_mb.unwrap_or(limits::DEFAULT_DISK_MIB);
+        (known.vcpus.unwrap_or(1), memory_mb, disk)
+    } else {
+        let (vcpus, memory_mb) = chosen_size(&request, known, facts)?;
+        (vcpus, memory_mb, disk)
+    };
+    Ok(NewSandbox {
+        template,
+        vcpus,
+        memory_mb,
+        disk_size_mb,
+        timeout_sec,
+        on_timeout: request.on_timeout.unwrap_or_default(),
+        auto_resume: request.auto_resume.unwrap_or(false),
+        egress: request.egress.unwrap_or(default_egress),
+        envs: request.envs.unwrap_or_default().into_iter().collect(),
+        metadata: request.metadata.unwrap_or_default(),
+    })
+}
+
+/// Processors and memory of a sandbox that boots: the request's, or else the template's, within what the host has.
+fn chosen_size(
+    request: &CreateSandbox,
+    known: &Template,
+    host: &HostFacts,
+) -> Result<(u32, u32), ApiError> {
     let max_vcpus = limits::MAX_VCPUS.min(host.cpu_count.max(1).saturating_mul(VCPUS_PER_CPU));
     let vcpus = optional("vcpus", request.vcpus, 1, max_vcpus, 1)?;
     let vcpus = match request.vcpus {
@@ -144,17 +177,12 @@ pub(crate) fn create_fits(
         max_memory,
         default_memory,
     )?;
-    let (disk_size_mb, timeout_sec) = disk_and_timeout(&request)?;
-    Ok(NewSandbox {
-        template,
-        vcpus,
-        memory_mb,
-        disk_size_mb,
-        timeout_sec,
-        egress: request.egress.unwrap_or(default_egress),
-        envs: request.envs.unwrap_or_default().into_iter().collect(),
-        metadata: request.metadata.unwrap_or_default(),
-    })
+    Ok((vcpus, memory_mb))
+}
+
+/// How many copies a fork makes.
+pub(crate) fn fork_count(request: &ForkSandbox) -> Result<u32, ApiError> {
+    optional("count", request.count, 1, limits::MAX_FORK_COPIES, 1)
 }
 
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), ApiError> {

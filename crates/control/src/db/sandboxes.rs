@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::{FromRow, Row as _, any::AnyRow};
 use wrenn_proto::{
     SandboxId,
-    rest::{self, BootTimes, Egress, SandboxStatus},
+    rest::{self, BootTimes, Egress, OnTimeout, SandboxStatus},
 };
 
 use super::{Db, DbError, narrow, run};
@@ -14,7 +14,7 @@ use crate::clock;
 macro_rules! columns {
     () => {
         "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
-         metadata, error, boot, created_at, started_at, last_active_at, last_updated"
+         metadata, error, boot, created_at, started_at, last_active_at, last_updated, on_timeout, auto_resume, warning"
     };
 }
 
@@ -40,6 +40,10 @@ pub(crate) struct Sandbox {
     pub(crate) disk_size_mb: u32,
     /// Idle time that it survives, seconds; 0 means any.
     pub(crate) timeout_sec: u32,
+    /// What becomes of it then.
+    pub(crate) on_timeout: OnTimeout,
+    /// Whether a call to it resumes it.
+    pub(crate) auto_resume: bool,
     /// Whether it may reach the world.
     pub(crate) egress: Egress,
     /// Empty where not known.
@@ -50,6 +54,8 @@ pub(crate) struct Sandbox {
     pub(crate) metadata: BTreeMap<String, String>,
     /// Why it is in `error`, or who stopped it; else empty.
     pub(crate) error: String,
+    /// The last step that failed and left it as it was; else empty.
+    pub(crate) warning: String,
     /// Where the time of its boot went.
     pub(crate) boot: Option<BootTimes>,
     /// Milliseconds since 1970.
@@ -74,11 +80,14 @@ impl Sandbox {
             memory_mb: self.memory_mb,
             disk_size_mb: self.disk_size_mb,
             timeout_sec: self.timeout_sec,
+            on_timeout: self.on_timeout,
+            auto_resume: self.auto_resume,
             egress: self.egress,
             guest_ip: given(self.guest_ip),
             host_ip: given(self.host_ip),
             metadata: self.metadata,
             error: given(self.error),
+            warning: given(self.warning),
             boot: self.boot,
             created_at: clock::timestamp(self.created_at),
             started_at: clock::optional_timestamp(self.started_at),
@@ -109,6 +118,9 @@ struct Stored {
     started_at: i64,
     last_active_at: i64,
     last_updated: i64,
+    on_timeout: String,
+    auto_resume: i64,
+    warning: String,
 }
 
 impl TryFrom<Stored> for Sandbox {
@@ -127,6 +139,9 @@ impl TryFrom<Stored> for Sandbox {
             disk_size_mb: narrow(&row.id, "disk_size_mb", row.disk_size_mb)?,
             timeout_sec: narrow(&row.id, "timeout_sec", row.timeout_sec)?,
             egress: row.egress.parse().map_err(|_| corrupt("egress"))?,
+            on_timeout: row.on_timeout.parse().map_err(|_| corrupt("on_timeout"))?,
+            auto_resume: row.auto_resume != 0,
+            warning: row.warning,
             metadata: serde_json::from_str(&row.metadata).map_err(|_| corrupt("metadata"))?,
             boot: match row.boot.as_str() {
                 "" => None,
@@ -166,7 +181,8 @@ impl Db {
     pub(crate) async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError> {
         let query = sqlx::query(
             "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
-             metadata, created_at, last_updated) VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11)",
+             metadata, created_at, last_updated, on_timeout, auto_resume) \
+             VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(row.id.to_string())
         .bind(row.template.clone())
@@ -178,7 +194,9 @@ impl Db {
         .bind(egress_word(row.egress))
         .bind(json(&row.metadata))
         .bind(row.created_at)
-        .bind(row.last_updated);
+        .bind(row.last_updated)
+        .bind(row.on_timeout.as_str())
+        .bind(i64::from(row.auto_resume));
         run("store the sandbox", query.execute(&self.pool)).await?;
         Ok(())
     }
@@ -207,8 +225,9 @@ impl Db {
         let mut query = sqlx::query_as::<_, Stored>(concat!(
             "SELECT ",
             columns!(),
-            " FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6) ORDER BY created_at DESC, id DESC LIMIT $7"
+            " FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9) ORDER BY created_at DESC, id DESC LIMIT $10"
         ));
+        // As many places as there are statuses.
         for place in 0..SandboxStatus::ALL.len() {
             query = query.bind(statuses.get(place).unwrap_or(&first).as_str());
         }
@@ -221,7 +240,7 @@ impl Db {
     pub(crate) async fn update_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
         let query = sqlx::query(
             "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
-             last_active_at = $7, last_updated = $8, version = version + 1 WHERE id = $9 AND version = $10",
+             last_active_at = $7, last_updated = $8, warning = $9, version = version + 1 WHERE id = $10 AND version = $11",
         )
         .bind(row.status.as_str())
         .bind(row.guest_ip.clone())
@@ -231,6 +250,7 @@ impl Db {
         .bind(row.started_at)
         .bind(row.last_active_at)
         .bind(row.last_updated)
+        .bind(row.warning.clone())
         .bind(row.id.to_string())
         .bind(row.version);
         let done = run("change the sandbox", query.execute(&self.pool)).await?;
@@ -240,16 +260,30 @@ impl Db {
     /// Writes what the host knows better. Not a change of the sandbox: its version stays.
     pub(crate) async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
         let query = sqlx::query(
-            "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4 \
-             WHERE id = $5 AND version = $6",
+            "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5 \
+             WHERE id = $6 AND version = $7",
         )
         .bind(row.guest_ip.clone())
         .bind(row.host_ip.clone())
         .bind(boot_json(row.boot.as_ref()))
         .bind(row.last_active_at)
+        .bind(row.warning.clone())
         .bind(row.id.to_string())
         .bind(row.version);
         let done = run("refresh the sandbox", query.execute(&self.pool)).await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Removes the row of a sandbox that never was, if it still has this version. False if it has not.
+    pub(crate) async fn remove_sandbox(
+        &self,
+        id: &SandboxId,
+        version: i64,
+    ) -> Result<bool, DbError> {
+        let query = sqlx::query("DELETE FROM sandboxes WHERE id = $1 AND version = $2")
+            .bind(id.to_string())
+            .bind(version);
+        let done = run("remove the sandbox", query.execute(&self.pool)).await?;
         Ok(done.rows_affected() == 1)
     }
 

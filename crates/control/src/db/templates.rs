@@ -12,6 +12,8 @@ struct Stored {
     kind: String,
     vcpus: i64,
     memory_mb: i64,
+    disk_size_mb: i64,
+    generation: i64,
     size_bytes: i64,
     created_at: i64,
 }
@@ -24,6 +26,8 @@ impl TryFrom<Stored> for Template {
         Ok(Self {
             vcpus: given(narrow(&row.name, "vcpus", row.vcpus)?),
             memory_mb: given(narrow(&row.name, "memory_mb", row.memory_mb)?),
+            disk_size_mb: given(narrow(&row.name, "disk_size_mb", row.disk_size_mb)?),
+            generation: given(narrow(&row.name, "generation", row.generation)?),
             size_bytes: narrow(&row.name, "size_bytes", row.size_bytes)?,
             created_at: clock::timestamp(row.created_at),
             kind: row.kind,
@@ -36,34 +40,49 @@ impl Db {
     /// All templates, by name.
     pub(crate) async fn templates(&self) -> Result<Vec<Template>, DbError> {
         let query = sqlx::query_as::<_, Stored>(
-            "SELECT name, type AS kind, vcpus, memory_mb, size_bytes, created_at FROM templates ORDER BY name",
+            "SELECT name, type AS kind, vcpus, memory_mb, disk_size_mb, generation, size_bytes, created_at \
+             FROM templates ORDER BY name",
         );
         let rows = run("list the templates", query.fetch_all(&self.pool)).await?;
         rows.into_iter().map(Template::try_from).collect()
     }
 
-    /// Makes the base templates those that the host has.
+    /// Makes the templates those that the host has.
     pub(crate) async fn sync_templates(&self, present: &[Template]) -> Result<(), DbError> {
-        for gone in self.templates().await? {
-            if gone.kind == "base" && present.iter().all(|t| t.name != gone.name) {
-                let query = sqlx::query("DELETE FROM templates WHERE name = $1 AND type = 'base'")
-                    .bind(gone.name);
-                run("forget a template", query.execute(&self.pool)).await?;
+        for known in self.templates().await? {
+            if present.iter().all(|t| t.name != known.name) {
+                self.forget_template(&known.name).await?;
             }
         }
         for template in present {
-            let query = sqlx::query(
-                "INSERT INTO templates (name, type, vcpus, memory_mb, size_bytes, created_at) \
-                 VALUES ($1, 'base', $2, $3, $4, $5) ON CONFLICT (name) DO UPDATE SET vcpus = excluded.vcpus, \
-                 memory_mb = excluded.memory_mb, size_bytes = excluded.size_bytes, created_at = excluded.created_at",
-            )
-            .bind(template.name.clone())
-            .bind(i64::from(template.vcpus.unwrap_or(0)))
-            .bind(i64::from(template.memory_mb.unwrap_or(0)))
-            .bind(i64::try_from(template.size_bytes).unwrap_or(i64::MAX))
-            .bind(template.created_at.as_millisecond());
-            run("store a template", query.execute(&self.pool)).await?;
+            self.store_template(template).await?;
         }
+        Ok(())
+    }
+
+    /// Writes a template, over one of that name.
+    async fn store_template(&self, template: &Template) -> Result<(), DbError> {
+        let query = sqlx::query(
+            "INSERT INTO templates (name, type, vcpus, memory_mb, disk_size_mb, generation, size_bytes, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO UPDATE SET type = excluded.type, \
+             vcpus = excluded.vcpus, memory_mb = excluded.memory_mb, disk_size_mb = excluded.disk_size_mb, \
+             generation = excluded.generation, size_bytes = excluded.size_bytes, created_at = excluded.created_at",
+        )
+        .bind(template.name.clone())
+        .bind(template.kind.clone())
+        .bind(i64::from(template.vcpus.unwrap_or(0)))
+        .bind(i64::from(template.memory_mb.unwrap_or(0)))
+        .bind(i64::from(template.disk_size_mb.unwrap_or(0)))
+        .bind(i64::from(template.generation.unwrap_or(0)))
+        .bind(i64::try_from(template.size_bytes).unwrap_or(i64::MAX))
+        .bind(template.created_at.as_millisecond());
+        run("store a template", query.execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    async fn forget_template(&self, name: &str) -> Result<(), DbError> {
+        let query = sqlx::query("DELETE FROM templates WHERE name = $1").bind(name.to_owned());
+        run("forget a template", query.execute(&self.pool)).await?;
         Ok(())
     }
 }

@@ -1,15 +1,17 @@
 //! Creating: a row, a task that owns the call to the host, and a guard for the client's disappearance.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::{sync::oneshot, task::JoinHandle};
 use wrenn_proto::{
     SandboxId, TemplateName,
-    rest::{Egress, SandboxStatus},
+    rest::{Egress, OnTimeout, SandboxStatus},
     rpc::hostagent::v1 as rpc,
 };
 
-use super::{Lifecycle, LifecycleError, creating::CreateEntry, fill_from_host};
+use super::{
+    Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, creating::CreateEntry, fill_from_host,
+};
 use crate::{
     agent_client::AgentError,
     clock,
@@ -20,12 +22,6 @@ use crate::{
 /// How often another name is tried when one is taken: names have 32 random bits.
 const MAX_NAMES: usize = 8;
 
-/// How often a result is written before the sandbox is given up.
-const WRITE_ATTEMPTS: usize = 3;
-
-/// Between two attempts to write.
-const WRITE_PAUSE: Duration = Duration::from_millis(200);
-
 /// A sandbox that is asked for; its fields are checked.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSandbox {
@@ -34,6 +30,8 @@ pub(crate) struct NewSandbox {
     pub(crate) memory_mb: u32,
     pub(crate) disk_size_mb: u32,
     pub(crate) timeout_sec: u32,
+    pub(crate) on_timeout: OnTimeout,
+    pub(crate) auto_resume: bool,
     pub(crate) egress: Egress,
     pub(crate) envs: HashMap<String, String>,
     pub(crate) metadata: std::collections::BTreeMap<String, String>,
@@ -55,7 +53,7 @@ impl Lifecycle {
         let (tell, named) = oneshot::channel();
         let lifecycle = Arc::clone(self);
         let task = self.spawn(async move {
-            match lifecycle.insert(&new).await {
+            match lifecycle.insert(|id| new_row(id, &new)).await {
                 Err(error) => {
                     let _ = tell.send(Err(error));
                     Ok(())
@@ -77,13 +75,16 @@ impl Lifecycle {
     }
 
     /// Writes the row, under a name that nobody has. The create is entered before the row can be seen.
-    async fn insert(&self, new: &NewSandbox) -> Result<(SandboxId, CreateEntry), LifecycleError> {
+    pub(super) async fn insert(
+        &self,
+        row: impl Fn(SandboxId) -> Sandbox,
+    ) -> Result<(SandboxId, CreateEntry), LifecycleError> {
         for _ in 0..MAX_NAMES {
             let id = SandboxId::random();
             let Some(entry) = self.creating.enter(&id) else {
                 continue;
             };
-            match self.db.insert_sandbox(&new_row(id.clone(), new)).await {
+            match self.db.insert_sandbox(&row(id.clone())).await {
                 Ok(()) => return Ok((id, entry)),
                 Err(DbError::Exists) => {}
                 Err(error) => return Err(error.into()),
@@ -121,7 +122,7 @@ impl Lifecycle {
     }
 
     /// Writes how the call went, and frees what must not stay.
-    async fn settle(&self, id: &SandboxId, result: &Result<rpc::SandboxInfo, AgentError>) {
+    pub(super) async fn settle(&self, id: &SandboxId, result: &Result<rpc::SandboxInfo, AgentError>) {
         for _ in 0..WRITE_ATTEMPTS {
             let written = match result {
                 Ok(info) => {
@@ -228,11 +229,7 @@ fn reason(error: &AgentError) -> String {
 }
 
 fn ended() -> AgentError {
-    AgentError {
-        code: connectrpc::ErrorCode::Internal,
-        message: "the create ended without a result".to_owned(),
-        connection_lost: false,
-    }
+    AgentError::task_ended("create")
 }
 
 /// An error with its causes, for the log.
@@ -258,11 +255,14 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
         memory_mb: new.memory_mb,
         disk_size_mb: new.disk_size_mb,
         timeout_sec: new.timeout_sec,
+        on_timeout: new.on_timeout,
+        auto_resume: new.auto_resume,
         egress: new.egress,
         guest_ip: String::new(),
         host_ip: String::new(),
         metadata: new.metadata.clone(),
         error: String::new(),
+        warning: String::new(),
         boot: None,
         created_at: now,
         started_at: 0,

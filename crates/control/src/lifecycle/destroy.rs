@@ -26,14 +26,8 @@ impl Lifecycle {
     ) -> Result<(), LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move { lifecycle.destroy_now(&id, why).await });
-        task.await.unwrap_or_else(|_| {
-            Err(AgentError {
-                code: connectrpc::ErrorCode::Internal,
-                message: "the destroy ended without a result".to_owned(),
-                connection_lost: false,
-            }
-            .into())
-        })
+        task.await
+            .unwrap_or_else(|_| Err(AgentError::task_ended("destroy").into()))
     }
 
     /// As [`destroy`](Self::destroy), for tasks that nobody drops.
@@ -65,6 +59,7 @@ impl Lifecycle {
         self.free_at_host(id).await?;
         self.apply(id, Event::Destroyed, |_| ()).await?;
         self.uses.forget(id);
+        self.reaping.forget(id);
         Ok(())
     }
 

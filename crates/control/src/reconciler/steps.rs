@@ -15,15 +15,21 @@ use crate::{
     agent_client::AgentClient,
     clock,
     db::{Db, sandboxes::Sandbox},
-    lifecycle::{Lifecycle, LifecycleError, fill_from_host, refresh_from_host},
+    lifecycle::{
+        Lifecycle, LifecycleError, fill_from_host, lost_reason, refresh_from_host,
+        resumed_from_host,
+    },
     state_machine::{Effect, Event},
 };
 
 /// Statuses that may change without a request.
-const ACTIVE: [SandboxStatus; 4] = [
+const ACTIVE: [SandboxStatus; 7] = [
     SandboxStatus::Pending,
     SandboxStatus::Starting,
     SandboxStatus::Running,
+    SandboxStatus::Pausing,
+    SandboxStatus::Paused,
+    SandboxStatus::Resuming,
     SandboxStatus::Stopping,
 ];
 
@@ -150,6 +156,7 @@ impl Reconciler {
             in_use,
             last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
             timeout_sec: row.timeout_sec,
+            not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
         }
     }
 
@@ -194,12 +201,8 @@ impl Step {
         tracing::info!(sandbox_id = %self.id, ?action, "reconciling");
         match action {
             Action::Refresh => Ok(()),
-            Action::MarkRunning => {
-                let now = clock::now_ms();
-                let info = self.found.info.clone().unwrap_or_default();
-                self.event(Event::CreateDone, |row| fill_from_host(row, &info, now))
-                    .await
-            }
+            Action::MarkRunning => self.mark_running().await,
+            Action::MarkPaused => self.mark_paused().await,
             Action::Fail { reason } => {
                 self.event(Event::Lost, |row| row.error.clone_from(&reason))
                     .await
@@ -211,14 +214,55 @@ impl Step {
             }
             Action::DestroyOrphan => Ok(self.agent.destroy(self.id.as_str()).await?),
             Action::Reap { idle_sec } => {
-                // Somebody may have come since the look.
-                if self.lifecycle.use_of(&self.id).0 {
+                let Some(row) = &self.found.row else {
                     return Ok(());
-                }
-                let why = format!("it was idle for {idle_sec} s");
-                self.lifecycle.destroy_locked(&self.id, &why).await
+                };
+                let on_timeout = row.on_timeout;
+                self.lifecycle
+                    .reap_locked(&self.id, idle_sec, on_timeout)
+                    .await
             }
         }
+    }
+
+    async fn mark_running(&self) -> Result<(), LifecycleError> {
+        let now = clock::now_ms();
+        let info = self.found.info.clone().unwrap_or_default();
+        match self.found.row.as_ref().map(|row| row.status) {
+            Some(SandboxStatus::Pausing) => {
+                self.event(Event::PauseFailed, |row| {
+                    fill_from_host(row, &info, now);
+                    if row.warning.is_empty() {
+                        "a pause of it was broken off".clone_into(&mut row.warning);
+                    }
+                })
+                .await
+            }
+            Some(SandboxStatus::Paused | SandboxStatus::Resuming) => {
+                self.event(Event::ResumeDone, |row| resumed_from_host(row, &info))
+                    .await
+            }
+            _ => {
+                self.event(Event::CreateDone, |row| fill_from_host(row, &info, now))
+                    .await
+            }
+        }
+    }
+
+    async fn mark_paused(&self) -> Result<(), LifecycleError> {
+        let info = self.found.info.clone().unwrap_or_default();
+        if self.found.row.as_ref().map(|row| row.status) == Some(SandboxStatus::Resuming) {
+            return self
+                .event(Event::ResumeFailed, |row| {
+                    row.warning.clone_from(&info.warning);
+                    if row.warning.is_empty() {
+                        "a resume of it was broken off".clone_into(&mut row.warning);
+                    }
+                })
+                .await;
+        }
+        self.event(Event::PauseDone, |row| row.warning.clone_from(&info.warning))
+            .await
     }
 
     async fn event(
@@ -273,8 +317,12 @@ fn host_state(info: &SandboxInfo) -> HostState {
         Some(SandboxState::SANDBOX_STATE_RUNNING) => HostState::Running {
             last_active_ms: info.last_active_unix_ms,
         },
+        Some(SandboxState::SANDBOX_STATE_PAUSING | SandboxState::SANDBOX_STATE_RESUMING) => {
+            HostState::Changing
+        }
+        Some(SandboxState::SANDBOX_STATE_PAUSED) => HostState::Paused,
         Some(SandboxState::SANDBOX_STATE_ERROR) => HostState::Error {
-            reason: info.reason.clone(),
+            reason: lost_reason(info),
         },
         Some(SandboxState::SANDBOX_STATE_STOPPING | SandboxState::SANDBOX_STATE_UNSPECIFIED)
         | None => HostState::Stopping,

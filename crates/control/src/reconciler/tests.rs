@@ -1,1 +1,184 @@
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+use SandboxStatus as S;
+use proptest::prelude::*;
+
+use super::*;
+use crate::state_machine::{Event, transition};
+
+fn view(status: S) -> RowView {
+    RowView {
+        status,
+        creating: false,
+        in_use: false,
+        last_active_ms: 1_000_000,
+        timeout_sec: 60,
+        not_reaped_before_ms: 0,
+    }
+}
+
+fn running() -> HostState {
+    HostState::Running {
+        last_active_ms: 1_000_000,
+    }
+}
+
+fn error(reason: &str) -> HostState {
+    HostState::Error {
+        reason: reason.to_owned(),
+    }
+}
+
+fn host_states() -> Vec<Option<HostState>> {
+    vec![
+        None,
+        Some(HostState::Starting),
+        Some(running()),
+        Some(HostState::Changing),
+        Some(HostState::Paused),
+        Some(error("gone")),
+        Some(HostState::Stopping),
+    ]
+}
+
+/// A letter for each step, as in the module's table.
+fn letter(action: Option<&Action>) -> char {
+    match action {
+        None => '-',
+        Some(Action::MarkRunning) => 'R',
+        Some(Action::MarkPaused) => 'P',
+        Some(Action::Refresh) => 'r',
+        Some(Action::Fail { .. }) => 'E',
+        Some(Action::FinishStop) => 'S',
+        Some(Action::DestroyAgain) => 'd',
+        Some(Action::DestroyOrphan) => 'D',
+        Some(Action::Reap { .. }) => '!',
+    }
+}
+
+#[test]
+fn every_cell_of_the_table_is_as_it_is_written() {
+    let table = [
+        (Some(S::Pending), "E-R-PE-"),
+        (Some(S::Starting), "E-R-PE-"),
+        (Some(S::Running), "E-r-PE-"),
+        (Some(S::Pausing), "E-R-PE-"),
+        (Some(S::Paused), "E-R--E-"),
+        (Some(S::Resuming), "E-R-PE-"),
+        (Some(S::Stopping), "Sddddd-"),
+        (Some(S::Stopped), "-DDDDD-"),
+        (Some(S::Error), "-DDDDD-"),
+        (None, "-DDDDD-"),
+    ];
+    for (status, wanted) in table {
+        let row = status.map(view);
+        let got: String = host_states()
+            .iter()
+            .map(|host| letter(one(row.as_ref(), host.as_ref(), 1_000_000).as_ref()))
+            .collect();
+        assert_eq!(got, wanted, "{status:?}");
+    }
+}
+
+#[test]
+fn a_create_under_way_here_is_left_alone() {
+    for status in S::ALL {
+        for host in host_states() {
+            let mut row = view(status);
+            row.creating = true;
+            assert_eq!(one(Some(&row), host.as_ref(), i64::MAX), None);
+        }
+    }
+}
+
+#[test]
+fn the_idle_are_reaped_and_no_others() {
+    let host = running();
+    let idle = |change: &dyn Fn(&mut RowView), now_ms| {
+        let mut row = view(S::Running);
+        change(&mut row);
+        letter(one(Some(&row), Some(&host), now_ms).as_ref())
+    };
+    let end = 1_000_000 + 60_000;
+    assert_eq!(idle(&|_| (), end - 1), 'r');
+    assert_eq!(idle(&|_| (), end), '!');
+    assert_eq!(idle(&|row| row.in_use = true, end), 'r');
+    assert_eq!(idle(&|row| row.timeout_sec = 0, i64::MAX), 'r');
+    assert_eq!(idle(&|row| row.last_active_ms += 1, end), 'r');
+    assert_eq!(idle(&|row| row.not_reaped_before_ms = end + 1, end), 'r');
+    assert_eq!(idle(&|row| row.not_reaped_before_ms = end, end), '!');
+    // A clock that went back.
+    assert_eq!(idle(&|_| (), 0), 'r');
+    // A use that only the host knows of.
+    let host = HostState::Running { last_active_ms: end };
+    assert_eq!(
+        letter(one(Some(&view(S::Running)), Some(&host), end).as_ref()),
+        'r'
+    );
+}
+
+#[test]
+fn a_reason_says_what_happened() {
+    let reason = |status, host: Option<HostState>| match one(
+        Some(&view(status)),
+        host.as_ref(),
+        1_000_000,
+    ) {
+        Some(Action::Fail { reason }) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(reason(S::Paused, None).contains("its files are gone"));
+    assert!(reason(S::Starting, None).contains("restarted"));
+    assert_eq!(
+        reason(S::Running, Some(error("out of memory"))),
+        "out of memory"
+    );
+}
+
+/// The event that a step speaks, as `steps` does.
+fn event(action: &Action, status: S) -> Option<Event> {
+    Some(match (action, status) {
+        (Action::MarkRunning, S::Pausing) => Event::PauseFailed,
+        (Action::MarkRunning, S::Paused | S::Resuming) => Event::ResumeDone,
+        (Action::MarkRunning, _) => Event::CreateDone,
+        (Action::MarkPaused, S::Resuming) => Event::ResumeFailed,
+        (Action::MarkPaused, _) => Event::PauseDone,
+        (Action::Fail { .. }, _) => Event::Lost,
+        (Action::FinishStop | Action::DestroyAgain, _) => Event::Destroyed,
+        _ => return None,
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_step_is_one_that_the_state_machine_allows(
+        status in prop::sample::select(S::ALL.to_vec()),
+        host in prop::sample::select(host_states()),
+        now_ms in any::<i64>(),
+    ) {
+        let Some(action) = one(Some(&view(status)), host.as_ref(), now_ms) else { return Ok(()) };
+        if let Some(event) = event(&action, status) {
+            prop_assert!(transition(status, event).is_ok(), "{status} {action:?}");
+        }
+    }
+
+    #[test]
+    fn rows_and_host_come_together(
+        status in prop::sample::select(S::ALL.to_vec()),
+        host in prop::sample::select(host_states()),
+    ) {
+        // A host that stands still is agreed with after two steps at most.
+        let (mut status, mut host) = (status, host);
+        for _ in 0..3 {
+            let Some(action) = one(Some(&view(status)), host.as_ref(), 1_000_000) else { break };
+            if let Some(event) = event(&action, status) {
+                status = transition(status, event).unwrap().0;
+            }
+            if matches!(action, Action::Fail { .. } | Action::DestroyAgain | Action::DestroyOrphan) {
+                host = None;
+            }
+        }
+        let left = one(Some(&view(status)), host.as_ref(), 1_000_000);
+        prop_assert!(matches!(left, None | Some(Action::Refresh)), "{status} {host:?} {left:?}");
+    }
+}

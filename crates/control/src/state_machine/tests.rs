@@ -1,1 +1,179 @@
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+use proptest::prelude::*;
+use wrenn_proto::rest::SandboxStatus as S;
+
+use super::*;
+
+/// What the host may have of a sandbox in this status.
+fn may_be_at_host(state: S) -> bool {
+    !matches!(state, S::Stopped | S::Error)
+}
+
+fn is_at_rest(state: S) -> bool {
+    matches!(state, S::Running | S::Paused | S::Stopped | S::Error)
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    proptest::sample::select(Event::ALL.to_vec())
+}
+
+#[test]
+fn a_destroy_is_legal_from_everything_and_ends_it() {
+    for state in S::ALL {
+        let (next, effects) = transition(state, Event::DestroyAsked).unwrap();
+        if state == S::Stopped {
+            assert_eq!((next, effects), (S::Stopped, vec![]));
+            continue;
+        }
+        assert_eq!((next, effects), (S::Stopping, vec![Effect::DestroyAtHost]));
+        assert_eq!(
+            transition(next, Event::Destroyed),
+            Ok((S::Stopped, vec![])),
+            "{state}"
+        );
+    }
+}
+
+#[test]
+fn a_call_is_begun_from_one_status_only() {
+    for (event, from, to, effect) in [
+        (
+            Event::CreateBegun,
+            S::Pending,
+            S::Starting,
+            Effect::CreateAtHost,
+        ),
+        (
+            Event::PauseBegun,
+            S::Running,
+            S::Pausing,
+            Effect::PauseAtHost,
+        ),
+        (
+            Event::ResumeBegun,
+            S::Paused,
+            S::Resuming,
+            Effect::ResumeAtHost,
+        ),
+    ] {
+        for state in S::ALL {
+            let got = transition(state, event);
+            if state == from {
+                assert_eq!(got, Ok((to, vec![effect])));
+            } else {
+                assert_eq!(got, Err(Refused { state, event }));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_failed_pause_runs_on_and_a_failed_resume_stays_paused() {
+    assert_eq!(
+        transition(S::Pausing, Event::PauseFailed),
+        Ok((S::Running, vec![]))
+    );
+    assert_eq!(
+        transition(S::Pausing, Event::PauseDone),
+        Ok((S::Paused, vec![]))
+    );
+    assert_eq!(
+        transition(S::Resuming, Event::ResumeFailed),
+        Ok((S::Paused, vec![]))
+    );
+    assert_eq!(
+        transition(S::Resuming, Event::ResumeDone),
+        Ok((S::Running, vec![]))
+    );
+}
+
+#[test]
+fn what_lives_can_be_lost_and_is_then_freed_at_the_host() {
+    for state in S::ALL {
+        let got = transition(state, Event::Lost);
+        if matches!(state, S::Stopping | S::Stopped | S::Error) {
+            assert!(got.is_err(), "{state}");
+        } else {
+            assert_eq!(got, Ok((S::Error, vec![Effect::DestroyAtHost])), "{state}");
+        }
+    }
+}
+
+#[test]
+fn every_status_that_passes_is_left_by_what_can_be_found_at_the_host() {
+    for state in S::ALL.into_iter().filter(|s| !is_at_rest(*s)) {
+        let ends = Event::ALL.into_iter().filter_map(|event| {
+            let (next, _) = transition(state, event).ok()?;
+            (next != state && is_at_rest(next)).then_some(next)
+        });
+        assert!(ends.count() >= 1, "{state}");
+    }
+    // Found paused, found running, found nowhere.
+    for state in [S::Pausing, S::Resuming] {
+        let after = |event| transition(state, event).map(|(next, _)| next);
+        assert_eq!(
+            after(if state == S::Pausing {
+                Event::PauseDone
+            } else {
+                Event::ResumeFailed
+            }),
+            Ok(S::Paused)
+        );
+        assert_eq!(
+            after(if state == S::Pausing {
+                Event::PauseFailed
+            } else {
+                Event::ResumeDone
+            }),
+            Ok(S::Running)
+        );
+        assert_eq!(after(Event::Lost), Ok(S::Error));
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_nothing_is_left_at_the_host_unasked(events in prop::collection::vec(any_event(), 0..60)) {
+        let mut state = S::Pending;
+        for event in events {
+            let Ok((next, effects)) = transition(state, event) else { continue };
+            // Leaving what may have a machine or files for what has none always frees them.
+            if may_be_at_host(state) && !may_be_at_host(next) && state != S::Stopping {
+                prop_assert!(effects.contains(&Effect::DestroyAtHost), "{state} {event:?}");
+            }
+            // Nothing is begun and ended at once.
+            prop_assert!(effects.len() <= 1);
+            // The end is the end.
+            if state == S::Stopped {
+                prop_assert_eq!(next, S::Stopped);
+            }
+            if state == S::Error {
+                prop_assert!(matches!(next, S::Error | S::Stopping));
+            }
+            if state == S::Stopping {
+                prop_assert!(matches!(next, S::Stopping | S::Stopped));
+            }
+            state = next;
+        }
+        // And from wherever that led, a destroy ends it.
+        let (next, _) = transition(state, Event::DestroyAsked).unwrap();
+        if next != S::Stopped {
+            prop_assert_eq!(transition(next, Event::Destroyed).unwrap().0, S::Stopped);
+        }
+    }
+
+    #[test]
+    fn what_comes_late_destroys_and_changes_nothing(event in any_event()) {
+        for state in [S::Stopping, S::Stopped, S::Error] {
+            let told = matches!(
+                event,
+                Event::CreateDone | Event::CreateFailed | Event::PauseDone | Event::PauseFailed
+                    | Event::ResumeDone | Event::ResumeFailed
+            );
+            if told {
+                prop_assert_eq!(transition(state, event), Ok((state, vec![Effect::DestroyAtHost])));
+            }
+        }
+    }
+}

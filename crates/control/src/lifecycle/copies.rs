@@ -1,0 +1,211 @@
+//! Snapshots and forks: a moment of a sandbox becomes a template, or more sandboxes. The sandbox itself goes on, its status
+//! unchanged; its lock is held meanwhile, and its row gets a new version at the end, so that what the reconciler saw of the
+//! host in between counts for nothing.
+//!
+//! | what fails | what is left | who cleans up |
+//! |---|---|---|
+//! | the host refuses or fails | nothing | this removes the rows of the copies |
+//! | the reply of a fork is lost | perhaps copies without rows | this destroys them at the host; the reconciler, as orphans |
+//! | the reply of a snapshot is lost | perhaps a template | its user, who sees it listed |
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use wrenn_proto::{
+    SandboxId, TemplateName,
+    rest::SandboxStatus,
+    rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo},
+};
+
+use super::{Lifecycle, LifecycleError, UseGuard, creating::CreateEntry, told};
+use crate::{agent_client::AgentError, clock, db::sandboxes::Sandbox};
+
+/// How often another name is tried when the host has one of ours: names have 32 random bits.
+const MAX_NAMES: usize = 8;
+
+/// A row and the mark of its create.
+type Copy = (SandboxId, CreateEntry);
+
+impl Lifecycle {
+    /// Makes a template of a sandbox that runs or is paused; without a name it gets one. Goes on if the caller goes away.
+    pub(crate) async fn snapshot(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        name: Option<TemplateName>,
+        overwrite: bool,
+    ) -> Result<TemplateInfo, LifecycleError> {
+        let (lifecycle, id) = (Arc::clone(self), id.clone());
+        let task = self.spawn(async move {
+            let _used = UseGuard::new(Arc::clone(&lifecycle), id.clone());
+            let _lock = lifecycle.locks.lock(&id).await;
+            lifecycle.snapshot_locked(&id, name, overwrite).await
+        });
+        task.await
+            .unwrap_or_else(|_| Err(AgentError::task_ended("snapshot").into()))
+    }
+
+    async fn snapshot_locked(
+        &self,
+        id: &SandboxId,
+        name: Option<TemplateName>,
+        overwrite: bool,
+    ) -> Result<TemplateInfo, LifecycleError> {
+        let row = self.get(id).await?;
+        if !matches!(row.status, SandboxStatus::Running | SandboxStatus::Paused) {
+            return Err(LifecycleError::wrong_status(&row, "running` or `paused"));
+        }
+        let done = self.name_snapshot(id, name, overwrite).await;
+        let warning = match &done {
+            Ok(_) => String::new(),
+            // The request was wrong, not the sandbox.
+            Err(error) if is_refusal(error) => row.warning,
+            Err(error) => format!("no snapshot could be made of it: {}", told(error)),
+        };
+        self.note(id, |row| row.warning.clone_from(&warning)).await;
+        Ok(done?)
+    }
+
+    async fn name_snapshot(
+        &self,
+        id: &SandboxId,
+        name: Option<TemplateName>,
+        overwrite: bool,
+    ) -> Result<TemplateInfo, AgentError> {
+        let mut attempt = 1;
+        loop {
+            let request = rpc::CreateSnapshotRequest {
+                id: id.to_string(),
+                name: name.clone().unwrap_or_else(TemplateName::random).into(),
+                overwrite: overwrite && name.is_some(),
+                ..Default::default()
+            };
+            match self.agent.create_snapshot(request).await {
+                Err(error)
+                    if error.is_already_exists() && name.is_none() && attempt < MAX_NAMES =>
+                {
+                    attempt += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Makes copies of a sandbox that runs. Goes on if the caller goes away.
+    pub(crate) async fn fork(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        count: u32,
+    ) -> Result<Vec<Sandbox>, LifecycleError> {
+        let (lifecycle, id) = (Arc::clone(self), id.clone());
+        let task = self.spawn(async move {
+            let _used = UseGuard::new(Arc::clone(&lifecycle), id.clone());
+            let _lock = lifecycle.locks.lock(&id).await;
+            lifecycle.fork_locked(&id, count).await
+        });
+        task.await
+            .unwrap_or_else(|_| Err(AgentError::task_ended("fork").into()))
+    }
+
+    async fn fork_locked(
+        &self,
+        id: &SandboxId,
+        count: u32,
+    ) -> Result<Vec<Sandbox>, LifecycleError> {
+        let source = self.get(id).await?;
+        if source.status != SandboxStatus::Running {
+            return Err(LifecycleError::wrong_status(&source, "running"));
+        }
+        let mut copies: Vec<Copy> = Vec::new();
+        for _ in 0..count {
+            match self.insert(|copy| copy_row(copy, &source)).await {
+                Ok(copy) => copies.push(copy),
+                Err(error) => {
+                    self.remove_copies(copies).await;
+                    return Err(error);
+                }
+            }
+        }
+        let request = rpc::ForkSandboxRequest {
+            id: id.to_string(),
+            copy_ids: copies.iter().map(|(copy, _)| copy.to_string()).collect(),
+            ..Default::default()
+        };
+        let done = self.agent.fork(request).await;
+        for (_, entry) in &copies {
+            entry.call_ended();
+        }
+        let warning = match &done {
+            Ok(_) => String::new(),
+            Err(error) if is_refusal(error) => source.warning,
+            Err(error) => format!("it could not be forked: {}", told(error)),
+        };
+        self.note(id, |row| row.warning.clone_from(&warning)).await;
+        match done {
+            Ok(infos) => self.settle_copies(copies, &infos).await,
+            Err(error) => {
+                if error.is_unknown_outcome() {
+                    join_all(copies.iter().map(|(copy, _)| self.destroy_at_host(copy))).await;
+                }
+                self.remove_copies(copies).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Writes that the copies run. One that was destroyed meanwhile is destroyed at the host.
+    async fn settle_copies(
+        &self,
+        copies: Vec<Copy>,
+        infos: &[SandboxInfo],
+    ) -> Result<Vec<Sandbox>, LifecycleError> {
+        let mut rows = Vec::new();
+        for (id, _entry) in copies {
+            let info = infos.iter().find(|info| info.id == id.as_str());
+            let _lock = self.locks.lock(&id).await;
+            self.settle(&id, &Ok(info.cloned().unwrap_or_default())).await;
+            rows.push(self.get(&id).await?);
+        }
+        Ok(rows)
+    }
+
+    /// Removes the rows of copies that never were. A row that changed since, because its user destroyed it, stays.
+    async fn remove_copies(&self, copies: Vec<Copy>) {
+        for (id, entry) in copies {
+            entry.call_ended();
+            if let Err(error) = self.db.remove_sandbox(&id, 0).await {
+                tracing::error!(sandbox_id = %id, %error, "cannot remove the row of a copy; the reconciler will fail it");
+            }
+            self.uses.forget(&id);
+        }
+    }
+}
+
+/// The request was refused as it is; nothing was tried.
+fn is_refusal(error: &AgentError) -> bool {
+    use connectrpc::ErrorCode as E;
+    !error.connection_lost
+        && matches!(
+            error.code,
+            E::AlreadyExists | E::InvalidArgument | E::NotFound | E::FailedPrecondition
+        )
+}
+
+/// The row of a copy, before the host makes it.
+fn copy_row(id: SandboxId, source: &Sandbox) -> Sandbox {
+    let now = clock::now_ms();
+    Sandbox {
+        id,
+        status: SandboxStatus::Starting,
+        version: 0,
+        guest_ip: String::new(),
+        host_ip: String::new(),
+        error: String::new(),
+        warning: String::new(),
+        boot: None,
+        created_at: now,
+        started_at: 0,
+        last_active_at: 0,
+        last_updated: now,
+        ..source.clone()
+    }
+}

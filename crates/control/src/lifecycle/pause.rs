@@ -1,0 +1,244 @@
+//! Pausing and resuming: under the sandbox's lock, in a task of its own, marked in the row before the host is asked.
+//!
+//! The host's word decides. Where a call failed, or its reply is lost, the host is asked what the sandbox is now; if it does
+//! not answer that either, the row stays `pausing` or `resuming`, and the reconciler settles it.
+
+use std::sync::Arc;
+
+use futures::{FutureExt, future::Shared};
+use wrenn_proto::{
+    SandboxId,
+    rest::SandboxStatus,
+    rpc::hostagent::v1::{SandboxInfo, SandboxState},
+};
+
+use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, create::error_chain, told};
+use crate::{
+    agent_client::AgentError,
+    clock,
+    db::sandboxes::Sandbox,
+    lifecycle::{fill_from_host, resumed_from_host},
+    state_machine::Event,
+};
+
+/// A resume that callers share: one call to the host, one result for all.
+pub(super) type SharedResume =
+    Shared<futures::future::BoxFuture<'static, Result<(), Arc<LifecycleError>>>>;
+
+/// What was asked of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Pause,
+    Resume,
+}
+
+impl Lifecycle {
+    /// Pauses a sandbox that runs. Goes on if the caller goes away.
+    pub(crate) async fn pause(self: &Arc<Self>, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        let (lifecycle, id) = (Arc::clone(self), id.clone());
+        let task = self.spawn(async move {
+            let _lock = lifecycle.locks.lock(&id).await;
+            lifecycle.pause_locked(&id).await
+        });
+        task.await
+            .unwrap_or_else(|_| Err(AgentError::task_ended("pause").into()))
+    }
+
+    /// Pauses, for one who holds the lock.
+    async fn pause_locked(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        self.begin(id, Event::PauseBegun, "running").await?;
+        self.pause_begun(id).await
+    }
+
+    /// Pauses what nobody uses, for one who holds the lock. False if somebody came: it runs on.
+    pub(super) async fn pause_unused_locked(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
+        self.begin(id, Event::PauseBegun, "running").await?;
+        // A user marks the use, then reads the row; here the row is written, then uses are read. One sees the other.
+        if self.uses.of(id).0 {
+            self.write(id, Event::PauseFailed, |_| ()).await?;
+            return Ok(false);
+        }
+        self.pause_begun(id).await.map(|_| true)
+    }
+
+    async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        match self.agent.pause(id.as_str()).await {
+            Ok(_) => {
+                self.write(id, Event::PauseDone, |row| row.warning.clear())
+                    .await
+            }
+            Err(error) => self.after_failure(id, Step::Pause, error).await,
+        }
+    }
+
+    /// Resumes a sandbox that is paused. Goes on if the caller goes away.
+    pub(crate) async fn resume(
+        self: &Arc<Self>,
+        id: &SandboxId,
+    ) -> Result<Sandbox, LifecycleError> {
+        let (lifecycle, id) = (Arc::clone(self), id.clone());
+        let task = self.spawn(async move {
+            let _lock = lifecycle.locks.lock(&id).await;
+            lifecycle.resume_locked(&id).await
+        });
+        task.await
+            .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))
+    }
+
+    async fn resume_locked(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        self.begin(id, Event::ResumeBegun, "paused").await?;
+        match self.agent.resume(id.as_str()).await {
+            Ok(info) => {
+                self.write(id, Event::ResumeDone, |row| resumed_from_host(row, &info))
+                    .await
+            }
+            Err(error) => self.after_failure(id, Step::Resume, error).await,
+        }
+    }
+
+    /// Resumes for a call to a paused sandbox. All who ask at the same time share one attempt and its result.
+    pub(super) async fn resume_shared(
+        self: &Arc<Self>,
+        id: &SandboxId,
+    ) -> Result<(), LifecycleError> {
+        let shared = {
+            let mut table = self.resumes();
+            let begun = table.entry(id.clone()).or_insert_with(|| {
+                let (lifecycle, id) = (Arc::clone(self), id.clone());
+                let task = self.spawn(async move {
+                    // Removed when the task is over, however that comes about: the next caller begins anew.
+                    let _entry = Entry(&lifecycle, &id);
+                    lifecycle.resume_if_paused(&id).await.map_err(Arc::new)
+                });
+                task.map(|done| {
+                    done.unwrap_or_else(|_| Err(Arc::new(AgentError::task_ended("resume").into())))
+                })
+                .boxed()
+                .shared()
+            });
+            begun.clone()
+        };
+        shared.await.map_err(LifecycleError::Shared)
+    }
+
+    /// What is no longer paused when the lock is there is for the caller to look at again.
+    async fn resume_if_paused(&self, id: &SandboxId) -> Result<(), LifecycleError> {
+        let _lock = self.locks.lock(id).await;
+        if self.get(id).await?.status == SandboxStatus::Paused {
+            tracing::info!(sandbox_id = %id, "resuming for a call");
+            self.resume_locked(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks the row before the host is asked.
+    async fn begin(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        wanted: &'static str,
+    ) -> Result<(), LifecycleError> {
+        match self.apply(id, event, |_| ()).await {
+            Ok(_) => Ok(()),
+            Err(LifecycleError::Refused(_)) => {
+                Err(LifecycleError::wrong_status(&self.get(id).await?, wanted))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what the host did, more than once if the database fails. If it cannot, the reconciler will.
+    async fn write(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        change: impl Fn(&mut Sandbox),
+    ) -> Result<Sandbox, LifecycleError> {
+        let mut attempt = 1;
+        loop {
+            match self.apply(id, event, &change).await {
+                Ok((row, _)) => return Ok(row),
+                Err(error @ LifecycleError::Db(_)) if attempt < WRITE_ATTEMPTS => {
+                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), ?event, "cannot write what the host did");
+                    attempt += 1;
+                    tokio::time::sleep(WRITE_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// After a call that failed, or whose reply is lost: what the host says now is what the row says.
+    async fn after_failure(
+        &self,
+        id: &SandboxId,
+        step: Step,
+        error: AgentError,
+    ) -> Result<Sandbox, LifecycleError> {
+        tracing::warn!(sandbox_id = %id, ?step, %error, "the host did not do it");
+        let Ok(found) = self.agent.find(id.as_str()).await else {
+            return Err(error.into());
+        };
+        let state = found.as_ref().map(|info| info.state.as_known());
+        let info = found.unwrap_or_default();
+        let now = clock::now_ms();
+        match (state, step) {
+            (None, _) => self.lost(id, &format!("its host lost it: {}", told(&error))).await?,
+            (Some(Some(SandboxState::SANDBOX_STATE_ERROR)), _) => {
+                self.lost(id, &lost_reason(&info)).await?;
+                self.destroy_at_host(id).await;
+            }
+            (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Pause) => {
+                return self
+                    .write(id, Event::PauseDone, |row| row.warning.clear())
+                    .await;
+            }
+            (Some(Some(SandboxState::SANDBOX_STATE_RUNNING)), Step::Resume) => {
+                return self
+                    .write(id, Event::ResumeDone, |row| resumed_from_host(row, &info))
+                    .await;
+            }
+            (Some(Some(SandboxState::SANDBOX_STATE_RUNNING)), Step::Pause) => {
+                let warning = format!("it could not be paused: {}", told(&error));
+                self.write(id, Event::PauseFailed, |row| {
+                    fill_from_host(row, &info, now);
+                    row.warning.clone_from(&warning);
+                })
+                .await?;
+            }
+            (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Resume) => {
+                let warning = format!("it could not be resumed: {}", told(&error));
+                self.write(id, Event::ResumeFailed, |row| {
+                    row.warning.clone_from(&warning);
+                })
+                .await?;
+            }
+            // It is still at it; the reconciler sees what comes of it.
+            (Some(_), _) => {}
+        }
+        Err(error.into())
+    }
+
+    async fn lost(&self, id: &SandboxId, reason: &str) -> Result<(), LifecycleError> {
+        self.write(id, Event::Lost, |row| reason.clone_into(&mut row.error))
+            .await
+            .map(drop)
+    }
+}
+
+/// Why the host has it in error.
+pub(crate) fn lost_reason(info: &SandboxInfo) -> String {
+    if info.reason.is_empty() {
+        return "its machine is gone".to_owned();
+    }
+    info.reason.clone()
+}
+
+/// An entry among the shared resumes.
+struct Entry<'a>(&'a Lifecycle, &'a SandboxId);
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.0.resumes().remove(self.1);
+    }
+}
