@@ -61,3 +61,4 @@ envd:
 # What tests run: the development profile, where overflow checks and assertions are on.
 dev: setup envd
 	cargo build --locked --workspace --bins
+	cargo build --locked -p wrenn-preload

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use crate::{
     client::Client,
     config::{self, Layer, Settings},
-    verbs::{completions, doctor, image, key, run, sandbox, serve},
+    verbs::{completions, doctor, image, key, run, sandbox, serve, snapshot},
 };
 
 /// Self-hosted microVM sandboxes: every sandbox is a virtual machine with a kernel of its own.
@@ -60,6 +60,9 @@ enum Verb {
     /// Make and use sandboxes
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::SandboxVerb),
+    /// Freeze moments of sandboxes, and list them
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotVerb),
     /// Build and list what sandboxes are made from
     #[command(subcommand)]
     Image(image::ImageVerb),
@@ -121,6 +124,10 @@ impl Verb {
             Self::Sandbox(verb) => {
                 let client = Client::new(settings)?;
                 on_one_core(verb.run(&client))
+            }
+            Self::Snapshot(verb) => {
+                let client = Client::new(settings)?;
+                on_one_core(snapshot::run(&client, verb))
             }
             Self::Key(verb) => {
                 let client = Client::new(settings)?;

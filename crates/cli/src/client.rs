@@ -14,10 +14,10 @@ use std::{path::Path, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use wrenn_proto::{
-    SandboxId,
+    SandboxId, TemplateName,
     rest::{
-        ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreatedApiKey, ExecRequest,
-        ExecResult, Metrics, ProcessList, Sandbox,
+        ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
+        ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, Template,
     },
 };
 
@@ -32,6 +32,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every call but an exec or a file is answered within this time: the server promises 5 s for the slowest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a call may take that writes or brings back a machine: its whole memory at the pace of a slow disk.
+const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// What a foreground exec may take beyond the time-out of its command.
 const EXEC_GRACE: Duration = Duration::from_secs(15);
@@ -84,6 +87,57 @@ impl Client {
     /// `DELETE /v1/sandboxes/{id}`.
     pub(crate) async fn destroy(&self, id: &SandboxId) -> Result<(), ClientError> {
         self.order(Method::DELETE, &["sandboxes", id.as_str()])
+            .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/pause`.
+    pub(crate) async fn pause(&self, id: &SandboxId) -> Result<Sandbox, ClientError> {
+        self.long_call(&["sandboxes", id.as_str(), "pause"], NO_BODY)
+            .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/resume`.
+    pub(crate) async fn resume(&self, id: &SandboxId) -> Result<Sandbox, ClientError> {
+        self.long_call(&["sandboxes", id.as_str(), "resume"], NO_BODY)
+            .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/fork`.
+    pub(crate) async fn fork(
+        &self,
+        id: &SandboxId,
+        body: &ForkSandbox,
+    ) -> Result<Vec<Sandbox>, ClientError> {
+        self.long_call(&["sandboxes", id.as_str(), "fork"], Some(body))
+            .await
+    }
+
+    /// `POST /v1/snapshots`.
+    pub(crate) async fn create_snapshot(
+        &self,
+        body: &CreateSnapshot,
+        overwrite: bool,
+    ) -> Result<Template, ClientError> {
+        let mut url = self.url(&["snapshots"]);
+        if overwrite {
+            url.query_pairs_mut().append_pair("overwrite", "true");
+        }
+        let request = self.request_to(Method::POST, url).json(body);
+        self.decode(self.send(request.timeout(LONG_CALL_TIMEOUT)).await?)
+            .await
+    }
+
+    /// `GET /v1/snapshots?type=snapshot`.
+    pub(crate) async fn snapshots(&self) -> Result<Vec<Template>, ClientError> {
+        let mut url = self.url(&["snapshots"]);
+        url.query_pairs_mut().append_pair("type", "snapshot");
+        let request = self.request_to(Method::GET, url).timeout(CALL_TIMEOUT);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// `DELETE /v1/snapshots/{name}`.
+    pub(crate) async fn delete_snapshot(&self, name: &TemplateName) -> Result<(), ClientError> {
+        self.order(Method::DELETE, &["snapshots", name.as_str()])
             .await
     }
 
@@ -162,6 +216,19 @@ impl Client {
     /// `DELETE /v1/api-keys/{id}`.
     pub(crate) async fn delete_key(&self, id: &str) -> Result<(), ClientError> {
         self.order(Method::DELETE, &["api-keys", id]).await
+    }
+
+    /// A call that may write all of a sandbox's memory before it is answered.
+    async fn long_call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: Option<&B>,
+    ) -> Result<T, ClientError> {
+        let mut request = self.request(Method::POST, path).timeout(LONG_CALL_TIMEOUT);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.decode(self.send(request).await?).await
     }
 
     /// A JSON call to `/v1/...` with a JSON answer.

@@ -11,3 +11,4 @@ pub(crate) mod run;
 pub(crate) mod sandbox;
 pub(crate) mod serve;
 pub(crate) mod shell;
+pub(crate) mod snapshot;

@@ -4,4 +4,5 @@ pub mod download;
 pub mod error;
 pub mod info;
 pub mod link;
+pub mod snapshot;
 pub mod upload;

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod connections;
 pub mod filesystem;
 pub mod http;
 pub mod paths;

@@ -18,8 +18,9 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::{
     auth,
+    connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
-    http::{download, info, upload},
+    http::{download, info, snapshot, upload},
     process::{ProcessService, registry::Registry},
     settings::Settings,
 };
@@ -34,6 +35,8 @@ pub struct App {
     pub settings: Arc<Settings>,
     /// Processes that were started here.
     pub processes: Arc<Registry>,
+    /// Who is connected.
+    pub connections: Arc<Connections>,
 }
 
 /// Serves on an address until the process is killed.
@@ -58,7 +61,8 @@ pub fn run(address: SocketAddr) -> io::Result<()> {
 /// # Errors
 /// None at present: failures to accept are logged and survived.
 pub async fn serve(listener: TcpListener) -> io::Result<()> {
-    let service = TowerToHyperService::new(router());
+    let connections = Arc::<Connections>::default();
+    let service = TowerToHyperService::new(router(connections.clone()));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -72,6 +76,7 @@ pub async fn serve(listener: TcpListener) -> io::Result<()> {
         // Frames are small and someone waits for each.
         let _ = stream.set_nodelay(true);
         let service = service.clone();
+        let generation = connections.running();
         tokio::spawn(async move {
             let mut builder = Builder::new(TokioExecutor::new());
             builder
@@ -80,7 +85,19 @@ pub async fn serve(listener: TcpListener) -> io::Result<()> {
                 .header_read_timeout(HEADER_DEADLINE);
             builder.http2().timer(TokioTimer::new());
             let connection = builder.serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = generation.cut.cancelled() => return,
+                () = generation.drain.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = &mut connection => ended,
+                        () = generation.cut.cancelled() => return,
+                    }
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }
         });
@@ -89,10 +106,11 @@ pub async fn serve(listener: TcpListener) -> io::Result<()> {
 
 /// All routes, with empty settings.
 #[must_use]
-pub fn router() -> Router {
+pub fn router(connections: Arc<Connections>) -> Router {
     let app = App {
         settings: Arc::default(),
         processes: Arc::default(),
+        connections,
     };
     let watchers = Arc::new(Watchers::default());
     let rpc = connectrpc::Router::new()
@@ -107,6 +125,8 @@ pub fn router() -> Router {
         .route("/init", post(info::init))
         .route("/envs", get(info::envs))
         .route("/metrics", get(info::metrics))
+        .route("/snapshot/prepare", post(snapshot::prepare))
+        .route("/snapshot/recover", post(snapshot::recover))
         .route("/files", files.layer(DefaultBodyLimit::disable()))
         .fallback_service(rpc.into_axum_service())
         .layer(middleware::from_fn_with_state(

@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
+use crate::http::snapshot::Recover;
+
 /// Body of `POST /init`. All fields may be absent.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -77,6 +79,33 @@ impl Settings {
             current.default_workdir = Some(workdir);
         }
         Ok(())
+    }
+
+    /// This machine is another sandbox from now on: what the one before was told is forgotten.
+    pub fn become_sandbox(&self, recover: Recover) {
+        let mut current = self.lock();
+        if let Some(token) = recover.access_token.filter(|token| !token.is_empty()) {
+            current.token = Some(token);
+        }
+        if let Some(envs) = recover.env_vars {
+            current.envs = envs;
+        }
+        if let Some(user) = recover.default_user.filter(|name| !name.is_empty()) {
+            current.default_user = Some(user);
+        }
+        let ids = [
+            ("WRENN_SANDBOX", Some("true".to_owned())),
+            ("WRENN_SANDBOX_ID", recover.sandbox_id.clone()),
+            ("WRENN_TEMPLATE_ID", recover.template_id.clone()),
+            ("E2B_SANDBOX", Some("true".to_owned())),
+            ("E2B_SANDBOX_ID", recover.sandbox_id),
+            ("E2B_TEMPLATE_ID", recover.template_id),
+        ];
+        for (name, value) in ids {
+            if let Some(value) = value {
+                current.envs.insert(name.to_owned(), value);
+            }
+        }
     }
 
     /// Whether a caller who shows `token` may go on: anyone may while none is set.

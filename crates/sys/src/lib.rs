@@ -11,6 +11,7 @@ pub mod kvm;
 pub mod mapping;
 pub mod pagemap;
 pub mod pinned;
+pub mod random;
 pub mod scm;
 pub mod session;
 pub mod spawn;

@@ -272,10 +272,14 @@ impl Boot<'_> {
                 tokio::time::sleep(POLL).await;
             }
             times.envd_ms = ms_since(self.began);
-            match &before {
-                Some(token) => recover(ip, token, spec).await,
-                None => init(&envd, spec).await,
-            }
+            let token = match &before {
+                Some(token) => token,
+                None => {
+                    init(&envd, spec).await?;
+                    &spec.envd_token
+                }
+            };
+            recover(ip, token, spec).await
         };
         let limit = self.host.deadlines.guest;
         let deadline = tokio::time::timeout(limit, set_up);
@@ -304,7 +308,7 @@ impl Boot<'_> {
     }
 }
 
-/// Makes a restored guest this sandbox's: until it has heard this it is still the one that was frozen, with its token.
+/// Makes a guest this sandbox's: until a restored one has heard this it is still the one that was frozen, with its token.
 async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), CreateError> {
     let frozen = EnvdClient::new(ip, token).map_err(CreateError::Guest)?;
     let (id, template) = (spec.id.to_string(), spec.template.to_string());

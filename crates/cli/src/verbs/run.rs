@@ -6,7 +6,10 @@
 use std::{convert::Infallible, time::Duration};
 
 use clap::Args;
-use wrenn_proto::{SandboxId, rest::Sandbox};
+use wrenn_proto::{
+    SandboxId,
+    rest::{OnTimeout, Sandbox},
+};
 
 use super::{
     exec::{self, ProgramArgs},
@@ -69,7 +72,9 @@ async fn create(
     spec: &SpecArgs,
     interrupts: &mut Interrupts,
 ) -> Result<(Sandbox, Option<Interrupted>), ClientError> {
-    let body = spec.body(Some(IDLE_SEC));
+    let mut body = spec.body(Some(IDLE_SEC));
+    // Nobody would come back for it.
+    body.on_timeout = Some(OnTimeout::Kill);
     let answer = client.create(&body);
     tokio::pin!(answer);
     tokio::select! {

@@ -1,5 +1,6 @@
 //! `wrenn sandbox …`: make, list, show and destroy; the other verbs have files of their own.
 
+mod change;
 mod show;
 
 use std::{
@@ -16,7 +17,7 @@ use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
 use wrenn_proto::{
     SandboxId,
-    rest::{CreateSandbox, Egress, Sandbox, SandboxStatus},
+    rest::{CreateSandbox, Egress, OnTimeout, Sandbox, SandboxStatus},
 };
 
 use super::{
@@ -54,6 +55,12 @@ pub(crate) enum SandboxVerb {
     Shell(shell::ShellArgs),
     /// Copy a file to a sandbox or from it
     Cp(cp::CpArgs),
+    /// Save sandboxes and give back what they have on their host
+    Pause(change::ManyArgs),
+    /// Bring paused sandboxes back to where they stood
+    Resume(change::ManyArgs),
+    /// Make copies of this very moment of a sandbox, and print their ids
+    Fork(change::ForkArgs),
     /// Destroy sandboxes
     Rm(RmArgs),
     /// List the processes that were started in a sandbox
@@ -84,6 +91,9 @@ impl SandboxVerb {
             Self::Exec(args) => exec::run(client, args).await,
             Self::Shell(args) => shell::run(client, args).await,
             Self::Cp(args) => cp::run(client, args).await,
+            Self::Pause(args) => change::pause(client, args).await,
+            Self::Resume(args) => change::resume(client, args).await,
+            Self::Fork(args) => change::fork(client, args).await,
             Self::Rm(args) => rm(client, args).await,
             Self::Ps(args) => process::ps(client, &args).await,
             Self::Kill(args) => process::kill(client, &args).await,
@@ -121,6 +131,11 @@ pub(crate) fn egress_parser() -> impl TypedValueParser<Value = Egress> {
     PossibleValuesParser::new(["allow", "deny"]).try_map(|s| s.parse::<Egress>())
 }
 
+/// Reads `pause` or `kill`.
+fn on_timeout_parser() -> impl TypedValueParser<Value = OnTimeout> {
+    PossibleValuesParser::new(["pause", "kill"]).try_map(|s| s.parse::<OnTimeout>())
+}
+
 impl SpecArgs {
     /// The request.
     pub(crate) fn body(&self, timeout_sec: Option<u32>) -> CreateSandbox {
@@ -134,6 +149,8 @@ impl SpecArgs {
             egress: self.egress,
             envs: (!envs.is_empty()).then_some(envs),
             metadata: None,
+            on_timeout: None,
+            auto_resume: None,
         }
     }
 }
@@ -143,9 +160,15 @@ impl SpecArgs {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
-    /// Seconds without use after which it is destroyed; 0: never [default: 300]
+    /// Seconds without use after which it is paused; 0: never [default: 300]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
+    /// What happens then: `pause` or `kill` [default: pause]
+    #[arg(long, value_name = "WHAT", value_parser = on_timeout_parser())]
+    on_timeout: Option<OnTimeout>,
+    /// Resume it whenever it is called while it is paused
+    #[arg(long)]
+    auto_resume: bool,
     /// Free words that are shown with it, may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = exec::env_pair)]
     metadata: Vec<(String, String)>,
@@ -159,6 +182,8 @@ pub(crate) struct CreateArgs {
 
 async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<i32> {
     let mut body = args.spec.body(args.timeout);
+    body.on_timeout = args.on_timeout;
+    body.auto_resume = args.auto_resume.then_some(true);
     if !args.metadata.is_empty() {
         body.metadata = Some(args.metadata.into_iter().collect());
     }
@@ -194,7 +219,12 @@ pub(crate) async fn wait_running(client: &Client, mut sandbox: Sandbox) -> anyho
     let ready = loop {
         match sandbox.status {
             SandboxStatus::Running => break Ok(sandbox),
-            SandboxStatus::Pending | SandboxStatus::Starting => {}
+            SandboxStatus::Pending | SandboxStatus::Starting | SandboxStatus::Resuming => {}
+            SandboxStatus::Pausing | SandboxStatus::Paused => {
+                break Err(anyhow::anyhow!(
+                    "sandbox {id} was paused while it started; `wrenn sandbox resume {id}` brings it back"
+                ));
+            }
             SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                 let why = sandbox
                     .error

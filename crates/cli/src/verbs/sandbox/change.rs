@@ -1,0 +1,74 @@
+//! `wrenn sandbox pause`, `resume` and `fork`.
+
+use clap::Args;
+use wrenn_proto::{SandboxId, rest::ForkSandbox};
+
+use crate::{
+    client::{Client, ClientError},
+    output::{self, in_full},
+};
+
+/// Sandboxes to act on.
+#[derive(Debug, Args)]
+pub(crate) struct ManyArgs {
+    /// Sandboxes
+    #[arg(required = true)]
+    ids: Vec<SandboxId>,
+}
+
+/// Arguments of `wrenn sandbox fork`.
+#[derive(Debug, Args)]
+pub(crate) struct ForkArgs {
+    /// Sandbox
+    id: SandboxId,
+    /// How many copies
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    count: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Pauses all that were named, one after another, whatever becomes of each.
+pub(crate) async fn pause(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
+    each(args, "pause", async |id| client.pause(id).await.map(drop)).await
+}
+
+/// Resumes all that were named, one after another, whatever becomes of each.
+pub(crate) async fn resume(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
+    each(args, "resume", async |id| client.resume(id).await.map(drop)).await
+}
+
+async fn each(
+    args: ManyArgs,
+    verb: &str,
+    act: impl AsyncFn(&SandboxId) -> Result<(), ClientError>,
+) -> anyhow::Result<i32> {
+    let mut code = 0;
+    for id in &args.ids {
+        match act(id).await {
+            Ok(()) => output::line(id)?,
+            Err(error) => {
+                eprintln!("wrenn: cannot {verb} {id}: {}", in_full(&error));
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Makes copies and prints their ids.
+pub(crate) async fn fork(client: &Client, args: ForkArgs) -> anyhow::Result<i32> {
+    let body = ForkSandbox {
+        count: Some(args.count.into()),
+    };
+    let copies = client.fork(&args.id, &body).await?;
+    if args.json {
+        output::json(&copies)?;
+    } else {
+        for copy in &copies {
+            output::line(&copy.id)?;
+        }
+    }
+    Ok(0)
+}

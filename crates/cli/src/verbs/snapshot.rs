@@ -1,0 +1,101 @@
+//! `wrenn snapshot …`: frozen moments that have names, from which sandboxes are made.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use wrenn_proto::{
+    SandboxId, TemplateName,
+    rest::{CreateSnapshot, Template},
+};
+
+use crate::{client::Client, output};
+
+/// What can be done with snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// Freeze this moment of a sandbox as a template, and print its name; the sandbox goes on
+    Create(CreateArgs),
+    /// List snapshots
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Remove snapshots
+    Rm(RmArgs),
+}
+
+/// Arguments of `wrenn snapshot create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Sandbox, running or paused
+    sandbox: SandboxId,
+    /// Name of the template [default: one is made up]
+    name: Option<TemplateName>,
+    /// Replace a snapshot of this name
+    #[arg(long)]
+    overwrite: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `wrenn snapshot ls`.
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `wrenn snapshot rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Names
+    #[arg(required = true)]
+    names: Vec<TemplateName>,
+}
+
+/// Runs the verb; answers with the exit code.
+pub(crate) async fn run(client: &Client, verb: SnapshotVerb) -> anyhow::Result<i32> {
+    match verb {
+        SnapshotVerb::Create(args) => {
+            let body = CreateSnapshot {
+                sandbox_id: args.sandbox.to_string(),
+                name: args.name.map(Into::into),
+            };
+            let made = client.create_snapshot(&body, args.overwrite).await?;
+            if args.json {
+                output::json(&made)?;
+            } else {
+                output::line(&made.name)?;
+            }
+        }
+        SnapshotVerb::Ls(args) => {
+            let snapshots = client.snapshots().await?;
+            if args.json {
+                output::json(&snapshots)?;
+            } else {
+                let now = Timestamp::now();
+                let rows = snapshots.iter().map(|s| row(s, now)).collect();
+                output::table(&["name", "vcpus", "memory", "disk", "generation", "size", "age"], rows)?;
+            }
+        }
+        SnapshotVerb::Rm(args) => {
+            for name in &args.names {
+                client.delete_snapshot(name).await?;
+                output::line(name)?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn row(snapshot: &Template, now: Timestamp) -> Vec<String> {
+    let known = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    vec![
+        snapshot.name.clone(),
+        known(snapshot.vcpus),
+        format!("{} MiB", known(snapshot.memory_mb)),
+        format!("{} MiB", known(snapshot.disk_size_mb)),
+        known(snapshot.generation),
+        indicatif::HumanBytes(snapshot.size_bytes).to_string(),
+        output::age(snapshot.created_at, now),
+    ]
+}

@@ -1,0 +1,69 @@
+//! The kernel's random number generator, for those who know that its state may be another's too.
+//!
+//! Source: `random(4)` and the kernel's `include/uapi/linux/random.h`.
+
+use std::{io, os::fd::AsRawFd as _};
+
+/// The most that is given at once, bytes.
+pub const MAX_ENTROPY_BYTES: usize = 256;
+
+/// `struct rand_pool_info` with room for [`MAX_ENTROPY_BYTES`].
+#[repr(C)]
+struct RandPoolInfo {
+    /// What the bytes are worth, bits.
+    entropy_count: libc::c_int,
+    /// How many bytes there are.
+    buf_size: libc::c_int,
+    buf: [u8; MAX_ENTROPY_BYTES],
+}
+
+/// `_IOW('R', 0x03, int[2])`
+const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+/// `_IO('R', 0x07)`
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
+/// Mixes `bytes` into the kernel's generator, as worth eight bits each, and has it make its next numbers from them. Needs
+/// `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// If there are none or too many, or the kernel refuses.
+pub fn reseed(bytes: &[u8]) -> io::Result<()> {
+    if bytes.is_empty() || bytes.len() > MAX_ENTROPY_BYTES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let count = |number: usize| libc::c_int::try_from(number).unwrap_or(libc::c_int::MAX);
+    let mut pool = RandPoolInfo {
+        entropy_count: count(bytes.len() * 8),
+        buf_size: count(bytes.len()),
+        buf: [0; MAX_ENTROPY_BYTES],
+    };
+    pool.buf[..bytes.len()].copy_from_slice(bytes);
+    let device = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/urandom")?;
+    // SAFETY: the request takes a pointer to a `rand_pool_info` that is followed by `buf_size` bytes; ours is, and lives
+    // through the call. The descriptor is open.
+    let added = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
+    if added != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the request takes no argument. The descriptor is open.
+    let reseeded = unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) };
+    if reseeded != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_takes_what_fits() {
+        reseed(&[7; 64]).expect("root may");
+        assert!(reseed(&[]).is_err());
+        assert!(reseed(&[0; MAX_ENTROPY_BYTES + 1]).is_err());
+    }
+}
