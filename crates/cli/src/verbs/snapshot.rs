@@ -74,7 +74,18 @@ pub(crate) async fn run(client: &Client, verb: SnapshotVerb) -> anyhow::Result<i
             } else {
                 let now = Timestamp::now();
                 let rows = snapshots.iter().map(|s| row(s, now)).collect();
-                output::table(&["name", "vcpus", "memory", "disk", "generation", "size", "age"], rows)?;
+                output::table(
+                    &[
+                        "name",
+                        "vcpus",
+                        "memory",
+                        "disk",
+                        "generation",
+                        "size",
+                        "age",
+                    ],
+                    rows,
+                )?;
             }
         }
         SnapshotVerb::Rm(args) => {

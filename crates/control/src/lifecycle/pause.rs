@@ -183,7 +183,10 @@ impl Lifecycle {
         let info = found.unwrap_or_default();
         let now = clock::now_ms();
         match (state, step) {
-            (None, _) => self.lost(id, &format!("its host lost it: {}", told(&error))).await?,
+            (None, _) => {
+                self.lost(id, &format!("its host lost it: {}", told(&error)))
+                    .await?
+            }
             (Some(Some(SandboxState::SANDBOX_STATE_ERROR)), _) => {
                 self.lost(id, &lost_reason(&info)).await?;
                 self.destroy_at_host(id).await;

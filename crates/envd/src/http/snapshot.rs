@@ -70,7 +70,10 @@ pub async fn prepare(
     if request.snapshot_id.is_empty() {
         return Err(HttpError::bad_request("snapshotId: must not be empty"));
     }
-    tracing::info!(snapshot_id = request.snapshot_id, "getting ready to be frozen");
+    tracing::info!(
+        snapshot_id = request.snapshot_id,
+        "getting ready to be frozen"
+    );
     app.connections.drain();
     blocking(move || {
         rustix::fs::sync();
@@ -166,7 +169,10 @@ fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
         name_in_hosts(&root.join("etc/hosts"), name)?;
     }
     if let Some(servers) = &request.nameservers {
-        let lines: String = servers.iter().map(|s| format!("nameserver {s}\n")).collect();
+        let lines: String = servers
+            .iter()
+            .map(|s| format!("nameserver {s}\n"))
+            .collect();
         fs::write(root.join("etc/resolv.conf"), lines)?;
     }
     if let Some(id) = &request.sandbox_id {
@@ -200,9 +206,8 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, HttpError> {
     let done = tokio::task::spawn_blocking(work).await;
-    let failed = |error: io::Error| {
-        HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    };
+    let failed =
+        |error: io::Error| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     done.unwrap_or_else(|lost| Err(io::Error::other(lost)))
         .map_err(failed)
 }

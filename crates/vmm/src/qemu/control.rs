@@ -137,11 +137,19 @@ impl QemuMachine {
             let set = json!({ "fdset-id": number });
             self.qmp.command_with_fd("add-fd", set, fd.as_fd()).await?;
         }
+        // Without locks: QEMU keeps its first descriptor of the set, and with it the lock for writing, when it opens the file again
+        // for reading only. Nobody else has the file.
+        let file = json!({
+            "driver": "file",
+            "filename": format!("/dev/fdset/{number}"),
+            "discard": "unmap",
+            "locking": "off",
+        });
         let device = json!({
             "driver": "qcow2",
             "node-name": node,
             "discard": "unmap",
-            "file": { "driver": "file", "filename": format!("/dev/fdset/{number}"), "discard": "unmap" },
+            "file": file,
             "backing": null,
         });
         self.qmp.command("blockdev-add", device).await?;
