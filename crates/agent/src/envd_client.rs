@@ -205,8 +205,8 @@ impl EnvdClient {
     }
 
     /// Gets the guest ready to be frozen as the snapshot `build`.
-    pub(crate) async fn prepare(&self, build: &str) -> Result<(), ConnectError> {
-        let body = serde_json::json!({ "snapshotId": build });
+    pub(crate) async fn prepare(&self, build: &str, keep_cache: bool) -> Result<(), ConnectError> {
+        let body = serde_json::json!({ "snapshotId": build, "keepCache": keep_cache });
         self.post("/snapshot/prepare", &body, PREPARE_DEADLINE)
             .await
     }

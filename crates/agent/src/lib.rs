@@ -22,6 +22,7 @@ mod server;
 mod snapshots;
 mod supervisor;
 mod templates;
+pub mod warm;
 
 pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};
 pub use templates::{Template, TemplateError, TemplateSource};

@@ -16,6 +16,8 @@ use wrenn_proto::{limits, rpc::hostagent::v1 as pb};
 
 use crate::sandbox::{Running, Sandbox, owner::Owners};
 
+pub(crate) use lifecycle::{Wanted, begin_plan};
+
 /// Room for a message's fields beside a file's content, bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;
 
@@ -38,6 +40,17 @@ pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
             auth::Token::new(token),
             auth::require_token,
         ))
+}
+
+/// Runs a command in a sandbox, as the service does.
+pub(crate) async fn exec(
+    owners: &Owners,
+    request: pb::ExecRequest,
+) -> Result<pb::ExecResponse, ConnectError> {
+    let service = AgentService {
+        owners: owners.clone(),
+    };
+    process::exec(service.in_use(&request.id)?, request).await
 }
 
 impl AgentService {

@@ -58,6 +58,8 @@ pub struct AgentConfig {
     pub warm: bool,
     /// Whether pages that were needed after the last restore are loaded ahead of the guest.
     pub prefetch: bool,
+    /// Whether frozen guests keep their page cache: larger snapshots, faster starts.
+    pub keep_page_cache: bool,
 }
 
 /// How long an agent waits for others. The default suits a slow host without hardware virtualization.
@@ -185,7 +187,7 @@ pub async fn serve_with(
     Ok(())
 }
 
-async fn open_parts(
+pub(crate) async fn open_parts(
     config: AgentConfig,
     templates: Arc<dyn TemplateSource>,
     deadlines: Deadlines,
@@ -228,7 +230,7 @@ async fn serve_until(
 }
 
 /// Held as long as the agent lives; the kernel takes it back however that ends.
-fn lock(data_dir: &Path) -> Result<fs::File, AgentError> {
+pub(crate) fn lock(data_dir: &Path) -> Result<fs::File, AgentError> {
     let file = fs::File::options()
         .create(true)
         .write(true)

@@ -136,12 +136,16 @@ impl Snapshots {
         let mut names = Vec::new();
         let mut new = Vec::new();
         for path in layers {
-            let build = self.stored_layer(path).unwrap_or_else(|| {
-                let build = BuildId::random();
-                new.push((build, path.clone()));
-                build
-            });
+            let build = self.stored_layer(path).unwrap_or_else(BuildId::random);
             names.push(build);
+            // One of the images' store is linked too: this store must not depend on what is removed there.
+            if self.own.layer(build) != *path {
+                new.push((build, path.clone()));
+            }
+        }
+        let header = staging.header()?;
+        for diff in header.diffs() {
+            self.own.take_diff(diff.build, &self.images)?;
         }
         let manifest = Manifest {
             version: 1,

@@ -72,7 +72,7 @@ pub(super) async fn create(
     })
 }
 
-pub(super) type Made = oneshot::Receiver<Result<(), CreateError>>;
+pub(crate) type Made = oneshot::Receiver<Result<(), CreateError>>;
 
 async fn begin(
     owners: &Owners,
@@ -87,7 +87,7 @@ async fn begin(
 }
 
 /// Starts the owner of a new sandbox.
-pub(super) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, Made), CreateError> {
+pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, Made), CreateError> {
     let (sandbox, requests) = Sandbox::new(Facts::from(&plan), plan.created_unix_ms);
     if !owners.registry.insert(sandbox.clone()) {
         return Err(CreateError::Exists(plan.id));
@@ -168,17 +168,17 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
 }
 
 /// What was asked for, but for the machine.
-pub(super) struct Wanted {
-    pub(super) id: SandboxId,
-    pub(super) template_name: TemplateName,
-    pub(super) timeout_sec: u32,
-    pub(super) egress: bool,
-    pub(super) envs: BTreeMap<String, String>,
+pub(crate) struct Wanted {
+    pub(crate) id: SandboxId,
+    pub(crate) template_name: TemplateName,
+    pub(crate) timeout_sec: u32,
+    pub(crate) egress: bool,
+    pub(crate) envs: BTreeMap<String, String>,
 }
 
 impl Wanted {
     /// A machine that goes on from a frozen one has that one's size.
-    pub(super) fn from_moment(
+    pub(crate) fn from_moment(
         self,
         facts: &host::Facts,
         moment: Moment,
@@ -195,7 +195,7 @@ impl Wanted {
         ))
     }
 
-    fn plan(self, source: Source, vcpus: u32, memory_mib: u32, disk_mib: u32) -> Plan {
+    pub(crate) fn plan(self, source: Source, vcpus: u32, memory_mib: u32, disk_mib: u32) -> Plan {
         Plan {
             id: self.id,
             template_name: self.template_name,

@@ -208,7 +208,8 @@ impl Owner {
     ) -> Result<Frozen, FreezeError> {
         let stage = self.owners.host.snapshots.stage()?;
         let build = stage.build();
-        if let Err(error) = running.envd.prepare(&build).await {
+        let keep_cache = self.owners.host.config.keep_page_cache;
+        if let Err(error) = running.envd.prepare(&build, keep_cache).await {
             recover(running).await;
             return Err(FreezeError::Prepare(error));
         }

@@ -67,6 +67,7 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         snapshots_dir: None,
         warm: true,
         prefetch: true,
+        keep_page_cache: false,
     }
 }
 

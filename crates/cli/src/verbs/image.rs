@@ -8,11 +8,13 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
+use wrenn_agent::warm::WarmConfig;
 use wrenn_image::{BuildOptions, ImageStore, Progress, Template, build};
 use wrenn_proto::TemplateName;
 
 use self::progress::{PlainProgress, TerminalProgress};
 use crate::{
+    accel,
     config::{Layer, Settings},
     images::{self, InUse},
     output,
@@ -47,6 +49,9 @@ pub(crate) struct BuildArgs {
     /// The guest agent's static binary [env: WRENN_ENVD] [default: `envd` beside this program]
     #[arg(long, value_name = "FILE")]
     envd: Option<PathBuf>,
+    /// Do not boot it once: its sandboxes will boot instead of being restored
+    #[arg(long)]
+    no_warm: bool,
     /// Show what the tools print
     #[arg(short, long)]
     verbose: bool,
@@ -115,6 +120,9 @@ fn build_template(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32> 
         Box::new(PlainProgress::new(args.verbose))
     };
     let report = build(&store, &args.name, &BuildOptions { envd }, &*progress)?;
+    if !args.no_warm {
+        warm(settings, &args.name, &*progress)?;
+    }
     if args.json {
         output::json(&Shown::from(&report.template))?;
         return Ok(0);
@@ -134,6 +142,36 @@ fn build_template(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32> 
         ))?;
     }
     Ok(0)
+}
+
+/// Boots the template once and freezes it, unless that was done.
+fn warm(settings: &Settings, name: &TemplateName, progress: &dyn Progress) -> anyhow::Result<()> {
+    const STEP: &str = "booted guest";
+    let config = warm_config(settings)?;
+    let began = std::time::Instant::now();
+    let make = wrenn_agent::warm::make(config, name, || progress.step(STEP));
+    let made = on_a_runtime(make)?
+        .with_context(|| format!("cannot boot `{name}` once; `--no-warm` goes without"))?;
+    if made {
+        progress.done(STEP, began.elapsed());
+    }
+    Ok(())
+}
+
+fn warm_config(settings: &Settings) -> anyhow::Result<WarmConfig> {
+    Ok(WarmConfig {
+        images_dir: settings.images_dir.clone(),
+        accel: accel::decide(settings.accel).accel,
+        wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
+    })
+}
+
+fn on_a_runtime<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
+    Ok(runtime.block_on(work))
 }
 
 fn ls(settings: &Settings, args: &LsArgs) -> anyhow::Result<i32> {
@@ -163,6 +201,7 @@ fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
             )
         })?;
         store.remove(name, |path| in_use.holds(path))?;
+        on_a_runtime(wrenn_agent::warm::remove(warm_config(settings)?, name))??;
         output::line(name)?;
     }
     Ok(0)

@@ -282,6 +282,7 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
         snapshots_dir: None,
         warm: true,
         prefetch: true,
+        keep_page_cache: false,
     };
     Ok((config, decision.accel))
 }

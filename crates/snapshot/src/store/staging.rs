@@ -8,7 +8,7 @@ use std::{
 use rustix::fs::FlockOperation;
 
 use super::{Store, StoreError, diff_name, failed, sync_dir};
-use crate::{BuildId, Manifest, layout};
+use crate::{BuildId, Header, Manifest, layout};
 
 /// A directory to write a snapshot to. Gone with all that is in it when it is dropped, unless it was published.
 #[derive(Debug)]
@@ -47,6 +47,16 @@ impl Staging {
         self.build
     }
 
+    /// The header that was written to it.
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub fn header(&self) -> Result<Header, StoreError> {
+        let path = self.dir.join(layout::HEADER);
+        let bytes = fs::read(&path).map_err(failed("read", &path))?;
+        Header::parse(&bytes).map_err(|source| StoreError::Header { path, source })
+    }
+
     /// Puts it into its place. `layers` are frozen files of its disk that are not in the store yet, with their names there; they
     /// are linked, and stay where they are.
     ///
@@ -72,8 +82,7 @@ impl Staging {
         }
         for (build, source) in layers {
             flush(source)?;
-            let target = self.store.layer(*build);
-            fs::hard_link(source, &target).map_err(failed("link", &target))?;
+            link_or_copy(source, &self.store.layer(*build))?;
         }
         sync_dir(&self.store.root.join("disks"))?;
         let memory = self.store.memory_dir();
@@ -95,6 +104,35 @@ impl Drop for Staging {
             }
             _ => {}
         }
+    }
+}
+
+impl Store {
+    /// Makes sure that a diff file which `other` may have is in this store too.
+    ///
+    /// # Errors
+    /// If it can be neither linked nor copied.
+    pub fn take_diff(&self, build: BuildId, other: &Self) -> Result<(), StoreError> {
+        let source = other.memory_dir().join(diff_name(build));
+        if !source.exists() {
+            return Ok(());
+        }
+        link_or_copy(&source, &self.memory_dir().join(diff_name(build)))
+    }
+}
+
+/// Fine if it is there already. Another file system cannot be linked to.
+fn link_or_copy(source: &Path, target: &Path) -> Result<(), StoreError> {
+    match fs::hard_link(source, target) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+            let temporary = target.with_extension("tmp");
+            let copied = fs::copy(source, &temporary)
+                .and_then(|_| fs::File::open(&temporary)?.sync_all())
+                .and_then(|()| fs::rename(&temporary, target));
+            copied.map_err(failed("copy", target))
+        }
+        other => other.map_err(failed("link", target)),
     }
 }
 

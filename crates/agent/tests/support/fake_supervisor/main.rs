@@ -64,6 +64,7 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         snapshots_dir: None,
         warm: true,
         prefetch: true,
+        keep_page_cache: false,
         data_dir: data_dir.clone(),
     };
     let templates = std::sync::Arc::new(one_template::OneTemplate::new(&data_dir));
