@@ -1,0 +1,511 @@
+//! Freeze and thaw: what a guest holds is right after every pause, resume, fork and spawn.
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use wrenn_e2e::{
+    Sandbox, Service,
+    host::open_files,
+    rounds,
+    wait::{GENEROUS, until},
+};
+
+/// A program that holds memory, counts, and answers questions by TCP.
+const WITNESS: &str = r#"
+import random, socket, threading, time, zlib
+memory = bytearray(random.Random(7).randbytes(24 << 20))
+count = 0
+def counting():
+    global count
+    while True:
+        count += 1
+        time.sleep(0.02)
+threading.Thread(target=counting, daemon=True).start()
+server = socket.create_server(("127.0.0.1", 7000))
+while True:
+    peer, _ = server.accept()
+    words = peer.makefile().readline().split()
+    if words[0] == "sum": answer = zlib.crc32(memory)
+    elif words[0] == "count": answer = count
+    else:
+        for page in range(int(words[1]), int(words[1]) + int(words[2])):
+            fill = bytes(4096) if words[0] == "zero" else random.randbytes(4096)
+            memory[page * 4096:page * 4096 + 4096] = fill
+        answer = zlib.crc32(memory)
+    peer.sendall(f"{answer}\n".encode())
+    peer.close()
+"#;
+
+/// A sandbox of the template's own size, with a witness that runs.
+async fn with_witness(service: &Service) -> Result<Sandbox<'_>> {
+    let sandbox = plain(service, json!({})).await?;
+    sandbox.write("/root/witness.py", WITNESS).await?;
+    let body = json!({ "cmd": "python3", "args": ["/root/witness.py"], "background": true });
+    let (status, started) = service
+        .json(Method::POST, &sandbox.path("/exec"), &body)
+        .await?;
+    ensure!(status == StatusCode::ACCEPTED, "{started}");
+    until("the witness answers", GENEROUS, async || {
+        Ok(ask(&sandbox, "count").await.ok())
+    })
+    .await?;
+    Ok(sandbox)
+}
+
+/// A sandbox of the template's own size.
+async fn plain(service: &Service, body: Value) -> Result<Sandbox<'_>> {
+    let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
+    ensure!(status == StatusCode::CREATED, "{status}: {made}");
+    let id = made["id"].as_str().context("an id")?.to_owned();
+    let sandbox = Sandbox::new(service, id);
+    sandbox.until_status("running").await?;
+    Ok(sandbox)
+}
+
+/// Asks the witness.
+async fn ask(sandbox: &Sandbox<'_>, question: &str) -> Result<u64> {
+    let line = format!("echo {question} | socat -t 60 - TCP:127.0.0.1:7000");
+    let output = sandbox.shell(&line).await?;
+    ensure!(output.code == 0, "{output:?}");
+    Ok(output.stdout.trim().parse()?)
+}
+
+async fn post(service: &Service, path: &str, body: Value) -> Result<Value> {
+    let (status, reply) = service.json(Method::POST, path, &body).await?;
+    ensure!(
+        status.is_success(),
+        "{path}: {status}: {reply}\n{}",
+        service.log()
+    );
+    Ok(reply)
+}
+
+async fn pause(service: &Service, sandbox: &Sandbox<'_>) -> Result<()> {
+    let record = post(service, &sandbox.path("/pause"), json!({})).await?;
+    ensure!(record["status"] == "paused", "{record}");
+    Ok(())
+}
+
+async fn resume(service: &Service, sandbox: &Sandbox<'_>) -> Result<()> {
+    let record = post(service, &sandbox.path("/resume"), json!({})).await?;
+    ensure!(record["status"] == "running", "{record}");
+    Ok(())
+}
+
+/// The memory file that was written last.
+fn last_diff(service: &Service) -> Result<(PathBuf, u64)> {
+    let dir = service.dir().join("snapshots/memory");
+    let newest = fs::read_dir(dir)?
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .max();
+    let path = newest.context("a memory file")?.1;
+    let bytes = fs::metadata(&path)?.len();
+    Ok((path, bytes))
+}
+
+async fn fork(service: &Service, sandbox: &Sandbox<'_>, count: usize) -> Result<Vec<String>> {
+    let copies = post(service, &sandbox.path("/fork"), json!({ "count": count })).await?;
+    let ids = copies.as_array().context("a list")?.iter();
+    let ids: Vec<String> = ids
+        .filter_map(|copy| Some(copy["id"].as_str()?.to_owned()))
+        .collect();
+    ensure!(ids.len() == count, "{copies}");
+    Ok(ids)
+}
+
+#[tokio::test]
+async fn memory_processes_and_files_are_right_after_every_cycle() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = with_witness(&service).await?;
+    let cycles = rounds(20).max(3);
+    for cycle in 0..cycles {
+        let page = cycle * 40;
+        ask(&sandbox, &format!("fill {page} 30")).await?;
+        let sum = ask(&sandbox, &format!("zero {} 5", page + 10)).await?;
+        let count = ask(&sandbox, "count").await?;
+        sandbox
+            .shell(&format!("echo {cycle} >>/root/cycles; sync"))
+            .await?;
+        pause(&service, &sandbox).await?;
+        resume(&service, &sandbox).await?;
+        assert_eq!(ask(&sandbox, "sum").await?, sum, "cycle {cycle}");
+        assert!(ask(&sandbox, "count").await? >= count, "cycle {cycle}");
+        until("the witness counts on", GENEROUS, async || {
+            Ok((ask(&sandbox, "count").await? > count).then_some(()))
+        })
+        .await?;
+    }
+    let lines: String = (0..cycles).map(|cycle| format!("{cycle}\n")).collect();
+    assert_eq!(sandbox.shell("cat /root/cycles").await?.stdout, lines);
+    let dmesg = sandbox
+        .shell("dmesg | grep -iE 'ext4.*error|I/O error|oops|BUG' || true")
+        .await?;
+    assert_eq!(dmesg.stdout, "");
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_pause_writes_what_changed_and_no_more() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = with_witness(&service).await?;
+    for _ in 0..2 {
+        pause(&service, &sandbox).await?;
+        resume(&service, &sandbox).await?;
+    }
+    ask(&sandbox, "fill 100 10").await?;
+    pause(&service, &sandbox).await?;
+    let (path, bytes) = last_diff(&service)?;
+    assert!(bytes >= 10 * 4096, "{bytes} bytes");
+    // The guest's kernel and agent change pages of their own; without the limit all 24 MiB would be there.
+    assert!(bytes < 6 << 20, "{} has {bytes} bytes", path.display());
+    resume(&service, &sandbox).await?;
+    assert!(ask(&sandbox, "sum").await? > 0);
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn copies_hold_the_moment_they_were_made_from_and_are_their_own() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = with_witness(&service).await?;
+    for cycle in 0..2 {
+        ask(&sandbox, &format!("fill {} 20", cycle * 50)).await?;
+        pause(&service, &sandbox).await?;
+        resume(&service, &sandbox).await?;
+    }
+    sandbox.shell("echo then >/root/moment").await?;
+    let moment = ask(&sandbox, "sum").await?;
+    let ids = fork(&service, &sandbox, 2).await?;
+    let made = post(
+        &service,
+        "/v1/snapshots",
+        json!({ "sandbox_id": sandbox.id(), "name": "generation" }),
+    )
+    .await?;
+    assert_eq!(made["type"], "snapshot", "{made}");
+    // What comes later is not the copies' business.
+    ask(&sandbox, "fill 0 200").await?;
+    sandbox.shell("echo now >/root/moment").await?;
+
+    let mut copies: Vec<Sandbox<'_>> = ids
+        .into_iter()
+        .map(|id| Sandbox::new(&service, id))
+        .collect();
+    for _ in 0..rounds(20) {
+        // Its size is the template's, whatever is asked for.
+        copies.push(
+            plain(
+                &service,
+                json!({ "template": "generation", "vcpus": 2, "memory_mb": 300 }),
+            )
+            .await?,
+        );
+    }
+    let mut seen: [HashSet<String>; 4] = Default::default();
+    for copy in copies.iter().chain([&sandbox]) {
+        let own = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; cat /etc/machine-id; hostname";
+        let output = copy.shell(own).await?.stdout;
+        for (set, line) in seen.iter_mut().zip(output.lines()) {
+            assert!(set.insert(line.to_owned()), "{line} twice");
+        }
+        assert_eq!(
+            copy.shell("cat /run/wrenn/.WRENN_SANDBOX_ID; echo -n $WRENN_SANDBOX_ID")
+                .await?
+                .stdout,
+            copy.id().repeat(2)
+        );
+    }
+    for copy in &copies {
+        assert_eq!(ask(copy, "sum").await?, moment, "{}", copy.id());
+        assert_eq!(copy.shell("cat /root/moment").await?.stdout, "then\n");
+        assert_eq!(copy.record().await?["memory_mb"], 512);
+    }
+    assert_eq!(sandbox.shell("cat /root/moment").await?.stdout, "now\n");
+    // It cannot be removed while sandboxes of it are there.
+    let (status, refused) = service
+        .json(Method::DELETE, "/v1/snapshots/generation", &json!({}))
+        .await?;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    for copy in copies {
+        copy.destroy().await?;
+    }
+    let (status, _) = service
+        .json(Method::DELETE, "/v1/snapshots/generation", &json!({}))
+        .await?;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_template_is_overwritten_under_those_that_stand_on_it() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = plain(&service, json!({})).await?;
+    let body = json!({ "sandbox_id": sandbox.id(), "name": "mine" });
+    sandbox.shell("echo first >/root/version").await?;
+    post(&service, "/v1/snapshots", body.clone()).await?;
+    let old = plain(&service, json!({ "template": "mine" })).await?;
+    pause(&service, &old).await?;
+    sandbox.shell("echo second >/root/version").await?;
+    let (status, refused) = service.json(Method::POST, "/v1/snapshots", &body).await?;
+    assert_eq!(
+        (status, refused["error"]["code"].as_str()),
+        (StatusCode::CONFLICT, Some("already_exists"))
+    );
+    post(&service, "/v1/snapshots?overwrite=true", body).await?;
+    let new = plain(&service, json!({ "template": "mine" })).await?;
+    sandbox.destroy().await?;
+    resume(&service, &old).await?;
+    assert_eq!(old.shell("cat /root/version").await?.stdout, "first\n");
+    assert_eq!(new.shell("cat /root/version").await?.stdout, "second\n");
+    old.destroy().await?;
+    new.destroy().await
+}
+
+#[tokio::test]
+async fn the_clock_is_right_soon_after_a_pause() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = plain(&service, json!({})).await?;
+    pause(&service, &sandbox).await?;
+    // Time must pass: that is what is tested.
+    tokio::time::sleep(Duration::from_secs(if rounds(10) == 10 { 30 } else { 8 })).await;
+    resume(&service, &sandbox).await?;
+    let began = Instant::now();
+    until("the clock is right", Duration::from_secs(20), async || {
+        let before = now()?;
+        let said = sandbox.shell("date +%s.%N").await?.stdout;
+        let after = now()?;
+        let guest: f64 = said.trim().parse()?;
+        Ok((guest > before - 0.1 && guest < after + 0.1).then_some(()))
+    })
+    .await?;
+    let took = began.elapsed();
+    // Six seconds, and room for a machine that emulates and has others to run.
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    sandbox.destroy().await
+}
+
+fn now() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+#[tokio::test]
+async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = plain(&service, json!({})).await?;
+    let ip = sandbox.record().await?["host_ip"]
+        .as_str()
+        .context("an address")?
+        .to_owned();
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        idle.push(tokio::net::TcpStream::connect((ip.as_str(), 49983)).await?);
+    }
+    let path = sandbox.path("/exec");
+    let body = json!({ "cmd": "sleep", "args": ["120"], "timeout_sec": 120 });
+    let active: Vec<_> = (0..5)
+        .map(|_| service.json(Method::POST, &path, &body))
+        .collect();
+    let active = futures::future::join_all(active);
+    let paused = async {
+        // The commands run when they are listed.
+        until("all commands run", GENEROUS, async || {
+            let count = sandbox.shell("pgrep -c sleep").await?.stdout;
+            Ok((count.trim() == "5").then_some(()))
+        })
+        .await?;
+        pause(&service, &sandbox).await
+    };
+    let (answers, paused) = tokio::join!(active, paused);
+    paused?;
+    for answer in answers {
+        let (status, reply) = answer?;
+        assert!(!status.is_success(), "a cut call says so: {reply}");
+    }
+    resume(&service, &sandbox).await?;
+    let began = Instant::now();
+    assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
+    let took = began.elapsed();
+    assert!(
+        took < Duration::from_secs(1),
+        "the first call took {took:?}"
+    );
+    assert_eq!(
+        sandbox.shell("pgrep -c sleep").await?.stdout,
+        "5\n",
+        "what ran runs on"
+    );
+    drop(idle);
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn an_idle_sandbox_is_paused_and_a_call_brings_it_back() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = plain(&service, json!({ "timeout_sec": 3, "auto_resume": true })).await?;
+    sandbox.shell("echo kept >/root/file").await?;
+    sandbox.until_status("paused").await?;
+    assert_eq!(sandbox.shell("cat /root/file").await?.stdout, "kept\n");
+    sandbox.destroy().await?;
+
+    let plain = plain(&service, json!({ "timeout_sec": 3 })).await?;
+    plain.until_status("paused").await?;
+    let (status, refused) = service
+        .json(
+            Method::POST,
+            &plain.path("/exec"),
+            &json!({ "cmd": "true" }),
+        )
+        .await?;
+    assert_eq!(
+        (status, refused["error"]["code"].as_str()),
+        (StatusCode::CONFLICT, Some("invalid_state"))
+    );
+    plain.destroy().await
+}
+
+#[tokio::test]
+async fn a_paused_sandbox_outlives_everything() -> Result<()> {
+    let mut service = Service::start().await?;
+    let (id, sum) = {
+        let sandbox = with_witness(&service).await?;
+        let sum = ask(&sandbox, "fill 3 3").await?;
+        pause(&service, &sandbox).await?;
+        (sandbox.id().to_owned(), sum)
+    };
+    service.kill()?;
+    service.start_again().await?;
+    let sandbox = Sandbox::new(&service, id);
+    assert_eq!(sandbox.record().await?["status"], "paused");
+    // When an idle one has been ended, the reconciler has looked at all several times: absence is no loss.
+    let idle = plain(&service, json!({ "timeout_sec": 2, "on_timeout": "kill" })).await?;
+    idle.until_status("stopped").await?;
+    assert_eq!(sandbox.record().await?["status"], "paused");
+    resume(&service, &sandbox).await?;
+    assert_eq!(ask(&sandbox, "sum").await?, sum);
+    sandbox.destroy().await
+}
+
+/// Files of a paused sandbox's snapshot, to damage.
+fn snapshot_files(service: &Service) -> Result<Vec<PathBuf>> {
+    let (memory, _) = last_diff(service)?;
+    let build = memory.file_stem().context("a name")?.to_owned();
+    let dir = service.dir().join("snapshots/snapshots").join(build);
+    Ok(vec![memory, dir.join("header"), dir.join("device")])
+}
+
+fn damage(path: &Path, how: &str) -> Result<()> {
+    match how {
+        "missing" => fs::remove_file(path)?,
+        _ => {
+            let len = fs::metadata(path)?.len();
+            fs::File::options()
+                .write(true)
+                .open(path)?
+                .set_len(len / 2)?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_named_and_hurts_nobody_else() -> Result<()> {
+    let service = Service::start().await?;
+    let other = plain(&service, json!({})).await?;
+    for how in ["truncated", "missing"] {
+        for number in 0..3 {
+            let sandbox = plain(&service, json!({})).await?;
+            pause(&service, &sandbox).await?;
+            let path = snapshot_files(&service)?[number].clone();
+            let good = fs::read(&path)?;
+            damage(&path, how)?;
+            let began = Instant::now();
+            let (status, refused) = service
+                .json(Method::POST, &sandbox.path("/resume"), &json!({}))
+                .await?;
+            assert!(!status.is_success(), "{how} {}: {refused}", path.display());
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "{how} {}",
+                path.display()
+            );
+            let record = sandbox.record().await?;
+            assert_eq!(record["status"], "paused", "{record}");
+            let name = path
+                .file_name()
+                .context("a name")?
+                .to_string_lossy()
+                .into_owned();
+            let told = format!("{refused}{record}");
+            // QEMU tells about the device state in its own words.
+            assert!(
+                told.contains(&name) || (number == 2 && how == "truncated"),
+                "{how} {name}: {told}"
+            );
+            fs::write(&path, good)?;
+            resume(&service, &sandbox).await?;
+            assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
+            sandbox.destroy().await?;
+        }
+    }
+    assert_eq!(other.exec("true", &[]).await?.code, 0);
+    other.destroy().await
+}
+
+#[tokio::test]
+async fn many_cycles_and_spawns_leave_files_and_descriptors_as_they_were() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = plain(&service, json!({})).await?;
+    for _ in 0..2 {
+        pause(&service, &sandbox).await?;
+        resume(&service, &sandbox).await?;
+    }
+    let files = open_files(service.pid());
+    for _ in 0..rounds(200).min(60) {
+        pause(&service, &sandbox).await?;
+        resume(&service, &sandbox).await?;
+    }
+    assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
+    let after = open_files(service.pid());
+    assert!(after <= files + 10, "{files} -> {after} descriptors");
+
+    post(
+        &service,
+        "/v1/snapshots",
+        json!({ "sandbox_id": sandbox.id(), "name": "many" }),
+    )
+    .await?;
+    let count = rounds(20).max(4);
+    let spawned = futures::future::join_all(
+        (0..count).map(|_| plain(&service, json!({ "template": "many" }))),
+    )
+    .await;
+    for copy in spawned {
+        let copy = copy?;
+        assert_eq!(copy.exec("true", &[]).await?.code, 0);
+        copy.destroy().await?;
+    }
+    sandbox.destroy().await?;
+    let (status, _) = service
+        .json(Method::DELETE, "/v1/snapshots/many", &json!({}))
+        .await?;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    until("nothing is left of any snapshot", GENEROUS, async || {
+        let count = |area: &str| {
+            fs::read_dir(service.dir().join("snapshots").join(area)).map_or(0, Iterator::count)
+        };
+        let left: usize = ["memory", "disks", "snapshots", "staging", "names"]
+            .map(count)
+            .iter()
+            .sum();
+        Ok((left == 0).then_some(()))
+    })
+    .await
+}
