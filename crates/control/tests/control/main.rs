@@ -3,4 +3,13 @@
 
 mod support;
 
+mod bad_input;
 mod basics;
+mod commands;
+mod creating;
+mod documents;
+mod pausing;
+mod races;
+mod reconciling;
+mod snapshots;
+mod transfers;
