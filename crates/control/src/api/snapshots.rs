@@ -44,7 +44,14 @@ pub(super) async fn create(
     State(app): State<AppState>,
     ApiQuery(query): ApiQuery<CreateQuery>,
     ApiJson(request): ApiJson<CreateSnapshot>,
-) -> Result<(StatusCode, [(header::HeaderName, String); 1], Json<Template>), ApiError> {
+) -> Result<
+    (
+        StatusCode,
+        [(header::HeaderName, String); 1],
+        Json<Template>,
+    ),
+    ApiError,
+> {
     let id: SandboxId = request
         .sandbox_id
         .parse()
@@ -117,7 +124,8 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let name = name(&app, request).await?;
     if find(&app, &name).await?.kind == host::BASE {
-        let message = format!("template `{name}` is an image, not a snapshot: it is removed on its host");
+        let message =
+            format!("template `{name}` is an image, not a snapshot: it is removed on its host");
         return Err(ApiError::new(Code::Conflict, message));
     }
     let done = app.agent.delete_snapshot(name.as_str()).await;
@@ -135,8 +143,7 @@ pub(super) async fn delete(
 async fn name(app: &AppState, request: Request) -> Result<TemplateName, ApiError> {
     let (mut parts, _) = request.into_parts();
     let name = path_part(&mut parts, app, "name").await?;
-    name.parse()
-        .map_err(|error| ApiError::field("name", error))
+    name.parse().map_err(|error| ApiError::field("name", error))
 }
 
 /// What the host has; or had, while it does not answer.
@@ -155,8 +162,9 @@ pub(super) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
 }
 
 async fn find(app: &AppState, name: &TemplateName) -> Result<Template, ApiError> {
-    let found = known(app).await?.into_iter().find(|t| t.name == name.as_str());
-    found.ok_or_else(|| {
-        ApiError::new(Code::NotFound, format!("there is no template `{name}`"))
-    })
+    let found = known(app)
+        .await?
+        .into_iter()
+        .find(|t| t.name == name.as_str());
+    found.ok_or_else(|| ApiError::new(Code::NotFound, format!("there is no template `{name}`")))
 }

@@ -162,7 +162,8 @@ impl Lifecycle {
         for (id, _entry) in copies {
             let info = infos.iter().find(|info| info.id == id.as_str());
             let _lock = self.locks.lock(&id).await;
-            self.settle(&id, &Ok(info.cloned().unwrap_or_default())).await;
+            self.settle(&id, &Ok(info.cloned().unwrap_or_default()))
+                .await;
             rows.push(self.get(&id).await?);
         }
         Ok(rows)

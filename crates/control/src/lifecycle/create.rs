@@ -122,7 +122,11 @@ impl Lifecycle {
     }
 
     /// Writes how the call went, and frees what must not stay.
-    pub(super) async fn settle(&self, id: &SandboxId, result: &Result<rpc::SandboxInfo, AgentError>) {
+    pub(super) async fn settle(
+        &self,
+        id: &SandboxId,
+        result: &Result<rpc::SandboxInfo, AgentError>,
+    ) {
         for _ in 0..WRITE_ATTEMPTS {
             let written = match result {
                 Ok(info) => {

@@ -36,7 +36,9 @@ pub(super) struct Reaping {
 impl Reaping {
     /// Milliseconds since 1970 before which it is not tried again; 0: it did not fail.
     pub(super) fn not_before_ms(&self, id: &SandboxId) -> i64 {
-        self.table().get(id).map_or(0, |failed| failed.not_before_ms)
+        self.table()
+            .get(id)
+            .map_or(0, |failed| failed.not_before_ms)
     }
 
     pub(super) fn forget(&self, id: &SandboxId) {

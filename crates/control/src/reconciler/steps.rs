@@ -261,8 +261,10 @@ impl Step {
                 })
                 .await;
         }
-        self.event(Event::PauseDone, |row| row.warning.clone_from(&info.warning))
-            .await
+        self.event(Event::PauseDone, |row| {
+            row.warning.clone_from(&info.warning)
+        })
+        .await
     }
 
     async fn event(

@@ -110,7 +110,9 @@ fn the_idle_are_reaped_and_no_others() {
     // A clock that went back.
     assert_eq!(idle(&|_| (), 0), 'r');
     // A use that only the host knows of.
-    let host = HostState::Running { last_active_ms: end };
+    let host = HostState::Running {
+        last_active_ms: end,
+    };
     assert_eq!(
         letter(one(Some(&view(S::Running)), Some(&host), end).as_ref()),
         'r'

@@ -11,36 +11,156 @@ async fn a_create_names_the_field_that_is_wrong() {
     let control = Control::start(&agent).await;
     let long = "x".repeat(200_000);
     let cases = [
-        (json!({ "template": "nonesuch" }), 404, "not_found", "`template`"),
-        (json!({ "template": "../etc" }), 400, "invalid_request", "`template`"),
-        (json!({ "template": "" }), 400, "invalid_request", "`template`"),
-        (json!({ "template": "a".repeat(65) }), 400, "invalid_request", "`template`"),
-        (json!({ "template": 7 }), 400, "invalid_request", "`template`"),
+        (
+            json!({ "template": "nonesuch" }),
+            404,
+            "not_found",
+            "`template`",
+        ),
+        (
+            json!({ "template": "../etc" }),
+            400,
+            "invalid_request",
+            "`template`",
+        ),
+        (
+            json!({ "template": "" }),
+            400,
+            "invalid_request",
+            "`template`",
+        ),
+        (
+            json!({ "template": "a".repeat(65) }),
+            400,
+            "invalid_request",
+            "`template`",
+        ),
+        (
+            json!({ "template": 7 }),
+            400,
+            "invalid_request",
+            "`template`",
+        ),
         (json!({ "vcpus": 0 }), 400, "invalid_request", "`vcpus`"),
         (json!({ "vcpus": -1 }), 400, "invalid_request", "`vcpus`"),
-        (json!({ "vcpus": 10_000 }), 400, "invalid_request", "`vcpus`"),
+        (
+            json!({ "vcpus": 10_000 }),
+            400,
+            "invalid_request",
+            "`vcpus`",
+        ),
         // The host has two processors: eight are the limit there.
         (json!({ "vcpus": 9 }), 400, "invalid_request", "`vcpus`"),
         (json!({ "vcpus": 1.5 }), 400, "invalid_request", "`vcpus`"),
         (json!({ "vcpus": "1" }), 400, "invalid_request", "`vcpus`"),
-        (json!({ "memory_mb": 127 }), 400, "invalid_request", "`memory_mb`"),
-        (json!({ "memory_mb": 8193 }), 400, "invalid_request", "`memory_mb`"),
-        (json!({ "memory_mb": i64::MAX }), 400, "invalid_request", "`memory_mb`"),
-        (json!({ "disk_size_mb": 1 }), 400, "invalid_request", "`disk_size_mb`"),
-        (json!({ "disk_size_mb": 1 << 21 }), 400, "invalid_request", "`disk_size_mb`"),
-        (json!({ "timeout_sec": -1 }), 400, "invalid_request", "`timeout_sec`"),
-        (json!({ "timeout_sec": 1 << 40 }), 400, "invalid_request", "`timeout_sec`"),
-        (json!({ "on_timeout": "sleep" }), 400, "invalid_request", "`on_timeout`"),
-        (json!({ "auto_resume": "yes" }), 400, "invalid_request", "`auto_resume`"),
-        (json!({ "egress": "maybe" }), 400, "invalid_request", "`egress`"),
-        (json!({ "envs": { "A=B": "1" } }), 400, "invalid_request", "`envs`"),
-        (json!({ "envs": { "": "1" } }), 400, "invalid_request", "`envs`"),
-        (json!({ "envs": { "A": "\0" } }), 400, "invalid_request", "`envs`"),
-        (json!({ "envs": { "A": long } }), 400, "invalid_request", "`envs`"),
-        (json!({ "envs": { "A": 1 } }), 400, "invalid_request", "envs"),
-        (json!({ "metadata": { "": "1" } }), 400, "invalid_request", "`metadata`"),
-        (json!({ "metadata": { "a": "\0" } }), 400, "invalid_request", "`metadata`"),
-        (json!({ "metadata": { "a": "x".repeat(5000) } }), 400, "invalid_request", "`metadata`"),
+        (
+            json!({ "memory_mb": 127 }),
+            400,
+            "invalid_request",
+            "`memory_mb`",
+        ),
+        (
+            json!({ "memory_mb": 8193 }),
+            400,
+            "invalid_request",
+            "`memory_mb`",
+        ),
+        (
+            json!({ "memory_mb": i64::MAX }),
+            400,
+            "invalid_request",
+            "`memory_mb`",
+        ),
+        (
+            json!({ "disk_size_mb": 1 }),
+            400,
+            "invalid_request",
+            "`disk_size_mb`",
+        ),
+        (
+            json!({ "disk_size_mb": 1 << 21 }),
+            400,
+            "invalid_request",
+            "`disk_size_mb`",
+        ),
+        (
+            json!({ "timeout_sec": -1 }),
+            400,
+            "invalid_request",
+            "`timeout_sec`",
+        ),
+        (
+            json!({ "timeout_sec": 1_i64 << 40 }),
+            400,
+            "invalid_request",
+            "`timeout_sec`",
+        ),
+        (
+            json!({ "on_timeout": "sleep" }),
+            400,
+            "invalid_request",
+            "`on_timeout`",
+        ),
+        (
+            json!({ "auto_resume": "yes" }),
+            400,
+            "invalid_request",
+            "`auto_resume`",
+        ),
+        (
+            json!({ "egress": "maybe" }),
+            400,
+            "invalid_request",
+            "`egress`",
+        ),
+        (
+            json!({ "envs": { "A=B": "1" } }),
+            400,
+            "invalid_request",
+            "`envs`",
+        ),
+        (
+            json!({ "envs": { "": "1" } }),
+            400,
+            "invalid_request",
+            "`envs`",
+        ),
+        (
+            json!({ "envs": { "A": "\0" } }),
+            400,
+            "invalid_request",
+            "`envs`",
+        ),
+        (
+            json!({ "envs": { "A": long } }),
+            400,
+            "invalid_request",
+            "`envs`",
+        ),
+        (
+            json!({ "envs": { "A": 1 } }),
+            400,
+            "invalid_request",
+            "envs",
+        ),
+        (
+            json!({ "metadata": { "": "1" } }),
+            400,
+            "invalid_request",
+            "`metadata`",
+        ),
+        (
+            json!({ "metadata": { "a": "\0" } }),
+            400,
+            "invalid_request",
+            "`metadata`",
+        ),
+        (
+            json!({ "metadata": { "a": "x".repeat(5000) } }),
+            400,
+            "invalid_request",
+            "`metadata`",
+        ),
         (json!({ "vcpu": 1 }), 400, "invalid_request", "vcpu"),
     ];
     for (body, status, code, field) in cases {
@@ -65,13 +185,27 @@ async fn a_body_that_is_not_a_json_object_is_refused() {
         answer(request).await
     };
     let json = Some("application/json");
-    for body in ["{", "[]", "[\"minimal\"]", "7", "\"a\"", "null", "{} x", "{\"vcpus\":1,}", "\u{feff}{}"] {
+    for body in [
+        "{",
+        "[]",
+        "[\"minimal\"]",
+        "7",
+        "\"a\"",
+        "null",
+        "{} x",
+        "{\"vcpus\":1,}",
+        "\u{feff}{}",
+    ] {
         let got = send("/v1/sandboxes", json, body.into()).await;
         assert_failure(&got, 400, "invalid_request", &[]);
     }
     let got = send("/v1/sandboxes", json, vec![b'{', 0xff, b'}']).await;
     assert_failure(&got, 400, "invalid_request", &[]);
-    for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded")] {
+    for kind in [
+        None,
+        Some("text/plain"),
+        Some("application/x-www-form-urlencoded"),
+    ] {
         let got = send("/v1/sandboxes", kind, b"{}".to_vec()).await;
         assert_failure(&got, 415, "invalid_request", &["Content-Type"]);
     }
@@ -97,7 +231,10 @@ async fn a_body_that_is_too_large_is_413_and_its_client_sees_it() {
     let got = answer(json(body.clone().into())).await;
     assert_failure(&got, 413, "too_large", &["the body"]);
     // The same without an announced length.
-    let pieces: Vec<_> = body.chunks(64 << 10).map(|c| Ok::<_, std::io::Error>(c.to_vec())).collect();
+    let pieces: Vec<_> = body
+        .chunks(64 << 10)
+        .map(|c| Ok::<_, std::io::Error>(c.to_vec()))
+        .collect();
     let stream = futures::stream::iter(pieces);
     let got = answer(json(reqwest::Body::wrap_stream(stream))).await;
     assert_failure(&got, 413, "too_large", &["the body"]);
@@ -112,9 +249,17 @@ async fn commands_files_and_processes_name_the_field_that_is_wrong() {
         ("exec", json!({}), "cmd"),
         ("exec", json!({ "cmd": "" }), "`cmd`"),
         ("exec", json!({ "cmd": "a\0b" }), "`cmd`"),
-        ("exec", json!({ "cmd": "a", "args": ["b", "\0"] }), "`args[1]`"),
+        (
+            "exec",
+            json!({ "cmd": "a", "args": ["b", "\0"] }),
+            "`args[1]`",
+        ),
         ("exec", json!({ "cmd": "a", "args": "b" }), "`args`"),
-        ("exec", json!({ "cmd": "a", "timeout_sec": -1 }), "`timeout_sec`"),
+        (
+            "exec",
+            json!({ "cmd": "a", "timeout_sec": -1 }),
+            "`timeout_sec`",
+        ),
         ("exec", json!({ "cmd": "a", "cwd": "" }), "`cwd`"),
         ("exec", json!({ "cmd": "a", "user": "a:b" }), "`user`"),
         ("exec", json!({ "cmd": "a", "user": "" }), "`user`"),
@@ -126,30 +271,63 @@ async fn commands_files_and_processes_name_the_field_that_is_wrong() {
         ("files/read", json!({ "path": "x".repeat(5000) }), "`path`"),
         ("files/stream/read", json!({}), "path"),
         ("files/list", json!({ "path": "/", "depth": 0 }), "`depth`"),
-        ("files/list", json!({ "path": "/", "depth": 101 }), "`depth`"),
+        (
+            "files/list",
+            json!({ "path": "/", "depth": 101 }),
+            "`depth`",
+        ),
         ("files/mkdir", json!({ "path": "" }), "`path`"),
-        ("files/remove", json!({ "path": "/", "user": "a b" }), "`user`"),
+        (
+            "files/remove",
+            json!({ "path": "/", "user": "a b" }),
+            "`user`",
+        ),
         ("fork", json!({ "count": 0 }), "`count`"),
         ("fork", json!({ "count": 101 }), "`count`"),
         ("fork", json!({ "counts": 1 }), "counts"),
     ];
     for (route, body, field) in cases {
-        let got = control.post(&format!("/v1/sandboxes/{id}/{route}"), body).await;
+        let got = control
+            .post(&format!("/v1/sandboxes/{id}/{route}"), body)
+            .await;
         assert_failure(&got, 400, "invalid_request", &[field]);
     }
-    let got = control.delete(&format!("/v1/sandboxes/{id}/processes/1?signal=SIGHUP")).await;
+    let got = control
+        .delete(&format!("/v1/sandboxes/{id}/processes/1?signal=SIGHUP"))
+        .await;
     assert_failure(&got, 400, "invalid_request", &["`signal`"]);
     for process in ["0", "99999999999", "a%20b", "..%2Fx"] {
-        let got = control.delete(&format!("/v1/sandboxes/{id}/processes/{process}")).await;
+        let got = control
+            .delete(&format!("/v1/sandboxes/{id}/processes/{process}"))
+            .await;
         assert_failure(&got, 400, "invalid_request", &["`process`"]);
     }
-    for (query, field) in [("limit=0", "`limit`"), ("limit=1001", "`limit`"), ("status=dead", "`status`")] {
+    for (query, field) in [
+        ("limit=0", "`limit`"),
+        ("limit=1001", "`limit`"),
+        ("status=dead", "`status`"),
+    ] {
         let got = control.get(&format!("/v1/sandboxes?{query}")).await;
         assert_failure(&got, 400, "invalid_request", &[field]);
     }
-    assert_failure(&control.get("/v1/sandboxes?color=red").await, 400, "invalid_request", &["color"]);
-    assert_failure(&control.get("/v1/snapshots?type=big").await, 400, "invalid_request", &["`type`"]);
-    assert_failure(&control.get("/v1/snapshots/..%2Fx").await, 400, "invalid_request", &["`name`"]);
+    assert_failure(
+        &control.get("/v1/sandboxes?color=red").await,
+        400,
+        "invalid_request",
+        &["color"],
+    );
+    assert_failure(
+        &control.get("/v1/snapshots?type=big").await,
+        400,
+        "invalid_request",
+        &["`type`"],
+    );
+    assert_failure(
+        &control.get("/v1/snapshots/..%2Fx").await,
+        400,
+        "invalid_request",
+        &["`name`"],
+    );
     for (body, field) in [
         (json!({}), "sandbox_id"),
         (json!({ "sandbox_id": "x" }), "`sandbox_id`"),
@@ -158,7 +336,12 @@ async fn commands_files_and_processes_name_the_field_that_is_wrong() {
         let got = control.post("/v1/snapshots", body).await;
         assert_failure(&got, 400, "invalid_request", &[field]);
     }
-    assert_failure(&control.post("/v1/api-keys", json!({ "name": " " })).await, 400, "invalid_request", &["`name`"]);
+    assert_failure(
+        &control.post("/v1/api-keys", json!({ "name": " " })).await,
+        400,
+        "invalid_request",
+        &["`name`"],
+    );
     assert_eq!(agent.calls("ExecStream") + agent.calls("Exec"), 0);
 }
 
@@ -198,16 +381,41 @@ async fn an_unknown_id_is_404_and_a_wrong_one_400_on_every_route() {
         }
         for route in ["exec/stream", "pty", "processes/1/stream"] {
             let path = format!("/v1/{prefix}/sb-00000000/{route}");
-            let got = Socket::try_open(&control, &path, Some(control.key())).await.err().unwrap();
+            let got = Socket::try_open(&control, &path, Some(control.key()))
+                .await
+                .err()
+                .unwrap();
             assert_failure(&got, 404, "not_found", &["sb-00000000"]);
         }
     }
-    let got = control.post("/v1/snapshots", json!({ "sandbox_id": "sb-00000000" })).await;
+    let got = control
+        .post("/v1/snapshots", json!({ "sandbox_id": "sb-00000000" }))
+        .await;
     assert_failure(&got, 404, "not_found", &["sb-00000000"]);
-    assert_failure(&control.get("/v1/snapshots/nonesuch").await, 404, "not_found", &["nonesuch"]);
-    assert_failure(&control.delete("/v1/snapshots/nonesuch").await, 404, "not_found", &["nonesuch"]);
-    assert_failure(&control.get("/v1/nonesuch").await, 404, "not_found", &["route"]);
-    assert_failure(&control.call(Method::PUT, "/v1/sandboxes", &none).await, 405, "invalid_request", &["method"]);
+    assert_failure(
+        &control.get("/v1/snapshots/nonesuch").await,
+        404,
+        "not_found",
+        &["nonesuch"],
+    );
+    assert_failure(
+        &control.delete("/v1/snapshots/nonesuch").await,
+        404,
+        "not_found",
+        &["nonesuch"],
+    );
+    assert_failure(
+        &control.get("/v1/nonesuch").await,
+        404,
+        "not_found",
+        &["route"],
+    );
+    assert_failure(
+        &control.call(Method::PUT, "/v1/sandboxes", &none).await,
+        405,
+        "invalid_request",
+        &["method"],
+    );
 }
 
 #[tokio::test]
@@ -217,8 +425,20 @@ async fn without_a_good_key_nothing_is_answered_not_even_an_upgrade() {
     let id = control.create().await;
     let client = reqwest::Client::new();
     let wrong = format!("wrn_{}", "0".repeat(32));
-    for key in [None, Some(""), Some("x"), Some(wrong.as_str()), Some("wrn_")] {
-        for path in ["/v1/sandboxes", "/openapi.yaml", "/v1/nonesuch", "/v1/snapshots", "/health/"] {
+    for key in [
+        None,
+        Some(""),
+        Some("x"),
+        Some(wrong.as_str()),
+        Some("wrn_"),
+    ] {
+        for path in [
+            "/v1/sandboxes",
+            "/openapi.yaml",
+            "/v1/nonesuch",
+            "/v1/snapshots",
+            "/health/",
+        ] {
             let mut request = client.get(control.url(path));
             if let Some(key) = key {
                 request = request.header("X-API-Key", key);
@@ -260,7 +480,12 @@ async fn keys_are_made_listed_and_deleted_but_never_the_last() {
     let (status, _) = control.delete(&format!("/v1/api-keys/{id}")).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     assert_failure(&with(&secret).await, 401, "unauthorized", &[]);
-    assert_failure(&control.delete(&format!("/v1/api-keys/{id}")).await, 404, "not_found", &[]);
+    assert_failure(
+        &control.delete(&format!("/v1/api-keys/{id}")).await,
+        404,
+        "not_found",
+        &[],
+    );
     let (_, keys) = control.get("/v1/api-keys").await;
     let last = keys[0]["id"].as_str().unwrap();
     let got = control.delete(&format!("/v1/api-keys/{last}")).await;

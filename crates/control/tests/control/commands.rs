@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use crate::support::{Control, ErrorCode, FakeAgent, Socket, assert_failure, until};
 
 async fn exec(control: &Control, id: &str, body: Value) -> (StatusCode, Value) {
-    control.post(&format!("/v1/sandboxes/{id}/exec"), body).await
+    control
+        .post(&format!("/v1/sandboxes/{id}/exec"), body)
+        .await
 }
 
 #[tokio::test]
@@ -23,11 +25,22 @@ async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
     assert_eq!(done["stdout"], "|||30", "a limit is always sent: {done}");
     let (_, done) = exec(&control, &id, json!({ "cmd": "env", "timeout_sec": 0 })).await;
     assert_eq!(done["stdout"], "|||0");
-    let (_, done) = exec(&control, &id, json!({ "cmd": "raw", "args": ["ff00", "61"] })).await;
-    assert_eq!((&done["encoding"], &done["stdout"]), (&json!("base64"), &json!("/wBh")));
+    let (_, done) = exec(
+        &control,
+        &id,
+        json!({ "cmd": "raw", "args": ["ff00", "61"] }),
+    )
+    .await;
+    assert_eq!(
+        (&done["encoding"], &done["stdout"]),
+        (&json!("base64"), &json!("/wBh"))
+    );
     assert_eq!(done["stderr"], "");
     let (_, done) = exec(&control, &id, json!({ "cmd": "raw", "args": ["c3", "bc"] })).await;
-    assert_eq!((&done["encoding"], &done["stdout"]), (&json!("utf-8"), &json!("ü")));
+    assert_eq!(
+        (&done["encoding"], &done["stdout"]),
+        (&json!("utf-8"), &json!("ü"))
+    );
     let (status, done) = exec(&control, &id, json!({ "cmd": "fail", "args": ["3"] })).await;
     assert_eq!((status, &done["exit_code"]), (StatusCode::OK, &json!(3)));
 }
@@ -59,7 +72,10 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
     agent.drop_replies("Exec", 1);
     let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
     assert_failure(&got, 503, "unavailable", &["does not answer"]);
-    assert_eq!(exec(&control, &id, json!({ "cmd": "echo" })).await.0, StatusCode::OK);
+    assert_eq!(
+        exec(&control, &id, json!({ "cmd": "echo" })).await.0,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
@@ -87,18 +103,27 @@ async fn a_background_process_is_listed_followed_and_killed() {
     let body = json!({ "cmd": "hang", "args": ["a"], "background": true, "tag": "job" });
     let (status, made) = exec(&control, &id, body).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{made}");
-    assert_eq!((&made["tag"], &made["cmd"], &made["sandbox_id"]), (&json!("job"), &json!("hang"), &json!(id)));
+    assert_eq!(
+        (&made["tag"], &made["cmd"], &made["sandbox_id"]),
+        (&json!("job"), &json!("hang"), &json!(id))
+    );
     let pid = made["pid"].as_u64().unwrap();
     let processes = format!("/v1/sandboxes/{id}/processes");
     let (_, list) = control.get(&processes).await;
-    let wanted = json!({ "processes": [{ "pid": pid, "tag": "job", "cmd": "hang", "args": ["a"] }] });
+    let wanted =
+        json!({ "processes": [{ "pid": pid, "tag": "job", "cmd": "hang", "args": ["a"] }] });
     assert_eq!(list, wanted);
     let mut socket = Socket::open(&control, &format!("{processes}/job/stream")).await;
     assert_eq!(socket.expect("start").await["pid"], pid);
-    let (status, _) = control.delete(&format!("{processes}/{pid}?signal=SIGTERM")).await;
+    let (status, _) = control
+        .delete(&format!("{processes}/{pid}?signal=SIGTERM"))
+        .await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     let exit = socket.expect("exit").await;
-    assert_eq!((&exit["exit_code"], &exit["error"]), (&json!(-1), &json!("signal: 15")));
+    assert_eq!(
+        (&exit["exit_code"], &exit["error"]),
+        (&json!(-1), &json!("signal: 15"))
+    );
     assert_eq!(socket.next().await, None, "the server closes");
     let got = control.delete(&format!("{processes}/job")).await;
     assert_failure(&got, 404, "not_found", &["process"]);
@@ -110,7 +135,12 @@ async fn a_background_process_is_listed_followed_and_killed() {
     let (status, _) = control.delete(&format!("{processes}/{tag}")).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     let mut lost = Socket::open(&control, &format!("{processes}/nonesuch/stream")).await;
-    assert!(lost.expect("error").await["data"].as_str().unwrap().contains("no such process"));
+    assert!(
+        lost.expect("error").await["data"]
+            .as_str()
+            .unwrap()
+            .contains("no such process")
+    );
     assert_eq!(lost.next().await, None);
 }
 
@@ -121,27 +151,49 @@ async fn a_stream_tells_start_output_and_exit() {
     let id = control.create().await;
     let path = format!("/v1/sandboxes/{id}/exec/stream");
     let mut socket = Socket::open(&control, &path).await;
-    socket.send(json!({ "type": "start", "cmd": "echo", "args": ["hi"] })).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "echo", "args": ["hi"] }))
+        .await;
     let told = socket.rest().await;
     let pid = told[0]["pid"].as_u64().unwrap();
-    assert_eq!(told, [
-        json!({ "type": "start", "pid": pid }),
-        json!({ "type": "stdout", "data": "hi\n" }),
-        json!({ "type": "exit", "exit_code": 0 }),
-    ]);
+    assert_eq!(
+        told,
+        [
+            json!({ "type": "start", "pid": pid }),
+            json!({ "type": "stdout", "data": "hi\n" }),
+            json!({ "type": "exit", "exit_code": 0 }),
+        ]
+    );
     // A character in two pieces, then what is no character.
     let mut socket = Socket::open(&control, &path).await;
-    socket.send(json!({ "type": "start", "cmd": "raw", "args": ["61c3", "bc", "ff"] })).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "raw", "args": ["61c3", "bc", "ff"] }))
+        .await;
     let told = socket.rest().await;
-    let outputs: Vec<_> = told[1..told.len() - 1].iter().map(|m| (&m["data"], m.get("encoding"))).collect();
-    assert_eq!(outputs, [
-        (&json!("a"), None), (&json!("ü"), None), (&json!("/w=="), Some(&json!("base64"))),
-    ]);
+    let outputs: Vec<_> = told[1..told.len() - 1]
+        .iter()
+        .map(|m| (&m["data"], m.get("encoding")))
+        .collect();
+    assert_eq!(
+        outputs,
+        [
+            (&json!("a"), None),
+            (&json!("ü"), None),
+            (&json!("/w=="), Some(&json!("base64"))),
+        ]
+    );
     let mut socket = Socket::open(&control, &path).await;
-    socket.send(json!({ "type": "start", "cmd": "break" })).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "break" }))
+        .await;
     socket.expect("start").await;
     socket.expect("stdout").await;
-    assert!(socket.expect("error").await["data"].as_str().unwrap().contains("the machine is gone"));
+    assert!(
+        socket.expect("error").await["data"]
+            .as_str()
+            .unwrap()
+            .contains("the machine is gone")
+    );
     assert_eq!(socket.next().await, None);
 }
 
@@ -157,18 +209,26 @@ async fn a_stream_says_what_it_does_not_understand() {
         (json!(7), "start"),
         (json!({ "type": "start" }), "cmd"),
         (json!({ "type": "start", "cmd": "" }), "`cmd`"),
-        (json!({ "type": "start", "cmd": "a", "timeout_sec": -1 }), "`timeout_sec`"),
+        (
+            json!({ "type": "start", "cmd": "a", "timeout_sec": -1 }),
+            "`timeout_sec`",
+        ),
         (json!({ "type": "start", "cmd": "nonesuch" }), "nonesuch"),
     ] {
         let mut socket = Socket::open(&control, &path).await;
         socket.send(first.clone()).await;
         let error = socket.expect("error").await;
-        assert!(error["data"].as_str().unwrap().contains(word), "{first}: {error}");
+        assert!(
+            error["data"].as_str().unwrap().contains(word),
+            "{first}: {error}"
+        );
         assert_eq!(socket.next().await, None);
     }
     // Later mistakes do not end it.
     let mut socket = Socket::open(&control, &path).await;
-    socket.send(json!({ "type": "start", "cmd": "cat", "stdin": true })).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "cat", "stdin": true }))
+        .await;
     socket.expect("start").await;
     socket.send_text("{".to_owned()).await;
     socket.expect("error").await;
@@ -176,7 +236,9 @@ async fn a_stream_says_what_it_does_not_understand() {
     socket.expect("error").await;
     socket.send(json!({ "type": "stdin", "data": "!" })).await;
     socket.expect("error").await;
-    socket.send(json!({ "type": "stdin", "data": BASE64.encode("ok") })).await;
+    socket
+        .send(json!({ "type": "stdin", "data": BASE64.encode("ok") }))
+        .await;
     assert_eq!(socket.expect("stdout").await["data"], "ok");
     socket.send(json!({ "type": "close_stdin" })).await;
     assert_eq!(socket.expect("exit").await["exit_code"], 0);
@@ -202,9 +264,17 @@ async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_th
     let id = control.create().await;
     let length = 50_000_000_usize;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
-    socket.send(json!({ "type": "start", "cmd": "flood", "args": [length.to_string()] })).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "flood", "args": [length.to_string()] }))
+        .await;
     socket.expect("start").await;
-    let flooded = || agent.state.processes.flooded.load(std::sync::atomic::Ordering::SeqCst);
+    let flooded = || {
+        agent
+            .state
+            .processes
+            .flooded
+            .load(std::sync::atomic::Ordering::SeqCst)
+    };
     // Nothing is read: what is given away stands still, long before the end.
     let stood = until("the flood stands still", async || {
         let before = flooded();
@@ -233,19 +303,26 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
     let id = control.create().await;
     let path = format!("/v1/sandboxes/{id}/pty");
     let mut socket = Socket::open(&control, &path).await;
-    socket.send(json!({ "type": "start", "cols": 100, "rows": 30 })).await;
+    socket
+        .send(json!({ "type": "start", "cols": 100, "rows": 30 }))
+        .await;
     let started = socket.expect("started").await;
     let tag = started["tag"].as_str().unwrap().to_owned();
     assert!(tag.starts_with("pty-") && tag.len() == 12, "{tag}");
     let input = |text: &str| json!({ "type": "input", "data": BASE64.encode(text) });
     socket.send(input("one")).await;
     assert_eq!(socket.expect("output").await["data"], BASE64.encode("one"));
-    socket.send(json!({ "type": "resize", "cols": 120, "rows": 40 })).await;
+    socket
+        .send(json!({ "type": "resize", "cols": 120, "rows": 40 }))
+        .await;
     until("the size is set", async || {
         (agent.state.processes.sizes(&tag) == [(100, 30), (120, 40)]).then_some(())
     })
     .await;
-    for bad in [json!({ "type": "resize", "cols": 0, "rows": 1 }), json!({ "type": "resize", "cols": 1, "rows": 70_000 })] {
+    for bad in [
+        json!({ "type": "resize", "cols": 0, "rows": 1 }),
+        json!({ "type": "resize", "cols": 1, "rows": 70_000 }),
+    ] {
         socket.send(bad).await;
         assert_eq!(socket.expect("error").await["fatal"], false);
     }
@@ -259,7 +336,11 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
     socket.send(json!({ "type": "kill" })).await;
     assert_eq!(socket.expect("exit").await["error"], "signal: 9");
     assert_eq!(socket.next().await, None);
-    for first in [json!({ "type": "connect", "tag": tag }), json!({ "type": "kill" }), json!({ "type": "start", "cols": 0 })] {
+    for first in [
+        json!({ "type": "connect", "tag": tag }),
+        json!({ "type": "kill" }),
+        json!({ "type": "start", "cols": 0 }),
+    ] {
         let mut socket = Socket::open(&control, &path).await;
         socket.send(first).await;
         assert_eq!(socket.expect("error").await["fatal"], true);
@@ -274,15 +355,22 @@ async fn a_kill_after_a_burst_of_input_that_nobody_takes_kills() {
     let id = control.create().await;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
     socket.send(json!({ "type": "start", "cmd": "deaf" })).await;
-    let tag = socket.expect("started").await["tag"].as_str().unwrap().to_owned();
+    let tag = socket.expect("started").await["tag"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let keys = BASE64.encode("keys");
     for n in 0..2000 {
         socket.send(json!({ "type": "input", "data": keys })).await;
         if n % 100 == 0 {
-            socket.send(json!({ "type": "resize", "cols": 1 + n, "rows": 1 })).await;
+            socket
+                .send(json!({ "type": "resize", "cols": 1 + n, "rows": 1 }))
+                .await;
         }
     }
-    socket.send(json!({ "type": "resize", "cols": 7777, "rows": 1 })).await;
+    socket
+        .send(json!({ "type": "resize", "cols": 7777, "rows": 1 }))
+        .await;
     until("the last size is set", async || {
         (agent.state.processes.sizes(&tag).last() == Some(&(7777, 1))).then_some(())
     })
@@ -303,13 +391,17 @@ async fn typing_arrives_in_order_and_whole() {
     let mut wanted = String::new();
     for n in 0..1000 {
         let text = format!("{n} ");
-        socket.send(json!({ "type": "input", "data": BASE64.encode(&text) })).await;
+        socket
+            .send(json!({ "type": "input", "data": BASE64.encode(&text) }))
+            .await;
         wanted.push_str(&text);
     }
     let mut got = String::new();
     while got.len() < wanted.len() {
         let output = socket.expect("output").await;
-        got.push_str(std::str::from_utf8(&BASE64.decode(output["data"].as_str().unwrap()).unwrap()).unwrap());
+        got.push_str(
+            std::str::from_utf8(&BASE64.decode(output["data"].as_str().unwrap()).unwrap()).unwrap(),
+        );
     }
     assert_eq!(got, wanted);
 }

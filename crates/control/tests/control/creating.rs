@@ -14,7 +14,11 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
     agent.state.create_gate.shut();
     let begun = Instant::now();
     let (status, made) = control.post("/v1/sandboxes", json!({})).await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(status, StatusCode::CREATED, "{made}");
     assert_eq!(made["status"], "starting");
     let id = made["id"].as_str().unwrap().to_owned();
@@ -24,7 +28,9 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
         let got = control.post(&format!("{path}/{route}"), Value::Null).await;
         assert_failure(&got, 409, "invalid_state", &["`starting`"]);
     }
-    let got = control.post("/v1/snapshots", json!({ "sandbox_id": id })).await;
+    let got = control
+        .post("/v1/snapshots", json!({ "sandbox_id": id }))
+        .await;
     assert_failure(&got, 409, "invalid_state", &["`starting`"]);
     let exec_path = format!("{path}/exec");
     let exec = control.post(&exec_path, json!({ "cmd": "echo", "args": ["late"] }));
@@ -35,7 +41,11 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
     }
     agent.state.create_gate.open();
     let (status, done) = exec.await;
-    assert_eq!((status, &done["stdout"]), (StatusCode::OK, &json!("late\n")), "{done}");
+    assert_eq!(
+        (status, &done["stdout"]),
+        (StatusCode::OK, &json!("late\n")),
+        "{done}"
+    );
     assert_eq!(control.status(&id).await, "running");
 }
 
@@ -67,7 +77,10 @@ async fn a_create_whose_reply_is_lost_leaves_nothing_at_the_host() {
     agent.drop_replies("CreateSandbox", 1);
     let got = control.post("/v1/sandboxes", json!({})).await;
     assert_failure(&got, 503, "unavailable", &["does not answer"]);
-    until("it is destroyed", async || agent.ids().is_empty().then_some(())).await;
+    until("it is destroyed", async || {
+        agent.ids().is_empty().then_some(())
+    })
+    .await;
     let (_, list) = control.get("/v1/sandboxes").await;
     assert_eq!(list[0]["status"], "error", "{list}");
 }
@@ -77,17 +90,33 @@ async fn a_client_that_leaves_during_a_create_leaves_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
-    let waiting = tokio::spawn(control.request(reqwest::Method::POST, "/v1/sandboxes").send());
-    until("the create is at the host", async || (agent.state.create_gate.waiting() == 1).then_some(())).await;
+    let waiting = tokio::spawn(
+        control
+            .request(reqwest::Method::POST, "/v1/sandboxes")
+            .send(),
+    );
+    until("the create is at the host", async || {
+        (agent.state.create_gate.waiting() == 1).then_some(())
+    })
+    .await;
     waiting.abort();
     let _ = waiting.await;
-    until("it is asked to be destroyed", async || (agent.calls("DestroySandbox") > 0).then_some(())).await;
+    until("it is asked to be destroyed", async || {
+        (agent.calls("DestroySandbox") > 0).then_some(())
+    })
+    .await;
     agent.state.create_gate.open();
     let (_, list) = control.get("/v1/sandboxes?status=all").await;
     let id = list[0]["id"].as_str().unwrap();
     let row = control.until_status(id, "stopped").await;
-    assert!(row["error"].as_str().unwrap().contains("client went away"), "{row}");
-    until("nothing is left", async || agent.ids().is_empty().then_some(())).await;
+    assert!(
+        row["error"].as_str().unwrap().contains("client went away"),
+        "{row}"
+    );
+    until("nothing is left", async || {
+        agent.ids().is_empty().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -96,12 +125,17 @@ async fn clients_that_leave_at_any_moment_leave_nothing() {
     let control = Control::start(&agent).await;
     *agent.state.create_delay.lock().unwrap() = Duration::from_millis(20);
     for moment in 0..40 {
-        let send = control.request(reqwest::Method::POST, "/v1/sandboxes").send();
+        let send = control
+            .request(reqwest::Method::POST, "/v1/sandboxes")
+            .send();
         // Dropped at that moment, unless it was answered before.
         if let Ok(answered) = tokio::time::timeout(Duration::from_millis(moment), send).await {
             let row: Value = answered.unwrap().json().await.unwrap();
             let id = row["id"].as_str().unwrap();
-            assert_eq!(control.delete(&format!("/v1/sandboxes/{id}")).await.0, StatusCode::NO_CONTENT);
+            assert_eq!(
+                control.delete(&format!("/v1/sandboxes/{id}")).await.0,
+                StatusCode::NO_CONTENT
+            );
         }
     }
     until("nothing is left", async || {
@@ -119,9 +153,15 @@ async fn a_destroy_during_a_create_wins() {
     let (_, made) = control.post("/v1/sandboxes", json!({})).await;
     let path = format!("/v1/sandboxes/{}", made["id"].as_str().unwrap());
     let destroy = tokio::spawn(control.request(reqwest::Method::DELETE, &path).send());
-    until("the host is asked", async || (agent.calls("DestroySandbox") > 0).then_some(())).await;
+    until("the host is asked", async || {
+        (agent.calls("DestroySandbox") > 0).then_some(())
+    })
+    .await;
     agent.state.create_gate.open();
-    assert_eq!(destroy.await.unwrap().unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        destroy.await.unwrap().unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
     assert_eq!(control.get(&path).await.1["status"], "stopped");
     assert!(agent.ids().is_empty());
 }
@@ -138,13 +178,24 @@ async fn an_unreachable_host_is_503_and_comes_back() {
         (got.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
     })
     .await;
-    let got = control.post(&format!("{path}/exec"), json!({ "cmd": "echo" })).await;
+    let got = control
+        .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
+        .await;
     assert_failure(&got, 503, "unavailable", &["does not answer"]);
-    assert_eq!(control.status(&id).await, "running", "nothing changes meanwhile");
+    assert_eq!(
+        control.status(&id).await,
+        "running",
+        "nothing changes meanwhile"
+    );
     let (_, templates) = control.get("/v1/templates").await;
     assert_eq!(templates[0]["name"], "minimal", "as it was");
     let got = control.delete(&path).await;
-    assert_failure(&got, 503, "unavailable", &["`stopping`", "will be destroyed"]);
+    assert_failure(
+        &got,
+        503,
+        "unavailable",
+        &["`stopping`", "will be destroyed"],
+    );
     assert_eq!(control.status(&id).await, "stopping");
     agent.up().await;
     control.until_status(&id, "stopped").await;
@@ -163,12 +214,29 @@ async fn what_a_create_asks_for_reaches_the_host() {
     let (status, made) = control.post("/v1/capsules", body).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
     let sent = agent.last_create();
-    assert_eq!((sent.vcpus, sent.memory_mb, sent.disk_size_mb, sent.timeout_sec), (2, 1024, 2048, 0));
+    assert_eq!(
+        (
+            sent.vcpus,
+            sent.memory_mb,
+            sent.disk_size_mb,
+            sent.timeout_sec
+        ),
+        (2, 1024, 2048, 0)
+    );
     assert_eq!(sent.envs["A"], "1");
-    assert_eq!(sent.egress.as_known(), Some(wrenn_proto::rpc::hostagent::v1::Egress::EGRESS_ALLOW));
+    assert_eq!(
+        sent.egress.as_known(),
+        Some(wrenn_proto::rpc::hostagent::v1::Egress::EGRESS_ALLOW)
+    );
     let (_, made) = control.post("/v1/sandboxes", Value::Null).await;
-    assert_eq!((&made["vcpus"], &made["memory_mb"], &made["timeout_sec"]), (&json!(1), &json!(256), &json!(300)));
-    assert_eq!((&made["on_timeout"], &made["auto_resume"]), (&json!("pause"), &json!(false)));
+    assert_eq!(
+        (&made["vcpus"], &made["memory_mb"], &made["timeout_sec"]),
+        (&json!(1), &json!(256), &json!(300))
+    );
+    assert_eq!(
+        (&made["on_timeout"], &made["auto_resume"]),
+        (&json!("pause"), &json!(false))
+    );
 }
 
 #[tokio::test]
@@ -180,8 +248,14 @@ async fn a_restart_of_the_control_plane_settles_what_it_left() {
     let (_, made) = control.post("/v1/sandboxes", json!({})).await;
     let booting = made["id"].as_str().unwrap().to_owned();
     let dir = control.stop().await;
-    agent.plant("sb-orphan", wrenn_proto::rpc::hostagent::v1::SandboxState::SANDBOX_STATE_RUNNING);
-    let options = Options { dir, ..Options::default() };
+    agent.plant(
+        "sb-orphan",
+        wrenn_proto::rpc::hostagent::v1::SandboxState::SANDBOX_STATE_RUNNING,
+    );
+    let options = Options {
+        dir,
+        ..Options::default()
+    };
     let control = Control::start_with(&agent, options).await;
     assert_eq!(control.status(&running).await, "running");
     assert_eq!(control.status(&booting).await, "starting");

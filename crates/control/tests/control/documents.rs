@@ -49,7 +49,11 @@ const OTHERS: [&str; 10] = [
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 async fn served(control: &Control) -> Value {
-    let response = control.request(Method::GET, "/openapi.yaml").send().await.unwrap();
+    let response = control
+        .request(Method::GET, "/openapi.yaml")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["content-type"], "application/yaml");
     yaml_serde::from_str(&response.text().await.unwrap()).unwrap()
@@ -109,9 +113,16 @@ async fn every_route_of_the_document_is_served_and_its_other_methods_are_not() {
             let message = body["error"]["message"].as_str().unwrap_or_default();
             if told.contains(&(method.to_owned(), path.clone())) {
                 assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
-                assert!(!message.contains("no such route"), "{method} {path}: {message}");
+                assert!(
+                    !message.contains("no such route"),
+                    "{method} {path}: {message}"
+                );
             } else {
-                assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}: {body}");
+                assert_eq!(
+                    status,
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "{method} {path}: {body}"
+                );
             }
         }
     }
@@ -149,9 +160,17 @@ async fn the_document_is_whole() {
         let place = format!("{method} {path}");
         let id = operation["operationId"].as_str().unwrap();
         assert!(ids.insert(id.to_owned()), "{place}: {id} twice");
-        assert!(!operation["summary"].as_str().unwrap_or_default().is_empty(), "{place}");
+        assert!(
+            !operation["summary"].as_str().unwrap_or_default().is_empty(),
+            "{place}"
+        );
         let responses = operation["responses"].as_object().unwrap();
-        assert!(responses.keys().any(|code| code.starts_with('2') || code == "101"), "{place}");
+        assert!(
+            responses
+                .keys()
+                .any(|code| code.starts_with('2') || code == "101"),
+            "{place}"
+        );
         let open = path == "/health";
         assert_eq!(responses.contains_key("401"), !open, "{place}");
         let named: BTreeSet<_> = operation["parameters"]
@@ -175,7 +194,15 @@ async fn the_document_is_whole() {
         assert!(document.pointer(pointer).is_some(), "{pointer}");
     }
     let schemas = document["components"]["schemas"].as_object().unwrap();
-    for name in ["Sandbox", "CreateSandbox", "ForkSandbox", "CreateSnapshot", "Template", "OnTimeout", "ErrorBody"] {
+    for name in [
+        "Sandbox",
+        "CreateSandbox",
+        "ForkSandbox",
+        "CreateSnapshot",
+        "Template",
+        "OnTimeout",
+        "ErrorBody",
+    ] {
         assert!(schemas.contains_key(name), "{name}");
     }
     assert_eq!(

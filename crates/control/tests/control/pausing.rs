@@ -9,16 +9,24 @@ use wrenn_proto::rpc::hostagent::v1::SandboxState;
 use crate::support::{Control, ErrorCode, FakeAgent, Options, Socket, assert_failure, until};
 
 async fn pause(control: &Control, id: &str) -> (StatusCode, Value) {
-    control.post(&format!("/v1/sandboxes/{id}/pause"), Value::Null).await
+    control
+        .post(&format!("/v1/sandboxes/{id}/pause"), Value::Null)
+        .await
 }
 
 async fn resume(control: &Control, id: &str) -> (StatusCode, Value) {
-    control.post(&format!("/v1/sandboxes/{id}/resume"), Value::Null).await
+    control
+        .post(&format!("/v1/sandboxes/{id}/resume"), Value::Null)
+        .await
 }
 
 async fn create(control: &Control, body: Value) -> String {
     let (status, made) = control.post("/v1/sandboxes", body).await;
-    assert_eq!((status, &made["status"]), (StatusCode::CREATED, &json!("running")), "{made}");
+    assert_eq!(
+        (status, &made["status"]),
+        (StatusCode::CREATED, &json!("running")),
+        "{made}"
+    );
     made["id"].as_str().unwrap().to_owned()
 }
 
@@ -30,24 +38,48 @@ async fn a_sandbox_is_paused_and_resumed_under_both_names() {
     for prefix in ["sandboxes", "capsules"] {
         let path = format!("/v1/{prefix}/{id}");
         let (status, row) = control.post(&format!("{path}/pause"), Value::Null).await;
-        assert_eq!((status, &row["status"]), (StatusCode::OK, &json!("paused")), "{row}");
-        assert_eq!(agent.sandbox(&id).unwrap().state, SandboxState::SANDBOX_STATE_PAUSED);
+        assert_eq!(
+            (status, &row["status"]),
+            (StatusCode::OK, &json!("paused")),
+            "{row}"
+        );
+        assert_eq!(
+            agent.sandbox(&id).unwrap().state,
+            SandboxState::SANDBOX_STATE_PAUSED
+        );
         let got = control.post(&format!("{path}/pause"), Value::Null).await;
         assert_failure(&got, 409, "invalid_state", &["`paused`", "`running`"]);
         let (_, list) = control.get(&format!("/v1/{prefix}?status=paused")).await;
         assert_eq!(list[0]["id"], id);
         let (status, row) = control.post(&format!("{path}/resume"), Value::Null).await;
-        assert_eq!((status, &row["status"]), (StatusCode::OK, &json!("running")), "{row}");
+        assert_eq!(
+            (status, &row["status"]),
+            (StatusCode::OK, &json!("running")),
+            "{row}"
+        );
         let got = control.post(&format!("{path}/resume"), Value::Null).await;
         assert_failure(&got, 409, "invalid_state", &["`running`", "`paused`"]);
-        let (status, _) = control.post(&format!("{path}/exec"), json!({ "cmd": "echo" })).await;
+        let (status, _) = control
+            .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
+            .await;
         assert_eq!(status, StatusCode::OK);
     }
-    assert_eq!((agent.calls("PauseSandbox"), agent.calls("ResumeSandbox")), (2, 2));
+    assert_eq!(
+        (agent.calls("PauseSandbox"), agent.calls("ResumeSandbox")),
+        (2, 2)
+    );
     assert_eq!(pause(&control, &id).await.0, StatusCode::OK);
-    assert_eq!(control.delete(&format!("/v1/sandboxes/{id}")).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(
+        control.delete(&format!("/v1/sandboxes/{id}")).await.0,
+        StatusCode::NO_CONTENT
+    );
     assert!(agent.ids().is_empty());
-    assert_failure(&resume(&control, &id).await, 409, "invalid_state", &["`stopped`"]);
+    assert_failure(
+        &resume(&control, &id).await,
+        409,
+        "invalid_state",
+        &["`stopped`"],
+    );
 }
 
 #[tokio::test]
@@ -56,30 +88,75 @@ async fn a_failed_pause_runs_on_and_a_failed_resume_can_be_tried_again() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let row = async || control.get(&format!("/v1/sandboxes/{id}")).await.1;
-    agent.fail("PauseSandbox", ErrorCode::ResourceExhausted, "the disk is full");
+    agent.fail(
+        "PauseSandbox",
+        ErrorCode::ResourceExhausted,
+        "the disk is full",
+    );
     let got = pause(&control, &id).await;
-    assert_failure(&got, 503, "resource_exhausted", &["the disk is full", "is now `running`"]);
+    assert_failure(
+        &got,
+        503,
+        "resource_exhausted",
+        &["the disk is full", "is now `running`"],
+    );
     let now = row().await;
     assert_eq!(now["status"], "running");
-    assert!(now["warning"].as_str().unwrap().contains("the disk is full"), "{now}");
-    let (status, _) = control.post(&format!("/v1/sandboxes/{id}/exec"), json!({ "cmd": "echo" })).await;
+    assert!(
+        now["warning"]
+            .as_str()
+            .unwrap()
+            .contains("the disk is full"),
+        "{now}"
+    );
+    let (status, _) = control
+        .post(
+            &format!("/v1/sandboxes/{id}/exec"),
+            json!({ "cmd": "echo" }),
+        )
+        .await;
     assert_eq!(status, StatusCode::OK);
     agent.fail("PauseSandbox", ErrorCode::Internal, "secret of the host");
-    assert_failure(&pause(&control, &id).await, 502, "agent_error", &["is now `running`"]);
+    assert_failure(
+        &pause(&control, &id).await,
+        502,
+        "agent_error",
+        &["is now `running`"],
+    );
     assert!(!row().await.to_string().contains("secret"));
     agent.mend("PauseSandbox");
     let (status, now) = pause(&control, &id).await;
-    assert_eq!((status, now.get("warning")), (StatusCode::OK, None), "{now}");
+    assert_eq!(
+        (status, now.get("warning")),
+        (StatusCode::OK, None),
+        "{now}"
+    );
 
-    agent.fail("ResumeSandbox", ErrorCode::Unavailable, "the guest does not answer");
+    agent.fail(
+        "ResumeSandbox",
+        ErrorCode::Unavailable,
+        "the guest does not answer",
+    );
     let got = resume(&control, &id).await;
-    assert_failure(&got, 503, "unavailable", &["the guest does not answer", "is now `paused`"]);
+    assert_failure(
+        &got,
+        503,
+        "unavailable",
+        &["the guest does not answer", "is now `paused`"],
+    );
     let now = row().await;
     assert_eq!(now["status"], "paused");
-    assert!(now["warning"].as_str().unwrap().contains("does not answer"), "{now}");
+    assert!(
+        now["warning"].as_str().unwrap().contains("does not answer"),
+        "{now}"
+    );
     agent.mend("ResumeSandbox");
     let (status, now) = resume(&control, &id).await;
-    assert_eq!((status, now.get("warning")), (StatusCode::OK, None), "{now}");
+    assert_eq!(
+        (status, now.get("warning")),
+        (StatusCode::OK, None),
+        "{now}"
+    );
 }
 
 #[tokio::test]
@@ -90,10 +167,18 @@ async fn a_lost_reply_changes_nothing_of_what_became_of_it() {
     // The host did it: so it is.
     agent.drop_replies("PauseSandbox", 1);
     let (status, row) = pause(&control, &id).await;
-    assert_eq!((status, &row["status"]), (StatusCode::OK, &json!("paused")), "{row}");
+    assert_eq!(
+        (status, &row["status"]),
+        (StatusCode::OK, &json!("paused")),
+        "{row}"
+    );
     agent.drop_replies("ResumeSandbox", 1);
     let (status, row) = resume(&control, &id).await;
-    assert_eq!((status, &row["status"]), (StatusCode::OK, &json!("running")), "{row}");
+    assert_eq!(
+        (status, &row["status"]),
+        (StatusCode::OK, &json!("running")),
+        "{row}"
+    );
     // The look after it is lost too: the reconciler sees it later.
     agent.drop_replies("PauseSandbox", 1);
     agent.drop_replies("ListSandboxes", 3);
@@ -114,7 +199,10 @@ async fn a_host_that_loses_it_while_pausing_makes_it_an_error() {
         agent.drop_replies("PauseSandbox", 1);
         let path = format!("/v1/sandboxes/{id}/pause");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || (agent.state.pause_gate.waiting() == 1).then_some(())).await;
+        until("the host works on it", async || {
+            (agent.state.pause_gate.waiting() == 1).then_some(())
+        })
+        .await;
         if lost {
             agent.lose(&id);
         }
@@ -140,31 +228,50 @@ async fn an_agent_that_restarts_in_the_middle_of_a_pause_finishes_it_or_not() {
         agent.state.pause_gate.shut();
         let path = format!("/v1/sandboxes/{id}/pause");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || (agent.state.pause_gate.waiting() == 1).then_some(())).await;
+        until("the host works on it", async || {
+            (agent.state.pause_gate.waiting() == 1).then_some(())
+        })
+        .await;
         agent.down().await;
         let answered = call.await.unwrap().unwrap();
         assert_eq!(answered.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(answered.text().await.unwrap().contains("`pausing`"));
         assert_eq!(control.status(&id).await, "pausing");
         agent.up().await;
-        assert_failure(&resume(&control, &id).await, 409, "invalid_state", &["`pausing`"]);
+        assert_failure(
+            &resume(&control, &id).await,
+            409,
+            "invalid_state",
+            &["`pausing`"],
+        );
         if finishes {
             agent.state.pause_gate.open();
             control.until_status(&id, "paused").await;
         } else {
-            agent.change(&id, |sandbox| sandbox.state = SandboxState::SANDBOX_STATE_RUNNING);
+            agent.change(&id, |sandbox| {
+                sandbox.state = SandboxState::SANDBOX_STATE_RUNNING
+            });
             let row = control.until_status(&id, "running").await;
-            assert!(row["warning"].as_str().unwrap().contains("broken off"), "{row}");
+            assert!(
+                row["warning"].as_str().unwrap().contains("broken off"),
+                "{row}"
+            );
             agent.state.pause_gate.open();
         }
-        assert_eq!(control.delete(&format!("/v1/sandboxes/{id}")).await.0, StatusCode::NO_CONTENT);
+        assert_eq!(
+            control.delete(&format!("/v1/sandboxes/{id}")).await.0,
+            StatusCode::NO_CONTENT
+        );
     }
 }
 
 #[tokio::test]
 async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
     let agent = FakeAgent::start().await;
-    let options = Options { poll_interval: Duration::from_millis(10), ..Options::default() };
+    let options = Options {
+        poll_interval: Duration::from_millis(10),
+        ..Options::default()
+    };
     let control = Control::start_with(&agent, options).await;
     let id = control.create().await;
     for (gate, verb, during, after) in [
@@ -174,12 +281,22 @@ async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
         gate.shut();
         let path = format!("/v1/sandboxes/{id}/{verb}");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || (gate.waiting() == 1).then_some(())).await;
+        until("the host works on it", async || {
+            (gate.waiting() == 1).then_some(())
+        })
+        .await;
         // What the host lists meanwhile is as wrong as can be.
-        for wrong in [SandboxState::SANDBOX_STATE_RUNNING, SandboxState::SANDBOX_STATE_PAUSED, SandboxState::SANDBOX_STATE_ERROR] {
+        for wrong in [
+            SandboxState::SANDBOX_STATE_RUNNING,
+            SandboxState::SANDBOX_STATE_PAUSED,
+            SandboxState::SANDBOX_STATE_ERROR,
+        ] {
             agent.change(&id, |sandbox| sandbox.state = wrong);
             let looks = agent.calls("ListSandboxes");
-            until("it has looked ten times", async || (agent.calls("ListSandboxes") > looks + 10).then_some(())).await;
+            until("it has looked ten times", async || {
+                (agent.calls("ListSandboxes") > looks + 10).then_some(())
+            })
+            .await;
             assert_eq!(control.status(&id).await, during);
         }
         gate.open();
@@ -201,7 +318,10 @@ async fn a_client_that_leaves_does_not_stop_a_pause() {
         gate.shut();
         let path = format!("/v1/sandboxes/{id}/{verb}");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || (gate.waiting() == 1).then_some(())).await;
+        until("the host works on it", async || {
+            (gate.waiting() == 1).then_some(())
+        })
+        .await;
         call.abort();
         let _ = call.await;
         gate.open();
@@ -219,7 +339,11 @@ async fn calls_to_a_paused_sandbox_say_how_to_resume_it() {
     let how = format!("POST {path}/resume");
     for (method, route, body) in [
         (Method::POST, "exec", json!({ "cmd": "echo" })),
-        (Method::POST, "exec", json!({ "cmd": "echo", "background": true })),
+        (
+            Method::POST,
+            "exec",
+            json!({ "cmd": "echo", "background": true }),
+        ),
         (Method::POST, "ping", Value::Null),
         (Method::GET, "metrics", Value::Null),
         (Method::GET, "processes", Value::Null),
@@ -227,12 +351,19 @@ async fn calls_to_a_paused_sandbox_say_how_to_resume_it() {
         (Method::POST, "files/list", json!({ "path": "/a" })),
         (Method::POST, "fork", Value::Null),
     ] {
-        let got = control.call(method, &format!("{path}/{route}"), &body).await;
+        let got = control
+            .call(method, &format!("{path}/{route}"), &body)
+            .await;
         assert_failure(&got, 409, "invalid_state", &["`paused`", &how]);
     }
     for route in ["exec/stream", "pty", "processes/1/stream"] {
         let got = Socket::try_open(&control, &format!("{path}/{route}"), Some(control.key())).await;
-        assert_failure(&got.err().unwrap(), 409, "invalid_state", &["`paused`", &how]);
+        assert_failure(
+            &got.err().unwrap(),
+            409,
+            "invalid_state",
+            &["`paused`", &how],
+        );
     }
     assert_eq!(agent.calls("ResumeSandbox"), 0);
     assert_eq!(control.status(&id).await, "paused");
@@ -248,7 +379,10 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
     agent.state.resume_gate.shut();
     let exec_path = format!("{path}/exec");
     let calls = futures::future::join_all((0..30).map(|n: i32| {
-        control.post(&exec_path, json!({ "cmd": "echo", "args": [n.to_string()] }))
+        control.post(
+            &exec_path,
+            json!({ "cmd": "echo", "args": [n.to_string()] }),
+        )
     }));
     let mut calls = std::pin::pin!(calls);
     tokio::select! {
@@ -257,7 +391,11 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
     }
     agent.state.resume_gate.open();
     for (n, (status, done)) in calls.await.into_iter().enumerate() {
-        assert_eq!((status, &done["stdout"]), (StatusCode::OK, &json!(format!("{n}\n"))), "{done}");
+        assert_eq!(
+            (status, &done["stdout"]),
+            (StatusCode::OK, &json!(format!("{n}\n"))),
+            "{done}"
+        );
     }
     assert_eq!(agent.calls("ResumeSandbox"), 1);
     for (method, route, body) in [
@@ -267,7 +405,9 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
         (Method::POST, "files/list", json!({ "path": "/a" })),
     ] {
         assert_eq!(pause(&control, &id).await.0, StatusCode::OK);
-        let (status, body) = control.call(method, &format!("{path}/{route}"), &body).await;
+        let (status, body) = control
+            .call(method, &format!("{path}/{route}"), &body)
+            .await;
         assert!(status.is_success(), "{route}: {body}");
         assert_eq!(control.status(&id).await, "running");
     }
@@ -287,10 +427,16 @@ async fn a_resume_that_fails_fails_all_the_calls_that_wait_for_it_and_not_the_ne
     let control = Control::start(&agent).await;
     let id = create(&control, json!({ "auto_resume": true })).await;
     assert_eq!(pause(&control, &id).await.0, StatusCode::OK);
-    agent.fail("ResumeSandbox", ErrorCode::ResourceExhausted, "no memory left");
+    agent.fail(
+        "ResumeSandbox",
+        ErrorCode::ResourceExhausted,
+        "no memory left",
+    );
     agent.state.resume_gate.shut();
     let exec_path = format!("/v1/sandboxes/{id}/exec");
-    let calls = futures::future::join_all((0..10).map(|_| control.post(&exec_path, json!({ "cmd": "echo" }))));
+    let calls = futures::future::join_all(
+        (0..10).map(|_| control.post(&exec_path, json!({ "cmd": "echo" }))),
+    );
     let mut calls = std::pin::pin!(calls);
     tokio::select! {
         _ = &mut calls => panic!("it is paused"),
@@ -307,7 +453,10 @@ async fn a_resume_that_fails_fails_all_the_calls_that_wait_for_it_and_not_the_ne
     assert_eq!(agent.calls("ResumeSandbox"), 1);
     assert_eq!(control.status(&id).await, "paused");
     agent.mend("ResumeSandbox");
-    assert_eq!(control.post(&exec_path, json!({ "cmd": "echo" })).await.0, StatusCode::OK);
+    assert_eq!(
+        control.post(&exec_path, json!({ "cmd": "echo" })).await.0,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
@@ -318,7 +467,10 @@ async fn a_call_during_a_pause_waits_for_its_end_and_resumes() {
     agent.state.pause_gate.shut();
     let pausing = pause(&control, &id);
     let calling = async {
-        until("the host works on it", async || (agent.state.pause_gate.waiting() == 1).then_some(())).await;
+        until("the host works on it", async || {
+            (agent.state.pause_gate.waiting() == 1).then_some(())
+        })
+        .await;
         let exec_path = format!("/v1/sandboxes/{id}/exec");
         let exec = control.post(&exec_path, json!({ "cmd": "echo" }));
         let opening = async {

@@ -31,7 +31,10 @@ async fn storm(control: &Control, calls: &[(Method, String, Value)]) -> BTreeMap
 }
 
 fn eager() -> Options {
-    Options { poll_interval: Duration::from_millis(10), ..Options::default() }
+    Options {
+        poll_interval: Duration::from_millis(10),
+        ..Options::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,19 +45,28 @@ async fn a_hundred_destroys_execs_and_creates_leave_a_legal_end() {
         let id = control.create().await;
         let path = format!("/v1/sandboxes/{id}");
         let exec = json!({ "cmd": "echo" });
-        let counts = storm(&control, &[
-            (Method::POST, format!("{path}/exec"), exec.clone()),
-            (Method::POST, "/v1/sandboxes".to_owned(), json!({ "metadata": { "storm": "1" } })),
-            (Method::POST, format!("{path}/exec"), exec),
-            (Method::DELETE, path.clone(), Value::Null),
-        ])
+        let counts = storm(
+            &control,
+            &[
+                (Method::POST, format!("{path}/exec"), exec.clone()),
+                (
+                    Method::POST,
+                    "/v1/sandboxes".to_owned(),
+                    json!({ "metadata": { "storm": "1" } }),
+                ),
+                (Method::POST, format!("{path}/exec"), exec),
+                (Method::DELETE, path.clone(), Value::Null),
+            ],
+        )
         .await;
         assert_eq!((counts[&204], counts[&201]), (25, 25), "{counts:?}");
         assert_eq!(control.status(&id).await, "stopped");
         let (_, list) = control.get("/v1/sandboxes").await;
         for row in list.as_array().unwrap() {
             assert_eq!(row["status"], "running", "{row}");
-            control.delete(&format!("/v1/sandboxes/{}", row["id"].as_str().unwrap())).await;
+            control
+                .delete(&format!("/v1/sandboxes/{}", row["id"].as_str().unwrap()))
+                .await;
         }
         assert!(agent.ids().is_empty());
     }
@@ -65,16 +77,29 @@ async fn a_hundred_pauses_resumes_execs_and_copies_never_meet_at_the_host() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     for auto_resume in [false, true] {
-        let (_, made) = control.post("/v1/sandboxes", json!({ "auto_resume": auto_resume })).await;
+        let (_, made) = control
+            .post("/v1/sandboxes", json!({ "auto_resume": auto_resume }))
+            .await;
         let id = made["id"].as_str().unwrap();
         let path = format!("/v1/sandboxes/{id}");
-        let counts = storm(&control, &[
-            (Method::POST, format!("{path}/pause"), Value::Null),
-            (Method::POST, format!("{path}/resume"), Value::Null),
-            (Method::POST, format!("{path}/exec"), json!({ "cmd": "echo" })),
-            (Method::POST, "/v1/snapshots".to_owned(), json!({ "sandbox_id": id })),
-            (Method::POST, format!("{path}/fork"), Value::Null),
-        ])
+        let counts = storm(
+            &control,
+            &[
+                (Method::POST, format!("{path}/pause"), Value::Null),
+                (Method::POST, format!("{path}/resume"), Value::Null),
+                (
+                    Method::POST,
+                    format!("{path}/exec"),
+                    json!({ "cmd": "echo" }),
+                ),
+                (
+                    Method::POST,
+                    "/v1/snapshots".to_owned(),
+                    json!({ "sandbox_id": id }),
+                ),
+                (Method::POST, format!("{path}/fork"), Value::Null),
+            ],
+        )
         .await;
         assert!(counts[&200] > 0, "{counts:?}");
         assert_eq!(agent.overlaps(), 0);
@@ -85,7 +110,9 @@ async fn a_hundred_pauses_resumes_execs_and_copies_never_meet_at_the_host() {
             let (status, row) = control.post(&format!("{path}/resume"), Value::Null).await;
             assert_eq!(status, StatusCode::OK, "{row}");
         }
-        let (status, _) = control.post(&format!("{path}/exec"), json!({ "cmd": "echo" })).await;
+        let (status, _) = control
+            .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
+            .await;
         assert_eq!(status, StatusCode::OK);
         assert_eq!(control.status(id).await, "running");
     }
@@ -96,15 +123,24 @@ async fn a_hundred_pauses_resumes_execs_and_destroys_leave_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     for auto_resume in [false, true] {
-        let (_, made) = control.post("/v1/sandboxes", json!({ "auto_resume": auto_resume })).await;
+        let (_, made) = control
+            .post("/v1/sandboxes", json!({ "auto_resume": auto_resume }))
+            .await;
         let id = made["id"].as_str().unwrap();
         let path = format!("/v1/sandboxes/{id}");
-        storm(&control, &[
-            (Method::POST, format!("{path}/pause"), Value::Null),
-            (Method::POST, format!("{path}/exec"), json!({ "cmd": "echo" })),
-            (Method::POST, format!("{path}/resume"), Value::Null),
-            (Method::DELETE, path.clone(), Value::Null),
-        ])
+        storm(
+            &control,
+            &[
+                (Method::POST, format!("{path}/pause"), Value::Null),
+                (
+                    Method::POST,
+                    format!("{path}/exec"),
+                    json!({ "cmd": "echo" }),
+                ),
+                (Method::POST, format!("{path}/resume"), Value::Null),
+                (Method::DELETE, path.clone(), Value::Null),
+            ],
+        )
         .await;
         assert_eq!(agent.overlaps(), 0);
         assert_eq!(control.status(id).await, "stopped");
@@ -116,7 +152,11 @@ async fn a_hundred_pauses_resumes_execs_and_destroys_leave_nothing() {
 async fn lost_replies_and_restarts_in_a_storm_end_in_agreement() {
     let agent = FakeAgent::start().await;
     let control = Arc::new(Control::start_with(&agent, eager()).await);
-    let ids = [control.create().await, control.create().await, control.create().await];
+    let ids = [
+        control.create().await,
+        control.create().await,
+        control.create().await,
+    ];
     let mut tasks = tokio::task::JoinSet::new();
     for (n, id) in ids.iter().cycle().take(60).enumerate() {
         let (control, id) = (Arc::clone(&control), id.clone());
@@ -127,8 +167,13 @@ async fn lost_replies_and_restarts_in_a_storm_end_in_agreement() {
         }
         let verb = if n % 2 == 0 { "pause" } else { "resume" };
         tasks.spawn(async move {
-            let (status, body) = control.post(&format!("/v1/sandboxes/{id}/{verb}"), Value::Null).await;
-            assert!([200, 409, 503].contains(&status.as_u16()), "{status} {body}");
+            let (status, body) = control
+                .post(&format!("/v1/sandboxes/{id}/{verb}"), Value::Null)
+                .await;
+            assert!(
+                [200, 409, 503].contains(&status.as_u16()),
+                "{status} {body}"
+            );
         });
     }
     while let Some(done) = tasks.join_next().await {
@@ -142,8 +187,11 @@ async fn lost_replies_and_restarts_in_a_storm_end_in_agreement() {
             use wrenn_proto::rpc::hostagent::v1::SandboxState as S;
             let host = agent.sandbox(id).unwrap().state;
             let status = control.status(id).await;
-            matches!((status.as_str(), host), ("running", S::SANDBOX_STATE_RUNNING) | ("paused", S::SANDBOX_STATE_PAUSED))
-                .then_some(())
+            matches!(
+                (status.as_str(), host),
+                ("running", S::SANDBOX_STATE_RUNNING) | ("paused", S::SANDBOX_STATE_PAUSED)
+            )
+            .then_some(())
         })
         .await;
     }

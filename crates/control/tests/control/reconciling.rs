@@ -11,14 +11,21 @@ use crate::support::{
 };
 
 fn eager() -> Options {
-    Options { poll_interval: Duration::from_millis(10), ..Options::default() }
+    Options {
+        poll_interval: Duration::from_millis(10),
+        ..Options::default()
+    }
 }
 
 #[tokio::test]
 async fn a_machine_that_dies_becomes_an_error_with_its_reason() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
-    let (died, lost, lives) = (control.create().await, control.create().await, control.create().await);
+    let (died, lost, lives) = (
+        control.create().await,
+        control.create().await,
+        control.create().await,
+    );
     agent.change(&died, |sandbox| {
         sandbox.state = SandboxState::SANDBOX_STATE_ERROR;
         sandbox.reason = "its VMM was killed".to_owned();
@@ -27,14 +34,38 @@ async fn a_machine_that_dies_becomes_an_error_with_its_reason() {
     let row = control.until_status(&died, "error").await;
     assert_eq!(row["error"], "its VMM was killed");
     let row = control.until_status(&lost, "error").await;
-    assert!(row["error"].as_str().unwrap().contains("no longer"), "{row}");
-    let got = control.post(&format!("/v1/sandboxes/{died}/exec"), json!({ "cmd": "echo" })).await;
-    assert_failure(&got, 409, "invalid_state", &["`error`", "its VMM was killed"]);
-    let got = Socket::try_open(&control, &format!("/v1/sandboxes/{died}/pty"), Some(control.key())).await;
+    assert!(
+        row["error"].as_str().unwrap().contains("no longer"),
+        "{row}"
+    );
+    let got = control
+        .post(
+            &format!("/v1/sandboxes/{died}/exec"),
+            json!({ "cmd": "echo" }),
+        )
+        .await;
+    assert_failure(
+        &got,
+        409,
+        "invalid_state",
+        &["`error`", "its VMM was killed"],
+    );
+    let got = Socket::try_open(
+        &control,
+        &format!("/v1/sandboxes/{died}/pty"),
+        Some(control.key()),
+    )
+    .await;
     assert_failure(&got.err().unwrap(), 409, "invalid_state", &["`error`"]);
-    until("the host may forget it", async || (agent.ids() == [lives.as_str()]).then_some(())).await;
+    until("the host may forget it", async || {
+        (agent.ids() == [lives.as_str()]).then_some(())
+    })
+    .await;
     assert_eq!(control.status(&lives).await, "running");
-    assert_eq!(control.delete(&format!("/v1/sandboxes/{died}")).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(
+        control.delete(&format!("/v1/sandboxes/{died}")).await.0,
+        StatusCode::NO_CONTENT
+    );
     assert_eq!(control.status(&died).await, "stopped");
 }
 
@@ -46,7 +77,11 @@ async fn an_eager_reconciler_never_takes_a_create_for_a_loss_or_an_orphan() {
     for _ in 0..10 {
         let creates = (0..4).map(|_| control.post("/v1/sandboxes", json!({})));
         for (status, made) in futures::future::join_all(creates).await {
-            assert_eq!((status, &made["status"]), (StatusCode::CREATED, &json!("running")), "{made}");
+            assert_eq!(
+                (status, &made["status"]),
+                (StatusCode::CREATED, &json!("running")),
+                "{made}"
+            );
         }
     }
     let (_, list) = control.get("/v1/sandboxes?status=running").await;
@@ -101,10 +136,14 @@ async fn idle_sandboxes_are_paused_or_destroyed_as_they_were_created() {
 async fn pings_keep_a_sandbox_running() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
-    let (_, made) = control.post("/v1/sandboxes", json!({ "timeout_sec": 1 })).await;
+    let (_, made) = control
+        .post("/v1/sandboxes", json!({ "timeout_sec": 1 }))
+        .await;
     let id = made["id"].as_str().unwrap();
     for _ in 0..12 {
-        let (status, body) = control.post(&format!("/v1/sandboxes/{id}/ping"), Value::Null).await;
+        let (status, body) = control
+            .post(&format!("/v1/sandboxes/{id}/ping"), Value::Null)
+            .await;
         assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -116,23 +155,41 @@ async fn pings_keep_a_sandbox_running() {
 async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_again() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
-    agent.fail("PauseSandbox", ErrorCode::ResourceExhausted, "the disk is full");
-    let (_, made) = control.post("/v1/sandboxes", json!({ "timeout_sec": 1 })).await;
+    agent.fail(
+        "PauseSandbox",
+        ErrorCode::ResourceExhausted,
+        "the disk is full",
+    );
+    let (_, made) = control
+        .post("/v1/sandboxes", json!({ "timeout_sec": 1 }))
+        .await;
     let id = made["id"].as_str().unwrap();
     let path = format!("/v1/sandboxes/{id}");
     let row = until("there is a warning", async || {
         let (_, row) = control.get(&path).await;
-        row["warning"].as_str().is_some_and(|w| w.contains("idle")).then_some(row)
+        row["warning"]
+            .as_str()
+            .is_some_and(|w| w.contains("idle"))
+            .then_some(row)
     })
     .await;
     assert_eq!(row["status"], "running", "{row}");
     let warning = row["warning"].as_str().unwrap();
-    assert!(warning.contains("the disk is full") && warning.contains("tried again"), "{warning}");
-    let (status, _) = control.post(&format!("{path}/exec"), json!({ "cmd": "echo" })).await;
+    assert!(
+        warning.contains("the disk is full") && warning.contains("tried again"),
+        "{warning}"
+    );
+    let (status, _) = control
+        .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
+        .await;
     assert_eq!(status, StatusCode::OK, "it works meanwhile");
     // An eager reconciler would have tried a hundred times in this second.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(agent.calls("PauseSandbox") <= 2, "{}", agent.calls("PauseSandbox"));
+    assert!(
+        agent.calls("PauseSandbox") <= 2,
+        "{}",
+        agent.calls("PauseSandbox")
+    );
     agent.mend("PauseSandbox");
     let row = control.until_status(id, "paused").await;
     assert_eq!(row.get("warning"), None, "{row}");
@@ -144,18 +201,32 @@ async fn paused_sandboxes_are_left_alone_and_their_loss_is_an_error() {
     let control = Control::start_with(&agent, eager()).await;
     let (kept, gone) = (control.create().await, control.create().await);
     for id in [&kept, &gone] {
-        let (status, row) = control.post(&format!("/v1/sandboxes/{id}/pause"), Value::Null).await;
+        let (status, row) = control
+            .post(&format!("/v1/sandboxes/{id}/pause"), Value::Null)
+            .await;
         assert_eq!(status, StatusCode::OK, "{row}");
     }
     agent.lose(&gone);
     let row = control.until_status(&gone, "error").await;
-    assert!(row["error"].as_str().unwrap().contains("its files are gone"), "{row}");
+    assert!(
+        row["error"]
+            .as_str()
+            .unwrap()
+            .contains("its files are gone"),
+        "{row}"
+    );
     assert_eq!(control.status(&kept).await, "paused");
     let dir = control.stop().await;
     let control = Control::start_with(&agent, Options { dir, ..eager() }).await;
     assert_eq!(control.status(&kept).await, "paused");
-    let (status, row) = control.post(&format!("/v1/sandboxes/{kept}/resume"), Value::Null).await;
-    assert_eq!((status, &row["status"]), (StatusCode::OK, &json!("running")), "{row}");
+    let (status, row) = control
+        .post(&format!("/v1/sandboxes/{kept}/resume"), Value::Null)
+        .await;
+    assert_eq!(
+        (status, &row["status"]),
+        (StatusCode::OK, &json!("running")),
+        "{row}"
+    );
 }
 
 #[tokio::test]
@@ -173,11 +244,18 @@ async fn what_either_side_left_half_done_is_settled_by_what_the_host_has() {
     ] {
         let database = format!("sqlite://{}?mode=rwc", control.database().display());
         let id = control.create().await;
-        let options = Options { poll_interval: Duration::from_secs(3600), database_url: Some(database), ..Options::default() };
+        let options = Options {
+            poll_interval: Duration::from_secs(3600),
+            database_url: Some(database),
+            ..Options::default()
+        };
         let other = Control::start_with(&agent, options).await;
         let path = format!("/v1/sandboxes/{id}");
         if resuming {
-            assert_eq!(other.post(&format!("{path}/pause"), Value::Null).await.0, StatusCode::OK);
+            assert_eq!(
+                other.post(&format!("{path}/pause"), Value::Null).await.0,
+                StatusCode::OK
+            );
         }
         let (gate, verb, during) = if resuming {
             (&agent.state.resume_gate, "resume", "resuming")
@@ -185,13 +263,24 @@ async fn what_either_side_left_half_done_is_settled_by_what_the_host_has() {
             (&agent.state.pause_gate, "pause", "pausing")
         };
         gate.shut();
-        let call = tokio::spawn(other.request(Method::POST, &format!("{path}/{verb}")).send());
-        until("the host works on it", async || (gate.waiting() == 1).then_some(())).await;
+        let call = tokio::spawn(
+            other
+                .request(Method::POST, &format!("{path}/{verb}"))
+                .send(),
+        );
+        until("the host works on it", async || {
+            (gate.waiting() == 1).then_some(())
+        })
+        .await;
         assert_eq!(control.status(&id).await, during);
         // Ends without having written anything more: its detached task is given up after some seconds.
         other.stop().await;
         call.abort();
-        assert_eq!(control.status(&id).await, during, "what works is waited for");
+        assert_eq!(
+            control.status(&id).await,
+            during,
+            "what works is waited for"
+        );
         agent.change(&id, |sandbox| sandbox.state = found);
         let row = control.until_status(&id, wanted).await;
         let broken_off = matches!((resuming, wanted), (false, "running") | (true, "paused"));

@@ -14,8 +14,14 @@ const BOUNDARY: &str = "xxBOUNDARYxx";
 fn form(parts: &[(&str, &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, content) in parts {
-        let file = if *name == "file" { "; filename=\"f\"" } else { "" };
-        let head = format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n");
+        let file = if *name == "file" {
+            "; filename=\"f\""
+        } else {
+            ""
+        };
+        let head = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n"
+        );
         body.extend_from_slice(head.as_bytes());
         body.extend_from_slice(content);
         body.extend_from_slice(b"\r\n");
@@ -24,10 +30,18 @@ fn form(parts: &[(&str, &[u8])]) -> Vec<u8> {
     body
 }
 
-fn upload(control: &Control, id: &str, route: &str, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+fn upload(
+    control: &Control,
+    id: &str,
+    route: &str,
+    body: impl Into<reqwest::Body>,
+) -> reqwest::RequestBuilder {
     control
         .request(Method::POST, &format!("/v1/sandboxes/{id}/files/{route}"))
-        .header("Content-Type", format!("multipart/form-data; boundary={BOUNDARY}"))
+        .header(
+            "Content-Type",
+            format!("multipart/form-data; boundary={BOUNDARY}"),
+        )
         .body(body)
 }
 
@@ -38,12 +52,16 @@ async fn files_of_all_sizes_go_up_and_down_by_both_routes() {
     let id = control.create().await;
     for (up, down) in [("write", "read"), ("stream/write", "stream/read")] {
         for length in [0, 1, 65_535, 65_536, 65_537, 1_000_000] {
-            let content: Vec<u8> = (0..length).map(|n: u32| n.to_le_bytes()[n as usize % 4] ^ 0x5a).collect();
+            let content: Vec<u8> = (0..length)
+                .map(|n: u32| n.to_le_bytes()[n as usize % 4] ^ 0x5a)
+                .collect();
             let body = form(&[("path", b"/f"), ("file", &content)]);
             let (status, body) = answer(upload(&control, &id, up, body)).await;
             assert_eq!(status, StatusCode::NO_CONTENT, "{up} {length}: {body}");
             let path = format!("/v1/sandboxes/{id}/files/{down}");
-            let request = control.request(Method::POST, &path).json(&json!({ "path": "/f" }));
+            let request = control
+                .request(Method::POST, &path)
+                .json(&json!({ "path": "/f" }));
             let got = request.send().await.unwrap().bytes().await.unwrap();
             assert!(got == content, "{down} {length}");
         }
@@ -63,17 +81,36 @@ async fn a_form_out_of_order_or_with_parts_missing_stores_nothing() {
             (&[], "`file`"),
             (&[("path", b""), ("file", b"x")], "`path`"),
             (&[("path", b"\xff"), ("file", b"x")], "`path`"),
-            (&[("path", b"/f"), ("color", b"red"), ("file", b"x")], "`color`"),
-            (&[("path", b"/f"), ("file", b"x"), ("user", b"joe")], "`user`"),
+            (
+                &[("path", b"/f"), ("color", b"red"), ("file", b"x")],
+                "`color`",
+            ),
+            (
+                &[("path", b"/f"), ("file", b"x"), ("user", b"joe")],
+                "`user`",
+            ),
         ];
         for (parts, field) in cases {
             let got = answer(upload(&control, &id, route, form(parts))).await;
             assert_failure(&got, 400, "invalid_request", &[field]);
         }
         let path = format!("/v1/sandboxes/{id}/files/{route}");
-        let request = control.request(Method::POST, &path).json(&json!({ "path": "/f" }));
-        assert_failure(&answer(request).await, 415, "invalid_request", &["multipart/form-data"]);
-        let got = answer(upload(&control, &id, route, form(&[("path", b"/dir"), ("file", b"x")]))).await;
+        let request = control
+            .request(Method::POST, &path)
+            .json(&json!({ "path": "/f" }));
+        assert_failure(
+            &answer(request).await,
+            415,
+            "invalid_request",
+            &["multipart/form-data"],
+        );
+        let got = answer(upload(
+            &control,
+            &id,
+            route,
+            form(&[("path", b"/dir"), ("file", b"x")]),
+        ))
+        .await;
         assert_failure(&got, 400, "invalid_request", &["`/dir` is a directory"]);
     }
     assert!(agent.state.files.lock().unwrap().is_empty());
@@ -90,11 +127,25 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
         let cut = whole[..200_000].to_vec();
         let got = answer(upload(&control, &id, route, cut)).await;
         assert_failure(&got, 400, "invalid_request", &[]);
-        // The client dies.
+        // The client dies, when some of it has arrived.
         let cut = whole[..200_000].to_vec();
-        let pieces = stream::iter([Ok(cut), Err(std::io::Error::other("died"))]);
+        let before = agent.state.upload_bytes.load(Ordering::SeqCst);
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let dies = async move {
+            let _ = told.await;
+            Err(std::io::Error::other("died"))
+        };
+        let pieces = stream::iter([Ok(cut)]).chain(stream::once(dies));
         let body = reqwest::Body::wrap_stream(pieces);
-        assert!(upload(&control, &id, route, body).send().await.is_err());
+        let arrived = async {
+            until("some of it has arrived", async || {
+                (agent.state.upload_bytes.load(Ordering::SeqCst) > before).then_some(())
+            })
+            .await;
+            tell.send(()).unwrap();
+        };
+        let (sent, ()) = tokio::join!(upload(&control, &id, route, body).send(), arrived);
+        assert!(sent.is_err());
     }
     until("the agent has seen all four break", async || {
         (agent.state.broken_uploads.load(Ordering::SeqCst) == 4).then_some(())
@@ -110,21 +161,30 @@ async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
     let id = control.create().await;
     let limit = 100 << 20;
     let big = || {
-        let pieces = stream::iter((0..limit / (1 << 20) + 1).map(|_| Ok::<_, std::io::Error>(vec![0_u8; 1 << 20])));
-        multipart::Form::new()
-            .text("path", "/big")
-            .part("file", multipart::Part::stream(reqwest::Body::wrap_stream(pieces)).file_name("f"))
+        let pieces = stream::iter(
+            (0..limit / (1 << 20) + 1).map(|_| Ok::<_, std::io::Error>(vec![0_u8; 1 << 20])),
+        );
+        multipart::Form::new().text("path", "/big").part(
+            "file",
+            multipart::Part::stream(reqwest::Body::wrap_stream(pieces)).file_name("f"),
+        )
     };
     let path = format!("/v1/sandboxes/{id}/files");
-    let request = control.request(Method::POST, &format!("{path}/write")).multipart(big());
+    let request = control
+        .request(Method::POST, &format!("{path}/write"))
+        .multipart(big());
     assert_failure(&answer(request).await, 413, "too_large", &["the file"]);
-    let request = control.request(Method::POST, &format!("{path}/stream/write")).multipart(big());
+    let request = control
+        .request(Method::POST, &format!("{path}/stream/write"))
+        .multipart(big());
     assert_eq!(answer(request).await.0, StatusCode::NO_CONTENT);
     let length = limit + (1 << 20);
     let zeros = json!({ "path": format!("/zeros/{length}") });
     let got = control.post(&format!("{path}/read"), zeros.clone()).await;
     assert_failure(&got, 413, "too_large", &["files/stream/read"]);
-    let request = control.request(Method::POST, &format!("{path}/stream/read")).json(&zeros);
+    let request = control
+        .request(Method::POST, &format!("{path}/stream/read"))
+        .json(&zeros);
     let mut body = request.send().await.unwrap().bytes_stream();
     let mut got = 0;
     while let Some(piece) = body.next().await {
@@ -140,12 +200,22 @@ async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
     let id = control.create().await;
     agent.state.break_downloads.store(true, Ordering::SeqCst);
     let path = format!("/v1/sandboxes/{id}/files/stream/read");
-    let request = control.request(Method::POST, &path).json(&json!({ "path": "/zeros/1000000" }));
+    let request = control
+        .request(Method::POST, &path)
+        .json(&json!({ "path": "/zeros/1000000" }));
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    assert!(response.bytes().await.is_err(), "a short file must not look whole");
+    assert!(
+        response.bytes().await.is_err(),
+        "a short file must not look whole"
+    );
     // The call that collects can still say so.
-    let got = control.post(&format!("/v1/sandboxes/{id}/files/read"), json!({ "path": "/zeros/1000000" })).await;
+    let got = control
+        .post(
+            &format!("/v1/sandboxes/{id}/files/read"),
+            json!({ "path": "/zeros/1000000" }),
+        )
+        .await;
     assert_failure(&got, 503, "unavailable", &["the machine is gone"]);
     let got = control.post(&path, json!({ "path": "/nonesuch" })).await;
     assert_failure(&got, 404, "not_found", &["/nonesuch"]);
@@ -159,7 +229,9 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
     // Down: a client that does not read.
     let path = format!("/v1/sandboxes/{id}/files/stream/read");
     let length = 64 << 20;
-    let request = control.request(Method::POST, &path).json(&json!({ "path": format!("/zeros/{length}") }));
+    let request = control
+        .request(Method::POST, &path)
+        .json(&json!({ "path": format!("/zeros/{length}") }));
     let response = request.send().await.unwrap();
     let given = || agent.state.download_bytes.load(Ordering::SeqCst);
     let stood = until("the download stands still", async || {
@@ -174,11 +246,17 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
     agent.state.upload_gate.shut();
     let body = form(&[("path", b"/f"), ("file", &vec![b'x'; 64 << 20])]);
     let sending = tokio::spawn(upload(&control, &id, "stream/write", body).send());
-    until("the upload stands at the gate", async || (agent.state.upload_gate.waiting() == 1).then_some(())).await;
+    until("the upload stands at the gate", async || {
+        (agent.state.upload_gate.waiting() == 1).then_some(())
+    })
+    .await;
     assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), 0);
     assert!(!sending.is_finished());
     agent.state.upload_gate.open();
-    assert_eq!(sending.await.unwrap().unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        sending.await.unwrap().unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
     assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), 64 << 20);
 }
 
@@ -192,7 +270,11 @@ async fn directories_are_made_listed_and_removed() {
         control.post(&route, json!({ "path": path })).await
     };
     let (status, made) = post("mkdir", "/new").await;
-    assert_eq!((status, &made["entry"]["path"]), (StatusCode::OK, &json!("/new")), "{made}");
+    assert_eq!(
+        (status, &made["entry"]["path"]),
+        (StatusCode::OK, &json!("/new")),
+        "{made}"
+    );
     assert_failure(&post("mkdir", "/dir").await, 409, "already_exists", &[]);
     assert_eq!(post("remove", "/new").await.0, StatusCode::NO_CONTENT);
     assert_eq!(post("list", "/new").await.1, json!({ "entries": [] }));

@@ -21,6 +21,7 @@ use axum::{
 pub(crate) use connectrpc::ErrorCode;
 use connectrpc::{ConnectError, Router};
 use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::processes::Processes;
@@ -34,6 +35,7 @@ pub(crate) struct FakeAgent {
     address: SocketAddr,
     pub(crate) state: Arc<State>,
     server: Option<JoinHandle<()>>,
+    down: CancellationToken,
 }
 
 /// A gate that calls stop at: open, or shut until the test opens it.
@@ -165,6 +167,7 @@ impl FakeAgent {
             address: "127.0.0.1:0".parse().unwrap(),
             state,
             server: None,
+            down: CancellationToken::new(),
         };
         agent.up().await;
         agent
@@ -177,11 +180,12 @@ impl FakeAgent {
         socket.bind(self.address).unwrap();
         let listener = socket.listen(1024).unwrap();
         self.address = listener.local_addr().unwrap();
+        self.down = CancellationToken::new();
         let router = Router::new()
             .add_service(Arc::new(Service(Arc::clone(&self.state))))
             .into_axum_router()
             .layer(middleware::from_fn_with_state(
-                Arc::clone(&self.state),
+                (Arc::clone(&self.state), self.down.clone()),
                 count,
             ))
             .layer(middleware::from_fn(authorize));
@@ -190,8 +194,9 @@ impl FakeAgent {
         }));
     }
 
-    /// Stops to listen and drops all connections.
+    /// Stops to listen and breaks all connections; what it works on goes on.
     pub(crate) async fn down(&mut self) {
+        self.down.cancel();
         if let Some(server) = self.server.take() {
             server.abort();
             let _ = server.await;
@@ -290,20 +295,42 @@ async fn authorize(request: Request, next: Next) -> HttpResponse {
     http::StatusCode::UNAUTHORIZED.into_response()
 }
 
-/// Counts calls, and breaks the connection instead of sending a reply that is to be lost.
-async fn count(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> HttpResponse {
+/// Counts calls, and breaks the connection where a reply is to be lost, or the agent is down.
+async fn count(
+    Shared((state, down)): Shared<(Arc<State>, CancellationToken)>,
+    request: Request,
+    next: Next,
+) -> HttpResponse {
     let path = request.uri().path().to_owned();
     let method = path.rsplit('/').next().unwrap_or_default();
     *lock(&state.calls).entry(method.to_owned()).or_default() += 1;
-    let response = next.run(request).await;
-    if let Some(left) = lock(&state.dropped_replies).get_mut(method)
-        && *left > 0
-    {
-        *left -= 1;
-        // Ends the connection's task, without the noise of a panic.
-        std::panic::resume_unwind(Box::new("this reply is lost"));
+    let response = tokio::select! {
+        biased;
+        () = down.cancelled() => break_connection(),
+        response = next.run(request) => response,
+    };
+    if state.drops_reply(method) {
+        break_connection();
     }
     response
+}
+
+/// Ends the connection's task, without the noise of a panic.
+fn break_connection() -> ! {
+    std::panic::resume_unwind(Box::new("the connection is lost"))
+}
+
+impl State {
+    fn drops_reply(&self, method: &str) -> bool {
+        let mut dropped = lock(&self.dropped_replies);
+        match dropped.get_mut(method) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 fn minimal() -> rpc::TemplateInfo {

@@ -34,7 +34,10 @@ impl Socket {
             let key = key.parse().unwrap();
             request.headers_mut().insert("X-API-Key", key);
         }
-        match tokio::time::timeout(GENEROUS, connect_async(request)).await.unwrap() {
+        match tokio::time::timeout(GENEROUS, connect_async(request))
+            .await
+            .unwrap()
+        {
             Ok((socket, _)) => Ok(Self(socket)),
             Err(Error::Http(response)) => {
                 let status = StatusCode::from_u16(response.status().as_u16()).unwrap();

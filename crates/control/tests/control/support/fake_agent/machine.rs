@@ -67,7 +67,10 @@ impl Drop for Undo<'_> {
 }
 
 impl State {
-    pub(super) async fn create(&self, request: rpc::CreateSandboxRequest) -> Result<(), ConnectError> {
+    pub(super) async fn create(
+        &self,
+        request: rpc::CreateSandboxRequest,
+    ) -> Result<(), ConnectError> {
         let id = request.id.clone();
         {
             let mut sandboxes = lock(&self.sandboxes);
@@ -101,7 +104,6 @@ impl State {
         }
     }
 }
-
 
 impl State {
     /// Fails if the test wants this call to.
@@ -148,16 +150,24 @@ impl State {
 
     fn state(&self, id: &str) -> Result<S, ConnectError> {
         let sandboxes = lock(&self.sandboxes);
-        sandboxes.get(id).map(|sandbox| sandbox.state).ok_or_else(|| {
-            ConnectError::new(ErrorCode::NotFound, format!("there is no sandbox `{id}`"))
-        })
+        sandboxes
+            .get(id)
+            .map(|sandbox| sandbox.state)
+            .ok_or_else(|| {
+                ConnectError::new(ErrorCode::NotFound, format!("there is no sandbox `{id}`"))
+            })
     }
 
     pub(super) async fn pause(self: Arc<Self>, id: String) -> Result<(), ConnectError> {
         match self.state(&id)? {
             S::SANDBOX_STATE_PAUSED => return Ok(()),
             S::SANDBOX_STATE_RUNNING => {}
-            _ => return Err(ConnectError::new(ErrorCode::FailedPrecondition, "it does not run")),
+            _ => {
+                return Err(ConnectError::new(
+                    ErrorCode::FailedPrecondition,
+                    "it does not run",
+                ));
+            }
         }
         self.set(&id, S::SANDBOX_STATE_PAUSING, "")?;
         self.pause_gate.pass().await;
@@ -172,7 +182,12 @@ impl State {
         match self.state(&id)? {
             S::SANDBOX_STATE_RUNNING => return Ok(()),
             S::SANDBOX_STATE_PAUSED => {}
-            _ => return Err(ConnectError::new(ErrorCode::FailedPrecondition, "it is not paused")),
+            _ => {
+                return Err(ConnectError::new(
+                    ErrorCode::FailedPrecondition,
+                    "it is not paused",
+                ));
+            }
         }
         self.set(&id, S::SANDBOX_STATE_RESUMING, "")?;
         self.resume_gate.pass().await;
@@ -190,7 +205,10 @@ impl State {
         let before = self.state(&request.id)?;
         let taken = lock(&self.templates).iter().any(|t| t.name == request.name);
         if taken && !request.overwrite {
-            return Err(ConnectError::new(ErrorCode::AlreadyExists, "the name is taken"));
+            return Err(ConnectError::new(
+                ErrorCode::AlreadyExists,
+                "the name is taken",
+            ));
         }
         // A machine that runs is stopped for it.
         if before == S::SANDBOX_STATE_RUNNING {
@@ -224,7 +242,10 @@ impl State {
         let before = templates.len();
         templates.retain(|t| t.name != name);
         if templates.len() == before {
-            return Err(ConnectError::new(ErrorCode::NotFound, "there is no such template"));
+            return Err(ConnectError::new(
+                ErrorCode::NotFound,
+                "there is no such template",
+            ));
         }
         Ok(())
     }
@@ -234,7 +255,10 @@ impl State {
         request: rpc::ForkSandboxRequest,
     ) -> Result<Vec<String>, ConnectError> {
         if self.state(&request.id)? != S::SANDBOX_STATE_RUNNING {
-            return Err(ConnectError::new(ErrorCode::FailedPrecondition, "it does not run"));
+            return Err(ConnectError::new(
+                ErrorCode::FailedPrecondition,
+                "it does not run",
+            ));
         }
         self.fork_gate.pass().await;
         self.check("ForkSandbox")?;
