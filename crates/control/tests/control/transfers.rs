@@ -8,10 +8,13 @@ use serde_json::json;
 
 use crate::support::{Control, FakeAgent, answer, assert_failure, until};
 
+/// Name and content of a part of a form.
+type Part<'a> = (&'a str, &'a [u8]);
+
 const BOUNDARY: &str = "xxBOUNDARYxx";
 
 /// A form of these parts, as bytes.
-fn form(parts: &[(&str, &[u8])]) -> Vec<u8> {
+fn form(parts: &[Part<'_>]) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, content) in parts {
         let file = if *name == "file" {
@@ -74,7 +77,7 @@ async fn a_form_out_of_order_or_with_parts_missing_stores_nothing() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     for route in ["write", "stream/write"] {
-        let cases: [(&[(&str, &[u8])], &str); 8] = [
+        let cases: [(&[Part<'_>], &str); 8] = [
             (&[("file", b"content"), ("path", b"/f")], "`path`"),
             (&[("file", b"content")], "`path`"),
             (&[("path", b"/f")], "`file`"),

@@ -1,5 +1,6 @@
 //! A host agent without machines: it keeps lists, obeys the tests' knobs, and counts.
 
+mod files;
 mod machine;
 mod service;
 

@@ -1,15 +1,14 @@
 //! The calls that the fake answers.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use connectrpc::{
     ConnectError, ErrorCode, InboundStream, RequestContext, Response, ServiceRequest,
     ServiceResult, ServiceStream,
 };
-use futures::StreamExt;
 use wrenn_proto::rpc::{
     filesystem,
-    hostagent::v1::{self as rpc, HostAgentService, write_file_stream_request::PartView},
+    hostagent::v1::{self as rpc, HostAgentService},
 };
 
 use super::{State, lock};
@@ -285,41 +284,7 @@ impl HostAgentService for Service {
         _: RequestContext,
         mut requests: InboundStream<rpc::WriteFileStreamRequest>,
     ) -> ServiceResult<rpc::WriteFileStreamResponse> {
-        let mut upload = Upload(&self.0, true);
-        let mut path = None;
-        let mut content = Vec::new();
-        loop {
-            self.0.upload_gate.pass().await;
-            let Some(message) = requests.next().await else {
-                break;
-            };
-            match &message?.view().part {
-                Some(PartView::Meta(meta)) => {
-                    self.0.require(meta.id)?;
-                    if meta.path == "/dir" {
-                        upload.1 = false;
-                        return Err(ConnectError::new(
-                            ErrorCode::InvalidArgument,
-                            "`/dir` is a directory",
-                        ));
-                    }
-                    path = Some(meta.path.to_owned());
-                }
-                Some(PartView::Chunk(chunk)) => {
-                    assert!(chunk.len() <= 64 * 1024, "{}", chunk.len());
-                    self.0.upload_bytes.fetch_add(chunk.len(), Ordering::SeqCst);
-                    // Keeping hundreds of megabytes would hide what the control plane keeps.
-                    if content.len() < 1 << 20 {
-                        content.extend_from_slice(chunk);
-                    }
-                }
-                None => return Err(ConnectError::invalid_argument("an empty message")),
-            }
-        }
-        upload.1 = false;
-        let path = path.ok_or_else(|| ConnectError::invalid_argument("no meta"))?;
-        let size_bytes = content.len() as u64;
-        lock(&self.0.files).insert(path, content);
+        let size_bytes = self.0.write(&mut requests).await?;
         Response::ok(rpc::WriteFileStreamResponse {
             size_bytes,
             ..Default::default()
@@ -334,39 +299,7 @@ impl HostAgentService for Service {
         let request = request.to_owned_message();
         let meta = request.meta.into_option().unwrap_or_default();
         self.0.require(&meta.id)?;
-        // `/zeros/N`: N bytes that are nowhere.
-        let content = match meta.path.strip_prefix("/zeros/") {
-            Some(length) => vec![0; length.parse().unwrap()],
-            None => {
-                let files = lock(&self.0.files);
-                let found = files.get(&meta.path).cloned();
-                found.ok_or_else(|| {
-                    ConnectError::new(
-                        ErrorCode::NotFound,
-                        format!("there is no file `{}`", meta.path),
-                    )
-                })?
-            }
-        };
-        let state = Arc::clone(&self.0);
-        let pieces: Vec<_> = content.chunks(64 * 1024).map(<[u8]>::to_vec).collect();
-        let stream =
-            futures::stream::iter(pieces.into_iter().enumerate()).map(move |(n, chunk)| {
-                if n > 0 && state.break_downloads.load(Ordering::SeqCst) {
-                    return Err(ConnectError::new(
-                        ErrorCode::Unavailable,
-                        "the machine is gone",
-                    ));
-                }
-                state
-                    .download_bytes
-                    .fetch_add(chunk.len(), Ordering::SeqCst);
-                Ok(rpc::ReadFileStreamResponse {
-                    chunk,
-                    ..Default::default()
-                })
-            });
-        Response::stream_ok(stream)
+        Response::stream_ok(State::read(&self.0, &meta.path)?)
     }
 
     async fn list_dir(
@@ -417,17 +350,6 @@ impl HostAgentService for Service {
         self.0.require(&meta.id)?;
         lock(&self.0.files).remove(&meta.path);
         Response::ok(rpc::RemovePathResponse::default())
-    }
-}
-
-/// Counts an upload that is dropped before its end.
-struct Upload<'a>(&'a State, bool);
-
-impl Drop for Upload<'_> {
-    fn drop(&mut self) {
-        if self.1 {
-            self.0.broken_uploads.fetch_add(1, Ordering::SeqCst);
-        }
     }
 }
 
