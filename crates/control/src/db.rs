@@ -131,3 +131,59 @@ fn narrow<T: TryFrom<i64>>(id: &str, field: &'static str, value: i64) -> Result<
         field,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use wrenn_proto::rest::OnTimeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_of_the_first_release_is_brought_up_to_date_with_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/db?mode=rwc", dir.path().display());
+        sqlx::any::install_default_drivers();
+        let old = AnyPoolOptions::new().connect(&url).await.unwrap();
+        let mut first = sqlx::migrate!();
+        first.migrations.to_mut().truncate(1);
+        first.run(&old).await.unwrap();
+        let row = "INSERT INTO sandboxes (id, template, status, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
+                   created_at, last_updated) VALUES ('sb-1', 'minimal', 'running', 1, 256, 5120, 300, 'deny', 1, 1)";
+        sqlx::raw_sql(row).execute(&old).await.unwrap();
+        let row = "INSERT INTO templates (name, created_at) VALUES ('minimal', 1)";
+        sqlx::raw_sql(row).execute(&old).await.unwrap();
+        old.close().await;
+
+        let db = Db::open(&url).await.unwrap();
+        let row = db.sandbox(&"sb-1".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(row.on_timeout, OnTimeout::Pause);
+        assert!(!row.auto_resume && row.warning.is_empty());
+        assert!(db.update_sandbox(&row).await.unwrap());
+        let templates = db.templates().await.unwrap();
+        assert_eq!(templates[0].kind, "base");
+        assert_eq!(
+            (templates[0].disk_size_mb, templates[0].generation),
+            (None, None)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_row_is_written_and_removed_at_the_version_that_was_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/db?mode=rwc", dir.path().display());
+        let db = Db::open(&url).await.unwrap();
+        let insert = "INSERT INTO sandboxes (id, template, status, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
+                      created_at, last_updated) VALUES ('sb-1', 'minimal', 'paused', 1, 256, 5120, 300, 'deny', 1, 1)";
+        sqlx::raw_sql(insert).execute(&db.pool).await.unwrap();
+        let id = "sb-1".parse().unwrap();
+        let row = db.sandbox(&id).await.unwrap().unwrap();
+        assert!(db.update_sandbox(&row).await.unwrap());
+        assert!(!db.update_sandbox(&row).await.unwrap());
+        assert!(!db.refresh_sandbox(&row).await.unwrap());
+        assert!(!db.remove_sandbox(&id, row.version).await.unwrap());
+        assert!(db.remove_sandbox(&id, row.version + 1).await.unwrap());
+        assert_eq!(db.sandbox(&id).await.unwrap(), None);
+    }
+}

@@ -297,8 +297,13 @@ impl Lifecycle {
             if tokio::time::Instant::now() >= deadline {
                 return Err(LifecycleError::wrong_status(&row, "running"));
             }
-            if row.status == SandboxStatus::Paused {
-                self.resume_shared(id).await?;
+            let joined = match row.status {
+                SandboxStatus::Paused => Some(self.resume_shared(id)),
+                SandboxStatus::Resuming if row.auto_resume => self.resume_under_way(id),
+                _ => None,
+            };
+            if let Some(resumed) = joined {
+                resumed.await.map_err(LifecycleError::Shared)?;
                 continue;
             }
             let next_look = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! - `Stopped` is never left; `Error` only by a destroy.
-//! - Whatever may have something at the host is left only with [`Effect::DestroyAtHost`]: at a failed create, at a loss (the
+//! - Whatever may have something at the host is left only with [`Effect::Destroy`]: at a failed create, at a loss (the
 //!   agent has freed the machine, and is told to forget it), at every destroy.
 //! - What ends after its sandbox was destroyed (an event of a create, pause or resume in `Stopping`, `Stopped` or `Error`)
 //!   leaves the status as it is and destroys what is there.
@@ -73,17 +73,17 @@ impl Event {
     ];
 }
 
-/// What must be done because of it.
+/// What must be done at the host because of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Effect {
     /// Call `CreateSandbox`.
-    CreateAtHost,
+    Create,
     /// Call `PauseSandbox`.
-    PauseAtHost,
+    Pause,
     /// Call `ResumeSandbox`.
-    ResumeAtHost,
+    Resume,
     /// Call `DestroySandbox`; "not found" is success.
-    DestroyAtHost,
+    Destroy,
 }
 
 /// The event does not belong to the status; nothing changes.
@@ -107,9 +107,9 @@ pub(crate) fn transition(
     use SandboxStatus as S;
     let ended = matches!(state, S::Stopping | S::Stopped | S::Error);
     let (next, effect) = match (event, state) {
-        (Event::CreateBegun, S::Pending) => (S::Starting, Some(Effect::CreateAtHost)),
-        (Event::PauseBegun, S::Running) => (S::Pausing, Some(Effect::PauseAtHost)),
-        (Event::ResumeBegun, S::Paused) => (S::Resuming, Some(Effect::ResumeAtHost)),
+        (Event::CreateBegun, S::Pending) => (S::Starting, Some(Effect::Create)),
+        (Event::PauseBegun, S::Running) => (S::Pausing, Some(Effect::Pause)),
+        (Event::ResumeBegun, S::Paused) => (S::Resuming, Some(Effect::Resume)),
 
         (
             Event::CreateDone
@@ -119,12 +119,12 @@ pub(crate) fn transition(
             | Event::ResumeDone
             | Event::ResumeFailed,
             _,
-        ) if ended => (state, Some(Effect::DestroyAtHost)),
+        ) if ended => (state, Some(Effect::Destroy)),
 
         (Event::CreateDone, S::Pending | S::Starting) => (S::Running, None),
         // The reconciler found it running first, and it lives on since.
         (Event::CreateDone, _) => (state, None),
-        (Event::CreateFailed, S::Pending | S::Starting) => (S::Error, Some(Effect::DestroyAtHost)),
+        (Event::CreateFailed, S::Pending | S::Starting) => (S::Error, Some(Effect::Destroy)),
 
         (Event::PauseDone, S::Pausing | S::Running | S::Paused | S::Starting | S::Pending) => {
             (S::Paused, None)
@@ -134,11 +134,11 @@ pub(crate) fn transition(
         (Event::ResumeFailed, S::Resuming | S::Paused) => (S::Paused, None),
 
         (Event::DestroyAsked, S::Stopped) => (S::Stopped, None),
-        (Event::DestroyAsked, _) => (S::Stopping, Some(Effect::DestroyAtHost)),
+        (Event::DestroyAsked, _) => (S::Stopping, Some(Effect::Destroy)),
         (Event::Destroyed, S::Stopping | S::Stopped) => (S::Stopped, None),
         (Event::Destroyed, S::Error) => (S::Error, None),
 
-        (Event::Lost, _) if !ended => (S::Error, Some(Effect::DestroyAtHost)),
+        (Event::Lost, _) if !ended => (S::Error, Some(Effect::Destroy)),
 
         (
             Event::CreateBegun

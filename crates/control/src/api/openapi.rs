@@ -11,7 +11,7 @@ use utoipa::{
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
-use wrenn_proto::rest::ErrorBody;
+use wrenn_proto::rest::{ErrorBody, ErrorDetail};
 
 use super::error::{ApiError, Code};
 
@@ -84,6 +84,8 @@ pub(crate) enum HostErrors {
         title = "Wrenn",
         description = "Sandboxes: virtual machines to run code in. Every call but `/health` needs the header `X-API-Key`."
     ),
+    // The failures' body, which every operation refers to by name only.
+    components(schemas(ErrorBody, ErrorDetail)),
     modifiers(&KeyHeader),
     security(("api_key" = []))
 )]

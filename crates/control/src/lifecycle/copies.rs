@@ -36,7 +36,6 @@ impl Lifecycle {
     ) -> Result<TemplateInfo, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
-            let _used = UseGuard::new(Arc::clone(&lifecycle), id.clone());
             let _lock = lifecycle.locks.lock(&id).await;
             lifecycle.snapshot_locked(&id, name, overwrite).await
         });
@@ -45,7 +44,7 @@ impl Lifecycle {
     }
 
     async fn snapshot_locked(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         name: Option<TemplateName>,
         overwrite: bool,
@@ -54,6 +53,7 @@ impl Lifecycle {
         if !matches!(row.status, SandboxStatus::Running | SandboxStatus::Paused) {
             return Err(LifecycleError::wrong_status(&row, "running` or `paused"));
         }
+        let _used = UseGuard::new(Arc::clone(self), id.clone());
         let done = self.name_snapshot(id, name, overwrite).await;
         let warning = match &done {
             Ok(_) => String::new(),
@@ -98,7 +98,6 @@ impl Lifecycle {
     ) -> Result<Vec<Sandbox>, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
-            let _used = UseGuard::new(Arc::clone(&lifecycle), id.clone());
             let _lock = lifecycle.locks.lock(&id).await;
             lifecycle.fork_locked(&id, count).await
         });
@@ -107,7 +106,7 @@ impl Lifecycle {
     }
 
     async fn fork_locked(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         count: u32,
     ) -> Result<Vec<Sandbox>, LifecycleError> {
@@ -115,6 +114,7 @@ impl Lifecycle {
         if source.status != SandboxStatus::Running {
             return Err(LifecycleError::wrong_status(&source, "running"));
         }
+        let _used = UseGuard::new(Arc::clone(self), id.clone());
         let mut copies: Vec<Copy> = Vec::new();
         for _ in 0..count {
             match self.insert(|copy| copy_row(copy, &source)).await {

@@ -101,7 +101,7 @@ impl Lifecycle {
         entry: CreateEntry,
     ) -> Result<(), AgentError> {
         match self.apply(id, Event::CreateBegun, |_| ()).await {
-            Ok((_, effects)) if effects.contains(&Effect::CreateAtHost) => {}
+            Ok((_, effects)) if effects.contains(&Effect::Create) => {}
             // Destroyed before it began.
             Ok(_) | Err(LifecycleError::Refused(_)) => return Ok(()),
             Err(error) => {
@@ -147,7 +147,7 @@ impl Lifecycle {
             };
             match written {
                 Ok((_, effects)) => {
-                    if effects.contains(&Effect::DestroyAtHost) {
+                    if effects.contains(&Effect::Destroy) {
                         self.destroy_at_host(id).await;
                     }
                     return;

@@ -53,7 +53,7 @@ impl Lifecycle {
                 }
             })
             .await?;
-        if !effects.contains(&Effect::DestroyAtHost) {
+        if !effects.contains(&Effect::Destroy) {
             return Ok(());
         }
         self.free_at_host(id).await?;

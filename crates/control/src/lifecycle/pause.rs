@@ -97,28 +97,27 @@ impl Lifecycle {
     }
 
     /// Resumes for a call to a paused sandbox. All who ask at the same time share one attempt and its result.
-    pub(super) async fn resume_shared(
-        self: &Arc<Self>,
-        id: &SandboxId,
-    ) -> Result<(), LifecycleError> {
-        let shared = {
-            let mut table = self.resumes();
-            let begun = table.entry(id.clone()).or_insert_with(|| {
-                let (lifecycle, id) = (Arc::clone(self), id.clone());
-                let task = self.spawn(async move {
-                    // Removed when the task is over, however that comes about: the next caller begins anew.
-                    let _entry = Entry(&lifecycle, &id);
-                    lifecycle.resume_if_paused(&id).await.map_err(Arc::new)
-                });
-                task.map(|done| {
-                    done.unwrap_or_else(|_| Err(Arc::new(AgentError::task_ended("resume").into())))
-                })
-                .boxed()
-                .shared()
+    pub(super) fn resume_shared(self: &Arc<Self>, id: &SandboxId) -> SharedResume {
+        let mut table = self.resumes();
+        let begun = table.entry(id.clone()).or_insert_with(|| {
+            let (lifecycle, id) = (Arc::clone(self), id.clone());
+            let task = self.spawn(async move {
+                // Removed when the task is over, however that comes about: the next caller begins anew.
+                let _entry = Entry(&lifecycle, &id);
+                lifecycle.resume_if_paused(&id).await.map_err(Arc::new)
             });
-            begun.clone()
-        };
-        shared.await.map_err(LifecycleError::Shared)
+            task.map(|done| {
+                done.unwrap_or_else(|_| Err(Arc::new(AgentError::task_ended("resume").into())))
+            })
+            .boxed()
+            .shared()
+        });
+        begun.clone()
+    }
+
+    /// The attempt that is under way, if a call began it.
+    pub(super) fn resume_under_way(&self, id: &SandboxId) -> Option<SharedResume> {
+        self.resumes().get(id).cloned()
     }
 
     /// What is no longer paused when the lock is there is for the caller to look at again.

@@ -273,7 +273,7 @@ impl Step {
         change: impl Fn(&mut Sandbox),
     ) -> Result<(), LifecycleError> {
         let (_, effects) = self.lifecycle.apply(&self.id, event, change).await?;
-        if effects.contains(&Effect::DestroyAtHost) && self.found.info.is_some() {
+        if effects.contains(&Effect::Destroy) && self.found.info.is_some() {
             self.agent.destroy(self.id.as_str()).await?;
         }
         Ok(())

@@ -26,7 +26,7 @@ fn a_destroy_is_legal_from_everything_and_ends_it() {
             assert_eq!((next, effects), (S::Stopped, vec![]));
             continue;
         }
-        assert_eq!((next, effects), (S::Stopping, vec![Effect::DestroyAtHost]));
+        assert_eq!((next, effects), (S::Stopping, vec![Effect::Destroy]));
         assert_eq!(
             transition(next, Event::Destroyed),
             Ok((S::Stopped, vec![])),
@@ -38,24 +38,9 @@ fn a_destroy_is_legal_from_everything_and_ends_it() {
 #[test]
 fn a_call_is_begun_from_one_status_only() {
     for (event, from, to, effect) in [
-        (
-            Event::CreateBegun,
-            S::Pending,
-            S::Starting,
-            Effect::CreateAtHost,
-        ),
-        (
-            Event::PauseBegun,
-            S::Running,
-            S::Pausing,
-            Effect::PauseAtHost,
-        ),
-        (
-            Event::ResumeBegun,
-            S::Paused,
-            S::Resuming,
-            Effect::ResumeAtHost,
-        ),
+        (Event::CreateBegun, S::Pending, S::Starting, Effect::Create),
+        (Event::PauseBegun, S::Running, S::Pausing, Effect::Pause),
+        (Event::ResumeBegun, S::Paused, S::Resuming, Effect::Resume),
     ] {
         for state in S::ALL {
             let got = transition(state, event);
@@ -95,7 +80,7 @@ fn what_lives_can_be_lost_and_is_then_freed_at_the_host() {
         if matches!(state, S::Stopping | S::Stopped | S::Error) {
             assert!(got.is_err(), "{state}");
         } else {
-            assert_eq!(got, Ok((S::Error, vec![Effect::DestroyAtHost])), "{state}");
+            assert_eq!(got, Ok((S::Error, vec![Effect::Destroy])), "{state}");
         }
     }
 }
@@ -140,7 +125,7 @@ proptest! {
             let Ok((next, effects)) = transition(state, event) else { continue };
             // Leaving what may have a machine or files for what has none always frees them.
             if may_be_at_host(state) && !may_be_at_host(next) && state != S::Stopping {
-                prop_assert!(effects.contains(&Effect::DestroyAtHost), "{state} {event:?}");
+                prop_assert!(effects.contains(&Effect::Destroy), "{state} {event:?}");
             }
             // Nothing is begun and ended at once.
             prop_assert!(effects.len() <= 1);
@@ -172,7 +157,7 @@ proptest! {
                     | Event::ResumeDone | Event::ResumeFailed
             );
             if told {
-                prop_assert_eq!(transition(state, event), Ok((state, vec![Effect::DestroyAtHost])));
+                prop_assert_eq!(transition(state, event), Ok((state, vec![Effect::Destroy])));
             }
         }
     }

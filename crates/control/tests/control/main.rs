@@ -3,4 +3,16 @@
 
 mod support;
 
+mod bad_input;
 mod basics;
+mod commands;
+mod creating;
+mod documents;
+mod keys;
+mod pausing;
+mod races;
+mod reconciling;
+mod resuming;
+mod snapshots;
+mod terminals;
+mod transfers;

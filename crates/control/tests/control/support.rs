@@ -2,6 +2,7 @@
 
 pub(crate) mod fake_agent;
 mod processes;
+mod socket;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use wrenn_control::{ControlConfig, ControlError};
 use wrenn_proto::rest::Egress;
 
-pub(crate) use fake_agent::FakeAgent;
+pub(crate) use fake_agent::{ErrorCode, FakeAgent};
+pub(crate) use socket::Socket;
 
 /// What anything in these tests may take.
 pub(crate) const GENEROUS: Duration = Duration::from_secs(30);
@@ -69,7 +71,7 @@ impl Control {
         let (tell, told) = tokio::sync::oneshot::channel();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
-            wrenn_control::serve(config, |address| drop(tell.send(address)), stop).await
+            wrenn_control::serve(config, |address| _ = tell.send(address), stop).await
         });
         let address = tokio::time::timeout(GENEROUS, told).await.unwrap().unwrap();
         let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();
@@ -172,6 +174,19 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// Asserts that an answer is a failure of this kind whose message holds these words.
+#[track_caller]
+pub(crate) fn assert_failure(got: &(StatusCode, Value), status: u16, code: &str, words: &[&str]) {
+    let (got_status, body) = got;
+    assert_eq!(got_status.as_u16(), status, "{body}");
+    assert_eq!(body["error"]["code"], code, "{body}");
+    let message = body["error"]["message"].as_str().unwrap();
+    for word in words {
+        assert!(message.contains(word), "{message:?} without {word:?}");
+    }
+    assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
 }
 
 /// Sends a request; the answer's body is `null` where it is not JSON.

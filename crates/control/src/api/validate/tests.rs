@@ -1,1 +1,130 @@
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+use proptest::prelude::*;
+
+use super::*;
+
+fn template(name: &str, kind: &str) -> Template {
+    Template {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        vcpus: Some(2),
+        memory_mb: Some(384),
+        disk_size_mb: (kind == host::SNAPSHOT).then_some(2048),
+        generation: None,
+        size_bytes: 1,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn facts() -> HostFacts {
+    HostFacts {
+        cpu_count: 2,
+        memory_total_mib: 4096,
+        templates: vec![
+            template("minimal", host::BASE),
+            template("mine", host::SNAPSHOT),
+        ],
+    }
+}
+
+fn create(request: CreateSandbox) -> Result<NewSandbox, ApiError> {
+    let template = create_shape(&request)?;
+    create_fits(request, template, &facts(), Egress::Deny)
+}
+
+fn sizes(new: &NewSandbox) -> (u32, u32, u32) {
+    (new.vcpus, new.memory_mb, new.disk_size_mb)
+}
+
+#[test]
+fn what_a_request_does_not_say_is_the_templates_or_the_default() {
+    let new = create(CreateSandbox::default()).unwrap();
+    assert_eq!(sizes(&new), (2, 384, limits::DEFAULT_DISK_MIB));
+    assert_eq!(new.timeout_sec, limits::DEFAULT_TIMEOUT_SEC);
+    assert_eq!(new.template.as_str(), "minimal");
+    assert!(!new.auto_resume);
+}
+
+#[test]
+fn a_snapshots_sizes_win_even_over_those_that_the_host_has_no_room_for() {
+    let request = CreateSandbox {
+        template: Some("mine".to_owned()),
+        vcpus: Some(32),
+        memory_mb: Some(1 << 20),
+        disk_size_mb: Some(64),
+        ..Default::default()
+    };
+    assert_eq!(sizes(&create(request.clone()).unwrap()), (2, 384, 2048));
+    let request = CreateSandbox {
+        template: None,
+        ..request
+    };
+    let error = create(request).unwrap_err();
+    assert!(error.message.contains("`vcpus`"), "{}", error.message);
+}
+
+#[test]
+fn bounds_are_inclusive() {
+    for (vcpus, memory, good) in [
+        (1, 128, true),
+        (8, 4096, true),
+        (0, 128, false),
+        (9, 128, false),
+        (1, 127, false),
+        (1, 4097, false),
+    ] {
+        let request = CreateSandbox {
+            vcpus: Some(vcpus),
+            memory_mb: Some(memory),
+            ..Default::default()
+        };
+        assert_eq!(create(request).is_ok(), good, "{vcpus} {memory}");
+    }
+    for (count, good) in [
+        (0, false),
+        (1, true),
+        (100, true),
+        (101, false),
+        (-1, false),
+    ] {
+        let request = ForkSandbox { count: Some(count) };
+        assert_eq!(fork_count(&request).is_ok(), good, "{count}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_request_panics_and_what_is_accepted_is_within_bounds(
+        name in prop::option::of("minimal|mine|[ -~]{0,70}"),
+        vcpus in prop::option::of(any::<i64>()),
+        memory_mb in prop::option::of(prop_oneof![any::<i64>(), 0..9000_i64]),
+        disk_size_mb in prop::option::of(prop_oneof![any::<i64>(), 0..9000_i64]),
+        timeout_sec in prop::option::of(prop_oneof![any::<i64>(), 0..9000_i64]),
+    ) {
+        let request = CreateSandbox { template: name, vcpus, memory_mb, disk_size_mb, timeout_sec, ..Default::default() };
+        match create(request) {
+            Ok(new) => {
+                prop_assert!((1..=8).contains(&new.vcpus));
+                prop_assert!((limits::MIN_MEMORY_MIB..=4096).contains(&new.memory_mb));
+                prop_assert!((MIN_DISK_MIB..=limits::MAX_DISK_MIB).contains(&new.disk_size_mb));
+                prop_assert!(new.timeout_sec <= limits::MAX_TIMEOUT_SEC);
+            }
+            Err(error) => {
+                prop_assert!(error.status.is_client_error());
+                prop_assert!(error.message.starts_with('`'), "{}", error.message);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_users_and_tags_never_hold_what_a_header_or_a_path_takes_for_a_step(text in ".{0,70}") {
+        if check_user(Some(&text)).is_ok() {
+            prop_assert!(!text.contains([':', '/', '\r', '\n', ' ']));
+        }
+        if check_tag("tag", &text).is_ok() {
+            prop_assert!(text.bytes().all(|b| b.is_ascii_graphic() && b != b'/'));
+            prop_assert!(text.parse::<u64>().is_err());
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Commands, by the call that waits for them and by the streams.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Control, ErrorCode, FakeAgent, Socket, assert_failure, until};
+
+async fn exec(control: &Control, id: &str, body: Value) -> (StatusCode, Value) {
+    control
+        .post(&format!("/v1/sandboxes/{id}/exec"), body)
+        .await
+}
+
+#[tokio::test]
+async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let (_, done) = exec(&control, &id, json!({
+        "cmd": "env", "envs": { "B": "2", "A": "ü=1" }, "cwd": "/tmp", "user": "joe", "timeout_sec": 7
+    })).await;
+    assert_eq!(done["stdout"], "A=ü=1,B=2|/tmp|joe|7", "{done}");
+    let (_, done) = exec(&control, &id, json!({ "cmd": "env" })).await;
+    assert_eq!(done["stdout"], "|||30", "a limit is always sent: {done}");
+    let (_, done) = exec(&control, &id, json!({ "cmd": "env", "timeout_sec": 0 })).await;
+    assert_eq!(done["stdout"], "|||0");
+    let (_, done) = exec(
+        &control,
+        &id,
+        json!({ "cmd": "raw", "args": ["ff00", "61"] }),
+    )
+    .await;
+    assert_eq!(
+        (&done["encoding"], &done["stdout"]),
+        (&json!("base64"), &json!("/wBh"))
+    );
+    assert_eq!(done["stderr"], "");
+    let (_, done) = exec(&control, &id, json!({ "cmd": "raw", "args": ["c3", "bc"] })).await;
+    assert_eq!(
+        (&done["encoding"], &done["stdout"]),
+        (&json!("utf-8"), &json!("ü"))
+    );
+    let (status, done) = exec(&control, &id, json!({ "cmd": "fail", "args": ["3"] })).await;
+    assert_eq!((status, &done["exit_code"]), (StatusCode::OK, &json!(3)));
+}
+
+#[tokio::test]
+async fn what_the_agent_says_of_a_command_reaches_its_user() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let got = exec(&control, &id, json!({ "cmd": "nonesuch" })).await;
+    assert_failure(&got, 404, "not_found", &["no program `nonesuch`"]);
+    for (code, status, word) in [
+        (ErrorCode::InvalidArgument, 400, "invalid_request"),
+        (ErrorCode::FailedPrecondition, 409, "invalid_state"),
+        (ErrorCode::AlreadyExists, 409, "already_exists"),
+        (ErrorCode::ResourceExhausted, 413, "too_large"),
+        (ErrorCode::Unavailable, 503, "unavailable"),
+        (ErrorCode::DeadlineExceeded, 504, "timeout"),
+    ] {
+        agent.fail("Exec", code, "the agent's words");
+        let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
+        assert_failure(&got, status, word, &["the agent's words"]);
+    }
+    agent.fail("Exec", ErrorCode::Internal, "secret of the host");
+    let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
+    assert_failure(&got, 502, "agent_error", &[]);
+    assert!(!got.1.to_string().contains("secret"), "{}", got.1);
+    agent.mend("Exec");
+    agent.drop_replies("Exec", 1);
+    let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
+    assert_failure(&got, 503, "unavailable", &["does not answer"]);
+    assert_eq!(
+        exec(&control, &id, json!({ "cmd": "echo" })).await.0,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn a_command_that_hangs_holds_nobody_else_up() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let (slow, quick) = (control.create().await, control.create().await);
+    let hang = exec(&control, &slow, json!({ "cmd": "hang", "timeout_sec": 0 }));
+    let mut hang = std::pin::pin!(hang);
+    for _ in 0..20 {
+        tokio::select! {
+            _ = &mut hang => panic!("it hangs"),
+            (status, _) = exec(&control, &quick, json!({ "cmd": "echo" })) => assert_eq!(status, StatusCode::OK),
+        }
+    }
+    let (status, _) = control.delete(&format!("/v1/sandboxes/{quick}")).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_background_process_is_listed_followed_and_killed() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let body = json!({ "cmd": "hang", "args": ["a"], "background": true, "tag": "job" });
+    let (status, made) = exec(&control, &id, body).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{made}");
+    assert_eq!(
+        (&made["tag"], &made["cmd"], &made["sandbox_id"]),
+        (&json!("job"), &json!("hang"), &json!(id))
+    );
+    let pid = made["pid"].as_u64().unwrap();
+    let processes = format!("/v1/sandboxes/{id}/processes");
+    let (_, list) = control.get(&processes).await;
+    let wanted =
+        json!({ "processes": [{ "pid": pid, "tag": "job", "cmd": "hang", "args": ["a"] }] });
+    assert_eq!(list, wanted);
+    let mut socket = Socket::open(&control, &format!("{processes}/job/stream")).await;
+    assert_eq!(socket.expect("start").await["pid"], pid);
+    let (status, _) = control
+        .delete(&format!("{processes}/{pid}?signal=SIGTERM"))
+        .await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let exit = socket.expect("exit").await;
+    assert_eq!(
+        (&exit["exit_code"], &exit["error"]),
+        (&json!(-1), &json!("signal: 15"))
+    );
+    assert_eq!(socket.next().await, None, "the server closes");
+    let got = control.delete(&format!("{processes}/job")).await;
+    assert_failure(&got, 404, "not_found", &["process"]);
+    assert_eq!(control.get(&processes).await.1, json!({ "processes": [] }));
+    let (status, made) = exec(&control, &id, json!({ "cmd": "hang", "background": true })).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    let tag = made["tag"].as_str().unwrap();
+    assert!(tag.starts_with("proc-") && tag.len() == 13, "{tag}");
+    let (status, _) = control.delete(&format!("{processes}/{tag}")).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let mut lost = Socket::open(&control, &format!("{processes}/nonesuch/stream")).await;
+    assert!(
+        lost.expect("error").await["data"]
+            .as_str()
+            .unwrap()
+            .contains("no such process")
+    );
+    assert_eq!(lost.next().await, None);
+}
+
+#[tokio::test]
+async fn a_stream_tells_start_output_and_exit() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/exec/stream");
+    let mut socket = Socket::open(&control, &path).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "echo", "args": ["hi"] }))
+        .await;
+    let told = socket.rest().await;
+    let pid = told[0]["pid"].as_u64().unwrap();
+    assert_eq!(
+        told,
+        [
+            json!({ "type": "start", "pid": pid }),
+            json!({ "type": "stdout", "data": "hi\n" }),
+            json!({ "type": "exit", "exit_code": 0 }),
+        ]
+    );
+    // A character in two pieces, then what is no character.
+    let mut socket = Socket::open(&control, &path).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "raw", "args": ["61c3", "bc", "ff"] }))
+        .await;
+    let told = socket.rest().await;
+    let outputs: Vec<_> = told[1..told.len() - 1]
+        .iter()
+        .map(|m| (&m["data"], m.get("encoding")))
+        .collect();
+    assert_eq!(
+        outputs,
+        [
+            (&json!("a"), None),
+            (&json!("ü"), None),
+            (&json!("/w=="), Some(&json!("base64"))),
+        ]
+    );
+    let mut socket = Socket::open(&control, &path).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "break" }))
+        .await;
+    socket.expect("start").await;
+    socket.expect("stdout").await;
+    assert!(
+        socket.expect("error").await["data"]
+            .as_str()
+            .unwrap()
+            .contains("the machine is gone")
+    );
+    assert_eq!(socket.next().await, None);
+}
+
+#[tokio::test]
+async fn a_stream_says_what_it_does_not_understand() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/exec/stream");
+    for (first, word) in [
+        (json!({ "type": "stop" }), "start"),
+        (json!({ "type": "nonesuch" }), "start"),
+        (json!(7), "start"),
+        (json!({ "type": "start" }), "cmd"),
+        (json!({ "type": "start", "cmd": "" }), "`cmd`"),
+        (
+            json!({ "type": "start", "cmd": "a", "timeout_sec": -1 }),
+            "`timeout_sec`",
+        ),
+        (json!({ "type": "start", "cmd": "nonesuch" }), "nonesuch"),
+    ] {
+        let mut socket = Socket::open(&control, &path).await;
+        socket.send(first.clone()).await;
+        let error = socket.expect("error").await;
+        assert!(
+            error["data"].as_str().unwrap().contains(word),
+            "{first}: {error}"
+        );
+        assert_eq!(socket.next().await, None);
+    }
+    // Later mistakes do not end it.
+    let mut socket = Socket::open(&control, &path).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "cat", "stdin": true }))
+        .await;
+    socket.expect("start").await;
+    socket.send_text("{".to_owned()).await;
+    socket.expect("error").await;
+    socket.send_binary(vec![1]).await;
+    socket.expect("error").await;
+    socket.send(json!({ "type": "stdin", "data": "!" })).await;
+    socket.expect("error").await;
+    socket
+        .send(json!({ "type": "stdin", "data": BASE64.encode("ok") }))
+        .await;
+    assert_eq!(socket.expect("stdout").await["data"], "ok");
+    socket.send(json!({ "type": "close_stdin" })).await;
+    assert_eq!(socket.expect("exit").await["exit_code"], 0);
+}
+
+#[tokio::test]
+async fn stop_ends_a_process_politely() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
+    socket.send(json!({ "type": "start", "cmd": "hang" })).await;
+    socket.expect("start").await;
+    socket.send(json!({ "type": "stop" })).await;
+    assert_eq!(socket.expect("exit").await["error"], "signal: 15");
+    assert_eq!(socket.next().await, None);
+}
+
+#[tokio::test]
+async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_them() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let length = 50_000_000_usize;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "flood", "args": [length.to_string()] }))
+        .await;
+    socket.expect("start").await;
+    let flooded = || {
+        agent
+            .state
+            .processes
+            .flooded
+            .load(std::sync::atomic::Ordering::SeqCst)
+    };
+    // Nothing is read: what is given away stands still, long before the end.
+    let stood = until("the flood stands still", async || {
+        let before = flooded();
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        (before > 0 && before == flooded()).then_some(before)
+    })
+    .await;
+    assert!(stood < length, "{stood} bytes are kept somewhere");
+    let mut got = 0;
+    loop {
+        let message = socket.next().await.unwrap();
+        if message["type"] == "exit" {
+            break;
+        }
+        let data = message["data"].as_str().unwrap();
+        assert!(data.bytes().all(|b| b == b'x'));
+        got += data.len();
+    }
+    assert_eq!(got, length);
+}

@@ -1,0 +1,80 @@
+//! Keys: what is answered without one, and their life.
+
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::support::{Control, FakeAgent, Socket, answer, assert_failure};
+
+#[tokio::test]
+async fn without_a_good_key_nothing_is_answered_not_even_an_upgrade() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let client = reqwest::Client::new();
+    let wrong = format!("wrn_{}", "0".repeat(32));
+    for key in [
+        None,
+        Some(""),
+        Some("x"),
+        Some(wrong.as_str()),
+        Some("wrn_"),
+    ] {
+        for path in [
+            "/v1/sandboxes",
+            "/openapi.yaml",
+            "/v1/nonesuch",
+            "/v1/snapshots",
+            "/health/",
+        ] {
+            let mut request = client.get(control.url(path));
+            if let Some(key) = key {
+                request = request.header("X-API-Key", key);
+            }
+            assert_failure(&answer(request).await, 401, "unauthorized", &["X-API-Key"]);
+        }
+        for route in ["exec/stream", "pty"] {
+            let path = format!("/v1/sandboxes/{id}/{route}");
+            let got = Socket::try_open(&control, &path, key).await.err().unwrap();
+            assert_failure(&got, 401, "unauthorized", &["X-API-Key"]);
+        }
+        // An upgrade header on an ordinary route opens nothing.
+        let request = client
+            .get(control.url("/v1/sandboxes"))
+            .header("Upgrade", "websocket")
+            .header("Connection", "Upgrade");
+        assert_failure(&answer(request).await, 401, "unauthorized", &[]);
+    }
+    let got = control.get(&format!("/v1/sandboxes/{id}/pty")).await;
+    assert_failure(&got, 400, "invalid_request", &["WebSocket"]);
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_deleted_but_never_the_last() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let (status, made) = control.post("/v1/api-keys", json!({ "name": "ci" })).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let secret = made["key"].as_str().unwrap().to_owned();
+    let (_, keys) = control.get("/v1/api-keys").await;
+    assert_eq!(keys.as_array().unwrap().len(), 2);
+    assert!(!keys.to_string().contains(&secret));
+    let with = |key: &str| {
+        let request = reqwest::Client::new().get(control.url("/v1/sandboxes"));
+        answer(request.header("X-API-Key", key))
+    };
+    assert_eq!(with(&secret).await.0, StatusCode::OK);
+    let id = made["api_key"]["id"].as_str().unwrap();
+    let (status, _) = control.delete(&format!("/v1/api-keys/{id}")).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_failure(&with(&secret).await, 401, "unauthorized", &[]);
+    assert_failure(
+        &control.delete(&format!("/v1/api-keys/{id}")).await,
+        404,
+        "not_found",
+        &[],
+    );
+    let (_, keys) = control.get("/v1/api-keys").await;
+    let last = keys[0]["id"].as_str().unwrap();
+    let got = control.delete(&format!("/v1/api-keys/{last}")).await;
+    assert_failure(&got, 409, "conflict", &["last"]);
+}

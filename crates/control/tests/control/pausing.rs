@@ -1,0 +1,320 @@
+//! Pause and resume, and what can go wrong with them.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
+
+use crate::support::{Control, ErrorCode, FakeAgent, Options, assert_failure, until};
+
+async fn pause(control: &Control, id: &str) -> (StatusCode, Value) {
+    control
+        .post(&format!("/v1/sandboxes/{id}/pause"), Value::Null)
+        .await
+}
+
+async fn resume(control: &Control, id: &str) -> (StatusCode, Value) {
+    control
+        .post(&format!("/v1/sandboxes/{id}/resume"), Value::Null)
+        .await
+}
+
+#[tokio::test]
+async fn a_sandbox_is_paused_and_resumed_under_both_names() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    for prefix in ["sandboxes", "capsules"] {
+        let path = format!("/v1/{prefix}/{id}");
+        let (status, row) = control.post(&format!("{path}/pause"), Value::Null).await;
+        assert_eq!(
+            (status, &row["status"]),
+            (StatusCode::OK, &json!("paused")),
+            "{row}"
+        );
+        assert_eq!(
+            agent.sandbox(&id).unwrap().state,
+            SandboxState::SANDBOX_STATE_PAUSED
+        );
+        let got = control.post(&format!("{path}/pause"), Value::Null).await;
+        assert_failure(&got, 409, "invalid_state", &["`paused`", "`running`"]);
+        let (_, list) = control.get(&format!("/v1/{prefix}?status=paused")).await;
+        assert_eq!(list[0]["id"], id);
+        let (status, row) = control.post(&format!("{path}/resume"), Value::Null).await;
+        assert_eq!(
+            (status, &row["status"]),
+            (StatusCode::OK, &json!("running")),
+            "{row}"
+        );
+        let got = control.post(&format!("{path}/resume"), Value::Null).await;
+        assert_failure(&got, 409, "invalid_state", &["`running`", "`paused`"]);
+        let (status, _) = control
+            .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
+            .await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    assert_eq!(
+        (agent.calls("PauseSandbox"), agent.calls("ResumeSandbox")),
+        (2, 2)
+    );
+    assert_eq!(pause(&control, &id).await.0, StatusCode::OK);
+    assert_eq!(
+        control.delete(&format!("/v1/sandboxes/{id}")).await.0,
+        StatusCode::NO_CONTENT
+    );
+    assert!(agent.ids().is_empty());
+    assert_failure(
+        &resume(&control, &id).await,
+        409,
+        "invalid_state",
+        &["`stopped`"],
+    );
+}
+
+#[tokio::test]
+async fn a_failed_pause_runs_on_and_a_failed_resume_can_be_tried_again() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let row = async || control.get(&format!("/v1/sandboxes/{id}")).await.1;
+    agent.fail(
+        "PauseSandbox",
+        ErrorCode::ResourceExhausted,
+        "the disk is full",
+    );
+    let got = pause(&control, &id).await;
+    assert_failure(
+        &got,
+        503,
+        "resource_exhausted",
+        &["the disk is full", "is now `running`"],
+    );
+    let now = row().await;
+    assert_eq!(now["status"], "running");
+    assert!(
+        now["warning"]
+            .as_str()
+            .unwrap()
+            .contains("the disk is full"),
+        "{now}"
+    );
+    let (status, _) = control
+        .post(
+            &format!("/v1/sandboxes/{id}/exec"),
+            json!({ "cmd": "echo" }),
+        )
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    agent.fail("PauseSandbox", ErrorCode::Internal, "secret of the host");
+    assert_failure(
+        &pause(&control, &id).await,
+        502,
+        "agent_error",
+        &["is now `running`"],
+    );
+    assert!(!row().await.to_string().contains("secret"));
+    agent.mend("PauseSandbox");
+    let (status, now) = pause(&control, &id).await;
+    assert_eq!(
+        (status, now.get("warning")),
+        (StatusCode::OK, None),
+        "{now}"
+    );
+
+    agent.fail(
+        "ResumeSandbox",
+        ErrorCode::Unavailable,
+        "the guest does not answer",
+    );
+    let got = resume(&control, &id).await;
+    assert_failure(
+        &got,
+        503,
+        "unavailable",
+        &["the guest does not answer", "is now `paused`"],
+    );
+    let now = row().await;
+    assert_eq!(now["status"], "paused");
+    assert!(
+        now["warning"].as_str().unwrap().contains("does not answer"),
+        "{now}"
+    );
+    agent.mend("ResumeSandbox");
+    let (status, now) = resume(&control, &id).await;
+    assert_eq!(
+        (status, now.get("warning")),
+        (StatusCode::OK, None),
+        "{now}"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_reply_changes_nothing_of_what_became_of_it() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    // The host did it: so it is.
+    agent.drop_replies("PauseSandbox", 1);
+    let (status, row) = pause(&control, &id).await;
+    assert_eq!(
+        (status, &row["status"]),
+        (StatusCode::OK, &json!("paused")),
+        "{row}"
+    );
+    agent.drop_replies("ResumeSandbox", 1);
+    let (status, row) = resume(&control, &id).await;
+    assert_eq!(
+        (status, &row["status"]),
+        (StatusCode::OK, &json!("running")),
+        "{row}"
+    );
+    // The look after it is lost too: the reconciler sees it later.
+    agent.drop_replies("PauseSandbox", 1);
+    agent.drop_replies("ListSandboxes", 3);
+    let got = pause(&control, &id).await;
+    if got.0 != StatusCode::OK {
+        assert_failure(&got, 503, "unavailable", &["does not answer"]);
+    }
+    control.until_status(&id, "paused").await;
+}
+
+#[tokio::test]
+async fn a_host_that_loses_it_while_pausing_makes_it_an_error() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for lost in [true, false] {
+        let id = control.create().await;
+        agent.state.pause_gate.shut();
+        agent.drop_replies("PauseSandbox", 1);
+        let path = format!("/v1/sandboxes/{id}/pause");
+        let call = tokio::spawn(control.request(Method::POST, &path).send());
+        until("the host works on it", async || {
+            (agent.state.pause_gate.waiting() == 1).then_some(())
+        })
+        .await;
+        if lost {
+            agent.lose(&id);
+        }
+        agent.fail("PauseSandbox", ErrorCode::Internal, "broken");
+        agent.state.pause_gate.open();
+        assert!(!call.await.unwrap().unwrap().status().is_success());
+        if lost {
+            let row = control.until_status(&id, "error").await;
+            assert!(row["error"].as_str().unwrap().contains("lost"), "{row}");
+        } else {
+            assert_eq!(control.status(&id).await, "running");
+        }
+        agent.mend("PauseSandbox");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_restarts_in_the_middle_of_a_pause_finishes_it_or_not() {
+    let mut agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for finishes in [true, false] {
+        let id = control.create().await;
+        agent.state.pause_gate.shut();
+        let path = format!("/v1/sandboxes/{id}/pause");
+        let call = tokio::spawn(control.request(Method::POST, &path).send());
+        until("the host works on it", async || {
+            (agent.state.pause_gate.waiting() == 1).then_some(())
+        })
+        .await;
+        agent.down().await;
+        let answered = call.await.unwrap().unwrap();
+        assert_eq!(answered.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answered.text().await.unwrap().contains("`pausing`"));
+        assert_eq!(control.status(&id).await, "pausing");
+        agent.up().await;
+        assert_failure(
+            &resume(&control, &id).await,
+            409,
+            "invalid_state",
+            &["`pausing`"],
+        );
+        if finishes {
+            agent.state.pause_gate.open();
+            control.until_status(&id, "paused").await;
+        } else {
+            agent.change(&id, |sandbox| {
+                sandbox.state = SandboxState::SANDBOX_STATE_RUNNING
+            });
+            let row = control.until_status(&id, "running").await;
+            assert!(
+                row["warning"].as_str().unwrap().contains("broken off"),
+                "{row}"
+            );
+            agent.state.pause_gate.open();
+        }
+        assert_eq!(
+            control.delete(&format!("/v1/sandboxes/{id}")).await.0,
+            StatusCode::NO_CONTENT
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
+    let agent = FakeAgent::start().await;
+    let options = Options {
+        poll_interval: Duration::from_millis(10),
+        ..Options::default()
+    };
+    let control = Control::start_with(&agent, options).await;
+    let id = control.create().await;
+    for (gate, verb, during, after) in [
+        (&agent.state.pause_gate, "pause", "pausing", "paused"),
+        (&agent.state.resume_gate, "resume", "resuming", "running"),
+    ] {
+        gate.shut();
+        let path = format!("/v1/sandboxes/{id}/{verb}");
+        let call = tokio::spawn(control.request(Method::POST, &path).send());
+        until("the host works on it", async || {
+            (gate.waiting() == 1).then_some(())
+        })
+        .await;
+        // What the host lists meanwhile is as wrong as can be.
+        for wrong in [
+            SandboxState::SANDBOX_STATE_RUNNING,
+            SandboxState::SANDBOX_STATE_PAUSED,
+            SandboxState::SANDBOX_STATE_ERROR,
+        ] {
+            agent.change(&id, |sandbox| sandbox.state = wrong);
+            let looks = agent.calls("ListSandboxes");
+            until("it has looked ten times", async || {
+                (agent.calls("ListSandboxes") > looks + 10).then_some(())
+            })
+            .await;
+            assert_eq!(control.status(&id).await, during);
+        }
+        gate.open();
+        assert_eq!(call.await.unwrap().unwrap().status(), StatusCode::OK);
+        assert_eq!(control.status(&id).await, after);
+    }
+    assert_eq!(agent.calls("DestroySandbox"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_stop_a_pause() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    for (gate, verb, after) in [
+        (&agent.state.pause_gate, "pause", "paused"),
+        (&agent.state.resume_gate, "resume", "running"),
+    ] {
+        gate.shut();
+        let path = format!("/v1/sandboxes/{id}/{verb}");
+        let call = tokio::spawn(control.request(Method::POST, &path).send());
+        until("the host works on it", async || {
+            (gate.waiting() == 1).then_some(())
+        })
+        .await;
+        call.abort();
+        let _ = call.await;
+        gate.open();
+        control.until_status(&id, after).await;
+    }
+}

@@ -1,0 +1,374 @@
+//! The calls that the fake answers.
+
+use std::sync::Arc;
+
+use connectrpc::{
+    ConnectError, ErrorCode, InboundStream, RequestContext, Response, ServiceRequest,
+    ServiceResult, ServiceStream,
+};
+use wrenn_proto::rpc::{
+    filesystem,
+    hostagent::v1::{self as rpc, HostAgentService},
+};
+
+use super::{State, lock};
+use crate::support::processes;
+
+/// The service.
+pub(super) struct Service(pub(super) Arc<State>);
+
+#[expect(
+    refining_impl_trait_internal,
+    reason = "the concrete types say more than the trait asks"
+)]
+impl HostAgentService for Service {
+    async fn get_host(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::GetHostRequest>,
+    ) -> ServiceResult<rpc::GetHostResponse> {
+        Response::ok(rpc::GetHostResponse {
+            accel: "tcg".to_owned(),
+            cpu_count: 2,
+            memory_total_mib: 8192,
+            memory_available_mib: 8192,
+            templates: lock(&self.0.templates).clone(),
+            ..Default::default()
+        })
+    }
+
+    async fn create_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::CreateSandboxRequest>,
+    ) -> ServiceResult<rpc::CreateSandboxResponse> {
+        let request = request.to_owned_message();
+        let id = request.id.clone();
+        *lock(&self.0.last_create) = Some(request.clone());
+        // As the real one: a caller that goes away does not stop it.
+        let state = Arc::clone(&self.0);
+        let task = tokio::spawn(async move { state.create(request).await });
+        task.await.unwrap()?;
+        let sandbox = self.0.info(&id).unwrap_or_default().into();
+        Response::ok(rpc::CreateSandboxResponse {
+            sandbox,
+            ..Default::default()
+        })
+    }
+
+    async fn destroy_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::DestroySandboxRequest>,
+    ) -> ServiceResult<rpc::DestroySandboxResponse> {
+        self.0.destroy_gate.pass().await;
+        if lock(&self.0.sandboxes).remove(request.id).is_none() {
+            return Err(ConnectError::new(ErrorCode::NotFound, "no such sandbox"));
+        }
+        Response::ok(rpc::DestroySandboxResponse::default())
+    }
+
+    async fn list_sandboxes(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::ListSandboxesRequest>,
+    ) -> ServiceResult<rpc::ListSandboxesResponse> {
+        let ids: Vec<_> = lock(&self.0.sandboxes).keys().cloned().collect();
+        let sandboxes = ids.iter().filter_map(|id| self.0.info(id)).collect();
+        Response::ok(rpc::ListSandboxesResponse {
+            sandboxes,
+            ..Default::default()
+        })
+    }
+
+    async fn pause_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::PauseSandboxRequest>,
+    ) -> ServiceResult<rpc::PauseSandboxResponse> {
+        let id = request.id.to_owned();
+        self.0.detached(&id, State::pause).await?;
+        Response::ok(rpc::PauseSandboxResponse {
+            sandbox: self.0.info(&id).unwrap_or_default().into(),
+            ..Default::default()
+        })
+    }
+
+    async fn resume_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ResumeSandboxRequest>,
+    ) -> ServiceResult<rpc::ResumeSandboxResponse> {
+        let id = request.id.to_owned();
+        self.0.detached(&id, State::resume).await?;
+        Response::ok(rpc::ResumeSandboxResponse {
+            sandbox: self.0.info(&id).unwrap_or_default().into(),
+            ..Default::default()
+        })
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::CreateSnapshotRequest>,
+    ) -> ServiceResult<rpc::CreateSnapshotResponse> {
+        let request = request.to_owned_message();
+        let id = request.id.clone();
+        let work = async |state: Arc<State>, _: String| state.snapshot(request).await;
+        let template = self.0.detached(&id, work).await?;
+        Response::ok(rpc::CreateSnapshotResponse {
+            template: template.into(),
+            ..Default::default()
+        })
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::DeleteSnapshotRequest>,
+    ) -> ServiceResult<rpc::DeleteSnapshotResponse> {
+        self.0.delete_snapshot(request.name)?;
+        Response::ok(rpc::DeleteSnapshotResponse::default())
+    }
+
+    async fn fork_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ForkSandboxRequest>,
+    ) -> ServiceResult<rpc::ForkSandboxResponse> {
+        let request = request.to_owned_message();
+        let id = request.id.clone();
+        let work = async |state: Arc<State>, _: String| state.fork(request).await;
+        let copies = self.0.detached(&id, work).await?;
+        Response::ok(rpc::ForkSandboxResponse {
+            copies: copies.iter().filter_map(|id| self.0.info(id)).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn ping_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::PingSandboxRequest>,
+    ) -> ServiceResult<rpc::PingSandboxResponse> {
+        self.0.require(request.id)?;
+        Response::ok(rpc::PingSandboxResponse::default())
+    }
+
+    async fn get_metrics(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::GetMetricsRequest>,
+    ) -> ServiceResult<rpc::GetMetricsResponse> {
+        self.0.require(request.id)?;
+        Response::ok(rpc::GetMetricsResponse {
+            timestamp_unix_ms: 1_700_000_000_500,
+            cpu_count: 2,
+            cpu_used_pct: 12.5,
+            mem_total_bytes: 1000,
+            mem_used_bytes: 400,
+            mem_cache_bytes: 100,
+            disk_total_bytes: 5000,
+            disk_used_bytes: 600,
+            ..Default::default()
+        })
+    }
+
+    async fn exec(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ExecRequest>,
+    ) -> ServiceResult<rpc::ExecResponse> {
+        let request = request.to_owned_message();
+        self.0.require(&request.id)?;
+        self.0.check("Exec")?;
+        Response::ok(processes::collect(request).await?)
+    }
+
+    async fn exec_stream(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ExecStreamRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::ExecStreamResponse>> {
+        let request = request.to_owned_message();
+        self.0.require(&request.id)?;
+        Response::stream_ok(self.0.processes.start(request)?)
+    }
+
+    async fn connect_process(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ConnectProcessRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::ExecStreamResponse>> {
+        let request = request.to_owned_message();
+        self.0.require(&request.id)?;
+        Response::stream_ok(self.0.processes.connect(&request)?)
+    }
+
+    async fn list_processes(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ListProcessesRequest>,
+    ) -> ServiceResult<rpc::ListProcessesResponse> {
+        self.0.require(request.id)?;
+        Response::ok(rpc::ListProcessesResponse {
+            processes: self.0.processes.list(request.id),
+            ..Default::default()
+        })
+    }
+
+    async fn send_input(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::SendInputRequest>,
+    ) -> ServiceResult<rpc::SendInputResponse> {
+        let request = request.to_owned_message();
+        self.0.require(&request.id)?;
+        self.0.processes.input(request).await?;
+        Response::ok(rpc::SendInputResponse::default())
+    }
+
+    async fn close_stdin(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::CloseStdinRequest>,
+    ) -> ServiceResult<rpc::CloseStdinResponse> {
+        self.0.processes.close_stdin(&request.to_owned_message())?;
+        Response::ok(rpc::CloseStdinResponse::default())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ResizePtyRequest>,
+    ) -> ServiceResult<rpc::ResizePtyResponse> {
+        self.0.processes.resize(&request.to_owned_message())?;
+        Response::ok(rpc::ResizePtyResponse::default())
+    }
+
+    async fn signal_process(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::SignalProcessRequest>,
+    ) -> ServiceResult<rpc::SignalProcessResponse> {
+        let request = request.to_owned_message();
+        self.0.require(&request.id)?;
+        self.0.processes.signal(&request)?;
+        Response::ok(rpc::SignalProcessResponse::default())
+    }
+
+    async fn write_file(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::WriteFileRequest>,
+    ) -> ServiceResult<rpc::WriteFileResponse> {
+        Err::<Response<rpc::WriteFileResponse>, _>(ConnectError::new(
+            ErrorCode::Unimplemented,
+            "not used",
+        ))
+    }
+
+    async fn read_file(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, rpc::ReadFileRequest>,
+    ) -> ServiceResult<rpc::ReadFileResponse> {
+        Err::<Response<rpc::ReadFileResponse>, _>(ConnectError::new(
+            ErrorCode::Unimplemented,
+            "not used",
+        ))
+    }
+
+    async fn write_file_stream(
+        &self,
+        _: RequestContext,
+        mut requests: InboundStream<rpc::WriteFileStreamRequest>,
+    ) -> ServiceResult<rpc::WriteFileStreamResponse> {
+        let size_bytes = self.0.write(&mut requests).await?;
+        Response::ok(rpc::WriteFileStreamResponse {
+            size_bytes,
+            ..Default::default()
+        })
+    }
+
+    async fn read_file_stream(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ReadFileStreamRequest>,
+    ) -> ServiceResult<ServiceStream<rpc::ReadFileStreamResponse>> {
+        let request = request.to_owned_message();
+        let meta = request.meta.into_option().unwrap_or_default();
+        self.0.require(&meta.id)?;
+        Response::stream_ok(State::read(&self.0, &meta.path)?)
+    }
+
+    async fn list_dir(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::ListDirRequest>,
+    ) -> ServiceResult<rpc::ListDirResponse> {
+        let request = request.to_owned_message();
+        let meta = request.meta.into_option().unwrap_or_default();
+        self.0.require(&meta.id)?;
+        let prefix = format!("{}/", meta.path);
+        let mut names: Vec<_> = lock(&self.0.files)
+            .keys()
+            .filter(|path| path.starts_with(&prefix))
+            .cloned()
+            .collect();
+        names.sort();
+        Response::ok(rpc::ListDirResponse {
+            entries: names.into_iter().map(entry).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn make_dir(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::MakeDirRequest>,
+    ) -> ServiceResult<rpc::MakeDirResponse> {
+        let request = request.to_owned_message();
+        let meta = request.meta.into_option().unwrap_or_default();
+        self.0.require(&meta.id)?;
+        if meta.path == "/dir" {
+            return Err(ConnectError::new(ErrorCode::AlreadyExists, "it exists"));
+        }
+        Response::ok(rpc::MakeDirResponse {
+            entry: entry(meta.path).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn remove_path(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::RemovePathRequest>,
+    ) -> ServiceResult<rpc::RemovePathResponse> {
+        let request = request.to_owned_message();
+        let meta = request.meta.into_option().unwrap_or_default();
+        self.0.require(&meta.id)?;
+        lock(&self.0.files).remove(&meta.path);
+        Response::ok(rpc::RemovePathResponse::default())
+    }
+}
+
+fn entry(path: String) -> filesystem::EntryInfo {
+    filesystem::EntryInfo {
+        name: path.rsplit('/').next().unwrap_or_default().to_owned(),
+        r#type: filesystem::FileType::FILE_TYPE_FILE.into(),
+        path,
+        size: 7,
+        mode: 0o644,
+        permissions: "-rw-r--r--".to_owned(),
+        owner: "root".to_owned(),
+        group: "root".to_owned(),
+        modified_time: buffa_types::google::protobuf::Timestamp {
+            seconds: 1_700_000_000,
+            nanos: 500_000_000,
+            ..Default::default()
+        }
+        .into(),
+        ..Default::default()
+    }
+}

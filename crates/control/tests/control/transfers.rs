@@ -1,0 +1,284 @@
+//! Files, up and down.
+
+use std::sync::atomic::Ordering;
+
+use futures::{StreamExt, stream};
+use reqwest::{Method, StatusCode, multipart};
+use serde_json::json;
+
+use crate::support::{Control, FakeAgent, answer, assert_failure, until};
+
+/// Name and content of a part of a form.
+type Part<'a> = (&'a str, &'a [u8]);
+
+const BOUNDARY: &str = "xxBOUNDARYxx";
+
+/// A form of these parts, as bytes.
+fn form(parts: &[Part<'_>]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (name, content) in parts {
+        let file = if *name == "file" {
+            "; filename=\"f\""
+        } else {
+            ""
+        };
+        let head = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n"
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(content);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{BOUNDARY}--\r\n").as_bytes());
+    body
+}
+
+fn upload(
+    control: &Control,
+    id: &str,
+    route: &str,
+    body: impl Into<reqwest::Body>,
+) -> reqwest::RequestBuilder {
+    control
+        .request(Method::POST, &format!("/v1/sandboxes/{id}/files/{route}"))
+        .header(
+            "Content-Type",
+            format!("multipart/form-data; boundary={BOUNDARY}"),
+        )
+        .body(body)
+}
+
+#[tokio::test]
+async fn files_of_all_sizes_go_up_and_down_by_both_routes() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    for (up, down) in [("write", "read"), ("stream/write", "stream/read")] {
+        for length in [0, 1, 65_535, 65_536, 65_537, 1_000_000] {
+            let content: Vec<u8> = (0..length)
+                .map(|n: u32| n.to_le_bytes()[n as usize % 4] ^ 0x5a)
+                .collect();
+            let body = form(&[("path", b"/f"), ("file", &content)]);
+            let (status, body) = answer(upload(&control, &id, up, body)).await;
+            assert_eq!(status, StatusCode::NO_CONTENT, "{up} {length}: {body}");
+            let path = format!("/v1/sandboxes/{id}/files/{down}");
+            let request = control
+                .request(Method::POST, &path)
+                .json(&json!({ "path": "/f" }));
+            let got = request.send().await.unwrap().bytes().await.unwrap();
+            assert!(got == content, "{down} {length}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_form_out_of_order_or_with_parts_missing_stores_nothing() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    for route in ["write", "stream/write"] {
+        let cases: [(&[Part<'_>], &str); 8] = [
+            (&[("file", b"content"), ("path", b"/f")], "`path`"),
+            (&[("file", b"content")], "`path`"),
+            (&[("path", b"/f")], "`file`"),
+            (&[], "`file`"),
+            (&[("path", b""), ("file", b"x")], "`path`"),
+            (&[("path", b"\xff"), ("file", b"x")], "`path`"),
+            (
+                &[("path", b"/f"), ("color", b"red"), ("file", b"x")],
+                "`color`",
+            ),
+            (
+                &[("path", b"/f"), ("file", b"x"), ("user", b"joe")],
+                "`user`",
+            ),
+        ];
+        for (parts, field) in cases {
+            let got = answer(upload(&control, &id, route, form(parts))).await;
+            assert_failure(&got, 400, "invalid_request", &[field]);
+        }
+        let path = format!("/v1/sandboxes/{id}/files/{route}");
+        let request = control
+            .request(Method::POST, &path)
+            .json(&json!({ "path": "/f" }));
+        assert_failure(
+            &answer(request).await,
+            415,
+            "invalid_request",
+            &["multipart/form-data"],
+        );
+        let got = answer(upload(
+            &control,
+            &id,
+            route,
+            form(&[("path", b"/dir"), ("file", b"x")]),
+        ))
+        .await;
+        assert_failure(&got, 400, "invalid_request", &["`/dir` is a directory"]);
+    }
+    assert!(agent.state.files.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let whole = form(&[("path", b"/f"), ("file", &[b'x'; 300_000])]);
+    // The form ends without its end.
+    for route in ["write", "stream/write"] {
+        let cut = whole[..200_000].to_vec();
+        let got = answer(upload(&control, &id, route, cut)).await;
+        assert_failure(&got, 400, "invalid_request", &[]);
+        // The client dies, when some of it has arrived.
+        let cut = whole[..200_000].to_vec();
+        let before = agent.state.upload_bytes.load(Ordering::SeqCst);
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let dies = async move {
+            let _ = told.await;
+            Err(std::io::Error::other("died"))
+        };
+        let pieces = stream::iter([Ok(cut)]).chain(stream::once(dies));
+        let body = reqwest::Body::wrap_stream(pieces);
+        let arrived = async {
+            until("some of it has arrived", async || {
+                (agent.state.upload_bytes.load(Ordering::SeqCst) > before).then_some(())
+            })
+            .await;
+            tell.send(()).unwrap();
+        };
+        let (sent, ()) = tokio::join!(upload(&control, &id, route, body).send(), arrived);
+        assert!(sent.is_err());
+    }
+    until("the agent has seen all four break", async || {
+        (agent.state.broken_uploads.load(Ordering::SeqCst) == 4).then_some(())
+    })
+    .await;
+    assert!(agent.state.files.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let limit = 100 << 20;
+    let big = || {
+        let pieces = stream::iter(
+            (0..limit / (1 << 20) + 1).map(|_| Ok::<_, std::io::Error>(vec![0_u8; 1 << 20])),
+        );
+        multipart::Form::new().text("path", "/big").part(
+            "file",
+            multipart::Part::stream(reqwest::Body::wrap_stream(pieces)).file_name("f"),
+        )
+    };
+    let path = format!("/v1/sandboxes/{id}/files");
+    let request = control
+        .request(Method::POST, &format!("{path}/write"))
+        .multipart(big());
+    assert_failure(&answer(request).await, 413, "too_large", &["the file"]);
+    let request = control
+        .request(Method::POST, &format!("{path}/stream/write"))
+        .multipart(big());
+    assert_eq!(answer(request).await.0, StatusCode::NO_CONTENT);
+    let length = limit + (1 << 20);
+    let zeros = json!({ "path": format!("/zeros/{length}") });
+    let got = control.post(&format!("{path}/read"), zeros.clone()).await;
+    assert_failure(&got, 413, "too_large", &["files/stream/read"]);
+    let request = control
+        .request(Method::POST, &format!("{path}/stream/read"))
+        .json(&zeros);
+    let mut body = request.send().await.unwrap().bytes_stream();
+    let mut got = 0;
+    while let Some(piece) = body.next().await {
+        got += piece.unwrap().len();
+    }
+    assert_eq!(got, length);
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    agent.state.break_downloads.store(true, Ordering::SeqCst);
+    let path = format!("/v1/sandboxes/{id}/files/stream/read");
+    let request = control
+        .request(Method::POST, &path)
+        .json(&json!({ "path": "/zeros/1000000" }));
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(
+        response.bytes().await.is_err(),
+        "a short file must not look whole"
+    );
+    // The call that collects can still say so.
+    let got = control
+        .post(
+            &format!("/v1/sandboxes/{id}/files/read"),
+            json!({ "path": "/zeros/1000000" }),
+        )
+        .await;
+    assert_failure(&got, 503, "unavailable", &["the machine is gone"]);
+    let got = control.post(&path, json!({ "path": "/nonesuch" })).await;
+    assert_failure(&got, 404, "not_found", &["/nonesuch"]);
+}
+
+#[tokio::test]
+async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    // Down: a client that does not read.
+    let path = format!("/v1/sandboxes/{id}/files/stream/read");
+    let length = 64 << 20;
+    let request = control
+        .request(Method::POST, &path)
+        .json(&json!({ "path": format!("/zeros/{length}") }));
+    let response = request.send().await.unwrap();
+    let given = || agent.state.download_bytes.load(Ordering::SeqCst);
+    let stood = until("the download stands still", async || {
+        let before = given();
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        (before > 0 && before == given()).then_some(before)
+    })
+    .await;
+    assert!(stood < length, "{stood} bytes are kept somewhere");
+    drop(response);
+    // Up: a guest that does not write.
+    agent.state.upload_gate.shut();
+    let body = form(&[("path", b"/f"), ("file", &vec![b'x'; 64 << 20])]);
+    let sending = tokio::spawn(upload(&control, &id, "stream/write", body).send());
+    until("the upload stands at the gate", async || {
+        (agent.state.upload_gate.waiting() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), 0);
+    assert!(!sending.is_finished());
+    agent.state.upload_gate.open();
+    assert_eq!(
+        sending.await.unwrap().unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), 64 << 20);
+}
+
+#[tokio::test]
+async fn directories_are_made_listed_and_removed() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let post = async |route: &str, path: &str| {
+        let route = format!("/v1/capsules/{id}/files/{route}");
+        control.post(&route, json!({ "path": path })).await
+    };
+    let (status, made) = post("mkdir", "/new").await;
+    assert_eq!(
+        (status, &made["entry"]["path"]),
+        (StatusCode::OK, &json!("/new")),
+        "{made}"
+    );
+    assert_failure(&post("mkdir", "/dir").await, 409, "already_exists", &[]);
+    assert_eq!(post("remove", "/new").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(post("list", "/new").await.1, json!({ "entries": [] }));
+}
