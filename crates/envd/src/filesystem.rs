@@ -56,6 +56,9 @@ pub enum FileError {
     /// Links that lead to each other.
     #[error("cyclic symlink or chain >255 links at '{}'", .0.display())]
     LinkCycle(PathBuf),
+    /// Changes came faster than they were asked for.
+    #[error("more changes than the kernel keeps: some events are lost")]
+    EventsLost,
     /// Events of a network file system do not come.
     #[error("cannot watch path on network filesystem: {}", .0.display())]
     NetworkMount(PathBuf),
@@ -77,6 +80,7 @@ impl From<FileError> for ConnectError {
             FileError::NotADirectoryThere(_)
             | FileError::NotADirectory(_)
             | FileError::NetworkMount(_) => Self::invalid_argument(text),
+            FileError::EventsLost => Self::data_loss(text),
             FileError::LinkCycle(_) => Self::failed_precondition(text),
             FileError::Io { source, .. } if is_link_cycle(&source) => {
                 Self::failed_precondition(text)
@@ -88,11 +92,15 @@ impl From<FileError> for ConnectError {
                 io::ErrorKind::NotADirectory
                 | io::ErrorKind::InvalidFilename
                 | io::ErrorKind::InvalidInput
+                | io::ErrorKind::IsADirectory
+                | io::ErrorKind::AlreadyExists
+                | io::ErrorKind::CrossesDevices
                 | io::ErrorKind::DirectoryNotEmpty
                 | io::ErrorKind::ReadOnlyFilesystem => Self::invalid_argument(text),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     Self::resource_exhausted(text)
                 }
+                io::ErrorKind::PermissionDenied => Self::permission_denied(text),
                 _ => Self::internal(text),
             },
         }
@@ -237,9 +245,7 @@ impl rpc::Filesystem for FilesystemService {
             let event = match timeout(keepalive, watch.next()).await {
                 Err(_) => wire(rpc::watch_dir_response::KeepAlive::default().into()),
                 Ok(Ok(event)) => wire(event.into()),
-                Ok(Err(error)) => Err(ConnectError::internal(format!(
-                    "the watch was lost: {error}"
-                ))),
+                Ok(Err(error)) => Err(error.into()),
             };
             Some((event, watch))
         });
@@ -275,8 +281,7 @@ impl rpc::Filesystem for FilesystemService {
         let events = self
             .watchers
             .take_events(request.watcher_id)
-            .ok_or_else(|| unknown_watcher(request.watcher_id))?
-            .map_err(|e| ConnectError::internal(format!("the watch was lost: {e}")))?;
+            .ok_or_else(|| unknown_watcher(request.watcher_id))??;
         Response::ok(rpc::GetWatcherEventsResponse {
             events,
             ..Default::default()

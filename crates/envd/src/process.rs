@@ -6,7 +6,11 @@ pub mod registry;
 pub mod signals;
 pub mod spawn;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use connectrpc::{
     ConnectError, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
@@ -82,8 +86,14 @@ impl FromEvent for rpc::ConnectResponse {
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 
-/// Start, then what comes, with keep-alives in silence, to the end.
-fn events<T: FromEvent>(pid: u32, subscription: Subscription, keepalive: Duration) -> Events<T> {
+/// Start, then what comes, with keep-alives in silence, to the end. The stream of a process that was killed because the
+/// call's time was up fails after that end: clients tell a timeout from a kill by it.
+fn events<T: FromEvent>(
+    pid: u32,
+    subscription: Subscription,
+    started: Option<Arc<Running>>,
+    keepalive: Duration,
+) -> Events<T> {
     let wire = |event: WireEvent| {
         Ok(T::of(rpc::ProcessEvent {
             event: Some(event),
@@ -108,7 +118,15 @@ fn events<T: FromEvent>(pid: u32, subscription: Subscription, keepalive: Duratio
             Ok(None) => Some((Err(ConnectError::internal("the process was lost")), None)),
         }
     });
-    first.chain(rest).boxed()
+    let last = stream::iter(started).filter_map(async |process| {
+        let expired = process.expired.load(Ordering::SeqCst);
+        expired.then(|| {
+            Err(ConnectError::deadline_exceeded(
+                "the process ran out of time",
+            ))
+        })
+    });
+    first.chain(rest).chain(last).boxed()
 }
 
 fn keepalive_of(context: &RequestContext) -> Duration {
@@ -140,9 +158,10 @@ impl rpc::Process for ProcessService {
         let user = auth::rpc_user(&context, &self.app.settings)?;
         let limit = context.time_remaining();
         let request = request.to_owned_message();
-        let (pid, subscription) =
+        let (process, subscription) =
             spawn::start(&self.app, &user, request, limit).map_err(ConnectError::from)?;
-        Response::stream_ok(events(pid, subscription, keepalive_of(&context)))
+        let (pid, keepalive) = (process.pid, keepalive_of(&context));
+        Response::stream_ok(events(pid, subscription, Some(process), keepalive))
     }
 
     async fn connect(
@@ -152,12 +171,10 @@ impl rpc::Process for ProcessService {
     ) -> ServiceResult<ServiceStream<rpc::ConnectResponse>> {
         let request = request.to_owned_message();
         // One that ended a moment ago still has output to tell.
-        let process = self
-            .app
-            .processes
-            .find(required(request.process.as_option())?)?;
-        let subscription = process.output.subscribe();
-        Response::stream_ok(events(process.pid, subscription, keepalive_of(&context)))
+        let selector = required(request.process.as_option())?;
+        let (pid, output) = self.app.processes.find_output(selector)?;
+        let all = events(pid, output.subscribe(), None, keepalive_of(&context));
+        Response::stream_ok(all)
     }
 
     async fn update(

@@ -4,10 +4,12 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
-    middleware,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::Response,
     routing::{get, post},
 };
+use http::StatusCode;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -20,13 +22,17 @@ use crate::{
     auth,
     connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
-    http::{download, info, snapshot, upload},
+    http::{download, error::connect_error, info, snapshot, upload},
     process::{ProcessService, registry::Registry},
     settings::Settings,
 };
 
-/// How long a client may take to send its headers.
-const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a connection may wait for the headers of its next request: longer than clients keep idle connections (E2B's
+/// 300 s), so that a request never meets a connection that is being closed.
+const IDLE_DEADLINE: Duration = Duration::from_secs(640);
+
+/// What a unary call's message may take, bytes.
+const MAX_MESSAGE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What all calls share.
 #[derive(Clone)]
@@ -82,7 +88,7 @@ pub async fn serve(listener: TcpListener) -> io::Result<()> {
             builder
                 .http1()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_DEADLINE);
+                .header_read_timeout(IDLE_DEADLINE);
             builder.http2().timer(TokioTimer::new());
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             let mut connection = std::pin::pin!(connection);
@@ -128,7 +134,11 @@ pub fn router(connections: Arc<Connections>) -> Router {
         .route("/snapshot/prepare", post(snapshot::prepare))
         .route("/snapshot/recover", post(snapshot::recover))
         .route("/files", files.layer(DefaultBodyLimit::disable()))
-        .fallback_service(rpc.into_axum_service())
+        .fallback_service(
+            Router::new()
+                .fallback_service(rpc.into_axum_service())
+                .layer(middleware::from_fn(prepare_call)),
+        )
         .layer(middleware::from_fn_with_state(
             app.settings.clone(),
             auth::check_token,
@@ -136,6 +146,34 @@ pub fn router(connections: Arc<Connections>) -> Router {
         .layer(cross_origin())
         .with_state(app)
 }
+
+/// What the Connect library does not do by itself.
+async fn prepare_call(mut request: Request, next: Next) -> Response {
+    let headers = request.headers_mut();
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    // A message that is too long is refused before it comes: a client may stop in the middle of it.
+    let length: u64 = text("content-length")
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    let is_unary = matches!(
+        text("content-type"),
+        Some("application/json" | "application/proto")
+    );
+    if is_unary && length > MAX_MESSAGE_BYTES {
+        return connect_error(
+            StatusCode::TOO_MANY_REQUESTS,
+            "resource_exhausted",
+            &format!("the message is longer than {MAX_MESSAGE_BYTES} bytes"),
+        );
+    }
+    // In the contract, 0 is no limit.
+    if text(TIMEOUT).is_some_and(|limit| limit.trim().bytes().all(|digit| digit == b'0')) {
+        headers.remove(TIMEOUT);
+    }
+    next.run(request).await
+}
+
+const TIMEOUT: &str = "connect-timeout-ms";
 
 fn cross_origin() -> CorsLayer {
     use http::Method;

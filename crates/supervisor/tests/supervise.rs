@@ -90,6 +90,8 @@ impl Sandbox {
             envs: [].into(),
             dns: vec![],
             default_user: "root".into(),
+            disk_layers: vec![],
+            restore: None,
         };
         fs::write(dir.join(files::SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();
         Self {
@@ -106,7 +108,7 @@ impl Sandbox {
                 script: script.to_owned(),
             },
         );
-        std::thread::spawn(move || run_with(&dir, &driver))
+        std::thread::spawn(move || run_with(&dir, None, &driver))
     }
 
     async fn connect(&self) -> UnixSeqpacket {
@@ -220,6 +222,6 @@ fn a_folder_without_a_specification_is_an_error_that_names_the_file() {
     let driver = FakeDriver {
         script: "exec sleep 1000".into(),
     };
-    let error = run_with(dir.path(), &driver).unwrap_err();
+    let error = run_with(dir.path(), None, &driver).unwrap_err();
     assert!(error.to_string().contains("spec.json"), "{error}");
 }

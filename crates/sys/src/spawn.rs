@@ -24,7 +24,8 @@ const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 /// Class best effort (2) and level 4, as `IOPRIO_PRIO_VALUE` puts them together.
 const IOPRIO_BEST_EFFORT_4: libc::c_int = (2 << 13) | 4;
 
-/// Makes `command` start as another user, in a session of its own, at nice 0 and the default I/O rank.
+/// Makes `command` start as another user, in a session of its own, at nice 0 and the default I/O rank, with every signal
+/// handled by default and no descriptor of the caller's but standard input, output and error.
 ///
 /// The working directory is entered before, with the caller's rights.
 pub fn as_user(command: &mut Command, credentials: Credentials) -> &mut Command {
@@ -34,6 +35,8 @@ pub fn as_user(command: &mut Command, credentials: Credentials) -> &mut Command 
         if credentials.controlling_terminal {
             take_terminal()?;
         }
+        reset_signals();
+        close_others_on_exec();
         write_once(c"/proc/self/oom_score_adj", &oom_score_adj);
         // Ranks are a courtesy: a kernel that refuses them runs the process all the same.
         set_ranks();
@@ -42,6 +45,43 @@ pub fn as_user(command: &mut Command, credentials: Credentials) -> &mut Command 
     // SAFETY: the closure runs between fork and exec. It makes system calls only, on data that was prepared before the fork:
     // it neither allocates nor takes a lock.
     unsafe { command.pre_exec(prepare) }
+}
+
+/// Highest signal number of Linux.
+const LAST_SIGNAL: libc::c_int = 64;
+/// Bytes of a signal mask, as `rt_sigaction(2)` wants to be told.
+const SIGNAL_MASK_BYTES: usize = 8;
+/// The kernel's `struct sigaction` with nothing set: `SIG_DFL`, no flags, no restorer, no mask.
+const DEFAULT_ACTION: [u64; 4] = [0; 4];
+
+/// Whoever started the caller may have made it ignore signals, and that is inherited: Ctrl-C would do nothing.
+fn reset_signals() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: the action is valid for reads, and nothing is written. The raw call is used because the C library's hides
+        // the signals that it keeps for itself. KILL and STOP are refused, which is fine.
+        let _ = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT_ACTION.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                SIGNAL_MASK_BYTES,
+            )
+        };
+    }
+}
+
+/// Descriptors that the caller itself inherited are not the process's business.
+fn close_others_on_exec() {
+    // SAFETY: takes its arguments by value and marks descriptors only.
+    let _ = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
 }
 
 fn take_terminal() -> io::Result<()> {
@@ -126,6 +166,18 @@ mod tests {
         let ids = run_as(65_534, &[100, 101], "id -u; id -g; id -G");
         assert_eq!(ids, "65534\n65534\n65534 100 101\n");
         assert_eq!(run_as(65_534, &[], "id -G"), "65534\n");
+    }
+
+    #[test]
+    fn signals_and_descriptors_of_the_caller_are_not_handed_down() {
+        let signals = run_as(0, &[], "grep SigIgn /proc/self/status; echo /proc/$$/fd/*");
+        let mut words = signals.split_whitespace();
+        assert_eq!(words.next(), Some("SigIgn:"));
+        assert_eq!(words.next(), Some("0000000000000000"));
+        assert!(
+            words.all(|fd| fd.ends_with(['0', '1', '2']) && !fd.ends_with("/10")),
+            "{signals}"
+        );
     }
 
     #[test]

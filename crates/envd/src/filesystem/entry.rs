@@ -106,8 +106,14 @@ pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, FileError> {
         }
         Err(error) => return Err(FileError::at(path)(error)),
     }
-    make_directories(path, user).map_err(FileError::at(path))?;
-    stat(path)
+    match make_directories(path, user) {
+        // A link to nothing.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(FileError::NotADirectoryThere(path.to_owned()))
+        }
+        Err(error) => Err(FileError::at(path)(error)),
+        Ok(_) => stat(path),
+    }
 }
 
 /// Makes the missing ones of a directory and those above it; returns how many there were.

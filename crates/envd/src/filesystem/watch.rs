@@ -5,7 +5,7 @@
 //! queue is read at the moment of asking.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     ffi::OsString,
     fs, io,
     os::fd::{AsFd as _, AsRawFd, RawFd},
@@ -17,7 +17,10 @@ use std::{
 };
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdReadyGuard},
+};
 use wrenn_proto::rpc::filesystem::{EventType, FilesystemEvent};
 
 use super::{FileError, entry, mount};
@@ -44,6 +47,12 @@ pub struct Watch {
     /// Directory of each descriptor, relative to the root.
     directories: HashMap<WatchDescriptor, PathBuf>,
     ready: VecDeque<FilesystemEvent>,
+    /// Reported because they were found; the kernel may still tell of their creation.
+    found: HashSet<PathBuf>,
+    /// A directory that was moved away, until it is known where to.
+    moving: Option<(u32, PathBuf)>,
+    /// The kernel's queue was full: there is a gap before what is ready.
+    lost: bool,
 }
 
 struct Queue(Inotify);
@@ -58,6 +67,7 @@ impl AsRawFd for Queue {
 struct RawEvent {
     descriptor: WatchDescriptor,
     mask: EventMask,
+    cookie: u32,
     name: Option<OsString>,
 }
 
@@ -87,6 +97,9 @@ impl Watch {
                 options,
                 directories: HashMap::new(),
                 ready: VecDeque::new(),
+                found: HashSet::new(),
+                moving: None,
+                lost: false,
             };
             watch.add(Path::new(""), false)?;
             Ok(watch)
@@ -97,14 +110,14 @@ impl Watch {
     /// Waits for the next event. Cancel safe.
     ///
     /// # Errors
-    /// If the kernel's queue cannot be read.
-    pub async fn next(&mut self) -> io::Result<FilesystemEvent> {
+    /// If events were lost (it goes on after that), or the kernel's queue cannot be read.
+    pub async fn next(&mut self) -> Result<FilesystemEvent, FileError> {
         loop {
-            self.read_queue()?;
+            self.refill()?;
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
-            let mut guard = self.inotify.readable().await?;
+            let mut guard = self.readable().await?;
             guard.clear_ready();
         }
     }
@@ -112,10 +125,27 @@ impl Watch {
     /// All events until now.
     ///
     /// # Errors
-    /// If the kernel's queue cannot be read.
-    pub fn take(&mut self) -> io::Result<Vec<FilesystemEvent>> {
-        self.read_queue()?;
+    /// As [`next`](Self::next).
+    pub fn take(&mut self) -> Result<Vec<FilesystemEvent>, FileError> {
+        self.refill()?;
         Ok(self.ready.drain(..).collect())
+    }
+
+    async fn readable(&self) -> Result<AsyncFdReadyGuard<'_, Queue>, FileError> {
+        let ready = self.inotify.readable().await;
+        ready.map_err(FileError::at(&self.root))
+    }
+
+    fn refill(&mut self) -> Result<(), FileError> {
+        self.read_queue().map_err(FileError::at(&self.root))?;
+        if !std::mem::take(&mut self.lost) {
+            return Ok(());
+        }
+        self.ready.clear();
+        // Directories that were made unseen are watched from now on.
+        self.add(Path::new(""), false)
+            .map_err(FileError::at(&self.root))?;
+        Err(FileError::EventsLost)
     }
 
     fn read_queue(&mut self) -> io::Result<()> {
@@ -126,22 +156,55 @@ impl Watch {
                     .map(|event| RawEvent {
                         descriptor: event.wd,
                         mask: event.mask,
+                        cookie: event.cookie,
                         name: event.name.map(ToOwned::to_owned),
                     })
                     .collect(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
             if raw.is_empty() {
-                return Ok(());
+                break;
             }
             for event in raw {
                 self.translate(event)?;
             }
         }
+        // Whatever was found was made before this: the kernel has told of all of it.
+        self.found.clear();
+        self.forget_moved();
+        Ok(())
+    }
+
+    /// What was moved out of sight is not watched any more.
+    fn forget_moved(&mut self) {
+        let Some((_, gone)) = self.moving.take() else {
+            return;
+        };
+        let mut watches = self.inotify.get_ref().0.watches();
+        self.directories.retain(|descriptor, directory| {
+            let below = directory.starts_with(&gone);
+            if below {
+                // It may be deleted by now.
+                let _ = watches.remove(descriptor.clone());
+            }
+            !below
+        });
     }
 
     fn translate(&mut self, event: RawEvent) -> io::Result<()> {
+        if event.mask.contains(EventMask::Q_OVERFLOW) {
+            self.lost = true;
+            return Ok(());
+        }
+        // The two halves of a move follow each other.
+        if self
+            .moving
+            .as_ref()
+            .is_some_and(|(cookie, _)| *cookie != event.cookie)
+        {
+            self.forget_moved();
+        }
         if event.mask.contains(EventMask::IGNORED) {
             self.directories.remove(&event.descriptor);
             return Ok(());
@@ -160,11 +223,27 @@ impl Watch {
         if name == directory && !directory.as_os_str().is_empty() {
             return Ok(());
         }
-        for kind in kinds(event.mask) {
-            self.report(&name, kind);
+        let known = appeared && self.found.remove(&name);
+        if !appeared
+            && event
+                .mask
+                .intersects(EventMask::DELETE | EventMask::MOVED_FROM)
+        {
+            self.found.remove(&name);
         }
-        if appeared && is_directory && self.options.recursive {
-            self.add(&name, true)?;
+        for kind in kinds(event.mask) {
+            if !(known && kind == EventType::EVENT_TYPE_CREATE) {
+                self.report(&name, kind);
+            }
+        }
+        if is_directory && self.options.recursive {
+            if appeared {
+                // The same watches, under new names, if it comes from within.
+                self.moving = None;
+                self.add(&name, true)?;
+            } else if event.mask.contains(EventMask::MOVED_FROM) {
+                self.moving = Some((event.cookie, name));
+            }
         }
         Ok(())
     }
@@ -181,8 +260,16 @@ impl Watch {
             | WatchMask::ONLYDIR;
         match self.inotify.get_ref().0.watches().add(&path, mask) {
             Ok(descriptor) => self.directories.insert(descriptor, directory.to_owned()),
-            // Below the root: it is gone again.
-            Err(error) if report && error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Below the root: it is gone again, or something else is there.
+            Err(error)
+                if !directory.as_os_str().is_empty()
+                    && matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         if !self.options.recursive {
@@ -193,7 +280,7 @@ impl Watch {
         };
         for child in children.flatten() {
             let name = directory.join(child.file_name());
-            if report {
+            if report && self.found.insert(name.clone()) {
                 self.report(&name, EventType::EVENT_TYPE_CREATE);
             }
             if child.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -219,15 +306,7 @@ impl Watch {
             entry: entry.into(),
             ..Default::default()
         };
-        // A file that was made in a new directory may be found twice: by looking, and by the kernel's event.
-        let twice = kind == EventType::EVENT_TYPE_CREATE
-            && self
-                .ready
-                .iter()
-                .any(|e| e.name == event.name && e.r#type == event.r#type);
-        if !twice {
-            self.ready.push_back(event);
-        }
+        self.ready.push_back(event);
     }
 }
 
@@ -274,7 +353,7 @@ impl Watchers {
     }
 
     /// Events since the last time; `None` if there is no such watch.
-    pub fn take_events(&self, id: &str) -> Option<io::Result<Vec<FilesystemEvent>>> {
+    pub fn take_events(&self, id: &str) -> Option<Result<Vec<FilesystemEvent>, FileError>> {
         Some(self.lock().get_mut(id)?.take())
     }
 

@@ -11,7 +11,7 @@ use std::{
 use async_compression::tokio::bufread::GzipEncoder;
 use axum::{
     body::Body,
-    extract::{Query, State},
+    extract::{Query, State, rejection::QueryRejection},
     response::Response,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -28,9 +28,10 @@ use crate::server::App;
 /// 400 for what is not a regular file, 401, 404, 406, 416.
 pub async fn download(
     State(app): State<App>,
-    Query(query): Query<FileQuery>,
+    query: Result<Query<FileQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
+    let query = FileQuery::checked(query)?;
     let user = query.admit(&app, &headers, "read")?;
     let path = query.resolve(&query.path, &app, &user)?;
     let (file, metadata) = open_regular(&path).await?;
@@ -48,6 +49,7 @@ pub async fn download(
         return Ok(response);
     }
     match plan(&headers, &tag, modified, metadata.len())? {
+        Plan::Whole if metadata.len() == 0 => send_unmeasured(response, file, &path).await,
         Plan::Whole => send(response, file, 0, metadata.len()).await,
         Plan::Gzip => {
             let gzip = GzipEncoder::new(BufReader::with_capacity(FILE_CHUNK_BYTES, file));
@@ -157,6 +159,27 @@ async fn send(
     // client sees an error and not a short file.
     let stream = ReaderStream::with_capacity(file.take(length), FILE_CHUNK_BYTES);
     *response.body_mut() = Body::from_stream(stream);
+    Ok(response)
+}
+
+/// Sends a file that says it is empty. Those of `/proc` and `/sys` say so and are not.
+async fn send_unmeasured(
+    mut response: Response,
+    mut file: tokio::fs::File,
+    path: &Path,
+) -> Result<Response, HttpError> {
+    let mut first = vec![0; FILE_CHUNK_BYTES];
+    let length = file.read(&mut first).await;
+    let length = length.map_err(|e| HttpError::of_file(path, &e))?;
+    first.truncate(length);
+    if first.is_empty() {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        return Ok(response);
+    }
+    let whole = io::Cursor::new(first).chain(file);
+    *response.body_mut() = Body::from_stream(ReaderStream::with_capacity(whole, FILE_CHUNK_BYTES));
     Ok(response)
 }
 

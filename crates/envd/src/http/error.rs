@@ -77,3 +77,10 @@ pub fn error_response(status: StatusCode, message: &str) -> Response {
     let body = serde_json::json!({ "code": status.as_u16(), "message": message });
     (status, Json(body)).into_response()
 }
+
+/// The response of a unary call that fails before it reaches its service: `{"code": "<Connect's code>", "message": "…"}`.
+#[must_use]
+pub fn connect_error(status: StatusCode, code: &str, message: &str) -> Response {
+    let body = serde_json::json!({ "code": code, "message": message });
+    (status, Json(body)).into_response()
+}

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use axum::extract::{Query, rejection::QueryRejection};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
@@ -31,6 +32,16 @@ pub struct FileQuery {
 }
 
 impl FileQuery {
+    /// The query, or why it is none.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn checked(query: Result<Query<Self>, QueryRejection>) -> Result<Self, HttpError> {
+        query
+            .map(|Query(query)| query)
+            .map_err(|rejected| HttpError::bad_request(rejected.body_text()))
+    }
+
     /// Checks the caller's right and finds the user.
     ///
     /// # Errors

@@ -13,10 +13,10 @@ use async_compression::tokio::bufread::GzipDecoder;
 use axum::{
     Json,
     body::Body,
-    extract::{FromRequest as _, Multipart, Query, Request, State},
+    extract::{FromRequest as _, Multipart, Query, Request, State, rejection::QueryRejection},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
-use http::{HeaderMap, header};
+use http::{HeaderMap, header, request::Parts};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::StreamReader;
@@ -42,23 +42,25 @@ pub struct Written {
 /// 400 for a bad form or path, 401, 507 when the disk is full.
 pub async fn upload(
     State(app): State<App>,
-    Query(query): Query<FileQuery>,
+    query: Result<Query<FileQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Json<Vec<Written>>, HttpError> {
-    let headers = request.headers().clone();
-    let user = query.admit(&app, &headers, "write")?;
+    let query = FileQuery::checked(query)?;
+    let (parts, body) = request.into_parts();
+    let headers = &parts.headers;
+    let user = query.admit(&app, headers, "write")?;
     let target = Target {
-        metadata: metadata::from_headers(&headers).map_err(HttpError::bad_request)?,
+        metadata: metadata::from_headers(headers).map_err(HttpError::bad_request)?,
         app: &app,
         query: &query,
         user: &user,
     };
-    let kind = text(&headers, header::CONTENT_TYPE)
+    let kind = text(headers, header::CONTENT_TYPE)
         .unwrap_or_default()
         .to_ascii_lowercase();
-    let body = decoded(request.into_body(), &headers)?;
+    let body = decoded(body, headers)?;
     if kind.starts_with("multipart/form-data") {
-        write_form(&target, &headers, body).await.map(Json)
+        write_form(&target, parts.clone(), body).await.map(Json)
     } else {
         if query.path.is_empty() {
             return Err(HttpError::bad_request(
@@ -95,17 +97,14 @@ fn decoded(body: Body, headers: &HeaderMap) -> Result<Reader, HttpError> {
 /// Each part named `file` is a file; others are passed over.
 async fn write_form(
     target: &Target<'_>,
-    headers: &HeaderMap,
+    parts: Parts,
     body: Reader,
 ) -> Result<Vec<Written>, HttpError> {
     let bad =
         |e: &dyn std::fmt::Display| HttpError::bad_request(format!("bad multipart form: {e}"));
-    let mut plain = Request::new(Body::from_stream(tokio_util::io::ReaderStream::new(body)));
-    if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        plain
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, kind.clone());
-    }
+    // The parts say what the boundary is, and that there is no limit.
+    let body = Body::from_stream(tokio_util::io::ReaderStream::new(body));
+    let plain = Request::from_parts(parts, body);
     let mut form = Multipart::from_request(plain, &())
         .await
         .map_err(|e| bad(&e))?;

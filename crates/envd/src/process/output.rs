@@ -1,15 +1,20 @@
-//! From a process's pipes to everyone who listens: nothing is lost, nothing is stored.
+//! From a process's pipes to everyone who listens: nothing is lost, next to nothing is stored.
 //!
 //! Each subscriber has a short queue. The one who reads the pipe waits until every subscriber has taken a piece before it
 //! reads the next: a slow subscriber slows the process (its pipe fills), and no queue grows. Who goes away stops counting at
-//! once. Without subscribers output is read and dropped, so that a process never hangs for lack of listeners.
+//! once. Without subscribers a process never hangs: the newest [`UNHEARD_BYTES`] that nobody heard are kept, the rest is
+//! dropped.
 //!
-//! The starter subscribes before the process exists, so even the first byte finds it. Who comes later hears what comes
-//! from then on, and in any case the end.
+//! The starter subscribes before the process exists, so even the first byte finds it. Who comes when nobody listened
+//! first hears what is kept, so that a client that lost its connection misses nothing it did not see; who joins others
+//! hears what comes from then on. Nothing is told twice, and everyone hears the end.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -20,6 +25,9 @@ use wrenn_proto::rpc::process::{
 
 /// Pieces of output in a subscriber's queue: with pieces of 32 KiB, half a megabyte at most.
 const QUEUE: usize = 16;
+
+/// Output that nobody heard and that is kept for the next subscriber, bytes at most.
+pub const UNHEARD_BYTES: usize = 64 * 1024;
 
 /// What a subscriber hears.
 #[derive(Debug, Clone)]
@@ -67,35 +75,63 @@ impl Activity {
 #[derive(Debug, Default)]
 struct Listeners {
     senders: Vec<mpsc::Sender<Event>>,
+    unheard: VecDeque<process_event::DataEvent>,
+    unheard_bytes: usize,
     end: Option<process_event::EndEvent>,
+}
+
+impl Listeners {
+    /// Keeps a piece for who comes next, and forgets the oldest beyond the limit.
+    fn keep(&mut self, data: process_event::DataEvent) {
+        self.unheard_bytes += length(&data);
+        self.unheard.push_back(data);
+        while self.unheard_bytes > UNHEARD_BYTES {
+            let Some(oldest) = self.unheard.pop_front() else {
+                break;
+            };
+            self.unheard_bytes -= length(&oldest);
+        }
+    }
+}
+
+fn length(data: &process_event::DataEvent) -> usize {
+    match &data.output {
+        Some(Stream::Stdout(bytes) | Stream::Stderr(bytes) | Stream::Pty(bytes)) => bytes.len(),
+        None => 0,
+    }
 }
 
 /// One who listens. Dropping it ends that.
 #[derive(Debug)]
 pub struct Subscription {
+    /// What was there before the queue.
+    backlog: VecDeque<Event>,
     queue: mpsc::Receiver<Event>,
 }
 
 impl Subscription {
-    /// The next event; `None` if the process was lost without an end.
+    /// The next event; `None` if the process was lost without an end. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
-        self.queue.recv().await
+        match self.backlog.pop_front() {
+            Some(event) => Some(event),
+            None => self.queue.recv().await,
+        }
     }
 }
 
 impl Output {
-    /// Listens from now on. If the process has ended, its end is all there is.
+    /// Listens: to what nobody heard, if nobody listens, and to what comes from now on, if the process has not ended.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         let (sender, queue) = mpsc::channel(QUEUE);
         let mut listeners = self.lock();
-        if let Some(end) = &listeners.end {
-            // The queue is empty, so there is room.
-            let _ = sender.try_send(Event::End(end.clone()));
-        } else {
-            listeners.senders.push(sender);
+        listeners.unheard_bytes = 0;
+        let mut backlog: VecDeque<_> = listeners.unheard.drain(..).map(Event::Data).collect();
+        match &listeners.end {
+            Some(end) => backlog.push_back(Event::End(end.clone())),
+            None => listeners.senders.push(sender),
         }
-        Subscription { queue }
+        Subscription { backlog, queue }
     }
 
     /// Hands a piece to everyone; returns when all have room for the next.
@@ -111,8 +147,23 @@ impl Output {
             ..Default::default()
         };
         self.begun.fetch_add(1, Ordering::Relaxed);
-        self.send(&Event::Data(data)).await;
+        while let Some(senders) = self.audience(&data) {
+            if send(&senders, &Event::Data(data.clone())).await {
+                break;
+            }
+        }
         self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Who listens. If nobody does, the piece is kept.
+    fn audience(&self, data: &process_event::DataEvent) -> Option<Vec<mpsc::Sender<Event>>> {
+        let mut listeners = self.lock();
+        listeners.senders.retain(|sender| !sender.is_closed());
+        if listeners.senders.is_empty() {
+            listeners.keep(data.clone());
+            return None;
+        }
+        Some(listeners.senders.clone())
     }
 
     /// What was handed out so far.
@@ -126,20 +177,12 @@ impl Output {
 
     /// Tells everyone that it is over. Later subscribers are told at once.
     pub async fn finish(&self, end: process_event::EndEvent) {
-        self.lock().end = Some(end.clone());
-        self.send(&Event::End(end)).await;
-        self.lock().senders.clear();
-    }
-
-    async fn send(&self, event: &Event) {
-        let senders = self.lock().senders.clone();
-        let mut gone = false;
-        for sender in &senders {
-            gone |= sender.send(event.clone()).await.is_err();
-        }
-        if gone {
-            self.lock().senders.retain(|sender| !sender.is_closed());
-        }
+        let senders = {
+            let mut listeners = self.lock();
+            listeners.end = Some(end.clone());
+            std::mem::take(&mut listeners.senders)
+        };
+        send(&senders, &Event::End(end)).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Listeners> {
@@ -148,6 +191,15 @@ impl Output {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Hands an event to each; true if one of them took it.
+async fn send(senders: &[mpsc::Sender<Event>], event: &Event) -> bool {
+    let mut heard = false;
+    for sender in senders {
+        heard |= sender.send(event.clone()).await.is_ok();
+    }
+    heard
 }
 
 #[cfg(test)]
@@ -217,14 +269,67 @@ mod tests {
         writer.await.expect("no panic");
     }
 
-    #[tokio::test]
-    async fn who_comes_late_hears_the_end() {
-        let output = Output::default();
+    fn words(events: &[Event]) -> Vec<String> {
+        let word = |event: &Event| match event {
+            Event::Data(data) => match &data.output {
+                Some(Stream::Stdout(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+                other => format!("{other:?}"),
+            },
+            Event::End(end) => format!("end {}", end.exit_code),
+        };
+        events.iter().map(word).collect()
+    }
+
+    async fn say(output: &Output, word: &'static str) {
         output
-            .publish(Kind::Stdout, Bytes::from_static(b"nobody hears this"))
+            .publish(Kind::Stdout, Bytes::from_static(word.as_bytes()))
             .await;
+    }
+
+    #[tokio::test]
+    async fn what_nobody_heard_is_told_once_to_the_next() {
+        let output = Output::default();
+        say(&output, "first").await;
+        let mut early = output.subscribe();
+        say(&output, "second").await;
+        let mut other = output.subscribe();
+        let heard = [
+            early.next().await.expect("kept"),
+            early.next().await.expect("sent"),
+        ];
+        assert_eq!(words(&heard), ["first", "second"]);
+        drop(early);
+        say(&output, "third").await;
+        assert_eq!(words(&[other.next().await.expect("sent")]), ["third"]);
+        drop(other);
+        say(&output, "fourth").await;
         output.finish(end()).await;
         let mut late = output.subscribe();
-        assert!(matches!(late.next().await, Some(Event::End(end)) if end.exit_code == 3));
+        let heard = [
+            late.next().await.expect("kept"),
+            late.next().await.expect("kept"),
+        ];
+        assert_eq!(words(&heard), ["fourth", "end 3"]);
+        assert!(late.next().await.is_none());
+        let last = output.subscribe().next().await.expect("kept");
+        assert_eq!(words(&[last]), ["end 3"]);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_kept_than_the_limit() {
+        let output = Output::default();
+        for number in 0..10_u8 {
+            output
+                .publish(Kind::Stdout, vec![number; 20_000].into())
+                .await;
+        }
+        let mut late = output.subscribe();
+        for wanted in 7..10_u8 {
+            let Some(Event::Data(data)) = late.next().await else {
+                panic!("{wanted} was not kept");
+            };
+            assert_eq!(data.output, Some(Stream::Stdout(vec![wanted; 20_000])));
+        }
+        assert_eq!(output.lock().unheard_bytes, 0);
     }
 }

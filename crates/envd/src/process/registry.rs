@@ -1,7 +1,7 @@
 //! Processes that run, and those that ended a moment ago.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +25,9 @@ use super::{input::InputSink, output::Output};
 /// How long the end of a process can still be asked for.
 const KEEP_ENDED: Duration = Duration::from_secs(30);
 
+/// How many of those that ended are remembered: each may hold output that nobody heard.
+const MAX_ENDED: usize = 256;
+
 /// A process that was started here.
 #[derive(Debug)]
 pub struct Running {
@@ -37,11 +40,13 @@ pub struct Running {
     /// Where input goes.
     pub input: InputSink,
     /// Where output comes from.
-    pub output: Output,
+    pub output: Arc<Output>,
     /// A signal was asked for: whoever holds its pipes open is not waited for any more.
     pub signalled: Notify,
     /// It was waited for: its id may belong to another process now.
     pub reaped: AtomicBool,
+    /// It was killed because its time was up.
+    pub expired: AtomicBool,
 }
 
 impl Running {
@@ -76,7 +81,16 @@ pub struct Registry(Mutex<Tables>);
 #[derive(Debug, Default)]
 struct Tables {
     running: HashMap<u32, Arc<Running>>,
-    ended: Vec<(Instant, Arc<Running>)>,
+    ended: VecDeque<Ended>,
+}
+
+/// What is left of a process: not its input, which holds descriptors.
+#[derive(Debug)]
+struct Ended {
+    at: Instant,
+    pid: u32,
+    tag: Option<String>,
+    output: Arc<Output>,
 }
 
 impl Registry {
@@ -96,8 +110,20 @@ impl Registry {
         {
             tables.running.remove(&process.pid);
         }
-        tables.ended.push((Instant::now(), process.clone()));
-        tables.ended.retain(|(at, _)| at.elapsed() < KEEP_ENDED);
+        tables.ended.push_back(Ended {
+            at: Instant::now(),
+            pid: process.pid,
+            tag: process.tag.clone(),
+            output: process.output.clone(),
+        });
+        while tables.ended.len() > MAX_ENDED
+            || tables
+                .ended
+                .front()
+                .is_some_and(|oldest| oldest.at.elapsed() >= KEEP_ENDED)
+        {
+            tables.ended.pop_front();
+        }
     }
 
     /// The process of a pid or tag, if it runs.
@@ -105,36 +131,26 @@ impl Registry {
     /// # Errors
     /// `not_found`, also for one that has ended.
     pub fn find_running(&self, selector: &Selector) -> Result<Arc<Running>, ConnectError> {
-        let process = self.find(selector)?;
         let tables = self.lock();
-        let runs = tables.running.get(&process.pid);
-        match runs.is_some_and(|p| Arc::ptr_eq(p, &process)) {
-            true => Ok(process),
-            false => Err(not_found(selector)),
-        }
+        let mut all = tables.running.values();
+        all.find(|process| is(selector, process.pid, process.tag.as_deref()))
+            .cloned()
+            .ok_or_else(|| not_found(selector))
     }
 
-    /// The process of a pid or tag: one that runs, else the last that ended a moment ago, whose output can still be read.
+    /// Id and output of the process of a pid or tag: one that runs, else the last that ended a moment ago.
     ///
     /// # Errors
     /// `not_found`.
-    pub fn find(&self, selector: &Selector) -> Result<Arc<Running>, ConnectError> {
-        let wanted = |process: &Running| match selector {
-            Selector::Pid(pid) => process.pid == *pid,
-            Selector::Tag(tag) => process.tag.as_ref() == Some(tag),
-        };
+    pub fn find_output(&self, selector: &Selector) -> Result<(u32, Arc<Output>), ConnectError> {
+        if let Ok(process) = self.find_running(selector) {
+            return Ok((process.pid, process.output.clone()));
+        }
         let tables = self.lock();
-        let ended = tables
-            .ended
-            .iter()
-            .rev()
-            .filter(|(at, _)| at.elapsed() < KEEP_ENDED);
-        let mut all = tables
-            .running
-            .values()
-            .chain(ended.map(|(_, process)| process));
-        all.find(|process| wanted(process))
-            .cloned()
+        let mut ended = tables.ended.iter().rev();
+        ended
+            .find(|e| e.at.elapsed() < KEEP_ENDED && is(selector, e.pid, e.tag.as_deref()))
+            .map(|e| (e.pid, e.output.clone()))
             .ok_or_else(|| not_found(selector))
     }
 
@@ -159,6 +175,13 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, Tables> {
         // Each change is one step: a panic in between leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is(selector: &Selector, pid: u32, tag: Option<&str>) -> bool {
+    match selector {
+        Selector::Pid(wanted) => pid == *wanted,
+        Selector::Tag(wanted) => tag == Some(wanted),
     }
 }
 

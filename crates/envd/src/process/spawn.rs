@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     path::PathBuf,
     process::{Command as StdCommand, ExitStatus, Stdio},
     sync::{
@@ -33,7 +33,7 @@ use wrenn_sys::spawn::{Credentials, as_user};
 
 use super::{
     input::{InputSink, Terminal, window_size},
-    output::{Kind, Output, Subscription},
+    output::{Kind, Subscription},
     registry::Running,
     signals::end_event,
 };
@@ -77,7 +77,7 @@ impl From<StartError> for ConnectError {
     }
 }
 
-/// Starts a process and returns its id and its whole output. `limit` is how long it may run.
+/// Starts a process and returns it and its whole output. `limit` is how long it may run.
 ///
 /// # Errors
 /// See [`StartError`].
@@ -86,7 +86,7 @@ pub fn start(
     user: &User,
     request: StartRequest,
     limit: Option<Duration>,
-) -> Result<(u32, Subscription), StartError> {
+) -> Result<(Arc<Running>, Subscription), StartError> {
     let config = request
         .process
         .as_option()
@@ -121,14 +121,14 @@ pub fn start(
     // Before anything is read: the first byte must find its listener.
     let subscription = process.output.subscribe();
     app.processes.add(process.clone());
-    let pid = process.pid;
     let registry = app.processes.clone();
+    let started = process.clone();
     tokio::spawn(async move {
         let status = attend(child, &process, readers, limit).await;
         registry.end(&process);
         process.output.finish(end_event(status)).await;
     });
-    Ok((pid, subscription))
+    Ok((started, subscription))
 }
 
 fn command(app: &App, user: &User, config: &ProcessConfig) -> Result<StdCommand, StartError> {
@@ -260,9 +260,10 @@ fn assemble(
         tag,
         config,
         input,
-        output: Output::default(),
+        output: Arc::default(),
         signalled: Notify::new(),
         reaped: AtomicBool::new(false),
+        expired: AtomicBool::new(false),
     };
     (Arc::new(process), sources)
 }
@@ -293,6 +294,11 @@ async fn attend(
         }
     };
     process.reaped.store(true, Ordering::SeqCst);
+    let was_killed = status
+        .as_ref()
+        .is_ok_and(|status| status.signal() == Some(Signal::SIGKILL as i32));
+    let ran_out = limit.is_some() && !limited && was_killed;
+    process.expired.store(ran_out, Ordering::SeqCst);
     let all_read = async { while readers.join_next().await.is_some() {} };
     tokio::pin!(all_read);
     tokio::select! {
@@ -311,7 +317,7 @@ async fn attend(
     }
     status.unwrap_or_else(|error| {
         tracing::error!(%error, pid = process.pid, "could not wait for a process");
-        std::os::unix::process::ExitStatusExt::from_raw(255 << 8)
+        ExitStatus::from_raw(255 << 8)
     })
 }
 

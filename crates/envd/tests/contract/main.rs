@@ -1,0 +1,17 @@
+//! The contract of the guest agent, checked from outside: the real executable in network, mount, PID and host name
+//! spaces of its own, called by generated Connect clients and by bytes on a socket. Needs root.
+#![forbid(unsafe_code)]
+
+mod calls;
+mod files;
+mod filesystem;
+mod frames;
+mod input;
+mod output;
+mod process;
+mod raw;
+mod settings;
+mod terminal;
+mod transfer;
+mod watch;
+mod world;

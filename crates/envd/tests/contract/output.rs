@@ -1,0 +1,199 @@
+//! No output is lost, whoever reads it and however slowly.
+
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use wrenn_proto::rpc::process::__buffa::oneof::process_event::{Event, data_event::Output};
+
+use crate::{
+    calls::{CODECS, by_pid, clients, clients_by, refusal, script, script_with_input},
+    world::{eventually, run},
+};
+
+/// 50 MB of text that differs everywhere.
+const LINES: u32 = 5_500_000;
+
+#[test]
+fn short_commands_lose_nothing() {
+    let count = if std::env::var_os("WRENN_SOAK").is_some() {
+        2000
+    } else {
+        200
+    };
+    run(async |world| {
+        for codec in CODECS {
+            let clients = clients_by(world, codec);
+            for number in 0..count / 2 {
+                let outcome = clients
+                    .run(script(&format!("echo x{number}; echo y >&2")))
+                    .await;
+                assert_eq!(outcome.stderr, b"y\n");
+                assert_eq!(outcome.text(), format!("x{number}\n"));
+            }
+        }
+        assert!(clients(world).list().await.is_empty());
+    });
+}
+
+#[test]
+fn a_slow_reader_gets_every_byte_and_the_agent_stores_none() {
+    run(async |world| {
+        let clients = clients(world);
+        clients.sh("true").await;
+        let before = world.agent_status("VmRSS");
+        world.reset_peak();
+        let mut events = clients
+            .start(script(&format!("seq {LINES}")))
+            .await
+            .expect("started");
+        let pid = events.pid().await;
+        // The process is stopped by its full pipe, not by an end: nothing is read for now.
+        let mut switches = 0;
+        eventually("the process waits for its reader", async || {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let last = switches;
+            switches = io_bytes(world, pid);
+            switches > 0 && switches == last
+        })
+        .await;
+        let mut sum = Sha256::new();
+        let mut length = 0;
+        while let Some(Event::Data(data)) = events.next().await.expect("goes on") {
+            let Some(Output::Stdout(bytes)) = data.output else {
+                panic!("{data:?}")
+            };
+            length += bytes.len();
+            sum.update(&bytes);
+        }
+        assert_eq!(
+            length,
+            (1..=LINES).map(|n| n.ilog10() as usize + 2).sum::<usize>()
+        );
+        let wanted = clients.sh(&format!("seq {LINES} | sha256sum")).await;
+        assert_eq!(format!("{:x}", HexOf(&sum.finalize())), wanted[..64]);
+        let grown = world.agent_status("VmHWM").saturating_sub(before);
+        assert!(grown < 16 * 1024, "the agent grew by {grown} KiB");
+    });
+}
+
+/// Bytes that a process has written so far.
+fn io_bytes(world: &crate::world::World, pid: u32) -> u64 {
+    let Ok(io) = std::fs::read_to_string(world.path(&format!("/proc/{pid}/io"))) else {
+        return 0;
+    };
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+struct HexOf<'a>(&'a [u8]);
+
+impl std::fmt::LowerHex for HexOf<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[test]
+fn who_connects_later_hears_what_nobody_heard_and_what_comes() {
+    run(async |world| {
+        let clients = clients(world);
+        let mut first = clients
+            .start(script_with_input("while read w; do echo got $w; done"))
+            .await
+            .expect("started");
+        let pid = first.pid().await;
+        let say = async |word: &str| {
+            let input = wrenn_proto::rpc::process::__buffa::oneof::process_input::Input::Stdin(
+                format!("{word}\n").into_bytes(),
+            );
+            clients.send(by_pid(pid), input).await.expect("sent");
+        };
+        say("one").await;
+        assert_eq!(first.until("\n").await, "got one\n");
+        // Two at once hear the same.
+        let mut second = clients.connect(by_pid(pid)).await.expect("there");
+        assert_eq!(second.pid().await, pid);
+        say("two").await;
+        assert_eq!(first.until("\n").await, "got two\n");
+        assert_eq!(second.until("\n").await, "got two\n");
+        // Nobody listens now, and the process does not wait for anybody.
+        drop((first, second));
+        let before = io_bytes(world, pid);
+        say("three").await;
+        eventually("the line is printed", async || {
+            io_bytes(world, pid) > before
+        })
+        .await;
+        let mut third = clients.connect(by_pid(pid)).await.expect("there");
+        assert_eq!(third.pid().await, pid);
+        assert_eq!(third.until("\n").await, "got three\n");
+        clients.close_stdin(pid).await.expect("closed");
+        let outcome = third.rest().await;
+        assert_eq!((outcome.ends, outcome.end.exit_code), (1, 0));
+        assert!(outcome.stdout.is_empty(), "nothing is heard twice");
+    });
+}
+
+#[test]
+fn output_without_listeners_does_not_stop_a_process_and_its_end_is_kept() {
+    run(async |world| {
+        let clients = clients(world);
+        let mut events = clients
+            .start(script("sleep 0.3; seq 300000; echo last; exit 7"))
+            .await
+            .expect("started");
+        let pid = events.pid().await;
+        drop(events);
+        eventually("the process ends", async || !world.runs(pid)).await;
+        let late = clients
+            .connect(by_pid(pid))
+            .await
+            .expect("remembered")
+            .rest()
+            .await;
+        assert_eq!((late.pid, late.end.exit_code), (pid, 7));
+        let text = String::from_utf8(late.stdout).expect("UTF-8");
+        assert!(
+            text.ends_with("300000\nlast\n"),
+            "the newest output is kept"
+        );
+        assert!(text.len() <= 128 * 1024, "and no more than a little of it");
+        let unknown = refusal(clients.connect(by_pid(999_999)).await).await;
+        assert_eq!(unknown.code, connectrpc::ErrorCode::NotFound);
+    });
+}
+
+#[test]
+fn bytes_that_are_no_text_pass() {
+    run(async |world| {
+        for codec in CODECS {
+            let outcome = clients_by(world, codec)
+                .run(script("printf '\\377\\000\\303'; printf '\\251' >&2"))
+                .await;
+            assert_eq!(
+                (&outcome.stdout[..], &outcome.stderr[..]),
+                (&b"\xff\0\xc3"[..], &b"\xa9"[..])
+            );
+        }
+    });
+}
+
+#[test]
+fn three_hundred_processes_run_side_by_side() {
+    run(async |world| {
+        let clients = clients(world);
+        clients.sh("true").await;
+        let before = world.descriptors();
+        let runs = (0..300).map(|number| clients.run(script(&format!("sleep 0.2; echo {number}"))));
+        let outcomes = futures::future::join_all(runs).await;
+        for (number, outcome) in outcomes.into_iter().enumerate() {
+            assert_eq!(outcome.text(), format!("{number}\n"));
+        }
+        assert!(clients.list().await.is_empty());
+        drop(clients);
+        eventually("descriptors are closed", async || {
+            world.descriptors() <= before + 2
+        })
+        .await;
+    });
+}

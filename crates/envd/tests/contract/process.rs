@@ -1,0 +1,447 @@
+//! Starting processes and ending them.
+
+use std::time::{Duration, Instant};
+
+use connectrpc::ErrorCode;
+use wrenn_proto::rpc::process::{ProcessConfig, Signal, StartRequest};
+
+use crate::{
+    calls::{CODECS, as_user, by_tag, clients, clients_by, limit, program, refusal, script},
+    world::{eventually, run, run_with},
+};
+
+fn config(request: &StartRequest) -> ProcessConfig {
+    request.process.as_option().cloned().expect("there")
+}
+
+fn with(request: StartRequest, change: impl FnOnce(&mut ProcessConfig)) -> StartRequest {
+    let mut process = config(&request);
+    change(&mut process);
+    StartRequest {
+        process: process.into(),
+        ..request
+    }
+}
+
+#[test]
+fn each_end_is_told_in_the_words_of_the_contract() {
+    run(async |world| {
+        for codec in CODECS {
+            let clients = clients_by(world, codec);
+            let end = clients.run(script("exit 3")).await.end;
+            assert_eq!(
+                (
+                    end.exit_code,
+                    end.exited,
+                    end.status.as_str(),
+                    end.error.as_deref()
+                ),
+                (3, true, "exit status 3", Some("exit status 3"))
+            );
+            let end = clients.run(script("exit 0")).await.end;
+            assert_eq!(
+                (
+                    end.exit_code,
+                    end.exited,
+                    end.status.as_str(),
+                    end.error.as_deref()
+                ),
+                (0, true, "exit status 0", None)
+            );
+            let end = clients.run(script("kill -9 $$")).await.end;
+            assert_eq!(
+                (end.exit_code, end.exited, end.error.as_deref()),
+                (-1, false, Some("signal: killed"))
+            );
+        }
+    });
+}
+
+#[test]
+fn the_environment_is_the_agents_path_the_user_the_host_and_the_request_in_this_order() {
+    run_with(&[], &[("LEAKED", "secret")], async |world| {
+        let clients = clients(world);
+        let body = serde_json::json!({"envVars": {"A": "host", "B": "host", "HOME": "/mnt"}});
+        let init = reqwest::Client::new()
+            .post(world.url("/init"))
+            .json(&body)
+            .send()
+            .await;
+        assert_eq!(init.expect("answered").status(), 204);
+        let request = with(program(&["env"]), |p| {
+            p.envs = [
+                ("B", "request"),
+                ("C", "a=b c"),
+                ("", "x"),
+                ("BAD=NAME", "x"),
+            ]
+            .map(|(n, v)| (n.to_owned(), v.to_owned()))
+            .into_iter()
+            .collect();
+        });
+        let events = clients
+            .start_with(request, as_user("user"))
+            .await
+            .expect("started");
+        let text = events.rest().await.text();
+        let mut lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with("PATH="))
+            .collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "A=host",
+                "B=request",
+                "C=a=b c",
+                "HOME=/mnt",
+                "LOGNAME=user",
+                "USER=user"
+            ]
+        );
+        assert!(text.contains("PATH=/usr/local/sbin:"), "{text}");
+    });
+}
+
+#[test]
+fn the_directory_is_the_asked_one_the_default_or_the_home() {
+    run(async |world| {
+        let clients = clients(world);
+        let pwd = async |cwd: Option<&str>, user: &str| {
+            let request = with(program(&["pwd"]), |p| p.cwd = cwd.map(str::to_owned));
+            clients
+                .start_with(request, as_user(user))
+                .await
+                .expect("started")
+                .rest()
+                .await
+                .text()
+        };
+        assert_eq!(pwd(None, "user").await, "/home/user\n");
+        assert_eq!(pwd(None, "root").await, "/root\n");
+        assert_eq!(pwd(Some("/mnt/work"), "user").await, "/mnt/work\n");
+        assert_eq!(pwd(Some("~"), "user").await, "/home/user\n");
+        assert_eq!(pwd(Some(".."), "user").await, "/home\n");
+        let body = serde_json::json!({"defaultWorkdir": "/mnt/work"});
+        reqwest::Client::new()
+            .post(world.url("/init"))
+            .json(&body)
+            .send()
+            .await
+            .expect("answered");
+        assert_eq!(pwd(None, "user").await, "/mnt/work\n");
+        let request = with(program(&["pwd"]), |p| p.cwd = Some("/no/such".into()));
+        let error = refusal(clients.start(request).await).await;
+        assert_eq!(
+            (error.code, error.message.as_deref()),
+            (
+                ErrorCode::InvalidArgument,
+                Some("cwd '/no/such' does not exist")
+            )
+        );
+    });
+}
+
+#[test]
+fn a_user_has_only_the_users_groups_and_rank() {
+    run(async |world| {
+        let clients = clients(world);
+        let as_ = async |user: &str, text: &str| {
+            let request = with(script(text), |p| p.cwd = Some("/".into()));
+            clients
+                .start_with(request, as_user(user))
+                .await
+                .expect("started")
+                .rest()
+                .await
+                .text()
+        };
+        assert_eq!(
+            as_("user", "id -u; id -g; id -G").await,
+            "1000\n1000\n1000 1001 1002\n"
+        );
+        assert_eq!(as_("nobody", "id -u; id -G").await, "65534\n65534\n");
+        assert_eq!(as_("root", "id -u; id -G").await, "0\n0\n");
+        assert_eq!(
+            as_("nobody", "nice; cat /proc/self/oom_score_adj").await,
+            "0\n100\n"
+        );
+        assert_eq!(
+            as_("user", "grep ^Cap[EP] /proc/self/status | tr -d '\\t'").await,
+            "CapPrm:0000000000000000\nCapEff:0000000000000000\n"
+        );
+        // The agent's own files are not handed down.
+        assert_eq!(as_("user", "ls /proc/self/fd").await, "0\n1\n2\n3\n");
+        let error = refusal(clients.start_with(script("id"), as_user("root123")).await).await;
+        assert_eq!(
+            (error.code, error.message.as_deref()),
+            (
+                ErrorCode::Unauthenticated,
+                Some("invalid username: 'root123'")
+            )
+        );
+    });
+}
+
+#[test]
+fn signals_start_from_the_default() {
+    run(async |world| {
+        let text = clients(world)
+            .sh("grep -E '^Sig(Blk|Ign)' /proc/self/status | tr -d '\\t'")
+            .await;
+        assert_eq!(text, "SigBlk:0000000000000000\nSigIgn:0000000000000000\n");
+    });
+}
+
+#[test]
+fn a_program_that_is_not_there_is_refused() {
+    run(async |world| {
+        let clients = clients(world);
+        for words in [
+            &["/no/such/program"][..],
+            &[""],
+            &["/etc/passwd"],
+            &["bad\0name"],
+            &["/bin/sh", "nul\0"],
+        ] {
+            let error = refusal(clients.start(program(words)).await).await;
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{words:?}: {error}");
+        }
+        let error = refusal(clients.start(StartRequest::default()).await).await;
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(clients.list().await.is_empty());
+    });
+}
+
+#[test]
+fn processes_are_found_by_tag_and_listed() {
+    run(async |world| {
+        let clients = clients(world);
+        let mut all = Vec::new();
+        for tag in ["a", "b", "c"] {
+            let request = StartRequest {
+                tag: Some(tag.into()),
+                ..program(&["sleep", "100"])
+            };
+            let mut events = clients.start(request).await.expect("started");
+            all.push((tag, events.pid().await, events));
+        }
+        for (tag, pid, _) in &all {
+            assert_eq!(
+                clients
+                    .connect(by_tag(tag))
+                    .await
+                    .expect("there")
+                    .pid()
+                    .await,
+                *pid
+            );
+        }
+        let list = clients.list().await;
+        let listed: Vec<_> = list
+            .iter()
+            .map(|p| (p.tag.as_deref().expect("a tag"), p.pid))
+            .collect();
+        assert_eq!(
+            listed,
+            all.iter()
+                .map(|(tag, pid, _)| (*tag, *pid))
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(list[0].config.as_option().expect("there").args, ["100"]);
+        for (_, pid, events) in all {
+            clients
+                .signal(pid, Signal::SIGNAL_SIGTERM)
+                .await
+                .expect("sent");
+            assert_eq!(
+                events.rest().await.end.error.as_deref(),
+                Some("signal: terminated")
+            );
+        }
+        assert!(clients.list().await.is_empty());
+        let error = refusal(clients.connect(by_tag("nobody")).await).await;
+        assert_eq!(error.code, ErrorCode::NotFound);
+    });
+}
+
+#[test]
+fn a_signal_ends_a_process_and_its_children_at_once() {
+    run(async |world| {
+        let clients = clients(world);
+        let mut events = clients
+            .start(script("sleep 1000 & echo $!; wait"))
+            .await
+            .expect("started");
+        let pid = events.pid().await;
+        let child: u32 = events.until("\n").await.trim().parse().expect("a pid");
+        clients
+            .signal(pid, Signal::SIGNAL_SIGKILL)
+            .await
+            .expect("sent");
+        assert_eq!(
+            events.rest().await.end.error.as_deref(),
+            Some("signal: killed")
+        );
+        eventually("both are gone", async || {
+            !world.runs(pid) && !world.runs(child)
+        })
+        .await;
+        assert_eq!(
+            clients
+                .signal(999_999, Signal::SIGNAL_SIGKILL)
+                .await
+                .expect_err("unknown")
+                .code,
+            ErrorCode::NotFound
+        );
+        assert_eq!(
+            clients
+                .signal(pid, Signal::SIGNAL_SIGKILL)
+                .await
+                .expect_err("it has ended")
+                .code,
+            ErrorCode::NotFound
+        );
+        let mut events = clients
+            .start(program(&["sleep", "1000"]))
+            .await
+            .expect("started");
+        let pid = events.pid().await;
+        assert_eq!(
+            clients
+                .signal(pid, Signal::SIGNAL_UNSPECIFIED)
+                .await
+                .expect_err("refused")
+                .code,
+            ErrorCode::Unimplemented
+        );
+    });
+}
+
+#[test]
+fn the_end_waits_for_who_holds_the_pipes_unless_a_signal_was_sent() {
+    run(async |world| {
+        let clients = clients(world);
+        let began = Instant::now();
+        let outcome = clients
+            .run(script("(sleep 0.5; echo late) & echo early"))
+            .await;
+        assert_eq!(outcome.text(), "early\nlate\n");
+        assert!(began.elapsed() >= Duration::from_millis(500));
+        // In a session of its own, so that the signal does not reach it.
+        let mut events = clients
+            .start(script("setsid sleep 1000 & echo early; wait"))
+            .await
+            .expect("started");
+        let pid = events.pid().await;
+        events.until("early\n").await;
+        clients
+            .signal(pid, Signal::SIGNAL_SIGKILL)
+            .await
+            .expect("sent");
+        let outcome = tokio::time::timeout(Duration::from_secs(20), events.rest())
+            .await
+            .expect("it does not wait");
+        assert_eq!(outcome.end.exit_code, -1);
+    });
+}
+
+#[test]
+fn a_time_limit_kills_the_process_even_if_the_client_has_gone() {
+    run(async |world| {
+        let clients = clients(world);
+        let began = Instant::now();
+        let events = clients
+            .start_with(
+                script("echo out; sleep 1000"),
+                limit(Duration::from_millis(400)),
+            )
+            .await;
+        let outcome = events.expect("started").rest().await;
+        assert!(began.elapsed() >= Duration::from_millis(400));
+        assert_eq!(
+            (&outcome.stdout[..], outcome.end.error.as_deref()),
+            (&b"out\n"[..], Some("signal: killed"))
+        );
+        // Clients learn why from the stream's own end.
+        assert_eq!(
+            outcome.error.expect("said").code,
+            ErrorCode::DeadlineExceeded
+        );
+        let mut events = clients
+            .start_with(
+                program(&["sleep", "1000"]),
+                limit(Duration::from_millis(400)),
+            )
+            .await
+            .expect("started");
+        let pid = events.pid().await;
+        drop(events);
+        eventually("it is killed", async || !world.runs(pid)).await;
+        // No limit, and one that is not reached.
+        assert_eq!(
+            clients
+                .start_with(script("sleep 0.5; echo x"), limit(Duration::ZERO))
+                .await
+                .expect("started")
+                .rest()
+                .await
+                .text(),
+            "x\n"
+        );
+        let outcome = clients
+            .start_with(script("echo x"), limit(Duration::from_secs(100)))
+            .await
+            .expect("started")
+            .rest()
+            .await;
+        assert_eq!(
+            (outcome.error.is_none(), outcome.text().as_str()),
+            (true, "x\n")
+        );
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_does_not_end_the_process() {
+    run(async |world| {
+        let clients = clients(world);
+        let request = script("trap '' PIPE; while :; do echo tick; sleep 0.05; done");
+        let mut events = clients.start(request).await.expect("started");
+        let pid = events.pid().await;
+        events.until("tick").await;
+        drop((events, clients));
+        let clients = crate::calls::clients(world);
+        let mut again = clients
+            .connect(crate::calls::by_pid(pid))
+            .await
+            .expect("still there");
+        again.pid().await;
+        again.until("tick\ntick\ntick\n").await;
+        assert!(world.runs(pid));
+        clients
+            .signal(pid, Signal::SIGNAL_SIGKILL)
+            .await
+            .expect("sent");
+    });
+}
+
+#[test]
+fn silence_is_broken_by_keepalives() {
+    run(async |world| {
+        let options = crate::calls::header("keepalive-ping-interval", "1");
+        let clients = clients(world);
+        let mut events = clients
+            .start_with(program(&["sleep", "1000"]), options)
+            .await
+            .expect("started");
+        events.pid().await;
+        let event = events.any().await.expect("goes on").expect("an event");
+        assert!(matches!(
+            event,
+            wrenn_proto::rpc::process::__buffa::oneof::process_event::Event::Keepalive(_)
+        ));
+    });
+}
