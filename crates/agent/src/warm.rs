@@ -206,7 +206,7 @@ async fn record_working_set(
     let facts = crate::host::Facts::read(&owners.host.config.data_dir)
         .map_err(failed("find out what this host has"))?;
     let plan = wanted(&template.name)?
-        .from_moment(&facts, moment)
+        .thawing(&facts, moment)
         .map_err(failed("restore the guest"))?;
     let restored = run(owners, plan, "restore the guest").await?;
     run_first_commands(owners, &restored).await?;

@@ -111,7 +111,6 @@ pub async fn serve(listener: TcpListener) -> io::Result<()> {
 }
 
 /// All routes, with empty settings.
-#[must_use]
 pub fn router(connections: Arc<Connections>) -> Router {
     let app = App {
         settings: Arc::default(),

@@ -132,7 +132,7 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
     };
     if let Some(pin) = host.snapshots.named(&wanted.template_name)? {
         let moment = host.snapshots.moment(&pin)?;
-        return wanted.from_moment(&facts, moment);
+        return wanted.thawing(&facts, moment);
     }
     let template = host.templates.template(&wanted.template_name)?;
     facts.admit(request.vcpus, request.memory_mb)?;
@@ -157,7 +157,7 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         && host.config.warm
         && let Some(moment) = host.snapshots.warm(&template)
     {
-        return wanted.from_moment(&facts, moment);
+        return wanted.thawing(&facts, moment);
     }
     Ok(wanted.plan(
         Source::Image(template),
@@ -178,11 +178,7 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// A machine that goes on from a frozen one has that one's size.
-    pub(crate) fn from_moment(
-        self,
-        facts: &host::Facts,
-        moment: Moment,
-    ) -> Result<Plan, CreateError> {
+    pub(crate) fn thawing(self, facts: &host::Facts, moment: Moment) -> Result<Plan, CreateError> {
         let manifest = moment.manifest();
         let (vcpus, memory_mib, disk_mib) =
             (manifest.vcpus, manifest.memory_mib, manifest.disk_mib);

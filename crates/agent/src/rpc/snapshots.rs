@@ -152,7 +152,7 @@ async fn make_copies(
             egress: sandbox.facts.egress,
             envs: envs.clone(),
         };
-        let plan = wanted.from_moment(facts, moment.clone());
+        let plan = wanted.thawing(facts, moment.clone());
         match plan.and_then(|plan| lifecycle::begin_plan(owners, plan)) {
             Ok(copy) => begun.push(copy),
             Err(failed) => {

@@ -70,7 +70,7 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
     for (_, adopted) in found {
         let (sandbox, requests) = Sandbox::new(Facts::from(&*adopted.spec), now_unix_ms());
         owners.registry.insert(sandbox.clone());
-        spawn(owners, sandbox, requests, Start::Adopted(adopted));
+        spawn(owners, sandbox, requests, Start::Adopted(Box::new(adopted)));
     }
     // What the sandboxes stand on is pinned by now; the rest of an earlier agent's work is garbage.
     owners.collect_snapshots();

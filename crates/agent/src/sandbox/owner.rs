@@ -34,7 +34,7 @@ pub(crate) enum Start {
         made: oneshot::Sender<Result<(), CreateError>>,
     },
     /// With a machine that runs.
-    Adopted(Adopted),
+    Adopted(Box<Adopted>),
 }
 
 /// What an agent found of a sandbox at its start.
@@ -142,7 +142,7 @@ impl Owner {
     async fn run(&mut self, start: Start) {
         let next = match start {
             Start::Create { plan, made } => self.create(&plan, made).await,
-            Start::Adopted(adopted) => self.adopt(adopted).await,
+            Start::Adopted(adopted) => self.adopt(*adopted).await,
         };
         self.go_on(next).await;
     }

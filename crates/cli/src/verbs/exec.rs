@@ -224,7 +224,10 @@ async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Re
 async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infallible> {
     let mut stdin = tokio::io::stdin();
     let mut chunk = vec![0; INPUT_CHUNK_BYTES];
-    while wanted {
+    if !wanted {
+        return std::future::pending().await;
+    }
+    loop {
         let len = stdin
             .read(&mut chunk)
             .await

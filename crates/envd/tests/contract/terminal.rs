@@ -73,9 +73,7 @@ fn a_burst_of_input_then_resize_then_kill_all_take_effect() {
                 type_in(&clients, pid, std::str::from_utf8(piece).expect("ASCII")).await;
             }
             let seen = events.until("33 90").await;
-            let wanted = clients
-                .sh(&format!("printf '%08d' $(seq 0 2499) | sha256sum"))
-                .await;
+            let wanted = clients.sh("printf '%08d' $(seq 0 2499) | sha256sum").await;
             assert!(seen.contains(&wanted[..64]), "{seen}");
             resize(&clients, pid, 120, 40).await.expect("resized");
             type_in(&clients, pid, "go\n").await;
