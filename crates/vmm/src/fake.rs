@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     process::Stdio,
     time::Duration,
 };
@@ -47,6 +47,17 @@ impl FakeMachine {
     }
 }
 
+/// Says what a VMM says at a boot, of memory that a stand-in does not have.
+fn tell_layout(config: &MachineConfig, pager: OwnedFd) -> io::Result<()> {
+    let layout = serde_json::json!([{
+        "base_host_virt_addr": 0x7000_0000_0000_u64,
+        "size": u64::from(config.memory_mib) * 1024 * 1024,
+        "offset": 0,
+        "page_size": 4096,
+    }]);
+    UnixStream::from(pager).write_all(layout.to_string().as_bytes())
+}
+
 fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ControlError {
     move |source| ControlError::Io { step, source }
 }
@@ -56,10 +67,11 @@ impl VmmDriver for FakeDriver {
 
     async fn launch(
         &self,
-        _config: MachineConfig,
-        _fds: MachineFds,
+        config: MachineConfig,
+        fds: MachineFds,
     ) -> Result<FakeMachine, LaunchError> {
         let io = |step| move |source| LaunchError::Io { step, source };
+        tell_layout(&config, fds.pager).map_err(io("tell where its memory is"))?;
         let (sender, console) = pipe::pipe().map_err(io("make a pipe"))?;
         let output = sender.into_blocking_fd().map_err(io("make a pipe"))?;
         let child = tokio::process::Command::new("sh")

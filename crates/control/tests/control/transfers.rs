@@ -278,7 +278,7 @@ async fn directories_are_made_listed_and_removed() {
         (StatusCode::OK, &json!("/new")),
         "{made}"
     );
-    assert_failure(&post("mkdir", "/dir").await, 409, "already_exists", &[]);
+    assert_failure(&post("mkdir", "/dir").await, 409, "conflict", &[]);
     assert_eq!(post("remove", "/new").await.0, StatusCode::NO_CONTENT);
     assert_eq!(post("list", "/new").await.1, json!({ "entries": [] }));
 }
