@@ -199,25 +199,30 @@ impl Snapshots {
                 here_accel: self.accel,
             });
         }
+        // A snapshot of the images stands on the images' files alone: what this store has of them belongs to snapshots of its
+        // own, and goes with the last of those.
+        let stores = if self.images.holds(&snapshot) {
+            vec![&self.images]
+        } else {
+            vec![&self.own, &self.images]
+        };
         let mut layers = Vec::new();
         for build in &manifest.disk_layers {
-            layers.push(self.layer(*build)?);
+            layers.push(self.layer(&stores, *build)?);
         }
-        let memory = vec![self.own.memory_dir(), self.images.memory_dir()];
+        let memory = stores.iter().map(|store| store.memory_dir()).collect();
         Ok(Moment::new(snapshot, layers, memory, pin.clone()))
     }
 
-    fn layer(&self, build: BuildId) -> Result<PathBuf, SnapshotError> {
-        let own = self.own.layer(build);
-        if own.exists() {
-            moment::protect_layer(&own)?;
-            return Ok(own);
+    fn layer(&self, stores: &[&Store], build: BuildId) -> Result<PathBuf, SnapshotError> {
+        let mut paths = stores.iter().map(|store| store.layer(build));
+        let Some(path) = paths.find(|path| path.exists()) else {
+            return Err(StoreError::MissingLayer(self.own.layer(build)).into());
+        };
+        if path == self.own.layer(build) {
+            moment::protect_layer(&path)?;
         }
-        let image = self.images.layer(build);
-        if image.exists() {
-            return Ok(image);
-        }
-        Err(StoreError::MissingLayer(own).into())
+        Ok(path)
     }
 
     fn find(&self, build: BuildId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {

@@ -342,9 +342,7 @@ fn told(error: &AgentError) -> String {
         return "the host agent went away".to_owned();
     }
     match error.code {
-        connectrpc::ErrorCode::Internal | connectrpc::ErrorCode::Unknown => {
-            "the host failed; its log says why".to_owned()
-        }
+        connectrpc::ErrorCode::Unknown => "the host failed; its log says why".to_owned(),
         _ => error.message.clone(),
     }
 }

@@ -16,6 +16,7 @@ pub mod auth;
 pub mod connections;
 pub mod filesystem;
 pub mod http;
+pub mod page_cache;
 pub mod paths;
 pub mod process;
 pub mod server;

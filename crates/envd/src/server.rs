@@ -23,6 +23,7 @@ use crate::{
     connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
     http::{download, error::connect_error, info, snapshot, upload},
+    page_cache::PageCache,
     process::{ProcessService, registry::Registry},
     settings::Settings,
 };
@@ -43,6 +44,8 @@ pub struct App {
     pub processes: Arc<Registry>,
     /// Who is connected.
     pub connections: Arc<Connections>,
+    /// What of the page cache is frozen.
+    pub page_cache: Arc<PageCache>,
 }
 
 /// Serves on an address until the process is killed.
@@ -116,6 +119,7 @@ pub fn router(connections: Arc<Connections>) -> Router {
         settings: Arc::default(),
         processes: Arc::default(),
         connections,
+        page_cache: Arc::default(),
     };
     let watchers = Arc::new(Watchers::default());
     let rpc = connectrpc::Router::new()

@@ -170,6 +170,12 @@ impl Store {
         Ok(Snapshot { dir, manifest })
     }
 
+    /// Whether a snapshot is one of this store.
+    #[must_use]
+    pub fn holds(&self, snapshot: &Snapshot) -> bool {
+        snapshot.dir.starts_with(&self.root)
+    }
+
     /// The header of a snapshot's memory.
     ///
     /// # Errors

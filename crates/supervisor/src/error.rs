@@ -93,6 +93,15 @@ pub enum SupervisorError {
     /// The page server cannot go on, so the machine was ended.
     #[error("the guest's memory could not be served any more: {0}")]
     Pages(String),
+    /// The frozen state of CPU and devices cannot be used.
+    #[error("{path} cannot be loaded: it is damaged, or of another machine")]
+    DeviceState {
+        /// The file.
+        path: PathBuf,
+        /// In the VMM's words.
+        #[source]
+        source: wrenn_vmm::ControlError,
+    },
     /// A machine that was frozen did not do as it was told.
     #[error(transparent)]
     Control(#[from] wrenn_vmm::ControlError),

@@ -58,13 +58,15 @@ pub(crate) async fn restore<M: Machine>(
     failure: &Failure,
 ) -> Result<(), SupervisorError> {
     let path = restore.snapshot.join(layout::DEVICE);
-    let file =
-        fs::File::open(&path).map_err(|source| SupervisorError::ReadSpec { path, source })?;
+    let file = fs::File::open(&path).map_err(|source| SupervisorError::ReadSpec {
+        path: path.clone(),
+        source,
+    })?;
     tokio::select! {
         // Without its memory it would wait for nothing.
         biased;
         reason = failure.occurred() => return Err(SupervisorError::Pages(reason)),
-        loaded = machine.load(file.into()) => loaded?,
+        loaded = machine.load(file.into()) => loaded.map_err(|source| SupervisorError::DeviceState { path, source })?,
     }
     Ok(machine.thaw().await?)
 }

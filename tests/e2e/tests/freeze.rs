@@ -20,7 +20,7 @@ use wrenn_e2e::{
 
 /// A program that holds memory, counts, and answers questions by TCP.
 const WITNESS: &str = r#"
-import random, socket, threading, time, zlib
+import os, random, signal, socket, threading, time, zlib
 memory = bytearray(random.Random(7).randbytes(24 << 20))
 count = 0
 def counting():
@@ -29,6 +29,11 @@ def counting():
         count += 1
         time.sleep(0.02)
 threading.Thread(target=counting, daemon=True).start()
+def touch(*_):
+    for page in range(100, 110):
+        memory[page * 4096:page * 4096 + 4096] = random.randbytes(4096)
+signal.signal(signal.SIGUSR1, touch)
+open("/root/pid", "w").write(f"{os.getpid()}\n")
 server = socket.create_server(("127.0.0.1", 7000))
 while True:
     peer, _ = server.accept()
@@ -147,7 +152,7 @@ async fn memory_processes_and_files_are_right_after_every_cycle() -> Result<()> 
     let lines: String = (0..cycles).map(|cycle| format!("{cycle}\n")).collect();
     assert_eq!(sandbox.shell("cat /root/cycles").await?.stdout, lines);
     let dmesg = sandbox
-        .shell("dmesg | grep -iE 'ext4.*error|I/O error|oops|BUG' || true")
+        .shell("dmesg | grep -E 'EXT4-fs error|I/O error|Oops|BUG:' || true")
         .await?;
     assert_eq!(dmesg.stdout, "");
     sandbox.destroy().await
@@ -161,14 +166,20 @@ async fn a_pause_writes_what_changed_and_no_more() -> Result<()> {
         pause(&service, &sandbox).await?;
         resume(&service, &sandbox).await?;
     }
-    ask(&sandbox, "fill 100 10").await?;
+    let sum = ask(&sandbox, "sum").await?;
+    pause(&service, &sandbox).await?;
+    resume(&service, &sandbox).await?;
+    // A word to the witness that costs next to nothing.
+    sandbox
+        .shell("read pid </root/pid && kill -USR1 $pid")
+        .await?;
     pause(&service, &sandbox).await?;
     let (path, bytes) = last_diff(&service)?;
     assert!(bytes >= 10 * 4096, "{bytes} bytes");
-    // The guest's kernel and agent change pages of their own; without the limit all 24 MiB would be there.
-    assert!(bytes < 6 << 20, "{} has {bytes} bytes", path.display());
+    // The guest's kernel and agent, and the shell that told it, change pages of their own.
+    assert!(bytes < 2 << 20, "{} has {bytes} bytes", path.display());
     resume(&service, &sandbox).await?;
-    assert!(ask(&sandbox, "sum").await? > 0);
+    assert_ne!(ask(&sandbox, "sum").await?, sum, "ten pages are others");
     sandbox.destroy().await
 }
 
@@ -444,11 +455,7 @@ async fn a_damaged_file_is_named_and_hurts_nobody_else() -> Result<()> {
                 .to_string_lossy()
                 .into_owned();
             let told = format!("{refused}{record}");
-            // QEMU tells about the device state in its own words.
-            assert!(
-                told.contains(&name) || (number == 2 && how == "truncated"),
-                "{how} {name}: {told}"
-            );
+            assert!(told.contains(&name), "{how} {name}: {told}");
             fs::write(&path, good)?;
             resume(&service, &sandbox).await?;
             assert_eq!(sandbox.exec("true", &[]).await?.code, 0);

@@ -153,6 +153,11 @@ impl From<AgentError> for ApiError {
             return Self::new(Code::Unavailable, "the host does not answer");
         }
         match rpc_code(error.code) {
+            // The agent's own words are written for users: which file is damaged, what could not start.
+            Code::AgentError if error.code == RpcCode::Internal => {
+                tracing::error!(%error, "the host agent failed");
+                Self::new(Code::AgentError, error.message)
+            }
             Code::AgentError => {
                 tracing::error!(%error, "the host agent failed");
                 Self::new(
@@ -233,7 +238,7 @@ mod tests {
             (RpcCode::Aborted, 409, "conflict", told),
             (RpcCode::OutOfRange, 400, "invalid_request", told),
             (RpcCode::Unimplemented, 502, "agent_error", hidden),
-            (RpcCode::Internal, 502, "agent_error", hidden),
+            (RpcCode::Internal, 502, "agent_error", told),
             (RpcCode::Unavailable, 503, "unavailable", told),
             (RpcCode::DataLoss, 502, "agent_error", hidden),
             (RpcCode::Unauthenticated, 502, "agent_error", hidden),

@@ -1,7 +1,7 @@
 //! `/snapshot/prepare` and `/snapshot/recover`: before the machine is frozen, and after.
 //!
-//! Preparing makes a frozen moment small and whole: what is in the page cache is written, the cache is given back, idle
-//! connections are closed. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
+//! Preparing makes a frozen moment small and whole: what is in the page cache is written, the cache is given back if it has
+//! grown ([`crate::page_cache`]), idle connections are closed. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
 //!
 //! Recovering has two forms. Without `sandboxId` the machine goes on as the one it was (it was frozen and thawed, or not
 //! frozen after all): it gets fresh randomness, as the frozen moment may become another's past. With it, the machine was
@@ -75,11 +75,11 @@ pub async fn prepare(
         "getting ready to be frozen"
     );
     app.connections.drain();
+    let page_cache = app.page_cache.clone();
     blocking(move || {
         rustix::fs::sync();
         if !request.keep_cache {
-            // 1: the page cache only; what the kernel knows of files is small and soon needed again.
-            fs::write("/proc/sys/vm/drop_caches", "1")?;
+            page_cache.give_back()?;
         }
         Ok(())
     })
@@ -109,6 +109,7 @@ pub async fn recover(
     if restored {
         app.settings.become_sandbox(request);
         app.connections.cut();
+        app.page_cache.restored();
     } else {
         app.connections.keep();
     }
