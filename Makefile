@@ -19,9 +19,10 @@ test: setup-test dev image ## Run the whole test suite, in real virtual machines
 	WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) cargo nextest run --locked --workspace $(NEXTEST)
 	cargo test --locked --workspace --doc -q
 
-build: envd ## Build dist/wrenn and dist/envd
-	cargo build --locked --release -p wrenn-cli
+build: envd ## Build what is installed, into dist/
+	cargo build --locked --release -p wrenn-cli -p wrenn-preload
 	install -D -C -m 755 $(TARGET)/release/wrenn dist/wrenn
+	install -D -C -m 755 $(TARGET)/release/libwrenn_preload.so dist/libwrenn_preload.so
 	install -D -C -m 755 $(ENVD) dist/envd
 
 setup: ## Install the OS packages that Wrenn needs
@@ -46,6 +47,7 @@ lint: ## Check format, clippy and documentation
 
 install: build ## Install into PREFIX (/usr/local)
 	install -D -m 755 dist/wrenn $(DESTDIR)$(PREFIX)/bin/wrenn
+	install -D -m 755 dist/libwrenn_preload.so $(DESTDIR)$(PREFIX)/lib/wrenn/libwrenn_preload.so
 	install -D -m 755 dist/envd $(DESTDIR)$(PREFIX)/lib/wrenn/envd
 
 clean: ## Remove all that was built, images too

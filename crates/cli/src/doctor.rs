@@ -107,6 +107,8 @@ pub(crate) trait Machine {
     fn free_disk(&self) -> Result<(u64, String), String>;
     /// Free bytes of memory.
     fn free_memory(&self) -> Result<u64, String>;
+    /// Where the library is that pages a guest's memory; the error says where it was sought.
+    fn paging_library(&self) -> Result<String, String>;
     /// Names of the templates that can be used; the error says what is wrong with them.
     fn templates(&self) -> Result<Vec<String>, String>;
 }
@@ -135,9 +137,10 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
             machine,
             "userfaultfd",
             "/dev/userfaultfd",
-            Level::Warn,
+            Level::Fail,
             "mknod -m 600 /dev/userfaultfd c 10 $(awk '$2 == \"userfaultfd\" {print $1}' /proc/misc)",
         ),
+        paging_library(machine),
         network_namespace(machine),
         cgroup_limits(&machine.cgroups()),
         disk(machine),
@@ -224,6 +227,13 @@ fn device(
     match machine.device(path) {
         Ok(()) => Finding::ok(name, path),
         Err(why) => Finding::bad(level, name, format!("{path}: {why}"), fix),
+    }
+}
+
+fn paging_library(machine: &dyn Machine) -> Finding {
+    match machine.paging_library() {
+        Ok(path) => Finding::ok("paging library", path),
+        Err(why) => Finding::bad(Level::Fail, "paging library", why, "make build install"),
     }
 }
 

@@ -37,4 +37,5 @@ mod status;
 mod supervise;
 
 pub use error::SupervisorError;
+pub use preload::find as paging_library;
 pub use supervise::{run, run_with};

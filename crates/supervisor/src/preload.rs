@@ -8,7 +8,10 @@ use crate::SupervisorError;
 const NAME: &str = "libwrenn_preload.so";
 
 /// Finds it: beside the executable, or where `make install` puts it (`../lib/wrenn`).
-pub(crate) fn find(wrenn_exe: &Path) -> Result<PathBuf, SupervisorError> {
+///
+/// # Errors
+/// If it is in neither place; the error names both.
+pub fn find(wrenn_exe: &Path) -> Result<PathBuf, SupervisorError> {
     let dir = wrenn_exe.parent().unwrap_or(Path::new("/"));
     let beside = dir.join(NAME);
     let installed = dir.join("../lib/wrenn").join(NAME);

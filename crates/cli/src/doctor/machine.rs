@@ -72,6 +72,13 @@ impl Machine for ThisMachine<'_> {
             .ok_or_else(|| "/proc/meminfo has no MemAvailable".to_owned())
     }
 
+    fn paging_library(&self) -> Result<String, String> {
+        let exe = std::env::current_exe().map_err(|e| format!("cannot find myself: {e}"))?;
+        wrenn_supervisor::paging_library(&exe)
+            .map(|path| path.display().to_string())
+            .map_err(|e| e.to_string())
+    }
+
     fn templates(&self) -> Result<Vec<String>, String> {
         images::template_names(&self.settings.images_dir)
     }

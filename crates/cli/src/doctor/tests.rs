@@ -60,6 +60,9 @@ impl Machine for Fake {
     fn free_memory(&self) -> Result<u64, String> {
         Ok(self.memory)
     }
+    fn paging_library(&self) -> Result<String, String> {
+        self.device("library").map(|()| "library".to_owned())
+    }
     fn templates(&self) -> Result<Vec<String>, String> {
         self.templates.clone()
     }
@@ -134,13 +137,16 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn each_other_lack_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 8] = [
+    let cases: [(&str, Level, Change); 9] = [
         ("root", Level::Fail, |m| m.root = false),
         ("tap devices", Level::Fail, |m| {
             m.lacks = vec!["/dev/net/tun"]
         }),
-        ("userfaultfd", Level::Warn, |m| {
+        ("userfaultfd", Level::Fail, |m| {
             m.lacks = vec!["/dev/userfaultfd"];
+        }),
+        ("paging library", Level::Fail, |m| {
+            m.lacks = vec!["library"];
         }),
         ("network namespaces", Level::Fail, |m| {
             m.netns = Err("Operation not permitted".into());
