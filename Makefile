@@ -7,10 +7,10 @@ export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 # The guest agent that goes into them.
 ENVD := $(TARGET)/x86_64-unknown-linux-gnu/guest/envd
 
-.PHONY: help demo test build dev image setup setup-test envd bench soak lint clean install
+.PHONY: help demo test build dev image setup setup-test envd bench bench-pager soak lint clean install
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Set up, start the service, run code in a sandbox, show what isolates it, clean up
 	@scripts/demo
@@ -35,6 +35,9 @@ bench: setup build ## Measure, as JSON on standard output
 	dist/wrenn image build >&2
 	cargo build --locked --release -p wrenn-e2e --bin bench
 	WRENN_BIN=$(abspath dist/wrenn) WRENN_ENVD=$(abspath dist/envd) $(TARGET)/release/bench $(BENCH)
+
+bench-pager: ## Measure the page server beside the smallest possible one
+	cargo run --locked --release -q -p wrenn-pager --example faults
 
 soak: setup-test dev image ## Run the end-to-end loops in full
 	WRENN_SOAK=1 WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) \

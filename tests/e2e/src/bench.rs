@@ -2,10 +2,15 @@
 
 mod boot;
 mod host;
+mod probe;
+mod spawn;
+mod thaw;
 mod throughput;
 
 pub use boot::boot;
 pub use host::{idle, memory};
+pub use spawn::spawn;
+pub use thaw::{thaw, warm};
 pub use throughput::{exec, files};
 
 /// The middle value.

@@ -86,7 +86,9 @@ async fn a_sandbox_that_is_still_starting_can_be_destroyed() -> Result<()> {
 async fn an_idle_sandbox_is_ended_if_asked_and_a_ping_keeps_it() -> Result<()> {
     let service = Service::start().await?;
     let kept = service.create_with(json!({ "timeout_sec": 8 })).await?;
-    let idle = service.create_with(json!({ "timeout_sec": 8, "on_timeout": "kill" })).await?;
+    let idle = service
+        .create_with(json!({ "timeout_sec": 8, "on_timeout": "kill" }))
+        .await?;
     let ended = until("the idle one ends", Duration::from_secs(60), async || {
         let (status, _) = service
             .json(Method::POST, &kept.path("/ping"), &json!({}))

@@ -5,6 +5,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use connectrpc::{ConnectError, ErrorCode};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -268,18 +269,22 @@ impl Boot<'_> {
         let before = self.pins.origin.as_ref();
         let before = before.and_then(|pin| self.host.snapshots.guest_token(pin));
         let set_up = async {
+            if let Some(token) = &before {
+                // It stands where it answered before: asking how it is first would only cost time.
+                while !recovered(ip, token, spec).await? {
+                    tokio::time::sleep(POLL).await;
+                }
+                times.envd_ms = ms_since(self.began);
+                return Ok(());
+            }
             while !envd.is_healthy().await {
                 tokio::time::sleep(POLL).await;
             }
             times.envd_ms = ms_since(self.began);
-            let token = match &before {
-                Some(token) => token,
-                None => {
-                    init(&envd, spec).await?;
-                    &spec.envd_token
-                }
-            };
-            recover(ip, token, spec).await
+            init(&envd, spec).await?;
+            recover(ip, &spec.envd_token, spec)
+                .await
+                .map_err(CreateError::Guest)
         };
         let limit = self.host.deadlines.guest;
         let deadline = tokio::time::timeout(limit, set_up);
@@ -309,8 +314,8 @@ impl Boot<'_> {
 }
 
 /// Makes a guest this sandbox's: until a restored one has heard this it is still the one that was frozen, with its token.
-async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), CreateError> {
-    let frozen = EnvdClient::new(ip, token).map_err(CreateError::Guest)?;
+async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), ConnectError> {
+    let frozen = EnvdClient::new(ip, token)?;
     let (id, template) = (spec.id.to_string(), spec.template.to_string());
     let recover = Recover {
         entropy: crate::envd_client::entropy(),
@@ -323,7 +328,19 @@ async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), C
         default_user: &spec.default_user,
         nameservers: Some(&spec.dns),
     };
-    frozen.recover(&recover).await.map_err(CreateError::Guest)
+    frozen.recover(&recover).await
+}
+
+/// Tries to [`recover`]; false if the guest cannot be reached yet. Doing it twice is fine, but the second time it has this
+/// sandbox's token already.
+async fn recovered(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<bool, CreateError> {
+    let failed = match recover(ip, token, spec).await {
+        Ok(()) => return Ok(true),
+        Err(error) if error.code == ErrorCode::Unavailable => return Ok(false),
+        Err(error) => error,
+    };
+    let again = recover(ip, &spec.envd_token, spec).await;
+    again.map(|()| true).map_err(|_| CreateError::Guest(failed))
 }
 
 /// A machine id (32 hexadecimal digits) that is the sandbox's alone and stays the same over its resumes.

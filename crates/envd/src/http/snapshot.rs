@@ -8,13 +8,7 @@
 //! restored, perhaps as another sandbox: before this is answered it has its own randomness, names, environment and token, and
 //! the connections of its past are cut.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
-    net::Ipv4Addr,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
 
 use axum::{Json, extract::State};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -160,13 +154,13 @@ fn check(request: &Recover) -> Result<(), HttpError> {
 /// Writes who this machine is to the places where programs look. `root` is `/`, but for tests.
 fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
     if let Some(id) = &request.machine_id {
-        fs::write(root.join("etc/machine-id"), format!("{id}\n"))?;
+        write_if_other(&root.join("etc/machine-id"), &format!("{id}\n"))?;
     }
     if let Some(name) = &request.hostname {
         if root == Path::new("/") {
             rustix::system::sethostname(name.as_bytes())?;
         }
-        fs::write(root.join("etc/hostname"), format!("{name}\n"))?;
+        write_if_other(&root.join("etc/hostname"), &format!("{name}\n"))?;
         name_in_hosts(&root.join("etc/hosts"), name)?;
     }
     if let Some(servers) = &request.nameservers {
@@ -174,19 +168,27 @@ fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
             .iter()
             .map(|s| format!("nameserver {s}\n"))
             .collect();
-        fs::write(root.join("etc/resolv.conf"), lines)?;
+        write_if_other(&root.join("etc/resolv.conf"), &lines)?;
     }
     if let Some(id) = &request.sandbox_id {
         let template = request.template_id.as_deref().unwrap_or_default();
         for (dir, prefix) in [("run/wrenn", "WRENN"), ("run/e2b", "E2B")] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir)?;
-            fs::write(dir.join(format!(".{prefix}_SANDBOX")), "true")?;
-            fs::write(dir.join(format!(".{prefix}_SANDBOX_ID")), id)?;
-            fs::write(dir.join(format!(".{prefix}_TEMPLATE_ID")), template)?;
+            write_if_other(&dir.join(format!(".{prefix}_SANDBOX")), "true")?;
+            write_if_other(&dir.join(format!(".{prefix}_SANDBOX_ID")), id)?;
+            write_if_other(&dir.join(format!(".{prefix}_TEMPLATE_ID")), template)?;
         }
     }
     Ok(())
+}
+
+/// Writes a file whose content is another one. Most of them stay what they were at a resume, and somebody waits for it.
+fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+        return Ok(());
+    }
+    fs::write(path, content)
 }
 
 /// Comment behind the line that is ours.
@@ -195,11 +197,10 @@ const HOSTS_MARK: &str = "# this machine";
 /// So that `sudo` and others find the machine's own name without asking a server.
 fn name_in_hosts(path: &Path, name: &str) -> io::Result<()> {
     let old = fs::read_to_string(path).unwrap_or_default();
-    let mut file = fs::File::create(path)?;
-    for line in old.lines().filter(|line| !line.ends_with(HOSTS_MARK)) {
-        writeln!(file, "{line}")?;
-    }
-    writeln!(file, "127.0.1.1 {name} {HOSTS_MARK}")
+    let others = old.lines().filter(|line| !line.ends_with(HOSTS_MARK));
+    let mut new: String = others.flat_map(|line| [line, "\n"]).collect();
+    new.push_str(&format!("127.0.1.1 {name} {HOSTS_MARK}\n"));
+    write_if_other(path, &new)
 }
 
 /// Flushing blocks for as long as the disk takes.

@@ -33,24 +33,24 @@ pub(crate) const FILES: [GuestFile; 10] = [
         content: include_str!("../../guest/chrony-gateway.conf"),
     },
     GuestFile {
-        path: "etc/hostname",
+        path: "usr/local/share/wrenn/etc/hostname",
         mode: 0o644,
         content: "sandbox\n",
     },
     GuestFile {
-        path: "etc/hosts",
+        path: "usr/local/share/wrenn/etc/hosts",
         mode: 0o644,
         content: "127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost\n",
     },
     // Nameservers are given to a sandbox when it may use them.
     GuestFile {
-        path: "etc/resolv.conf",
+        path: "usr/local/share/wrenn/etc/resolv.conf",
         mode: 0o644,
         content: "",
     },
     // Filled by each sandbox with its own.
     GuestFile {
-        path: "etc/machine-id",
+        path: "usr/local/share/wrenn/etc/machine-id",
         mode: 0o644,
         content: "",
     },
@@ -66,6 +66,10 @@ pub(crate) const FILES: [GuestFile; 10] = [
         content: include_str!("../../guest/chrony-gateway.conf"),
     },
 ];
+
+/// Files of `/etc` that tell who a machine is: links to `/run/wrenn/etc`, which lies in memory. A restored guest writes them
+/// before it is reported running, and writing to a file system on a disk takes ten times as long.
+pub(crate) const IDENTITY: [&str; 4] = ["hostname", "hosts", "resolv.conf", "machine-id"];
 
 /// Links of `/dev` that programs expect and no kernel makes: name and target.
 pub(crate) const DEVICE_LINKS: [(&str, &str); 4] = [
@@ -102,5 +106,6 @@ pub(crate) fn all_contents() -> impl Iterator<Item = &'static [u8]> {
         .chain(users)
         .chain(links)
         .chain(REMOVED)
+        .chain(IDENTITY)
         .map(str::as_bytes)
 }

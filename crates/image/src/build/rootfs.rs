@@ -89,6 +89,11 @@ fn furnish(root: &Path, envd: &[u8]) -> Result<(), BuildError> {
         let link = links.join(name);
         symlink(target, &link).map_err(io_error("make", &link))?;
     }
+    for name in guest::IDENTITY {
+        let link = root.join("etc").join(name);
+        remove_if_there(&link)?;
+        symlink(format!("/run/wrenn/etc/{name}"), &link).map_err(io_error("make", &link))?;
+    }
     add_user(root)
 }
 
@@ -98,16 +103,20 @@ fn put(root: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), BuildEr
         fs::create_dir_all(parent).map_err(io_error("make", parent))?;
     }
     // A link of the package's (such as /etc/resolv.conf) must not be followed out of the tree.
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error("replace", &path)(error).into());
-        }
-        _ => {}
-    }
+    remove_if_there(&path)?;
     fs::write(&path, content).map_err(io_error("write", &path))?;
     let permissions = fs::Permissions::from_mode(mode);
     fs::set_permissions(&path, permissions).map_err(io_error("protect", &path))?;
     Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), BuildError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("replace", path)(error).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn add_user(root: &Path) -> Result<(), BuildError> {

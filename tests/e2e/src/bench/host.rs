@@ -86,7 +86,7 @@ async fn destroy_all(sandboxes: Vec<Sandbox<'_>>) -> Result<()> {
 }
 
 /// Processes whose command line names a sandbox.
-fn processes_of(id: &str) -> Vec<(u32, String)> {
+pub(super) fn processes_of(id: &str) -> Vec<(u32, String)> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return vec![];
     };

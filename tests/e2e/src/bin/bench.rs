@@ -20,6 +20,15 @@ async fn main() -> Result<()> {
     if wanted("exec") {
         measure(&mut report, "exec", bench::exec(&service)).await?;
     }
+    if wanted("warm") {
+        measure(&mut report, "warm", bench::warm(&service)).await?;
+    }
+    if wanted("thaw") {
+        measure(&mut report, "thaw", bench::thaw(&service)).await?;
+    }
+    if wanted("spawn") {
+        measure(&mut report, "spawn", bench::spawn(&service)).await?;
+    }
     if wanted("files") {
         measure(&mut report, "files", bench::files(&service)).await?;
     }

@@ -1,0 +1,30 @@
+//! What a sandbox's page server has done so far, asked of its supervisor.
+
+use std::{fs, os::fd::AsRawFd as _, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use tokio_seqpacket::UnixSeqpacket;
+use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, PagerStatus, Reply, Request, files};
+
+use crate::{Sandbox, Service};
+
+/// Asks. A sandbox that was booted has no page server.
+///
+/// # Errors
+/// If the supervisor does not answer, or its machine was not restored.
+pub(super) async fn pager(service: &Service, sandbox: &Sandbox<'_>) -> Result<PagerStatus> {
+    let folder = fs::File::open(service.dir().join("sandboxes").join(sandbox.id()))?;
+    // By way of the folder: the whole path may be longer than a socket's address.
+    let path = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
+    let connection = UnixSeqpacket::connect(path).await?;
+    connection
+        .send(&serde_json::to_vec(&Request::Status)?)
+        .await?;
+    let mut answer = vec![0; MAX_MESSAGE_BYTES];
+    let received = tokio::time::timeout(Duration::from_secs(10), connection.recv(&mut answer));
+    let length = received.await??.bytes_read();
+    match serde_json::from_slice(&answer[..length])? {
+        Reply::Status(status) => status.pager.context("a machine that was restored"),
+        other => bail!("the supervisor said {other:?}"),
+    }
+}
