@@ -336,7 +336,7 @@ fn spawn(
         // The agent's environment holds keys that are none of a supervisor's business.
         .env_clear()
         .envs(
-            ["PATH", "RUST_LOG"]
+            ["PATH", "RUST_LOG", wrenn_sys::fault::VARIABLE]
                 .iter()
                 .filter_map(|k| Some((k, std::env::var_os(k)?))),
         )

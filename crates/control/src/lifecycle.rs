@@ -351,7 +351,8 @@ fn told(error: &AgentError) -> String {
 pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     let now = clock::now_ms();
     fill_from_host(row, info, now);
-    row.warning.clear();
+    // Empty, unless its machine had been lost.
+    row.warning.clone_from(&info.warning);
     row.last_active_at = row.last_active_at.max(now);
 }
 

@@ -7,6 +7,7 @@ use wrenn_proto::{
     supervise::{RestoreSpec, SupervisorSpec, files},
 };
 use wrenn_snapshot::layout;
+use wrenn_sys::fault;
 use wrenn_vmm::{Machine, MachineConfig, MachineFds, Start, VmmDriver};
 
 use crate::{
@@ -68,6 +69,7 @@ pub(crate) async fn restore<M: Machine>(
         reason = failure.occurred() => return Err(SupervisorError::Pages(reason)),
         loaded = machine.load(file.into()) => loaded.map_err(|source| SupervisorError::DeviceState { path, source })?,
     }
+    fault::point("supervisor.restore.loaded", Some(machine.pid()));
     Ok(machine.thaw().await?)
 }
 

@@ -24,6 +24,7 @@ use tokio::{
 };
 use wrenn_proto::supervise::{FrozenMachine, MachineStatus, Reply, Request};
 use wrenn_snapshot::layout;
+use wrenn_sys::fault;
 use wrenn_vmm::Machine;
 
 use crate::{
@@ -184,7 +185,9 @@ impl<M: Machine> Owner<M> {
     ) -> Result<FrozenMachine, SupervisorError> {
         let began = Instant::now();
         self.frozen = true;
+        let vmm = Some(self.machine.pid());
         self.machine.freeze().await?;
+        fault::point("supervisor.freeze.stopped", vmm);
         let disk_layers = self.disk.clone();
         if let Some(next) = next_disk {
             let overlay = open_overlay(&next)?;
@@ -193,12 +196,14 @@ impl<M: Machine> Owner<M> {
         }
         let device = create(&staging.join(layout::DEVICE))?;
         self.machine.save(device).await?;
+        fault::point("supervisor.freeze.saved", vmm);
         let job = self.memory.writer(staging, build, self.machine.pid())?;
         // Aside, so that the gateway's services go on.
         let written = tokio::task::spawn_blocking(job).await;
         let written = written.unwrap_or(Err(SupervisorError::Panicked))?;
         let generation = written.header.generation();
         self.memory.wrote(written.header);
+        fault::point("supervisor.freeze.written", vmm);
         Ok(FrozenMachine {
             generation,
             disk_layers,

@@ -13,6 +13,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use wrenn_proto::supervise::{FinalStatus, MachineStatus, SupervisorSpec, files};
+use wrenn_sys::fault;
 use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
@@ -76,6 +77,9 @@ async fn supervise<D: VmmDriver>(
     let listener = control::listen(dir)?;
     let gateway = gateway::serve(&spec.network.netns)?;
     let (mut memory, vmm_end) = GuestMemory::prepare(&spec, image)?;
+    if spec.restore.is_some() {
+        fault::point("supervisor.restore.prepared", None);
+    }
     // Dropped before `memory`: nobody may touch memory that is not served any more.
     let mut machine = machine::launch(driver, &spec, dir, vmm_end).await?;
     let vmm_started_ms = elapsed_ms(started);
@@ -83,8 +87,10 @@ async fn supervise<D: VmmDriver>(
     let failure = memory.failure()?;
     let mut restored_ms = None;
     if let Some(restore) = &spec.restore {
+        fault::point("supervisor.restore.attached", Some(machine.pid()));
         machine::restore(&mut machine, restore, &failure).await?;
         restored_ms = Some(elapsed_ms(started));
+        fault::point("supervisor.restore.thawed", Some(machine.pid()));
     }
     let (status_sender, status) = watch::channel(MachineStatus {
         vmm_pid: machine.pid(),

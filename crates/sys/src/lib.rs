@@ -7,6 +7,7 @@
     reason = "this crate is the one place where unsafe code lives"
 )]
 
+pub mod fault;
 pub mod kvm;
 pub mod mapping;
 pub mod pagemap;

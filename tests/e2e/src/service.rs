@@ -29,6 +29,7 @@ pub struct Service {
     listen: String,
     agent_listen: String,
     key: String,
+    fault: Option<String>,
     http: reqwest::Client,
 }
 
@@ -55,6 +56,7 @@ impl Service {
             listen: format!("127.0.0.1:{}", free_port()?),
             agent_listen: format!("127.0.0.1:{}", free_port()?),
             key: String::new(),
+            fault: None,
             http: reqwest::Client::new(),
         };
         service.start_again().await?;
@@ -109,6 +111,7 @@ impl Service {
             .env("WRENN_DIR", self.dir())
             .env("WRENN_API_URL", self.url(""))
             .env("WRENN_EGRESS", "deny")
+            .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
             .env_remove("DATABASE_URL");
         command
@@ -234,6 +237,30 @@ impl Service {
         Ok(())
     }
 
+    /// Whether the service dies by itself, soon.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    pub async fn has_died(&mut self) -> Result<bool> {
+        let child = self.child.as_mut().context("started")?;
+        let died = until("it dies", Duration::from_secs(20), async || {
+            Ok(child.try_wait()?)
+        });
+        Ok(died.await.is_ok())
+    }
+
+    /// Starts the service anew, which dies at a point of its own, or whose supervisors do (`WRENN_FAULT`, see `wrenn_sys::fault`);
+    /// with none: no more. Supervisors that run stay as they are.
+    ///
+    /// # Errors
+    /// If it does not answer in time.
+    pub async fn restart_with_fault(&mut self, fault: Option<&str>) -> Result<()> {
+        // It may be dead already.
+        let _ = self.kill();
+        self.fault = fault.map(str::to_owned);
+        self.start_again().await
+    }
+
     /// Stops the service with SIGTERM and waits for its exit code.
     ///
     /// # Errors
@@ -265,6 +292,7 @@ impl Drop for Service {
 
 impl Service {
     fn destroy_all(&mut self) -> Result<()> {
+        self.fault = None;
         let alive = self
             .child
             .as_mut()

@@ -14,6 +14,7 @@ use wrenn_proto::{
     SandboxId,
     supervise::{NetworkSpec, SupervisorSpec, files},
 };
+use wrenn_sys::fault;
 
 use super::{
     Plan, Running, Sandbox, Source,
@@ -147,10 +148,12 @@ impl Boot<'_> {
         spec: &SupervisorSpec,
         moment: Option<&Moment>,
     ) -> Result<Running, CreateError> {
+        fault::point("agent.start.parts", None);
         self.resources.disk = true;
         disk::create(folder.path(), spec.disk_mib, spec.uid).await?;
         self.abort.check()?;
         write_spec(folder, spec).await?;
+        fault::point("agent.start.spec", None);
         let memory = match moment {
             Some(moment) => {
                 self.pins.origin = Some(moment.pin());
@@ -164,10 +167,12 @@ impl Boot<'_> {
         };
         let started_ms = times.prepared_ms;
         self.start_supervisor(folder, memory.as_deref()).await?;
+        fault::point("agent.start.supervised", None);
         let mut running = self
             .await_guest(folder, spec, &mut times, started_ms)
             .await?;
         running.memory = memory;
+        fault::point("agent.start.recovered", None);
         tracing::info!(sandbox_id = %spec.id, ?times, "sandbox runs");
         Ok(running)
     }

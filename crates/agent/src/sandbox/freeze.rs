@@ -19,12 +19,13 @@
 //! | 3 | guest recovers (`/snapshot/recover`)       | guest is silent              | all freed, paused                  | paused: ends it                      |
 //! | 4 | `snapshot.json`: running                   | disk full                    | all freed, paused                  | running                              |
 //!
-//! The moment that it was brought back from is kept until a newer one is complete: a machine that is lost later can be resumed
-//! from there.
+//! The moment that it was brought back from is kept until a newer one is complete: a machine that is lost later is paused there,
+//! with a warning that tells so. A machine that was never frozen and is lost is in error for good.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use wrenn_sys::fault;
 
 use super::{
     Reply, Running, State,
@@ -65,11 +66,14 @@ impl Owner {
         let began = Instant::now();
         self.sandbox.set_state(State::Pausing(running.clone()));
         drain(&running).await;
+        fault::point("agent.pause.drained", None);
         match self.save(&running).await {
             Ok(pin) => {
                 self.pins.last = Some(pin);
                 self.sandbox.set_warning(String::new());
+                fault::point("agent.pause.noted", None);
                 let next = self.rest().await;
+                fault::point("agent.pause.freed", None);
                 tracing::info!(ms = began.elapsed().as_millis(), "sandbox is paused");
                 let _ = reply.send(Ok(()));
                 next
@@ -131,7 +135,10 @@ impl Owner {
             }
             Ok(running) => {
                 self.sandbox.touch();
-                self.sandbox.set_warning(String::new());
+                let lost = self.lost.take();
+                self.sandbox.set_warning(lost.map_or_else(String::new, |reason| {
+                    format!("its machine was lost ({reason}) and brought back from where it was last frozen")
+                }));
                 self.sandbox.set_state(State::Running(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 Next::Watch
@@ -149,6 +156,21 @@ impl Owner {
                 Next::Wait
             }
         }
+    }
+
+    /// Notes in the folder that it is paused, for the next agent. False if that cannot be written.
+    pub(super) fn note_paused(&self, last: &PinnedBuild) -> bool {
+        let Some(folder) = &self.resources.folder else {
+            return false;
+        };
+        let noted = folder.write_last(&LastMoment {
+            build: last.build(),
+            frozen_unix_ms: now_unix_ms(),
+            running: false,
+        });
+        noted
+            .inspect_err(|error| tracing::warn!(error = chain(error), "could not note the pause"))
+            .is_ok()
     }
 
     /// It is files and nothing else from here on; all the rest is freed.
@@ -213,6 +235,7 @@ impl Owner {
             recover(running).await;
             return Err(FreezeError::Prepare(error));
         }
+        fault::point("agent.freeze.prepared", None);
         let asked = self
             .supervisor()?
             .freeze(stage.path(), &build, next_disk, FREEZE_DEADLINE)
@@ -238,10 +261,12 @@ impl Owner {
         running: bool,
     ) -> Result<PinnedBuild, FreezeError> {
         let Frozen { stage, layers } = frozen;
+        fault::point("agent.freeze.frozen", None);
         let (host, folder) = (self.owners.host.clone(), folder.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let spec = folder.read_spec()?;
             let pin = host.snapshots.publish(stage, &spec, &layers)?;
+            fault::point("agent.freeze.published", None);
             folder.write_last(&LastMoment {
                 build: pin.build(),
                 frozen_unix_ms: now_unix_ms(),
@@ -296,6 +321,7 @@ impl Owner {
             running: true,
         });
         noted.map_err(CreateError::Folder)?;
+        fault::point("agent.resume.noted", None);
         Ok(running)
     }
 

@@ -96,6 +96,7 @@ pub(crate) fn spawn(
 ) {
     let resources = Resources::none(sandbox.facts.id.clone());
     let mut owner = Owner {
+        lost: None,
         owners: owners.clone(),
         sandbox,
         resources,
@@ -123,6 +124,8 @@ pub(super) struct Owner {
     asks: mpsc::UnboundedReceiver<Ask>,
     /// Who waits for it to run.
     pub(super) resumes: Vec<Reply<(), FreezeError>>,
+    /// Why its machine was lost since its last moment was frozen.
+    pub(super) lost: Option<String>,
 }
 
 /// What an owner does next.
@@ -307,9 +310,19 @@ impl Owner {
         self.lose(reason).await
     }
 
-    /// The machine is gone. All but the folder is freed at once; what could not be is tried again by destroy.
+    /// The machine is gone. All but the folder is freed at once; what could not be is tried again by destroy. If a moment of it
+    /// was ever frozen it stands there again, paused; else nothing can bring it back.
     pub(super) async fn lose(&mut self, reason: String) -> Next {
         tracing::warn!(reason, "sandbox is lost");
+        if let Some(last) = self.pins.last.clone()
+            && self.note_paused(&last)
+        {
+            let warning =
+                format!("its machine was lost ({reason}); it stands where it was last frozen");
+            self.sandbox.set_warning(warning);
+            self.lost = Some(reason);
+            return self.rest().await;
+        }
         self.sandbox.set_state(State::Error { reason });
         // The failure is logged where it happens, and the user's reason stays the first.
         let _ = self.resources.free(&self.owners.host).await;

@@ -190,6 +190,15 @@ impl Lifecycle {
                 self.lost(id, &lost_reason(&info)).await?;
                 self.destroy_at_host(id).await;
             }
+            // Its machine was lost, and it stands where it was frozen before: that is not what was asked for.
+            (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Pause)
+                if !info.warning.is_empty() =>
+            {
+                self.write(id, Event::PauseDone, |row| {
+                    row.warning.clone_from(&info.warning);
+                })
+                .await?;
+            }
             (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Pause) => {
                 return self
                     .write(id, Event::PauseDone, |row| row.warning.clear())

@@ -1,0 +1,312 @@
+//! Death at every step of a pause and of a resume: of the agent, of the supervisor (whose threads serve the memory), of the VMM.
+//! What is promised is the same for all: the sandbox runs, is paused, or is lost with a reason; the last complete moment can be
+//! brought back; nothing is left.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should stop where it is"
+)]
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use wrenn_e2e::{
+    Sandbox, Service,
+    host::Traces,
+    wait::{GENEROUS, until},
+};
+
+const AGENT_PAUSE: [&str; 6] = [
+    "self@agent.pause.drained",
+    "self@agent.freeze.prepared",
+    "self@agent.freeze.frozen",
+    "self@agent.freeze.published",
+    "self@agent.pause.noted",
+    "self@agent.pause.freed",
+];
+const AGENT_RESUME: [&str; 5] = [
+    "self@agent.start.parts",
+    "self@agent.start.spec",
+    "self@agent.start.supervised",
+    "self@agent.start.recovered",
+    "self@agent.resume.noted",
+];
+const MACHINE_PAUSE: [&str; 6] = [
+    "self@supervisor.freeze.stopped",
+    "self@supervisor.freeze.saved",
+    "self@supervisor.freeze.written",
+    "vmm@supervisor.freeze.stopped",
+    "vmm@supervisor.freeze.saved",
+    "vmm@supervisor.freeze.written",
+];
+const MACHINE_RESUME: [&str; 7] = [
+    "self@supervisor.restore.prepared",
+    "self@supervisor.restore.attached",
+    "self@supervisor.restore.loaded",
+    "self@supervisor.restore.thawed",
+    "vmm@supervisor.restore.attached",
+    "vmm@supervisor.restore.loaded",
+    "vmm@supervisor.restore.thawed",
+];
+
+/// A sandbox that remembers `generation`, in memory.
+async fn remember(sandbox: &Sandbox<'_>, generation: u32) -> Result<()> {
+    let done = sandbox
+        .shell(&format!("echo {generation} >/dev/shm/generation"))
+        .await?;
+    ensure!(done.code == 0, "{done:?}");
+    Ok(())
+}
+
+async fn remembered(sandbox: &Sandbox<'_>) -> Result<String> {
+    Ok(sandbox
+        .shell("cat /dev/shm/generation")
+        .await?
+        .stdout
+        .trim()
+        .to_owned())
+}
+
+async fn create(service: &Service) -> Result<String> {
+    let body = json!({ "timeout_sec": 0 });
+    let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
+    ensure!(status.is_success(), "{made}");
+    Ok(made["id"].as_str().context("an id")?.to_owned())
+}
+
+/// Asks, and does not mind what becomes of the answer: who answers may die.
+async fn ask(service: &Service, id: &str, verb: &str) {
+    let path = format!("/v1/sandboxes/{id}/{verb}");
+    let _ = service.json(Method::POST, &path, &json!({})).await;
+}
+
+async fn must(service: &Service, id: &str, verb: &str) -> Result<Value> {
+    let path = format!("/v1/sandboxes/{id}/{verb}");
+    let (status, reply) = service.json(Method::POST, &path, &json!({})).await?;
+    ensure!(status.is_success(), "{verb}: {status}: {reply}");
+    Ok(reply)
+}
+
+/// Waits until the sandbox is in a state that lasts, and tells which.
+async fn settled(service: &Service, id: &str) -> Result<String> {
+    let sandbox = Sandbox::new(service, id.to_owned());
+    until("the sandbox settles", GENEROUS, async || {
+        let record = sandbox.record().await?;
+        let status = record["status"].as_str().unwrap_or_default().to_owned();
+        let lasts = ["running", "paused", "error"].contains(&status.as_str());
+        if status == "error" {
+            let reason = record["error"].as_str().unwrap_or_default();
+            ensure!(!reason.is_empty(), "an error without a reason: {record}");
+        }
+        Ok(lasts.then_some(status))
+    })
+    .await
+}
+
+/// It can be used from where it stands, or brought back; it holds one of `generations`. Then it is paused and resumed once
+/// more, and destroyed.
+async fn usable(service: &Service, id: &str, fault: &str, generations: &[&str]) -> Result<()> {
+    let sandbox = Sandbox::new(service, id.to_owned());
+    let status = settled(service, id).await?;
+    if status != "running" {
+        must(service, id, "resume")
+            .await
+            .with_context(|| format!("{fault}: it was {status}"))?;
+    }
+    let generation = remembered(&sandbox).await?;
+    assert!(
+        generations.contains(&generation.as_str()),
+        "{fault}: holds {generation:?}, was {status}"
+    );
+    must(service, id, "pause")
+        .await
+        .with_context(|| fault.to_owned())?;
+    must(service, id, "resume")
+        .await
+        .with_context(|| fault.to_owned())?;
+    assert_eq!(remembered(&sandbox).await?, generation, "{fault}");
+    sandbox.destroy().await
+}
+
+async fn nothing_left(service: &Service, before: &Traces, fault: &str) -> Result<()> {
+    let settled = until(
+        "the host is as before",
+        Duration::from_secs(30),
+        async || Ok((Traces::of(service.dir())? == *before).then_some(())),
+    );
+    if settled.await.is_err() {
+        assert_eq!(
+            &Traces::of(service.dir())?,
+            before,
+            "{fault}: left on the host"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_agent_dies_at_each_step_of_a_pause() -> Result<()> {
+    let mut service = Service::start().await?;
+    Sandbox::new(&service, create(&service).await?)
+        .destroy()
+        .await?;
+    let before = Traces::of(service.dir())?;
+    for fault in AGENT_PAUSE {
+        let id = create(&service).await?;
+        remember(&Sandbox::new(&service, id.clone()), 1).await?;
+        service.restart_with_fault(Some(fault)).await?;
+        ask(&service, &id, "pause").await;
+        assert!(
+            service.has_died().await?,
+            "{fault}: the point was not reached"
+        );
+        service.restart_with_fault(None).await?;
+        usable(&service, &id, fault, &["1"]).await?;
+        nothing_left(&service, &before, fault).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_agent_dies_at_each_step_of_a_resume() -> Result<()> {
+    let mut service = Service::start().await?;
+    Sandbox::new(&service, create(&service).await?)
+        .destroy()
+        .await?;
+    let before = Traces::of(service.dir())?;
+    for fault in AGENT_RESUME {
+        let id = create(&service).await?;
+        remember(&Sandbox::new(&service, id.clone()), 1).await?;
+        must(&service, &id, "pause").await?;
+        service.restart_with_fault(Some(fault)).await?;
+        ask(&service, &id, "resume").await;
+        assert!(
+            service.has_died().await?,
+            "{fault}: the point was not reached"
+        );
+        service.restart_with_fault(None).await?;
+        usable(&service, &id, fault, &["1"]).await?;
+        nothing_left(&service, &before, fault).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_machine_dies_at_each_step_of_a_pause() -> Result<()> {
+    let mut service = Service::start().await?;
+    Sandbox::new(&service, create(&service).await?)
+        .destroy()
+        .await?;
+    let before = Traces::of(service.dir())?;
+    for fault in MACHINE_PAUSE {
+        let id = create(&service).await?;
+        remember(&Sandbox::new(&service, id.clone()), 1).await?;
+        must(&service, &id, "pause").await?;
+        // Its supervisor is born with the fault, and comes to it at the second pause.
+        service.restart_with_fault(Some(fault)).await?;
+        must(&service, &id, "resume").await?;
+        remember(&Sandbox::new(&service, id.clone()), 2).await?;
+        let other = create(&service).await?;
+        ask(&service, &id, "pause").await;
+        let record = until("it stands still", GENEROUS, async || {
+            let record = Sandbox::new(&service, id.clone()).record().await?;
+            Ok((record["status"] == "paused").then_some(record))
+        })
+        .await?;
+        // The VMM may die just after the last byte was read of it: then the moment is complete.
+        let complete = fault == "vmm@supervisor.freeze.written";
+        let warned = record["warning"].as_str().unwrap_or_default();
+        assert!(
+            warned.contains("last frozen") || complete,
+            "{fault}: {record}"
+        );
+        assert_eq!(
+            Sandbox::new(&service, other.clone())
+                .exec("true", &[])
+                .await?
+                .code,
+            0
+        );
+        Sandbox::new(&service, other).destroy().await?;
+        service.restart_with_fault(None).await?;
+        let generations: &[&str] = if complete { &["1", "2"] } else { &["1"] };
+        usable(&service, &id, fault, generations).await?;
+        nothing_left(&service, &before, fault).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_machine_dies_at_each_step_of_a_resume() -> Result<()> {
+    let mut service = Service::start().await?;
+    Sandbox::new(&service, create(&service).await?)
+        .destroy()
+        .await?;
+    let before = Traces::of(service.dir())?;
+    for fault in MACHINE_RESUME {
+        let id = create(&service).await?;
+        remember(&Sandbox::new(&service, id.clone()), 1).await?;
+        must(&service, &id, "pause").await?;
+        service.restart_with_fault(Some(fault)).await?;
+        ask(&service, &id, "resume").await;
+        let status = settled(&service, &id).await?;
+        assert_ne!(status, "running", "{fault}: the point was not reached");
+        service.restart_with_fault(None).await?;
+        usable(&service, &id, fault, &["1"]).await?;
+        nothing_left(&service, &before, fault).await?;
+    }
+    Ok(())
+}
+
+/// A file system of a few MiB, unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(mib: u32) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let size = format!("size={mib}m");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "wrenn-small"])
+            .arg(dir.path())
+            .status()?;
+        ensure!(mounted.success(), "mount: {mounted}");
+        Ok(Self(dir))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Result<()> {
+    let disk = SmallDisk::new(400)?;
+    let service = Service::start_in(disk.path()).await?;
+    let id = create(&service).await?;
+    let sandbox = Sandbox::new(&service, id.clone());
+    // More of the guest's memory than fits, which cannot be guessed from less.
+    let fill = "dd if=/dev/urandom of=/dev/shm/much bs=1M count=48 && sha256sum /dev/shm/much";
+    let sum = sandbox.shell(fill).await?.stdout;
+    let ballast = service.dir().join("ballast");
+    let stat = nix::sys::statvfs::statvfs(disk.path())?;
+    let free = usize::try_from(stat.blocks_available() * stat.fragment_size())?;
+    fs::write(&ballast, vec![1; free - (24 << 20)])?;
+    let path = sandbox.path("/pause");
+    let (status, refused) = service.json(Method::POST, &path, &json!({})).await?;
+    assert_eq!(status.as_u16(), 503, "{refused}");
+    assert!(refused.to_string().contains("disk is full"), "{refused}");
+    assert_eq!(sandbox.record().await?["status"], "running");
+    assert_eq!(sandbox.shell("sha256sum /dev/shm/much").await?.stdout, sum);
+    // What was half written is gone, and with room it works.
+    sandbox.shell("rm /dev/shm/much").await?;
+    fs::remove_file(ballast)?;
+    remember(&sandbox, 1).await?;
+    usable(&service, &id, "full disk", &["1"]).await
+}
