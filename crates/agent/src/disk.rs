@@ -3,6 +3,8 @@
 //! Owns: `rootfs.qcow2`, and the layers that were frozen while the machine ran. Never touches the image under them. A failed
 //! create leaves no file.
 
+mod merge;
+
 use std::{fs, io, path::Path, process::Stdio, time::Duration};
 
 use tokio::process::Command;
@@ -10,10 +12,18 @@ use wrenn_proto::supervise::files;
 
 use crate::folder::Folder;
 
+pub(crate) use merge::merge;
+
+/// Name of a merged layer in the directory of a snapshot in the making.
+pub(crate) const MERGED: &str = "disk.qcow2";
+
 /// Where the VMM sees the template's image, in its jail. Constant, so that a disk fits wherever it is used.
 const BASE_INSIDE_JAIL: &str = "/tmp/fc-vm/base";
 
-/// How long `qemu-img` may take; it takes about 15 ms.
+/// Makes disks.
+const PROGRAM: &str = "qemu-img";
+
+/// How long it may take; it takes about 15 ms.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a disk could not be made.
@@ -27,27 +37,37 @@ pub(crate) enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// `qemu-img` could not be started.
-    #[error("could not run qemu-img (package qemu-utils)")]
-    Run(#[source] io::Error),
-    /// `qemu-img` failed.
-    #[error("qemu-img failed: {0}")]
-    Failed(String),
-    /// `qemu-img` hung.
-    #[error("qemu-img did not finish within {DEADLINE:?}")]
-    Deadline,
+    /// A program could not be started.
+    #[error("could not run {program} (package {package})")]
+    Run {
+        program: &'static str,
+        package: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{0} failed: {1}")]
+    Failed(&'static str, String),
+    /// A program hung.
+    #[error("{program} did not finish within {deadline:?}")]
+    Deadline {
+        program: &'static str,
+        deadline: Duration,
+    },
 }
 
 impl DiskError {
     /// Whether the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } | Self::Run(source) => crate::host::is_out_of_space(source),
+            Self::Io { source, .. } | Self::Run { source, .. } => {
+                crate::host::is_out_of_space(source)
+            }
             // A child's error has no number that could be read.
-            Self::Failed(text) => {
+            Self::Failed(_, text) => {
                 text.contains("No space left on device") || text.contains("quota")
             }
-            Self::Deadline => false,
+            Self::Deadline { .. } => false,
         }
     }
 }
@@ -69,7 +89,7 @@ pub(crate) async fn create_at(path: &Path, size_mib: u32, uid: u32) -> Result<()
 
 async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
     // -u: the base's path exists in the jail only, so it cannot be looked at here.
-    let child = Command::new("qemu-img")
+    let child = Command::new(PROGRAM)
         .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
         .arg(BASE_INSIDE_JAIL)
         .arg(path)
@@ -81,11 +101,19 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
         .output();
     let output = tokio::time::timeout(DEADLINE, child)
         .await
-        .map_err(|_| DiskError::Deadline)?
-        .map_err(DiskError::Run)?;
+        .map_err(|_| DiskError::Deadline {
+            program: PROGRAM,
+            deadline: DEADLINE,
+        })?
+        .map_err(|source| DiskError::Run {
+            program: PROGRAM,
+            package: "qemu-utils",
+            source,
+        })?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        return Err(DiskError::Failed(text.trim().chars().take(500).collect()));
+        let text = text.trim().chars().take(500).collect();
+        return Err(DiskError::Failed(PROGRAM, text));
     }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     fs::set_permissions(path, mode).map_err(failed("protect"))?;

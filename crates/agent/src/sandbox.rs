@@ -44,6 +44,7 @@
 
 pub(crate) mod adopt;
 mod boot;
+mod compact;
 pub(crate) mod error;
 mod freeze;
 pub(crate) mod owner;

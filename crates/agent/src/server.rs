@@ -201,7 +201,7 @@ pub(crate) async fn open_parts(
     let vmm = host::vmm().await;
     let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.accel);
     Ok(HostParts {
-        snapshots: snapshots.map_err(host_failed("open the snapshots"))?,
+        snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshots"))?),
         config,
         templates,
         deadlines,

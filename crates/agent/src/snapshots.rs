@@ -6,10 +6,12 @@
 //! A moment stays as long as a name or a [`PinnedBuild`] stands for it; [`Snapshots::collect`] removes the rest. Whatever a
 //! sandbox may be brought back from, or runs on, is pinned by its owner.
 
+mod compact;
 mod memory;
 mod moment;
 mod names;
 mod pins;
+mod verify;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +22,7 @@ use wrenn_proto::{
     TemplateName,
     supervise::{Accel, SupervisorSpec},
 };
-use wrenn_snapshot::{BuildId, Manifest, Staging, Store, StoreError};
+use wrenn_snapshot::{BuildId, Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
 
 pub(crate) use memory::ImageMemory;
 use memory::Memories;
@@ -29,8 +31,9 @@ pub(crate) use names::NamedMoment;
 use names::{NameError, Names};
 pub(crate) use pins::PinnedBuild;
 use pins::Pins;
+use verify::Verified;
 
-use crate::Template;
+use crate::{Template, disk::DiskError};
 
 /// Why a snapshot could not be stored, found or named.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,18 @@ pub(crate) enum SnapshotError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A file of its memory is missing or damaged.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// Its files could not be merged.
+    #[error("could not merge memory files")]
+    Merge(#[from] DiffError),
+    /// The layers of its disk could not be merged.
+    #[error("could not merge layers of the disk")]
+    Disk(#[source] DiskError),
+    /// A file could not be written.
+    #[error("could not write a snapshot")]
+    Io(#[from] std::io::Error),
     /// The memory of an image could not be made.
     #[error("could not make the memory of a snapshot")]
     Memory(#[source] std::io::Error),
@@ -60,7 +75,10 @@ impl SnapshotError {
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Store(StoreError::Io { source, .. })
-            | Self::Name(NameError::Io { source, .. }) => crate::host::is_out_of_space(source),
+            | Self::Name(NameError::Io { source, .. })
+            | Self::Merge(DiffError::Write { source, .. })
+            | Self::Io(source) => crate::host::is_out_of_space(source),
+            Self::Disk(error) => error.is_out_of_space(),
             _ => false,
         }
     }
@@ -90,6 +108,7 @@ pub(crate) struct Snapshots {
     image_names: Names,
     pins: Arc<Pins>,
     memories: Memories,
+    verified: Verified,
     vmm: String,
     accel: Accel,
 }
@@ -110,6 +129,7 @@ impl Snapshots {
             image_names: Names::at(&images.join("names")),
             pins: Arc::default(),
             memories: Memories::default(),
+            verified: Verified::default(),
             vmm,
             accel,
         })
@@ -143,10 +163,6 @@ impl Snapshots {
                 new.push((build, path.clone()));
             }
         }
-        let header = staging.header()?;
-        for diff in header.diffs() {
-            self.own.take_diff(diff.build, &self.images)?;
-        }
         let manifest = Manifest {
             version: 1,
             build: staging.build(),
@@ -163,8 +179,10 @@ impl Snapshots {
             template: spec.template.to_string(),
             default_user: spec.default_user.clone(),
             guest_token: spec.envd_token.clone(),
+            device_checksum: None,
         };
-        staging.publish(&manifest, &new)?;
+        // This store must not depend on what is removed from the images' either.
+        staging.publish(&manifest, &new, Some(&self.images))?;
         Ok(pin)
     }
 
@@ -212,6 +230,18 @@ impl Snapshots {
         }
         let memory = stores.iter().map(|store| store.memory_dir()).collect();
         Ok(Moment::new(snapshot, layers, memory, pin.clone()))
+    }
+
+    /// Compares the files of a moment with their checksums. Blocks for as long as those take to be read which were not before.
+    pub(crate) fn verify(&self, moment: &Moment) -> Result<(), SnapshotError> {
+        moment.snapshot().verify_devices()?;
+        let build = moment.pin().id();
+        let header = match self.own.header(build) {
+            Err(_) if !self.own.holds(moment.snapshot()) => self.images.header(build)?,
+            other => other?,
+        };
+        let chain = Chain::open(&moment.restore(false).memory, &header)?;
+        Ok(self.verified.verify(&chain)?)
     }
 
     fn layer(&self, stores: &[&Store], build: BuildId) -> Result<PathBuf, SnapshotError> {
@@ -318,17 +348,18 @@ impl Snapshots {
 
     /// Removes what nobody stands on. Blocks for as long as that takes.
     pub(crate) fn collect(&self) {
-        let names = match self.names.list() {
-            Ok(names) => names,
-            Err(error) => {
-                tracing::warn!(%error, "snapshots are not collected");
-                return;
-            }
+        let live = || -> Result<_, SnapshotError> {
+            // Pins first: what is named and then unpinned is in the list of names by now, or was before.
+            let mut live = self.pins.all();
+            live.extend(
+                self.names
+                    .list()?
+                    .into_iter()
+                    .map(|(_, record)| record.build),
+            );
+            Ok(live)
         };
-        // Pins first: what is named and then unpinned is in the list of names by now, or was before.
-        let mut live = self.pins.all();
-        live.extend(names.into_iter().map(|(_, record)| record.build));
-        match self.own.collect(&live) {
+        match self.own.collect(live) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "snapshots were collected"),
             Err(error) => {

@@ -45,7 +45,7 @@ pub(crate) fn find_envd(settings: &Settings) -> anyhow::Result<PathBuf> {
         })
 }
 
-/// Files of the store that sandboxes of a data directory stand on.
+/// Files of the store that sandboxes and snapshots of a data directory stand on.
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
     paths: Vec<PathBuf>,
@@ -54,12 +54,19 @@ pub(crate) struct InUse {
 }
 
 impl InUse {
-    /// Reads what every sandbox of the data directory was made of.
+    /// Reads what every sandbox and every snapshot of the data directory was made of.
     pub(crate) fn read(dir: &Path) -> io::Result<Self> {
         let mut in_use = Self::default();
-        let folders = match fs::read_dir(dir.join("sandboxes")) {
+        in_use.add_each_of(&dir.join("sandboxes"), files::SPEC)?;
+        in_use.add_each_of(&dir.join("snapshots/snapshots"), MANIFEST)?;
+        Ok(in_use)
+    }
+
+    /// Adds what the file `name` tells in each folder of `dir`.
+    fn add_each_of(&mut self, dir: &Path, name: &str) -> io::Result<()> {
+        let folders = match fs::read_dir(dir) {
             Ok(folders) => folders,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(in_use),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
         };
         for folder in folders {
@@ -67,26 +74,28 @@ impl InUse {
             if !folder.is_dir() {
                 continue;
             }
-            match read_spec(&folder) {
-                Some(spec) => {
-                    in_use
-                        .paths
-                        .extend([spec.kernel, spec.initrd, spec.base_disk].map(real));
+            match read_parts(&folder.join(name)) {
+                Some(parts) => {
+                    self.paths
+                        .extend([parts.kernel, parts.initrd, parts.base_disk].map(real));
                 }
                 // Gone since, or not written yet.
-                None => in_use.unknown |= folder.exists(),
+                None => self.unknown |= folder.exists(),
             }
         }
-        Ok(in_use)
+        Ok(())
     }
 
-    /// Whether a sandbox stands on this file.
+    /// Whether a sandbox or a snapshot stands on this file.
     pub(crate) fn holds(&self, path: &Path) -> bool {
         self.unknown || self.paths.contains(&real(path.to_owned()))
     }
 }
 
-/// What matters here of a `SupervisorSpec`, whichever version wrote it.
+/// What a snapshot is of.
+const MANIFEST: &str = "manifest.json";
+
+/// What matters here of a `SupervisorSpec` or of a snapshot's manifest, whichever version wrote it.
 #[derive(Debug, Deserialize)]
 struct Parts {
     kernel: PathBuf,
@@ -94,8 +103,8 @@ struct Parts {
     base_disk: PathBuf,
 }
 
-fn read_spec(folder: &Path) -> Option<Parts> {
-    let text = fs::read(folder.join(files::SPEC)).ok()?;
+fn read_parts(path: &Path) -> Option<Parts> {
+    let text = fs::read(path).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -108,24 +117,29 @@ fn real(path: PathBuf) -> PathBuf {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_a_sandbox_stands_on_is_in_use_by_whatever_path() {
+    fn is_found_in(folder: &str, name: &str) {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = dir.path().join("rootfs.ext4");
         fs::write(&disk, "").expect("writable");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&disk, &link).expect("a link");
-        let folder = dir.path().join("sandboxes/sb-1");
+        let folder = dir.path().join(folder);
         fs::create_dir_all(&folder).expect("a folder");
         let spec = serde_json::json!({
             "id": "sb-1", "kernel": "/k/vmlinux", "initrd": "/k/initrd.img", "base_disk": link,
         });
-        fs::write(folder.join(files::SPEC), spec.to_string()).expect("writable");
+        fs::write(folder.join(name), spec.to_string()).expect("writable");
 
         let in_use = InUse::read(dir.path()).expect("readable");
         assert!(in_use.holds(&disk));
         assert!(in_use.holds(Path::new("/k/vmlinux")));
         assert!(!in_use.holds(Path::new("/other")));
+    }
+
+    #[test]
+    fn what_a_sandbox_or_a_snapshot_stands_on_is_in_use_by_whatever_path() {
+        is_found_in("sandboxes/sb-1", files::SPEC);
+        is_found_in("snapshots/snapshots/00", MANIFEST);
     }
 
     #[test]

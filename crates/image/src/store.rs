@@ -62,7 +62,7 @@ pub enum StoreError {
         name: TemplateName,
     },
     /// Something stands on it.
-    #[error("the template `{name}` is in use: destroy its sandboxes first")]
+    #[error("the template `{name}` is in use: destroy its sandboxes and snapshots first")]
     InUse {
         /// The name.
         name: TemplateName,

@@ -55,7 +55,7 @@ pub enum ChainError {
 
 /// An open diff file.
 #[derive(Debug)]
-struct Diff {
+pub struct Diff {
     path: PathBuf,
     file: fs::File,
     len: u64,
@@ -135,10 +135,7 @@ impl Chain {
                         .ok_or(ChainError::OutOfRange(at))?;
                     diff.file
                         .read_exact_at(piece, offset)
-                        .map_err(|source| ChainError::Read {
-                            path: diff.path.clone(),
-                            source,
-                        })?;
+                        .map_err(|source| diff.unread(source))?;
                 }
             }
             at += len as u64;
@@ -147,35 +144,61 @@ impl Chain {
         Ok(())
     }
 
+    /// The files that it is in.
+    #[must_use]
+    pub fn files(&self) -> &[Diff] {
+        &self.diffs
+    }
+
     /// Reads every file to its end and compares checksums. Takes as long as the files are.
     ///
     /// # Errors
     /// Names the file that is damaged.
     pub fn verify(&self) -> Result<(), ChainError> {
+        self.diffs.iter().try_for_each(Diff::verify)
+    }
+}
+
+impl Diff {
+    /// What the file system says of it.
+    ///
+    /// # Errors
+    /// `Read`
+    pub fn metadata(&self) -> Result<fs::Metadata, ChainError> {
+        self.file.metadata().map_err(|source| self.unread(source))
+    }
+
+    /// Reads it to its end and compares the checksum.
+    ///
+    /// # Errors
+    /// `Read`, `Checksum`
+    pub fn verify(&self) -> Result<(), ChainError> {
         let mut buffer = vec![0; VERIFY_BYTES];
-        for diff in &self.diffs {
-            let mut hash = Xxh3::new();
-            let mut at = 0;
-            while at < diff.len {
-                let len = usize::try_from(diff.len - at)
-                    .unwrap_or(usize::MAX)
-                    .min(VERIFY_BYTES);
-                diff.file
-                    .read_exact_at(&mut buffer[..len], at)
-                    .map_err(|source| ChainError::Read {
-                        path: diff.path.clone(),
-                        source,
-                    })?;
-                hash.update(&buffer[..len]);
-                at += len as u64;
-            }
-            if hash.digest() != diff.checksum {
-                return Err(ChainError::Checksum {
-                    path: diff.path.clone(),
-                });
-            }
+        let mut hash = Xxh3::new();
+        let mut at = 0;
+        while at < self.len {
+            let len = usize::try_from(self.len - at)
+                .unwrap_or(usize::MAX)
+                .min(VERIFY_BYTES);
+            self.file
+                .read_exact_at(&mut buffer[..len], at)
+                .map_err(|source| self.unread(source))?;
+            hash.update(&buffer[..len]);
+            at += len as u64;
         }
-        Ok(())
+        if hash.digest() == self.checksum {
+            return Ok(());
+        }
+        Err(ChainError::Checksum {
+            path: self.path.clone(),
+        })
+    }
+
+    fn unread(&self, source: io::Error) -> ChainError {
+        ChainError::Read {
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 

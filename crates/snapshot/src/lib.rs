@@ -23,7 +23,7 @@ pub mod store;
 mod working_set;
 
 pub use build::{BuildId, NotABuildId};
-pub use chain::{Chain, ChainError};
+pub use chain::{Chain, ChainError, Diff};
 pub use diff::{DiffError, DiffStats, DiffWriter};
 pub use header::{DiffFile, Header, HeaderError};
 pub use manifest::{Manifest, ManifestError};

@@ -43,6 +43,9 @@ pub struct Manifest {
     pub default_user: String,
     /// Token that the frozen guest agent asks of its clients.
     pub guest_token: String,
+    /// XXH3-64 of the state of its devices. Filled in when the snapshot is published; none in snapshots of earlier versions.
+    #[serde(default)]
+    pub device_checksum: Option<u64>,
 }
 
 /// Why bytes are not a manifest.

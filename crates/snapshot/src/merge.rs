@@ -1,6 +1,6 @@
 //! Bounding a chain: many diff files become one, with the same content.
 
-use std::{io::Write as _, path::Path};
+use std::{fs::File, io::Write as _, path::Path};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -9,57 +9,101 @@ use crate::{BuildId, Chain, DiffError, DiffFile, Header, Source, header::Summary
 /// How much is copied at once, bytes.
 const COPY_BYTES: u64 = 1024 * 1024;
 
-/// Copies what a chain holds into one file at `path`, which is named `build`. The moment stays the same: its header gets another
-/// table, and keeps its generation. The file is flushed to the disk.
+/// Copies what a chain holds into one file at `path`, which is named `build`, and returns the header of a moment of that name, with
+/// the same memory and the same generation. What is in the files of `keep` is left there: they are shared with others. The file
+/// is flushed to the disk.
 ///
 /// # Errors
 /// If a file cannot be read or written.
 pub fn merge_files(
     header: &Header,
     chain: &Chain,
+    keep: &[BuildId],
     path: &Path,
     build: BuildId,
 ) -> Result<Header, DiffError> {
-    let failed = |source| DiffError::Write {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = std::fs::File::create_new(path).map_err(failed)?;
-    let mut hash = Xxh3::new();
-    let mut stored = 0;
+    let mut diffs: Vec<DiffFile> = header.diffs().to_vec();
+    diffs.retain(|diff| keep.contains(&diff.build));
+    let merged = u32::try_from(diffs.len()).unwrap_or(u32::MAX);
+    let mut target = Target::create(path)?;
     let mut mappings = header.mappings().to_vec();
-    let mut buffer = Vec::new();
     for mapping in &mut mappings {
-        if mapping.source == Source::Zero {
+        let Source::Diff { file, offset } = mapping.source else {
             continue;
-        }
-        let mut at = mapping.offset;
-        while at < mapping.end() {
-            let len = (mapping.end() - at).min(COPY_BYTES);
-            buffer.resize(usize::try_from(len).unwrap_or(0), 0);
-            chain.read_at(at, &mut buffer)?;
-            hash.update(&buffer);
-            file.write_all(&buffer).map_err(failed)?;
-            at += len;
-        }
-        mapping.source = Source::Diff {
-            file: 0,
-            offset: stored,
         };
-        stored += mapping.len;
+        let of = header.diffs().get(file as usize).map(|diff| diff.build);
+        let kept = diffs.iter().position(|diff| Some(diff.build) == of);
+        mapping.source = match kept.and_then(|index| u32::try_from(index).ok()) {
+            Some(file) => Source::Diff { file, offset },
+            None => Source::Diff {
+                file: merged,
+                offset: target.copy(chain, mapping.offset, mapping.len)?,
+            },
+        };
     }
-    file.sync_all().map_err(failed)?;
     crate::normalise(&mut mappings);
-    let diff = DiffFile {
-        build,
-        len: stored,
-        checksum: hash.digest(),
-    };
+    diffs.push(target.finish(build)?);
     let summary = Summary {
         memory_size: header.memory_size(),
         generation: header.generation(),
-        build: header.build(),
+        build,
         base: header.base(),
     };
-    Ok(Header::new(summary, vec![diff], mappings)?)
+    Ok(Header::new(summary, diffs, mappings)?)
+}
+
+/// The file that is written.
+struct Target<'a> {
+    path: &'a Path,
+    file: File,
+    hash: Xxh3,
+    len: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Target<'a> {
+    fn create(path: &'a Path) -> Result<Self, DiffError> {
+        let file = File::create_new(path).map_err(failed(path))?;
+        Ok(Self {
+            path,
+            file,
+            hash: Xxh3::new(),
+            len: 0,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Appends `len` bytes of memory from `offset`, and returns where in the file they are.
+    fn copy(&mut self, chain: &Chain, offset: u64, len: u64) -> Result<u64, DiffError> {
+        let start = self.len;
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let piece = (end - at).min(COPY_BYTES);
+            self.buffer.resize(usize::try_from(piece).unwrap_or(0), 0);
+            chain.read_at(at, &mut self.buffer)?;
+            self.hash.update(&self.buffer);
+            self.file
+                .write_all(&self.buffer)
+                .map_err(failed(self.path))?;
+            at += piece;
+        }
+        self.len += len;
+        Ok(start)
+    }
+
+    fn finish(self, build: BuildId) -> Result<DiffFile, DiffError> {
+        self.file.sync_all().map_err(failed(self.path))?;
+        Ok(DiffFile {
+            build,
+            len: self.len,
+            checksum: self.hash.digest(),
+        })
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> DiffError + '_ {
+    |source| DiffError::Write {
+        path: path.to_owned(),
+        source,
+    }
 }

@@ -54,6 +54,9 @@ pub enum StoreError {
         #[source]
         source: HeaderError,
     },
+    /// A file is not what was written.
+    #[error("{0} is damaged: its checksum does not fit")]
+    Checksum(PathBuf),
     /// A layer of the disk is not there.
     #[error("the disk layer {0} is missing")]
     MissingLayer(PathBuf),
@@ -106,6 +109,21 @@ pub struct Snapshot {
     pub dir: PathBuf,
     /// What it is of.
     pub manifest: Manifest,
+}
+
+impl Snapshot {
+    /// Compares the state of its devices with its checksum.
+    ///
+    /// # Errors
+    /// Names the file if it is missing or damaged.
+    pub fn verify_devices(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(layout::DEVICE);
+        let found = checksum(&path)?;
+        match self.manifest.device_checksum {
+            Some(written) if written != found => Err(StoreError::Checksum(path)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Store {
@@ -223,6 +241,12 @@ impl Store {
         };
         lock().map_err(failed("lock", &path))
     }
+}
+
+/// XXH3-64 of a small file.
+fn checksum(path: &Path) -> Result<u64, StoreError> {
+    let bytes = fs::read(path).map_err(failed("read", path))?;
+    Ok(xxhash_rust::xxh3::xxh3_64(&bytes))
 }
 
 /// What a file takes on the disk, bytes; holes take nothing.

@@ -70,15 +70,21 @@ proptest! {
         for (chain, model) in &history {
             prop_assert_eq!(content(chain), model_bytes(model));
         }
-        // All files in one: the same memory.
+        // All files in one, or all but the first: the same memory.
         let (header, chain) = parent.unwrap();
-        let build = BuildId::random();
-        let merged = merge_files(&header, &chain, &dir.path().join(format!("{build}.mem")), build).unwrap();
-        prop_assert!(merged.diffs().len() <= 1);
-        prop_assert_eq!((merged.build(), merged.generation()), (header.build(), header.generation()));
-        let chain = Chain::open(&[dir.path().to_owned()], &merged).unwrap();
-        chain.verify().unwrap();
-        prop_assert_eq!(content(&chain), model_bytes(&model));
+        let first: Vec<_> = header.diffs().iter().map(|diff| diff.build).take(1).collect();
+        for keep in [vec![], first] {
+            let build = BuildId::random();
+            let path = dir.path().join(format!("{build}.mem"));
+            let merged = merge_files(&header, &chain, &keep, &path, build).unwrap();
+            prop_assert!(merged.diffs().len() <= 1 + keep.len());
+            prop_assert!(keep.iter().all(|kept| merged.diffs().iter().any(|diff| diff.build == *kept)));
+            prop_assert_eq!((merged.build(), merged.base()), (build, header.base()));
+            prop_assert_eq!(merged.generation(), header.generation());
+            let chain = Chain::open(&[dir.path().to_owned()], &merged).unwrap();
+            chain.verify().unwrap();
+            prop_assert_eq!(content(&chain), model_bytes(&model));
+        }
     }
 }
 

@@ -25,6 +25,7 @@ fn manifest(build: BuildId, layers: Vec<BuildId>) -> Manifest {
         template: "minimal".into(),
         default_user: "root".into(),
         guest_token: "t".into(),
+        device_checksum: None,
     }
 }
 
@@ -52,8 +53,12 @@ fn publish(
     let disk = stage.path().join("disk");
     fs::write(&disk, "layer").unwrap();
     let layers = [below, &[build]].concat();
-    stage.publish(&manifest(build, layers), &[(build, disk)])?;
+    stage.publish(&manifest(build, layers), &[(build, disk)], None)?;
     Ok((build, header))
+}
+
+fn collect(store: &Store, live: HashSet<BuildId>) -> u64 {
+    store.collect(|| Ok::<_, StoreError>(live)).unwrap()
 }
 
 fn files(root: &Path, area: &str) -> usize {
@@ -71,7 +76,7 @@ fn what_is_stood_on_stays_and_the_rest_goes() {
     assert_eq!(files(root.path(), "staging"), 0);
 
     // The third stands on the memory and the disks of both others.
-    store.collect(&HashSet::from([third])).unwrap();
+    collect(&store, HashSet::from([third]));
     assert!(matches!(
         store.snapshot(first),
         Err(StoreError::NotFound(_))
@@ -86,7 +91,7 @@ fn what_is_stood_on_stays_and_the_rest_goes() {
     chain.read_at(0, &mut memory).unwrap();
     assert_eq!(memory, [7; 3 * 4096]);
 
-    let freed = store.collect(&HashSet::new()).unwrap();
+    let freed = collect(&store, HashSet::new());
     assert!(freed > 0);
     assert_eq!(
         (files(root.path(), "memory"), files(root.path(), "disks")),
@@ -101,7 +106,7 @@ fn a_snapshot_that_is_given_up_leaves_nothing_and_one_in_the_making_is_left_alon
     let store = Store::open(root.path()).unwrap();
     let stage = store.stage(BuildId::random()).unwrap();
     fs::write(stage.path().join(layout::MEMORY), "half").unwrap();
-    store.collect(&HashSet::from([stage.build()])).unwrap();
+    collect(&store, HashSet::from([stage.build()]));
     assert!(stage.path().is_dir());
     drop(stage);
     assert_eq!(files(root.path(), "staging"), 0);
@@ -113,8 +118,10 @@ fn a_file_that_is_missing_publishes_nothing() {
     let store = Store::open(root.path()).unwrap();
     let build = BuildId::random();
     let stage = store.stage(build).unwrap();
-    let error = stage.publish(&manifest(build, vec![]), &[]).unwrap_err();
-    assert!(error.to_string().contains(layout::HEADER), "{error}");
+    let error = stage
+        .publish(&manifest(build, vec![]), &[], None)
+        .unwrap_err();
+    assert!(error.to_string().contains(layout::DEVICE), "{error}");
     assert_eq!(
         (
             files(root.path(), "staging"),
@@ -140,7 +147,7 @@ fn what_a_crash_left_is_collected() {
             .join(BuildId::random().to_string()),
     )
     .unwrap();
-    store.collect(&HashSet::from([kept])).unwrap();
+    collect(&store, HashSet::from([kept]));
     for area in ["memory", "disks", "snapshots"] {
         assert_eq!(files(root.path(), area), 1, "{area}");
     }
@@ -164,6 +171,49 @@ fn nothing_is_swept_while_a_snapshot_cannot_be_read() {
         error.to_string().contains(path.to_str().unwrap()),
         "{error}"
     );
-    store.collect(&HashSet::from([second])).unwrap();
+    collect(&store, HashSet::from([second]));
     assert_eq!(files(root.path(), "memory"), 2);
+}
+
+#[test]
+fn a_damaged_device_state_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (build, _) = publish(&store, None, &[]).unwrap();
+    let snapshot = store.snapshot(build).unwrap();
+    snapshot.verify_devices().unwrap();
+    let path = snapshot.dir.join(layout::DEVICE);
+    fs::write(&path, "stale").unwrap();
+    let error = snapshot.verify_devices().unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    // One that an earlier version published has nothing to be compared with.
+    let manifest = fs::read_to_string(snapshot.dir.join(layout::MANIFEST)).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    manifest.as_object_mut().unwrap().remove("device_checksum");
+    let manifest = Manifest::parse(manifest.to_string().as_bytes()).unwrap();
+    assert_eq!(manifest.device_checksum, None);
+}
+
+#[test]
+fn a_snapshot_that_is_begun_while_others_are_collected_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let build = BuildId::random();
+    let mut stage = None;
+    let live = || {
+        stage = Some(store.stage(build).unwrap());
+        Ok::<_, StoreError>(HashSet::new())
+    };
+    store.collect(live).unwrap();
+    assert!(stage.unwrap().path().is_dir());
+}
+
+#[test]
+fn nothing_is_collected_when_nobody_knows_what_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (build, _) = publish(&store, None, &[]).unwrap();
+    let unknown = || Err(StoreError::NotFound(build));
+    store.collect(unknown).unwrap_err();
+    store.snapshot(build).unwrap();
 }

@@ -157,6 +157,7 @@ impl Boot<'_> {
         let memory = match moment {
             Some(moment) => {
                 self.pins.origin = Some(moment.pin());
+                verify(self.host, moment).await?;
                 Some(self.host.snapshots.memory(moment)?)
             }
             None => None,
@@ -375,6 +376,13 @@ async fn note_machine_times(supervisor: &Supervisor, times: &mut BootTimes, star
         }
         Err(error) => tracing::warn!(error = super::error::chain(&error), "no boot times"),
     }
+}
+
+/// Reading may block, so it is done aside.
+async fn verify(host: &HostParts, moment: &Moment) -> Result<(), CreateError> {
+    let (snapshots, moment) = (host.snapshots.clone(), moment.clone());
+    let verified = tokio::task::spawn_blocking(move || snapshots.verify(&moment)).await;
+    Ok(verified.unwrap_or_else(|lost| Err(std::io::Error::from(lost).into()))?)
 }
 
 /// Flushing to disk blocks, so it is done aside.

@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_told_as_such_wherever_it_is_met() {
-        let disk = DiskError::Failed("qemu-img: No space left on device".to_owned());
+        let disk = DiskError::Failed("qemu-img", "No space left on device".to_owned());
         let slot = SlotError::Io {
             step: "take a slot",
             source: full(),

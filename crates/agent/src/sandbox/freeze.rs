@@ -93,6 +93,9 @@ impl Owner {
             let _ = reply.send(Err(FreezeError::NotNow("not running")));
             return Next::Watch;
         };
+        if self.is_deep() {
+            return self.freeze_and_shorten(reply).await;
+        }
         match self.save_and_go_on(&running).await {
             Ok(pin) => {
                 self.sandbox.set_warning(String::new());
@@ -112,6 +115,7 @@ impl Owner {
     /// Brings it back from its last moment. If a step fails, it is as it was: paused, or lost.
     pub(super) async fn resume(&mut self) -> Next {
         let before = self.sandbox.state();
+        self.shorten_if_needed().await;
         let Some(last) = self.pins.last.clone() else {
             self.answer_resumes(Err(FreezeError::NeverFrozen));
             return Next::Wait;
@@ -181,6 +185,7 @@ impl Owner {
         self.pins.origin = None;
         self.sandbox.set_host_ip(None);
         self.owners.collect_snapshots();
+        self.begin_compaction();
         Next::Wait
     }
 

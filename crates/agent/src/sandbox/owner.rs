@@ -13,6 +13,7 @@ use wrenn_proto::supervise::SupervisorSpec;
 use super::{
     Ask, Plan, Reply, Running, Sandbox, State,
     boot::{Abort, Boot},
+    compact::Compaction,
     error::{CreateError, DestroyError, FreezeError, chain},
     resources::{HostParts, Resources},
 };
@@ -97,6 +98,7 @@ pub(crate) fn spawn(
     let resources = Resources::none(sandbox.facts.id.clone());
     let mut owner = Owner {
         lost: None,
+        compaction: None,
         owners: owners.clone(),
         sandbox,
         resources,
@@ -126,6 +128,8 @@ pub(super) struct Owner {
     pub(super) resumes: Vec<Reply<(), FreezeError>>,
     /// Why its machine was lost since its last moment was frozen.
     pub(super) lost: Option<String>,
+    /// A twin of its last moment with shorter chains, in the making.
+    pub(super) compaction: Option<Compaction>,
 }
 
 /// What an owner does next.
@@ -285,6 +289,10 @@ impl Owner {
         };
         let ask = tokio::select! {
             () = supervisor.gone() => None,
+            compacted = Self::compacted(&mut self.compaction) => {
+                self.move_to_twin(compacted);
+                return Next::Watch;
+            }
             Some(ask) = self.asks.recv() => Some(ask),
             () = self.owners.shutdown.cancelled() => return Next::End,
         };
@@ -333,6 +341,10 @@ impl Owner {
     async fn wait(&mut self) -> Next {
         let ask = tokio::select! {
             Some(ask) = self.asks.recv() => ask,
+            compacted = Self::compacted(&mut self.compaction) => {
+                self.move_to_twin(compacted);
+                return Next::Wait;
+            }
             () = self.owners.shutdown.cancelled() => return Next::End,
         };
         match ask {

@@ -27,7 +27,7 @@ pub(crate) struct HostParts {
     pub(crate) folders: Folders,
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
-    pub(crate) snapshots: Snapshots,
+    pub(crate) snapshots: Arc<Snapshots>,
 }
 
 /// What one sandbox has.

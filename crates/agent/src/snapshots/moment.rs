@@ -38,6 +38,10 @@ impl Moment {
         &self.snapshot.manifest
     }
 
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
     pub(crate) fn pin(&self) -> PinnedBuild {
         self.pin.clone()
     }

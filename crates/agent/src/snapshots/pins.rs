@@ -38,7 +38,7 @@ impl Pins {
 }
 
 impl PinnedBuild {
-    pub(super) fn id(&self) -> BuildId {
+    pub(crate) fn id(&self) -> BuildId {
         self.build
     }
 

@@ -59,15 +59,13 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
         (ErrorCode::ResourceExhausted, 413, "too_large"),
         (ErrorCode::Unavailable, 503, "unavailable"),
         (ErrorCode::DeadlineExceeded, 504, "timeout"),
+        // Which file of the host is damaged, say: who has a key may know.
+        (ErrorCode::Internal, 502, "agent_error"),
     ] {
         agent.fail("Exec", code, "the agent's words");
         let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
         assert_failure(&got, status, word, &["the agent's words"]);
     }
-    agent.fail("Exec", ErrorCode::Internal, "secret of the host");
-    let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
-    assert_failure(&got, 502, "agent_error", &[]);
-    assert!(!got.1.to_string().contains("secret"), "{}", got.1);
     agent.mend("Exec");
     agent.drop_replies("Exec", 1);
     let got = exec(&control, &id, json!({ "cmd": "echo" })).await;

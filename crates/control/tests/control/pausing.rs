@@ -106,14 +106,13 @@ async fn a_failed_pause_runs_on_and_a_failed_resume_can_be_tried_again() {
         )
         .await;
     assert_eq!(status, StatusCode::OK);
-    agent.fail("PauseSandbox", ErrorCode::Internal, "secret of the host");
+    agent.fail("PauseSandbox", ErrorCode::Internal, "the header is damaged");
     assert_failure(
         &pause(&control, &id).await,
         502,
         "agent_error",
-        &["is now `running`"],
+        &["the header is damaged", "is now `running`"],
     );
-    assert!(!row().await.to_string().contains("secret"));
     agent.mend("PauseSandbox");
     let (status, now) = pause(&control, &id).await;
     assert_eq!(

@@ -58,7 +58,7 @@ impl Staging {
     }
 
     /// Puts it into its place. `layers` are frozen files of its disk that are not in the store yet, with their names there; they
-    /// are linked, and stay where they are.
+    /// are linked, and stay where they are. So are diff files of the generations before that `other` has and this store may not.
     ///
     /// # Errors
     /// If a file is missing or the disk is full. Then nothing of it is there.
@@ -66,10 +66,21 @@ impl Staging {
         self,
         manifest: &Manifest,
         layers: &[(BuildId, PathBuf)],
+        other: Option<&Store>,
     ) -> Result<(), StoreError> {
+        // From here on nothing is collected, so what is linked stays until the snapshot that needs it is there.
         let _lock = self.store.lock(FlockOperation::LockShared)?;
+        if let Some(other) = other {
+            for diff in self.header()?.diffs() {
+                self.store.take_diff(diff.build, other)?;
+            }
+        }
+        let manifest = Manifest {
+            device_checksum: Some(super::checksum(&self.dir.join(layout::DEVICE))?),
+            ..manifest.clone()
+        };
         let path = self.dir.join(layout::MANIFEST);
-        let text = serde_json::to_vec_pretty(manifest).map_err(std::io::Error::from);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(std::io::Error::from);
         text.and_then(|text| fs::write(&path, text))
             .map_err(failed("write", &path))?;
         for name in [
@@ -109,10 +120,7 @@ impl Drop for Staging {
 
 impl Store {
     /// Makes sure that a diff file which `other` may have is in this store too.
-    ///
-    /// # Errors
-    /// If it can be neither linked nor copied.
-    pub fn take_diff(&self, build: BuildId, other: &Self) -> Result<(), StoreError> {
+    fn take_diff(&self, build: BuildId, other: &Self) -> Result<(), StoreError> {
         let source = other.memory_dir().join(diff_name(build));
         if !source.exists() {
             return Ok(());

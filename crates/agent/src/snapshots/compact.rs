@@ -1,0 +1,131 @@
+//! Keeping chains short: a moment that stands on many files gets a twin that stands on few.
+//!
+//! Nothing is changed in place. The twin is another snapshot with the same content; whoever stood on the first stands on it as long as
+//! he likes, and what nobody stands on any more is collected. So a crash at any step costs the work and nothing else.
+//!
+//! The largest file below is left as it is if it holds more than half of everything: that is the template's, or whatever else
+//! many sandboxes share, and a copy for each would cost more than the chain does.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use wrenn_snapshot::{BuildId, Chain, Header, Manifest, layout, merge_files};
+
+use super::{PinnedBuild, Pins, SnapshotError, Snapshots};
+use crate::disk;
+
+/// A moment with more diff files or more disk layers than this is worth a twin.
+const WORTHWHILE: usize = 8;
+
+/// With more than this no machine is started: its twin is waited for.
+const TOO_MANY: usize = 32;
+
+/// How long the chains of a moment are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Depth(usize);
+
+impl Depth {
+    fn of(header: &Header, manifest: &Manifest) -> Self {
+        Self(header.diffs().len().max(manifest.disk_layers.len()))
+    }
+
+    pub(crate) fn is_worthwhile(self) -> bool {
+        self.0 > WORTHWHILE
+    }
+
+    pub(crate) fn is_too_much(self) -> bool {
+        self.0 > TOO_MANY
+    }
+}
+
+impl Snapshots {
+    /// How long the chains of a moment are; a moment that cannot be read has none.
+    pub(crate) fn depth(&self, pin: &PinnedBuild) -> Depth {
+        match (self.own.header(pin.id()), self.own.snapshot(pin.id())) {
+            (Ok(header), Ok(snapshot)) => Depth::of(&header, &snapshot.manifest),
+            _ => Depth(0),
+        }
+    }
+
+    /// Makes the twin of a moment. Reads and writes as much as its own files hold.
+    pub(crate) async fn compact(&self, pin: &PinnedBuild) -> Result<PinnedBuild, SnapshotError> {
+        let snapshot = self.own.snapshot(pin.id())?;
+        let header = self.own.header(pin.id())?;
+        let moment = self.moment(pin)?;
+        let build = BuildId::random();
+        let twin = Pins::pin(&self.pins, build);
+        let stage = self.own.stage(build)?;
+        let (dir, memory) = (stage.path().to_owned(), moment.restore(false).memory);
+        let merged = tokio::task::spawn_blocking(move || {
+            merge_memory(&header, &memory, &snapshot.dir, &dir, build)
+        });
+        merged.await.map_err(std::io::Error::from)??;
+        let (disk_layers, new) = self
+            .compact_disk(moment.disk_layers(), moment.manifest(), stage.path())
+            .await?;
+        let manifest = Manifest {
+            build,
+            disk_layers,
+            ..moment.manifest().clone()
+        };
+        let published = tokio::task::spawn_blocking(move || stage.publish(&manifest, &new, None));
+        published.await.map_err(std::io::Error::from)??;
+        Ok(twin)
+    }
+
+    /// Names of the layers that the twin's disk has, and the file of the one that is new.
+    async fn compact_disk(
+        &self,
+        layers: Vec<PathBuf>,
+        manifest: &Manifest,
+        dir: &Path,
+    ) -> Result<(Vec<BuildId>, Vec<(BuildId, PathBuf)>), SnapshotError> {
+        let mut names = manifest.disk_layers.clone();
+        if names.len() <= 2 {
+            return Ok((names, Vec::new()));
+        }
+        let sizes: Vec<u64> = layers.iter().map(|path| bytes_of(path)).collect();
+        let keep = usize::from(is_most(sizes[0], sizes.iter().sum()));
+        let path = dir.join(disk::MERGED);
+        let (kept, merged) = layers.split_at(keep);
+        disk::merge(&manifest.base_disk, kept, merged, manifest.disk_mib, &path)
+            .await
+            .map_err(SnapshotError::Disk)?;
+        names.truncate(keep);
+        let build = BuildId::random();
+        names.push(build);
+        Ok((names, vec![(build, path)]))
+    }
+}
+
+/// Writes memory and header of the twin to `dir`, and takes over what stays the same from `old`.
+fn merge_memory(
+    header: &Header,
+    memory: &[PathBuf],
+    old: &Path,
+    dir: &Path,
+    build: BuildId,
+) -> Result<(), SnapshotError> {
+    let chain = Chain::open(memory, header)?;
+    let all = header.diffs().iter().map(|diff| diff.len).sum();
+    let large = header.diffs().iter().find(|diff| is_most(diff.len, all));
+    let keep: Vec<_> = large.into_iter().map(|diff| diff.build).collect();
+    let merged = merge_files(header, &chain, &keep, &dir.join(layout::MEMORY), build)?;
+    fs::write(dir.join(layout::HEADER), merged.to_bytes())?;
+    fs::hard_link(old.join(layout::DEVICE), dir.join(layout::DEVICE))?;
+    match fs::copy(old.join(layout::WORKING_SET), dir.join(layout::WORKING_SET)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn is_most(part: u64, all: u64) -> bool {
+    part > all / 2
+}
+
+fn bytes_of(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+}
