@@ -2,7 +2,7 @@
 //!
 //! Owns the REST API, the API keys, the rows of sandboxes and templates, and the decision what becomes of a sandbox.
 //! Never touches a machine itself: everything on a host is asked of its agent over `hostagent.v1`, and the agent's word
-//! is checked against the rows every second ([`reconciler`]). One host is known today, `default`.
+//! is checked against the rows every second (`reconciler`). One host is known today, `default`.
 //!
 //! - [`serve`] runs it until it is told to stop.
 //! - `api`: one file a resource; `api/error.rs` is the one place where failures become HTTP.

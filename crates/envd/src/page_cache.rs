@@ -3,7 +3,7 @@
 //! A cache that holds much makes the moment large for nothing: its pages can be read from the disk again. But giving all of
 //! it back before every freeze is worse than keeping it: what is read again after a restore lands in other pages of memory,
 //! and every one of them is a change that the next moment has to hold. So the cache is given back only when it has grown by
-//! more than [`MOST_GROWTH_BYTES`] since the machine was restored; until then it is the same pages with the same content,
+//! more than `MOST_GROWTH_BYTES` since the machine was restored; until then it is the same pages with the same content,
 //! which cost nothing.
 
 use std::{

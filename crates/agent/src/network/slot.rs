@@ -72,7 +72,7 @@ impl Slots {
             owner: self.owner.clone(),
             sandbox: sandbox.clone(),
         };
-        let draft = self.draft_path(sandbox);
+        let draft = self.draft_path();
         let text = serde_json::to_vec(&claim).map_err(|e| failed("write a claim")(e.into()))?;
         fs::write(&draft, text).map_err(failed("write a claim"))?;
         let slot = self.link_lowest(&draft);
@@ -143,9 +143,10 @@ impl Slots {
     }
 
     /// Unique among agents by the process, and among this agent's creates by the sandbox.
-    fn draft_path(&self, sandbox: &SandboxId) -> PathBuf {
-        self.dir
-            .join(format!(".claim-{}-{sandbox}", std::process::id()))
+    /// Nobody else's, whatever sandbox it is for: two agents of one process may have sandboxes of the same id.
+    fn draft_path(&self) -> PathBuf {
+        let (process, number) = (std::process::id(), rand::random::<u64>());
+        self.dir.join(format!(".claim-{process}-{number:016x}"))
     }
 
     /// Removes claims that a process which no longer exists left half-made.

@@ -72,14 +72,12 @@ impl Owner {
         let Compacted { of, twin } = compacted;
         let rests = matches!(self.sandbox.state(), State::Paused);
         let stands_there = self.pins.last.as_ref().map(PinnedBuild::id) == Some(of.id());
-        match twin {
-            Some(twin) if rests && stands_there => {
-                if self.note_paused(&twin) {
-                    self.pins.last = Some(twin);
-                }
+        if let Some(twin) = twin.filter(|_| rests) {
+            if !stands_there {
+                self.begin_compaction();
+            } else if self.note_paused(&twin) {
+                self.pins.last = Some(twin);
             }
-            Some(_) if rests => self.begin_compaction(),
-            _ => {}
         }
         drop(of);
         self.owners.collect_snapshots();

@@ -77,7 +77,7 @@ fn guest_anonymous_mb(sandbox: &Sandbox<'_>) -> Result<f64> {
     let mut kb = 0.0;
     for line in smaps.lines() {
         if line.contains('-') && line.split(' ').next().is_some_and(|w| w.contains('-')) {
-            inside = line.contains("guest-memory");
+            inside = line.contains("snapshot-memory");
         } else if let Some(number) = line.strip_prefix("Anonymous:")
             && inside
         {
