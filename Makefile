@@ -7,7 +7,7 @@ export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 # The guest agent that goes into them.
 ENVD := $(TARGET)/x86_64-unknown-linux-gnu/guest/envd
 
-.PHONY: help demo test build dev image setup setup-test envd bench bench-pager soak lint clean install
+.PHONY: help demo test build dev image setup setup-test envd bench bench-pager soak fuzz lint clean install
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-pager: ## Measure the page server beside the smallest possible one
 soak: setup-test dev image ## Run the end-to-end loops in full
 	WRENN_SOAK=1 WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
+
+fuzz: ## Run each fuzz target for SECONDS (30)
+	@scripts/fuzz $(or $(SECONDS),30)
 
 lint: ## Check format, clippy and documentation
 	cargo fmt --all --check

@@ -1,0 +1,14 @@
+//! A memory header: what is accepted means the same when it is written again, and covers its memory.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use wrenn_snapshot::Header;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(header) = Header::parse(bytes) {
+        assert_eq!(header.to_bytes(), bytes);
+        assert!(header.lookup(header.memory_size() - 1).is_some());
+    }
+    // The fixed part is read alone too.
+    let _ = Header::summary(bytes);
+});
