@@ -163,6 +163,16 @@ impl pb::HostAgentService for AgentService {
         })
     }
 
+    async fn update_network(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::UpdateNetworkRequest>,
+    ) -> ServiceResult<pb::UpdateNetworkResponse> {
+        let sandbox = self.sandbox(request.id)?;
+        let message = format!("the network of {} cannot be changed yet", sandbox.facts.id);
+        Err(ConnectError::unimplemented(message))
+    }
+
     async fn create_snapshot(
         &self,
         _: RequestContext,

@@ -235,11 +235,7 @@ impl Snapshots {
     /// Compares the files of a moment with their checksums. Blocks for as long as those take to be read which were not before.
     pub(crate) fn verify(&self, moment: &Moment) -> Result<(), SnapshotError> {
         moment.snapshot().verify_devices()?;
-        let build = moment.pin().id();
-        let header = match self.own.header(build) {
-            Err(_) if !self.own.holds(moment.snapshot()) => self.images.header(build)?,
-            other => other?,
-        };
+        let header = moment.snapshot().header()?;
         let chain = Chain::open(&moment.restore(false).memory, &header)?;
         Ok(self.verified.verify(&chain)?)
     }
@@ -324,11 +320,12 @@ impl Snapshots {
     }
 
     fn describe(&self, name: &TemplateName, build: BuildId) -> Result<NamedMoment, SnapshotError> {
+        let snapshot = self.find(build)?;
         Ok(NamedMoment {
             name: name.clone(),
-            manifest: self.find(build)?.manifest,
             size_bytes: self.own.size(build)?,
-            generation: self.own.header(build)?.generation(),
+            generation: snapshot.header()?.generation(),
+            manifest: snapshot.manifest,
         })
     }
 

@@ -5,6 +5,7 @@
 //! A query has a deadline, so that a database which hangs is an error and not a hang.
 
 pub(crate) mod api_keys;
+pub(crate) mod options;
 pub(crate) mod sandboxes;
 pub(crate) mod templates;
 

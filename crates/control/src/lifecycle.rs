@@ -354,6 +354,8 @@ pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     // Empty, unless its machine had been lost.
     row.warning.clone_from(&info.warning);
     row.last_active_at = row.last_active_at.max(now);
+    row.options.paused_disk_only = false;
+    row.renew_lifetime(now);
 }
 
 /// Takes over what the host knows of a running sandbox.
@@ -377,6 +379,9 @@ pub(crate) fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     // What is known here of a failure is the same, or more.
     if row.warning.is_empty() {
         row.warning.clone_from(&info.warning);
+    }
+    if !info.envd_token.is_empty() {
+        row.envd_token.clone_from(&info.envd_token);
     }
     if let Some(boot) = info.boot.as_option() {
         row.boot = Some(BootTimes {

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidId {
-    /// Not of the form `sb-` + 1 to 40 of `[a-z0-9]`.
-    #[error("`{0}` is not a sandbox id: expected `sb-` and 1 to 40 of a-z, 0-9")]
+    /// Of neither form of a sandbox id.
+    #[error(
+        "`{0}` is not a sandbox id: expected `sb-` and 1 to 40 of a-z, 0-9, or `i` and 20 of them"
+    )]
     Sandbox(String),
     /// Not a template name.
     #[error(
@@ -72,7 +74,8 @@ macro_rules! checked_string {
     };
 }
 
-/// Name of a sandbox: `sb-` and 8 hexadecimal digits when made here; `sb-` and 1 to 40 of `[a-z0-9]` when read.
+/// Name of a sandbox: `sb-` and 8 hexadecimal digits when made here; `sb-` and 1 to 40 of `[a-z0-9]` when read. Clients of the
+/// E2B API get `i` and 20 of `[a-z0-9]`: they make host names of it, in which `-` separates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SandboxId(String);
@@ -91,6 +94,22 @@ impl SandboxId {
     pub fn random() -> Self {
         Self(format!("sb-{:08x}", rand::rng().random::<u32>()))
     }
+
+    /// A new id of the E2B API's form: `i` and 20 random of `[a-z0-9]`.
+    #[must_use]
+    pub fn random_e2b() -> Self {
+        const SIGNS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let mut random = rand::rng();
+        let sign = |_| char::from(SIGNS[random.random_range(0..SIGNS.len())]);
+        let rest: String = (0..E2B_SIGNS).map(sign).collect();
+        Self(format!("i{rest}"))
+    }
+
+    /// Whether it has the E2B API's form.
+    #[must_use]
+    pub fn is_e2b(&self) -> bool {
+        is_e2b_id(&self.0)
+    }
 }
 
 impl TemplateName {
@@ -101,13 +120,21 @@ impl TemplateName {
     }
 }
 
+/// Letters and digits of an E2B id behind its `i`.
+const E2B_SIGNS: usize = 20;
+
 fn is_sandbox_id(s: &str) -> bool {
-    s.strip_prefix("sb-").is_some_and(|rest| {
-        (1..=40).contains(&rest.len())
-            && rest
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    })
+    let plain = |rest: &str| (1..=40).contains(&rest.len()) && rest.bytes().all(is_sign);
+    s.strip_prefix("sb-").is_some_and(plain) || is_e2b_id(s)
+}
+
+fn is_e2b_id(s: &str) -> bool {
+    s.strip_prefix('i')
+        .is_some_and(|rest| rest.len() == E2B_SIGNS && rest.bytes().all(is_sign))
+}
+
+const fn is_sign(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 
 fn is_template_name(s: &str) -> bool {
@@ -155,6 +182,10 @@ mod tests {
             let id = SandboxId::random();
             assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
             assert_eq!(id.as_str().len(), 11);
+            assert!(!id.is_e2b());
+            let id = SandboxId::random_e2b();
+            assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
+            assert!(id.is_e2b() && id.as_str().len() == 21);
             let name = TemplateName::random();
             assert_eq!(name.as_str().parse::<TemplateName>(), Ok(name.clone()));
             assert_eq!(name.as_str().len(), 17);

@@ -33,6 +33,9 @@ pub const FILE_CHUNK_BYTES: usize = 64 * 1024;
 /// What a collected `exec` returns at most of each stream, bytes.
 pub const MAX_EXEC_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
 
+/// Version of E2B's guest agent whose contract ours keeps; clients switch their features by it.
+pub const ENVD_CONTRACT_VERSION: &str = "0.6.13";
+
 /// TCP port of the guest agent.
 pub const ENVD_PORT: u16 = 49983;
 

@@ -240,6 +240,10 @@ pub struct Sandbox {
     /// When this record last changed.
     #[schema(value_type = String, format = DateTime)]
     pub last_updated: Timestamp,
+    /// When `on_timeout` happens whether it is used or not; of sandboxes with such a deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
 }
 
 /// Milliseconds from the start of the create on the host until each step was done.

@@ -112,6 +112,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The header of its memory.
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub fn header(&self) -> Result<Header, StoreError> {
+        read_header(&self.dir)
+    }
+
     /// Compares the state of its devices with its checksum.
     ///
     /// # Errors
@@ -199,9 +207,7 @@ impl Store {
     /// # Errors
     /// If it is missing or damaged.
     pub fn header(&self, build: BuildId) -> Result<Header, StoreError> {
-        let path = self.snapshot_dir(build).join(layout::HEADER);
-        let bytes = fs::read(&path).map_err(failed("read", &path))?;
-        Header::parse(&bytes).map_err(|source| StoreError::Header { path, source })
+        read_header(&self.snapshot_dir(build))
     }
 
     /// All snapshots.
@@ -243,14 +249,21 @@ impl Store {
     }
 }
 
+fn read_header(dir: &Path) -> Result<Header, StoreError> {
+    let path = dir.join(layout::HEADER);
+    let bytes = fs::read(&path).map_err(failed("read", &path))?;
+    Header::parse(&bytes).map_err(|source| StoreError::Header { path, source })
+}
+
 /// XXH3-64 of a small file.
 fn checksum(path: &Path) -> Result<u64, StoreError> {
     let bytes = fs::read(path).map_err(failed("read", path))?;
     Ok(xxhash_rust::xxh3::xxh3_64(&bytes))
 }
 
-/// What a file takes on the disk, bytes; holes take nothing.
-fn on_disk(path: &Path) -> u64 {
+/// What a file takes on the disk, bytes; holes take nothing, nor does a file that is not there.
+#[must_use]
+pub fn on_disk(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 

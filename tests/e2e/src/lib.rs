@@ -9,11 +9,13 @@ pub mod bench;
 pub mod host;
 pub mod sandbox;
 pub mod service;
+pub mod small_disk;
 pub mod wait;
 pub mod ws;
 
 pub use sandbox::Sandbox;
 pub use service::Service;
+pub use small_disk::SmallDisk;
 
 /// How many times a loop runs: in full with `WRENN_SOAK=1` (`make soak`), a tenth of it otherwise.
 #[must_use]

@@ -11,7 +11,7 @@ use nix::{
 use reqwest::Method;
 use serde_json::{Value, json};
 use wrenn_e2e::{
-    Sandbox, Service,
+    Sandbox, Service, SmallDisk,
     wait::{GENEROUS, until},
 };
 
@@ -196,37 +196,12 @@ async fn calls_race_on_one_sandbox_and_every_one_is_answered() -> Result<()> {
     Ok(())
 }
 
-/// A small disk of its own; unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(size_mib: u32) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let options = format!("size={size_mib}m,mode=0755");
-        let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "wrenn-e2e"])
-            .arg(dir.path())
-            .status()?;
-        anyhow::ensure!(status.success(), "mount a tmpfs");
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_refuses_new_sandboxes_and_keeps_the_old_ones_usable() -> Result<()> {
     let disk = SmallDisk::new(700)?;
-    let service = Service::start_in(disk.0.path()).await?;
+    let service = Service::start_in(disk.path()).await?;
     let old = service.create().await?;
-    let filler = disk.0.path().join("filler");
+    let filler = disk.path().join("filler");
     fs::write(&filler, vec![1; 600 << 20])?;
     let (status, body) = service
         .json(Method::POST, "/v1/sandboxes", &json!({ "memory_mb": 256 }))

@@ -6,13 +6,13 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 use wrenn_e2e::{
-    Sandbox, Service,
+    Sandbox, Service, SmallDisk,
     host::Traces,
     wait::{GENEROUS, until},
 };
@@ -145,18 +145,27 @@ async fn nothing_left(service: &Service, before: &Traces, fault: &str) -> Result
     Ok(())
 }
 
-#[tokio::test]
-async fn the_agent_dies_at_each_step_of_a_pause() -> Result<()> {
-    let mut service = Service::start().await?;
+/// A service that has made a sandbox once, and what the host holds then.
+async fn warmed() -> Result<(Service, Traces)> {
+    let service = Service::start().await?;
     Sandbox::new(&service, create(&service).await?)
         .destroy()
         .await?;
     let before = Traces::of(service.dir())?;
-    for fault in AGENT_PAUSE {
+    Ok((service, before))
+}
+
+/// The agent dies at each of `points` while a sandbox is asked to `verb`, one that came through `first` before.
+async fn the_agent_dies(points: &[&str], first: Option<&str>, verb: &str) -> Result<()> {
+    let (mut service, before) = warmed().await?;
+    for fault in points {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
+        if let Some(first) = first {
+            must(&service, &id, first).await?;
+        }
         service.restart_with_fault(Some(fault)).await?;
-        ask(&service, &id, "pause").await;
+        ask(&service, &id, verb).await;
         assert!(
             service.has_died().await?,
             "{fault}: the point was not reached"
@@ -166,39 +175,21 @@ async fn the_agent_dies_at_each_step_of_a_pause() -> Result<()> {
         nothing_left(&service, &before, fault).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn the_agent_dies_at_each_step_of_a_pause() -> Result<()> {
+    the_agent_dies(&AGENT_PAUSE, None, "pause").await
 }
 
 #[tokio::test]
 async fn the_agent_dies_at_each_step_of_a_resume() -> Result<()> {
-    let mut service = Service::start().await?;
-    Sandbox::new(&service, create(&service).await?)
-        .destroy()
-        .await?;
-    let before = Traces::of(service.dir())?;
-    for fault in AGENT_RESUME {
-        let id = create(&service).await?;
-        remember(&Sandbox::new(&service, id.clone()), 1).await?;
-        must(&service, &id, "pause").await?;
-        service.restart_with_fault(Some(fault)).await?;
-        ask(&service, &id, "resume").await;
-        assert!(
-            service.has_died().await?,
-            "{fault}: the point was not reached"
-        );
-        service.restart_with_fault(None).await?;
-        usable(&service, &id, fault, &["1"]).await?;
-        nothing_left(&service, &before, fault).await?;
-    }
-    Ok(())
+    the_agent_dies(&AGENT_RESUME, Some("pause"), "resume").await
 }
 
 #[tokio::test]
 async fn the_machine_dies_at_each_step_of_a_pause() -> Result<()> {
-    let mut service = Service::start().await?;
-    Sandbox::new(&service, create(&service).await?)
-        .destroy()
-        .await?;
-    let before = Traces::of(service.dir())?;
+    let (mut service, before) = warmed().await?;
     for fault in MACHINE_PAUSE {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
@@ -239,11 +230,7 @@ async fn the_machine_dies_at_each_step_of_a_pause() -> Result<()> {
 
 #[tokio::test]
 async fn the_machine_dies_at_each_step_of_a_resume() -> Result<()> {
-    let mut service = Service::start().await?;
-    Sandbox::new(&service, create(&service).await?)
-        .destroy()
-        .await?;
-    let before = Traces::of(service.dir())?;
+    let (mut service, before) = warmed().await?;
     for fault in MACHINE_RESUME {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
@@ -257,32 +244,6 @@ async fn the_machine_dies_at_each_step_of_a_resume() -> Result<()> {
         nothing_left(&service, &before, fault).await?;
     }
     Ok(())
-}
-
-/// A file system of a few MiB, unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(mib: u32) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let size = format!("size={mib}m");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "wrenn-small"])
-            .arg(dir.path())
-            .status()?;
-        ensure!(mounted.success(), "mount: {mounted}");
-        Ok(Self(dir))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-    }
 }
 
 #[tokio::test]

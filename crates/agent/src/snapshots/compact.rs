@@ -11,7 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wrenn_snapshot::{BuildId, Chain, Header, Manifest, layout, merge_files};
+use wrenn_snapshot::{
+    BuildId, Chain, Header, Manifest, StoreError, layout, merge_files, store::on_disk,
+};
 
 use super::{PinnedBuild, Pins, SnapshotError, Snapshots};
 use crate::disk;
@@ -43,24 +45,24 @@ impl Depth {
 impl Snapshots {
     /// How long the chains of a moment are; a moment that cannot be read has none.
     pub(crate) fn depth(&self, pin: &PinnedBuild) -> Depth {
-        match (self.own.header(pin.id()), self.own.snapshot(pin.id())) {
-            (Ok(header), Ok(snapshot)) => Depth::of(&header, &snapshot.manifest),
-            _ => Depth(0),
-        }
+        let depth = || {
+            let snapshot = self.own.snapshot(pin.id())?;
+            Ok::<_, StoreError>(Depth::of(&snapshot.header()?, &snapshot.manifest))
+        };
+        depth().unwrap_or(Depth(0))
     }
 
     /// Makes the twin of a moment. Reads and writes as much as its own files hold.
     pub(crate) async fn compact(&self, pin: &PinnedBuild) -> Result<PinnedBuild, SnapshotError> {
-        let snapshot = self.own.snapshot(pin.id())?;
-        let header = self.own.header(pin.id())?;
         let moment = self.moment(pin)?;
+        let header = moment.snapshot().header()?;
         let build = BuildId::random();
         let twin = Pins::pin(&self.pins, build);
         let stage = self.own.stage(build)?;
         let (dir, memory) = (stage.path().to_owned(), moment.restore(false).memory);
-        let merged = tokio::task::spawn_blocking(move || {
-            merge_memory(&header, &memory, &snapshot.dir, &dir, build)
-        });
+        let old = moment.snapshot().dir.clone();
+        let merged =
+            tokio::task::spawn_blocking(move || merge_memory(&header, &memory, &old, &dir, build));
         merged.await.map_err(std::io::Error::from)??;
         let (disk_layers, new) = self
             .compact_disk(moment.disk_layers(), moment.manifest(), stage.path())
@@ -86,7 +88,7 @@ impl Snapshots {
         if names.len() <= 2 {
             return Ok((names, Vec::new()));
         }
-        let sizes: Vec<u64> = layers.iter().map(|path| bytes_of(path)).collect();
+        let sizes: Vec<u64> = layers.iter().map(|path| on_disk(path)).collect();
         let keep = usize::from(is_most(sizes[0], sizes.iter().sum()));
         let path = dir.join(disk::MERGED);
         let (kept, merged) = layers.split_at(keep);
@@ -123,9 +125,4 @@ fn merge_memory(
 
 fn is_most(part: u64, all: u64) -> bool {
     part > all / 2
-}
-
-fn bytes_of(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
-    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }

@@ -9,6 +9,7 @@ use wrenn_proto::{
 
 use super::error::{ApiError, Code};
 use crate::{
+    db::options::Options,
     host::{self, HostFacts},
     lifecycle::NewSandbox,
 };
@@ -151,6 +152,9 @@ pub(crate) fn create_fits(
         egress: request.egress.unwrap_or(default_egress),
         envs: request.envs.unwrap_or_default().into_iter().collect(),
         metadata: request.metadata.unwrap_or_default(),
+        e2b_id: false,
+        options: Options::default(),
+        idempotency_key: String::new(),
     })
 }
 

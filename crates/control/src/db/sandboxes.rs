@@ -8,13 +8,14 @@ use wrenn_proto::{
     rest::{self, BootTimes, Egress, OnTimeout, SandboxStatus},
 };
 
-use super::{Db, DbError, narrow, run};
+use super::{Db, DbError, narrow, options::Options, run};
 use crate::clock;
 
 macro_rules! columns {
     () => {
         "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
-         metadata, error, boot, created_at, started_at, last_active_at, last_updated, on_timeout, auto_resume, warning"
+         metadata, error, boot, created_at, started_at, last_active_at, last_updated, on_timeout, auto_resume, warning, \
+         expires_at, envd_token, options, idempotency_key"
     };
 }
 
@@ -66,9 +67,24 @@ pub(crate) struct Sandbox {
     pub(crate) last_active_at: i64,
     /// Milliseconds since 1970.
     pub(crate) last_updated: i64,
+    /// Milliseconds since 1970 at which `on_timeout` happens, used or not; 0: never.
+    pub(crate) expires_at: i64,
+    /// What its guest agent asks of clients; empty before it first ran.
+    pub(crate) envd_token: String,
+    /// What most do without.
+    pub(crate) options: Options,
+    /// What its client called the request that made it; empty if nothing.
+    pub(crate) idempotency_key: String,
 }
 
 impl Sandbox {
+    /// Begins its lifetime anew, if it has one that ends.
+    pub(crate) fn renew_lifetime(&mut self, now_ms: i64) {
+        if self.options.lifetime_sec > 0 {
+            self.expires_at = now_ms + i64::from(self.options.lifetime_sec) * 1000;
+        }
+    }
+
     /// As the API shows it.
     pub(crate) fn into_rest(self) -> rest::Sandbox {
         let given = |text: String| (!text.is_empty()).then_some(text);
@@ -93,6 +109,7 @@ impl Sandbox {
             started_at: clock::optional_timestamp(self.started_at),
             last_active_at: clock::optional_timestamp(self.last_active_at),
             last_updated: clock::timestamp(self.last_updated),
+            expires_at: clock::optional_timestamp(self.expires_at),
         }
     }
 }
@@ -121,6 +138,10 @@ struct Stored {
     on_timeout: String,
     auto_resume: i64,
     warning: String,
+    expires_at: i64,
+    envd_token: String,
+    options: String,
+    idempotency_key: String,
 }
 
 impl TryFrom<Stored> for Sandbox {
@@ -156,6 +177,10 @@ impl TryFrom<Stored> for Sandbox {
             started_at: row.started_at,
             last_active_at: row.last_active_at,
             last_updated: row.last_updated,
+            expires_at: row.expires_at,
+            envd_token: row.envd_token,
+            options: serde_json::from_str(&row.options).map_err(|_| corrupt("options"))?,
+            idempotency_key: row.idempotency_key,
         })
     }
 }
@@ -181,8 +206,8 @@ impl Db {
     pub(crate) async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError> {
         let query = sqlx::query(
             "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
-             metadata, created_at, last_updated, on_timeout, auto_resume) \
-             VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+             metadata, created_at, last_updated, on_timeout, auto_resume, expires_at, options, idempotency_key) \
+             VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
         .bind(row.id.to_string())
         .bind(row.template.clone())
@@ -196,7 +221,10 @@ impl Db {
         .bind(row.created_at)
         .bind(row.last_updated)
         .bind(row.on_timeout.as_str())
-        .bind(i64::from(row.auto_resume));
+        .bind(i64::from(row.auto_resume))
+        .bind(row.expires_at)
+        .bind(json(&row.options))
+        .bind(row.idempotency_key.clone());
         run("store the sandbox", query.execute(&self.pool)).await?;
         Ok(())
     }
@@ -236,11 +264,39 @@ impl Db {
         rows.into_iter().map(Sandbox::try_from).collect()
     }
 
+    /// The row of the sandbox that a client's request has made, if it was made.
+    pub(crate) async fn sandbox_by_idempotency_key(
+        &self,
+        key: &str,
+    ) -> Result<Option<Sandbox>, DbError> {
+        let query = sqlx::query_as::<_, Stored>(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE idempotency_key = $1"
+        ))
+        .bind(key.to_owned());
+        let row = run("find the request", query.fetch_optional(&self.pool)).await?;
+        row.map(Sandbox::try_from).transpose()
+    }
+
+    /// Running sandboxes with a deadline, the next first.
+    pub(crate) async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError> {
+        let query = sqlx::query_as::<_, Stored>(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE status = 'running' AND expires_at > 0 ORDER BY expires_at LIMIT $1"
+        ))
+        .bind(i64::from(limit));
+        let rows = run("list the deadlines", query.fetch_all(&self.pool)).await?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
     /// Writes what may change of a row, if it still has the version it was read with. False if it has not.
     pub(crate) async fn update_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
         let query = sqlx::query(
             "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
-             last_active_at = $7, last_updated = $8, warning = $9, version = version + 1 WHERE id = $10 AND version = $11",
+             last_active_at = $7, last_updated = $8, warning = $9, expires_at = $10, envd_token = $11, options = $12, \
+             egress = $13, on_timeout = $14, auto_resume = $15, version = version + 1 WHERE id = $16 AND version = $17",
         )
         .bind(row.status.as_str())
         .bind(row.guest_ip.clone())
@@ -251,6 +307,12 @@ impl Db {
         .bind(row.last_active_at)
         .bind(row.last_updated)
         .bind(row.warning.clone())
+        .bind(row.expires_at)
+        .bind(row.envd_token.clone())
+        .bind(json(&row.options))
+        .bind(egress_word(row.egress))
+        .bind(row.on_timeout.as_str())
+        .bind(i64::from(row.auto_resume))
         .bind(row.id.to_string())
         .bind(row.version);
         let done = run("change the sandbox", query.execute(&self.pool)).await?;

@@ -80,6 +80,26 @@ impl Db {
         Ok(())
     }
 
+    /// Notes of which sandbox a snapshot was made.
+    pub(crate) async fn note_template_source(
+        &self,
+        name: &str,
+        sandbox: &str,
+    ) -> Result<(), DbError> {
+        let query = sqlx::query("UPDATE templates SET source = $1 WHERE name = $2")
+            .bind(sandbox.to_owned())
+            .bind(name.to_owned());
+        run("note a template's source", query.execute(&self.pool)).await?;
+        Ok(())
+    }
+
+    /// Names of the snapshots that were made of a sandbox.
+    pub(crate) async fn templates_of(&self, sandbox: &str) -> Result<Vec<String>, DbError> {
+        let query = sqlx::query_scalar("SELECT name FROM templates WHERE source = $1")
+            .bind(sandbox.to_owned());
+        run("list a sandbox's templates", query.fetch_all(&self.pool)).await
+    }
+
     async fn forget_template(&self, name: &str) -> Result<(), DbError> {
         let query = sqlx::query("DELETE FROM templates WHERE name = $1").bind(name.to_owned());
         run("forget a template", query.execute(&self.pool)).await?;

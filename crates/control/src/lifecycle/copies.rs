@@ -117,7 +117,10 @@ impl Lifecycle {
         let _used = UseGuard::new(Arc::clone(self), id.clone());
         let mut copies: Vec<Copy> = Vec::new();
         for _ in 0..count {
-            match self.insert(|copy| copy_row(copy, &source)).await {
+            match self
+                .insert(source.id.is_e2b(), |copy| copy_row(copy, &source))
+                .await
+            {
                 Ok(copy) => copies.push(copy),
                 Err(error) => {
                     self.remove_copies(copies).await;
@@ -207,6 +210,9 @@ fn copy_row(id: SandboxId, source: &Sandbox) -> Sandbox {
         started_at: 0,
         last_active_at: 0,
         last_updated: now,
+        expires_at: 0,
+        envd_token: String::new(),
+        idempotency_key: String::new(),
         ..source.clone()
     }
 }

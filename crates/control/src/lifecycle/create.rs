@@ -15,7 +15,7 @@ use super::{
 use crate::{
     agent_client::AgentError,
     clock,
-    db::{DbError, sandboxes::Sandbox},
+    db::{DbError, options::Options, sandboxes::Sandbox},
     state_machine::{Effect, Event},
 };
 
@@ -35,6 +35,10 @@ pub(crate) struct NewSandbox {
     pub(crate) egress: Egress,
     pub(crate) envs: HashMap<String, String>,
     pub(crate) metadata: std::collections::BTreeMap<String, String>,
+    /// Its id has the E2B API's form.
+    pub(crate) e2b_id: bool,
+    pub(crate) options: Options,
+    pub(crate) idempotency_key: String,
 }
 
 /// A create as its client sees it. Dropped before [`keep`](Self::keep), the sandbox is destroyed.
@@ -53,7 +57,7 @@ impl Lifecycle {
         let (tell, named) = oneshot::channel();
         let lifecycle = Arc::clone(self);
         let task = self.spawn(async move {
-            match lifecycle.insert(|id| new_row(id, &new)).await {
+            match lifecycle.insert(new.e2b_id, |id| new_row(id, &new)).await {
                 Err(error) => {
                     let _ = tell.send(Err(error));
                     Ok(())
@@ -77,10 +81,15 @@ impl Lifecycle {
     /// Writes the row, under a name that nobody has. The create is entered before the row can be seen.
     pub(super) async fn insert(
         &self,
+        e2b_id: bool,
         row: impl Fn(SandboxId) -> Sandbox,
     ) -> Result<(SandboxId, CreateEntry), LifecycleError> {
         for _ in 0..MAX_NAMES {
-            let id = SandboxId::random();
+            let id = if e2b_id {
+                SandboxId::random_e2b()
+            } else {
+                SandboxId::random()
+            };
             let Some(entry) = self.creating.enter(&id) else {
                 continue;
             };
@@ -135,6 +144,7 @@ impl Lifecycle {
                         if row.status == SandboxStatus::Running {
                             fill_from_host(row, info, now);
                             row.last_active_at = row.last_active_at.max(now);
+                            row.renew_lifetime(now);
                         }
                     })
                     .await
@@ -272,6 +282,10 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
         started_at: 0,
         last_active_at: 0,
         last_updated: now,
+        expires_at: 0,
+        envd_token: String::new(),
+        options: new.options.clone(),
+        idempotency_key: new.idempotency_key.clone(),
     }
 }
 
@@ -289,6 +303,7 @@ fn request(id: &SandboxId, new: NewSandbox) -> rpc::CreateSandboxRequest {
         egress: egress.into(),
         envs: new.envs.into_iter().collect(),
         disk_size_mb: new.disk_size_mb,
+        network: rpc::NetworkPolicy::from(&new.options.network).into(),
         ..Default::default()
     }
 }

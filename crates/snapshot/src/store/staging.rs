@@ -52,9 +52,7 @@ impl Staging {
     /// # Errors
     /// If it is missing or damaged.
     pub fn header(&self) -> Result<Header, StoreError> {
-        let path = self.dir.join(layout::HEADER);
-        let bytes = fs::read(&path).map_err(failed("read", &path))?;
-        Header::parse(&bytes).map_err(|source| StoreError::Header { path, source })
+        super::read_header(&self.dir)
     }
 
     /// Puts it into its place. `layers` are frozen files of its disk that are not in the store yet, with their names there; they

@@ -107,6 +107,17 @@ impl HostAgentService for Service {
         })
     }
 
+    async fn update_network(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::UpdateNetworkRequest>,
+    ) -> ServiceResult<rpc::UpdateNetworkResponse> {
+        if self.0.info(request.id).is_none() {
+            return Err(ConnectError::not_found("no such sandbox"));
+        }
+        Response::ok(rpc::UpdateNetworkResponse::default())
+    }
+
     async fn create_snapshot(
         &self,
         _: RequestContext,
