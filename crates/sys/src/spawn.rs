@@ -1,8 +1,27 @@
-//! Processes of another user: what must happen between fork and exec.
+//! Starts processes of another user, each in its control group from its first moment.
 //!
-//! Sources: `credentials(7)`, `ioprio_set(2)`, `tty_ioctl(4)`, `proc_pid_oom_score_adj(5)`.
+//! `std::process::Command` cannot say into which group a process is born, and moving it there afterwards makes the kernel
+//! wait for all its CPUs (`cgroup.procs` takes a lock that costs a grace period): so this calls `clone3` itself. What
+//! happens between that and `execve` is in [`child`]; all it needs is made before, because the child of a process with
+//! threads may neither allocate nor take a lock.
+//!
+//! Nothing here waits for a process that was started: its owner does, by the pidfd. A process that could not be started is
+//! waited for here and leaves nothing behind.
+//!
+//! Sources: `clone(2)`, `cgroups(7)`, `execve(2)`, `credentials(7)`.
 
-use std::{ffi::CStr, io, os::unix::process::CommandExt as _, process::Command};
+mod child;
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    io::{self, PipeWriter, Read as _},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
 
 /// Who a process runs as, and how it is ranked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,174 +34,154 @@ pub struct Credentials {
     pub groups: Vec<u32>,
     /// Written to `oom_score_adj`: above 0 it is killed before others when memory runs out; -1000 to 1000.
     pub oom_score_adj: i16,
+    /// How many descriptors it may have open, soft and hard limit; `None`: as many as the caller.
+    pub open_files: Option<(u64, u64)>,
     /// Whether standard input is a terminal that becomes the process's controlling terminal.
     pub controlling_terminal: bool,
 }
 
-/// `ioprio_set`: the calling process.
-const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-/// Class best effort (2) and level 4, as `IOPRIO_PRIO_VALUE` puts them together.
-const IOPRIO_BEST_EFFORT_4: libc::c_int = (2 << 13) | 4;
+/// What is started, and how.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// A path, or a name that is looked for in the `PATH` of `envs`.
+    pub program: &'a str,
+    /// Arguments, without the program's own name.
+    pub args: &'a [String],
+    /// The whole environment.
+    pub envs: &'a BTreeMap<String, String>,
+    /// Working directory; it is entered with the caller's rights.
+    pub directory: &'a Path,
+    /// Standard input, output and error.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// Who it runs as.
+    pub credentials: &'a Credentials,
+    /// The directory of the control group (version 2) that it is born into; `None`: the caller's.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
 
-/// Makes `command` start as another user, in a session of its own, at nice 0 and the default I/O rank, with every signal
-/// handled by default and no descriptor of the caller's but standard input, output and error.
+/// A process that was started.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its id, which is that of its session and process group as well.
+    pub pid: u32,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// Starts a program in a session of its own, at nice 0 and the default I/O rank, with every signal handled by default and
+/// no descriptor of the caller's but the three. Returns when the program runs.
 ///
-/// The working directory is entered before, with the caller's rights.
-pub fn as_user(command: &mut Command, credentials: Credentials) -> &mut Command {
-    let oom_score_adj = format!("{}", credentials.oom_score_adj).into_bytes();
-    let prepare = move || {
-        rustix::process::setsid()?;
-        if credentials.controlling_terminal {
-            take_terminal()?;
+/// # Errors
+/// `InvalidInput` for a NUL byte; else what the kernel said about the group, the terminal, the user or the program.
+pub fn spawn(launch: &Launch<'_>) -> io::Result<Spawned> {
+    if launch.stdio.iter().any(|fd| fd.as_raw_fd() <= 2) {
+        // They would be overwritten while they are put in place.
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut image = child::Image::new(launch)?;
+    let (mut report, reporter) = io::pipe()?;
+    let spawned = clone_into(launch.cgroup, || image.become_program(launch, &reporter))?;
+    drop::<PipeWriter>(reporter);
+    // The end of file is the good news: the program has taken the child's place, and closed its end.
+    let mut problem = [0; 4];
+    match report.read_exact(&mut problem) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(spawned),
+        outcome => {
+            reap(&spawned);
+            outcome?;
+            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(problem)))
         }
-        reset_signals();
-        close_others_on_exec();
-        write_once(c"/proc/self/oom_score_adj", &oom_score_adj);
-        // Ranks are a courtesy: a kernel that refuses them runs the process all the same.
-        set_ranks();
-        become_user(&credentials)
-    };
-    // SAFETY: the closure runs between fork and exec. It makes system calls only, on data that was prepared before the fork:
-    // it neither allocates nor takes a lock.
-    unsafe { command.pre_exec(prepare) }
-}
-
-/// Highest signal number of Linux.
-const LAST_SIGNAL: libc::c_int = 64;
-/// Bytes of a signal mask, as `rt_sigaction(2)` wants to be told.
-const SIGNAL_MASK_BYTES: usize = 8;
-/// The kernel's `struct sigaction` with nothing set: `SIG_DFL`, no flags, no restorer, no mask.
-const DEFAULT_ACTION: [u64; 4] = [0; 4];
-
-/// Whoever started the caller may have made it ignore signals, and that is inherited: Ctrl-C would do nothing.
-fn reset_signals() {
-    for signal in 1..=LAST_SIGNAL {
-        // SAFETY: the action is valid for reads, and nothing is written. The raw call is used because the C library's hides
-        // the signals that it keeps for itself. KILL and STOP are refused, which is fine.
-        let _ = unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                DEFAULT_ACTION.as_ptr(),
-                std::ptr::null_mut::<libc::c_void>(),
-                SIGNAL_MASK_BYTES,
-            )
-        };
     }
 }
 
-/// Descriptors that the caller itself inherited are not the process's business.
-fn close_others_on_exec() {
-    // SAFETY: takes its arguments by value and marks descriptors only.
-    let _ = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
+/// `struct clone_args` of `linux/sched.h`, as of its third version.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+const _: () = assert!(size_of::<CloneArgs>() == 88, "CLONE_ARGS_SIZE_VER2");
+
+/// Signal that a child's end sends, as after `fork`.
+const EXIT_SIGNAL: u64 = 17;
+const _: () = assert!(libc::SIGCHLD == 17);
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Splits the process as `fork` does; the child, in `cgroup` from the start, runs `child` and never comes back.
+fn clone_into(
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> std::convert::Infallible,
+) -> io::Result<Spawned> {
+    let number = |fd: libc::c_int| u64::try_from(fd).unwrap_or_default();
+    let mut pidfd: libc::c_int = -1;
+    let mut args = CloneArgs {
+        flags: CLONE_PIDFD,
+        pidfd: (&raw mut pidfd).addr() as u64,
+        exit_signal: EXIT_SIGNAL,
+        ..CloneArgs::default()
     };
-}
-
-fn take_terminal() -> io::Result<()> {
-    // SAFETY: TIOCSCTTY takes its argument by value and touches no memory.
-    check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })
-}
-
-/// Writes a file of /proc; a failure is ignored (the file may not be there in a container).
-fn write_once(path: &CStr, content: &[u8]) {
-    // SAFETY: `path` is NUL-terminated and outlives the call.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
-    if fd < 0 {
-        return;
+    if let Some(group) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = number(group.as_raw_fd());
     }
-    // SAFETY: `content` is valid for its length, and `fd` is open and ours.
-    let _ = unsafe { libc::write(fd, content.as_ptr().cast(), content.len()) };
-    // SAFETY: `fd` is ours and not used again.
-    let _ = unsafe { libc::close(fd) };
-}
-
-fn set_ranks() {
-    // SAFETY: both take their arguments by value.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
-    // SAFETY: as above.
-    let _ = unsafe {
-        libc::syscall(
-            libc::SYS_ioprio_set,
-            IOPRIO_WHO_PROCESS,
-            0,
-            IOPRIO_BEST_EFFORT_4,
-        )
-    };
-}
-
-/// Groups first, then the group, then the user: after that there is no right left to change the others.
-fn become_user(credentials: &Credentials) -> io::Result<()> {
-    let groups = &credentials.groups;
-    // SAFETY: the pointer and the length are of one slice. The raw system calls are used because the C library's versions
-    // signal other threads, which do not exist between fork and exec.
-    check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
-    let (uid, gid) = (credentials.uid, credentials.gid);
-    // SAFETY: takes its arguments by value.
-    check_long(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
-    // SAFETY: takes its arguments by value.
-    check_long(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
+    // Its address goes to the kernel as a number: the compiler must not think that nobody writes there.
+    std::hint::black_box(&raw mut pidfd);
+    // SAFETY: the structure is valid for its size, its unused fields are zero, and `pidfd` lives through the call. Memory is
+    // not shared (no CLONE_VM) and no stack is given, so the child goes on with a copy of this one, as after fork(2). The
+    // child runs `child` only, which keeps the rules of `child.rs`: no allocation, no lock, no return.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+    if pid == 0 {
+        child();
+    }
+    if pid < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(Spawned {
+        pid: u32::try_from(pid).unwrap_or_default(),
+        // SAFETY: the kernel has written a new descriptor there, which nobody else owns.
+        pidfd: unsafe { OwnedFd::from_raw_fd(std::hint::black_box(pidfd)) },
+    })
 }
 
-fn check_long(result: libc::c_long) -> io::Result<()> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
+/// A child that became nothing is on its way out: it has reported, and only exits.
+fn reap(spawned: &Spawned) {
+    let pid = libc::pid_t::try_from(spawned.pid).unwrap_or(-1);
+    // SAFETY: takes its arguments by value; without a status pointer nothing is written.
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
+fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Where a program may be: as `execvp(3)` looks.
+fn candidates(launch: &Launch<'_>) -> io::Result<Vec<CString>> {
+    if launch.program.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
     }
-    Ok(())
+    if launch.program.contains('/') {
+        return Ok(vec![c_string(launch.program)?]);
+    }
+    let path = launch.envs.get("PATH").map_or("/bin:/usr/bin", |p| p);
+    path.split(':')
+        .map(|directory| Path::new(directory).join(launch.program))
+        .map(|path| c_string(path.as_os_str().as_bytes()))
+        .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run_as(uid: u32, groups: &[u32], script: &str) -> String {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        let credentials = Credentials {
-            uid,
-            gid: uid,
-            groups: groups.to_vec(),
-            oom_score_adj: 100,
-            controlling_terminal: false,
-        };
-        let output = as_user(&mut command, credentials).output().expect("runs");
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    #[test]
-    fn a_process_has_the_users_groups_and_no_other() {
-        let ids = run_as(65_534, &[100, 101], "id -u; id -g; id -G");
-        assert_eq!(ids, "65534\n65534\n65534 100 101\n");
-        assert_eq!(run_as(65_534, &[], "id -G"), "65534\n");
-    }
-
-    #[test]
-    fn signals_and_descriptors_of_the_caller_are_not_handed_down() {
-        // Listing the folder would open one more: the shell asks for each number.
-        let script = "grep SigIgn /proc/self/status; \
-                      for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n; done";
-        let signals = run_as(0, &[], script);
-        let mut words = signals.split_whitespace();
-        assert_eq!(words.next(), Some("SigIgn:"));
-        assert_eq!(words.next(), Some("0000000000000000"));
-        assert!(words.eq(["0", "1", "2"]), "{signals}");
-    }
-
-    #[test]
-    fn ranks_are_the_defaults_but_for_memory() {
-        let ranks = run_as(0, &[], "nice; cat /proc/self/oom_score_adj");
-        assert_eq!(ranks, "0\n100\n");
-    }
-}
+mod tests;
