@@ -1,10 +1,11 @@
-//! The service `hostagent.v1`, as thin as can be: what it does is done elsewhere, and errors pass through with their codes.
+//! The service `hostagent.v1`, and tunnels to guests, as thin as can be: what it does is done elsewhere, and errors pass through with their codes.
 
 mod auth;
 mod files;
 mod lifecycle;
 mod process;
 mod snapshots;
+mod tunnel;
 
 use std::sync::Arc;
 
@@ -28,13 +29,17 @@ pub(crate) struct AgentService {
 
 /// The service behind its check of the token, ready to be served.
 pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
-    let service = Arc::new(AgentService { owners });
+    let service = Arc::new(AgentService {
+        owners: owners.clone(),
+    });
     let largest = limits::MAX_FILE_MESSAGE_BYTES + MESSAGE_OVERHEAD_BYTES;
     let size_limits = Limits::default()
         .with_max_message_size(largest)
         .with_max_request_body_size(largest);
     let rpc = ConnectRpcService::new(Router::new().add_service(service)).with_limits(size_limits);
     axum::Router::new()
+        .route("/tunnel/{id}/{port}", axum::routing::get(tunnel::open))
+        .with_state(owners)
         .fallback_service(rpc)
         .layer(axum::middleware::from_fn_with_state(
             auth::Token::new(token),

@@ -49,6 +49,7 @@ pub(crate) mod error;
 mod freeze;
 pub(crate) mod owner;
 pub(crate) mod resources;
+mod tunnels;
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +60,7 @@ use std::{
     },
 };
 
+use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::{SandboxId, TemplateName, supervise::SupervisorSpec};
@@ -72,6 +74,7 @@ use crate::{
 
 pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
 pub(crate) use owner::{Start, spawn};
+pub(crate) use tunnels::{Tunnel, Tunnels};
 
 /// What was asked for, checked.
 #[derive(Debug, Clone)]
@@ -86,6 +89,7 @@ pub(crate) struct Plan {
     pub(crate) egress: bool,
     pub(crate) envs: BTreeMap<String, String>,
     pub(crate) created_unix_ms: i64,
+    pub(crate) envd_token: GuestToken,
 }
 
 /// What a machine begins with.
@@ -108,6 +112,29 @@ pub(crate) struct Facts {
     pub(crate) timeout_sec: u32,
     pub(crate) egress: bool,
     pub(crate) created_unix_ms: i64,
+    pub(crate) envd_token: GuestToken,
+}
+
+/// What a guest agent asks of its clients. Given with the sandbox and the same for its whole life; never in a log.
+#[derive(Clone)]
+pub(crate) struct GuestToken(String);
+
+impl GuestToken {
+    /// 256 random bits.
+    pub(crate) fn random() -> Self {
+        Self(hex::encode(rand::rng().random::<[u8; 32]>()))
+    }
+
+    /// The token itself.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for GuestToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GuestToken(..)")
+    }
 }
 
 impl From<&Plan> for Facts {
@@ -121,6 +148,7 @@ impl From<&Plan> for Facts {
             timeout_sec: plan.timeout_sec,
             egress: plan.egress,
             created_unix_ms: plan.created_unix_ms,
+            envd_token: plan.envd_token.clone(),
         }
     }
 }
@@ -136,6 +164,7 @@ impl From<&SupervisorSpec> for Facts {
             timeout_sec: spec.timeout_sec,
             egress: spec.network.egress,
             created_unix_ms: spec.created_unix_ms,
+            envd_token: GuestToken(spec.envd_token.clone()),
         }
     }
 }
@@ -170,6 +199,8 @@ pub(crate) struct Running {
     pub(crate) gone: CancellationToken,
     /// The shared memory of the image that it was restored from; held so that others of the same image find it.
     pub(crate) memory: Option<Arc<ImageMemory>>,
+    /// Connections from outside to ports of the guest.
+    pub(crate) tunnels: Tunnels,
 }
 
 /// What an owner can be asked, and where the answer goes.

@@ -12,8 +12,8 @@ use crate::{
     folder::BootTimes,
     host::{self, in_range},
     sandbox::{
-        self, CreateError, Facts, Plan, Sandbox, Source, Start, State, now_unix_ms, owner::Owners,
-        resources::HostParts,
+        self, CreateError, Facts, GuestToken, Plan, Sandbox, Source, Start, State, now_unix_ms,
+        owner::Owners, resources::HostParts,
     },
     snapshots::Moment,
 };
@@ -203,6 +203,7 @@ impl Wanted {
             egress: self.egress,
             envs: self.envs,
             created_unix_ms: now_unix_ms(),
+            envd_token: GuestToken::random(),
         }
     }
 }
@@ -315,6 +316,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         disk_size_mb: facts.disk_mib,
         egress: egress.into(),
         warning: sandbox.warning(),
+        envd_token: facts.envd_token.reveal().to_owned(),
         ..Default::default()
     }
 }

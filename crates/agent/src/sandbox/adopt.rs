@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_proto::{SandboxId, supervise::SupervisorSpec};
 
 use super::{
-    Facts, Running, Sandbox, Start,
+    Facts, Running, Sandbox, Start, Tunnels,
     error::{DestroyError, chain},
     now_unix_ms,
     owner::{Adopted, AdoptedMachine, Owners, Pins},
@@ -185,6 +185,7 @@ async fn examine_machine(
         boot,
         gone: CancellationToken::new(),
         memory: shared_memory(host, supervisor, origin).await,
+        tunnels: Tunnels::default(),
     }))
 }
 

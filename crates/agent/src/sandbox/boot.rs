@@ -6,7 +6,6 @@
 use std::{net::IpAddr, time::Duration};
 
 use connectrpc::{ConnectError, ErrorCode};
-use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use wrenn_proto::{
 use wrenn_sys::fault;
 
 use super::{
-    Plan, Running, Sandbox, Source,
+    Plan, Running, Sandbox, Source, Tunnels,
     error::CreateError,
     owner::Pins,
     resources::{HostParts, Resources},
@@ -225,7 +224,7 @@ impl Boot<'_> {
                 Vec::new()
             },
             network: parts.network,
-            envd_token: hex::encode(rand::rng().random::<[u8; 32]>()),
+            envd_token: plan.envd_token.reveal().to_owned(),
             envs: plan.envs.clone(),
             default_user,
         }
@@ -315,6 +314,7 @@ impl Boot<'_> {
             boot: *times,
             gone: CancellationToken::new(),
             memory: None,
+            tunnels: Tunnels::default(),
         })
     }
 }

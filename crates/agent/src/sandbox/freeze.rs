@@ -65,6 +65,8 @@ impl Owner {
         };
         let began = Instant::now();
         self.sandbox.set_state(State::Pausing(running.clone()));
+        // From here on no new one is let in. Their ends reach the guest while it still runs, or it would keep them for ever.
+        running.tunnels.close_all();
         drain(&running).await;
         fault::point("agent.pause.drained", None);
         match self.save(&running).await {

@@ -29,7 +29,7 @@ use one_template::OneTemplate;
 
 pub(crate) type Client = HostAgentServiceClient<HttpClient>;
 
-const TOKEN: &str = "the-agent's-token";
+pub(crate) const TOKEN: &str = "the-agent's-token";
 
 /// Runs a test as the only user of a host of its own.
 pub(crate) fn on_private_host<F: Future<Output = ()>>(test: impl FnOnce() -> F) {

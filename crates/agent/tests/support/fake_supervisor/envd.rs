@@ -85,9 +85,20 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
         .enable_all()
         .build()?
         .block_on(async {
+            tokio::spawn(echo(tokio::net::TcpListener::bind("0.0.0.0:7000").await?));
             let listener = tokio::net::TcpListener::bind("0.0.0.0:49983").await?;
             axum::serve(listener, app).await
         })
+}
+
+/// A server of the guest's user: sends back what it gets, and ends when there is no more.
+async fn echo(listener: tokio::net::TcpListener) {
+    while let Ok((mut connection, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let (mut from, mut to) = connection.split();
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        });
+    }
 }
 
 fn error(status: StatusCode, message: &str) -> Response {

@@ -1,0 +1,165 @@
+//! `GET /tunnel/{sandbox_id}/{port}`: a connection to a port of a guest, for whoever has the agent's token.
+//!
+//! The request asks for `Upgrade: wrenn-tunnel` (HTTP/1.1). The agent connects to the guest first; `101` means that it is
+//! connected, and from there on both directions carry the connection's bytes. The end of one direction is passed on, the other goes on.
+//! Before `101` a failure is JSON, `{"code": …, "message": …}`:
+//!
+//! | status | code                | when                                                            |
+//! |--------|---------------------|-----------------------------------------------------------------|
+//! | 400    | `invalid_argument`  | the port is not one, or no upgrade was asked for                |
+//! | 404    | `not_found`         | there is no such sandbox                                        |
+//! | 409    | `failed_precondition` | it does not run: paused, starting, being destroyed, lost      |
+//! | 429    | `resource_exhausted`  | it has too many tunnels                                       |
+//! | 502    | `port_closed`       | nobody listens there, or nobody answered within [`CONNECT_DEADLINE`] |
+//!
+//! A tunnel is no use of the sandbox: who routes traffic decides what keeps it awake. It ends when either side closes, and at
+//! once when the sandbox is paused, destroyed or lost, or when the agent ends.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Path, Request, State as Extract},
+    response::{IntoResponse as _, Response},
+};
+use connectrpc::ConnectError;
+use http::{HeaderValue, StatusCode, header};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::sandbox::{Running, Sandbox, State, Tunnel, owner::Owners};
+
+/// Name of the protocol in `Upgrade`.
+pub(super) const PROTOCOL: &str = "wrenn-tunnel";
+
+/// How long the guest may take to answer a connection. A port nobody listens on is refused at once.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long the caller may take to switch protocols once it was told `101`.
+const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Room for bytes under way, each direction of each tunnel.
+const BUFFER_BYTES: usize = 32 * 1024;
+
+/// Answers the request, and copies the tunnel's bytes on a task of its own.
+pub(super) async fn open(
+    Extract(owners): Extract<Owners>,
+    Path((id, port)): Path<(String, String)>,
+    mut request: Request,
+) -> Response {
+    let Some(upgrade) = asked_upgrade(&mut request) else {
+        let message = format!("this route needs `Upgrade: {PROTOCOL}` by HTTP/1.1");
+        return refusal(StatusCode::BAD_REQUEST, "invalid_argument", &message);
+    };
+    let Some(port) = port.parse().ok().filter(|port| *port > 0_u16) else {
+        let message = "port: must be 1 to 65535";
+        return refusal(StatusCode::BAD_REQUEST, "invalid_argument", message);
+    };
+    let sandbox = match owners.registry.get(&id) {
+        Ok(sandbox) => sandbox,
+        Err(error) => return refused(StatusCode::NOT_FOUND, &error.into()),
+    };
+    let (running, tunnel, guest) = match connect(&sandbox, port).await {
+        Ok(connected) => connected,
+        Err(refusal) => return refusal,
+    };
+    let shutdown = owners.shutdown.clone();
+    tokio::spawn(async move {
+        // Held until its end: a pause waits for those that use the guest.
+        let _running = running.clone();
+        carry(upgrade, guest, &running, &tunnel, &shutdown).await;
+    });
+    let upgraded = [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response()
+}
+
+/// The caller's connection, if the request asks for a tunnel.
+fn asked_upgrade(request: &mut Request) -> Option<OnUpgrade> {
+    let wanted = request.headers().get(header::UPGRADE)?;
+    if !wanted.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()) {
+        return None;
+    }
+    request.extensions_mut().remove::<OnUpgrade>()
+}
+
+/// Connects to the guest, if the sandbox runs and goes on doing so.
+async fn connect(
+    sandbox: &Sandbox,
+    port: u16,
+) -> Result<(Arc<Running>, Tunnel, TcpStream), Response> {
+    let unusable = || refused(StatusCode::CONFLICT, &sandbox.unusable().into());
+    let State::Running(running) = sandbox.state() else {
+        return Err(unusable());
+    };
+    let Some(tunnel) = running.tunnels.open() else {
+        let message = format!("sandbox {} has too many tunnels", sandbox.facts.id);
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        return Err(refusal(status, "resource_exhausted", &message));
+    };
+    let (State::Running(_), Some(ip)) = (sandbox.state(), sandbox.host_ip()) else {
+        return Err(unusable());
+    };
+    let address = SocketAddr::from((ip, port));
+    let guest = tokio::select! {
+        biased;
+        () = tunnel.cut.cancelled() => return Err(unusable()),
+        () = running.gone.cancelled() => return Err(unusable()),
+        guest = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(address)) => guest,
+    };
+    let reason = match guest {
+        Ok(Ok(guest)) => {
+            // Without it only speed suffers.
+            let _ = guest.set_nodelay(true);
+            return Ok((running, tunnel, guest));
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {CONNECT_DEADLINE:?}"),
+    };
+    let message = format!("port {port} of sandbox {}: {reason}", sandbox.facts.id);
+    Err(refusal(StatusCode::BAD_GATEWAY, "port_closed", &message))
+}
+
+/// Copies both ways until both ends are closed, or until the tunnel must end. Dropping the connections is what cuts them.
+async fn carry(
+    upgrade: OnUpgrade,
+    mut guest: TcpStream,
+    running: &Running,
+    tunnel: &Tunnel,
+    shutdown: &CancellationToken,
+) {
+    let copy = async {
+        let upgraded = tokio::time::timeout(UPGRADE_DEADLINE, upgrade).await;
+        let Ok(Ok(upgraded)) = upgraded else {
+            return;
+        };
+        let mut caller = TokioIo::new(upgraded);
+        // That a side broke is told to the other by the end of its connection.
+        let _ = tokio::io::copy_bidirectional_with_sizes(
+            &mut caller,
+            &mut guest,
+            BUFFER_BYTES,
+            BUFFER_BYTES,
+        )
+        .await;
+    };
+    tokio::select! {
+        () = copy => {}
+        () = tunnel.cut.cancelled() => {}
+        () = running.gone.cancelled() => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+fn refused(status: StatusCode, error: &ConnectError) -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (status, json, error.to_json()).into_response()
+}
+
+fn refusal(status: StatusCode, code: &str, message: &str) -> Response {
+    let body = serde_json::json!({ "code": code, "message": message });
+    (status, axum::Json(body)).into_response()
+}
