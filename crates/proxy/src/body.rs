@@ -1,0 +1,126 @@
+//! Bodies on their way: none is collected, each is passed on frame by frame, trailers too.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+/// A client's body, which outlives an attempt to send it: until a frame was taken of it, it can be lent once more.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestBody(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    body: Mutex<Incoming>,
+    begun: AtomicBool,
+}
+
+impl RequestBody {
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self(Arc::new(Shared {
+            body: Mutex::new(body),
+            begun: AtomicBool::new(false),
+        }))
+    }
+
+    /// Whether some of it may have been sent.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.0.begun.load(Ordering::Acquire)
+    }
+
+    fn body(&self) -> MutexGuard<'_, Incoming> {
+        self.0.body.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.0.begun.store(true, Ordering::Release);
+        Pin::new(&mut *self.body()).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body().size_hint()
+    }
+}
+
+/// An answer's body: the sandbox's, or the proxy's own.
+pub(crate) struct AnswerBody {
+    from: From,
+    /// What must live as long as the answer is being given.
+    _held: Option<Box<dyn Send>>,
+}
+
+enum From {
+    Sandbox(Incoming),
+    Proxy(Full<Bytes>),
+}
+
+impl AnswerBody {
+    /// The sandbox's body; holds something until it is through.
+    pub(crate) fn streamed(body: Incoming, held: impl Send + 'static) -> Self {
+        Self {
+            from: From::Sandbox(body),
+            _held: Some(Box::new(held)),
+        }
+    }
+
+    /// The proxy's own.
+    pub(crate) fn own(body: Bytes) -> Self {
+        Self {
+            from: From::Proxy(Full::new(body)),
+            _held: None,
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.from {
+            From::Sandbox(body) => Pin::new(body).poll_frame(context),
+            From::Proxy(body) => Pin::new(body)
+                .poll_frame(context)
+                .map_err(|never: Infallible| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.from {
+            From::Sandbox(body) => body.is_end_stream(),
+            From::Proxy(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.from {
+            From::Sandbox(body) => body.size_hint(),
+            From::Proxy(body) => body.size_hint(),
+        }
+    }
+}

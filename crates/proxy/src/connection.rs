@@ -1,0 +1,260 @@
+//! One client's connection: its deadlines, and its end.
+//!
+//! ```text
+//!            first byte            head complete
+//!  Idle ───────────────► Head ───────────────────► Busy
+//!   ▲  620 s: close        10 s: close               │
+//!   └────────────────────────────────────────────────┘
+//!                 the answer has been sent
+//! ```
+//! A new connection begins in `Head`: it has 10 s to say what it wants. hyper's own header timeout would also end a
+//! connection that is merely kept open for the next request, hence this. While a request is answered there is no deadline:
+//! commands and streams live as long as they like. A client that goes away ends what it had asked for.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::Notify,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::body::AnswerBody;
+
+/// Until a request's head is complete.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
+
+/// What is read ahead of a client, bytes; bounds its request's head too.
+const MAX_BUFFER_BYTES: usize = 128 * 1024;
+
+/// Header fields of one request.
+const MAX_HEADERS: usize = 200;
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Idle(Instant),
+    Head(Instant),
+    Busy,
+}
+
+/// What a connection is doing, seen by its reader, its service and its watch.
+struct Activity {
+    phase: Mutex<Phase>,
+    changed: Notify,
+}
+
+impl Activity {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phase: Mutex::new(Phase::Head(Instant::now())),
+            changed: Notify::new(),
+        })
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bytes_came(&self) {
+        let mut phase = self.phase();
+        if matches!(*phase, Phase::Idle(_)) {
+            *phase = Phase::Head(Instant::now());
+            self.changed.notify_one();
+        }
+    }
+
+    fn set(&self, next: Phase) {
+        *self.phase() = next;
+        self.changed.notify_one();
+    }
+
+    /// Ends when the connection has been silent for too long.
+    async fn watch(&self) {
+        loop {
+            let deadline = match *self.phase() {
+                Phase::Idle(since) => Some(since + IDLE_TIMEOUT),
+                Phase::Head(since) => Some(since + HEAD_TIMEOUT),
+                Phase::Busy => None,
+            };
+            let changed = self.changed.notified();
+            match deadline {
+                None => changed.await,
+                Some(deadline) => {
+                    if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A request being answered; back to idle when the answer's body is gone.
+struct Answering(Arc<Activity>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.set(Phase::Idle(Instant::now()));
+    }
+}
+
+/// The body of an answer, which is being given as long as this lives.
+struct Given {
+    body: AnswerBody,
+    _guard: Answering,
+}
+
+impl Body for Given {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Serves a connection until it closes, is silent for too long, or `shutdown` is cancelled and its request is answered.
+pub(crate) async fn serve<F>(
+    stream: TcpStream,
+    answer: impl Fn(Request<Incoming>) -> F,
+    shutdown: CancellationToken,
+) where
+    F: Future<Output = Response<AnswerBody>>,
+{
+    // Small answers at once; and a peer that is gone without a word is found in the end.
+    let _ = stream.set_nodelay(true);
+    keep_alive(&stream);
+    let activity = Activity::new();
+    let io = TokioIo::new(Watched {
+        stream,
+        activity: Arc::clone(&activity),
+    });
+    let answering = Arc::clone(&activity);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let guard = Answering(Arc::clone(&answering));
+        answering.set(Phase::Busy);
+        let answered = answer(request);
+        async move {
+            let response = answered.await;
+            Ok::<_, Infallible>(response.map(|body| Given {
+                body,
+                _guard: guard,
+            }))
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .preserve_header_case(true)
+        .max_buf_size(MAX_BUFFER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            done = connection.as_mut() => {
+                if let Err(error) = done {
+                    tracing::debug!(%error, "a client's connection broke");
+                }
+                return;
+            }
+            () = activity.watch() => {
+                tracing::debug!("closing a silent connection");
+                return;
+            }
+            () = shutdown.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+fn keep_alive(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    if let Err(error) = setsockopt(stream, sockopt::KeepAlive, &true) {
+        tracing::debug!(%error, "cannot set keep-alive");
+    }
+}
+
+/// A stream that tells when bytes come.
+struct Watched {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > before {
+            self.activity.bytes_came();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

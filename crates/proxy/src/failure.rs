@@ -1,0 +1,206 @@
+//! Answers that the proxy gives itself.
+//!
+//! Clients look for `was not found` and `port is not open` in the message of a 502, so these texts are the contract's.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+
+use crate::{
+    lookup::Refused,
+    path,
+    route::{Address, BadAddress},
+};
+
+/// Why a request was not answered by the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    BadAddress(#[from] BadAddress),
+    #[error("no sandbox runs whose token signed this")]
+    NoSuchLink,
+    #[error("only requests to a path are taken here")]
+    BadTarget,
+    #[error("The sandbox was not found")]
+    NotFound,
+    #[error("The sandbox is running but port is not open")]
+    PortClosed,
+    #[error("The sandbox is changing its state, try again")]
+    Changing,
+    #[error("The sandbox may not be resumed: {0}")]
+    ResumeDenied(String),
+    #[error("The sandbox's traffic access token is missing: send it in the header {TRAFFIC_TOKEN}")]
+    NoTrafficToken,
+    #[error("The sandbox's traffic access token is not the one in the header {TRAFFIC_TOKEN}")]
+    BadTrafficToken,
+    #[error("The path is not open to clients")]
+    Internal,
+    #[error("The sandbox has {0} connections already")]
+    TooMany(usize),
+    #[error("The sandbox could not be reached: {0}")]
+    Unreachable(String),
+}
+
+/// Header in which clients show a sandbox's traffic token.
+pub(crate) const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotFound => Self::NotFound,
+            Refused::Changing => Self::Changing,
+            Refused::ResumeDenied(why) => Self::ResumeDenied(why),
+            Refused::Unavailable(why) => Self::Unreachable(why),
+        }
+    }
+}
+
+/// The contract's body.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    sandbox_id: &'a str,
+    message: &'a str,
+    code: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
+
+impl Failure {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::BadAddress(_) | Self::NoSuchLink | Self::BadTarget => StatusCode::BAD_REQUEST,
+            Self::NotFound | Self::PortClosed | Self::Unreachable(_) => StatusCode::BAD_GATEWAY,
+            Self::Changing => StatusCode::CONFLICT,
+            Self::ResumeDenied(_) | Self::NoTrafficToken | Self::BadTrafficToken => {
+                StatusCode::FORBIDDEN
+            }
+            Self::Internal => StatusCode::NOT_FOUND,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    /// The answer, for this address as far as it is known; a page if a person will read it (see [`is_browser`]).
+    pub(crate) fn answer(&self, address: Option<&Address>, browser: bool) -> Response<Bytes> {
+        let message = self.to_string();
+        let (kind, body) = match address {
+            None => ("text/plain; charset=utf-8", message),
+            Some(address) if browser => (
+                "text/html; charset=utf-8",
+                page(self.status(), &message, address),
+            ),
+            Some(address) => {
+                let body = Body {
+                    sandbox_id: &address.id,
+                    message: &message,
+                    code: self.status().as_u16(),
+                    port: (*self == Self::PortClosed).then_some(address.port),
+                };
+                let json = serde_json::to_string(&body).unwrap_or(message);
+                ("application/json", json)
+            }
+        };
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+/// Whether a person will read the answer. A script in a page that calls an API says so by what it sends.
+pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
+    let has = |name, wanted: &str| {
+        let value = headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok());
+        value.is_some_and(|value| value.starts_with(wanted))
+    };
+    has(header::USER_AGENT, "Mozilla/") && !has(header::CONTENT_TYPE, "application/")
+}
+
+fn page(status: StatusCode, message: &str, address: &Address) -> String {
+    let message = escape(message);
+    // Ids hold nothing that HTML gives a meaning.
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{status}</title></head>\
+         <body><h1>{message}</h1><p>Sandbox {}, port {}</p></body></html>\n",
+        address.id, address.port
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
+/// Refuses what the guest agent keeps for its host.
+pub(crate) fn check_path(address: &Address, path: &str) -> Result<(), Failure> {
+    if address.port == wrenn_proto::limits::ENVD_PORT && path::is_internal(path) {
+        return Err(Failure::Internal);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address() -> Address {
+        Address {
+            id: "i0".to_owned(),
+            port: 8080,
+        }
+    }
+
+    #[test]
+    fn answers_have_the_contracts_bodies() {
+        let text = |failure: Failure| {
+            let answer = failure.answer(Some(&address()), false);
+            let body = String::from_utf8_lossy(answer.body()).into_owned();
+            format!("{} {body}", answer.status().as_u16())
+        };
+        assert_eq!(
+            text(Failure::NotFound),
+            r#"502 {"sandboxId":"i0","message":"The sandbox was not found","code":502}"#
+        );
+        assert_eq!(
+            text(Failure::PortClosed),
+            r#"502 {"sandboxId":"i0","message":"The sandbox is running but port is not open","code":502,"port":8080}"#
+        );
+        assert!(text(Failure::NoTrafficToken).starts_with("403 {"));
+        assert!(text(Failure::BadTrafficToken).starts_with("403 {"));
+        assert!(text(Failure::ResumeDenied("no".to_owned())).starts_with("403 {"));
+        assert!(text(Failure::Changing).starts_with("409 {"));
+        assert!(text(Failure::Internal).starts_with("404 {"));
+        assert!(text(Failure::TooMany(512)).starts_with("429 {"));
+        let bad = Failure::from(BadAddress::Host).answer(None, false);
+        assert_eq!(bad.status(), 400);
+        assert!(bad.body().starts_with(b"invalid host"));
+    }
+
+    #[test]
+    fn a_browser_gets_a_page_and_a_script_in_it_does_not() {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static("Mozilla/5.0 (X11)"),
+        );
+        let why = Failure::ResumeDenied("<script>".to_owned());
+        let page = why.answer(Some(&address()), is_browser(&headers));
+        assert_eq!(
+            page.headers()[header::CONTENT_TYPE],
+            "text/html; charset=utf-8"
+        );
+        let body = String::from_utf8_lossy(page.body()).into_owned();
+        assert!(body.contains("&lt;script&gt;") && !body.contains("<script>"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        let json = why.answer(Some(&address()), is_browser(&headers));
+        assert_eq!(json.headers()[header::CONTENT_TYPE], "application/json");
+    }
+}

@@ -1,0 +1,112 @@
+//! Sends a request to a sandbox, a second time only where that cannot do anything twice.
+
+use std::{error::Error, sync::Arc};
+
+use http::{Method, Request, Response, request::Parts};
+use hyper::body::Incoming;
+use hyper_util::client::legacy;
+use wrenn_proto::SandboxId;
+
+use crate::{
+    DialError, Sandboxes,
+    body::RequestBody,
+    failure::Failure,
+    pool::{Answers, Pool, Pools},
+};
+
+/// A sandbox's answer, and what it came through.
+pub(crate) struct Answered<S: Sandboxes> {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) pool: Arc<Pool<S>>,
+}
+
+/// Sends a request whose head is ready. Before a second attempt `resolve_again` is asked whether there is still a sandbox.
+pub(crate) async fn send<S: Sandboxes>(
+    pools: &Pools<S>,
+    id: &SandboxId,
+    head: Parts,
+    body: Incoming,
+    resolve_again: impl AsyncFnOnce() -> Result<(), Failure>,
+) -> Result<Answered<S>, Failure> {
+    let body = RequestBody::new(body);
+    let first = match attempt(pools.get(id), head.clone(), body.clone()).await {
+        Ok(answered) => return Ok(answered),
+        Err(failed) => failed,
+    };
+    if !first.may_be_repeated(&head.method, &body) {
+        return Err(first.failure);
+    }
+    tracing::debug!(%id, why = %first.failure, "a request is sent again");
+    resolve_again().await?;
+    attempt(pools.get(id), head, body)
+        .await
+        .map_err(|second| second.failure)
+}
+
+/// Why an attempt failed.
+struct Failed {
+    failure: Failure,
+    /// Nothing was sent, and the sandbox may be elsewhere in its life than was thought.
+    stopped: bool,
+    /// The connection had answered before, so it may just have been closed for its age.
+    kept: bool,
+}
+
+impl Failed {
+    fn may_be_repeated(&self, method: &Method, body: &RequestBody) -> bool {
+        use http_body::Body as _;
+        let repeats_nothing = method.is_idempotent() && body.is_end_stream();
+        !body.is_begun() && (self.stopped || (self.kept && repeats_nothing))
+    }
+}
+
+async fn attempt<S: Sandboxes>(
+    pool: Arc<Pool<S>>,
+    head: Parts,
+    body: RequestBody,
+) -> Result<Answered<S>, Failed> {
+    let request = Request::from_parts(head, body);
+    match pool.client.request(request).await {
+        Ok(mut response) => {
+            if let Some(answers) = response.extensions_mut().remove::<Answers>() {
+                answers.add();
+            }
+            Ok(Answered { response, pool })
+        }
+        Err(error) => Err(explain(&error, pool.cut.is_cancelled())),
+    }
+}
+
+fn explain(error: &legacy::Error, is_cut: bool) -> Failed {
+    let dialed = find::<DialError>(error);
+    let failure = match dialed {
+        Some(DialError::PortClosed) => Failure::PortClosed,
+        Some(DialError::TooMany(limit)) => Failure::TooMany(*limit),
+        Some(DialError::NotRunning) => Failure::NotFound,
+        Some(other) => Failure::Unreachable(other.to_string()),
+        None if is_cut => Failure::NotFound,
+        None => Failure::Unreachable("its connection ended without an answer".to_owned()),
+    };
+    let mut told = http::Extensions::new();
+    if let Some(connection) = error.connect_info() {
+        connection.get_extras(&mut told);
+    }
+    Failed {
+        failure,
+        stopped: matches!(dialed, Some(DialError::NotRunning)),
+        kept: told
+            .get::<Answers>()
+            .is_some_and(|answers| answers.count() > 0),
+    }
+}
+
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}

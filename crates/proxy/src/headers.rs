@@ -1,0 +1,275 @@
+//! Headers that concern one connection and are not passed on, and those that the proxy adds.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, uri::Authority};
+
+use crate::lookup::Target;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static(crate::failure::TRAFFIC_TOKEN);
+
+/// Of one connection, whatever `Connection` says. `Trailer` is not: trailers are passed on.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// By which a message is read or was let through: a client cannot have them removed by naming them in `Connection`.
+const KEPT: [HeaderName; 4] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::TRAILER,
+    ACCESS_TOKEN,
+];
+
+/// What the headers of one request depend on.
+pub(crate) struct Onward<'a> {
+    /// Port in the sandbox.
+    pub(crate) port: u16,
+    /// The guest agent, not a server of the user's.
+    pub(crate) is_envd: bool,
+    /// Host that the client addressed.
+    pub(crate) authority: &'a Authority,
+    /// Address of the client.
+    pub(crate) client: IpAddr,
+    /// What is known of the sandbox.
+    pub(crate) target: &'a Target,
+}
+
+/// The protocol that a request wants to change to, if it does.
+pub(crate) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asks = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    headers.get(header::UPGRADE).filter(|_| asks).cloned()
+}
+
+/// Makes a client's headers those for the sandbox; with `upgrade` it asks for another protocol.
+pub(crate) fn prepare_request(
+    headers: &mut HeaderMap,
+    onward: &Onward<'_>,
+    upgrade: Option<&HeaderValue>,
+) {
+    let takes_trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // The length of a chunked body is nowhere but in its chunks, or two servers may see two requests.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers);
+    // Answered here, when the body is first asked for.
+    headers.remove(header::EXPECT);
+    // Between the client and the proxy alone.
+    headers.remove(TRAFFIC_TOKEN);
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = upgrade {
+        switch_to(headers, protocol.clone());
+    }
+    add_forwarded(headers, onward);
+    if let Some(host) = host(onward) {
+        headers.insert(header::HOST, host);
+    }
+    if let Some(token) = onward
+        .target
+        .shown_token
+        .as_deref()
+        .filter(|_| onward.is_envd)
+        && let Ok(mut token) = HeaderValue::from_str(token)
+    {
+        token.set_sensitive(true);
+        headers.insert(ACCESS_TOKEN, token);
+    }
+}
+
+/// Makes a sandbox's headers those for the client.
+pub(crate) fn prepare_answer(headers: &mut HeaderMap, status: StatusCode) {
+    let protocol = headers.get(header::UPGRADE).cloned();
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers);
+    // With these two statuses it is part of what is answered.
+    let keeps = matches!(
+        status,
+        StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED
+    );
+    if let Some(protocol) = protocol.filter(|_| keeps) {
+        switch_to(headers, protocol);
+    }
+}
+
+fn switch_to(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers)
+        .filter_map(|token| token.parse().ok())
+        .filter(|name| !KEPT.contains(name))
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+fn add_forwarded(headers: &mut HeaderMap, onward: &Onward<'_>) {
+    let client = onward.client.to_canonical();
+    let before: Vec<&str> = headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    let chain = before
+        .iter()
+        .fold(String::new(), |chain, hop| chain + hop + ", ");
+    if let Ok(chain) = HeaderValue::from_str(&format!("{chain}{client}")) {
+        headers.insert(FORWARDED_FOR, chain);
+    }
+    // Whoever ends TLS in front of the proxy knows better.
+    if !headers.contains_key(FORWARDED_HOST)
+        && let Ok(host) = HeaderValue::from_str(onward.authority.as_str())
+    {
+        headers.insert(FORWARDED_HOST, host);
+    }
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+fn host(onward: &Onward<'_>) -> Option<HeaderValue> {
+    let masked = onward.target.mask_host.as_deref();
+    match masked.filter(|mask| !onward.is_envd && !mask.is_empty()) {
+        Some(mask) => {
+            HeaderValue::from_str(&mask.replace("${PORT}", &onward.port.to_string())).ok()
+        }
+        None => HeaderValue::from_str(onward.authority.as_str()).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared(sent: &[(&str, &str)], port: u16, target: &Target) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in sent {
+            let name: HeaderName = name.parse().expect("a header's name");
+            headers.append(name, value.parse().expect("a header's value"));
+        }
+        let onward = Onward {
+            port,
+            is_envd: port == 49983,
+            authority: &Authority::from_static("80-i1.example.com:8001"),
+            client: "::ffff:10.0.0.1".parse().expect("an address"),
+            target,
+        };
+        let upgrade = wanted_upgrade(&headers);
+        prepare_request(&mut headers, &onward, upgrade.as_ref());
+        headers
+    }
+
+    #[test]
+    fn headers_of_one_connection_are_not_passed_on() {
+        let sent = [
+            ("connection", "close, X-Own, host"),
+            ("x-own", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "3"),
+            ("upgrade", "websocket"),
+            ("expect", "100-continue"),
+            ("trailer", "x-sum"),
+            ("accept", "*/*"),
+        ];
+        let headers = prepared(&sent, 80, &Target::default());
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "accept",
+                "host",
+                "te",
+                "trailer",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-proto"
+            ]
+        );
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn an_upgrade_is_asked_for_again() {
+        let sent = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+        ];
+        let headers = prepared(&sent, 80, &Target::default());
+        assert_eq!(headers["connection"], "upgrade");
+        assert_eq!(headers["upgrade"], "websocket");
+    }
+
+    #[test]
+    fn the_way_that_a_request_came_is_told() {
+        let headers = prepared(
+            &[
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x-forwarded-proto", "https"),
+            ],
+            80,
+            &Target::default(),
+        );
+        assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 10.0.0.1");
+        assert_eq!(headers["x-forwarded-host"], "80-i1.example.com:8001");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn a_masked_host_is_what_servers_see_but_not_the_guest_agent() {
+        let target = Target {
+            mask_host: Some("localhost:${PORT}".to_owned()),
+            shown_token: Some("secret".to_owned()),
+            ..Target::default()
+        };
+        let headers = prepared(&[("host", "80-i1.example.com:8001")], 80, &target);
+        assert_eq!(headers["host"], "localhost:80");
+        assert!(!headers.contains_key("x-access-token"));
+        let headers = prepared(&[("host", "x"), ("x-access-token", "old")], 49983, &target);
+        assert_eq!(headers["host"], "80-i1.example.com:8001");
+        assert_eq!(headers["x-access-token"], "secret");
+    }
+
+    #[test]
+    fn the_traffic_token_stays_with_the_proxy() {
+        let headers = prepared(&[("e2b-traffic-access-token", "t")], 80, &Target::default());
+        assert!(!headers.contains_key("e2b-traffic-access-token"));
+    }
+}

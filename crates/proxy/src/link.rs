@@ -1,0 +1,93 @@
+//! Signed links, which say nothing of their sandbox but that its token signed them.
+
+use std::borrow::Cow;
+
+use http::Method;
+use subtle::ConstantTimeEq as _;
+use wrenn_proto::Grant;
+
+/// What a link asks for, and its signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedLink<'a> {
+    path: Cow<'a, str>,
+    user: Cow<'a, str>,
+    signature: Cow<'a, str>,
+    operation: &'static str,
+    expires: Option<i64>,
+}
+
+impl<'a> SignedLink<'a> {
+    /// Reads the link that a request follows; `None` if it follows none.
+    #[must_use]
+    pub fn parse(method: &Method, path: &str, query: &'a str) -> Option<Self> {
+        let operation = match *method {
+            Method::GET | Method::HEAD => "read",
+            Method::POST => "write",
+            _ => return None,
+        };
+        if path != "/files" {
+            return None;
+        }
+        let (mut path, mut user, mut signature, mut expires) = (None, None, None, None);
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            // A name that comes twice is refused by the guest agent.
+            match &*name {
+                "path" => path = path.or(Some(value)),
+                "username" => user = user.or(Some(value)),
+                "signature" => signature = signature.or(Some(value)),
+                "signature_expiration" => expires = expires.or(Some(value)),
+                _ => {}
+            }
+        }
+        let expires = match expires {
+            None => None,
+            Some(text) => Some(text.parse().ok()?),
+        };
+        Some(Self {
+            path: path.unwrap_or_default(),
+            user: user.unwrap_or_default(),
+            signature: signature?,
+            operation,
+            expires,
+        })
+    }
+
+    /// Whether a guest agent's token signed it. Says nothing of whether it has expired: the guest agent does.
+    #[must_use]
+    pub fn is_signed_with(&self, token: &str) -> bool {
+        let grant = Grant {
+            path: &self.path,
+            operation: self.operation,
+            user: &self.user,
+            expires: self.expires,
+        };
+        let expected = grant.sign(token);
+        bool::from(expected.as_bytes().ct_eq(self.signature.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUERY: &str =
+        "path=%2Ftmp%2Fa&signature=v1_g7p%2BJ5QvIpRdbHMeNxcfb8LDrRVIMz5M5OTfgfKx9sg";
+
+    #[test]
+    fn a_link_of_the_sdk_is_signed_by_its_token_alone() {
+        let link = SignedLink::parse(&Method::GET, "/files", QUERY).expect("a link");
+        assert!(link.is_signed_with("tok_i0000000000000000000"));
+        assert!(!link.is_signed_with("tok_i0000000000000000001"));
+        let written = SignedLink::parse(&Method::POST, "/files", QUERY).expect("a link");
+        assert!(!written.is_signed_with("tok_i0000000000000000000"));
+    }
+
+    #[test]
+    fn what_is_no_signed_link_is_none() {
+        assert_eq!(SignedLink::parse(&Method::GET, "/files", "path=a"), None);
+        assert_eq!(SignedLink::parse(&Method::GET, "/health", QUERY), None);
+        assert_eq!(SignedLink::parse(&Method::DELETE, "/files", QUERY), None);
+        let expiring = format!("{QUERY}&signature_expiration=soon");
+        assert_eq!(SignedLink::parse(&Method::GET, "/files", &expiring), None);
+    }
+}

@@ -1,0 +1,280 @@
+//! The connections of each sandbox: kept for the next request, counted, and cut together.
+//!
+//! Each sandbox has a client of its own, so none waits for another's, and the end of one is the end of its client. A connection
+//! belongs to one port. Pools that nobody uses are dropped when the next one is made.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::Uri;
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use wrenn_proto::SandboxId;
+
+use crate::{Cuts, DialError, Sandboxes, body::RequestBody};
+
+/// Until a port is connected to.
+const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a connection is kept for the next request. Servers keep theirs at least that long as a rule; where one does not,
+/// the next request finds out and takes another.
+const KEPT_FOR: Duration = Duration::from_secs(55);
+
+/// Connections to one port that are kept.
+const KEPT_PER_PORT: usize = 16;
+
+/// What is read ahead of a sandbox, bytes; bounds the head of its answer too.
+const MAX_BUFFER_BYTES: usize = 128 * 1024;
+
+/// Of one sandbox.
+pub(crate) struct Pool<S: Sandboxes> {
+    pub(crate) client: Client<Dialer<S>, RequestBody>,
+    pub(crate) cut: CancellationToken,
+    slots: Arc<Semaphore>,
+}
+
+/// Of all sandboxes.
+pub(crate) struct Pools<S: Sandboxes> {
+    pools: Mutex<HashMap<SandboxId, Arc<Pool<S>>>>,
+    sandboxes: Arc<S>,
+    cuts: Cuts,
+    max_connections: usize,
+}
+
+impl<S: Sandboxes> Pools<S> {
+    pub(crate) fn new(sandboxes: Arc<S>, cuts: Cuts, max_connections: usize) -> Self {
+        Self {
+            pools: Mutex::default(),
+            sandboxes,
+            cuts,
+            max_connections,
+        }
+    }
+
+    /// The pool of a sandbox; a new one if the last was cut.
+    pub(crate) fn get(&self, id: &SandboxId) -> Arc<Pool<S>> {
+        let mut pools = self.pools();
+        if let Some(pool) = pools.get(id)
+            && !pool.cut.is_cancelled()
+        {
+            return Arc::clone(pool);
+        }
+        pools.retain(|id, pool| {
+            let is_used = Arc::strong_count(pool) > 1
+                || pool.slots.available_permits() < self.max_connections;
+            let is_kept = is_used && !pool.cut.is_cancelled();
+            if !is_kept && !pool.cut.is_cancelled() {
+                self.cuts.remove(id);
+            }
+            is_kept
+        });
+        let pool = Arc::new(self.make(id));
+        pools.insert(id.clone(), Arc::clone(&pool));
+        pool
+    }
+
+    fn make(&self, id: &SandboxId) -> Pool<S> {
+        let cut = self.cuts.token(id);
+        let slots = Arc::new(Semaphore::new(self.max_connections));
+        let dialer = Dialer {
+            sandboxes: Arc::clone(&self.sandboxes),
+            id: id.clone(),
+            cut: cut.clone(),
+            slots: Arc::clone(&slots),
+            max_connections: self.max_connections,
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEPT_FOR)
+            .pool_max_idle_per_host(KEPT_PER_PORT)
+            .set_host(false)
+            .http1_preserve_header_case(true)
+            .http1_max_buf_size(MAX_BUFFER_BYTES)
+            .build(dialer);
+        Pool { client, cut, slots }
+    }
+
+    fn pools(&self) -> MutexGuard<'_, HashMap<SandboxId, Arc<Pool<S>>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connects to the ports of one sandbox; the port is the one of the URI.
+pub(crate) struct Dialer<S> {
+    sandboxes: Arc<S>,
+    id: SandboxId,
+    cut: CancellationToken,
+    slots: Arc<Semaphore>,
+    max_connections: usize,
+}
+
+impl<S> Clone for Dialer<S> {
+    fn clone(&self) -> Self {
+        Self {
+            sandboxes: Arc::clone(&self.sandboxes),
+            id: self.id.clone(),
+            cut: self.cut.clone(),
+            slots: Arc::clone(&self.slots),
+            max_connections: self.max_connections,
+        }
+    }
+}
+
+impl<S: Sandboxes> tower::Service<Uri> for Dialer<S> {
+    type Response = TokioIo<Link<S::Io>>;
+    type Error = DialError;
+    type Future = BoxFuture<'static, Result<Self::Response, DialError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let dialer = self.clone();
+        Box::pin(async move {
+            let cut = dialer.cut.clone();
+            let dialing = tokio::time::timeout(
+                DIAL_DEADLINE,
+                dialer.dial(uri.port_u16().unwrap_or_default()),
+            );
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => Err(DialError::NotRunning),
+                dialed = dialing => dialed.map_err(|_| DialError::TimedOut(DIAL_DEADLINE))?,
+            }
+        })
+    }
+}
+
+impl<S: Sandboxes> Dialer<S> {
+    async fn dial(self, port: u16) -> Result<TokioIo<Link<S::Io>>, DialError> {
+        let slot = self
+            .slots
+            .try_acquire_owned()
+            .map_err(|_| DialError::TooMany(self.max_connections))?;
+        let io = self.sandboxes.dial(&self.id, port).await?;
+        Ok(TokioIo::new(Link {
+            io,
+            ended: Box::pin(self.cut.clone().cancelled_owned()),
+            cut: self.cut,
+            answers: Answers::default(),
+            _slot: slot,
+        }))
+    }
+}
+
+/// How many requests a connection has answered; told with each of its answers and failures.
+#[derive(Clone, Default)]
+pub(crate) struct Answers(Arc<AtomicU64>);
+
+impl Answers {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection to a port, which fails when its sandbox is cut.
+pub(crate) struct Link<I> {
+    io: I,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: CancellationToken,
+    answers: Answers,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl<I> fmt::Debug for Link<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Connection for Link<I> {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.answers.clone())
+    }
+}
+
+impl<I> Link<I> {
+    fn check(&self) -> io::Result<()> {
+        if self.cut.is_cancelled() {
+            return Err(cut());
+        }
+        Ok(())
+    }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the sandbox stopped")
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // First, so that whoever waits here is woken by the cut.
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(cut()));
+        }
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.io).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,305 @@
+//! The listener, and the life of a request.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
+use hyper::body::Incoming;
+use subtle::ConstantTimeEq as _;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wrenn_proto::{SandboxId, limits};
+
+use crate::{
+    Cuts, Sandboxes, SignedLink, Target,
+    body::AnswerBody,
+    connection,
+    failure::{self, Failure},
+    forward, headers,
+    pool::Pools,
+    route::{self, Address, BadAddress, Route},
+    upgrade,
+};
+
+/// What requests get to finish at the end.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a sandbox gets to be there: a resume may have to wait for its turn.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Pause after an accept that failed: the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What can be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Host names by which this machine is known, on which the routing headers count, as they do on `localhost`.
+    pub shared_names: Vec<String>,
+    /// Clients' connections at the same time; more wait to be accepted.
+    pub max_clients: usize,
+    /// Connections to one sandbox at the same time; a request that needs one more is answered 429.
+    pub max_connections: usize,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            shared_names: Vec::new(),
+            max_clients: 8192,
+            max_connections: 512,
+        }
+    }
+}
+
+/// The traffic proxy. Clones are the same proxy.
+pub struct Proxy<S: Sandboxes>(Arc<Inner<S>>);
+
+struct Inner<S: Sandboxes> {
+    sandboxes: Arc<S>,
+    pools: Pools<S>,
+    cuts: Cuts,
+    config: ProxyConfig,
+    /// Upgraded connections, which outlive their requests.
+    upgraded: TaskTracker,
+    /// Ends upgraded connections.
+    end: CancellationToken,
+}
+
+impl<S: Sandboxes> Clone for Proxy<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Sandboxes> Proxy<S> {
+    /// A proxy to these sandboxes; `cuts` is how it learns that one stopped.
+    #[must_use]
+    pub fn new(sandboxes: Arc<S>, cuts: Cuts, config: ProxyConfig) -> Self {
+        Self(Arc::new(Inner {
+            pools: Pools::new(Arc::clone(&sandboxes), cuts.clone(), config.max_connections),
+            sandboxes,
+            cuts,
+            config,
+            upgraded: TaskTracker::new(),
+            end: CancellationToken::new(),
+        }))
+    }
+
+    /// Serves on a listener until `shutdown` is cancelled; then requests get five seconds to finish. To be called once.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
+        let connections = TaskTracker::new();
+        let drop_all = CancellationToken::new();
+        let slots = Arc::new(Semaphore::new(self.0.config.max_clients));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                accepted = accept(&listener, &slots) => accepted,
+            };
+            let Some((stream, peer, slot)) = accepted else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let inner = Arc::clone(&self.0);
+            let serving = connection::serve(
+                stream,
+                move |request| {
+                    let inner = Arc::clone(&inner);
+                    async move { inner.answer(request, peer.ip()).await }
+                },
+                shutdown.clone(),
+            );
+            let drop_all = drop_all.clone();
+            connections.spawn(async move {
+                let _slot = slot;
+                tokio::select! {
+                    () = serving => {}
+                    () = drop_all.cancelled() => {}
+                }
+            });
+        }
+        drop(listener);
+        connections.close();
+        if tokio::time::timeout(DRAIN_DEADLINE, connections.wait())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                left = connections.len(),
+                "dropping requests to sandboxes that do not end"
+            );
+            drop_all.cancel();
+            connections.wait().await;
+        }
+        self.0.end.cancel();
+        self.0.upgraded.close();
+        self.0.upgraded.wait().await;
+        self.0.cuts.forget_all();
+    }
+}
+
+/// The next connection, when there is room for it.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, peer)) => Some((stream, peer, slot)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept a connection to a sandbox");
+            None
+        }
+    }
+}
+
+impl<S: Sandboxes> Inner<S> {
+    /// Answers a request, whatever it is.
+    async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response<AnswerBody> {
+        let browser = failure::is_browser(request.headers());
+        let mut address = None;
+        match self.try_answer(request, client, &mut address).await {
+            Ok(response) => response,
+            Err(failure) => {
+                tracing::debug!(address = address.as_ref().map(tracing::field::display), %failure, "not forwarded");
+                failure
+                    .answer(address.as_ref(), browser)
+                    .map(AnswerBody::own)
+            }
+        }
+    }
+
+    async fn try_answer(
+        &self,
+        request: Request<Incoming>,
+        client: IpAddr,
+        known: &mut Option<Address>,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        if request.method() == Method::CONNECT {
+            return Err(Failure::BadTarget);
+        }
+        let address = self.address(&request).await?;
+        let address = known.insert(address);
+        failure::check_path(address, request.uri().path())?;
+        // Well-formed with E2B, but not the form of any id here.
+        let id: SandboxId = address.id.parse().map_err(|_| Failure::NotFound)?;
+        let target = self.resolve(&id).await?;
+        check_traffic_token(&target, address.port, request.headers())?;
+        self.forward(request, client, &id, address.port, &target)
+            .await
+    }
+
+    async fn address(&self, request: &Request<Incoming>) -> Result<Address, Failure> {
+        let uri = request.uri();
+        match route::route(uri, request.headers(), &self.config.shared_names)? {
+            Route::Port(address) => Ok(address),
+            Route::Unsaid => {
+                let query = uri.query().unwrap_or_default();
+                let link = SignedLink::parse(request.method(), uri.path(), query)
+                    .ok_or(BadAddress::Headers)?;
+                let id = self
+                    .sandboxes
+                    .signed_by(&link)
+                    .await
+                    .ok_or(Failure::NoSuchLink)?;
+                Ok(Address {
+                    id: id.to_string(),
+                    port: limits::ENVD_PORT,
+                })
+            }
+        }
+    }
+
+    async fn resolve(&self, id: &SandboxId) -> Result<Target, Failure> {
+        let resolved = tokio::time::timeout(RESOLVE_DEADLINE, self.sandboxes.resolve(id)).await;
+        Ok(resolved.map_err(|_| Failure::Changing)??)
+    }
+
+    async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        client: IpAddr,
+        id: &SandboxId,
+        port: u16,
+        target: &Target,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let in_use = self.sandboxes.begin_use(id);
+        let authority = route::authority(request.uri(), request.headers())?;
+        let is_envd = port == limits::ENVD_PORT;
+        // The guest agent speaks no other protocol, and what is said in one could not be checked.
+        let protocol = headers::wanted_upgrade(request.headers()).filter(|_| !is_envd);
+        let upgrading = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
+        let onward = headers::Onward {
+            port,
+            is_envd,
+            authority: &authority,
+            client,
+            target,
+        };
+        let (mut head, body) = request.into_parts();
+        headers::prepare_request(&mut head.headers, &onward, protocol.as_ref());
+        head.uri = onward_uri(&head.uri, port)?;
+        head.version = Version::HTTP_11;
+        let answered = forward::send(&self.pools, id, head, body, async || {
+            self.resolve(id).await.map(drop)
+        })
+        .await?;
+        let (mut response, pool) = (answered.response, answered.pool);
+        let status = response.status();
+        headers::prepare_answer(response.headers_mut(), status);
+        *response.version_mut() = Version::HTTP_11;
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let client = upgrading.ok_or_else(|| {
+                Failure::Unreachable("it changed the protocol unasked".to_owned())
+            })?;
+            let sandbox = hyper::upgrade::on(&mut response);
+            let joined = upgrade::join(client, sandbox, self.end.clone());
+            self.upgraded.spawn(async move {
+                let _held = (in_use, pool);
+                joined.await;
+            });
+            return Ok(response.map(|_| AnswerBody::own(bytes::Bytes::new())));
+        }
+        Ok(response.map(|body| AnswerBody::streamed(body, (in_use, pool))))
+    }
+}
+
+/// Where the sandbox's client sends a request: path and query stay as they came, to the byte.
+fn onward_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
+    let path = asked.path_and_query().cloned();
+    Uri::builder()
+        .scheme("http")
+        .authority(format!("sandbox:{port}"))
+        .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+        .build()
+        .map_err(|_| Failure::BadTarget)
+}
+
+/// A sandbox that is not public shows its ports to those who have its token; the guest agent has a token of its own.
+fn check_traffic_token(
+    target: &Target,
+    port: u16,
+    headers: &http::HeaderMap,
+) -> Result<(), Failure> {
+    let Some(token) = target
+        .traffic_token
+        .as_deref()
+        .filter(|_| port != limits::ENVD_PORT)
+    else {
+        return Ok(());
+    };
+    let shown = headers
+        .get(failure::TRAFFIC_TOKEN)
+        .ok_or(Failure::NoTrafficToken)?;
+    if bool::from(shown.as_bytes().ct_eq(token.as_bytes())) {
+        Ok(())
+    } else {
+        Err(Failure::BadTrafficToken)
+    }
+}
