@@ -15,6 +15,7 @@
 //! [`create`] undoes what it did when it fails. [`remove`] may be called for any slot of ours at any time, and again:
 //! everything is found by the slot's number. Work runs on threads of its own, since `unshare` acts on a thread.
 
+pub(crate) mod access;
 pub(crate) mod addresses;
 mod link;
 mod namespace;
@@ -25,10 +26,11 @@ use std::{fs, future::Future, io, path::Path, time::Duration};
 
 use rtnetlink::LinkUnspec;
 use wrenn_proto::{
-    limits::{GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_MAC, TAP_NAME},
+    limits::{GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_MAC, METADATA_IP, TAP_NAME},
     supervise::NetworkSpec,
 };
 
+use access::Access;
 use addresses::{Slot, UPLINK};
 use link::Netlink;
 use rules::RulesError;
@@ -75,20 +77,31 @@ pub(crate) async fn prepare_host() -> Result<(), NetworkError> {
 
 /// Builds the network of a slot. Nothing is left of it when this fails, nor when the caller goes away: the thread that does
 /// it then finishes, and whoever has the slot removes it.
-pub(crate) async fn create(slot: Slot, egress: bool) -> Result<NetworkSpec, NetworkError> {
-    let built = on_own_thread(move || build(slot, egress)).await;
+pub(crate) async fn create(slot: Slot, access: &Access) -> Result<NetworkSpec, NetworkError> {
+    let wanted = access.clone();
+    let built = on_own_thread(move || build(slot, wanted)).await;
     if let Err(error) = built {
         if let Err(remove_error) = remove(slot).await {
             tracing::warn!(%slot, error = ?remove_error, "a half-made network could not be removed");
         }
         return Err(error);
     }
+    let (allow, deny) = access.lists();
     Ok(NetworkSpec {
         slot: slot.number(),
         netns: slot.netns(),
         host_ip: slot.host_ip(),
-        egress,
+        egress: access.egress,
+        allow,
+        deny,
     })
+}
+
+/// Changes what the sandbox of a slot may reach. If this fails, some of its rules may be the old and some the new ones; doing it
+/// again, or going back, sets all of them.
+pub(crate) async fn update(slot: Slot, access: &Access) -> Result<(), NetworkError> {
+    let access = access.clone();
+    on_own_thread(move || set_access(slot, access)).await
 }
 
 /// Removes all of a slot's network but the slot itself. Fine if there is nothing, or only a part.
@@ -110,8 +123,9 @@ pub(crate) async fn remove(slot: Slot) -> Result<(), NetworkError> {
     .await
 }
 
-/// Checks that a slot's network is there, and renews what of it lives in tables shared with others.
-pub(crate) async fn verify(slot: Slot, egress: bool) -> Result<(), NetworkError> {
+/// Checks that a slot's network is there, and renews what of it lives in tables shared with others, and what it may reach.
+pub(crate) async fn verify(slot: Slot, access: &Access) -> Result<(), NetworkError> {
+    let access = access.clone();
     on_own_thread(move || async move {
         if !namespace::exists(&slot.netns()) {
             return Err(NetworkError::Missing("network namespace"));
@@ -121,19 +135,29 @@ pub(crate) async fn verify(slot: Slot, egress: bool) -> Result<(), NetworkError>
         if found.map_err(netlink_failed("find the link"))?.is_none() {
             return Err(NetworkError::Missing("network link"));
         }
-        if egress {
-            allow_egress(slot).await?;
-        }
-        Ok(())
+        set_access(slot, access).await
     })
     .await
 }
 
-async fn build(slot: Slot, egress: bool) -> Result<(), NetworkError> {
+/// On a thread of its own, which stays in the sandbox's namespace.
+async fn set_access(slot: Slot, access: Access) -> Result<(), NetworkError> {
+    if access.reaches_anything() {
+        allow_egress(slot).await?;
+    } else {
+        rules::apply(&rules::forbid_egress(slot)).await?;
+    }
+    let namespace =
+        fs::File::open(slot.netns()).map_err(io_failed("open the network namespace"))?;
+    namespace::enter(&namespace).map_err(io_failed("enter the network namespace"))?;
+    Ok(rules::apply(&rules::access_rules(&access)).await?)
+}
+
+async fn build(slot: Slot, access: Access) -> Result<(), NetworkError> {
     // Opened before the thread changes its namespace: they stay the host's.
     let host = open_netlink()?;
     let host_ns = namespace::current().map_err(io_failed("open the host's network namespace"))?;
-    if egress {
+    if access.reaches_anything() {
         allow_egress(slot).await?;
     }
     // A plain file of this name may be left from before a restart of the machine.
@@ -146,7 +170,7 @@ async fn build(slot: Slot, egress: bool) -> Result<(), NetworkError> {
     set_sysctl_if_present("net/ipv6/conf/all/disable_ipv6", "1")?;
     set_sysctl_if_present("net/ipv6/conf/default/disable_ipv6", "1")?;
     // The filter stands before the first link does.
-    rules::apply(&rules::namespace_rules(slot, egress)).await?;
+    rules::apply(&rules::namespace_rules(slot, &access)).await?;
     build_guest_side(&inside).await?;
     namespace::enter(&host_ns).map_err(io_failed("return to the host's network namespace"))?;
     build_host_side(slot, &host, &inside).await
@@ -169,6 +193,7 @@ async fn build_guest_side(inside: &Netlink) -> Result<(), NetworkError> {
     let configure = async {
         inside.set(message).await?;
         inside.add_address(tap, GATEWAY_IP, 30).await?;
+        inside.add_address(tap, METADATA_IP, 32).await?;
         // The guest's address and hardware address are constant: asking for them would only delay the first packet,
         // by up to a second if the guest is not up when it is asked.
         inside

@@ -173,9 +173,10 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         request: Request<'_, pb::UpdateNetworkRequest>,
     ) -> ServiceResult<pb::UpdateNetworkResponse> {
-        let sandbox = self.sandbox(request.id)?;
-        let message = format!("the network of {} cannot be changed yet", sandbox.facts.id);
-        Err(ConnectError::unimplemented(message))
+        let request = request.to_owned_message();
+        let sandbox = self.sandbox(&request.id)?;
+        lifecycle::update_network(&self.owners, &sandbox, request).await?;
+        Response::ok(pb::UpdateNetworkResponse::default())
     }
 
     async fn create_snapshot(

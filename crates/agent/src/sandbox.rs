@@ -47,6 +47,7 @@ mod boot;
 mod compact;
 pub(crate) mod error;
 mod freeze;
+mod network;
 pub(crate) mod owner;
 pub(crate) mod resources;
 mod tunnels;
@@ -68,6 +69,7 @@ use wrenn_proto::{SandboxId, TemplateName, supervise::SupervisorSpec};
 use crate::{
     envd_client::EnvdClient,
     folder::BootTimes,
+    network::access::Access,
     snapshots::{ImageMemory, Moment, PinnedBuild},
     templates::Template,
 };
@@ -86,7 +88,7 @@ pub(crate) struct Plan {
     pub(crate) memory_mib: u32,
     pub(crate) disk_mib: u32,
     pub(crate) timeout_sec: u32,
-    pub(crate) egress: bool,
+    pub(crate) access: Access,
     pub(crate) envs: BTreeMap<String, String>,
     pub(crate) created_unix_ms: i64,
     pub(crate) envd_token: GuestToken,
@@ -110,7 +112,6 @@ pub(crate) struct Facts {
     pub(crate) memory_mib: u32,
     pub(crate) disk_mib: u32,
     pub(crate) timeout_sec: u32,
-    pub(crate) egress: bool,
     pub(crate) created_unix_ms: i64,
     pub(crate) envd_token: GuestToken,
 }
@@ -146,7 +147,6 @@ impl From<&Plan> for Facts {
             memory_mib: plan.memory_mib,
             disk_mib: plan.disk_mib,
             timeout_sec: plan.timeout_sec,
-            egress: plan.egress,
             created_unix_ms: plan.created_unix_ms,
             envd_token: plan.envd_token.clone(),
         }
@@ -162,7 +162,6 @@ impl From<&SupervisorSpec> for Facts {
             memory_mib: spec.memory_mib,
             disk_mib: spec.disk_mib,
             timeout_sec: spec.timeout_sec,
-            egress: spec.network.egress,
             created_unix_ms: spec.created_unix_ms,
             envd_token: GuestToken(spec.envd_token.clone()),
         }
@@ -214,6 +213,8 @@ pub(crate) enum Ask {
     Resume(Reply<(), FreezeError>),
     /// Freeze this moment; it goes on as it was.
     Freeze(Reply<PinnedBuild, FreezeError>),
+    /// Change what it may reach.
+    SetAccess(Access, Reply<(), FreezeError>),
 }
 
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
@@ -226,6 +227,8 @@ pub(crate) struct Sandbox {
     host_ip: Mutex<Option<Ipv4Addr>>,
     last_active_unix_ms: AtomicI64,
     state: Mutex<State>,
+    /// What of the world it may reach.
+    access: Mutex<Access>,
     /// The last lifecycle step that failed and changed nothing; for a user.
     warning: Mutex<String>,
     /// To the owner.
@@ -234,13 +237,18 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// A sandbox that starts, and what its owner is asked by.
-    pub(crate) fn new(facts: Facts, now_unix_ms: i64) -> (Arc<Self>, mpsc::UnboundedReceiver<Ask>) {
+    pub(crate) fn new(
+        facts: Facts,
+        access: Access,
+        now_unix_ms: i64,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ask>) {
         let (asks, requests) = mpsc::unbounded_channel();
         let sandbox = Self {
             facts,
             host_ip: Mutex::default(),
             last_active_unix_ms: AtomicI64::new(now_unix_ms),
             state: Mutex::new(State::Starting),
+            access: Mutex::new(access),
             warning: Mutex::default(),
             asks,
         };
@@ -274,6 +282,16 @@ impl Sandbox {
 
     fn set_host_ip(&self, ip: Option<Ipv4Addr>) {
         *self.host_ip.lock().unwrap_or_else(PoisonError::into_inner) = ip;
+    }
+
+    /// What of the world it may reach.
+    pub(crate) fn access(&self) -> Access {
+        let access = self.access.lock();
+        access.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_access(&self, access: Access) {
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// The last lifecycle step that failed and changed nothing; empty if the last one succeeded.
@@ -341,6 +359,13 @@ impl Sandbox {
     /// Freezes this moment; it goes on as it was.
     pub(crate) async fn freeze(&self) -> Result<PinnedBuild, FreezeError> {
         self.ask(Ask::Freeze)
+            .await
+            .unwrap_or(Err(FreezeError::Gone))
+    }
+
+    /// Changes what it may reach, now or from its resume on.
+    pub(crate) async fn set_access(&self, access: Access) -> Result<(), FreezeError> {
+        self.ask(|reply| Ask::SetAccess(access, reply))
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }

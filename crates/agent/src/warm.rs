@@ -15,7 +15,7 @@ use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::ImageStore;
 use wrenn_proto::{
-    SandboxId, TemplateName,
+    SandboxId, TemplateName, limits,
     rpc::{hostagent::v1 as pb, process::ProcessConfig},
     supervise::Accel,
 };
@@ -23,6 +23,7 @@ use wrenn_snapshot::layout;
 
 use crate::{
     AgentConfig, AgentError, Deadlines, Template,
+    network::access::Access,
     registry::Registry,
     rpc::{self, Wanted},
     sandbox::{Sandbox, Source, adopt, error::chain, owner::Owners},
@@ -175,6 +176,9 @@ async fn freeze_template(owners: &Owners, template: &Template) -> Result<(), War
         u32::try_from(disk_mib).unwrap_or(u32::MAX),
     );
     let booted = run(owners, plan, "boot the template").await?;
+    // What runs after a boot by itself would run again in every sandbox, if it were frozen in the middle of it.
+    let settled = format!("until [ -e {} ]; do sleep 0.1; done", limits::SETTLED);
+    run_command(owners, &booted, &["/bin/sh", "-c", &settled]).await?;
     run_first_commands(owners, &booted).await?;
     let pin = booted.freeze().await.map_err(failed("freeze the guest"))?;
     booted
@@ -232,7 +236,7 @@ fn wanted(template: &TemplateName) -> Result<Wanted, WarmError> {
         id: id.parse::<SandboxId>().map_err(failed("make an id"))?,
         template_name: template.clone(),
         timeout_sec: 0,
-        egress: false,
+        access: Access::default(),
         envs: std::collections::BTreeMap::new(),
     })
 }
@@ -251,28 +255,37 @@ async fn run(
 }
 
 async fn run_first_commands(owners: &Owners, sandbox: &Sandbox) -> Result<(), WarmError> {
-    const STEP: &str = "run a first command in the guest";
     for command in FIRST_COMMANDS {
-        let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
-        let request = pb::ExecRequest {
-            id: sandbox.facts.id.to_string(),
-            process: ProcessConfig {
-                cmd: (*cmd).to_owned(),
-                args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-                ..Default::default()
-            }
-            .into(),
-            timeout_sec: 120,
+        run_command(owners, sandbox, command).await?;
+    }
+    Ok(())
+}
+
+async fn run_command(
+    owners: &Owners,
+    sandbox: &Sandbox,
+    command: &[&str],
+) -> Result<(), WarmError> {
+    const STEP: &str = "run a first command in the guest";
+    let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
+    let request = pb::ExecRequest {
+        id: sandbox.facts.id.to_string(),
+        process: ProcessConfig {
+            cmd: (*cmd).to_owned(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             ..Default::default()
-        };
-        let done = rpc::exec(owners, request).await.map_err(failed(STEP))?;
-        if done.exit_code != 0 {
-            let said = String::from_utf8_lossy(&done.stderr).into_owned();
-            return Err(WarmError::Step {
-                step: STEP,
-                reason: format!("`{cmd}` ended with code {}: {said}", done.exit_code),
-            });
         }
+        .into(),
+        timeout_sec: 120,
+        ..Default::default()
+    };
+    let done = rpc::exec(owners, request).await.map_err(failed(STEP))?;
+    if done.exit_code != 0 {
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        return Err(WarmError::Step {
+            step: STEP,
+            reason: format!("`{cmd}` ended with code {}: {said}", done.exit_code),
+        });
     }
     Ok(())
 }

@@ -6,66 +6,19 @@ mod agent;
 #[path = "support/private_host.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod private_host;
+#[path = "support/world.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod world;
 
 use std::{
-    fs::File,
-    io::{Read as _, Write as _},
+    io::Read as _,
     net::{TcpListener, UdpSocket},
 };
 
 use agent::{TestAgent, on_private_host};
-use nix::sched::{CloneFlags, setns};
 use private_host::ip;
+use world::{answer, hears, inside, make_world, serve_tcp};
 use wrenn_proto::rpc::hostagent::v1 as pb;
-
-/// Opens something in a network namespace.
-fn inside<T: Send + 'static>(netns: &str, open: impl FnOnce() -> T + Send + 'static) -> T {
-    let netns = File::open(netns).expect("a namespace");
-    let run = move || {
-        setns(netns, CloneFlags::CLONE_NEWNET).expect("entered");
-        open()
-    };
-    std::thread::spawn(run).join().expect("no panic")
-}
-
-/// Answers every connection with the address that it comes from.
-fn answer(listener: TcpListener) {
-    std::thread::spawn(move || {
-        for connection in listener.incoming().flatten() {
-            let mut connection = connection;
-            let from = connection.peer_addr().expect("an address").ip();
-            let _ = connection.write_all(format!("you are {from}\n").as_bytes());
-        }
-    });
-}
-
-fn serve_tcp(netns: &str, address: &'static str) {
-    answer(inside(netns, move || {
-        TcpListener::bind(address).expect("bound")
-    }));
-}
-
-/// A network beyond the host, which knows the way back to what is behind the host.
-fn make_world() {
-    ip(&["netns", "add", "world"]);
-    ip(&[
-        "link", "add", "to-world", "type", "veth", "peer", "name", "eth0", "netns", "world",
-    ]);
-    ip(&["addr", "add", "10.99.0.1/24", "dev", "to-world"]);
-    ip(&["link", "set", "to-world", "up"]);
-    ip(&["-n", "world", "addr", "add", "10.99.0.2/24", "dev", "eth0"]);
-    ip(&["-n", "world", "link", "set", "eth0", "up"]);
-    ip(&[
-        "-n",
-        "world",
-        "route",
-        "add",
-        "10.0.0.0/8",
-        "via",
-        "10.99.0.1",
-    ]);
-    serve_tcp("/run/netns/world", "0.0.0.0:7777");
-}
 
 async fn create(agent: &TestAgent, id: &str, egress: pb::Egress) -> String {
     let request = pb::CreateSandboxRequest {
@@ -73,14 +26,6 @@ async fn create(agent: &TestAgent, id: &str, egress: pb::Egress) -> String {
         ..agent::request(id)
     };
     agent.create_with(request).await.expect("made").host_ip
-}
-
-/// What a guest hears from an address; `None` if it cannot be reached.
-async fn hears(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
-    let (host, port) = address.split_once(':').expect("a port");
-    let script = format!("timeout 1 bash -c 'cat < /dev/tcp/{host}/{port}' 2>/dev/null");
-    let done = agent.sh(id, &script).await.expect("run");
-    (done.exit_code == 0).then(|| String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 async fn is_out_of_reach(agent: &TestAgent, id: &str, addresses: &[&str]) {
@@ -157,15 +102,6 @@ fn of_its_gateway_a_guest_reaches_time_and_metadata_alone() {
         let agent = TestAgent::start(data.path()).await;
         create(&agent, "sb-1", pb::Egress::EGRESS_ALLOW).await;
         let netns = "/run/netns/wrenn-ns-1";
-        ip(&[
-            "-n",
-            "wrenn-ns-1",
-            "addr",
-            "add",
-            "169.254.169.254/32",
-            "dev",
-            "lo",
-        ]);
         for address in ["0.0.0.0:80", "0.0.0.0:81", "0.0.0.0:49983"] {
             serve_tcp(netns, address);
         }

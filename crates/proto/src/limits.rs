@@ -36,6 +36,9 @@ pub const MAX_EXEC_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
 /// Version of E2B's guest agent whose contract ours keeps; clients switch their features by it.
 pub const ENVD_CONTRACT_VERSION: &str = "0.6.13";
 
+/// Address of the metadata service, as a guest sees it.
+pub const METADATA_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 254);
+
 /// TCP port of the guest agent.
 pub const ENVD_PORT: u16 = 49983;
 
@@ -53,3 +56,9 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xFC, 0x00, 0x00, 0x00, 0x06];
 
 /// Name of the TAP device in every sandbox's network namespace.
 pub const TAP_NAME: &str = "tap0";
+
+/// What a guest is called before it is told another name.
+pub const GUEST_HOSTNAME: &str = "sandbox";
+
+/// File of a guest that exists once everything that runs after a boot by itself has run.
+pub const SETTLED: &str = "/run/wrenn/settled";

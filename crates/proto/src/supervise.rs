@@ -137,6 +137,12 @@ pub struct NetworkSpec {
     pub host_ip: Ipv4Addr,
     /// Whether the guest may reach what lies beyond the host.
     pub egress: bool,
+    /// IPv4 addresses and CIDR blocks that it may reach all the same.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// IPv4 addresses and CIDR blocks that it may not reach, unless `allow` has them.
+    #[serde(default)]
+    pub deny: Vec<String>,
 }
 
 /// What the agent asks of a supervisor.

@@ -85,6 +85,8 @@ impl Sandbox {
                 netns: namespace.path(),
                 host_ip: Ipv4Addr::LOCALHOST,
                 egress: false,
+                allow: vec![],
+                deny: vec![],
             },
             envd_token: "secret".into(),
             envs: [].into(),

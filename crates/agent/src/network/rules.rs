@@ -8,19 +8,15 @@
 use std::{io, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
-use wrenn_proto::limits::{GATEWAY_IP, GUEST_IP, TAP_NAME};
+use wrenn_proto::limits::{GATEWAY_IP, GUEST_IP, METADATA_IP, TAP_NAME};
 
-use super::addresses::{Slot, UPLINK, VETH_PREFIX};
+use super::{
+    access::{self, Access},
+    addresses::{Slot, UPLINK, VETH_PREFIX},
+};
 
 /// How long one `nft` process may take; it takes about 10 ms.
 const DEADLINE: Duration = Duration::from_secs(15);
-
-/// Address of the metadata service, in the sandbox's own namespace.
-const METADATA_IP: &str = "169.254.169.254";
-
-/// What no sandbox may reach: links and metadata services of the host, other sandboxes, and addresses without a meaning.
-const CLOSED: &str =
-    "{ 169.254.0.0/16, 10.11.0.0/16, 10.12.0.0/16, 127.0.0.0/8, 0.0.0.0/8, 224.0.0.0/3 }";
 
 /// Why rules were not applied.
 #[derive(Debug, thiserror::Error)]
@@ -38,15 +34,9 @@ pub(crate) enum RulesError {
 }
 
 /// Rules of a sandbox's namespace.
-pub(super) fn namespace_rules(slot: Slot, egress: bool) -> String {
+pub(super) fn namespace_rules(slot: Slot, access: &Access) -> String {
     let (host_ip, peer) = (slot.host_ip(), slot.link_peer());
-    let world = if egress {
-        format!(
-            "iifname \"{TAP_NAME}\" oifname \"{UPLINK}\" ip saddr {GUEST_IP} ip daddr != {CLOSED} accept"
-        )
-    } else {
-        String::new()
-    };
+    let rest = access_rules(access);
     format!(
         r#"table ip wrenn {{
     chain prerouting {{
@@ -63,20 +53,47 @@ pub(super) fn namespace_rules(slot: Slot, egress: bool) -> String {
         iifname "{TAP_NAME}" ip saddr {GUEST_IP} ip daddr {GATEWAY_IP} udp dport 123 accept
         iifname "{TAP_NAME}" ip saddr {GUEST_IP} ip daddr {METADATA_IP} tcp dport 80 accept
     }}
-    chain forward {{
-        type filter hook forward priority filter; policy drop;
-        ct state established,related accept
-        iifname "{UPLINK}" oifname "{TAP_NAME}" ct status dnat accept
-        {world}
-    }}
 }}
+{rest}"#
+    )
+}
+
+/// What of them says where the guest's packets may go. Applied again it replaces what was, in one transaction; connections
+/// that are open stay open. It finds no table, or that of an agent of another version, just as well.
+pub(super) fn access_rules(access: &Access) -> String {
+    let permitted = access.permitted();
+    let elements: Vec<_> = permitted.iter().map(ToString::to_string).collect();
+    let fill = match elements.is_empty() {
+        true => String::new(),
+        false => format!(
+            "add element ip wrenn permitted {{ {} }}\n",
+            elements.join(", ")
+        ),
+    };
+    let forward = "add rule ip wrenn forward";
+    format!(
+        r#"add table ip wrenn
+add set ip wrenn permitted {{ type ipv4_addr; flags interval; }}
+flush set ip wrenn permitted
+{fill}add chain ip wrenn forward {{ type filter hook forward priority filter; policy drop; }}
+flush chain ip wrenn forward
+{forward} ct state established,related accept
+{forward} iifname "{UPLINK}" oifname "{TAP_NAME}" ct status dnat accept
+{forward} iifname "{TAP_NAME}" oifname "{UPLINK}" ip saddr {GUEST_IP} ip daddr @permitted accept
 "#
     )
+}
+
+/// What no sandbox may reach, as a set.
+fn closed() -> String {
+    let blocks = access::CLOSED.map(|block| block.to_string());
+    format!("{{ {} }}", blocks.join(", "))
 }
 
 /// Rules of the host. `flush` and `add` in one transaction: what was there is replaced, and there is no moment without.
 pub(super) fn host_rules() -> String {
     let veth = format!("\"{VETH_PREFIX}*\"");
+    let closed = closed();
     format!(
         r#"add table inet wrenn {{ comment "Wrenn sandboxes, rules version 1"; }}
 add set inet wrenn egress {{ type ifname . ipv4_addr; }}
@@ -91,7 +108,8 @@ add rule inet wrenn input iifname {veth} drop
 add rule inet wrenn forward iifname {veth} oifname {veth} drop
 add rule inet wrenn forward oifname {veth} ct state established,related accept
 add rule inet wrenn forward oifname {veth} drop
-add rule inet wrenn forward iifname {veth} ip daddr {CLOSED} drop
+add rule inet wrenn forward iifname {veth} ip daddr {closed} drop
+add rule inet wrenn forward iifname {veth} ct state established accept
 add rule inet wrenn forward iifname . ip saddr @egress accept
 add rule inet wrenn forward iifname {veth} drop
 add rule inet wrenn postrouting ip saddr 10.12.0.0/16 oifname != "lo" oifname != {veth} masquerade

@@ -23,7 +23,7 @@ fn a_network_has_all_its_parts_and_leaves_none() {
     on_a_private_host(async || {
         prepare_host().await.unwrap();
         let before = Footprint::now();
-        let spec = create(slot(7), true).await.unwrap();
+        let spec = create(slot(7), &Access::plain(true)).await.unwrap();
         assert_eq!(spec.host_ip.to_string(), "10.11.0.7");
         assert!(ip(&["-o", "addr", "show", "wrenn-v7"]).contains("10.12.0.14/31"));
         assert!(ip(&["route"]).contains("10.11.0.7 via 10.12.0.15 dev wrenn-v7"));
@@ -36,12 +36,12 @@ fn a_network_has_all_its_parts_and_leaves_none() {
         assert!(inside(&["route"]).contains("default via 10.12.0.14 dev eth0"));
         assert!(inside(&["-6", "addr"]).is_empty(), "IPv6 is on");
         assert_eq!(Footprint::now().filter_elements, before.filter_elements + 1);
-        verify(slot(7), true).await.unwrap();
+        verify(slot(7), &Access::plain(true)).await.unwrap();
         remove(slot(7)).await.unwrap();
         assert_eq!(Footprint::now(), before);
         remove(slot(7)).await.unwrap();
         assert!(matches!(
-            verify(slot(7), true).await,
+            verify(slot(7), &Access::plain(true)).await,
             Err(NetworkError::Missing(_))
         ));
     });
@@ -53,7 +53,8 @@ fn twenty_networks_at_once_leave_nothing() {
         prepare_host().await.unwrap();
         let before = Footprint::now();
         for _ in 0..2 {
-            let create_all = (1..=20).map(|n| create(slot(n), n % 2 == 0));
+            let create_all =
+                (1..=20).map(|n| async move { create(slot(n), &Access::plain(n % 2 == 0)).await });
             for result in futures::future::join_all(create_all).await {
                 result.unwrap();
             }
@@ -78,7 +79,7 @@ fn a_create_that_fails_undoes_what_it_did() {
         // The name of the host's link is taken: the last of the steps fails.
         ip(&["link", "add", "wrenn-v9", "type", "veth", "peer", "other"]);
         let before = Footprint::now();
-        let error = create(slot(9), true).await.unwrap_err();
+        let error = create(slot(9), &Access::plain(true)).await.unwrap_err();
         assert!(error.to_string().contains("link to the host"), "{error}");
         let mut after = Footprint::now();
         // Whoever has the slot has the name: what stood in the way is gone too.
@@ -93,7 +94,7 @@ fn host_rules_applied_again_neither_pile_up_nor_lose_a_sandbox() {
     on_a_private_host(async || {
         prepare_host().await.unwrap();
         let once = run("nft", &["list", "ruleset"]);
-        create(slot(3), true).await.unwrap();
+        create(slot(3), &Access::plain(true)).await.unwrap();
         let both = futures::future::join(prepare_host(), prepare_host()).await;
         both.0.unwrap();
         both.1.unwrap();
@@ -109,7 +110,7 @@ fn a_slot_whose_namespace_lives_is_not_given_away() {
         prepare_host().await.unwrap();
         let slots = Slots::open(Path::new("/data")).unwrap();
         let first = slots.claim(&"sb-1".parse().unwrap()).unwrap();
-        create(first, false).await.unwrap();
+        create(first, &Access::plain(false)).await.unwrap();
         fs::remove_file(format!("{}/{first}", slot::SLOTS_DIR)).unwrap();
         let second = slots.claim(&"sb-2".parse().unwrap()).unwrap();
         assert_ne!(first, second);

@@ -11,6 +11,7 @@ use super::snapshots;
 use crate::{
     folder::BootTimes,
     host::{self, in_range},
+    network::access::Access,
     sandbox::{
         self, CreateError, Facts, GuestToken, Plan, Sandbox, Source, Start, State, now_unix_ms,
         owner::Owners, resources::HostParts,
@@ -88,7 +89,11 @@ async fn begin(
 
 /// Starts the owner of a new sandbox.
 pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, Made), CreateError> {
-    let (sandbox, requests) = Sandbox::new(Facts::from(&plan), plan.created_unix_ms);
+    let (sandbox, requests) = Sandbox::new(
+        Facts::from(&plan),
+        plan.access.clone(),
+        plan.created_unix_ms,
+    );
     if !owners.registry.insert(sandbox.clone()) {
         return Err(CreateError::Exists(plan.id));
     }
@@ -107,12 +112,7 @@ pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, M
 fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, CreateError> {
     let id = request.id.parse().map_err(field("id"))?;
     let template_name: TemplateName = request.template.parse().map_err(field("template"))?;
-    let egress = match request.egress.as_known() {
-        Some(pb::Egress::EGRESS_UNSPECIFIED) => host.config.default_egress,
-        Some(pb::Egress::EGRESS_DENY) => false,
-        Some(pb::Egress::EGRESS_ALLOW) => true,
-        None => return Err(field("egress")("not a value of Egress")),
-    };
+    let access = access(host, request.egress.as_known(), &request.network)?;
     let envs: BTreeMap<String, String> = request.envs.into_iter().collect();
     check_envs(&envs)?;
     in_range(
@@ -127,7 +127,7 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         id,
         template_name,
         timeout_sec: request.timeout_sec,
-        egress,
+        access,
         envs,
     };
     if let Some(pin) = host.snapshots.named(&wanted.template_name)? {
@@ -172,7 +172,7 @@ pub(crate) struct Wanted {
     pub(crate) id: SandboxId,
     pub(crate) template_name: TemplateName,
     pub(crate) timeout_sec: u32,
-    pub(crate) egress: bool,
+    pub(crate) access: Access,
     pub(crate) envs: BTreeMap<String, String>,
 }
 
@@ -200,12 +200,38 @@ impl Wanted {
             memory_mib,
             disk_mib,
             timeout_sec: self.timeout_sec,
-            egress: self.egress,
+            access: self.access,
             envs: self.envs,
             created_unix_ms: now_unix_ms(),
             envd_token: GuestToken::random(),
         }
     }
+}
+
+/// What a request lets a sandbox reach.
+fn access(
+    host: &HostParts,
+    egress: Option<pb::Egress>,
+    policy: &pb::NetworkPolicy,
+) -> Result<Access, CreateError> {
+    let egress = match egress {
+        Some(pb::Egress::EGRESS_UNSPECIFIED) => host.config.default_egress,
+        Some(pb::Egress::EGRESS_DENY) => false,
+        Some(pb::Egress::EGRESS_ALLOW) => true,
+        None => return Err(field("egress")("not a value of Egress")),
+    };
+    Ok(Access::parse(egress, &policy.allow, &policy.deny)?)
+}
+
+/// Changes what a sandbox may reach.
+pub(super) async fn update_network(
+    owners: &Owners,
+    sandbox: &Sandbox,
+    request: pb::UpdateNetworkRequest,
+) -> Result<(), ConnectError> {
+    let access = access(&owners.host, request.egress.as_known(), &request.network)
+        .map_err(|error| ConnectError::from(&error))?;
+    Ok(sandbox.set_access(access).await?)
 }
 
 fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), CreateError> {
@@ -293,7 +319,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
             None,
         ),
     };
-    let egress = if facts.egress {
+    let egress = if sandbox.access().egress {
         pb::Egress::EGRESS_ALLOW
     } else {
         pb::Egress::EGRESS_DENY

@@ -149,7 +149,7 @@ async fn make_copies(
             id,
             template_name: sandbox.facts.template.clone(),
             timeout_sec: sandbox.facts.timeout_sec,
-            egress: sandbox.facts.egress,
+            access: sandbox.access(),
             envs: envs.clone(),
         };
         let plan = wanted.thawing(facts, moment.clone());

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     envd_client::{EnvdClient, Recover},
     folder::{Folder, FolderError},
-    network::{self, NetworkError, addresses::Slot},
+    network::{self, NetworkError, access::Access, addresses::Slot},
     snapshots::{ImageMemory, PinnedBuild},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
@@ -68,7 +68,8 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
         );
     }
     for (_, adopted) in found {
-        let (sandbox, requests) = Sandbox::new(Facts::from(&*adopted.spec), now_unix_ms());
+        let (facts, access) = (Facts::from(&*adopted.spec), access_of(&adopted.spec));
+        let (sandbox, requests) = Sandbox::new(facts, access, now_unix_ms());
         owners.registry.insert(sandbox.clone());
         spawn(owners, sandbox, requests, Start::Adopted(Box::new(adopted)));
     }
@@ -85,6 +86,15 @@ fn read_spec(id: &SandboxId, folder: &Folder) -> Result<SupervisorSpec, FolderEr
         return Err(FolderError::Malformed { path, source });
     }
     Ok(spec)
+}
+
+/// What a sandbox may reach. A list that cannot be read lets nothing out: better cut off than let loose.
+fn access_of(spec: &SupervisorSpec) -> Access {
+    let network = &spec.network;
+    Access::parse(network.egress, &network.allow, &network.deny).unwrap_or_else(|error| {
+        tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "it may reach nothing");
+        Access::default()
+    })
 }
 
 async fn examine(
@@ -149,7 +159,7 @@ async fn examine_machine(
     origin: Option<&PinnedBuild>,
 ) -> AdoptedMachine {
     let verified = match slot {
-        Some(slot) => network::verify(slot, spec.network.egress).await,
+        Some(slot) => network::verify(slot, &access_of(spec)).await,
         None => Err(NetworkError::Missing("network slot")),
     };
     match verified {

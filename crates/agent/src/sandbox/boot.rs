@@ -3,7 +3,10 @@
 //! Each step notes in [`Resources`] what it is about to make; the owner frees all of that if any step fails. Between the
 //! steps, and in the long ones, an abort is noticed.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use connectrpc::{ConnectError, ErrorCode};
 use sha2::{Digest as _, Sha256};
@@ -26,7 +29,7 @@ use crate::{
     disk,
     envd_client::{EnvdClient, Init, Recover},
     folder::{BootTimes, Folder, FolderError},
-    network,
+    network::{self, access::Access},
     snapshots::{ImageMemory, Moment, PinnedBuild},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
@@ -90,7 +93,7 @@ impl Boot<'_> {
         let folder = claimed.map_err(CreateError::Folder)?;
         self.resources.folder = Some(folder.clone());
         let parts = self
-            .make_parts(plan.egress, plan.memory_mib, plan.vcpus)
+            .make_parts(&plan.access, plan.memory_mib, plan.vcpus)
             .await?;
         let spec = self.make_spec(plan, parts);
         match &plan.source {
@@ -105,15 +108,15 @@ impl Boot<'_> {
         let folder = folder.ok_or(CreateError::Panicked)?;
         let moment = self.host.snapshots.moment(last)?;
         let old = folder.read_spec().map_err(CreateError::Folder)?;
-        let parts = self
-            .make_parts(old.network.egress, old.memory_mib, old.vcpus)
-            .await?;
+        let access = self.sandbox.access();
+        let parts = self.make_parts(&access, old.memory_mib, old.vcpus).await?;
         let spec = SupervisorSpec {
             uid: parts.uid,
             cgroups: parts.cgroups,
             network: parts.network,
             disk_layers: moment.disk_layers(),
             restore: Some(moment.restore(self.host.config.prefetch)),
+            dns: nameservers(self.host, &access),
             ..old
         };
         folder.forget_final_status().map_err(CreateError::Folder)?;
@@ -123,11 +126,11 @@ impl Boot<'_> {
     /// Network and cgroups, unless it is to be destroyed.
     async fn make_parts(
         &mut self,
-        egress: bool,
+        access: &Access,
         memory_mib: u32,
         vcpus: u32,
     ) -> Result<Parts, CreateError> {
-        let network = self.make_network(egress).await?;
+        let network = self.make_network(access).await?;
         self.abort.check()?;
         self.resources.cgroup = true;
         let limits = Limits::for_guest(memory_mib, vcpus);
@@ -177,10 +180,10 @@ impl Boot<'_> {
         Ok(running)
     }
 
-    async fn make_network(&mut self, egress: bool) -> Result<NetworkSpec, CreateError> {
+    async fn make_network(&mut self, access: &Access) -> Result<NetworkSpec, CreateError> {
         let slot = self.host.slots.claim(&self.sandbox.facts.id)?;
         self.resources.slot = Some(slot);
-        let network = network::create(slot, egress).await?;
+        let network = network::create(slot, access).await?;
         self.sandbox.set_host_ip(Some(network.host_ip));
         Ok(network)
     }
@@ -218,11 +221,7 @@ impl Boot<'_> {
             restore: moment.map(|m| m.restore(config.prefetch)),
             uid: parts.uid,
             cgroups: parts.cgroups,
-            dns: if plan.egress {
-                config.dns.clone()
-            } else {
-                Vec::new()
-            },
+            dns: nameservers(self.host, &plan.access),
             network: parts.network,
             envd_token: plan.envd_token.reveal().to_owned(),
             envs: plan.envs.clone(),
@@ -317,6 +316,12 @@ impl Boot<'_> {
             tunnels: Tunnels::default(),
         })
     }
+}
+
+/// The host's nameservers that a sandbox can reach.
+pub(super) fn nameservers(host: &HostParts, access: &Access) -> Vec<Ipv4Addr> {
+    let servers = host.config.dns.iter().copied();
+    servers.filter(|ip| access.permits(*ip)).collect()
 }
 
 /// Makes a guest this sandbox's: until a restored one has heard this it is still the one that was frozen, with its token.

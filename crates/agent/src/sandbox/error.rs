@@ -10,7 +10,7 @@ use crate::{
     disk::DiskError,
     folder::FolderError,
     host::AdmissionError,
-    network::{NetworkError, slot::SlotError},
+    network::{NetworkError, access::AccessError, slot::SlotError},
     snapshots::SnapshotError,
     supervisor::SupervisorError,
     templates::TemplateError,
@@ -23,6 +23,8 @@ pub(crate) enum CreateError {
     /// A field of the request is wrong.
     #[error("{field}: {reason}")]
     Field { field: &'static str, reason: String },
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     Admission(#[from] AdmissionError),
     #[error(transparent)]
@@ -82,9 +84,9 @@ impl CreateError {
             return ErrorCode::ResourceExhausted;
         }
         match self {
-            Self::Field { .. } | Self::Admission(AdmissionError::OutOfRange { .. }) => {
-                ErrorCode::InvalidArgument
-            }
+            Self::Field { .. }
+            | Self::Access(_)
+            | Self::Admission(AdmissionError::OutOfRange { .. }) => ErrorCode::InvalidArgument,
             Self::Admission(_) | Self::Slot(SlotError::Exhausted) => ErrorCode::ResourceExhausted,
             Self::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
             Self::Exists(_) | Self::Folder(FolderError::Exists(_)) => ErrorCode::AlreadyExists,
@@ -163,6 +165,8 @@ pub(crate) enum FreezeError {
     Store(#[from] SnapshotError),
     #[error("could not note in the sandbox's folder that it is frozen; it runs on")]
     Folder(#[from] FolderError),
+    #[error("what the sandbox may reach could not be changed; it is as it was")]
+    Access(#[source] NetworkError),
     #[error("the sandbox could not be brought back; it is paused still")]
     Restore(#[source] CreateError),
     /// What another one who asked was told.

@@ -300,6 +300,10 @@ impl Owner {
             Some(Ask::Destroy(reply)) => Next::Destroy(vec![reply]),
             Some(Ask::Pause(reply)) => self.pause(reply).await,
             Some(Ask::Freeze(reply)) => self.freeze(reply).await,
+            Some(Ask::SetAccess(access, reply)) => {
+                let _ = reply.send(self.set_access(access).await);
+                Next::Watch
+            }
             Some(Ask::Resume(reply)) => {
                 let _ = reply.send(Ok(()));
                 Next::Watch
@@ -362,6 +366,12 @@ impl Owner {
             Ask::Freeze(reply) => {
                 let _ = reply.send(match (self.sandbox.state(), &self.pins.last) {
                     (State::Paused, Some(last)) => Ok(last.clone()),
+                    _ => Err(FreezeError::NotNow("lost")),
+                });
+            }
+            Ask::SetAccess(access, reply) => {
+                let _ = reply.send(match self.sandbox.state() {
+                    State::Paused => self.set_access(access).await,
                     _ => Err(FreezeError::NotNow("lost")),
                 });
             }
@@ -436,7 +446,9 @@ fn refuse(ask: Ask, why: &FreezeError) {
     // Whoever asked may be gone.
     let _ = match ask {
         Ask::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
-        Ask::Pause(reply) | Ask::Resume(reply) => reply.send(Err(why)).is_ok(),
+        Ask::Pause(reply) | Ask::Resume(reply) | Ask::SetAccess(_, reply) => {
+            reply.send(Err(why)).is_ok()
+        }
         Ask::Freeze(reply) => reply.send(Err(why)).is_ok(),
     };
 }

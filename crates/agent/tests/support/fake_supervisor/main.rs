@@ -89,6 +89,8 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let address = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
     let mut listener = UnixSeqpacketListener::bind(address)?;
+    // What an earlier machine of the sandbox wrote to is a layer by now.
+    let _ = fs::remove_file(dir.join("layers.json"));
     let machine = start_machine(&spec, dir)?;
     if fake == "never-ready" {
         std::future::pending::<()>().await;

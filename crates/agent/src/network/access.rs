@@ -1,0 +1,410 @@
+//! What of the world a sandbox may reach: which addresses, as ranges that a packet filter takes.
+//!
+//! An address may be reached if it is not [`CLOSED`] and either `allow` has it, or everything is open but `deny` and `deny` has it
+//! not. So an exception beats a refusal, and nothing beats what is closed. The filter gets the outcome, as ranges that do not touch:
+//! there is one rule, whatever the lists are.
+
+use std::net::Ipv4Addr;
+
+/// Entries of both lists together.
+pub(crate) const MAX_ENTRIES: usize = 256;
+
+/// What no sandbox may reach: links and metadata services of the host, other sandboxes, and addresses without a meaning.
+pub(super) const CLOSED: [Block; 6] = [
+    Block::new([169, 254, 0, 0], 16),
+    Block::new([10, 11, 0, 0], 16),
+    Block::new([10, 12, 0, 0], 16),
+    Block::new([127, 0, 0, 0], 8),
+    Block::new([0, 0, 0, 0], 8),
+    Block::new([224, 0, 0, 0], 3),
+];
+
+/// Why a list is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum AccessError {
+    /// An entry is neither an address nor a block of them.
+    #[error("{list}: `{entry}` is not an IPv4 address or CIDR block")]
+    Entry { list: &'static str, entry: String },
+    /// The lists are too long.
+    #[error("network: {0} entries; at most {MAX_ENTRIES}")]
+    TooMany(usize),
+}
+
+/// What a sandbox may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Whether everything is open but `deny`; else nothing is.
+    pub(crate) egress: bool,
+    allow: Vec<Block>,
+    deny: Vec<Block>,
+}
+
+/// Addresses that share their first bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Block {
+    first: u32,
+    /// How many bits they share, 0 to 32.
+    prefix: u8,
+}
+
+/// Addresses from one to another, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Range {
+    first: u32,
+    last: u32,
+}
+
+impl Access {
+    /// Everything or nothing, without exceptions.
+    #[cfg(test)]
+    pub(crate) fn plain(egress: bool) -> Self {
+        Self {
+            egress,
+            ..Self::default()
+        }
+    }
+
+    /// Reads the lists of a request or of a specification.
+    pub(crate) fn parse(
+        egress: bool,
+        allow: &[String],
+        deny: &[String],
+    ) -> Result<Self, AccessError> {
+        let entries = allow.len() + deny.len();
+        if entries > MAX_ENTRIES {
+            return Err(AccessError::TooMany(entries));
+        }
+        Ok(Self {
+            egress,
+            allow: blocks("network.allow", allow)?,
+            deny: blocks("network.deny", deny)?,
+        })
+    }
+
+    /// The exceptions, as text that [`parse`](Self::parse) takes: `allow`, then `deny`.
+    pub(crate) fn lists(&self) -> (Vec<String>, Vec<String>) {
+        let texts = |blocks: &[Block]| blocks.iter().map(Block::to_string).collect();
+        (texts(&self.allow), texts(&self.deny))
+    }
+
+    /// Whether anything of the world can be reached at all.
+    pub(crate) fn reaches_anything(&self) -> bool {
+        !self.permitted().is_empty()
+    }
+
+    /// Whether an address may be reached.
+    pub(crate) fn permits(&self, address: Ipv4Addr) -> bool {
+        let address = address.to_bits();
+        let permitted = self.permitted();
+        permitted.iter().any(|range| range.holds(address))
+    }
+
+    /// All that may be reached: sorted, with a gap between each two.
+    pub(super) fn permitted(&self) -> Vec<Range> {
+        let mut open = match self.egress {
+            true => {
+                let denied = joined(self.deny.iter().map(Block::range).collect());
+                without(&[Range::ALL], &denied)
+            }
+            false => Vec::new(),
+        };
+        open.extend(self.allow.iter().map(Block::range));
+        let closed = joined(CLOSED.iter().map(Block::range).collect());
+        without(&joined(open), &closed)
+    }
+}
+
+fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Block>, AccessError> {
+    let read = |text: &String| {
+        text.parse().map_err(|NotABlock| AccessError::Entry {
+            list,
+            entry: text.chars().take(80).collect(),
+        })
+    };
+    texts.iter().map(read).collect()
+}
+
+/// The text is no address and no block.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an IPv4 address or CIDR block")]
+pub(super) struct NotABlock;
+
+impl Block {
+    const fn new(first: [u8; 4], prefix: u8) -> Self {
+        Self {
+            first: u32::from_be_bytes(first),
+            prefix,
+        }
+    }
+
+    /// Bits that its addresses do not share.
+    const fn host_bits(self) -> u32 {
+        match u32::MAX.checked_shr(self.prefix as u32) {
+            Some(bits) => bits,
+            None => 0,
+        }
+    }
+
+    fn range(&self) -> Range {
+        Range {
+            first: self.first,
+            last: self.first | self.host_bits(),
+        }
+    }
+}
+
+impl std::str::FromStr for Block {
+    type Err = NotABlock;
+
+    /// `1.2.3.4` or `1.2.3.0/24`. Bits behind the prefix are dropped, as routers do.
+    fn from_str(text: &str) -> Result<Self, NotABlock> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, read_prefix(prefix).ok_or(NotABlock)?),
+            None => (text, 32),
+        };
+        let address: Ipv4Addr = address.parse().map_err(|_| NotABlock)?;
+        let block = Self {
+            first: address.to_bits(),
+            prefix,
+        };
+        Ok(Self {
+            first: block.first & !block.host_bits(),
+            ..block
+        })
+    }
+}
+
+fn read_prefix(text: &str) -> Option<u8> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let prefix = text.parse().ok().filter(|_| digits)?;
+    (prefix <= 32).then_some(prefix)
+}
+
+impl std::fmt::Display for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = Ipv4Addr::from_bits(self.first);
+        match self.prefix {
+            32 => address.fmt(f),
+            prefix => write!(f, "{address}/{prefix}"),
+        }
+    }
+}
+
+impl Range {
+    const ALL: Self = Self {
+        first: 0,
+        last: u32::MAX,
+    };
+
+    fn holds(self, address: u32) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (first, last) = (
+            Ipv4Addr::from_bits(self.first),
+            Ipv4Addr::from_bits(self.last),
+        );
+        match first == last {
+            true => first.fmt(f),
+            false => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// The same addresses in order, without overlaps, and with a gap between each two.
+fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.sort_unstable();
+    let mut out: Vec<Range> = Vec::new();
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if range.first <= last.last.saturating_add(1) => {
+                last.last = last.last.max(range.last);
+            }
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+/// What is in `ranges` and not in `holes`, both of which are [`joined`]; so is the outcome.
+fn without(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
+    let mut out = Vec::new();
+    for range in ranges {
+        let mut next = Some(range.first);
+        for hole in holes {
+            let Some(first) = next.filter(|_| hole.first <= range.last) else {
+                break;
+            };
+            if hole.last < first {
+                continue;
+            }
+            if hole.first > first {
+                let last = hole.first - 1;
+                out.push(Range { first, last });
+            }
+            next = hole.last.checked_add(1).filter(|next| *next <= range.last);
+        }
+        if let Some(first) = next {
+            let last = range.last;
+            out.push(Range { first, last });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn access(egress: bool, allow: &[&str], deny: &[&str]) -> Access {
+        let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        Access::parse(egress, &texts(allow), &texts(deny)).unwrap()
+    }
+
+    fn ranges(access: &Access) -> String {
+        let texts: Vec<_> = access.permitted().iter().map(Range::to_string).collect();
+        texts.join(" ")
+    }
+
+    #[test]
+    fn nothing_everything_and_exceptions() {
+        assert_eq!(ranges(&access(false, &[], &["0.0.0.0/0"])), "");
+        assert_eq!(
+            ranges(&access(false, &["1.2.3.4", "8.8.8.0/24"], &[])),
+            "1.2.3.4 8.8.8.0-8.8.8.255"
+        );
+        assert_eq!(
+            ranges(&access(true, &[], &[])),
+            "1.0.0.0-10.10.255.255 10.13.0.0-126.255.255.255 128.0.0.0-169.253.255.255 169.255.0.0-223.255.255.255"
+        );
+        let some = access(true, &["8.8.8.8"], &["0.0.0.0/0"]);
+        assert_eq!(ranges(&some), "8.8.8.8");
+        let all_but = access(
+            true,
+            &["8.8.8.8"],
+            &["1.0.0.0/8", "8.0.0.0/7", "64.0.0.0/2", "128.0.0.0/1"],
+        );
+        assert_eq!(
+            ranges(&all_but),
+            "2.0.0.0-7.255.255.255 8.8.8.8 10.0.0.0-10.10.255.255 10.13.0.0-63.255.255.255"
+        );
+    }
+
+    #[test]
+    fn what_is_closed_stays_closed() {
+        let greedy = access(true, &["0.0.0.0/0", "169.254.169.254", "10.11.0.3"], &[]);
+        for closed in [
+            "169.254.169.254",
+            "10.11.0.3",
+            "10.12.0.1",
+            "127.0.0.1",
+            "255.255.255.255",
+        ] {
+            assert!(!greedy.permits(closed.parse().unwrap()), "{closed}");
+        }
+        assert!(greedy.permits(Ipv4Addr::new(1, 1, 1, 1)));
+        assert!(!access(false, &["10.11.0.0/16"], &[]).reaches_anything());
+    }
+
+    #[test]
+    fn bits_behind_the_prefix_are_dropped() {
+        let access = access(false, &["10.99.1.77/24"], &[]);
+        assert_eq!(access.lists().0, ["10.99.1.0/24"]);
+    }
+
+    #[test]
+    fn what_is_no_address_is_named_with_its_list() {
+        for wrong in [
+            "",
+            "1.2.3",
+            "1.2.3.4/33",
+            "1.2.3.4/",
+            "1.2.3.4/+8",
+            "::1",
+            "example.com",
+            "1.2.3.4; drop",
+        ] {
+            let error = Access::parse(true, &[], &[wrong.to_owned()]).unwrap_err();
+            assert!(error.to_string().starts_with("network.deny: "), "{error}");
+        }
+        let many = vec!["1.1.1.1".to_owned(); MAX_ENTRIES];
+        assert!(Access::parse(true, &many, &[]).is_ok());
+        let error = Access::parse(true, &many, &many[..1]).unwrap_err();
+        assert_eq!(error, AccessError::TooMany(MAX_ENTRIES + 1));
+    }
+
+    fn any_block() -> impl Strategy<Value = String> {
+        // Few values of each part, so that blocks meet, touch and hold each other.
+        let octet = prop_oneof![
+            Just(0_u8),
+            Just(10),
+            Just(11),
+            Just(127),
+            Just(169),
+            Just(254),
+            Just(255),
+            any::<u8>()
+        ];
+        let prefix = prop_oneof![0..=32_u8, Just(32)];
+        ([octet.clone(), octet.clone(), octet.clone(), octet], prefix)
+            .prop_map(|([a, b, c, d], prefix)| format!("{a}.{b}.{c}.{d}/{prefix}"))
+    }
+
+    fn any_access() -> impl Strategy<Value = Access> {
+        let list = || proptest::collection::vec(any_block(), 0..12);
+        (any::<bool>(), list(), list())
+            .prop_map(|(egress, allow, deny)| Access::parse(egress, &allow, &deny).unwrap())
+    }
+
+    /// The definition, word by word.
+    fn may_reach(access: &Access, address: u32) -> bool {
+        let has = |blocks: &[Block]| {
+            blocks
+                .iter()
+                .any(|block| (address ^ block.first) & !block.host_bits() == 0)
+        };
+        !has(&CLOSED) && (has(&access.allow) || (access.egress && !has(&access.deny)))
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_hold_what_the_definition_says(access in any_access(), others in proptest::collection::vec(any::<u32>(), 20)) {
+            let permitted = access.permitted();
+            let edges = access.allow.iter().chain(&access.deny).chain(&CLOSED).map(Block::range);
+            let around = |at: u32| [at.wrapping_sub(1), at, at.wrapping_add(1)];
+            let edges: Vec<u32> = edges.flat_map(|r| [around(r.first), around(r.last)]).flatten().collect();
+            for address in edges.into_iter().chain(others) {
+                let held = permitted.iter().any(|range| range.holds(address));
+                prop_assert_eq!(held, may_reach(&access, address), "{}", Ipv4Addr::from_bits(address));
+            }
+        }
+
+        #[test]
+        fn ranges_are_sorted_and_do_not_touch(access in any_access()) {
+            let permitted = access.permitted();
+            prop_assert!(permitted.iter().all(|range| range.first <= range.last));
+            for pair in permitted.windows(2) {
+                prop_assert!(pair[0].last.checked_add(1).is_some_and(|next| next < pair[1].first));
+            }
+        }
+
+        #[test]
+        fn lists_survive_as_text(access in any_access()) {
+            let (allow, deny) = access.lists();
+            prop_assert_eq!(Access::parse(access.egress, &allow, &deny).unwrap(), access);
+        }
+
+        #[test]
+        fn any_text_is_a_block_or_is_refused(text in "\\PC{0,24}") {
+            if let Ok(block) = text.parse::<Block>() {
+                prop_assert_eq!(block.to_string().parse::<Block>(), Ok(block));
+            }
+        }
+    }
+}

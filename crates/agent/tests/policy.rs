@@ -1,0 +1,272 @@
+//! What of the world a sandbox may reach: lists of addresses, changed while it runs or rests. Real packets.
+
+#[path = "support/agent.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod agent;
+#[path = "support/private_host.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod private_host;
+#[path = "support/world.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod world;
+
+use agent::{TestAgent, on_private_host};
+use connectrpc::{ConnectError, ErrorCode};
+use private_host::Footprint;
+use world::{hears, make_world};
+use wrenn_proto::rpc::hostagent::v1::{self as pb, Egress};
+
+/// Two addresses of the world.
+const A: &str = "10.99.0.2";
+const B: &str = "10.99.0.3";
+
+fn policy(allow: &[&str], deny: &[&str]) -> pb::NetworkPolicy {
+    let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
+    pb::NetworkPolicy {
+        allow: texts(allow),
+        deny: texts(deny),
+        ..Default::default()
+    }
+}
+
+async fn create(agent: &TestAgent, id: &str, egress: Egress, network: pb::NetworkPolicy) {
+    let request = pb::CreateSandboxRequest {
+        egress: egress.into(),
+        network: network.into(),
+        ..agent::request(id)
+    };
+    agent.create_with(request).await.expect("made");
+}
+
+async fn update(
+    agent: &TestAgent,
+    id: &str,
+    egress: Egress,
+    network: pb::NetworkPolicy,
+) -> Result<(), ConnectError> {
+    let request = pb::UpdateNetworkRequest {
+        id: id.to_owned(),
+        egress: egress.into(),
+        network: network.into(),
+        ..Default::default()
+    };
+    agent.client.update_network(request).await.map(drop)
+}
+
+/// Which of the two addresses a guest reaches.
+async fn reaches(agent: &TestAgent, id: &str) -> (bool, bool) {
+    let reach = async |ip| hears(agent, id, &format!("{ip}:7777")).await.is_some();
+    (reach(A).await, reach(B).await)
+}
+
+async fn pause(agent: &TestAgent, id: &str) {
+    let request = pb::PauseSandboxRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    agent.client.pause_sandbox(request).await.expect("paused");
+}
+
+async fn resume(agent: &TestAgent, id: &str) {
+    let request = pb::ResumeSandboxRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    agent.client.resume_sandbox(request).await.expect("resumed");
+}
+
+#[test]
+fn an_exception_beats_a_refusal_and_what_is_closed_stays_closed() {
+    on_private_host(async || {
+        make_world();
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let before = Footprint::now();
+        let (deny, allow) = (Egress::EGRESS_DENY, Egress::EGRESS_ALLOW);
+        create(&agent, "sb-some", deny, policy(&[B], &["0.0.0.0/0"])).await;
+        create(&agent, "sb-most", allow, policy(&[], &["10.99.0.2/32"])).await;
+        create(&agent, "sb-both", allow, policy(&[A], &["10.99.0.0/24"])).await;
+        create(&agent, "sb-greedy", deny, policy(&["0.0.0.0/0"], &[])).await;
+        assert_eq!(reaches(&agent, "sb-some").await, (false, true));
+        assert_eq!(reaches(&agent, "sb-most").await, (false, true));
+        assert_eq!(reaches(&agent, "sb-both").await, (true, false));
+        assert_eq!(reaches(&agent, "sb-greedy").await, (true, true));
+        for closed in ["10.11.0.1:49983", "10.12.0.3:49983", "10.99.0.1:7777"] {
+            assert_eq!(hears(&agent, "sb-greedy", closed).await, None, "{closed}");
+        }
+        // A nameserver that cannot be reached is not told.
+        assert!(agent.spec("sb-some").dns.is_empty());
+        assert_eq!(agent.spec("sb-most").dns.len(), 1);
+        for id in ["sb-some", "sb-most", "sb-both", "sb-greedy"] {
+            agent.destroy(id).await.expect("destroyed");
+        }
+        assert_eq!(Footprint::now(), before);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_running_sandbox_is_changed_at_once_and_keeps_what_is_open() {
+    on_private_host(async || {
+        make_world();
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let before = Footprint::now();
+        create(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[], &[])).await;
+        assert_eq!(reaches(&agent, "sb-1").await, (false, false));
+        let change = async |egress, network| update(&agent, "sb-1", egress, network).await;
+        let changed = change(Egress::EGRESS_DENY, policy(&[A], &[])).await;
+        changed.expect("changed");
+        assert_eq!(reaches(&agent, "sb-1").await, (true, false));
+        let changed = change(Egress::EGRESS_ALLOW, policy(&[], &[])).await;
+        changed.expect("changed");
+        assert_eq!(reaches(&agent, "sb-1").await, (true, true));
+        let listed = agent.find("sb-1").await.expect("listed");
+        assert_eq!(listed.egress.as_known(), Some(Egress::EGRESS_ALLOW));
+
+        // An echo that is open when all is closed goes on; a new one does not begin.
+        let script = format!(
+            "bash -c 'exec 3<>/dev/tcp/{A}/7778; echo 1 >&3; head -n1 <&3; touch open; \
+             while [ ! -e closed ]; do sleep 0.02; done; echo 2 >&3; timeout 5 head -n1 <&3'"
+        );
+        let dir = data.path().join("talk");
+        std::fs::create_dir(&dir).expect("made");
+        let script = format!("cd {} && {script}", dir.display());
+        let talk = agent.sh("sb-1", &script);
+        let close = async {
+            agent::until("an open connection", async || {
+                dir.join("open").exists().then_some(())
+            })
+            .await;
+            let changed = change(Egress::EGRESS_DENY, policy(&[], &[])).await;
+            changed.expect("changed");
+            assert_eq!(reaches(&agent, "sb-1").await, (false, false));
+            std::fs::write(dir.join("closed"), "").expect("written");
+        };
+        let (talked, ()) = tokio::join!(talk, close);
+        assert_eq!(talked.expect("run").stdout, b"1\n2\n");
+        agent.destroy("sb-1").await.expect("destroyed");
+        assert_eq!(Footprint::now(), before);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn lists_outlive_the_agent_and_a_pause_and_copies_have_them_too() {
+    on_private_host(async || {
+        make_world();
+        let data = tempfile::tempdir().expect("a directory");
+        let first = TestAgent::start(data.path()).await;
+        create(&first, "sb-1", Egress::EGRESS_ALLOW, policy(&[], &[A])).await;
+        first.stop().await;
+        // As after a restart of the host's firewall: all rules are gone.
+        private_host::run("nft", &["flush", "ruleset"]);
+        private_host::ip(&[
+            "netns",
+            "exec",
+            "wrenn-ns-1",
+            "nft",
+            "flush",
+            "set",
+            "ip",
+            "wrenn",
+            "permitted",
+        ]);
+        let agent = TestAgent::start(data.path()).await;
+        assert_eq!(reaches(&agent, "sb-1").await, (false, true));
+
+        let fork = pb::ForkSandboxRequest {
+            id: "sb-1".to_owned(),
+            copy_ids: vec!["sb-2".to_owned()],
+            ..Default::default()
+        };
+        agent.client.fork_sandbox(fork).await.expect("forked");
+        assert_eq!(reaches(&agent, "sb-2").await, (false, true));
+
+        pause(&agent, "sb-1").await;
+        resume(&agent, "sb-1").await;
+        assert_eq!(reaches(&agent, "sb-1").await, (false, true));
+
+        // Changed while it is paused, also over a restart.
+        pause(&agent, "sb-1").await;
+        let changed = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[A], &[])).await;
+        changed.expect("changed");
+        agent.stop().await;
+        let agent = TestAgent::start(data.path()).await;
+        resume(&agent, "sb-1").await;
+        assert_eq!(reaches(&agent, "sb-1").await, (true, false));
+        assert!(agent.spec("sb-1").dns.is_empty());
+        agent.destroy("sb-1").await.expect("destroyed");
+        agent.destroy("sb-2").await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_change_that_fails_leaves_everything_as_it_was() {
+    on_private_host(async || {
+        make_world();
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        create(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[A], &[])).await;
+        let spec = agent.spec("sb-1");
+        for (list, entry) in [("allow", "example.com"), ("deny", "10.0.0.0/33")] {
+            let network = match list {
+                "allow" => policy(&[entry], &[]),
+                _ => policy(&[], &[entry]),
+            };
+            let error = update(&agent, "sb-1", Egress::EGRESS_ALLOW, network.clone()).await;
+            let error = error.expect_err("refused");
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("network.{list}: `{entry}`")),
+                "{error}"
+            );
+            let request = pb::CreateSandboxRequest {
+                network: network.into(),
+                ..agent::request("sb-2")
+            };
+            let error = agent.create_with(request).await.expect_err("refused");
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+        }
+        let many = vec![A; 257];
+        let error = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&many, &[])).await;
+        assert_eq!(error.expect_err("refused").code, ErrorCode::InvalidArgument);
+        // The most that there may be, without two that touch.
+        let most: Vec<String> = (0..255).map(|n| format!("20.0.{n}.1")).collect();
+        let mut most: Vec<&str> = most.iter().map(String::as_str).collect();
+        most.push(A);
+        let changed = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&most, &[])).await;
+        changed.expect("changed");
+        assert_eq!(reaches(&agent, "sb-1").await, (true, false));
+        let changed = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[A], &[])).await;
+        changed.expect("changed");
+
+        // Somebody took the filter's way to the world: the rules cannot be set.
+        private_host::ip(&[
+            "netns",
+            "exec",
+            "wrenn-ns-1",
+            "nft",
+            "flush chain ip wrenn forward; delete set ip wrenn permitted; add set ip wrenn permitted { type inet_service; }",
+        ]);
+        let error = update(&agent, "sb-1", Egress::EGRESS_ALLOW, policy(&[], &[])).await;
+        assert_eq!(error.expect_err("not set").code, ErrorCode::Internal);
+        assert_eq!(agent.spec("sb-1"), spec);
+        let listed = agent.find("sb-1").await.expect("listed");
+        assert_eq!(listed.egress.as_known(), Some(Egress::EGRESS_DENY));
+
+        agent::kill_9(agent.supervisor_pid("sb-1"));
+        agent
+            .wait_for("sb-1", pb::SandboxState::SANDBOX_STATE_ERROR)
+            .await;
+        let error = update(&agent, "sb-1", Egress::EGRESS_ALLOW, policy(&[], &[])).await;
+        assert_eq!(error.expect_err("lost").code, ErrorCode::FailedPrecondition);
+        let error = update(&agent, "sb-none", Egress::EGRESS_ALLOW, policy(&[], &[])).await;
+        assert_eq!(error.expect_err("unknown").code, ErrorCode::NotFound);
+        agent.destroy("sb-1").await.expect("destroyed");
+        agent.stop().await;
+    });
+}

@@ -1,0 +1,85 @@
+//! A network beyond the host of a test, and who answers there.
+
+use std::{fs::File, io::Write as _, net::TcpListener};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::{agent::TestAgent, private_host::ip};
+
+/// Opens something in a network namespace.
+pub(crate) fn inside<T: Send + 'static>(
+    netns: &str,
+    open: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let netns = File::open(netns).expect("a namespace");
+    let run = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET).expect("entered");
+        open()
+    };
+    std::thread::spawn(run).join().expect("no panic")
+}
+
+/// Answers every connection with the address that it comes from.
+pub(crate) fn answer(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut connection = connection;
+            let from = connection.peer_addr().expect("an address").ip();
+            let _ = connection.write_all(format!("you are {from}\n").as_bytes());
+        }
+    });
+}
+
+pub(crate) fn serve_tcp(netns: &str, address: &'static str) {
+    answer(inside(netns, move || {
+        TcpListener::bind(address).expect("bound")
+    }));
+}
+
+/// A network beyond the host, which knows the way back to what is behind the host.
+pub(crate) fn make_world() {
+    ip(&["netns", "add", "world"]);
+    ip(&[
+        "link", "add", "to-world", "type", "veth", "peer", "name", "eth0", "netns", "world",
+    ]);
+    // An address that it would give itself, a second later, would count as a route of somebody's.
+    ip(&["link", "set", "to-world", "addrgenmode", "none"]);
+    ip(&["addr", "add", "10.99.0.1/24", "dev", "to-world"]);
+    ip(&["link", "set", "to-world", "up"]);
+    ip(&["-n", "world", "addr", "add", "10.99.0.2/24", "dev", "eth0"]);
+    ip(&["-n", "world", "addr", "add", "10.99.0.3/24", "dev", "eth0"]);
+    ip(&["-n", "world", "link", "set", "eth0", "up"]);
+    ip(&[
+        "-n",
+        "world",
+        "route",
+        "add",
+        "10.0.0.0/8",
+        "via",
+        "10.99.0.1",
+    ]);
+    serve_tcp("/run/netns/world", "0.0.0.0:7777");
+    echo(inside("/run/netns/world", || {
+        TcpListener::bind("0.0.0.0:7778").expect("bound")
+    }));
+}
+
+/// Sends back what it gets.
+fn echo(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut from, mut to) = (&connection, &connection);
+                let _ = std::io::copy(&mut from, &mut to);
+            });
+        }
+    });
+}
+
+/// What a guest hears from an address; `None` if it cannot be reached.
+pub(crate) async fn hears(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
+    let (host, port) = address.split_once(':').expect("a port");
+    let script = format!("timeout 1 bash -c 'cat < /dev/tcp/{host}/{port}' 2>/dev/null");
+    let done = agent.sh(id, &script).await.expect("run");
+    (done.exit_code == 0).then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+}
