@@ -1,5 +1,6 @@
 //! Plain HTTP: health, settings, metrics, files.
 
+pub mod compose;
 pub mod download;
 pub mod error;
 pub mod info;

@@ -9,19 +9,24 @@
 //! - [`auth`]: token, signatures, user of a call.
 //! - [`process`]: start, follow, feed, signal. Output is never lost: see [`process::output`].
 //! - [`filesystem`]: entries, directories, watches.
-//! - [`http`]: health, settings, metrics, file transfer.
+//! - [`http`]: health, settings, metrics, file transfer, and the host's word before and after a freeze.
+//! - [`ports`]: servers that listen inside only are made reachable.
+//! - [`cgroups`]: which processes yield to which.
+//! - [`mmds`], [`identity`]: who this machine is.
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod cgroups;
 pub mod connections;
 pub mod filesystem;
 pub mod http;
+pub mod identity;
+pub mod mmds;
+pub mod own_limits;
 pub mod page_cache;
 pub mod paths;
+pub mod ports;
 pub mod process;
 pub mod server;
 pub mod settings;
 pub mod users;
-
-/// Version that clients see. E2B's SDKs gate features on it: this is the version of the contract that is served.
-pub const CONTRACT_VERSION: &str = "0.6.13";

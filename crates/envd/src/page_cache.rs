@@ -3,40 +3,38 @@
 //! A cache that holds much makes the moment large for nothing: its pages can be read from the disk again. But giving all of
 //! it back before every freeze is worse than keeping it: what is read again after a restore lands in other pages of memory,
 //! and every one of them is a change that the next moment has to hold. So the cache is given back only when it has grown by
-//! more than `MOST_GROWTH_BYTES` since the machine was restored; until then it is the same pages with the same content,
-//! which cost nothing.
+//! more than `MOST_GROWTH_BYTES` since the machine was last frozen; until then it is the same pages with the same content,
+//! which cost nothing. How large it was then is in the frozen memory itself: a restored guest need not ask.
 
 use std::{
     fs, io,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// How much more than at the restore may stay.
+/// How much more than at the last freeze may stay.
 const MOST_GROWTH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Remembers how large the cache was.
 #[derive(Debug, Default)]
 pub struct PageCache {
-    /// At the last restore; 0 since a boot.
-    bytes: AtomicU64,
+    /// At the last freeze; 0 since a boot.
+    frozen_bytes: AtomicU64,
 }
 
 impl PageCache {
-    /// The machine was restored: what is in the cache now was frozen with it.
-    pub fn restored(&self) {
-        self.bytes.store(cached_bytes(), Ordering::Relaxed);
-    }
-
-    /// Gives the cache back if it has grown.
+    /// The machine is about to be frozen: gives the cache back if it has grown, unless it is to be kept, and remembers how
+    /// large it is.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn give_back(&self) -> io::Result<()> {
-        if cached_bytes() <= self.bytes.load(Ordering::Relaxed) + MOST_GROWTH_BYTES {
-            return Ok(());
+    pub fn freeze(&self, keep: bool) -> io::Result<()> {
+        let most = self.frozen_bytes.load(Ordering::Relaxed) + MOST_GROWTH_BYTES;
+        if !keep && cached_bytes() > most {
+            // 1: the page cache only; what the kernel knows of files is small and soon needed again.
+            fs::write("/proc/sys/vm/drop_caches", "1")?;
         }
-        // 1: the page cache only; what the kernel knows of files is small and soon needed again.
-        fs::write("/proc/sys/vm/drop_caches", "1")
+        self.frozen_bytes.store(cached_bytes(), Ordering::Relaxed);
+        Ok(())
     }
 }
 

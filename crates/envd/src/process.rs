@@ -1,5 +1,6 @@
 //! The service `process.Process`: thin, over [`registry`], [`spawn`] and [`output`].
 
+pub mod child;
 pub mod input;
 pub mod output;
 pub mod registry;

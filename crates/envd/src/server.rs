@@ -1,6 +1,12 @@
 //! The port: routes, limits, and the life of the process.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -17,13 +23,18 @@ use hyper_util::{
 };
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
+use wrenn_proto::limits;
 
 use crate::{
     auth,
+    cgroups::Cgroups,
     connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
-    http::{download, error::connect_error, info, snapshot, upload},
+    http::{compose, download, error::connect_error, info, snapshot, upload},
+    mmds::Mmds,
+    own_limits,
     page_cache::PageCache,
+    ports::Ports,
     process::{ProcessService, registry::Registry},
     settings::Settings,
 };
@@ -34,6 +45,30 @@ const IDLE_DEADLINE: Duration = Duration::from_secs(640);
 
 /// What a unary call's message may take, bytes.
 const MAX_MESSAGE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Where the agent is, and what is around it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address to listen on.
+    pub address: SocketAddr,
+    /// The machine's address: ports that are open inside only are forwarded from there.
+    pub forward_address: IpAddr,
+    /// The metadata service.
+    pub metadata_address: SocketAddr,
+    /// Where control groups are.
+    pub cgroup_root: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            address: (Ipv4Addr::UNSPECIFIED, limits::ENVD_PORT).into(),
+            forward_address: limits::GUEST_IP.into(),
+            metadata_address: (Ipv4Addr::new(169, 254, 169, 254), 80).into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+        }
+    }
+}
 
 /// What all calls share.
 #[derive(Clone)]
@@ -46,13 +81,40 @@ pub struct App {
     pub connections: Arc<Connections>,
     /// What of the page cache is frozen.
     pub page_cache: Arc<PageCache>,
+    /// Groups that processes are born into.
+    pub cgroups: Arc<Cgroups>,
+    /// How many descriptors a process may have open, soft and hard limit.
+    pub open_files: Option<(u64, u64)>,
+    /// Ports that are open inside only.
+    pub ports: Arc<Ports>,
+    /// The metadata service.
+    pub mmds: Arc<Mmds>,
+    /// How busy the machine is.
+    pub cpu_use: Arc<info::CpuUse>,
 }
 
-/// Serves on an address until the process is killed.
+impl App {
+    fn new(config: &Config) -> Self {
+        let settings = Arc::<Settings>::default();
+        Self {
+            processes: Arc::default(),
+            connections: Arc::default(),
+            page_cache: Arc::default(),
+            cgroups: Arc::new(Cgroups::set_up(&config.cgroup_root)),
+            open_files: own_limits::raise(),
+            ports: Arc::new(Ports::new(config.forward_address)),
+            mmds: Arc::new(Mmds::new(config.metadata_address, settings.clone())),
+            cpu_use: Arc::default(),
+            settings,
+        }
+    }
+}
+
+/// Serves until the process is killed.
 ///
 /// # Errors
 /// If the address cannot be bound.
-pub fn run(address: SocketAddr) -> io::Result<()> {
+pub fn run(config: &Config) -> io::Result<()> {
     // One thread for the network, a few for files: a frozen guest should have little in flight.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -60,8 +122,11 @@ pub fn run(address: SocketAddr) -> io::Result<()> {
         .thread_keep_alive(Duration::from_secs(2))
         .build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(address).await?;
-        serve(listener).await
+        let listener = TcpListener::bind(config.address).await?;
+        let app = App::new(config);
+        app.ports.start().await;
+        app.mmds.ask();
+        serve(listener, app).await
     })
 }
 
@@ -69,9 +134,9 @@ pub fn run(address: SocketAddr) -> io::Result<()> {
 ///
 /// # Errors
 /// None at present: failures to accept are logged and survived.
-pub async fn serve(listener: TcpListener) -> io::Result<()> {
-    let connections = Arc::<Connections>::default();
-    let service = TowerToHyperService::new(router(connections.clone()));
+async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
+    let connections = app.connections.clone();
+    let service = TowerToHyperService::new(router(app));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -113,14 +178,7 @@ pub async fn serve(listener: TcpListener) -> io::Result<()> {
     }
 }
 
-/// All routes, with empty settings.
-pub fn router(connections: Arc<Connections>) -> Router {
-    let app = App {
-        settings: Arc::default(),
-        processes: Arc::default(),
-        connections,
-        page_cache: Arc::default(),
-    };
+fn router(app: App) -> Router {
     let watchers = Arc::new(Watchers::default());
     let rpc = connectrpc::Router::new()
         .add_service(Arc::new(ProcessService::new(app.clone())))
@@ -136,6 +194,7 @@ pub fn router(connections: Arc<Connections>) -> Router {
         .route("/metrics", get(info::metrics))
         .route("/snapshot/prepare", post(snapshot::prepare))
         .route("/snapshot/recover", post(snapshot::recover))
+        .route("/files/compose", post(compose::compose))
         .route("/files", files.layer(DefaultBodyLimit::disable()))
         .fallback_service(
             Router::new()

@@ -1,4 +1,7 @@
 //! What the host told by `POST /init`: who may call, and what processes start with.
+//!
+//! The guest's clock is not among it: the host pushes no time, `chronyd` in the guest reads one. The timestamp of `/init`
+//! only tells older news from newer.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +12,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
-use crate::http::snapshot::Recover;
+use crate::{http::snapshot::Recover, identity::Identity};
 
 /// Body of `POST /init`. All fields may be absent.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -25,12 +28,62 @@ pub struct Init {
     pub default_user: Option<String>,
     /// Working directory of processes that name none.
     pub default_workdir: Option<String>,
+    /// Network file systems to mount.
+    pub volume_mounts: Option<serde_json::Value>,
+    /// Address of a service for events.
+    #[serde(rename = "hyperloopIP")]
+    pub hyperloop_ip: Option<String>,
+    /// Certificates to trust.
+    pub ca_bundle: Option<String>,
 }
 
-/// The caller may not change the settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("access token validation failed")]
-pub struct InitRefused;
+impl Init {
+    /// The token that is to be set, if one is.
+    #[must_use]
+    pub fn token(&self) -> Option<&str> {
+        self.access_token
+            .as_deref()
+            .filter(|token| !token.is_empty())
+    }
+
+    /// The first field that asks for what this agent does not do.
+    #[must_use]
+    pub fn unsupported(&self) -> Option<&'static str> {
+        let is_empty = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => true,
+            serde_json::Value::Array(list) => list.is_empty(),
+            _ => false,
+        };
+        let is_named = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+        if !self.volume_mounts.as_ref().is_none_or(is_empty) {
+            return Some("volumeMounts");
+        }
+        if is_named(&self.hyperloop_ip) {
+            return Some("hyperloopIP");
+        }
+        is_named(&self.ca_bundle).then_some("caBundle")
+    }
+}
+
+/// How a caller stands to the token in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// There is none.
+    Free,
+    /// The caller knows it.
+    Known,
+    /// The caller does not.
+    Stranger,
+}
+
+/// What `/init` does with the token if it names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unnamed {
+    /// It stays as it is.
+    Keep,
+    /// It is cleared: the metadata service says that there is to be none.
+    Clear,
+}
 
 /// The settings in force.
 #[derive(Debug, Default)]
@@ -46,27 +99,34 @@ struct Current {
 }
 
 impl Settings {
-    /// Applies what the host told. While there is no token, anyone may set one; afterwards the token must be shown, in
-    /// the header or as the body's own, and a body without one leaves it as it is.
-    ///
-    /// # Errors
-    /// If the token is neither shown nor repeated: nothing is changed.
-    pub fn apply(&self, init: Init, shown: Option<&str>) -> Result<(), InitRefused> {
-        let mut current = self.lock();
-        if let Some(token) = &current.token {
-            let knows = |word: Option<&str>| word.is_some_and(|word| same(word, token));
-            if !knows(shown) && !knows(init.access_token.as_deref()) {
-                return Err(InitRefused);
-            }
+    /// How a caller stands who shows a token in the header, or repeats it as the one to be set.
+    #[must_use]
+    pub fn standing(&self, shown: Option<&str>, told: Option<&str>) -> Standing {
+        let current = self.lock();
+        let Some(token) = &current.token else {
+            return Standing::Free;
+        };
+        let knows = |word: Option<&str>| word.is_some_and(|word| same(word, token));
+        if knows(shown) || knows(told) {
+            Standing::Known
+        } else {
+            Standing::Stranger
         }
+    }
+
+    /// Applies what the host told, unless it is older than what was told last. Whether the caller may is not asked here.
+    pub fn apply(&self, init: Init, unnamed: Unnamed) {
+        let mut current = self.lock();
         if let (Some(told), Some(known)) = (init.timestamp, current.as_of)
             && told <= known
         {
-            return Ok(());
+            return;
         }
         current.as_of = init.timestamp.or(current.as_of);
-        if let Some(token) = init.access_token.filter(|token| !token.is_empty()) {
-            current.token = Some(token);
+        match init.access_token.filter(|token| !token.is_empty()) {
+            Some(token) => current.token = Some(token),
+            None if unnamed == Unnamed::Clear => current.token = None,
+            None => {}
         }
         if let Some(envs) = init.env_vars {
             current.envs.extend(envs);
@@ -78,11 +138,11 @@ impl Settings {
         if let Some(workdir) = init.default_workdir.filter(named) {
             current.default_workdir = Some(workdir);
         }
-        Ok(())
     }
 
     /// This machine is another sandbox from now on: what the one before was told is forgotten.
     pub fn become_sandbox(&self, recover: Recover) {
+        let identity = recover.identity();
         let mut current = self.lock();
         if let Some(token) = recover.access_token.filter(|token| !token.is_empty()) {
             current.token = Some(token);
@@ -93,19 +153,14 @@ impl Settings {
         if let Some(user) = recover.default_user.filter(|name| !name.is_empty()) {
             current.default_user = Some(user);
         }
-        let ids = [
-            ("WRENN_SANDBOX", Some("true".to_owned())),
-            ("WRENN_SANDBOX_ID", recover.sandbox_id.clone()),
-            ("WRENN_TEMPLATE_ID", recover.template_id.clone()),
-            ("E2B_SANDBOX", Some("true".to_owned())),
-            ("E2B_SANDBOX_ID", recover.sandbox_id),
-            ("E2B_TEMPLATE_ID", recover.template_id),
-        ];
-        for (name, value) in ids {
-            if let Some(value) = value {
-                current.envs.insert(name.to_owned(), value);
-            }
+        if let Some(identity) = identity {
+            current.envs.extend(identity.variables());
         }
+    }
+
+    /// Processes are told who this machine is.
+    pub fn identify(&self, identity: &Identity) {
+        self.lock().envs.extend(identity.variables());
     }
 
     /// Whether a caller who shows `token` may go on: anyone may while none is set.
@@ -163,27 +218,40 @@ mod tests {
     }
 
     #[test]
-    fn a_token_once_set_must_be_shown_to_change_anything() {
+    fn a_token_once_set_is_known_or_not() {
         let settings = Settings::default();
         assert!(settings.admits(None));
-        settings
-            .apply(init(r#"{"accessToken":"a"}"#), None)
-            .expect("first");
+        assert_eq!(settings.standing(None, Some("a")), Standing::Free);
+        settings.apply(init(r#"{"accessToken":"a"}"#), Unnamed::Keep);
         assert!(
             !settings.admits(None) && !settings.admits(Some("b")) && settings.admits(Some("a"))
         );
+        assert_eq!(settings.standing(None, Some("b")), Standing::Stranger);
+        assert_eq!(settings.standing(Some("b"), None), Standing::Stranger);
+        assert_eq!(settings.standing(Some("a"), Some("b")), Standing::Known);
+        assert_eq!(settings.standing(None, Some("a")), Standing::Known);
+        settings.apply(init(r#"{"accessToken":"b"}"#), Unnamed::Keep);
+        settings.apply(init(r#"{"accessToken":""}"#), Unnamed::Keep);
+        assert!(settings.admits(Some("b")) && !settings.admits(Some("a")));
+        settings.apply(init("{}"), Unnamed::Clear);
+        assert!(settings.admits(None));
+    }
+
+    #[test]
+    fn what_is_not_done_here_is_named() {
+        let unsupported = |json: &str| init(json).unsupported();
+        assert_eq!(unsupported(r#"{"volumeMounts":[],"caBundle":""}"#), None);
         assert_eq!(
-            settings.apply(init(r#"{"accessToken":"b"}"#), None),
-            Err(InitRefused)
+            unsupported(r#"{"volumeMounts":null,"lifecycleID":"x"}"#),
+            None
         );
-        assert_eq!(settings.apply(init("{}"), Some("b")), Err(InitRefused));
-        settings
-            .apply(init(r#"{"accessToken":"b"}"#), Some("a"))
-            .expect("shown");
-        assert!(settings.admits(Some("b")));
-        settings
-            .apply(init(r#"{"accessToken":"b"}"#), None)
-            .expect("repeated");
+        let mounts = r#"{"volumeMounts":[{"nfs_target":"a:/b","path":"/c"}]}"#;
+        assert_eq!(unsupported(mounts), Some("volumeMounts"));
+        assert_eq!(
+            unsupported(r#"{"hyperloopIP":"10.0.0.1"}"#),
+            Some("hyperloopIP")
+        );
+        assert_eq!(unsupported(r#"{"caBundle":"-----"}"#), Some("caBundle"));
     }
 
     #[test]
@@ -194,10 +262,10 @@ mod tests {
                 r#"{{"timestamp":"2026-01-01T00:00:{second:02}.5+00:00","defaultUser":"{user}"}}"#
             ))
         };
-        settings.apply(at(10, "ten"), None).expect("applied");
-        settings.apply(at(9, "nine"), None).expect("ignored");
+        settings.apply(at(10, "ten"), Unnamed::Keep);
+        settings.apply(at(9, "nine"), Unnamed::Keep);
         assert_eq!(settings.default_user(), "ten");
-        settings.apply(at(11, "eleven"), None).expect("applied");
+        settings.apply(at(11, "eleven"), Unnamed::Keep);
         assert_eq!(settings.default_user(), "eleven");
     }
 
@@ -206,9 +274,8 @@ mod tests {
         let settings = Settings::default();
         assert_eq!(settings.default_user(), "root");
         assert_eq!(settings.default_workdir(), None);
-        settings
-            .apply(init(r#"{"envVars":{"A":"1"},"defaultWorkdir":"/w"}"#), None)
-            .expect("applied");
+        let told = init(r#"{"envVars":{"A":"1"},"defaultWorkdir":"/w"}"#);
+        settings.apply(told, Unnamed::Keep);
         assert_eq!(settings.envs()["A"], "1");
         assert_eq!(settings.default_workdir().as_deref(), Some("/w"));
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use async_compression::tokio::bufread::GzipEncoder;
+use async_compression::{Level, tokio::bufread::GzipEncoder};
 use axum::{
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, BufReader};
 use tokio_util::io::ReaderStream;
 use wrenn_proto::limits::FILE_CHUNK_BYTES;
 
-use super::{error::HttpError, link::FileQuery};
+use super::{compose::refuse_irregular, error::HttpError, link::FileQuery};
 use crate::server::App;
 
 /// Serves a file.
@@ -52,7 +52,10 @@ pub async fn download(
         Plan::Whole if metadata.len() == 0 => send_unmeasured(response, file, &path).await,
         Plan::Whole => send(response, file, 0, metadata.len()).await,
         Plan::Gzip => {
-            let gzip = GzipEncoder::new(BufReader::with_capacity(FILE_CHUNK_BYTES, file));
+            let gzip = GzipEncoder::with_quality(
+                BufReader::with_capacity(FILE_CHUNK_BYTES, file),
+                Level::Fastest,
+            );
             response
                 .headers_mut()
                 .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -98,21 +101,6 @@ async fn open_regular(path: &Path) -> Result<(tokio::fs::File, Metadata), HttpEr
     let metadata = file.metadata().await.map_err(fails)?;
     refuse_irregular(path, &metadata)?;
     Ok((file, metadata))
-}
-
-fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<(), HttpError> {
-    let path = path.display();
-    if metadata.is_dir() {
-        return Err(HttpError::bad_request(format!(
-            "path '{path}' is a directory"
-        )));
-    }
-    if !metadata.is_file() {
-        return Err(HttpError::bad_request(format!(
-            "path '{path}' is not a regular file"
-        )));
-    }
-    Ok(())
 }
 
 fn describe(headers: &mut HeaderMap, path: &Path, tag: &str, modified: SystemTime) {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -14,9 +14,14 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
+use wrenn_proto::limits::ENVD_CONTRACT_VERSION;
 
 use super::error::HttpError;
-use crate::{CONTRACT_VERSION, auth, server::App, settings::Init};
+use crate::{
+    auth,
+    server::App,
+    settings::{Init, Standing, Unnamed},
+};
 
 /// `GET /health`: 204, for everybody.
 pub async fn health() -> Response {
@@ -29,8 +34,12 @@ pub async fn health() -> Response {
 
 /// `POST /init`: settings of the host. An empty body is one without fields.
 ///
+/// Who may: anyone while there is no token; who knows the token; and who brings the one whose hash the metadata service
+/// tells. The hash is asked for only if the answer depends on it.
+///
 /// # Errors
-/// 400 if the body is not JSON of that form, 401 if the caller may not.
+/// 400 if the body is not JSON of that form, 401 if the caller may not, 501 for what this agent does not do. Then nothing
+/// is changed.
 pub async fn init(
     State(app): State<App>,
     headers: HeaderMap,
@@ -41,14 +50,41 @@ pub async fn init(
     } else {
         serde_json::from_slice(&body).map_err(|e| HttpError::bad_request(format!("body: {e}")))?
     };
-    app.settings
-        .apply(init, auth::shown_token(&headers))
-        .map_err(|refused| HttpError::unauthorized(refused.to_string()))?;
+    let unnamed = authorize(&app, &init, auth::shown_token(&headers)).await?;
+    if let Some(field) = init.unsupported() {
+        return Err(HttpError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{field}: this agent does not do that"),
+        ));
+    }
+    app.settings.apply(init, unnamed);
+    app.mmds.ask();
     let headers = [
         ("cache-control", "no-store"),
-        ("x-envd-version", CONTRACT_VERSION),
+        ("x-envd-version", ENVD_CONTRACT_VERSION),
     ];
     Ok((StatusCode::NO_CONTENT, headers).into_response())
+}
+
+/// Whether the caller may, and what becomes of the token if the body names none.
+async fn authorize(app: &App, init: &Init, shown: Option<&str>) -> Result<Unnamed, HttpError> {
+    let told = init.token();
+    let hash = match app.settings.standing(shown, told) {
+        Standing::Known => return Ok(Unnamed::Keep),
+        Standing::Free => match app.mmds.known_token_hash() {
+            None => return Ok(Unnamed::Keep),
+            hash => hash,
+        },
+        Standing::Stranger => app.mmds.token_hash().await,
+    };
+    if hash.is_some_and(|hash| hash.allows(told)) {
+        return Ok(Unnamed::Clear);
+    }
+    Err(HttpError::unauthorized(if told.is_none() {
+        "access token reset not authorized"
+    } else {
+        "access token validation failed"
+    }))
 }
 
 /// `GET /envs`: environment of every process.
@@ -71,21 +107,57 @@ pub struct Metrics {
     disk_total: u64,
 }
 
-/// Over how long the CPU's use is measured.
+/// Over how long the CPU's use is measured if nobody asked lately.
 const CPU_WINDOW: Duration = Duration::from_millis(100);
+/// Who asks again within this hears the same: over less, the kernel's ticks are too coarse.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
+/// What was measured longer ago says nothing about now.
+const LONGEST_WINDOW: Duration = Duration::from_secs(60);
+
+/// The CPU's use since the last time that somebody asked. Nothing is measured when nobody does: an idle guest is left alone.
+#[derive(Debug, Default)]
+pub struct CpuUse(tokio::sync::Mutex<Option<CpuSample>>);
+
+#[derive(Debug, Clone, Copy)]
+struct CpuSample {
+    at: Instant,
+    times: (u64, u64),
+    percent: f64,
+}
+
+impl CpuUse {
+    async fn percent(
+        &self,
+        read: impl Fn() -> Result<String, HttpError>,
+    ) -> Result<f64, HttpError> {
+        let mut last = self.0.lock().await;
+        let before = match *last {
+            Some(last) if last.at.elapsed() < SHORTEST_WINDOW => return Ok(last.percent),
+            Some(last) if last.at.elapsed() < LONGEST_WINDOW => last.times,
+            _ => {
+                let times = cpu_times(&read()?);
+                tokio::time::sleep(CPU_WINDOW).await;
+                times
+            }
+        };
+        let times = cpu_times(&read()?);
+        let percent = used_percent(before, times);
+        let at = Instant::now();
+        *last = Some(CpuSample { at, times, percent });
+        Ok(percent)
+    }
+}
 
 /// `GET /metrics`: what the guest uses now.
 ///
 /// # Errors
 /// 500 if the kernel's tables cannot be read.
-pub async fn metrics() -> Result<Json<Metrics>, HttpError> {
+pub async fn metrics(State(app): State<App>) -> Result<Json<Metrics>, HttpError> {
     let read = |path: &str| {
         fs::read_to_string(path)
             .map_err(|e| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{path}: {e}")))
     };
-    let before = cpu_times(&read("/proc/stat")?);
-    tokio::time::sleep(CPU_WINDOW).await;
-    let after = cpu_times(&read("/proc/stat")?);
+    let cpu_used_pct = app.cpu_use.percent(|| read("/proc/stat")).await?;
     let memory = read("/proc/meminfo")?;
     let kib = |name: &str| memory_field(&memory, name) * 1024;
     let mem_total = kib("MemTotal:");
@@ -98,7 +170,7 @@ pub async fn metrics() -> Result<Json<Metrics>, HttpError> {
     Ok(Json(Metrics {
         ts: now.as_secs(),
         cpu_count: std::thread::available_parallelism().map_or(1, usize::from),
-        cpu_used_pct: used_percent(before, after),
+        cpu_used_pct,
         mem_total,
         mem_used,
         mem_cache: kib("Cached:"),

@@ -6,10 +6,11 @@ use axum::extract::{Query, rejection::QueryRejection};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
+use wrenn_proto::Grant;
+
 use super::error::HttpError;
 use crate::{
-    auth::{self, Grant},
-    paths,
+    auth, paths,
     server::App,
     users::{self, User},
 };
@@ -23,7 +24,7 @@ pub struct FileQuery {
     /// User whose home and ownership count.
     #[serde(default)]
     pub username: Option<String>,
-    /// See [`auth::sign`].
+    /// See [`Grant::sign`].
     #[serde(default)]
     pub signature: Option<String>,
     /// Seconds since 1970.
@@ -65,15 +66,7 @@ impl FileQuery {
             grant,
         )
         .map_err(|refused| HttpError::unauthorized(refused.to_string()))?;
-        let named = self.username.clone().filter(|name| !name.is_empty());
-        let name = named.unwrap_or_else(|| app.settings.default_user());
-        match users::find(&name) {
-            Ok(Some(user)) => Ok(user),
-            Ok(None) => Err(HttpError::unauthorized(format!(
-                "invalid username: '{name}'"
-            ))),
-            Err(error) => Err(lookup_failed(&error)),
-        }
+        user_of(app, self.username.as_deref())
     }
 
     /// The path, absolute.
@@ -81,9 +74,33 @@ impl FileQuery {
     /// # Errors
     /// 400.
     pub fn resolve(&self, path: &str, app: &App, user: &User) -> Result<PathBuf, HttpError> {
-        paths::resolve(path, user, app.settings.default_workdir().as_deref())
-            .map_err(|e| HttpError::bad_request(e.to_string()))
+        resolve(path, app, user)
     }
+}
+
+/// The user of a name, or the default if it is absent or empty.
+///
+/// # Errors
+/// 401 with the contract's text.
+pub fn user_of(app: &App, name: Option<&str>) -> Result<User, HttpError> {
+    let named = name.filter(|name| !name.is_empty()).map(str::to_owned);
+    let name = named.unwrap_or_else(|| app.settings.default_user());
+    match users::find(&name) {
+        Ok(Some(user)) => Ok(user),
+        Ok(None) => Err(HttpError::unauthorized(format!(
+            "invalid username: '{name}'"
+        ))),
+        Err(error) => Err(lookup_failed(&error)),
+    }
+}
+
+/// A path as a client writes it, absolute.
+///
+/// # Errors
+/// 400.
+pub fn resolve(path: &str, app: &App, user: &User) -> Result<PathBuf, HttpError> {
+    paths::resolve(path, user, app.settings.default_workdir().as_deref())
+        .map_err(|e| HttpError::bad_request(e.to_string()))
 }
 
 fn lookup_failed(error: &io::Error) -> HttpError {

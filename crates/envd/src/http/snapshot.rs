@@ -1,12 +1,12 @@
 //! `/snapshot/prepare` and `/snapshot/recover`: before the machine is frozen, and after.
 //!
 //! Preparing makes a frozen moment small and whole: what is in the page cache is written, the cache is given back if it has
-//! grown ([`crate::page_cache`]), idle connections are closed. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
+//! grown ([`crate::page_cache`]), idle connections are closed, forwarded ports and their connections too, and nothing goes on in the background. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
 //!
 //! Recovering has two forms. Without `sandboxId` the machine goes on as the one it was (it was frozen and thawed, or not
 //! frozen after all): it gets fresh randomness, as the frozen moment may become another's past. With it, the machine was
 //! restored, perhaps as another sandbox: before this is answered it has its own randomness, names, environment and token, and
-//! the connections of its past are cut.
+//! the connections of its past are cut. Either form forwards ports again.
 
 use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
 
@@ -16,7 +16,10 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::error::HttpError;
-use crate::server::App;
+use crate::{
+    identity::{Identity, is_word, write_if_other},
+    server::App,
+};
 
 /// Body of `/snapshot/prepare`.
 #[derive(Debug, Deserialize)]
@@ -53,6 +56,17 @@ pub struct Recover {
     pub nameservers: Option<Vec<Ipv4Addr>>,
 }
 
+impl Recover {
+    /// Who the machine is now, if it is told.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        Some(Identity {
+            sandbox_id: self.sandbox_id.clone()?,
+            template_id: self.template_id.clone().unwrap_or_default(),
+        })
+    }
+}
+
 /// `POST /snapshot/prepare`. Doing it twice is fine.
 ///
 /// # Errors
@@ -69,13 +83,13 @@ pub async fn prepare(
         "getting ready to be frozen"
     );
     app.connections.drain();
+    // The host has let its calls end by now: what is still open would only be dead after the freeze.
+    app.ports.stop().await;
+    app.mmds.stop();
     let page_cache = app.page_cache.clone();
     blocking(move || {
         rustix::fs::sync();
-        if !request.keep_cache {
-            page_cache.give_back()?;
-        }
-        Ok(())
+        page_cache.freeze(request.keep_cache)
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -92,6 +106,11 @@ pub async fn recover(
     let entropy = entropy(request.entropy.as_deref())?;
     let restored = request.sandbox_id.is_some();
     check(&request)?;
+    if restored {
+        app.mmds.forget();
+        // If it was frozen without being asked first: what is forwarded belongs to the past.
+        app.ports.stop().await;
+    }
     let request = blocking(move || {
         if let Some(entropy) = entropy {
             wrenn_sys::random::reseed(&entropy)?;
@@ -103,7 +122,6 @@ pub async fn recover(
     if restored {
         app.settings.become_sandbox(request);
         app.connections.cut();
-        app.page_cache.restored();
     } else {
         app.connections.keep();
     }
@@ -136,13 +154,7 @@ fn check(request: &Recover) -> Result<(), HttpError> {
         ("machineId", &request.machine_id),
     ];
     for (field, word) in words {
-        let fine = |word: &str| {
-            word.len() <= 64
-                && word
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-        };
-        if word.as_deref().is_some_and(|word| !fine(word)) {
+        if !word.as_deref().is_none_or(is_word) {
             return Err(HttpError::bad_request(format!(
                 "{field}: letters, digits, `-`, `.` and `_` only, 64 at most"
             )));
@@ -170,25 +182,10 @@ fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
             .collect();
         write_if_other(&root.join("etc/resolv.conf"), &lines)?;
     }
-    if let Some(id) = &request.sandbox_id {
-        let template = request.template_id.as_deref().unwrap_or_default();
-        for (dir, prefix) in [("run/wrenn", "WRENN"), ("run/e2b", "E2B")] {
-            let dir = root.join(dir);
-            fs::create_dir_all(&dir)?;
-            write_if_other(&dir.join(format!(".{prefix}_SANDBOX")), "true")?;
-            write_if_other(&dir.join(format!(".{prefix}_SANDBOX_ID")), id)?;
-            write_if_other(&dir.join(format!(".{prefix}_TEMPLATE_ID")), template)?;
-        }
+    match request.identity() {
+        Some(identity) => identity.write(root),
+        None => Ok(()),
     }
-    Ok(())
-}
-
-/// Writes a file whose content is another one. Most of them stay what they were at a resume, and somebody waits for it.
-fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
-    if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
-        return Ok(());
-    }
-    fs::write(path, content)
 }
 
 /// Comment behind the line that is ours.

@@ -36,6 +36,20 @@ pub struct Written {
     metadata: BTreeMap<String, String>,
 }
 
+impl Written {
+    /// A file without words.
+    #[must_use]
+    pub fn plain(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self {
+            path: path.display().to_string(),
+            name: name.into_owned(),
+            kind: "file",
+            metadata: BTreeMap::new(),
+        }
+    }
+}
+
 /// Writes files.
 ///
 /// # Errors
@@ -161,20 +175,11 @@ impl Target<'_> {
         copy(content, file, path).await?;
         let stored =
             metadata::replace(path, &self.metadata).map_err(|e| HttpError::of_file(path, &e))?;
-        Ok(Written {
-            path: path.display().to_string(),
-            name: path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
-            kind: "file",
-            metadata: if stored {
-                self.metadata.clone()
-            } else {
-                BTreeMap::new()
-            },
-        })
+        let mut written = Written::plain(path);
+        if stored {
+            written.metadata.clone_from(&self.metadata);
+        }
+        Ok(written)
     }
 }
 

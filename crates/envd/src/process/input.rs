@@ -9,7 +9,7 @@ use connectrpc::ConnectError;
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::{
     io::{AsyncWriteExt as _, Interest, unix::AsyncFd},
-    process::ChildStdin,
+    net::unix::pipe,
     sync::Mutex,
 };
 
@@ -19,7 +19,7 @@ pub enum InputSink {
     /// Nowhere: the process reads the end of file.
     Null,
     /// A pipe; `None` once it is closed.
-    Pipe(Mutex<Option<ChildStdin>>),
+    Pipe(Mutex<Option<pipe::Sender>>),
     /// A terminal's master side. The lock keeps pieces whole.
     Terminal(Terminal),
 }

@@ -2,10 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::process::ExitStatusExt as _,
+    },
     path::PathBuf,
-    process::{Command as StdCommand, ExitStatus, Stdio},
+    process::ExitStatus,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,22 +26,23 @@ use rustix::{
     termios::tcsetwinsize,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, Interest, unix::AsyncFd},
-    process::{Child, Command},
+    io::{AsyncReadExt as _, Interest, unix::AsyncFd},
+    net::unix::pipe,
     sync::{Mutex, Notify},
     task::JoinSet,
     time::{sleep, timeout},
 };
 use wrenn_proto::rpc::process::{ProcessConfig, StartRequest};
-use wrenn_sys::spawn::{Credentials, as_user};
+use wrenn_sys::spawn::{Credentials, Launch, Spawned};
 
 use super::{
+    child::Child,
     input::{InputSink, Terminal, window_size},
     output::{Kind, Subscription},
     registry::Running,
     signals::end_event,
 };
-use crate::{paths, server::App, users::User};
+use crate::{cgroups::Group, paths, server::App, users::User};
 
 /// Largest piece of output of a pipe, bytes.
 const PIPE_PIECE_BYTES: usize = 32 * 1024;
@@ -92,32 +97,26 @@ pub fn start(
         .as_option()
         .cloned()
         .ok_or_else(|| StartError::Invalid("process: is missing".to_owned()))?;
-    let mut command = command(app, user, &config)?;
-    let plumbing = match request.pty.as_option() {
+    let failed = |program: &str| {
+        let program = program.to_owned();
+        move |source| StartError::Spawn { program, source }
+    };
+    let (ends, plumbing) = match request.pty.as_option() {
         Some(pty) => {
             let size = pty
                 .size
                 .as_option()
                 .map_or((80, 24), |size| (size.cols, size.rows));
-            terminal(&mut command, user, size)?
+            terminal(user, size)?
         }
-        None => pipes(&mut command, request.stdin.unwrap_or(true)),
+        None => pipes(request.stdin.unwrap_or(true)).map_err(failed("pipes"))?,
     };
-    let credentials = Credentials {
-        uid: user.uid,
-        gid: user.gid,
-        groups: user.groups.clone(),
-        oom_score_adj: OOM_SCORE_ADJ,
-        controlling_terminal: plumbing.is_some(),
-    };
-    as_user(&mut command, credentials);
-    let mut child = Command::from(command)
-        .spawn()
-        .map_err(|source| StartError::Spawn {
-            program: config.cmd.clone(),
-            source,
-        })?;
-    let (process, readers) = assemble(&mut child, config, request.tag, plumbing);
+    let group = Group::of(request.tag.as_deref(), plumbing.is_terminal());
+    let child = launch(app, user, &config, &ends, group)?;
+    let child = Child::new(child).map_err(failed(&config.cmd))?;
+    // The process has its own now; while these were open it would never see an end.
+    drop(ends);
+    let (process, readers) = assemble(&child, config, request.tag, plumbing);
     // Before anything is read: the first byte must find its listener.
     let subscription = process.output.subscribe();
     app.processes.add(process.clone());
@@ -131,17 +130,57 @@ pub fn start(
     Ok((started, subscription))
 }
 
-fn command(app: &App, user: &User, config: &ProcessConfig) -> Result<StdCommand, StartError> {
+fn launch(
+    app: &App,
+    user: &User,
+    config: &ProcessConfig,
+    ends: &[OwnedFd; 3],
+    group: Group,
+) -> Result<Spawned, StartError> {
     if config.cmd.is_empty() {
         return Err(StartError::Invalid("process.cmd: is empty".to_owned()));
     }
-    let mut command = StdCommand::new(&config.cmd);
-    command
-        .args(&config.args)
-        .env_clear()
-        .envs(environment(app, user, config))
-        .current_dir(directory(app, user, config)?);
-    Ok(command)
+    let envs = environment(app, user, config);
+    let directory = directory(app, user, config)?;
+    let credentials = Credentials {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+        oom_score_adj: OOM_SCORE_ADJ,
+        open_files: app.open_files,
+        controlling_terminal: group == Group::Terminal,
+    };
+    let mut launch = Launch {
+        program: &config.cmd,
+        args: &config.args,
+        envs: &envs,
+        directory: &directory,
+        stdio: [ends[0].as_fd(), ends[1].as_fd(), ends[2].as_fd()],
+        credentials: &credentials,
+        cgroup: app.cgroups.directory(group),
+    };
+    let mut spawned = wrenn_sys::spawn::spawn(&launch);
+    if let Err(error) = &spawned
+        && launch.cgroup.is_some()
+        && is_of_group(error)
+    {
+        tracing::warn!(%error, ?group, "a process is not in its control group");
+        launch.cgroup = None;
+        spawned = wrenn_sys::spawn::spawn(&launch);
+    }
+    spawned.map_err(|source| StartError::Spawn {
+        program: config.cmd.clone(),
+        source,
+    })
+}
+
+/// What the kernel says of a group that was removed or divided by somebody in the guest: no reason to start nothing.
+fn is_of_group(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let group = [Errno::NODEV, Errno::BUSY, Errno::OPNOTSUPP].map(Errno::raw_os_error);
+    error
+        .raw_os_error()
+        .is_some_and(|number| group.contains(&number))
 }
 
 /// PATH of the agent, the user's variables, the host's, the request's: the last wins.
@@ -184,23 +223,48 @@ fn directory(app: &App, user: &User, config: &ProcessConfig) -> Result<PathBuf, 
     }
 }
 
-fn pipes(command: &mut StdCommand, stdin: bool) -> Option<Arc<AsyncFd<OwnedFd>>> {
-    command
-        .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    None
+/// Our ends of what a process reads and writes.
+enum Plumbing {
+    Pipes {
+        stdin: Option<pipe::Sender>,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+    },
+    Terminal(Arc<AsyncFd<OwnedFd>>),
 }
 
-/// Gives the command a new terminal; returns its master side.
-fn terminal(
-    command: &mut StdCommand,
-    user: &User,
-    size: (u32, u32),
-) -> Result<Option<Arc<AsyncFd<OwnedFd>>>, StartError> {
+impl Plumbing {
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(_))
+    }
+}
+
+/// The process's ends of three pipes, and ours; without `stdin` it reads the end of file.
+fn pipes(stdin: bool) -> io::Result<([OwnedFd; 3], Plumbing)> {
+    let (input, stdin) = if stdin {
+        let (reader, writer) = io::pipe()?;
+        (
+            reader.into(),
+            Some(pipe::Sender::from_owned_fd(writer.into())?),
+        )
+    } else {
+        (File::open("/dev/null")?.into(), None)
+    };
+    let (stdout, output) = io::pipe()?;
+    let (stderr, error) = io::pipe()?;
+    let plumbing = Plumbing::Pipes {
+        stdin,
+        stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
+        stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
+    };
+    Ok(([input, output.into(), error.into()], plumbing))
+}
+
+/// A new terminal: three times its side for the process, and its master side.
+fn terminal(user: &User, size: (u32, u32)) -> Result<([OwnedFd; 3], Plumbing), StartError> {
     let size = window_size(size.0, size.1)
         .map_err(|e| StartError::Invalid(e.message.unwrap_or_default()))?;
-    let mut open = || -> io::Result<_> {
+    let open = || -> io::Result<_> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         grantpt(&master)?;
@@ -210,53 +274,53 @@ fn terminal(
         fchmod(&slave, Mode::RUSR | Mode::WUSR | Mode::WGRP)?;
         tcsetwinsize(&master, size)?;
         rustix::io::ioctl_fionbio(&master, true)?;
-        command
-            .stdin(slave.try_clone()?)
-            .stdout(slave.try_clone()?)
-            .stderr(slave);
+        let ends = [slave.try_clone()?, slave.try_clone()?, slave];
         #[expect(
             deprecated,
             reason = "sound for a type that owns its descriptor, as this one does"
         )]
-        AsyncFd::new(master)
+        let master = AsyncFd::new(master)?;
+        Ok((ends, Plumbing::Terminal(Arc::new(master))))
     };
-    let master = open().map_err(|source| StartError::Spawn {
+    open().map_err(|source| StartError::Spawn {
         program: "a terminal".to_owned(),
         source,
-    })?;
-    Ok(Some(Arc::new(master)))
+    })
 }
 
 /// What output is read from.
 enum Source {
-    Pipe(Kind, Box<dyn AsyncRead + Send + Unpin>),
+    Pipe(Kind, pipe::Receiver),
     Terminal(Arc<AsyncFd<OwnedFd>>),
 }
 
 fn assemble(
-    child: &mut Child,
+    child: &Child,
     config: ProcessConfig,
     tag: Option<String>,
-    master: Option<Arc<AsyncFd<OwnedFd>>>,
+    plumbing: Plumbing,
 ) -> (Arc<Running>, Vec<Source>) {
-    let mut sources = Vec::new();
-    let input = match (master, child.stdin.take()) {
-        (Some(master), _) => {
-            sources.push(Source::Terminal(master.clone()));
-            InputSink::Terminal(Terminal::new(master))
-        }
-        (None, Some(stdin)) => InputSink::Pipe(Mutex::new(Some(stdin))),
-        (None, None) => InputSink::Null,
+    let (input, sources) = match plumbing {
+        Plumbing::Terminal(master) => (
+            InputSink::Terminal(Terminal::new(master.clone())),
+            vec![Source::Terminal(master)],
+        ),
+        Plumbing::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => (
+            stdin.map_or(InputSink::Null, |pipe| {
+                InputSink::Pipe(Mutex::new(Some(pipe)))
+            }),
+            vec![
+                Source::Pipe(Kind::Stdout, stdout),
+                Source::Pipe(Kind::Stderr, stderr),
+            ],
+        ),
     };
-    if let Some(stdout) = child.stdout.take() {
-        sources.push(Source::Pipe(Kind::Stdout, Box::new(stdout)));
-    }
-    if let Some(stderr) = child.stderr.take() {
-        sources.push(Source::Pipe(Kind::Stderr, Box::new(stderr)));
-    }
     let process = Running {
-        // A child that was not waited for has an id.
-        pid: child.id().unwrap_or_default(),
+        pid: child.pid,
         tag,
         config,
         input,
@@ -271,7 +335,7 @@ fn assemble(
 /// Reads all output and waits for the end. The end is told after the last output, or, once a signal was asked for, soon
 /// after it: a grandchild may keep the pipes open.
 async fn attend(
-    mut child: Child,
+    child: Child,
     process: &Arc<Running>,
     sources: Vec<Source>,
     limit: Option<Duration>,

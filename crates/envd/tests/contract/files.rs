@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use wrenn_envd::auth::{Grant, sign};
+use wrenn_proto::Grant;
 
 use crate::{
     raw::{Answer, call},
@@ -316,7 +316,7 @@ fn links_are_signed_for_one_path_one_user_one_direction_and_a_time() {
                 user,
                 expires,
             };
-            let signature = sign(grant, token).replace('+', "%2B").replace('/', "%2F");
+            let signature = grant.sign(token).replace('+', "%2B").replace('/', "%2F");
             let mut query = format!("path=%2Fmnt%2Fwork%2Ff&signature={signature}");
             if !user.is_empty() {
                 query.push_str(&format!("&username={user}"));

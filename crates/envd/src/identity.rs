@@ -1,0 +1,97 @@
+//! Who this machine is, for programs that ask: files below `/run` and variables of the environment.
+//!
+//! The host tells it twice: by `/snapshot/recover`, at once, and by the metadata service ([`crate::mmds`]), a little later.
+//! Both go through here, so there is one form of it.
+
+use std::{fs, io, path::Path};
+
+/// Words of an identity are no longer.
+const MAX_WORD_BYTES: usize = 64;
+
+/// The sandbox that this machine is, and the template that it was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Id of the sandbox.
+    pub sandbox_id: String,
+    /// Id of the template; if it is empty, what was told before stays.
+    pub template_id: String,
+}
+
+impl Identity {
+    /// Variables of every process's environment, under our names and under those that E2B's clients look for.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        for prefix in ["WRENN", "E2B"] {
+            all.push((format!("{prefix}_SANDBOX"), "true".to_owned()));
+            all.push((format!("{prefix}_SANDBOX_ID"), self.sandbox_id.clone()));
+            if !self.template_id.is_empty() {
+                all.push((format!("{prefix}_TEMPLATE_ID"), self.template_id.clone()));
+            }
+        }
+        all
+    }
+
+    /// Writes the files. `root` is `/`, but for tests.
+    ///
+    /// # Errors
+    /// If one cannot be written.
+    pub fn write(&self, root: &Path) -> io::Result<()> {
+        for (dir, prefix) in [("run/wrenn", "WRENN"), ("run/e2b", "E2B")] {
+            let dir = root.join(dir);
+            fs::create_dir_all(&dir)?;
+            write_if_other(&dir.join(format!(".{prefix}_SANDBOX")), "true")?;
+            write_if_other(&dir.join(format!(".{prefix}_SANDBOX_ID")), &self.sandbox_id)?;
+            if !self.template_id.is_empty() {
+                let file = dir.join(format!(".{prefix}_TEMPLATE_ID"));
+                write_if_other(&file, &self.template_id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a word may become a line of a file, a host's name, a variable's value.
+#[must_use]
+pub fn is_word(word: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    word.len() <= MAX_WORD_BYTES && word.bytes().all(allowed)
+}
+
+/// Writes a file whose content is another one. Most of them stay what they were at a resume, and somebody waits for it.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+        return Ok(());
+    }
+    fs::write(path, content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_written_over_the_one_before() {
+        let root = tempfile::tempdir().expect("a directory");
+        for id in ["sb-1", "sb-2"] {
+            let identity = Identity {
+                sandbox_id: id.into(),
+                template_id: "mine".into(),
+            };
+            identity.write(root.path()).expect("room");
+        }
+        let read = |path: &str| fs::read_to_string(root.path().join(path)).expect("written");
+        assert_eq!(read("run/wrenn/.WRENN_SANDBOX"), "true");
+        assert_eq!(read("run/wrenn/.WRENN_SANDBOX_ID"), "sb-2");
+        assert_eq!(read("run/e2b/.E2B_SANDBOX_ID"), "sb-2");
+        assert_eq!(read("run/e2b/.E2B_TEMPLATE_ID"), "mine");
+    }
+
+    #[test]
+    fn a_word_is_short_and_plain() {
+        assert!(is_word("sb-1.a_B") && is_word(""));
+        assert!(!is_word("a b") && !is_word("a\nb") && !is_word(&"x".repeat(65)));
+    }
+}
