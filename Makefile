@@ -24,6 +24,7 @@ build: envd ## Build what is installed, into dist/
 	install -D -C -m 755 $(TARGET)/release/wrenn dist/wrenn
 	install -D -C -m 755 $(TARGET)/release/libwrenn_preload.so dist/libwrenn_preload.so
 	install -D -C -m 755 $(ENVD) dist/envd
+	install -D -C -m 755 $(dir $(ENVD))wrenn-init dist/wrenn-init
 
 setup: ## Install the OS packages that Wrenn needs
 	@scripts/setup
@@ -55,6 +56,7 @@ install: build ## Install into PREFIX (/usr/local)
 	install -D -m 755 dist/wrenn $(DESTDIR)$(PREFIX)/bin/wrenn
 	install -D -m 755 dist/libwrenn_preload.so $(DESTDIR)$(PREFIX)/lib/wrenn/libwrenn_preload.so
 	install -D -m 755 dist/envd $(DESTDIR)$(PREFIX)/lib/wrenn/envd
+	install -D -m 755 dist/wrenn-init $(DESTDIR)$(PREFIX)/lib/wrenn/wrenn-init
 
 clean: ## Remove all that was built, images too
 	rm -rf dist $(TARGET)/demo $(WRENN_IMAGES_DIR)

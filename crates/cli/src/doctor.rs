@@ -30,10 +30,9 @@ const RUN_PROGRAMS: [(&str, &str); 3] = [
 ];
 
 /// Programs that `wrenn image build` calls, each with its Debian package.
-const BUILD_PROGRAMS: [(&str, &str); 5] = [
+const BUILD_PROGRAMS: [(&str, &str); 4] = [
     ("mmdebstrap", "mmdebstrap"),
     ("mkfs.ext4", "e2fsprogs"),
-    ("busybox", "busybox-static"),
     ("tar", "tar"),
     ("dpkg-deb", "dpkg"),
 ];

@@ -45,6 +45,19 @@ pub(crate) fn find_envd(settings: &Settings) -> anyhow::Result<PathBuf> {
         })
 }
 
+/// The kernel's first program: it is made, installed and named with the guest agent.
+pub(crate) fn find_init(envd: &Path) -> anyhow::Result<PathBuf> {
+    let path = envd.with_file_name("wrenn-init");
+    if !path.is_file() {
+        bail!(
+            "there is no {}, which goes into the guest with {}; `make build` makes both",
+            path.display(),
+            envd.display()
+        );
+    }
+    Ok(path)
+}
+
 /// Files of the store that sandboxes and snapshots of a data directory stand on.
 #[derive(Debug, Default)]
 pub(crate) struct InUse {

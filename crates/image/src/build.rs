@@ -35,6 +35,8 @@ use crate::{
 pub struct BuildOptions {
     /// The guest agent, a static executable.
     pub envd: PathBuf,
+    /// The kernel's first program (`wrenn-init`), a static executable.
+    pub init: PathBuf,
 }
 
 /// Who shows how far a build is.
@@ -63,17 +65,17 @@ pub enum BuildError {
     /// There is no recipe of this name.
     #[error("no recipe makes a template `{0}`; known: minimal")]
     UnknownRecipe(TemplateName),
-    /// The guest agent cannot be read.
-    #[error("could not read the guest agent {path}: {source}")]
-    Envd {
+    /// A program for the guest cannot be read.
+    #[error("could not read {path}, which goes into the guest: {source}")]
+    Program {
         /// Where it was looked for.
         path: PathBuf,
         /// The failure.
         source: io::Error,
     },
-    /// The guest agent would not run in the guest.
+    /// A program would not run in the guest.
     #[error("{0} is not a static x86-64 executable, so it cannot run in the guest")]
-    EnvdNotStatic(PathBuf),
+    NotStatic(PathBuf),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -117,13 +119,10 @@ pub fn build(
     progress: &dyn Progress,
 ) -> Result<BuildReport, BuildError> {
     let recipe = Recipe::named(name).ok_or_else(|| BuildError::UnknownRecipe(name.clone()))?;
-    let envd = fs::read(&options.envd).map_err(|source| BuildError::Envd {
-        path: options.envd.clone(),
-        source,
-    })?;
-    if !is_static_executable(&envd) {
-        return Err(BuildError::EnvdNotStatic(options.envd.clone()));
-    }
+    let programs = guest::Programs {
+        envd: read_program(&options.envd)?,
+        init: read_program(&options.init)?,
+    };
     let _lock = store.lock()?;
     let mut builder = Builder {
         store,
@@ -131,15 +130,17 @@ pub fn build(
         progress,
         steps: Vec::new(),
     };
-    let kernel_key = recipe.kernel_key();
-    let rootfs_key = recipe.rootfs_key(&envd);
-    builder.ensure("kernel", &store.kernel_dir(&kernel_key), kernel::build)?;
+    let kernel_key = recipe.kernel_key(&programs);
+    let rootfs_key = recipe.rootfs_key(&programs);
+    builder.ensure("kernel", &store.kernel_dir(&kernel_key), |builder, dir| {
+        kernel::build(builder, &programs.init, dir)
+    })?;
     let rootfs_dir = store.rootfs_dir(&rootfs_key);
     if !rootfs_dir.exists() {
         let layer = store.layer_path(&recipe.layer_key());
         builder.ensure("packages", &layer, packages::build)?;
         builder.ensure("rootfs", &rootfs_dir, |builder, dir| {
-            rootfs::build(builder, &layer, &envd, dir)
+            rootfs::build(builder, &layer, &programs, dir)
         })?;
     }
     let steps = builder.steps;
@@ -224,6 +225,18 @@ fn keep_if_same(old: Option<TemplateRecord>, new: TemplateRecord) -> TemplateRec
             old
         }
         _ => new,
+    }
+}
+
+fn read_program(path: &Path) -> Result<Vec<u8>, BuildError> {
+    let program = fs::read(path).map_err(|source| BuildError::Program {
+        path: path.to_owned(),
+        source,
+    })?;
+    if is_static_executable(&program) {
+        Ok(program)
+    } else {
+        Err(BuildError::NotStatic(path.to_owned()))
     }
 }
 
@@ -330,6 +343,7 @@ mod tests {
         let store = ImageStore::open(dir.path()).expect("opened");
         let options = BuildOptions {
             envd: "/no/such/envd".into(),
+            init: "/no/such/init".into(),
         };
         let name = |name: &str| -> TemplateName { name.parse().expect("valid") };
         let unknown = build(&store, &name("other"), &options, &Silent).expect_err("unknown");

@@ -3,10 +3,10 @@
 use sha2::{Digest as _, Sha256};
 use wrenn_proto::TemplateName;
 
-use crate::build::guest;
+use crate::build::guest::{self, Programs};
 
 /// Raised when the way of building changes in a way that the recipe's own fields do not show.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// What a template is made of.
 #[derive(Debug, Clone)]
@@ -17,8 +17,10 @@ pub struct Recipe {
     pub suite: &'static str,
     /// Package whose dependency is the kernel.
     pub kernel_package: &'static str,
-    /// Kernel modules that the initramfs loads, beside what they depend on.
+    /// Kernel modules without which there is no disk or network; with what they depend on, the first that are loaded.
     pub modules: &'static [&'static str],
+    /// Kernel modules that are loaded once the guest agent serves. Some are for one way to run guests only.
+    pub late_modules: &'static [&'static str],
     /// Packages, beside those that Debian always has.
     pub packages: &'static [&'static str],
     /// Virtual CPUs of a sandbox that does not say.
@@ -35,14 +37,8 @@ const MINIMAL: Recipe = Recipe {
     name: "minimal",
     suite: "bookworm",
     kernel_package: "linux-image-cloud-amd64",
-    modules: &[
-        "virtio_mmio",
-        "virtio_blk",
-        "virtio_net",
-        "virtio-rng",
-        "virtio_balloon",
-        "ptp_kvm",
-    ],
+    modules: &["virtio_mmio", "virtio_blk", "virtio_net"],
+    late_modules: &["virtio-rng", "virtio_balloon", "ptp_kvm"],
     packages: &[
         "ca-certificates",
         "chrony",
@@ -73,15 +69,13 @@ impl Recipe {
     }
 
     /// Address of the kernel and initramfs.
-    pub(crate) fn kernel_key(&self) -> String {
-        let mut parts = vec![
-            FORMAT,
-            self.suite,
-            self.kernel_package,
-            guest::INITRAMFS_INIT,
-        ];
+    pub(crate) fn kernel_key(&self, programs: &Programs) -> String {
+        let mut parts = vec![FORMAT, self.suite, self.kernel_package];
         parts.extend(self.modules);
-        key(parts.iter().map(|part| part.as_bytes()))
+        parts.push("late");
+        parts.extend(self.late_modules);
+        let parts = parts.iter().map(|part| part.as_bytes());
+        key(parts.chain([&*programs.init]))
     }
 
     /// Address of the packages, unpacked.
@@ -91,11 +85,17 @@ impl Recipe {
         key(parts.iter().map(|part| part.as_bytes()))
     }
 
-    /// Address of the root file system with a guest agent.
-    pub(crate) fn rootfs_key(&self, envd: &[u8]) -> String {
+    /// Address of the root file system with our programs.
+    pub(crate) fn rootfs_key(&self, programs: &Programs) -> String {
         let layer = self.layer_key();
         let disk = self.disk_mib.to_string();
-        let parts = [FORMAT.as_bytes(), layer.as_bytes(), disk.as_bytes(), envd];
+        let parts = [
+            FORMAT.as_bytes(),
+            layer.as_bytes(),
+            disk.as_bytes(),
+            &*programs.envd,
+            &*programs.init,
+        ];
         let guest: Vec<&[u8]> = guest::all_contents().collect();
         key(parts.into_iter().chain(guest))
     }
@@ -118,20 +118,29 @@ mod tests {
     #[test]
     fn a_key_changes_exactly_when_what_it_stands_for_does() {
         let recipe = MINIMAL;
-        assert_eq!(recipe.rootfs_key(b"envd"), MINIMAL.rootfs_key(b"envd"));
-        assert_ne!(recipe.rootfs_key(b"envd"), recipe.rootfs_key(b"envd2"));
+        let programs = |envd: &str, init: &str| Programs {
+            envd: envd.into(),
+            init: init.into(),
+        };
+        let (one, two) = (programs("envd", "init"), programs("envd2", "init"));
+        let three = programs("envd", "init2");
+        assert_eq!(recipe.rootfs_key(&one), MINIMAL.rootfs_key(&one));
+        assert_ne!(recipe.rootfs_key(&one), recipe.rootfs_key(&two));
+        assert_ne!(recipe.rootfs_key(&one), recipe.rootfs_key(&three));
+        assert_eq!(recipe.kernel_key(&one), recipe.kernel_key(&two));
+        assert_ne!(recipe.kernel_key(&one), recipe.kernel_key(&three));
         let other = Recipe {
             packages: &["chrony"],
             ..MINIMAL
         };
         assert_ne!(recipe.layer_key(), other.layer_key());
-        assert_ne!(recipe.rootfs_key(b"envd"), other.rootfs_key(b"envd"));
-        assert_eq!(recipe.kernel_key(), other.kernel_key());
+        assert_ne!(recipe.rootfs_key(&one), other.rootfs_key(&one));
+        assert_eq!(recipe.kernel_key(&one), other.kernel_key(&one));
         let other = Recipe {
             modules: &["virtio_blk"],
             ..MINIMAL
         };
-        assert_ne!(recipe.kernel_key(), other.kernel_key());
+        assert_ne!(recipe.kernel_key(&one), other.kernel_key(&one));
     }
 
     #[test]

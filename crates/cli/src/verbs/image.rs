@@ -119,7 +119,8 @@ fn build_template(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32> 
     } else {
         Box::new(PlainProgress::new(args.verbose))
     };
-    let report = build(&store, &args.name, &BuildOptions { envd }, &*progress)?;
+    let init = images::find_init(&envd)?;
+    let report = build(&store, &args.name, &BuildOptions { envd, init }, &*progress)?;
     if !args.no_warm {
         warm(settings, &args.name, &*progress)?;
     }

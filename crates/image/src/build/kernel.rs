@@ -8,15 +8,14 @@ use std::{
     time::Duration,
 };
 
-use super::{BuildError, Builder, command, guest};
+use super::{BuildError, Builder, command};
 use crate::{bzimage, cpio::Archive, store::io_error};
 
-const BUSYBOX: &str = "/bin/busybox";
 const QUICK: Duration = Duration::from_secs(60);
 const DOWNLOAD: Duration = Duration::from_secs(600);
 
-/// Builds `vmlinux`, `initrd.img` and `manifest.json` in `dir`.
-pub(super) fn build(builder: &Builder<'_>, dir: &Path) -> Result<(), BuildError> {
+/// Builds `vmlinux`, `initrd.img` and `manifest.json` in `dir`. `init` is the kernel's first program.
+pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<(), BuildError> {
     let work = dir.join("work");
     fs::create_dir(&work).map_err(io_error("make", &work))?;
     let package = kernel_package(builder)?;
@@ -25,11 +24,17 @@ pub(super) fn build(builder: &Builder<'_>, dir: &Path) -> Result<(), BuildError>
         .ok_or_else(|| missing(&package, "boot/vmlinuz"))?;
     let image = fs::read(&image).map_err(io_error("read", &image))?;
     write(&dir.join("vmlinux"), &bzimage::extract_vmlinux(&image)?)?;
-    let modules = read_modules(&tree, builder.recipe.modules, &package)?;
-    let busybox = Path::new(BUSYBOX);
-    let busybox = fs::read(busybox).map_err(io_error("read", busybox))?;
-    write(&dir.join("initrd.img"), &initramfs(&busybox, &modules))?;
-    let manifest = serde_json::json!({ "package": package, "modules": builder.recipe.modules });
+    let recipe = builder.recipe;
+    let early = read_modules(&tree, recipe.modules, &package)?;
+    let mut all = early.clone();
+    add_modules(&tree, recipe.late_modules, &package, &mut all)?;
+    let late = &all[early.len()..];
+    write(&dir.join("initrd.img"), &initramfs(init, &early, late))?;
+    let manifest = serde_json::json!({
+        "package": package,
+        "modules": recipe.modules,
+        "late_modules": recipe.late_modules,
+    });
     write(&dir.join("manifest.json"), manifest.to_string().as_bytes())?;
     fs::remove_dir_all(&work).map_err(io_error("remove", &work))?;
     Ok(())
@@ -61,32 +66,34 @@ fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf
     Ok(tree)
 }
 
-/// Kernel modules, each behind what it needs.
-struct Modules {
-    /// The kernel's release, as `uname -r` says it.
-    release: String,
-    files: Vec<Module>,
-}
-
+/// A kernel module's file.
+#[derive(Debug, Clone)]
 struct Module {
     name: String,
-    needs: Vec<String>,
     content: Vec<u8>,
 }
 
-fn read_modules(tree: &Path, wanted: &[&str], package: &str) -> Result<Modules, BuildError> {
+/// Kernel modules, each behind what it needs.
+fn read_modules(tree: &Path, wanted: &[&str], package: &str) -> Result<Vec<Module>, BuildError> {
+    let mut modules = Vec::new();
+    add_modules(tree, wanted, package, &mut modules)?;
+    Ok(modules)
+}
+
+/// Adds modules, and what they need, to those that are there.
+fn add_modules(
+    tree: &Path,
+    wanted: &[&str],
+    package: &str,
+    modules: &mut Vec<Module>,
+) -> Result<(), BuildError> {
     let dir =
         find(&tree.join("lib/modules"), |_| true).ok_or_else(|| missing(package, "lib/modules"))?;
-    let release = dir.file_name().unwrap_or_default().to_string_lossy();
-    let mut modules = Modules {
-        release: release.into_owned(),
-        files: Vec::new(),
-    };
     let paths = module_paths(&dir.join("kernel"));
     for name in wanted {
-        add_module(&canonical(name), &paths, &mut modules.files, package)?;
+        add_module(&canonical(name), &paths, modules, package)?;
     }
-    Ok(modules)
+    Ok(())
 }
 
 fn add_module(
@@ -102,13 +109,11 @@ fn add_module(
         .get(name)
         .ok_or_else(|| missing(package, &format!("module {name}")))?;
     let content = fs::read(path).map_err(io_error("read", path))?;
-    let needs: Vec<_> = depends_of(&content).iter().map(|n| canonical(n)).collect();
-    for needed in &needs {
-        add_module(needed, paths, files, package)?;
+    for needed in depends_of(&content) {
+        add_module(&canonical(&needed), paths, files, package)?;
     }
     files.push(Module {
         name: name.to_owned(),
-        needs,
         content,
     });
     Ok(())
@@ -149,28 +154,24 @@ fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn initramfs(busybox: &[u8], modules: &Modules) -> Vec<u8> {
+/// `init`, and the modules that it loads, listed in the order and form that it expects (`wrenn-init`, `drivers`).
+fn initramfs(init: &[u8], early: &[Module], late: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
-    for dir in ["bin", "dev", "newroot", "proc", "lib", "lib/modules"] {
+    for dir in ["dev", "newroot", "lib", "lib/modules"] {
         archive.directory(dir);
     }
     // The kernel opens it for the first program's output, before any devtmpfs.
     archive.device("dev/console", 5, 1);
-    archive.file("bin/busybox", busybox);
-    let dir = format!("lib/modules/{}", modules.release);
-    archive.directory(&dir);
-    let mut dependencies = String::new();
-    let mut names = Vec::new();
-    for module in &modules.files {
-        let name = &module.name;
-        archive.file(&format!("{dir}/{name}.ko"), &module.content);
-        let needed = module.needs.iter().map(|need| format!(" {need}.ko"));
-        dependencies.push_str(&format!("{name}.ko:{}\n", needed.collect::<String>()));
-        names.push(name.as_str());
+    for module in early.iter().chain(late) {
+        archive.file(&format!("lib/modules/{}.ko", module.name), &module.content);
     }
-    archive.file(&format!("{dir}/modules.dep"), dependencies.as_bytes());
-    archive.file("modules", (names.join(" ") + "\n").as_bytes());
-    archive.file("init", guest::INITRAMFS_INIT.as_bytes());
+    let names = |modules: &[Module]| -> String {
+        let lines = modules.iter().map(|module| format!("{}.ko\n", module.name));
+        lines.collect()
+    };
+    let list = format!("{}\n{}", names(early), names(late));
+    archive.file("modules", list.as_bytes());
+    archive.file("init", init);
     archive.finish()
 }
 
@@ -226,8 +227,7 @@ mod tests {
             fs::write(kernel.join(format!("{name}.ko")), content).expect("written");
         }
         let modules = read_modules(dir.path(), &["virtio-rng", "virtio"], "p").expect("found");
-        assert_eq!(modules.release, "6.1");
-        let names: Vec<_> = modules.files.iter().map(|m| m.name.as_str()).collect();
+        let names: Vec<_> = modules.iter().map(|m| m.name.as_str()).collect();
         assert_eq!(names, ["virtio_ring", "virtio", "virtio_rng"]);
         assert!(matches!(
             read_modules(dir.path(), &["nonesuch"], "p"),

@@ -24,7 +24,7 @@ const FOREIGN: [&str; 4] = ["pool.ntp.org", "8.8.8.8", "1.1.1.1", "9.9.9.9"];
 pub(super) fn build(
     builder: &Builder<'_>,
     layer: &Path,
-    envd: &[u8],
+    programs: &guest::Programs,
     dir: &Path,
 ) -> Result<(), BuildError> {
     let root = dir.join("root");
@@ -37,7 +37,7 @@ pub(super) fn build(
         .arg(&root)
         .arg("--exclude=./dev/*");
     command::run(&mut unpack, UNPACK, builder.progress)?;
-    furnish(&root, envd)?;
+    furnish(&root, programs)?;
     // So that wrenn-init grows the file system only where the disk is larger.
     let sectors = u64::from(builder.recipe.disk_mib) * 2048;
     put(
@@ -61,7 +61,7 @@ pub(super) fn build(
 }
 
 /// Adds Wrenn's files to the tree, and takes away what is not for guests.
-fn furnish(root: &Path, envd: &[u8]) -> Result<(), BuildError> {
+fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
     for name in guest::REMOVED {
         let path = root.join(name);
         match fs::remove_dir_all(&path) {
@@ -79,15 +79,10 @@ fn furnish(root: &Path, envd: &[u8]) -> Result<(), BuildError> {
         let path = root.join(name);
         fs::create_dir_all(&path).map_err(io_error("make", &path))?;
     }
-    put(root, "usr/local/bin/envd", 0o755, envd)?;
+    put(root, "usr/local/bin/envd", 0o755, &programs.envd)?;
+    put(root, "usr/local/bin/wrenn-init", 0o755, &programs.init)?;
     for file in &guest::FILES {
         put(root, file.path, file.mode, file.content.as_bytes())?;
-    }
-    let links = root.join("usr/local/share/wrenn/dev");
-    fs::create_dir_all(&links).map_err(io_error("make", &links))?;
-    for (name, target) in guest::DEVICE_LINKS {
-        let link = links.join(name);
-        symlink(target, &link).map_err(io_error("make", &link))?;
     }
     for name in guest::IDENTITY {
         let link = root.join("etc").join(name);

@@ -46,7 +46,11 @@ impl QemuMachine {
             { "capability": "x-ignore-shared", "state": true },
             { "capability": "events", "state": true },
         ] });
-        self.tell("migrate-set-capabilities", capabilities).await
+        self.tell("migrate-set-capabilities", capabilities).await?;
+        // A guest is where it was: the host's end of its link has a constant address. To announce itself would be among the first
+        // things that it does after a restore.
+        let parameters = json!({ "announce-rounds": 0 });
+        self.tell("migrate-set-parameters", parameters).await
     }
 
     pub(super) async fn freeze_cpus(&mut self) -> Result<(), ControlError> {
