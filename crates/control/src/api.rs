@@ -11,7 +11,7 @@ mod controls;
 pub(crate) mod error;
 mod exec;
 mod exec_stream;
-mod extract;
+pub(crate) mod extract;
 mod files;
 mod files_stream;
 mod health;
@@ -23,11 +23,11 @@ mod processes;
 mod pty;
 mod sandboxes;
 mod session;
-mod snapshots;
+pub(crate) mod snapshots;
 mod socket;
 mod templates;
 mod utf8;
-mod validate;
+pub(crate) mod validate;
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{Method, StatusCode, Uri};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
@@ -48,8 +48,10 @@ use crate::{
     agent_client::AgentClient,
     auth::Auth,
     db::{Db, sandboxes::Sandbox},
+    e2b,
     host::Host,
     lifecycle::{Lifecycle, UseGuard},
+    samples::Samples,
 };
 use error::{ApiError, Code};
 
@@ -66,6 +68,8 @@ pub(crate) struct App {
     pub(crate) host: Host,
     pub(crate) auth: Arc<Auth>,
     pub(crate) lifecycle: Arc<Lifecycle>,
+    /// What sandboxes used.
+    pub(crate) samples: Arc<Samples>,
     pub(crate) default_egress: Egress,
     /// Cancelled when the server ends: long sessions say good-bye.
     pub(crate) shutdown: CancellationToken,
@@ -125,23 +129,38 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(api_keys::delete))
         .nest("/v1/sandboxes", sandbox_routes())
         .nest("/v1/capsules", sandbox_routes())
+        .merge(e2b::routes())
 }
 
 /// The service, with all that every request passes through.
 pub(crate) fn router(app: AppState) -> Router {
     let (router, _) = routes().split_for_parts();
     router
-        .fallback(async || ApiError::new(Code::NotFound, "there is no such route"))
-        .method_not_allowed_fallback(async || {
-            ApiError::new(Code::InvalidRequest, "this route does not know this method")
-                .with_status(StatusCode::METHOD_NOT_ALLOWED)
-        })
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
         // Each handler has its own limit; uploads have none in memory.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(e2b::mark_retries))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(trace))
         .with_state(app)
+}
+
+async fn no_route(method: Method, uri: Uri) -> Response {
+    if e2b::has(uri.path()) {
+        return e2b::no_route(&method, uri.path()).into_response();
+    }
+    ApiError::new(Code::NotFound, "there is no such route").into_response()
+}
+
+async fn no_method(method: Method, uri: Uri) -> Response {
+    if e2b::has(uri.path()) {
+        return e2b::no_method(&method, uri.path()).into_response();
+    }
+    ApiError::new(Code::InvalidRequest, "this route does not know this method")
+        .with_status(StatusCode::METHOD_NOT_ALLOWED)
+        .into_response()
 }
 
 async fn authorize(State(app): State<AppState>, request: Request, next: Next) -> Response {
@@ -152,18 +171,21 @@ async fn authorize(State(app): State<AppState>, request: Request, next: Next) ->
         .headers()
         .get(KEY_HEADER)
         .and_then(|value| value.to_str().ok());
-    let Some(key) = key else {
-        let message = "the header `X-API-Key` is missing";
-        return ApiError::new(Code::Unauthorized, message).into_response();
+    let refusal = match key {
+        None => ApiError::new(Code::Unauthorized, "the header `X-API-Key` is missing"),
+        Some(key) => match app.auth.is_good(key).await {
+            Ok(true) => return next.run(request).await,
+            Ok(false) => {
+                let message = "the key in the header `X-API-Key` is not known";
+                ApiError::new(Code::Unauthorized, message)
+            }
+            Err(error) => error.into(),
+        },
     };
-    match app.auth.is_good(key).await {
-        Ok(true) => next.run(request).await,
-        Ok(false) => {
-            let message = "the key in the header `X-API-Key` is not known";
-            ApiError::new(Code::Unauthorized, message).into_response()
-        }
-        Err(error) => ApiError::from(error).into_response(),
+    if e2b::has(request.uri().path()) {
+        return e2b::error::E2bError::from(refusal).into_response();
     }
+    refusal.into_response()
 }
 
 /// One span a request: never its headers, query or body.

@@ -6,6 +6,7 @@
 
 pub(crate) mod api_keys;
 pub(crate) mod options;
+pub(crate) mod pages;
 pub(crate) mod sandboxes;
 pub(crate) mod templates;
 

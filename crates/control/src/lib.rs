@@ -6,6 +6,7 @@
 //!
 //! - [`serve`] runs it until it is told to stop.
 //! - `api`: one file a resource; `api/error.rs` is the one place where failures become HTTP.
+//! - `e2b`: the same resources for clients of the E2B API.
 //! - `state_machine`: which status may follow which, and what must be freed then; no I/O.
 //! - `lifecycle`: carries a sandbox through those states; every task here outlives the request that began it.
 //! - `reconciler`: brings rows and host together after crashes, restarts and losses; reaps the idle.
@@ -21,10 +22,12 @@ mod auth;
 mod clock;
 mod config;
 mod db;
+mod e2b;
 mod error;
 mod host;
 mod lifecycle;
 mod reconciler;
+mod samples;
 mod server;
 mod state_machine;
 

@@ -17,13 +17,17 @@
 //! | the reply of a pause or a resume is lost | row as the host says when asked, else `pausing` or `resuming` | the reconciler |
 //! | this process dies | any row | the next process's reconciler |
 
+mod connect;
 mod copies;
 mod create;
 mod creating;
+mod deadline;
 mod destroy;
 mod locks;
+mod network;
 mod pause;
 mod reaping;
+mod requests;
 mod uses;
 
 use std::{
@@ -47,9 +51,12 @@ use crate::{
     state_machine::{Effect, Event, Refused, transition},
 };
 
+pub(crate) use connect::{Connected, Connection};
+pub(crate) use copies::CopyAs;
 pub(crate) use create::{Creation, NewSandbox};
 pub(crate) use locks::LockGuard;
 pub(crate) use pause::lost_reason;
+pub(crate) use requests::{Earlier, RequestError};
 pub(crate) use uses::UseGuard;
 
 /// How often a lost race for a row is tried again. Each loss means that another writer won.
@@ -132,8 +139,12 @@ pub(crate) struct Lifecycle {
     reaping: reaping::Reaping,
     /// Resumes that calls to paused sandboxes wait for.
     resumes: Mutex<HashMap<SandboxId, pause::SharedResume>>,
+    /// Requests with an idempotency key that are under way.
+    requests: Arc<requests::Requests>,
     /// Told after each change of a row.
     changed: Notify,
+    /// Told when a deadline may be nearer than the nearest one was.
+    deadlines: Notify,
     /// Tasks that outlive the requests which began them.
     tasks: TaskTracker,
 }
@@ -148,7 +159,9 @@ impl Lifecycle {
             uses: uses::Uses::default(),
             reaping: reaping::Reaping::default(),
             resumes: Mutex::default(),
+            requests: Arc::default(),
             changed: Notify::new(),
+            deadlines: Notify::new(),
             tasks: TaskTracker::new(),
         })
     }
@@ -233,6 +246,9 @@ impl Lifecycle {
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
                     self.reaping.forget(id);
                 }
+                if next == SandboxStatus::Running && row.expires_at > 0 {
+                    self.deadlines.notify_one();
+                }
                 self.changed.notify_waiters();
                 return Ok((row, effects));
             }
@@ -240,23 +256,28 @@ impl Lifecycle {
         Err(LifecycleError::Busy(id.clone()))
     }
 
-    /// Changes what is not the status, and the version: what was seen of it before counts for nothing. A failure is only logged.
-    async fn note(&self, id: &SandboxId, change: impl Fn(&mut Sandbox)) {
+    /// Changes what is not the status, and the version: what was seen of it before counts for nothing.
+    pub(crate) async fn change(
+        &self,
+        id: &SandboxId,
+        change: impl Fn(&mut Sandbox),
+    ) -> Result<Sandbox, LifecycleError> {
         for _ in 0..MAX_CONFLICTS {
-            let written = async {
-                let mut row = self.get(id).await?;
-                change(&mut row);
-                row.last_updated = clock::now_ms();
-                Ok::<_, LifecycleError>(self.db.update_sandbox(&row).await?)
-            };
-            match written.await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(sandbox_id = %id, %error, "cannot note what happened to a sandbox");
-                    return;
-                }
+            let mut row = self.get(id).await?;
+            change(&mut row);
+            row.last_updated = clock::now_ms();
+            if self.db.update_sandbox(&row).await? {
+                row.version += 1;
+                return Ok(row);
             }
+        }
+        Err(LifecycleError::Busy(id.clone()))
+    }
+
+    /// As [`change`](Self::change); a failure is only logged.
+    async fn note(&self, id: &SandboxId, change: impl Fn(&mut Sandbox)) {
+        if let Err(error) = self.change(id, change).await {
+            tracing::warn!(sandbox_id = %id, %error, "cannot note what happened to a sandbox");
         }
     }
 
@@ -354,13 +375,13 @@ pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     // Empty, unless its machine had been lost.
     row.warning.clone_from(&info.warning);
     row.last_active_at = row.last_active_at.max(now);
-    row.options.paused_disk_only = false;
     row.renew_lifetime(now);
 }
 
 /// Takes over what the host knows of a running sandbox.
 pub(crate) fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64) {
     refresh_from_host(row, info);
+    row.options.paused_disk_only = false;
     if row.started_at == 0 {
         row.started_at = now_ms;
     }

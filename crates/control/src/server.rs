@@ -14,6 +14,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -27,6 +28,7 @@ use crate::{
     host::Host,
     lifecycle::Lifecycle,
     reconciler::Reconciler,
+    samples::Samples,
 };
 
 /// What requests get to finish at the end.
@@ -66,6 +68,7 @@ pub async fn serve(
         ensure_first_key(&db, &auth, file).await?;
     }
     let lifecycle = Lifecycle::new(db.clone(), agent.clone());
+    let samples = Samples::new(db.clone(), agent.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
         host: Host::new(agent.clone(), db.clone()),
@@ -73,12 +76,16 @@ pub async fn serve(
         agent: agent.clone(),
         auth,
         lifecycle: Arc::clone(&lifecycle),
+        samples: Arc::clone(&samples),
         default_egress: config.default_egress,
         shutdown: shutdown.clone(),
         sessions: sessions.clone(),
     });
     let reconciler = Reconciler::new(db.clone(), agent, Arc::clone(&lifecycle));
-    let reconciling = tokio::spawn(reconciler.run(config.poll_interval, shutdown.clone()));
+    let mut background = JoinSet::new();
+    background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
+    background.spawn(Arc::clone(&lifecycle).keep_deadlines(shutdown.clone()));
+    background.spawn(samples.run(shutdown.clone()));
     tracing::info!(%address, "control plane is ready");
     ready(address);
 
@@ -91,7 +98,7 @@ pub async fn serve(
     {
         tracing::warn!(left = sessions.len(), "sessions are still open");
     }
-    let _ = reconciling.await;
+    while background.join_next().await.is_some() {}
     if tokio::time::timeout(FINISH_TIMEOUT, lifecycle.finish())
         .await
         .is_err()

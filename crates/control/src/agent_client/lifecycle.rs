@@ -68,9 +68,14 @@ impl AgentClient {
         .map(|response| response.sandbox.into_option().unwrap_or_default())
     }
 
-    pub(crate) async fn resume(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+    pub(crate) async fn resume(
+        &self,
+        id: &str,
+        cold_boot: bool,
+    ) -> Result<rpc::SandboxInfo, AgentError> {
         let request = rpc::ResumeSandboxRequest {
             id: id.to_owned(),
+            cold_boot,
             ..Default::default()
         };
         unary!(
@@ -80,6 +85,20 @@ impl AgentClient {
             FREEZE_TIMEOUT
         )
         .map(|response| response.sandbox.into_option().unwrap_or_default())
+    }
+
+    /// Replaces what a sandbox may reach.
+    pub(crate) async fn update_network(
+        &self,
+        request: rpc::UpdateNetworkRequest,
+    ) -> Result<(), AgentError> {
+        unary!(
+            self.lifecycle,
+            update_network_with_options,
+            request,
+            CALL_TIMEOUT
+        )
+        .map(drop)
     }
 
     pub(crate) async fn create_snapshot(
@@ -95,9 +114,11 @@ impl AgentClient {
         .map(|response| response.template.into_option().unwrap_or_default())
     }
 
-    pub(crate) async fn delete_snapshot(&self, name: &str) -> Result<(), AgentError> {
+    /// With `force` also while sandboxes that were made from it are there.
+    pub(crate) async fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), AgentError> {
         let request = rpc::DeleteSnapshotRequest {
             name: name.to_owned(),
+            force,
             ..Default::default()
         };
         unary!(

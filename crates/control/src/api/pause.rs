@@ -14,7 +14,10 @@ use super::{
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
     validate,
 };
-use crate::{db::sandboxes::Sandbox as Row, lifecycle::LifecycleError};
+use crate::{
+    db::sandboxes::Sandbox as Row,
+    lifecycle::{CopyAs, LifecycleError},
+};
 
 /// Pauses a running sandbox: memory, processor and disk are saved, everything it has on its host but files is given back.
 /// If that fails it runs on, its `warning` says why, and so does the answer. 409 unless it is `running`.
@@ -27,7 +30,7 @@ pub(super) async fn pause(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
 ) -> Result<Json<Sandbox>, ApiError> {
-    let done = app.lifecycle.pause(&id).await;
+    let done = app.lifecycle.pause(&id, false).await;
     answer(&app, &id, done).await
 }
 
@@ -61,7 +64,7 @@ pub(super) async fn fork(
     ApiJsonOrEmpty(request): ApiJsonOrEmpty<ForkSandbox>,
 ) -> Result<(StatusCode, Json<Vec<Sandbox>>), ApiError> {
     let count = validate::fork_count(&request)?;
-    let copies = app.lifecycle.fork(&id, count).await?;
+    let copies = app.lifecycle.fork(&id, count, CopyAs::Source).await?;
     let copies = copies.into_iter().map(Row::into_rest).collect();
     Ok((StatusCode::CREATED, Json(copies)))
 }

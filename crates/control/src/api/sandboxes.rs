@@ -49,7 +49,7 @@ pub(super) async fn create(
     let host = app.host.facts().await?;
     let new = validate::create_fits(request, template, &host, app.default_egress)?;
     // From here on a drop of this future destroys the sandbox.
-    let mut creation = app.lifecycle.create(new);
+    let mut creation = app.lifecycle.create(new, None);
     let id = match timeout_at(deadline, creation.id()).await {
         Ok(id) => id?,
         Err(_) => return Err(ApiError::new(Code::Timeout, "the database is slow")),

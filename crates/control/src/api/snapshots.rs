@@ -1,5 +1,7 @@
 //! Snapshots: moments of sandboxes as templates, and the templates of all kinds.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::{Request, State},
@@ -18,7 +20,7 @@ use super::{
     extract::{ApiJson, ApiQuery, path_part},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
 };
-use crate::host;
+use crate::{agent_client::AgentError, host, lifecycle::LifecycleError};
 
 /// How to make one.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -62,11 +64,33 @@ pub(super) async fn create(
         .transpose()
         .map_err(|error| ApiError::field("name", error))?;
     let overwrite = query.overwrite.unwrap_or(false);
-    let made = app.lifecycle.snapshot(&id, name, overwrite).await;
-    app.host.changed().await;
-    let made = host::template(made?);
+    let made = make(&app, id, name, overwrite).await?;
     let place = format!("/v1/snapshots/{}", made.name);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)], Json(made)))
+}
+
+/// Makes a snapshot, and notes of which sandbox. Goes on if the client goes away.
+pub(crate) async fn make(
+    app: &AppState,
+    id: SandboxId,
+    name: Option<TemplateName>,
+    overwrite: bool,
+) -> Result<Template, LifecycleError> {
+    let app_of_task = Arc::clone(app);
+    let task = app.lifecycle.spawn(async move {
+        let app = app_of_task;
+        let made = app.lifecycle.snapshot(&id, name, overwrite).await;
+        // What is asked of the host from here on knows of it.
+        app.host.changed().await;
+        let made = host::template(made?);
+        if let Err(error) = app.db.record_snapshot(&made, id.as_str()).await {
+            // It is then a snapshot like any other, of an unknown sandbox.
+            tracing::warn!(sandbox_id = %id, template = %made.name, %error, "cannot note whose snapshot it is");
+        }
+        Ok(made)
+    });
+    task.await
+        .unwrap_or_else(|_| Err(AgentError::task_ended("snapshot").into()))
 }
 
 /// Which templates to list.
@@ -128,7 +152,7 @@ pub(super) async fn delete(
             format!("template `{name}` is an image, not a snapshot: it is removed on its host");
         return Err(ApiError::new(Code::Conflict, message));
     }
-    let done = app.agent.delete_snapshot(name.as_str()).await;
+    let done = app.agent.delete_snapshot(name.as_str(), false).await;
     app.host.changed().await;
     done.map_err(|error| {
         let mut error = ApiError::from(error);
@@ -147,7 +171,7 @@ async fn name(app: &AppState, request: Request) -> Result<TemplateName, ApiError
 }
 
 /// What the host has; or had, while it does not answer.
-pub(super) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
+pub(crate) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
     match app.host.facts().await {
         Ok(facts) => {
             let mut templates = facts.templates;

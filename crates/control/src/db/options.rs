@@ -1,5 +1,6 @@
 //! What is rarely asked for, in one column: JSON, to which fields may be added.
 
+use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
 /// Options of a sandbox that most do without.
@@ -18,10 +19,19 @@ pub(crate) struct Options {
     pub(crate) disk_only: bool,
     /// It is paused, and memory does not count: it boots when it is resumed.
     pub(crate) paused_disk_only: bool,
+    /// Whether it may reach the world, if its client said so; else `egress` was the service's choice.
+    pub(crate) internet: Option<bool>,
     /// Exceptions from `egress`.
     pub(crate) network: NetworkLists,
     /// SHA-256 of the request that made it, if that had an idempotency key; hexadecimal.
     pub(crate) request_hash: String,
+}
+
+impl Options {
+    /// A token of 160 random bits.
+    pub(crate) fn new_traffic_token() -> String {
+        hex::encode(rand::rng().random::<[u8; 20]>())
+    }
 }
 
 /// Addresses and blocks that may, or may not, be reached.

@@ -11,6 +11,7 @@ use wrenn_proto::{
 use super::{Db, DbError, narrow, options::Options, run};
 use crate::clock;
 
+/// All columns, in no order that matters.
 macro_rules! columns {
     () => {
         "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
@@ -18,6 +19,8 @@ macro_rules! columns {
          expires_at, envd_token, options, idempotency_key"
     };
 }
+
+pub(super) use columns;
 
 /// The most rows that one list returns.
 pub(crate) const MAX_LIST: u32 = 1000;
@@ -78,11 +81,12 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Begins its lifetime anew, if it has one that ends.
+    /// Begins its lifetime anew. One without a lifetime has no deadline then.
     pub(crate) fn renew_lifetime(&mut self, now_ms: i64) {
-        if self.options.lifetime_sec > 0 {
-            self.expires_at = now_ms + i64::from(self.options.lifetime_sec) * 1000;
-        }
+        self.expires_at = match self.options.lifetime_sec {
+            0 => 0,
+            sec => now_ms + i64::from(sec) * 1000,
+        };
     }
 
     /// As the API shows it.
@@ -116,7 +120,7 @@ impl Sandbox {
 
 /// The row in the database's own types.
 #[derive(FromRow)]
-struct Stored {
+pub(super) struct Stored {
     id: String,
     template: String,
     status: String,
@@ -277,6 +281,14 @@ impl Db {
         .bind(key.to_owned());
         let row = run("find the request", query.fetch_optional(&self.pool)).await?;
         row.map(Sandbox::try_from).transpose()
+    }
+
+    /// Lets another request use the idempotency key of a sandbox that never was its client's.
+    pub(crate) async fn release_idempotency_key(&self, id: &SandboxId) -> Result<(), DbError> {
+        let query = sqlx::query("UPDATE sandboxes SET idempotency_key = '' WHERE id = $1")
+            .bind(id.to_string());
+        run("forget the request", query.execute(&self.pool)).await?;
+        Ok(())
     }
 
     /// Running sandboxes with a deadline, the next first.

@@ -80,15 +80,16 @@ impl Db {
         Ok(())
     }
 
-    /// Notes of which sandbox a snapshot was made.
-    pub(crate) async fn note_template_source(
+    /// Writes a snapshot that was just made, and of which sandbox.
+    pub(crate) async fn record_snapshot(
         &self,
-        name: &str,
+        snapshot: &Template,
         sandbox: &str,
     ) -> Result<(), DbError> {
+        self.store_template(snapshot).await?;
         let query = sqlx::query("UPDATE templates SET source = $1 WHERE name = $2")
             .bind(sandbox.to_owned())
-            .bind(name.to_owned());
+            .bind(snapshot.name.clone());
         run("note a template's source", query.execute(&self.pool)).await?;
         Ok(())
     }

@@ -18,13 +18,29 @@ use wrenn_proto::{
 };
 
 use super::{Lifecycle, LifecycleError, UseGuard, creating::CreateEntry, told};
-use crate::{agent_client::AgentError, clock, db::sandboxes::Sandbox};
+use crate::{
+    agent_client::AgentError,
+    clock,
+    db::{options::Options, sandboxes::Sandbox},
+};
 
 /// How often another name is tried when the host has one of ours: names have 32 random bits.
 const MAX_NAMES: usize = 8;
 
+/// What copies are, beside being copies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum CopyAs {
+    /// Like their source.
+    Source,
+    /// A sandbox of the E2B API: it has a deadline, and is not ended for being idle.
+    Lifetime {
+        /// Seconds to the deadline.
+        lifetime_sec: u32,
+    },
+}
+
 /// A row and the mark of its create.
-type Copy = (SandboxId, CreateEntry);
+type NewCopy = (SandboxId, CreateEntry);
 
 impl Lifecycle {
     /// Makes a template of a sandbox that runs or is paused; without a name it gets one. Goes on if the caller goes away.
@@ -95,11 +111,12 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: &SandboxId,
         count: u32,
+        copy_as: CopyAs,
     ) -> Result<Vec<Sandbox>, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
             let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.fork_locked(&id, count).await
+            lifecycle.fork_locked(&id, count, copy_as).await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("fork").into()))
@@ -109,16 +126,18 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: &SandboxId,
         count: u32,
+        copy_as: CopyAs,
     ) -> Result<Vec<Sandbox>, LifecycleError> {
         let source = self.get(id).await?;
         if source.status != SandboxStatus::Running {
             return Err(LifecycleError::wrong_status(&source, "running"));
         }
         let _used = UseGuard::new(Arc::clone(self), id.clone());
-        let mut copies: Vec<Copy> = Vec::new();
+        let e2b_id = source.id.is_e2b() || matches!(copy_as, CopyAs::Lifetime { .. });
+        let mut copies: Vec<NewCopy> = Vec::new();
         for _ in 0..count {
             match self
-                .insert(source.id.is_e2b(), |copy| copy_row(copy, &source))
+                .insert(e2b_id, |copy| copy_row(copy, &source, copy_as))
                 .await
             {
                 Ok(copy) => copies.push(copy),
@@ -158,7 +177,7 @@ impl Lifecycle {
     /// Writes that the copies run. One that was destroyed meanwhile is destroyed at the host.
     async fn settle_copies(
         &self,
-        copies: Vec<Copy>,
+        copies: Vec<NewCopy>,
         infos: &[SandboxInfo],
     ) -> Result<Vec<Sandbox>, LifecycleError> {
         let mut rows = Vec::new();
@@ -173,7 +192,7 @@ impl Lifecycle {
     }
 
     /// Removes the rows of copies that never were. A row that changed since, because its user destroyed it, stays.
-    async fn remove_copies(&self, copies: Vec<Copy>) {
+    async fn remove_copies(&self, copies: Vec<NewCopy>) {
         for (id, entry) in copies {
             entry.call_ended();
             if let Err(error) = self.db.remove_sandbox(&id, 0).await {
@@ -195,9 +214,24 @@ fn is_refusal(error: &AgentError) -> bool {
 }
 
 /// The row of a copy, before the host makes it.
-fn copy_row(id: SandboxId, source: &Sandbox) -> Sandbox {
+fn copy_row(id: SandboxId, source: &Sandbox, copy_as: CopyAs) -> Sandbox {
     let now = clock::now_ms();
+    let (timeout_sec, lifetime_sec) = match copy_as {
+        CopyAs::Source => (source.timeout_sec, source.options.lifetime_sec),
+        CopyAs::Lifetime { lifetime_sec } => (0, lifetime_sec),
+    };
+    let traffic_token = match source.options.traffic_token.is_empty() {
+        true => String::new(),
+        false => Options::new_traffic_token(),
+    };
     Sandbox {
+        timeout_sec,
+        options: Options {
+            lifetime_sec,
+            traffic_token,
+            request_hash: String::new(),
+            ..source.options.clone()
+        },
         id,
         status: SandboxStatus::Starting,
         version: 0,

@@ -11,6 +11,7 @@ use wrenn_proto::{
 
 use super::{
     Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, creating::CreateEntry, fill_from_host,
+    network::rpc_egress, requests::Ticket,
 };
 use crate::{
     agent_client::AgentError,
@@ -48,12 +49,14 @@ pub(crate) struct Creation {
     named: Option<oneshot::Receiver<Result<SandboxId, LifecycleError>>>,
     id: Option<SandboxId>,
     task: Option<JoinHandle<Result<(), AgentError>>>,
+    /// Its request's, if that has an idempotency key.
+    ticket: Option<Ticket>,
     kept: bool,
 }
 
 impl Lifecycle {
-    /// Begins to create.
-    pub(crate) fn create(self: &Arc<Self>, new: NewSandbox) -> Creation {
+    /// Begins to create. A request with an idempotency key brings the ticket that [`earlier`](Self::earlier) gave.
+    pub(crate) fn create(self: &Arc<Self>, new: NewSandbox, ticket: Option<Ticket>) -> Creation {
         let (tell, named) = oneshot::channel();
         let lifecycle = Arc::clone(self);
         let task = self.spawn(async move {
@@ -74,6 +77,7 @@ impl Lifecycle {
             named: Some(named),
             id: None,
             task: Some(task),
+            ticket,
             kept: false,
         }
     }
@@ -93,8 +97,12 @@ impl Lifecycle {
             let Some(entry) = self.creating.enter(&id) else {
                 continue;
             };
-            match self.db.insert_sandbox(&row(id.clone())).await {
+            let row = row(id.clone());
+            match self.db.insert_sandbox(&row).await {
                 Ok(()) => return Ok((id, entry)),
+                Err(DbError::Exists) if self.has_request(&row.idempotency_key).await? => {
+                    return Err(LifecycleError::Busy(id));
+                }
                 Err(DbError::Exists) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -202,12 +210,25 @@ impl Creation {
     pub(crate) fn keep(mut self) {
         self.kept = true;
     }
+
+    /// The client was told that there will be no sandbox; its record stays. The same request may be made again.
+    pub(crate) async fn failed(self) {
+        if let (Some(id), Some(_)) = (&self.id, &self.ticket) {
+            self.lifecycle.release_request(id).await;
+        }
+        self.keep();
+    }
 }
 
 impl Drop for Creation {
     fn drop(&mut self) {
         // Without a runtime this process is at its end; the next one's reconciler settles the row.
         if self.kept || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        // Another handler may have told the client of it.
+        let ticket = self.ticket.take();
+        if ticket.as_ref().is_some_and(|ticket| !ticket.give_up()) {
             return;
         }
         let (named, id) = (self.named.take(), self.id.take());
@@ -225,6 +246,11 @@ impl Drop for Creation {
                 tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "cannot destroy an abandoned sandbox now");
                 lifecycle.destroy_at_host(&id).await;
             }
+            if ticket.is_some() {
+                lifecycle.release_request(&id).await;
+            }
+            // Only now may the same request begin anew.
+            drop(ticket);
         });
     }
 }
@@ -290,17 +316,13 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
 }
 
 fn request(id: &SandboxId, new: NewSandbox) -> rpc::CreateSandboxRequest {
-    let egress = match new.egress {
-        Egress::Allow => rpc::Egress::EGRESS_ALLOW,
-        Egress::Deny => rpc::Egress::EGRESS_DENY,
-    };
     rpc::CreateSandboxRequest {
         id: id.to_string(),
         template: new.template.into(),
         vcpus: new.vcpus,
         memory_mb: new.memory_mb,
         timeout_sec: new.timeout_sec,
-        egress: egress.into(),
+        egress: rpc_egress(new.egress).into(),
         envs: new.envs.into_iter().collect(),
         disk_size_mb: new.disk_size_mb,
         network: rpc::NetworkPolicy::from(&new.options.network).into(),

@@ -25,6 +25,15 @@ use crate::{
 pub(super) type SharedResume =
     Shared<futures::future::BoxFuture<'static, Result<(), Arc<LifecycleError>>>>;
 
+/// How to resume.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Resume {
+    /// Boot from the disk, whatever memory was saved.
+    pub(super) disk_only: bool,
+    /// Seconds from then to its deadline, if not those that it was created with.
+    pub(super) lifetime_sec: Option<u32>,
+}
+
 /// What was asked of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -33,26 +42,36 @@ enum Step {
 }
 
 impl Lifecycle {
-    /// Pauses a sandbox that runs. Goes on if the caller goes away.
-    pub(crate) async fn pause(self: &Arc<Self>, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    /// Pauses a sandbox that runs; with `disk_only` its memory does not count when it is resumed. Goes on if the caller
+    /// goes away.
+    pub(crate) async fn pause(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        disk_only: bool,
+    ) -> Result<Sandbox, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
             let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.pause_locked(&id).await
+            lifecycle.pause_locked(&id, disk_only).await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("pause").into()))
     }
 
     /// Pauses, for one who holds the lock.
-    async fn pause_locked(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
-        self.begin(id, Event::PauseBegun, "running").await?;
+    pub(super) async fn pause_locked(
+        &self,
+        id: &SandboxId,
+        disk_only: bool,
+    ) -> Result<Sandbox, LifecycleError> {
+        self.begin(id, Event::PauseBegun, "running", disk_only)
+            .await?;
         self.pause_begun(id).await
     }
 
     /// Pauses what nobody uses, for one who holds the lock. False if somebody came: it runs on.
     pub(super) async fn pause_unused_locked(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
-        self.begin(id, Event::PauseBegun, "running").await?;
+        self.begin(id, Event::PauseBegun, "running", false).await?;
         // A user marks the use, then reads the row; here the row is written, then uses are read. One sees the other.
         if self.uses.of(id).0 {
             self.write(id, Event::PauseFailed, |_| ()).await?;
@@ -79,18 +98,30 @@ impl Lifecycle {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
             let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.resume_locked(&id).await
+            lifecycle.resume_locked(&id, Resume::default()).await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))
     }
 
-    async fn resume_locked(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
-        self.begin(id, Event::ResumeBegun, "paused").await?;
-        match self.agent.resume(id.as_str()).await {
+    /// Resumes, for one who holds the lock.
+    pub(super) async fn resume_locked(
+        &self,
+        id: &SandboxId,
+        how: Resume,
+    ) -> Result<Sandbox, LifecycleError> {
+        let disk_only = self.get(id).await?.options.paused_disk_only || how.disk_only;
+        self.begin(id, Event::ResumeBegun, "paused", disk_only)
+            .await?;
+        match self.agent.resume(id.as_str(), disk_only).await {
             Ok(info) => {
-                self.write(id, Event::ResumeDone, |row| resumed_from_host(row, &info))
-                    .await
+                self.write(id, Event::ResumeDone, |row| {
+                    resumed_from_host(row, &info);
+                    if let Some(lifetime_sec) = how.lifetime_sec {
+                        row.expires_at = clock::now_ms() + i64::from(lifetime_sec) * 1000;
+                    }
+                })
+                .await
             }
             Err(error) => self.after_failure(id, Step::Resume, error).await,
         }
@@ -125,19 +156,21 @@ impl Lifecycle {
         let _lock = self.locks.lock(id).await;
         if self.get(id).await?.status == SandboxStatus::Paused {
             tracing::info!(sandbox_id = %id, "resuming for a call");
-            self.resume_locked(id).await?;
+            self.resume_locked(id, Resume::default()).await?;
         }
         Ok(())
     }
 
-    /// Marks the row before the host is asked.
+    /// Marks the row before the host is asked. `disk_only` is written with it, so that whoever settles the row knows it too.
     async fn begin(
         &self,
         id: &SandboxId,
         event: Event,
         wanted: &'static str,
+        disk_only: bool,
     ) -> Result<(), LifecycleError> {
-        match self.apply(id, event, |_| ()).await {
+        let begun = self.apply(id, event, |row| row.options.paused_disk_only = disk_only);
+        match begun.await {
             Ok(_) => Ok(()),
             Err(LifecycleError::Refused(_)) => {
                 Err(LifecycleError::wrong_status(&self.get(id).await?, wanted))

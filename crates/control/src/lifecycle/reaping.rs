@@ -46,7 +46,7 @@ impl Reaping {
     }
 
     /// Notes a failure; seconds until the next attempt.
-    fn failed(&self, id: &SandboxId, now_ms: i64) -> u32 {
+    pub(super) fn failed(&self, id: &SandboxId, now_ms: i64) -> u32 {
         let mut table = self.table();
         let wait_sec = table.get(id).map_or(FIRST_WAIT_SEC, |failed| {
             failed.wait_sec.saturating_mul(2).min(MAX_WAIT_SEC)

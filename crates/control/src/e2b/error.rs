@@ -1,0 +1,246 @@
+//! Failures in the E2B API's form: `{"code": 404, "message": "..."}`, where `code` repeats the status.
+//!
+//! | what | status |
+//! |---|---|
+//! | a field, path, header or query is wrong | 400 |
+//! | no key, or a wrong one | 401 |
+//! | no such sandbox, template or route; a sandbox that has ended | 404 |
+//! | the sandbox's status does not allow it, or others are changing it | 409 |
+//! | an idempotency key of another request | 422 |
+//! | a bug, the database, or the host failed | 500 |
+//! | part of the contract, but not built | 501 |
+//! | the host or the guest does not answer, or has no room | 503 |
+//! | it took too long | 504 |
+//!
+//! Clients repeat calls that failed with 429, 502, 503 or 504, unless `Should-Retry` is `false`. It is that wherever doing it
+//! twice would make two of something (`e2b::mark_retries`).
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
+use wrenn_proto::rest::SandboxStatus;
+
+use crate::{
+    agent_client::AgentError,
+    api::error::{ApiError, Code},
+    db::DbError,
+    lifecycle::{LifecycleError, RequestError},
+};
+
+/// What clients are told of a guest agent that does not answer.
+const GUEST_UNRESPONSIVE: &str = "sandbox_snapshot_guest_agent_unresponsive";
+
+/// A failure, as the E2B API tells it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct E2bErrorBody {
+    /// The status.
+    code: u16,
+    /// What is wrong.
+    message: String,
+    /// A word for programs, where one is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'static str>,
+}
+
+/// Failures that every call can have.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) enum E2bErrors {
+    /// A field, path, header or query is wrong.
+    #[response(status = 400)]
+    InvalidRequest(#[to_schema] E2bErrorBody),
+    /// No key, or a wrong one.
+    #[response(status = 401)]
+    Unauthorized(#[to_schema] E2bErrorBody),
+    /// The database or the host failed, or there is a bug.
+    #[response(status = 500)]
+    Server(#[to_schema] E2bErrorBody),
+    /// The host or the guest does not answer, or has no room.
+    #[response(status = 503)]
+    Unavailable(#[to_schema] E2bErrorBody),
+}
+
+/// Failures of a call that names a sandbox or a template.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) enum E2bNotFound {
+    /// There is none of that name.
+    #[response(status = 404)]
+    NotFound(#[to_schema] E2bErrorBody),
+}
+
+/// Failures of a call that changes what may not be in a state for it.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) enum E2bConflict {
+    /// Its state does not allow it.
+    #[response(status = 409)]
+    Conflict(#[to_schema] E2bErrorBody),
+}
+
+/// A failure as a client of the E2B API sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct E2bError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    error_code: Option<&'static str>,
+}
+
+impl E2bError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            error_code: None,
+        }
+    }
+
+    /// A field is wrong.
+    pub(super) fn field(name: &str, why: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("`{name}`: {why}"))
+    }
+
+    /// What the contract has and this server has not.
+    pub(super) fn not_built(what: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{what}: this server does not have this yet"),
+        )
+    }
+
+    /// There is no such sandbox, or no more.
+    pub(super) fn no_sandbox(id: impl std::fmt::Display) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("the sandbox `{id}` was not found"),
+        )
+    }
+
+    /// There is no such template or snapshot.
+    pub(super) fn no_template(name: &str) -> Self {
+        let shown: String = name.chars().take(80).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("the template `{shown}` was not found"),
+        )
+    }
+
+    /// The guest agent did not answer when its client asked for a healthy guest.
+    pub(super) fn guest_unresponsive(id: impl std::fmt::Display) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            message: format!("the guest agent of sandbox `{id}` does not answer"),
+            error_code: Some(GUEST_UNRESPONSIVE),
+        }
+    }
+}
+
+impl IntoResponse for E2bError {
+    fn into_response(self) -> Response {
+        (self.status, Json(E2bErrorBody::from(self))).into_response()
+    }
+}
+
+impl From<E2bError> for E2bErrorBody {
+    fn from(error: E2bError) -> Self {
+        Self {
+            code: error.status.as_u16(),
+            message: error.message,
+            error_code: error.error_code,
+        }
+    }
+}
+
+impl From<ApiError> for E2bError {
+    fn from(error: ApiError) -> Self {
+        let status = match error.code {
+            // 502 stands for a lost sandbox where these clients look for it.
+            Code::AgentError => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => error.status,
+        };
+        Self::new(status, error.message)
+    }
+}
+
+impl From<AgentError> for E2bError {
+    fn from(error: AgentError) -> Self {
+        ApiError::from(error).into()
+    }
+}
+
+impl From<DbError> for E2bError {
+    fn from(error: DbError) -> Self {
+        ApiError::from(error).into()
+    }
+}
+
+impl From<LifecycleError> for E2bError {
+    fn from(error: LifecycleError) -> Self {
+        match &error {
+            LifecycleError::NotFound(id) => Self::no_sandbox(id),
+            LifecycleError::WrongStatus { id, status, .. } if has_ended(*status) => {
+                Self::no_sandbox(id)
+            }
+            LifecycleError::WrongStatus { id, status, .. } => Self::new(
+                StatusCode::CONFLICT,
+                format!("the sandbox `{id}` is {status}, which does not allow this"),
+            ),
+            _ => ApiError::from(error).into(),
+        }
+    }
+}
+
+impl From<RequestError> for E2bError {
+    fn from(error: RequestError) -> Self {
+        let status = match error {
+            RequestError::Db(error) => return error.into(),
+            RequestError::Other => StatusCode::UNPROCESSABLE_ENTITY,
+            RequestError::Ended(_) | RequestError::UnderWay => StatusCode::CONFLICT,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// Whether clients of the E2B API see nothing of it any more.
+pub(super) const fn has_ended(status: SandboxStatus) -> bool {
+    matches!(
+        status,
+        SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn an_ended_sandbox_is_not_found_and_another_wrong_status_is_a_conflict() {
+        for status in SandboxStatus::ALL {
+            let error = E2bError::from(LifecycleError::WrongStatus {
+                id: "sb-1".parse().unwrap(),
+                status,
+                reason: String::new(),
+                wanted: "running",
+            });
+            let wanted = if has_ended(status) { 404 } else { 409 };
+            assert_eq!(error.status.as_u16(), wanted, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_failure_of_the_host_is_not_taken_for_a_lost_sandbox() {
+        let error = E2bError::from(AgentError {
+            code: connectrpc::ErrorCode::Internal,
+            message: "the header is damaged".to_owned(),
+            connection_lost: false,
+        });
+        assert_eq!(error.status.as_u16(), 500);
+        assert_eq!(error.message, "the header is damaged");
+    }
+}

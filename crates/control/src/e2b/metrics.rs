@@ -1,0 +1,112 @@
+//! What sandboxes used, from the samples in memory, and one of now.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use wrenn_proto::SandboxId;
+
+use super::{
+    error::{E2bError, E2bErrors, E2bNotFound},
+    extract::{E2bQuery, E2bSandboxPath},
+    models::{E2bMetric, E2bState},
+    sandboxes::visible,
+};
+use crate::{api::AppState, clock, samples::Sample};
+
+/// Sandboxes of one call.
+const MAX_IDS: usize = 100;
+
+/// Which samples.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct MetricsQuery {
+    /// Seconds since 1970, included.
+    start: Option<i64>,
+    /// Seconds since 1970, included.
+    end: Option<i64>,
+}
+
+impl From<Sample> for E2bMetric {
+    fn from(sample: Sample) -> Self {
+        let used = sample.used;
+        Self {
+            timestamp: clock::timestamp(sample.at_ms),
+            timestamp_unix: sample.at_ms.div_euclid(1000),
+            cpu_count: used.cpu_count,
+            cpu_used_pct: used.cpu_used_pct,
+            mem_used: used.mem_used_bytes,
+            mem_total: used.mem_total_bytes,
+            mem_cache: used.mem_cache_bytes,
+            disk_used: used.disk_used_bytes,
+            disk_total: used.disk_total_bytes,
+        }
+    }
+}
+
+/// What a sandbox used in the last hour, oldest first: a sample every 15 s, and of a running one this moment's. Of a paused one
+/// what it used before.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/metrics", tag = "e2b", operation_id = "e2b_get_metrics",
+    params(("id" = String, Path, description = "The sandbox."), MetricsQuery),
+    responses((status = 200, description = "The samples.", body = [E2bMetric]), E2bErrors, E2bNotFound)
+)]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bQuery(query): E2bQuery<MetricsQuery>,
+) -> Result<Json<Vec<E2bMetric>>, E2bError> {
+    let (start, end) = (
+        query.start.unwrap_or(i64::MIN),
+        query.end.unwrap_or(i64::MAX),
+    );
+    if start > end {
+        return Err(E2bError::field("start", "is after `end`"));
+    }
+    let (_, state) = visible(&app, &id).await?;
+    let now_sec = clock::now_ms().div_euclid(1000);
+    if state == E2bState::Running && (start..=end).contains(&now_sec) {
+        app.samples.take_now(&id).await;
+    }
+    let samples = app.samples.between(&id, start, end);
+    Ok(Json(samples.into_iter().map(E2bMetric::from).collect()))
+}
+
+/// Which sandboxes.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ManyQuery {
+    /// Their ids, with commas between them; 100 at most.
+    sandbox_ids: String,
+}
+
+/// The newest sample of each sandbox.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct E2bManyMetrics {
+    sandboxes: BTreeMap<String, E2bMetric>,
+}
+
+/// The newest samples of many sandboxes. One that is not known, or of which there is none yet, is left out.
+#[utoipa::path(
+    get, path = "/sandboxes/metrics", tag = "e2b", operation_id = "e2b_get_many_metrics", params(ManyQuery),
+    responses((status = 200, description = "The samples.", body = E2bManyMetrics), E2bErrors)
+)]
+pub(super) async fn get_many(
+    State(app): State<AppState>,
+    E2bQuery(query): E2bQuery<ManyQuery>,
+) -> Result<Json<E2bManyMetrics>, E2bError> {
+    let ids: Vec<&str> = query.sandbox_ids.split(',').collect();
+    if ids.len() > MAX_IDS {
+        return Err(E2bError::field("sandbox_ids", "holds more than 100 ids"));
+    }
+    let mut sandboxes = BTreeMap::new();
+    for id in ids.iter().filter_map(|id| id.parse::<SandboxId>().ok()) {
+        if let Some(sample) = app.samples.last(&id)
+            && visible(&app, &id).await.is_ok()
+        {
+            sandboxes.insert(id.into(), sample.into());
+        }
+    }
+    Ok(Json(E2bManyMetrics { sandboxes }))
+}

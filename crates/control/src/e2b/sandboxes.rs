@@ -1,0 +1,316 @@
+//! One sandbox: what it is, its deadline, its pause, its end, and coming back to it.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use wrenn_proto::{
+    SandboxId, limits,
+    rest::{OnTimeout, SandboxStatus},
+};
+
+use super::{
+    create::lifetime,
+    error::{E2bConflict, E2bError, E2bErrors, E2bNotFound, has_ended},
+    extract::{E2bJson, E2bSandboxPath},
+    models::{E2bSandbox, E2bSandboxDetail, E2bState},
+};
+use crate::{
+    api::AppState,
+    db::sandboxes::Sandbox as Row,
+    lifecycle::{Connected, Connection, LifecycleError},
+};
+
+/// Lifetime of a connect that does not say, seconds.
+const DEFAULT_CONNECT_SEC: u32 = 300;
+
+/// The same of the older resume.
+const DEFAULT_RESUME_SEC: u32 = 15;
+
+/// The most that a refresh adds, seconds.
+const MAX_REFRESH_SEC: i64 = 3600;
+
+/// Within which a healthy guest agent answers.
+const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
+
+/// The row of a sandbox that clients of this API can see.
+pub(super) async fn visible(app: &AppState, id: &SandboxId) -> Result<(Row, E2bState), E2bError> {
+    let row = app.lifecycle.get(id).await?;
+    let state = E2bState::of(row.status).ok_or_else(|| E2bError::no_sandbox(id))?;
+    Ok((row, state))
+}
+
+/// One sandbox. One that has ended is not found.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}", tag = "e2b", operation_id = "e2b_get_sandbox",
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 200, description = "The sandbox.", body = E2bSandboxDetail), E2bErrors, E2bNotFound)
+)]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+) -> Result<Json<E2bSandboxDetail>, E2bError> {
+    let (row, state) = visible(&app, &id).await?;
+    Ok(Json(E2bSandboxDetail::of(&row, state)))
+}
+
+/// Destroys a sandbox, whatever it is doing. One that has ended is not found.
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}", tag = "e2b", operation_id = "e2b_kill_sandbox",
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 204, description = "It is gone."), E2bErrors, E2bNotFound)
+)]
+pub(super) async fn kill(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+) -> Result<StatusCode, E2bError> {
+    let row = app.lifecycle.get(&id).await?;
+    if matches!(row.status, SandboxStatus::Stopped | SandboxStatus::Error) {
+        return Err(E2bError::no_sandbox(&id));
+    }
+    app.lifecycle.destroy(&id, "").await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// When it shall end.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct E2bTimeout {
+    /// Seconds from now; 0 ends it at once.
+    timeout: Option<i64>,
+}
+
+/// Sets the deadline of a running sandbox, nearer or farther.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/timeout", tag = "e2b", operation_id = "e2b_set_timeout", request_body = E2bTimeout,
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 204, description = "It is set."), E2bErrors, E2bNotFound)
+)]
+pub(super) async fn set_timeout(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bTimeout>,
+) -> Result<StatusCode, E2bError> {
+    let seconds = match request.timeout {
+        None => return Err(E2bError::field("timeout", "is missing")),
+        Some(0) => 0,
+        asked => lifetime("timeout", asked, 0)?,
+    };
+    app.lifecycle
+        .set_lifetime(&id, seconds)
+        .await
+        .map_err(not_running)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// How much longer it shall live.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct E2bRefresh {
+    /// Seconds from now, 0 to 3600.
+    duration: Option<i64>,
+}
+
+/// Moves the deadline of a running sandbox farther, never nearer.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/refreshes", tag = "e2b", operation_id = "e2b_refresh", request_body = E2bRefresh,
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 204, description = "It is set."), E2bErrors, E2bNotFound)
+)]
+pub(super) async fn refresh(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bRefresh>,
+) -> Result<StatusCode, E2bError> {
+    let seconds = request.duration.unwrap_or(i64::from(DEFAULT_RESUME_SEC));
+    if !(0..=MAX_REFRESH_SEC).contains(&seconds) {
+        let why = format!("expected 0 to {MAX_REFRESH_SEC} seconds");
+        return Err(E2bError::field("duration", why));
+    }
+    let seconds = u32::try_from(seconds).unwrap_or(limits::MAX_TIMEOUT_SEC);
+    app.lifecycle
+        .extend(&id, seconds)
+        .await
+        .map_err(not_running)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Deadlines are known of running sandboxes only: a paused one is not found.
+fn not_running(error: LifecycleError) -> E2bError {
+    let mut told = E2bError::from(error);
+    if told.status == StatusCode::CONFLICT {
+        told.status = StatusCode::NOT_FOUND;
+    }
+    told
+}
+
+/// How to pause.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct E2bPause {
+    /// `false`: keep the disk only; it boots when it is resumed. Default: true.
+    memory: Option<bool>,
+    /// Refuse if the guest agent does not answer. Default: false.
+    require_healthy_guest: Option<bool>,
+}
+
+/// Pauses a running sandbox. One that is paused is a conflict.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/pause", tag = "e2b", operation_id = "e2b_pause_sandbox", request_body = Option<E2bPause>,
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 204, description = "It is paused."), E2bErrors, E2bNotFound, E2bConflict)
+)]
+pub(super) async fn pause(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bPause>,
+) -> Result<StatusCode, E2bError> {
+    if request.require_healthy_guest == Some(true) {
+        require_healthy(&app, &id).await?;
+    }
+    let disk_only = request.memory == Some(false);
+    app.lifecycle.pause(&id, disk_only).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Asks something that only the guest agent knows.
+async fn require_healthy(app: &AppState, id: &SandboxId) -> Result<(), E2bError> {
+    let row = app.lifecycle.get(id).await?;
+    if row.status != SandboxStatus::Running {
+        // The pause says what is wrong with it.
+        return Ok(());
+    }
+    match tokio::time::timeout(HEALTHY_WITHIN, app.agent.metrics(id.as_str())).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::info!(sandbox_id = %id, %error, "a guest is not healthy");
+            Err(E2bError::guest_unresponsive(id))
+        }
+        Err(_) => Err(E2bError::guest_unresponsive(id)),
+    }
+}
+
+/// How to come back.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct E2bConnect {
+    /// Seconds from now that it lives at least; 300 if omitted.
+    timeout: Option<i64>,
+    /// `false`: a paused one boots from its disk. Default: true.
+    memory: Option<bool>,
+}
+
+impl E2bConnect {
+    fn checked(&self, default: u32) -> Result<Connection, E2bError> {
+        Ok(Connection {
+            lifetime_sec: match self.timeout {
+                Some(0) => 0,
+                asked => lifetime("timeout", asked, default)?,
+            },
+            disk_only: self.memory == Some(false),
+        })
+    }
+}
+
+/// Comes back to a sandbox: one that runs lives for the given time at least (200), a paused one is resumed (201).
+#[utoipa::path(
+    post, path = "/v2/sandboxes/{id}/connect", tag = "e2b", operation_id = "e2b_connect_sandbox",
+    request_body = Option<E2bConnect>, params(("id" = String, Path, description = "The sandbox.")),
+    responses(
+        (status = 200, description = "It ran.", body = E2bSandbox),
+        (status = 201, description = "It was paused, and runs again.", body = E2bSandbox),
+        E2bErrors, E2bNotFound, E2bConflict
+    )
+)]
+pub(super) async fn connect(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bConnect>,
+) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
+    connect_as(&app, &id, request.checked(DEFAULT_CONNECT_SEC)?).await
+}
+
+/// Comes back to a sandbox, as the call of the second version.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/connect", tag = "e2b", operation_id = "e2b_connect_sandbox_v1",
+    request_body = E2bConnect, params(("id" = String, Path, description = "The sandbox.")),
+    responses(
+        (status = 200, description = "It ran.", body = E2bSandbox),
+        (status = 201, description = "It was paused, and runs again.", body = E2bSandbox),
+        E2bErrors, E2bNotFound, E2bConflict
+    )
+)]
+pub(super) async fn connect_v1(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bConnect>,
+) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
+    connect_as(&app, &id, request.checked(DEFAULT_CONNECT_SEC)?).await
+}
+
+async fn connect_as(
+    app: &AppState,
+    id: &SandboxId,
+    wanted: Connection,
+) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
+    match app.lifecycle.connect(id, wanted).await {
+        Ok(Connected::Found(row)) => Ok((StatusCode::OK, Json(E2bSandbox::of(&row)))),
+        Ok(Connected::Resumed(row)) => Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row)))),
+        Err(LifecycleError::WrongStatus {
+            status: SandboxStatus::Stopping,
+            ..
+        }) => {
+            let message = format!("the sandbox `{id}` is being killed");
+            Err(E2bError::new(StatusCode::CONFLICT, message))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How to resume.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct E2bResume {
+    #[serde(flatten)]
+    connect: E2bConnect,
+    /// From then on: whether it is paused at its deadline, not destroyed.
+    auto_pause: Option<bool>,
+}
+
+/// Resumes a paused sandbox. One that runs is a conflict. The older form of a connect.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/resume", tag = "e2b", operation_id = "e2b_resume_sandbox", request_body = Option<E2bResume>,
+    params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 201, description = "It runs again.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
+)]
+pub(super) async fn resume(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bResume>,
+) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
+    let wanted = request.connect.checked(DEFAULT_RESUME_SEC)?;
+    let running = || {
+        let message = format!("the sandbox `{id}` is running already");
+        E2bError::new(StatusCode::CONFLICT, message)
+    };
+    let row = app.lifecycle.get(&id).await?;
+    if has_ended(row.status) {
+        return Err(E2bError::no_sandbox(&id));
+    }
+    if row.status == SandboxStatus::Running {
+        return Err(running());
+    }
+    let Connected::Resumed(mut row) = app.lifecycle.connect(&id, wanted).await? else {
+        return Err(running());
+    };
+    if let Some(auto_pause) = request.auto_pause {
+        let on_timeout = if auto_pause {
+            OnTimeout::Pause
+        } else {
+            OnTimeout::Kill
+        };
+        let change = app.lifecycle.change(&id, |row| row.on_timeout = on_timeout);
+        row = change.await?;
+    }
+    Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row))))
+}

@@ -1,0 +1,315 @@
+//! Templates and snapshots: what sandboxes are made from.
+//!
+//! A template's `templateID` is what it is called here; `names` says how that is shown. Images are removed on their host,
+//! snapshots here.
+
+use std::cmp::Reverse;
+
+use axum::{Json, extract::State};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use utoipa::{IntoParams, ToSchema};
+use wrenn_proto::{TemplateName, limits, rest::Template};
+
+use super::{
+    error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
+    extract::{E2bJson, E2bNamePath, E2bQuery, E2bSandboxPath},
+    models::E2bSnapshot,
+    names::{self, NameError, Shown},
+    paging::{self, NEXT_TOKEN},
+};
+use crate::{
+    api::{AppState, snapshots},
+    host,
+};
+
+/// A template in a list.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct E2bTemplate {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    /// Made of its name and time, so that it changes when the template does.
+    #[serde(rename = "buildID")]
+    build_id: String,
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u32,
+    /// Always false: there is one owner.
+    public: bool,
+    aliases: Vec<String>,
+    names: Vec<String>,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+    /// Not known.
+    created_by: Option<String>,
+    /// Not known.
+    last_spawned_at: Option<String>,
+    /// Not counted: always 0.
+    spawn_count: u32,
+    build_count: u32,
+    build_status: &'static str,
+    envd_version: &'static str,
+}
+
+impl E2bTemplate {
+    fn of(template: &Template) -> Self {
+        let shown = Shown::of(&template.name);
+        let aliases = shown.named.then(|| shown.name.clone());
+        Self {
+            template_id: template.name.clone(),
+            build_id: build_id(template),
+            cpu_count: template.vcpus.unwrap_or(1),
+            memory_mb: template.memory_mb.unwrap_or(0),
+            disk_size_mb: template.disk_size_mb.unwrap_or(limits::DEFAULT_DISK_MIB),
+            public: false,
+            aliases: aliases.into_iter().collect(),
+            names: shown.names(),
+            created_at: template.created_at,
+            updated_at: template.created_at,
+            created_by: None,
+            last_spawned_at: None,
+            spawn_count: 0,
+            build_count: 1,
+            build_status: "ready",
+            envd_version: limits::ENVD_CONTRACT_VERSION,
+        }
+    }
+}
+
+fn build_id(template: &Template) -> String {
+    let name = format!("{} {}", template.name, template.created_at);
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().zip(Sha256::digest(name)) {
+        *to = from;
+    }
+    uuid::Builder::from_random_bytes(bytes)
+        .into_uuid()
+        .to_string()
+}
+
+/// All templates, snapshots too.
+#[utoipa::path(
+    get, path = "/templates", tag = "e2b", operation_id = "e2b_list_templates",
+    responses((status = 200, description = "The templates.", body = [E2bTemplate]), E2bErrors)
+)]
+pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<E2bTemplate>>, E2bError> {
+    let templates = snapshots::known(&app).await?;
+    Ok(Json(templates.iter().map(E2bTemplate::of).collect()))
+}
+
+/// All templates, snapshots too. The second version of the call.
+#[utoipa::path(
+    get, path = "/v2/templates", tag = "e2b", operation_id = "e2b_list_templates_v2",
+    responses((status = 200, description = "The templates.", body = [E2bTemplate]), E2bErrors)
+)]
+pub(super) async fn list_v2(
+    State(app): State<AppState>,
+) -> Result<Json<Vec<E2bTemplate>>, E2bError> {
+    let templates = snapshots::known(&app).await?;
+    Ok(Json(templates.iter().map(E2bTemplate::of).collect()))
+}
+
+/// What a name stands for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct E2bAlias {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    public: bool,
+}
+
+/// Which template a name stands for.
+#[utoipa::path(
+    get, path = "/templates/aliases/{name}", tag = "e2b", operation_id = "e2b_get_alias",
+    params(("name" = String, Path, description = "`[wrenn/]name[:tag]`, escaped as one part of the path.")),
+    responses((status = 200, description = "The template.", body = E2bAlias), E2bErrors, E2bNotFound)
+)]
+pub(super) async fn alias(
+    State(app): State<AppState>,
+    E2bNamePath(text): E2bNamePath,
+) -> Result<Json<E2bAlias>, E2bError> {
+    let template = find(&app, &text).await?;
+    Ok(Json(E2bAlias {
+        template_id: template.name,
+        public: false,
+    }))
+}
+
+/// Deletes a snapshot. Sandboxes that were made from it keep what they stand on. An image is a conflict.
+#[utoipa::path(
+    delete, path = "/templates/{name}", tag = "e2b", operation_id = "e2b_delete_template",
+    params(("name" = String, Path, description = "`[wrenn/]name[:tag]`, escaped as one part of the path.")),
+    responses((status = 204, description = "It is gone."), E2bErrors, E2bNotFound, E2bConflict)
+)]
+pub(super) async fn delete(
+    State(app): State<AppState>,
+    E2bNamePath(text): E2bNamePath,
+) -> Result<StatusCode, E2bError> {
+    if text == "tags" {
+        // Another call of that API, which has the same form.
+        return Err(E2bError::not_built("template tags"));
+    }
+    let template = find(&app, &text).await?;
+    if template.kind == host::BASE {
+        let message = "this template is an image, not a snapshot: it is removed on its host";
+        return Err(E2bError::new(StatusCode::CONFLICT, message));
+    }
+    let done = app.agent.delete_snapshot(&template.name, true).await;
+    app.host.changed().await;
+    match done {
+        Err(error) if error.is_not_found() => Err(E2bError::no_template(&text)),
+        done => {
+            done?;
+            Ok(StatusCode::NO_CONTENT)
+        }
+    }
+}
+
+/// The template of a name. What cannot be a name names none.
+async fn find(app: &AppState, text: &str) -> Result<Template, E2bError> {
+    let name = names::parse(text).map_err(|_| E2bError::no_template(text))?;
+    let known = snapshots::known(app).await?;
+    let found = known.into_iter().find(|t| t.name == name.as_str());
+    found.ok_or_else(|| E2bError::no_template(text))
+}
+
+/// How to make a snapshot.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct E2bNewSnapshot {
+    /// `[wrenn/]name[:tag]`; a snapshot of that name is replaced. Without one it gets an id only.
+    name: Option<String>,
+    /// `false` is not built.
+    memory: Option<bool>,
+}
+
+/// Makes a snapshot of a running or paused sandbox, which goes on as it was.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/snapshots", tag = "e2b", operation_id = "e2b_create_snapshot",
+    request_body = Option<E2bNewSnapshot>, params(("id" = String, Path, description = "The sandbox.")),
+    responses((status = 201, description = "The snapshot.", body = E2bSnapshot), E2bErrors, E2bNotFound, E2bConflict)
+)]
+pub(super) async fn create_snapshot(
+    State(app): State<AppState>,
+    E2bSandboxPath(id): E2bSandboxPath,
+    E2bJson(request): E2bJson<E2bNewSnapshot>,
+) -> Result<(StatusCode, Json<E2bSnapshot>), E2bError> {
+    if request.memory == Some(false) {
+        return Err(E2bError::not_built("`memory`: false"));
+    }
+    let name = match request.name.as_deref().filter(|name| !name.is_empty()) {
+        None => None,
+        Some(text) => Some(new_name(text)?),
+    };
+    let made = snapshots::make(&app, id, name, true).await?;
+    Ok((StatusCode::CREATED, Json(E2bSnapshot::of(&made.name))))
+}
+
+fn new_name(text: &str) -> Result<TemplateName, E2bError> {
+    let bad = |error: NameError| E2bError::field("name", error);
+    let name = names::parse(text).map_err(bad)?;
+    // It is to be shown as it was given.
+    let (plain, tag) = names::split(text).map_err(bad)?;
+    let shown = Shown::of(name.as_str());
+    if shown.name != plain || tag.is_some_and(|tag| tag != shown.tag) {
+        return Err(bad(NameError::Name));
+    }
+    Ok(name)
+}
+
+/// Which snapshots to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SnapshotQuery {
+    /// Made of this sandbox.
+    #[serde(rename = "sandboxID")]
+    sandbox_id: Option<String>,
+    /// `[wrenn/]name[:tag]`; without a tag, all tags.
+    name: Option<String>,
+    /// How many at most. Default and most: 100.
+    limit: Option<i64>,
+    /// Where the last page ended.
+    next_token: Option<String>,
+}
+
+/// Snapshots, newest first, in pages.
+#[utoipa::path(
+    get, path = "/snapshots", tag = "e2b", operation_id = "e2b_list_snapshots", params(SnapshotQuery),
+    responses(
+        (status = 200, description = "The snapshots.", body = [E2bSnapshot],
+         headers(("x-next-token" = String, description = "Where the next page begins; absent on the last."))),
+        E2bErrors
+    )
+)]
+pub(super) async fn list_snapshots(
+    State(app): State<AppState>,
+    E2bQuery(query): E2bQuery<SnapshotQuery>,
+) -> Result<(HeaderMap, Json<Vec<E2bSnapshot>>), E2bError> {
+    let limit = paging::limit(query.limit, paging::MAX_LIMIT)?;
+    let after = paging::place(query.next_token.as_deref())?;
+    let mut found = snapshots::known(&app).await?;
+    found.retain(|template| template.kind == host::SNAPSHOT);
+    if let Some(sandbox) = query.sandbox_id.as_deref().filter(|id| !id.is_empty()) {
+        let of_sandbox = app.db.templates_of(sandbox).await?;
+        found.retain(|template| of_sandbox.contains(&template.name));
+    }
+    if let Some(text) = query.name.as_deref().filter(|name| !name.is_empty()) {
+        found.retain(|template| has_name(template, text));
+    }
+    let order = |template: &Template| {
+        let time = template.created_at.as_millisecond();
+        (Reverse(time), template.name.clone())
+    };
+    found.sort_by_key(order);
+    if let Some((time, name)) = after {
+        found.retain(|template| order(template) > (Reverse(time), name.clone()));
+    }
+    let mut headers = HeaderMap::new();
+    if found.len() > limit {
+        found.truncate(limit);
+        if let Some(last) = found.last() {
+            let token = paging::token(last.created_at.as_millisecond(), &last.name);
+            // A token is plain ASCII.
+            if let Ok(token) = HeaderValue::from_str(&token) {
+                headers.insert(NEXT_TOKEN, token);
+            }
+        }
+    }
+    let page = found.iter().map(|template| E2bSnapshot::of(&template.name));
+    Ok((headers, Json(page.collect())))
+}
+
+fn has_name(template: &Template, text: &str) -> bool {
+    let Ok((name, tag)) = names::split(text) else {
+        return false;
+    };
+    let shown = Shown::of(&template.name);
+    template.name == text || (shown.name == name && tag.is_none_or(|tag| tag == shown.tag))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_new_name_is_one_that_is_shown_as_it_was_given() {
+        for (text, here) in [
+            ("mine", "mine"),
+            ("wrenn/mine:v1", "mine..v1"),
+            ("mine:default", "mine"),
+        ] {
+            assert_eq!(new_name(text).unwrap().as_str(), here);
+        }
+        for bad in ["", "other/mine", "a..b", "a b", "a/b/c", "a:"] {
+            assert!(new_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a sandbox may reach, changed while it lives: at its host first, then in its row.
+
+use std::sync::Arc;
+
+use wrenn_proto::{
+    SandboxId,
+    rest::{Egress, SandboxStatus},
+    rpc::hostagent::v1 as rpc,
+};
+
+use super::{Lifecycle, LifecycleError};
+use crate::{agent_client::AgentError, db::options::NetworkLists};
+
+impl Lifecycle {
+    /// Replaces what a running or paused sandbox may reach. `asked` is what its client said of `egress`. Goes on if the caller
+    /// goes away.
+    pub(crate) async fn set_network(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        egress: Egress,
+        asked: Option<bool>,
+        lists: NetworkLists,
+    ) -> Result<(), LifecycleError> {
+        let (lifecycle, id) = (Arc::clone(self), id.clone());
+        let task = self.spawn(async move {
+            let _lock = lifecycle.locks.lock(&id).await;
+            let row = lifecycle.get(&id).await?;
+            if !matches!(row.status, SandboxStatus::Running | SandboxStatus::Paused) {
+                return Err(LifecycleError::wrong_status(&row, "running` or `paused"));
+            }
+            let request = rpc::UpdateNetworkRequest {
+                id: id.to_string(),
+                egress: rpc_egress(egress).into(),
+                network: rpc::NetworkPolicy::from(&lists).into(),
+                ..Default::default()
+            };
+            lifecycle.agent.update_network(request).await?;
+            let written = lifecycle.change(&id, |row| {
+                row.egress = egress;
+                row.options.internet = asked;
+                row.options.network.clone_from(&lists);
+            });
+            written.await.map(drop)
+        });
+        task.await
+            .unwrap_or_else(|_| Err(AgentError::task_ended("change of the network").into()))
+    }
+}
+
+/// As the host agent says it.
+pub(super) const fn rpc_egress(egress: Egress) -> rpc::Egress {
+    match egress {
+        Egress::Allow => rpc::Egress::EGRESS_ALLOW,
+        Egress::Deny => rpc::Egress::EGRESS_DENY,
+    }
+}
