@@ -161,7 +161,9 @@ impl pb::HostAgentService for AgentService {
         request: Request<'_, pb::ResumeSandboxRequest>,
     ) -> ServiceResult<pb::ResumeSandboxResponse> {
         let sandbox = self.sandbox(request.id)?;
-        sandbox.resume().await?;
+        sandbox
+            .resume(lifecycle::resume_from(request.cold_boot))
+            .await?;
         Response::ok(pb::ResumeSandboxResponse {
             sandbox: lifecycle::info(&sandbox).into(),
             ..Default::default()
@@ -194,7 +196,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         request: Request<'_, pb::DeleteSnapshotRequest>,
     ) -> ServiceResult<pb::DeleteSnapshotResponse> {
-        snapshots::delete(&self.owners, request.name).await?;
+        snapshots::delete(&self.owners, request.name, request.force).await?;
         Response::ok(pb::DeleteSnapshotResponse::default())
     }
 

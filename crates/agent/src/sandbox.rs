@@ -202,6 +202,15 @@ pub(crate) struct Running {
     pub(crate) tunnels: Tunnels,
 }
 
+/// What of its last moment a sandbox is brought back from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResumeFrom {
+    /// All of it: it goes on where it stood.
+    Memory,
+    /// Its disk alone: it boots, as after a loss of power.
+    Disk,
+}
+
 /// What an owner can be asked, and where the answer goes.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -210,7 +219,7 @@ pub(crate) enum Ask {
     /// Save it and give back what it has on the host.
     Pause(Reply<(), FreezeError>),
     /// Bring it back.
-    Resume(Reply<(), FreezeError>),
+    Resume(ResumeFrom, Reply<(), FreezeError>),
     /// Freeze this moment; it goes on as it was.
     Freeze(Reply<PinnedBuild, FreezeError>),
     /// Change what it may reach.
@@ -350,8 +359,8 @@ impl Sandbox {
     }
 
     /// Brings it back.
-    pub(crate) async fn resume(&self) -> Result<(), FreezeError> {
-        self.ask(Ask::Resume)
+    pub(crate) async fn resume(&self, from: ResumeFrom) -> Result<(), FreezeError> {
+        self.ask(|reply| Ask::Resume(from, reply))
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }

@@ -217,19 +217,35 @@ impl Snapshots {
                 here_accel: self.accel,
             });
         }
-        // A snapshot of the images stands on the images' files alone: what this store has of them belongs to snapshots of its
-        // own, and goes with the last of those.
-        let stores = if self.images.holds(&snapshot) {
+        let stores = self.stores_of(&snapshot);
+        let layers = self.layers(&stores, manifest)?;
+        let memory = stores.iter().map(|store| store.memory_dir()).collect();
+        Ok(Moment::new(snapshot, layers, memory, pin.clone()))
+    }
+
+    /// Frozen layers of a snapshot's disk, the lowest first. Nothing else of it need be there, or fit this host.
+    pub(crate) fn disk_layers(&self, pin: &PinnedBuild) -> Result<Vec<PathBuf>, SnapshotError> {
+        let snapshot = self.find(pin.id())?;
+        self.layers(&self.stores_of(&snapshot), &snapshot.manifest)
+    }
+
+    /// Where the files of a snapshot are. One of the images stands on the images' files alone: what this store has of them belongs
+    /// to snapshots of its own, and goes with the last of those.
+    fn stores_of(&self, snapshot: &wrenn_snapshot::Snapshot) -> Vec<&Store> {
+        if self.images.holds(snapshot) {
             vec![&self.images]
         } else {
             vec![&self.own, &self.images]
-        };
-        let mut layers = Vec::new();
-        for build in &manifest.disk_layers {
-            layers.push(self.layer(&stores, *build)?);
         }
-        let memory = stores.iter().map(|store| store.memory_dir()).collect();
-        Ok(Moment::new(snapshot, layers, memory, pin.clone()))
+    }
+
+    fn layers(
+        &self,
+        stores: &[&Store],
+        manifest: &Manifest,
+    ) -> Result<Vec<PathBuf>, SnapshotError> {
+        let layers = manifest.disk_layers.iter();
+        layers.map(|build| self.layer(stores, *build)).collect()
     }
 
     /// Compares the files of a moment with their checksums. Blocks for as long as those take to be read which were not before.

@@ -13,8 +13,8 @@ use crate::{
     host::{self, in_range},
     network::access::Access,
     sandbox::{
-        self, CreateError, Facts, GuestToken, Plan, Sandbox, Source, Start, State, now_unix_ms,
-        owner::Owners, resources::HostParts,
+        self, CreateError, Facts, GuestToken, Plan, ResumeFrom, Sandbox, Source, Start, State,
+        now_unix_ms, owner::Owners, resources::HostParts,
     },
     snapshots::Moment,
 };
@@ -205,6 +205,14 @@ impl Wanted {
             created_unix_ms: now_unix_ms(),
             envd_token: GuestToken::random(),
         }
+    }
+}
+
+pub(super) const fn resume_from(cold_boot: bool) -> ResumeFrom {
+    if cold_boot {
+        ResumeFrom::Disk
+    } else {
+        ResumeFrom::Memory
     }
 }
 

@@ -67,8 +67,9 @@ pub(super) async fn create(
     })
 }
 
-/// Takes a snapshot's name away, unless sandboxes were made from it.
-pub(super) async fn delete(owners: &Owners, name: &str) -> Result<(), ConnectError> {
+/// Takes a snapshot's name away, unless sandboxes were made from it. With `force` also then: what they stand on is pinned by their
+/// owners, and collected when the last of them is gone.
+pub(super) async fn delete(owners: &Owners, name: &str, force: bool) -> Result<(), ConnectError> {
     let name: TemplateName = parse("name", name)?;
     let all = owners.registry.list();
     let made = all.iter().filter(|s| s.facts.template == name).count();
@@ -78,7 +79,7 @@ pub(super) async fn delete(owners: &Owners, name: &str) -> Result<(), ConnectErr
         if host.snapshots.named(&wanted)?.is_none() {
             return Ok(Removed::Unknown);
         }
-        if made > 0 {
+        if made > 0 && !force {
             return Ok(Removed::InUse);
         }
         host.snapshots.unname(&wanted)?;

@@ -19,7 +19,7 @@ use wrenn_proto::{
 use wrenn_sys::fault;
 
 use super::{
-    Plan, Running, Sandbox, Source, Tunnels,
+    Plan, ResumeFrom, Running, Sandbox, Source, Tunnels,
     error::CreateError,
     owner::Pins,
     resources::{HostParts, Resources},
@@ -103,24 +103,40 @@ impl Boot<'_> {
     }
 
     /// A resume of the sandbox whose last moment is `last`.
-    pub(super) async fn resume(&mut self, last: &PinnedBuild) -> Result<Running, CreateError> {
+    pub(super) async fn resume(
+        &mut self,
+        last: &PinnedBuild,
+        from: ResumeFrom,
+    ) -> Result<Running, CreateError> {
         let folder = self.resources.folder.clone();
         let folder = folder.ok_or(CreateError::Panicked)?;
-        let moment = self.host.snapshots.moment(last)?;
+        let snapshots = &self.host.snapshots;
+        let (moment, layers) = match from {
+            ResumeFrom::Memory => {
+                let moment = snapshots.moment(last)?;
+                let layers = moment.disk_layers();
+                (Some(moment), layers)
+            }
+            ResumeFrom::Disk => (None, snapshots.disk_layers(last)?),
+        };
         let old = folder.read_spec().map_err(CreateError::Folder)?;
         let access = self.sandbox.access();
         let parts = self.make_parts(&access, old.memory_mib, old.vcpus).await?;
+        let config = &self.host.config;
         let spec = SupervisorSpec {
             uid: parts.uid,
             cgroups: parts.cgroups,
             network: parts.network,
-            disk_layers: moment.disk_layers(),
-            restore: Some(moment.restore(self.host.config.prefetch)),
+            disk_layers: layers,
+            restore: moment.as_ref().map(|m| m.restore(config.prefetch)),
+            // A machine that boots does so as this host runs it now.
+            accel: config.accel,
+            kernel_args: wrenn_image::kernel_args(config.accel),
             dns: nameservers(self.host, &access),
             ..old
         };
         folder.forget_final_status().map_err(CreateError::Folder)?;
-        self.start(&folder, &spec, Some(&moment)).await
+        self.start(&folder, &spec, moment.as_ref()).await
     }
 
     /// Network and cgroups, unless it is to be destroyed.

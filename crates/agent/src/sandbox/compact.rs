@@ -8,7 +8,7 @@
 use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{
-    Reply, State,
+    Reply, ResumeFrom, State,
     error::{FreezeError, chain},
     owner::{Next, Owner},
 };
@@ -121,7 +121,7 @@ impl Owner {
             return next;
         }
         // If this fails it is paused, and says why; the moment is frozen all the same.
-        let next = self.resume().await;
+        let next = self.resume(ResumeFrom::Memory).await;
         let _ = reply.send(self.pins.last.clone().ok_or(FreezeError::Gone));
         next
     }

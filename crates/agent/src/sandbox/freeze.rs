@@ -19,6 +19,10 @@
 //! | 3 | guest recovers (`/snapshot/recover`)       | guest is silent              | all freed, paused                  | paused: ends it                      |
 //! | 4 | `snapshot.json`: running                   | disk full                    | all freed, paused                  | running                              |
 //!
+//! A cold boot is a resume that takes the moment's disk alone: in step 2 the machine boots, in step 3 the guest agent starts and is
+//! told what a new guest is told. Nothing of the memory is looked at, so it works where that is damaged, or of another VMM. The
+//! sandbox stays who it is (id, token, network), its next moment has a memory of its own: a first generation.
+//!
 //! The moment that it was brought back from is kept until a newer one is complete: a machine that is lost later is paused there,
 //! with a warning that tells so. A machine that was never frozen and is lost is in error for good.
 
@@ -28,7 +32,7 @@ use tokio::time::Instant;
 use wrenn_sys::fault;
 
 use super::{
-    Reply, Running, State,
+    Reply, ResumeFrom, Running, State,
     error::{CreateError, FreezeError, chain},
     now_unix_ms,
     owner::{Next, Owner},
@@ -115,7 +119,7 @@ impl Owner {
     }
 
     /// Brings it back from its last moment. If a step fails, it is as it was: paused, or lost.
-    pub(super) async fn resume(&mut self) -> Next {
+    pub(super) async fn resume(&mut self, from: ResumeFrom) -> Next {
         let before = self.sandbox.state();
         self.shorten_if_needed().await;
         let Some(last) = self.pins.last.clone() else {
@@ -129,7 +133,7 @@ impl Owner {
             return Next::Wait;
         }
         self.sandbox.set_state(State::Resuming);
-        let (outcome, replies) = self.boot(async |boot| boot.resume(&last).await).await;
+        let (outcome, replies) = self.boot(async |boot| boot.resume(&last, from).await).await;
         let noted = match outcome {
             Ok(running) => self.note_running(running, &last),
             Err(error) => Err(error),

@@ -275,7 +275,7 @@ impl Owner {
                         replies.push(reply);
                         abort.destroyed.cancel();
                     }
-                    Ask::Resume(reply) => self.resumes.push(reply),
+                    Ask::Resume(_, reply) => self.resumes.push(reply),
                     other => refuse(other, &FreezeError::NotNow("starting")),
                 },
             }
@@ -304,7 +304,7 @@ impl Owner {
                 let _ = reply.send(self.set_access(access).await);
                 Next::Watch
             }
-            Some(Ask::Resume(reply)) => {
+            Some(Ask::Resume(_, reply)) => {
                 let _ = reply.send(Ok(()));
                 Next::Watch
             }
@@ -353,9 +353,9 @@ impl Owner {
         };
         match ask {
             Ask::Destroy(reply) => return Next::Destroy(vec![reply]),
-            Ask::Resume(reply) => {
+            Ask::Resume(from, reply) => {
                 self.resumes.push(reply);
-                return self.resume().await;
+                return self.resume(from).await;
             }
             Ask::Pause(reply) => {
                 let _ = reply.send(match self.sandbox.state() {
@@ -446,7 +446,7 @@ fn refuse(ask: Ask, why: &FreezeError) {
     // Whoever asked may be gone.
     let _ = match ask {
         Ask::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
-        Ask::Pause(reply) | Ask::Resume(reply) | Ask::SetAccess(_, reply) => {
+        Ask::Pause(reply) | Ask::Resume(_, reply) | Ask::SetAccess(_, reply) => {
             reply.send(Err(why)).is_ok()
         }
         Ask::Freeze(reply) => reply.send(Err(why)).is_ok(),
