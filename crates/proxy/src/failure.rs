@@ -35,8 +35,8 @@ pub(crate) enum Failure {
     BadTrafficToken,
     #[error("The path is not open to clients")]
     Internal,
-    #[error("The sandbox has {0} connections already")]
-    TooMany(usize),
+    #[error("The sandbox has too many connections")]
+    TooMany,
     #[error("The sandbox could not be reached: {0}")]
     Unreachable(String),
 }
@@ -76,7 +76,7 @@ impl Failure {
                 StatusCode::FORBIDDEN
             }
             Self::Internal => StatusCode::NOT_FOUND,
-            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
         assert!(text(Failure::ResumeDenied("no".to_owned())).starts_with("403 {"));
         assert!(text(Failure::Changing).starts_with("409 {"));
         assert!(text(Failure::Internal).starts_with("404 {"));
-        assert!(text(Failure::TooMany(512)).starts_with("429 {"));
+        assert!(text(Failure::TooMany).starts_with("429 {"));
         let bad = Failure::from(BadAddress::Host).answer(None, false);
         assert_eq!(bad.status(), 400);
         assert!(bad.body().starts_with(b"invalid host"));

@@ -81,7 +81,7 @@ fn explain(error: &legacy::Error, is_cut: bool) -> Failed {
     let dialed = find::<DialError>(error);
     let failure = match dialed {
         Some(DialError::PortClosed) => Failure::PortClosed,
-        Some(DialError::TooMany(limit)) => Failure::TooMany(*limit),
+        Some(DialError::TooMany) => Failure::TooMany,
         Some(DialError::NotRunning) => Failure::NotFound,
         Some(other) => Failure::Unreachable(other.to_string()),
         None if is_cut => Failure::NotFound,

@@ -96,6 +96,6 @@ pub enum DialError {
     #[error("no connection within {0:?}")]
     TimedOut(std::time::Duration),
     /// The sandbox has as many connections as it may.
-    #[error("the sandbox has {0} connections already")]
-    TooMany(usize),
+    #[error("the sandbox has too many connections")]
+    TooMany,
 }

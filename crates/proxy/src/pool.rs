@@ -101,7 +101,6 @@ impl<S: Sandboxes> Pools<S> {
             id: id.clone(),
             cut: cut.clone(),
             slots: Arc::clone(&slots),
-            max_connections: self.max_connections,
         };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -125,7 +124,6 @@ pub(crate) struct Dialer<S> {
     id: SandboxId,
     cut: CancellationToken,
     slots: Arc<Semaphore>,
-    max_connections: usize,
 }
 
 impl<S> Clone for Dialer<S> {
@@ -135,7 +133,6 @@ impl<S> Clone for Dialer<S> {
             id: self.id.clone(),
             cut: self.cut.clone(),
             slots: Arc::clone(&self.slots),
-            max_connections: self.max_connections,
         }
     }
 }
@@ -171,7 +168,7 @@ impl<S: Sandboxes> Dialer<S> {
         let slot = self
             .slots
             .try_acquire_owned()
-            .map_err(|_| DialError::TooMany(self.max_connections))?;
+            .map_err(|_| DialError::TooMany)?;
         let io = self.sandboxes.dial(&self.id, port).await?;
         Ok(TokioIo::new(Link {
             io,

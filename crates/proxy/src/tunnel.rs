@@ -139,6 +139,7 @@ async fn refusal(response: Response<Incoming>) -> DialError {
     match status {
         StatusCode::BAD_GATEWAY if is_port_closed => DialError::PortClosed,
         StatusCode::NOT_FOUND | StatusCode::CONFLICT if refusal.is_some() => DialError::NotRunning,
+        StatusCode::TOO_MANY_REQUESTS => DialError::TooMany,
         _ => {
             let why = refusal.map(|refusal| refusal.message).unwrap_or_default();
             DialError::Host(format!("{status}: {why}"))

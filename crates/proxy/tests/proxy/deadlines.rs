@@ -1,0 +1,47 @@
+//! Clients that say nothing. Time is the test's: it passes at once when all wait for it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::{ID, Setup, get};
+
+#[tokio::test(start_paused = true)]
+async fn a_client_has_ten_seconds_to_say_what_it_wants() {
+    for said in ["", "GET / HTTP/1.1\r\nHost:"] {
+        let setup = Setup::new().await;
+        let began = Instant::now();
+        let stream = tokio::net::TcpStream::connect(setup.address).await.unwrap();
+        let mut buffer = [0; 64];
+        stream.try_write(said.as_bytes()).unwrap();
+        loop {
+            stream.readable().await.unwrap();
+            match stream.try_read(&mut buffer) {
+                Ok(0) | Err(_) if began.elapsed() >= Duration::from_secs(10) => break,
+                read => assert!(read.is_err(), "closed after {:?}", began.elapsed()),
+            }
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(12),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
+    let setup = Setup::new().await;
+    setup
+        .open(ID, 80)
+        .serve(|_| "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned());
+    let mut client = setup.client().await;
+    client.send(&get("/", ID, 80)).await;
+    assert_eq!(client.answer().await.status(), 200);
+    setup.until_unused().await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(600)).await;
+    tokio::time::resume();
+    client.send(&get("/", ID, 80)).await;
+    assert_eq!(client.answer().await.status(), 200);
+}
