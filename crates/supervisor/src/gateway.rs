@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{SocketAddr, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
     path::Path,
 };
@@ -10,10 +10,17 @@ use std::{
 use tokio::task::JoinHandle;
 use wrenn_proto::limits;
 
-use crate::{SupervisorError, ntp};
+use crate::{
+    SupervisorError,
+    mmds::{self, Mmds},
+    ntp,
+};
 
 /// Port of the network time protocol.
 const NTP_PORT: u16 = 123;
+
+/// Port of the metadata service.
+const METADATA_PORT: u16 = 80;
 
 /// Opens the sandbox's TAP device, which the agent made.
 pub(crate) fn open_tap(netns: &Path) -> Result<OwnedFd, SupervisorError> {
@@ -21,8 +28,19 @@ pub(crate) fn open_tap(netns: &Path) -> Result<OwnedFd, SupervisorError> {
         .map_err(SupervisorError::io("open the sandbox's TAP device"))
 }
 
-/// Serves time to the guest from its gateway's address, until the task is aborted.
-pub(crate) fn serve(netns: &Path) -> Result<JoinHandle<()>, SupervisorError> {
+/// The services that run; they end when this is dropped.
+pub(crate) struct Services([JoinHandle<()>; 2]);
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        for service in &self.0 {
+            service.abort();
+        }
+    }
+}
+
+/// Serves time and metadata to the guest from its gateway.
+pub(crate) fn serve(netns: &Path, mmds: Mmds) -> Result<Services, SupervisorError> {
     let socket = in_namespace(netns, || {
         let address = SocketAddr::from((limits::GATEWAY_IP, NTP_PORT));
         let socket = UdpSocket::bind(address)?;
@@ -31,7 +49,20 @@ pub(crate) fn serve(netns: &Path) -> Result<JoinHandle<()>, SupervisorError> {
     })
     .and_then(tokio::net::UdpSocket::from_std)
     .map_err(SupervisorError::io("listen for the guest's time requests"))?;
-    Ok(tokio::spawn(ntp::serve(socket)))
+    let listener = in_namespace(netns, || {
+        let address = SocketAddr::from((limits::METADATA_IP, METADATA_PORT));
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })
+    .and_then(tokio::net::TcpListener::from_std)
+    .map_err(SupervisorError::io(
+        "listen for the guest's metadata requests",
+    ))?;
+    Ok(Services([
+        tokio::spawn(ntp::serve(socket)),
+        tokio::spawn(mmds::serve::serve(listener, mmds)),
+    ]))
 }
 
 /// Runs `work` on a thread of its own in a network namespace. What it opens stays in that namespace wherever it is used.

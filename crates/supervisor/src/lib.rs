@@ -30,6 +30,7 @@ mod error;
 mod gateway;
 mod machine;
 mod memory;
+pub mod mmds;
 pub mod ntp;
 mod owner;
 mod preload;

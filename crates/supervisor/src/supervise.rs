@@ -17,8 +17,8 @@ use wrenn_sys::fault;
 use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
-    SupervisorError, console, control, gateway, machine, memory::GuestMemory, owner::Owner,
-    preload, status,
+    SupervisorError, console, control, gateway, machine, memory::GuestMemory, mmds::Mmds,
+    owner::Owner, preload, status,
 };
 
 /// Supervises the sandbox of folder `dir` with QEMU until its machine ends. `image` is the memory of the snapshot that it is
@@ -75,7 +75,7 @@ async fn supervise<D: VmmDriver>(
     let mut terminate =
         signal(SignalKind::terminate()).map_err(SupervisorError::io("listen for SIGTERM"))?;
     let listener = control::listen(dir)?;
-    let gateway = gateway::serve(&spec.network.netns)?;
+    let services = gateway::serve(&spec.network.netns, Mmds::of(&spec))?;
     let (mut memory, vmm_end) = GuestMemory::prepare(&spec, image)?;
     if spec.restore.is_some() {
         fault::point("supervisor.restore.prepared", None);
@@ -116,7 +116,7 @@ async fn supervise<D: VmmDriver>(
         status,
     };
     let outcome = owner.drive(queue, &failure, &mut terminate).await;
-    gateway.abort();
+    drop(services);
     outcome
 }
 

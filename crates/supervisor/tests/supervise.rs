@@ -6,7 +6,8 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     thread::JoinHandle,
@@ -31,6 +32,8 @@ impl Namespace {
         ip(&["netns", "add", &name]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
         ip(&["-n", &name, "addr", "add", "169.254.0.22/30", "dev", "lo"]);
+        let metadata = "169.254.169.254/32";
+        ip(&["-n", &name, "addr", "add", metadata, "dev", "lo"]);
         Self(name)
     }
 
@@ -54,7 +57,7 @@ fn ip(args: &[&str]) {
 struct Sandbox {
     dir: PathBuf,
     _root: tempfile::TempDir,
-    _namespace: Namespace,
+    namespace: Namespace,
 }
 
 impl Sandbox {
@@ -99,7 +102,7 @@ impl Sandbox {
         Self {
             dir,
             _root: root,
-            _namespace: namespace,
+            namespace: namespace,
         }
     }
 
@@ -124,6 +127,16 @@ impl Sandbox {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// From the sandbox's own namespace, where the address is.
+    fn connect_to_metadata(&self) -> TcpStream {
+        let namespace = fs::File::open(self.namespace.path()).unwrap();
+        let connect = move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            TcpStream::connect("169.254.169.254:80").unwrap()
+        };
+        std::thread::spawn(connect).join().unwrap()
     }
 
     fn final_status(&self) -> FinalStatus {
@@ -214,6 +227,56 @@ async fn garbage_on_the_socket_is_refused_and_changes_nothing() {
         request(&second, &Request::Status).await,
         Reply::Status(_)
     ));
+    assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
+    supervisor.join().unwrap().unwrap();
+}
+
+/// Sends bytes to the metadata service, as a guest would; what comes until the connection's end.
+fn ask_metadata(sandbox: &Sandbox, request: &str) -> String {
+    let mut connection = sandbox.connect_to_metadata();
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_guest_is_told_who_it_is_by_its_gateway() {
+    let sandbox = Sandbox::new("mmds");
+    let supervisor = sandbox.start("exec sleep 1000");
+    let connection = sandbox.connect().await;
+    let put = "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let answer = ask_metadata(&sandbox, put);
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    let (_, token) = answer.split_once("\r\n\r\n").unwrap();
+    // A body that nobody asked for is no harm.
+    let get = format!(
+        "GET / HTTP/1.1\r\nX-metadata-token: {token}\r\nAccept: application/json\r\nContent-Length: 5\r\n\r\nhello"
+    );
+    let answer = ask_metadata(&sandbox, &get);
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let data: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(
+        data,
+        serde_json::json!({
+            "instanceID": "sb-0123abcd",
+            "envID": "minimal",
+            "address": "",
+            // SHA-512 of `secret`.
+            "accessTokenHash": "bd2b1aaf7ef4f09be9f52ce2d8d599674d81aa9d6a4421696dc4d93dd0619d68\
+                2ce56b4d64a9ef097761ced99e0f67265b5f76085e5b0ee7ca4696b2ad6fe2b2",
+        })
+    );
+    let garbage = ask_metadata(&sandbox, "\x16\x03\x01 hello\r\n\r\n");
+    assert!(garbage.starts_with("HTTP/1.1 400 "), "{garbage}");
+
+    // Connections that say nothing hold the others up, but not for ever.
+    let silent: Vec<_> = (0..20).map(|_| sandbox.connect_to_metadata()).collect();
+    let began = Instant::now();
+    while !ask_metadata(&sandbox, &get).starts_with("HTTP/1.1 200 OK") {
+        assert!(began.elapsed() < DEADLINE);
+    }
+    drop(silent);
     assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
     supervisor.join().unwrap().unwrap();
 }
