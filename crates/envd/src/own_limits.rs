@@ -15,7 +15,7 @@ const OOM_SCORE_ADJ: &str = "-900";
 #[must_use]
 pub fn raise() -> Option<(u64, u64)> {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
-        tracing::warn!(%error, "the agent may be killed when memory runs out");
+        tracing::info!(%error, "the agent may be killed when memory runs out");
     }
     let before = getrlimit(Resource::Nofile);
     // None is no limit.

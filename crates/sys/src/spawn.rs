@@ -68,30 +68,55 @@ pub struct Spawned {
     pub pidfd: OwnedFd,
 }
 
+/// Why a program was not started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// A text holds a NUL byte, or a descriptor would be overwritten while it is put in place.
+    #[error("the request cannot be put into the kernel's words")]
+    Invalid,
+    /// There was no new process: no memory, no number left, or no such control group.
+    #[error("no process could be made")]
+    NoProcess(#[source] io::Error),
+    /// There was one, and it did not become the program.
+    #[error("the program could not be executed")]
+    NoProgram(#[source] io::Error),
+}
+
+impl SpawnError {
+    /// What the kernel said.
+    #[must_use]
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Invalid => io::ErrorKind::InvalidInput.into(),
+            Self::NoProcess(error) | Self::NoProgram(error) => error,
+        }
+    }
+}
+
 /// Starts a program in a session of its own, at nice 0 and the default I/O rank, with every signal handled by default and
 /// no descriptor of the caller's but the three. Returns when the program runs.
 ///
 /// # Errors
-/// `InvalidInput` for a NUL byte; else what the kernel said about the group, the terminal, the user or the program.
-pub fn spawn(launch: &Launch<'_>) -> io::Result<Spawned> {
+/// See [`SpawnError`].
+pub fn spawn(launch: &Launch<'_>) -> Result<Spawned, SpawnError> {
     if launch.stdio.iter().any(|fd| fd.as_raw_fd() <= 2) {
-        // They would be overwritten while they are put in place.
-        return Err(io::ErrorKind::InvalidInput.into());
+        return Err(SpawnError::Invalid);
     }
     let mut image = child::Image::new(launch)?;
-    let (mut report, reporter) = io::pipe()?;
-    let spawned = clone_into(launch.cgroup, || image.become_program(launch, &reporter))?;
+    let (mut report, reporter) = io::pipe().map_err(SpawnError::NoProcess)?;
+    let spawned = clone_into(launch.cgroup, || image.become_program(launch, &reporter))
+        .map_err(SpawnError::NoProcess)?;
     drop::<PipeWriter>(reporter);
     // The end of file is the good news: the program has taken the child's place, and closed its end.
     let mut problem = [0; 4];
-    match report.read_exact(&mut problem) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(spawned),
-        outcome => {
-            reap(&spawned);
-            outcome?;
-            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(problem)))
-        }
-    }
+    let problem = match report.read_exact(&mut problem) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(spawned),
+        Err(error) => error,
+        Ok(()) => io::Error::from_raw_os_error(i32::from_ne_bytes(problem)),
+    };
+    reap(&spawned);
+    Err(SpawnError::NoProgram(problem))
 }
 
 /// `struct clone_args` of `linux/sched.h`, as of its third version.
@@ -164,14 +189,14 @@ fn reap(spawned: &Spawned) {
     {}
 }
 
-fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
-    CString::new(bytes).map_err(|_| io::ErrorKind::InvalidInput.into())
+fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString, SpawnError> {
+    CString::new(bytes).map_err(|_| SpawnError::Invalid)
 }
 
 /// Where a program may be: as `execvp(3)` looks.
-fn candidates(launch: &Launch<'_>) -> io::Result<Vec<CString>> {
+fn candidates(launch: &Launch<'_>) -> Result<Vec<CString>, SpawnError> {
     if launch.program.is_empty() {
-        return Err(io::ErrorKind::NotFound.into());
+        return Err(SpawnError::NoProgram(io::ErrorKind::NotFound.into()));
     }
     if launch.program.contains('/') {
         return Ok(vec![c_string(launch.program)?]);

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, Metadata},
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
+    os::unix::fs::{OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -68,12 +68,10 @@ pub async fn compose(
 
 fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<(), HttpError> {
     let at = |path: &Path, error: &io::Error| HttpError::of_file(path, error);
-    let mut sources = Vec::with_capacity(parts.len());
     for part in parts {
         // One is opened at a time; this only asks whether all are there.
         let there = fs::metadata(part).map_err(|e| at(part, &e))?;
         refuse_irregular(part, &there)?;
-        sources.push((there.dev(), there.ino()));
     }
     if let Ok(there) = fs::metadata(destination) {
         refuse_irregular(destination, &there)?;
@@ -91,9 +89,10 @@ fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<()
         return Err(error);
     }
     for part in parts {
-        let is_destination = fs::canonicalize(part).is_ok_and(|real| real == destination);
+        if fs::canonicalize(part).is_ok_and(|real| real == destination) {
+            continue;
+        }
         match fs::remove_file(part) {
-            _ if is_destination => {}
             // Named twice, or removed by another.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(part, &error)),
             _ => {}

@@ -1,7 +1,8 @@
 //! `/snapshot/prepare` and `/snapshot/recover`: before the machine is frozen, and after.
 //!
 //! Preparing makes a frozen moment small and whole: what is in the page cache is written, the cache is given back if it has
-//! grown ([`crate::page_cache`]), idle connections are closed, forwarded ports and their connections too, and nothing goes on in the background. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
+//! grown ([`crate::page_cache`]), idle connections are closed, forwarded ports and their connections too, and nothing goes on
+//! in the background. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
 //!
 //! Recovering has two forms. Without `sandboxId` the machine goes on as the one it was (it was frozen and thawed, or not
 //! frozen after all): it gets fresh randomness, as the frozen moment may become another's past. With it, the machine was
@@ -122,9 +123,11 @@ pub async fn recover(
     if restored {
         app.settings.become_sandbox(request);
         app.connections.cut();
+        app.mmds.ask();
     } else {
         app.connections.keep();
     }
+    app.ports.start().await;
     Ok(StatusCode::NO_CONTENT)
 }
 

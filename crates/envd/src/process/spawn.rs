@@ -33,7 +33,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use wrenn_proto::rpc::process::{ProcessConfig, StartRequest};
-use wrenn_sys::spawn::{Credentials, Launch, Spawned};
+use wrenn_sys::spawn::{Credentials, Launch, SpawnError, Spawned};
 
 use super::{
     child::Child,
@@ -74,12 +74,19 @@ impl From<StartError> for ConnectError {
     fn from(error: StartError) -> Self {
         let text = error.to_string();
         match error {
-            StartError::Spawn { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
+            // No memory, no process, no descriptor left: the request is fine.
+            StartError::Spawn { source, .. } if is_exhaustion(&source) => {
                 Self::resource_exhausted(text)
             }
             _ => Self::invalid_argument(text),
         }
     }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let all = [Errno::NOMEM, Errno::AGAIN, Errno::MFILE, Errno::NFILE];
+    Errno::from_io_error(error).is_some_and(|errno| all.contains(&errno))
 }
 
 /// Starts a process and returns it and its whole output. `limit` is how long it may run.
@@ -160,27 +167,17 @@ fn launch(
         cgroup: app.cgroups.directory(group),
     };
     let mut spawned = wrenn_sys::spawn::spawn(&launch);
-    if let Err(error) = &spawned
-        && launch.cgroup.is_some()
-        && is_of_group(error)
+    if let Err(SpawnError::NoProcess(error)) = &spawned
+        && launch.cgroup.take().is_some()
     {
+        // Somebody in the guest has removed or divided the group: no reason to start nothing.
         tracing::warn!(%error, ?group, "a process is not in its control group");
-        launch.cgroup = None;
         spawned = wrenn_sys::spawn::spawn(&launch);
     }
-    spawned.map_err(|source| StartError::Spawn {
+    spawned.map_err(|error| StartError::Spawn {
         program: config.cmd.clone(),
-        source,
+        source: error.into_io(),
     })
-}
-
-/// What the kernel says of a group that was removed or divided by somebody in the guest: no reason to start nothing.
-fn is_of_group(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let group = [Errno::NODEV, Errno::BUSY, Errno::OPNOTSUPP].map(Errno::raw_os_error);
-    error
-        .raw_os_error()
-        .is_some_and(|number| group.contains(&number))
 }
 
 /// PATH of the agent, the user's variables, the host's, the request's: the last wins.

@@ -3,11 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod compose;
 mod files;
 mod filesystem;
 mod frames;
+mod groups;
 mod input;
+mod metadata;
 mod output;
+mod ports;
 mod process;
 mod raw;
 mod settings;

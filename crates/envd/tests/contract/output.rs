@@ -179,12 +179,12 @@ fn bytes_that_are_no_text_pass() {
 }
 
 #[test]
-fn three_hundred_processes_run_side_by_side() {
+fn a_thousand_processes_run_side_by_side() {
     run(async |world| {
         let clients = clients(world);
         clients.sh("true").await;
         let before = world.descriptors();
-        let runs = (0..300).map(|number| clients.run(script(&format!("sleep 0.2; echo {number}"))));
+        let runs = (0..1000).map(|number| clients.run(script(&format!("sleep 2; echo {number}"))));
         let outcomes = futures::future::join_all(runs).await;
         for (number, outcome) in outcomes.into_iter().enumerate() {
             assert_eq!(outcome.text(), format!("{number}\n"));

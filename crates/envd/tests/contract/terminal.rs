@@ -22,7 +22,7 @@ fn pty(cols: u32, rows: u32) -> PTY {
     }
 }
 
-fn in_terminal(request: StartRequest, cols: u32, rows: u32) -> StartRequest {
+pub(crate) fn in_terminal(request: StartRequest, cols: u32, rows: u32) -> StartRequest {
     StartRequest {
         pty: pty(cols, rows).into(),
         stdin: None,

@@ -39,6 +39,11 @@ ip link set lo up
 ip link add eth0 type veth peer name far0
 ip address add 169.254.0.21/30 dev eth0
 ip link set eth0 up
+if [ -n "${WORLD_GROUPS-}" ]; then
+    mkdir /mnt/groups
+    mount -t cgroup2 none /mnt/groups
+    mkdir "$WORLD_GROUPS"
+fi
 "$@" &
 echo ready
 cat > /dev/null
@@ -103,6 +108,11 @@ impl World {
     fn enter_network(&self) {
         let space = fs::File::open(format!("/proc/{}/ns/net", self.init)).expect("there");
         setns(space, CloneFlags::CLONE_NEWNET).expect("entered");
+    }
+
+    /// The first process in the world, by its id outside.
+    pub(crate) fn init_pid(&self) -> u32 {
+        self.init
     }
 
     /// Where a path of the world is outside of it.

@@ -15,7 +15,7 @@ use std::{
     ptr,
 };
 
-use super::{Credentials, Launch, c_string, candidates};
+use super::{Credentials, Launch, SpawnError, c_string, candidates};
 
 /// `ioprio_set`: the calling process.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
@@ -50,8 +50,8 @@ pub(super) struct Image {
 
 impl Image {
     /// # Errors
-    /// `InvalidInput` if a text holds a NUL byte; `NotFound` for an empty program.
-    pub(super) fn new(launch: &Launch<'_>) -> io::Result<Self> {
+    /// If a text holds a NUL byte, or there is no program.
+    pub(super) fn new(launch: &Launch<'_>) -> Result<Self, SpawnError> {
         let mut args = vec![c_string(launch.program)?];
         for arg in launch.args {
             args.push(c_string(arg.as_bytes())?);

@@ -25,7 +25,8 @@ fn run(
         stdio: [null.as_fd(), writer.as_fd(), null.as_fd()],
         credentials,
         cgroup,
-    })?;
+    })
+    .map_err(SpawnError::into_io)?;
     drop(writer);
     let mut text = String::new();
     output.read_to_string(&mut text)?;

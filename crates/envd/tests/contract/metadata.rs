@@ -1,0 +1,316 @@
+//! The metadata service: who this machine is, and which token it may be given.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha512};
+
+use crate::{
+    calls::clients,
+    raw::{Answer, call},
+    world::{World, eventually, run, run_with},
+};
+
+const PORT: u16 = 8170;
+const ARGUMENTS: [&str; 2] = ["--metadata", "127.0.0.1:8170"];
+const TOKEN: &str = "metadata-token";
+
+/// How the service behaves.
+#[derive(Debug, Clone)]
+enum Manner {
+    /// As the protocol says, with these data.
+    Tells(String),
+    /// It takes connections and says nothing.
+    Silent,
+    /// An answer without an end.
+    Endless,
+}
+
+/// A service that speaks version 2 of the protocol, and only that.
+struct Service {
+    manner: Arc<Mutex<Manner>>,
+    questions: Arc<AtomicUsize>,
+}
+
+impl Service {
+    fn open(manner: Manner) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).expect("free");
+        let manner = Arc::new(Mutex::new(manner));
+        let questions = Arc::new(AtomicUsize::new(0));
+        let (current, count) = (manner.clone(), questions.clone());
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let manner = current.lock().expect("no panic").clone();
+                count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || answer(stream, &manner));
+            }
+        });
+        Self { manner, questions }
+    }
+
+    fn tells(data: &str) -> Self {
+        Self::open(Manner::Tells(data.to_owned()))
+    }
+
+    fn change(&self, manner: Manner) {
+        *self.manner.lock().expect("no panic") = manner;
+    }
+
+    fn questions(&self) -> usize {
+        self.questions.load(Ordering::SeqCst)
+    }
+}
+
+fn answer(mut stream: TcpStream, manner: &Manner) {
+    let mut head = Vec::new();
+    for line in BufReader::new(stream.try_clone().expect("cloned")).lines() {
+        match line {
+            Ok(line) if !line.is_empty() => head.push(line.to_ascii_lowercase()),
+            _ => break,
+        }
+    }
+    let has = |header: &str| head.iter().any(|line| line == header);
+    let say = |mut stream: TcpStream, status: &str, body: &str| {
+        let length = body.len();
+        // The agent may have gone.
+        let _ = write!(
+            stream,
+            "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+    };
+    let request = head.first().map_or("", String::as_str);
+    match manner {
+        Manner::Silent => std::thread::park(),
+        Manner::Endless => {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            while stream.write_all(&[b' '; 65536]).is_ok() {}
+        }
+        Manner::Tells(_) if request == "put /latest/api/token http/1.1" => {
+            assert!(has("x-metadata-token-ttl-seconds: 60"), "{head:?}");
+            say(stream, "200 OK", TOKEN);
+        }
+        Manner::Tells(data) if request == "get / http/1.1" => {
+            assert!(has("accept: application/json"), "{head:?}");
+            if has(&format!("x-metadata-token: {TOKEN}")) {
+                say(stream, "200 OK", data);
+            } else {
+                say(stream, "401 Unauthorized", "");
+            }
+        }
+        Manner::Tells(_) => say(stream, "404 Not Found", ""),
+    }
+}
+
+fn hash(token: &str) -> String {
+    let digest = Sha512::digest(token);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn init(body: &str) -> Answer {
+    call(
+        "POST /init HTTP/1.1\r\ncontent-type: application/json",
+        body.as_bytes(),
+    )
+}
+
+fn recover(body: &str) -> u16 {
+    let head = "POST /snapshot/recover HTTP/1.1\r\ncontent-type: application/json";
+    call(head, body.as_bytes()).status
+}
+
+fn envs(token: &str) -> Answer {
+    call(
+        &format!("GET /envs HTTP/1.1\r\nx-access-token: {token}"),
+        b"",
+    )
+}
+
+/// Sandbox and template of the machine, as its files have them, if they do.
+fn files(world: &World, prefix: &str) -> Option<(String, String)> {
+    let dir = format!("/run/{}", prefix.to_ascii_lowercase());
+    let read =
+        |name: &str| std::fs::read_to_string(world.path(&format!("{dir}/.{prefix}_{name}"))).ok();
+    assert!(read("SANDBOX").is_none_or(|word| word == "true"));
+    Some((read("SANDBOX_ID")?, read("TEMPLATE_ID").unwrap_or_default()))
+}
+
+async fn is(world: &World, sandbox: &str, template: &str) {
+    let wanted = Some((sandbox.to_owned(), template.to_owned()));
+    for prefix in ["WRENN", "E2B"] {
+        eventually(sandbox, async || files(world, prefix) == wanted).await;
+    }
+    let text = "echo $WRENN_SANDBOX $WRENN_SANDBOX_ID $WRENN_TEMPLATE_ID $E2B_SANDBOX $E2B_SANDBOX_ID $E2B_TEMPLATE_ID";
+    let all = format!("true {sandbox} {template} true {sandbox} {template}\n");
+    eventually(&all, async || clients(world).sh(text).await == all).await;
+}
+
+#[test]
+fn a_machine_learns_who_it_is_at_its_start_and_after_each_restore() {
+    run_with(&ARGUMENTS, &[], async |world| {
+        // It comes up after the agent.
+        let service = Service::tells(r#"{"instanceID":"sb-1","envID":"base","address":""}"#);
+        is(world, "sb-1", "base").await;
+        let tells = |sandbox: &str| {
+            Manner::Tells(format!(
+                r#"{{"instanceID":"{sandbox}","envID":"base","more":{{}}}}"#
+            ))
+        };
+        for sandbox in ["sb-2", "sb-3"] {
+            service.change(tells(sandbox));
+            assert_eq!(recover(r#"{"sandboxId":"sb-x","templateId":"t"}"#), 204);
+            is(world, sandbox, "base").await;
+        }
+        service.change(tells("sb-4"));
+        assert_eq!(init("{}").status, 204);
+        is(world, "sb-4", "base").await;
+        // A machine that goes on as the one it was asks nobody.
+        let before = service.questions();
+        assert_eq!(recover("{}"), 204);
+        assert_eq!(envs("").status, 200);
+        assert_eq!(service.questions(), before);
+    });
+}
+
+#[test]
+fn what_the_host_says_holds_at_once_without_any_service() {
+    run(async |world| {
+        for (sandbox, template) in [("sb-1", "base"), ("sb-2", "mine")] {
+            let body = format!(
+                r#"{{"sandboxId":"{sandbox}","templateId":"{template}","envVars":{{"A":"{sandbox}"}}}}"#
+            );
+            assert_eq!(recover(&body), 204);
+            let wanted = Some((sandbox.to_owned(), template.to_owned()));
+            assert_eq!(
+                (files(world, "WRENN"), files(world, "E2B")),
+                (wanted.clone(), wanted)
+            );
+            let all = envs("").json();
+            assert_eq!(
+                (&all["A"], &all["E2B_SANDBOX_ID"], &all["WRENN_TEMPLATE_ID"]),
+                (&sandbox.into(), &sandbox.into(), &template.into())
+            );
+        }
+    });
+}
+
+#[test]
+fn a_field_that_is_missing_costs_no_other() {
+    run_with(&ARGUMENTS, &[], async |world| {
+        let service = Service::tells(r#"{"instanceID":"sb-1","envID":null}"#);
+        eventually("the id", async || {
+            files(world, "E2B") == Some(("sb-1".into(), String::new()))
+        })
+        .await;
+        // What could not be a word is not written.
+        service.change(Manner::Tells(r#"{"instanceID":"a\nb"}"#.into()));
+        assert_eq!(init("{}").status, 204);
+        let before = service.questions();
+        eventually("it is asked again", async || {
+            service.questions() > before + 4
+        })
+        .await;
+        assert_eq!(files(world, "E2B"), Some(("sb-1".into(), String::new())));
+    });
+}
+
+#[test]
+fn a_token_is_set_anew_by_who_brings_the_one_of_the_hash() {
+    run_with(&ARGUMENTS, &[], async |world| {
+        assert_eq!(
+            init(r#"{"accessToken":"one"}"#).status,
+            204,
+            "nobody tells a hash yet"
+        );
+        let tells = |token: &str| {
+            let hash = hash(token);
+            Manner::Tells(format!(
+                r#"{{"instanceID":"sb-1","envID":"b","accessTokenHash":"{hash}"}}"#
+            ))
+        };
+        let service = Service::open(tells("two"));
+        is_not(
+            &init(r#"{"accessToken":"three"}"#),
+            "access token validation failed",
+        );
+        is_not(&init("{}"), "access token reset not authorized");
+        assert_eq!(envs("one").status, 200);
+        assert_eq!(init(r#"{"accessToken":"two"}"#).status, 204);
+        assert_eq!((envs("one").status, envs("two").status), (401, 200));
+        // The hash of nothing: there is to be no token.
+        service.change(tells(""));
+        is_not(
+            &init(r#"{"accessToken":"three"}"#),
+            "access token validation failed",
+        );
+        assert_eq!(init("{}").status, 204);
+        assert_eq!(envs("").status, 200);
+        // And now that it is known, none may be set.
+        let _ = world;
+        eventually("the hash is known", async || {
+            init(r#"{"accessToken":"three"}"#).status == 401
+        })
+        .await;
+        assert_eq!(envs("").status, 200);
+    });
+}
+
+fn is_not(answer: &Answer, message: &str) {
+    assert_eq!(answer.status, 401);
+    assert_eq!(answer.json()["message"], message);
+}
+
+#[test]
+fn a_service_that_is_silent_or_does_not_stop_holds_nothing_up() {
+    run_with(&ARGUMENTS, &[], async |world| {
+        let service = Service::open(Manner::Silent);
+        eventually("it is asked", async || service.questions() > 0).await;
+        let begin = Instant::now();
+        assert_eq!(init(r#"{"accessToken":"one"}"#).status, 204);
+        assert!(begin.elapsed() < Duration::from_millis(500));
+        is_not(
+            &init(r#"{"accessToken":"two"}"#),
+            "access token validation failed",
+        );
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        service.change(Manner::Endless);
+        world.reset_peak();
+        let before = world.agent_status("VmRSS");
+        is_not(
+            &init(r#"{"accessToken":"two"}"#),
+            "access token validation failed",
+        );
+        assert!(world.agent_status("VmHWM") < before + 2048);
+        assert_eq!(envs("one").status, 200);
+    });
+}
+
+#[test]
+fn nobody_asks_in_a_hurry_or_while_a_machine_is_being_frozen() {
+    run_with(&ARGUMENTS, &[], async |_| {
+        let service = Service::tells("{}");
+        assert_eq!(init("{}").status, 204);
+        // Waits double: two questions each, at most one answer more on its way.
+        eventually("it is asked a few times", async || service.questions() >= 8).await;
+        let begin = Instant::now();
+        let before = service.questions();
+        eventually("and again", async || service.questions() >= before + 2).await;
+        assert!(
+            begin.elapsed() > Duration::from_millis(300),
+            "{:?}",
+            begin.elapsed()
+        );
+        let head = "POST /snapshot/prepare HTTP/1.1\r\ncontent-type: application/json";
+        let body = br#"{"snapshotId":"s","keepCache":true}"#;
+        assert_eq!(call(head, body).status, 204);
+        let before = service.questions();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(service.questions(), before);
+    });
+}
