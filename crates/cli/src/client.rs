@@ -203,8 +203,12 @@ impl Client {
     }
 
     /// `POST /v1/api-keys`.
-    pub(crate) async fn create_key(&self, name: String) -> Result<CreatedApiKey, ClientError> {
-        let body = CreateApiKey { name };
+    pub(crate) async fn create_key(
+        &self,
+        name: String,
+        e2b: bool,
+    ) -> Result<CreatedApiKey, ClientError> {
+        let body = CreateApiKey { name, e2b };
         self.call(Method::POST, &["api-keys"], Some(&body)).await
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Layer {
     pub(crate) dir: Option<PathBuf>,
     /// Where the REST API listens.
     pub(crate) listen: Option<SocketAddr>,
+    /// Where requests to ports of sandboxes are taken.
+    pub(crate) traffic_listen: Option<SocketAddr>,
     /// Where the host agent listens.
     pub(crate) agent_listen: Option<SocketAddr>,
     /// Where a control plane that runs alone finds its agent.
@@ -85,6 +87,7 @@ impl Layer {
         Self {
             dir: self.dir.or(lower.dir),
             listen: self.listen.or(lower.listen),
+            traffic_listen: self.traffic_listen.or(lower.traffic_listen),
             agent_listen: self.agent_listen.or(lower.agent_listen),
             agent_url: self.agent_url.or(lower.agent_url),
             images_dir: self.images_dir.or(lower.images_dir),
@@ -107,6 +110,8 @@ pub(crate) struct Settings {
     pub(crate) dir: PathBuf,
     /// Where the REST API listens.
     pub(crate) listen: SocketAddr,
+    /// Where requests to ports of sandboxes are taken.
+    pub(crate) traffic_listen: SocketAddr,
     /// Where the host agent listens.
     pub(crate) agent_listen: SocketAddr,
     /// Where a control plane that runs alone finds its agent.
@@ -143,6 +148,9 @@ impl Settings {
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 50051).into());
         Self {
             listen,
+            traffic_listen: layer
+                .traffic_listen
+                .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8001).into()),
             agent_listen,
             agent_url: layer.agent_url.unwrap_or_else(|| url_of(agent_listen)),
             images_dir: layer.images_dir.unwrap_or_else(|| dir.join("images")),
@@ -163,6 +171,11 @@ impl Settings {
     /// File that holds the first API key, mode 0600.
     pub(crate) fn key_file(&self) -> PathBuf {
         self.dir.join("api-key")
+    }
+
+    /// File that holds the first API key in the form that clients of the E2B API expect, mode 0600.
+    pub(crate) fn e2b_key_file(&self) -> PathBuf {
+        self.dir.join("e2b-api-key")
     }
 
     /// File that holds the token between control plane and agent, mode 0600.

@@ -9,6 +9,7 @@ mod machine;
 mod tests;
 
 use serde::Serialize;
+use wrenn_image::Recipe;
 use wrenn_proto::supervise::Accel;
 
 use crate::{accel::Decision, output};
@@ -117,7 +118,7 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     let templates = machine.templates();
     let built = templates
         .as_ref()
-        .is_ok_and(|names| names.iter().any(|n| n == "minimal"));
+        .is_ok_and(|names| not_built(names).is_empty());
     // Who has the images already (copied from another machine, say) does not need what builds them.
     let build_level = if built { Level::Warn } else { Level::Fail };
     vec![
@@ -302,18 +303,29 @@ fn memory(machine: &dyn Machine) -> Finding {
     }
 }
 
+/// Templates that are known and not among these.
+fn not_built(names: &[String]) -> Vec<&'static str> {
+    let known = Recipe::ALL.map(|recipe| recipe.name);
+    let is_missing = |known: &&str| !names.iter().any(|name| name == known);
+    known.into_iter().filter(is_missing).collect()
+}
+
 fn images(templates: Result<Vec<String>, String>) -> Finding {
     let name = "images";
     match templates {
-        Ok(names) if names.iter().any(|n| n == "minimal") => {
-            Finding::ok(name, format!("templates: {}", names.join(" ")))
+        Ok(names) => {
+            let missing = not_built(&names);
+            if missing.is_empty() {
+                return Finding::ok(name, format!("templates: {}", names.join(" ")));
+            }
+            let missing = missing.join(" ");
+            Finding::bad(
+                Level::Warn,
+                name,
+                format!("not built yet: {missing}"),
+                format!("wrenn image build {missing}"),
+            )
         }
-        Ok(_) => Finding::bad(
-            Level::Warn,
-            name,
-            "template `minimal` is not built yet",
-            "wrenn image build",
-        ),
         Err(why) => Finding::bad(Level::Warn, name, why, "wrenn image build"),
     }
 }

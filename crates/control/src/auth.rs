@@ -2,7 +2,7 @@
 //!
 //! Owns the making and checking of keys and a short memory of keys that were found good. Never stores or logs a key:
 //! the database has its SHA-256 and its first eight characters, by which it is looked up; the hash is then compared in
-//! constant time. Keys have 128 random bits, so a plain hash is enough.
+//! constant time. Keys have 128 random bits or more, so a plain hash is enough.
 //!
 //! A key that is deleted here stops at once; deleted by another process with the same database, after [`REMEMBER`].
 
@@ -23,13 +23,44 @@ use crate::{
     db::{Db, DbError, api_keys::ApiKey},
 };
 
-pub(crate) use first_key::ensure_first_key;
+pub(crate) use first_key::ensure_first_keys;
 
-/// What a key begins with.
-const PREFIX: &str = "wrn_";
+/// The forms of keys. Each opens everything: clients of the E2B API check the form of theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyForm {
+    /// `wrn_` and 32 hexadecimal digits.
+    Wrenn,
+    /// `e2b_` and 40 hexadecimal digits.
+    E2b,
+}
 
-/// Hexadecimal digits after that.
-const DIGITS: usize = 32;
+impl KeyForm {
+    const ALL: [Self; 2] = [Self::Wrenn, Self::E2b];
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Wrenn => "wrn_",
+            Self::E2b => "e2b_",
+        }
+    }
+
+    /// Hexadecimal digits after the prefix.
+    const fn digits(self) -> usize {
+        match self {
+            Self::Wrenn => 32,
+            Self::E2b => 40,
+        }
+    }
+
+    fn fits(self, key: &str) -> bool {
+        key.strip_prefix(self.prefix()).is_some_and(|digits| {
+            digits.len() == self.digits()
+                && digits
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
+    }
+}
 
 /// How much of a key the database knows.
 const SHOWN: usize = 8;
@@ -100,9 +131,10 @@ impl Auth {
     }
 
     /// Makes a key and stores it.
-    pub(crate) async fn make(&self, name: &str) -> Result<NewKey, DbError> {
-        let digits: [u8; DIGITS / 2] = rand::rng().random();
-        let secret = format!("{PREFIX}{}", hex::encode(digits));
+    pub(crate) async fn make(&self, name: &str, form: KeyForm) -> Result<NewKey, DbError> {
+        let mut digits = vec![0_u8; form.digits() / 2];
+        rand::rng().fill(&mut digits[..]);
+        let secret = format!("{}{}", form.prefix(), hex::encode(digits));
         let row = ApiKey {
             id: uuid::Uuid::new_v4().to_string(),
             name: name.to_owned(),
@@ -144,12 +176,7 @@ impl Auth {
 }
 
 fn has_the_form(key: &str) -> bool {
-    key.strip_prefix(PREFIX).is_some_and(|digits| {
-        digits.len() == DIGITS
-            && digits
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    KeyForm::ALL.iter().any(|form| form.fits(key))
 }
 
 fn hash(key: &str) -> Hash {
@@ -171,7 +198,10 @@ mod tests {
     async fn only_a_key_that_was_made_is_good() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
-        let made = auth.make("test").await.unwrap();
+        let other = auth.make("test", KeyForm::E2b).await.unwrap();
+        assert!(other.secret.starts_with("e2b_") && other.secret.len() == 44);
+        assert!(auth.is_good(&other.secret).await.unwrap());
+        let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
         assert!(has_the_form(&made.secret));
         assert!(auth.is_good(&made.secret).await.unwrap());
         let mut near = made.secret.clone();
@@ -189,15 +219,20 @@ mod tests {
         ] {
             assert!(!auth.is_good(bad).await.unwrap(), "{bad}");
         }
-        assert!(!made.row.key_hash.contains(&made.secret[PREFIX.len()..]));
+        assert!(
+            !made
+                .row
+                .key_hash
+                .contains(&made.secret[KeyForm::Wrenn.prefix().len()..])
+        );
     }
 
     #[tokio::test]
     async fn a_deleted_key_stops_at_once_and_the_last_one_stays() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
-        let first = auth.make("first").await.unwrap();
-        let second = auth.make("second").await.unwrap();
+        let first = auth.make("first", KeyForm::Wrenn).await.unwrap();
+        let second = auth.make("second", KeyForm::Wrenn).await.unwrap();
         assert!(auth.is_good(&second.secret).await.unwrap());
         assert!(auth.delete(&second.row.id).await.unwrap());
         assert!(!auth.is_good(&second.secret).await.unwrap());
@@ -209,7 +244,7 @@ mod tests {
     async fn the_time_of_last_use_is_noted() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
-        let made = auth.make("test").await.unwrap();
+        let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
         assert_eq!(auth.db.api_keys().await.unwrap()[0].last_used_at, 0);
         auth.is_good(&made.secret).await.unwrap();
         assert!(auth.db.api_keys().await.unwrap()[0].last_used_at > 0);

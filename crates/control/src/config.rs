@@ -9,6 +9,8 @@ use wrenn_proto::rest::Egress;
 pub struct ControlConfig {
     /// Where the REST API listens.
     pub listen: SocketAddr,
+    /// Where requests to ports of sandboxes are taken.
+    pub traffic_listen: SocketAddr,
     /// `sqlite://PATH?mode=rwc` or `postgres://...`.
     pub database_url: String,
     /// Where the host agent listens, `http://...`.
@@ -19,6 +21,8 @@ pub struct ControlConfig {
     pub default_egress: Egress,
     /// Where a first API key is written (mode 0600) if the database has none, or this file is missing.
     pub first_key_file: Option<PathBuf>,
+    /// The same for a first key in the form that clients of the E2B API expect.
+    pub first_e2b_key_file: Option<PathBuf>,
     /// How often rows and host are compared.
     pub poll_interval: Duration,
 }
@@ -28,9 +32,11 @@ impl std::fmt::Debug for ControlConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ControlConfig")
             .field("listen", &self.listen)
+            .field("traffic_listen", &self.traffic_listen)
             .field("agent_url", &self.agent_url)
             .field("default_egress", &self.default_egress)
             .field("first_key_file", &self.first_key_file)
+            .field("first_e2b_key_file", &self.first_e2b_key_file)
             .field("poll_interval", &self.poll_interval)
             .finish_non_exhaustive()
     }

@@ -9,6 +9,7 @@
 //! - `e2b`: the same resources for clients of the E2B API.
 //! - `state_machine`: which status may follow which, and what must be freed then; no I/O.
 //! - `lifecycle`: carries a sandbox through those states; every task here outlives the request that began it.
+//! - `traffic`: what the proxy for sandboxes' ports (`wrenn-proxy`) asks.
 //! - `reconciler`: brings rows and host together after crashes, restarts and losses; reaps the idle.
 //! - `db`: SQL, the same text for SQLite and PostgreSQL.
 //!
@@ -30,8 +31,9 @@ mod reconciler;
 mod samples;
 mod server;
 mod state_machine;
+mod traffic;
 
 pub use api::openapi::openapi;
 pub use config::ControlConfig;
 pub use error::ControlError;
-pub use server::serve;
+pub use server::{Listening, serve};

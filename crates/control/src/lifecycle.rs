@@ -43,6 +43,7 @@ use wrenn_proto::{
     rest::{BootTimes, SandboxStatus},
     rpc::hostagent::v1::SandboxInfo,
 };
+use wrenn_proxy::Cuts;
 
 use crate::{
     agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
@@ -145,12 +146,14 @@ pub(crate) struct Lifecycle {
     changed: Notify,
     /// Told when a deadline may be nearer than the nearest one was.
     deadlines: Notify,
+    /// Ends what clients have open to a sandbox's ports.
+    cuts: Cuts,
     /// Tasks that outlive the requests which began them.
     tasks: TaskTracker,
 }
 
 impl Lifecycle {
-    pub(crate) fn new(db: Db, agent: AgentClient) -> Arc<Self> {
+    pub(crate) fn new(db: Db, agent: AgentClient, cuts: Cuts) -> Arc<Self> {
         Arc::new(Self {
             db,
             agent,
@@ -162,6 +165,7 @@ impl Lifecycle {
             requests: Arc::default(),
             changed: Notify::new(),
             deadlines: Notify::new(),
+            cuts,
             tasks: TaskTracker::new(),
         })
     }
@@ -250,6 +254,10 @@ impl Lifecycle {
                     self.deadlines.notify_one();
                 }
                 self.changed.notify_waiters();
+                if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
+                    // One that is about to be paused may yet run on.
+                    self.cuts.forget(id);
+                }
                 return Ok((row, effects));
             }
         }
@@ -291,7 +299,7 @@ impl Lifecycle {
 
     /// The row of a sandbox that runs. One that boots, or that somebody resumes, is waited for within the limit. One that is
     /// paused, or about to be, is resumed if it was created so.
-    async fn await_running(
+    pub(crate) async fn await_running(
         self: &Arc<Self>,
         id: &SandboxId,
         limit: Duration,

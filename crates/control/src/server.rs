@@ -1,6 +1,6 @@
 //! The HTTP server: accepts, serves, ends.
 //!
-//! Owns the listener and the tasks of its connections. Speaks HTTP/1.1 only: that is what WebSockets need here, and without
+//! Owns the listeners and the tasks of the API's connections (those of the traffic listener are `wrenn-proxy`'s). Speaks HTTP/1.1 only: that is what WebSockets need here, and without
 //! guessing the protocol a connection that says nothing is timed from its start.
 //!
 //! A connection that does not finish a request's head within 10 s, or is idle for 620 s, is closed (`connection`). At the
@@ -17,11 +17,12 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wrenn_proxy::{AgentTunnel, BadAgent, Cuts, Proxy, ProxyConfig};
 
 use crate::{
     agent_client::AgentClient,
     api::{self, App},
-    auth::{Auth, ensure_first_key},
+    auth::{Auth, ensure_first_keys},
     config::ControlConfig,
     db::Db,
     error::ControlError,
@@ -29,6 +30,7 @@ use crate::{
     lifecycle::Lifecycle,
     reconciler::Reconciler,
     samples::Samples,
+    traffic::Traffic,
 };
 
 /// What requests get to finish at the end.
@@ -43,31 +45,34 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Pause after an accept that failed: the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs the control plane until `shutdown` is cancelled. Calls `ready` with the address once it accepts connections.
+/// Where it listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// The REST API.
+    pub api: SocketAddr,
+    /// Requests to ports of sandboxes.
+    pub traffic: SocketAddr,
+}
+
+/// Runs the control plane until `shutdown` is cancelled. Calls `ready` with the addresses once it accepts connections.
 ///
 /// # Errors
-/// If it cannot begin: address, database, key file, or the agent's address are not usable. An agent that does not answer
+/// If it cannot begin: addresses, database, key files, or the agent's address are not usable. An agent that does not answer
 /// (yet) is no error.
 pub async fn serve(
     config: ControlConfig,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl FnOnce(Listening),
     shutdown: CancellationToken,
 ) -> Result<(), ControlError> {
     let agent = AgentClient::new(&config.agent_url, &config.agent_token)?;
-    let listen_error = |source| ControlError::Listen {
-        address: config.listen,
-        source,
-    };
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(listen_error)?;
-    let address = listener.local_addr().map_err(listen_error)?;
+    let tunnel = tunnel(&config)?;
+    let (listener, api) = listen(config.listen).await?;
+    let (traffic_listener, traffic) = listen(config.traffic_listen).await?;
     let db = Db::open(&config.database_url).await?;
     let auth = Auth::new(db.clone());
-    if let Some(file) = &config.first_key_file {
-        ensure_first_key(&db, &auth, file).await?;
-    }
-    let lifecycle = Lifecycle::new(db.clone(), agent.clone());
+    ensure_first_keys(&db, &auth, &config).await?;
+    let cuts = Cuts::default();
+    let lifecycle = Lifecycle::new(db.clone(), agent.clone(), cuts.clone());
     let samples = Samples::new(db.clone(), agent.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
@@ -81,13 +86,21 @@ pub async fn serve(
         shutdown: shutdown.clone(),
         sessions: sessions.clone(),
     });
+    let sandboxes = Traffic {
+        db: db.clone(),
+        lifecycle: Arc::clone(&lifecycle),
+        tunnel,
+    };
+    let proxy = Proxy::new(Arc::new(sandboxes), cuts, ProxyConfig::default());
     let reconciler = Reconciler::new(db.clone(), agent, Arc::clone(&lifecycle));
     let mut background = JoinSet::new();
     background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
     background.spawn(Arc::clone(&lifecycle).keep_deadlines(shutdown.clone()));
     background.spawn(samples.run(shutdown.clone()));
-    tracing::info!(%address, "control plane is ready");
-    ready(address);
+    let proxying = shutdown.clone();
+    background.spawn(async move { proxy.serve(traffic_listener, proxying).await });
+    tracing::info!(%api, %traffic, "control plane is ready");
+    ready(Listening { api, traffic });
 
     accept_until(&listener, app, &shutdown).await;
     drop(listener);
@@ -108,6 +121,22 @@ pub async fn serve(
     // A query that hangs must not keep the process.
     let _ = tokio::time::timeout(FINISH_TIMEOUT, db.close()).await;
     Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ControlError> {
+    let error = |source| ControlError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(error)?;
+    let bound = listener.local_addr().map_err(error)?;
+    Ok((listener, bound))
+}
+
+fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
+    AgentTunnel::new(&config.agent_url, &config.agent_token).map_err(|error| match error {
+        BadAgent::Token => ControlError::AgentToken,
+        _ => ControlError::AgentUrl {
+            url: config.agent_url.clone(),
+        },
+    })
 }
 
 /// Serves connections until told to stop, and then lets them finish.

@@ -488,6 +488,9 @@ pub struct Template {
 pub struct CreateApiKey {
     /// What the key is for, in the user's words.
     pub name: String,
+    /// Make it `e2b_` and 40 hexadecimal digits, as E2B's clients expect; default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub e2b: bool,
 }
 
 /// An API key, without its secret.
@@ -511,7 +514,7 @@ pub struct ApiKey {
 /// What `POST /v1/api-keys` answers: the only time that the secret is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedApiKey {
-    /// The secret: `wrn_` and 32 hexadecimal digits. It cannot be shown again.
+    /// The secret: `wrn_` and 32 hexadecimal digits, or `e2b_` and 40. It cannot be shown again.
     pub key: String,
     /// The key's record.
     pub api_key: ApiKey,

@@ -120,6 +120,7 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
     Ok(Layer {
         dir: env("WRENN_DIR").map(PathBuf::from),
         listen: parse(env, "WRENN_LISTEN", address)?,
+        traffic_listen: parse(env, "WRENN_TRAFFIC_LISTEN", address)?,
         agent_listen: parse(env, "WRENN_AGENT_LISTEN", address)?,
         agent_url: env("WRENN_AGENT_URL"),
         images_dir: env("WRENN_IMAGES_DIR").map(PathBuf::from),

@@ -69,6 +69,7 @@ fn every_variable_reaches_its_setting() {
     let sources = Sources::new()
         .env("WRENN_DIR", "/d")
         .env("WRENN_LISTEN", "0.0.0.0:1")
+        .env("WRENN_TRAFFIC_LISTEN", "127.0.0.1:3")
         .env("WRENN_AGENT_LISTEN", "127.0.0.1:2")
         .env("WRENN_AGENT_URL", "http://a")
         .env("WRENN_IMAGES_DIR", "/i")
@@ -85,6 +86,7 @@ fn every_variable_reaches_its_setting() {
         Settings {
             dir: "/d".into(),
             listen: "0.0.0.0:1".parse().unwrap(),
+            traffic_listen: "127.0.0.1:3".parse().unwrap(),
             agent_listen: "127.0.0.1:2".parse().unwrap(),
             agent_url: "http://a".into(),
             images_dir: "/i".into(),
@@ -109,6 +111,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         r#"
         dir = "/d"
         listen = "[::]:1"
+        traffic_listen = "127.0.0.1:3"
         agent_listen = "127.0.0.1:2"
         agent_url = "http://a"
         images_dir = "/i"
@@ -126,6 +129,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         Settings {
             dir: "/d".into(),
             listen: "[::]:1".parse().unwrap(),
+            traffic_listen: "127.0.0.1:3".parse().unwrap(),
             agent_listen: "127.0.0.1:2".parse().unwrap(),
             agent_url: "http://a".into(),
             images_dir: "/i".into(),
@@ -156,7 +160,10 @@ fn paths_and_urls_follow_the_directory_and_the_listeners() {
         "sqlite:///a%3Fb%23c%25d?mode=rwc"
     );
     assert_eq!(settings.key_file(), Path::new("/d/api-key"));
+    assert_eq!(settings.e2b_key_file(), Path::new("/d/e2b-api-key"));
     assert_eq!(settings.api_url, "http://127.0.0.1:81");
+    // What guests serve is not opened to others because the API is.
+    assert_eq!(settings.traffic_listen.to_string(), "127.0.0.1:8001");
     assert_eq!(settings.agent_url, "http://192.0.2.7:82");
 }
 

@@ -27,7 +27,7 @@ fn good() -> Fake {
         netns: Ok(()),
         disk: 100 << 30,
         memory: 8 << 30,
-        templates: Ok(vec!["minimal".to_owned()]),
+        templates: Ok(["base", "minimal"].map(str::to_owned).to_vec()),
     }
 }
 
@@ -155,6 +155,9 @@ fn each_other_lack_is_found_with_a_fix() {
         ("free disk", Level::Fail, |m| m.disk = (4 << 30) - 1),
         ("free memory", Level::Fail, |m| m.memory = (1 << 30) - 1),
         ("images", Level::Warn, |m| m.templates = Ok(vec![])),
+        ("images", Level::Warn, |m| {
+            m.templates = Ok(vec!["minimal".to_owned()]);
+        }),
     ];
     for (name, level, change) in cases {
         let mut machine = good();

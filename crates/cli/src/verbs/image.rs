@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 use wrenn_agent::warm::WarmConfig;
-use wrenn_image::{BuildOptions, ImageStore, Progress, Template, build};
+use wrenn_image::{BuildOptions, BuildReport, ImageStore, Progress, Recipe, Template, build};
 use wrenn_proto::TemplateName;
 
 use self::progress::{PlainProgress, TerminalProgress};
@@ -23,7 +23,7 @@ use crate::{
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
-    /// Build a template from Debian packages; does nothing if it is up to date
+    /// Build templates from Debian packages; does nothing for those that are up to date
     Build(BuildArgs),
     /// List templates
     #[command(visible_alias = "list")]
@@ -43,9 +43,8 @@ struct StoreArgs {
 /// Arguments of `wrenn image build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// Template
-    #[arg(default_value = "minimal")]
-    name: TemplateName,
+    /// Templates; all that are known unless named
+    names: Vec<TemplateName>,
     /// The guest agent's static binary [env: WRENN_ENVD] [default: `envd` beside this program]
     #[arg(long, value_name = "FILE")]
     envd: Option<PathBuf>,
@@ -55,7 +54,7 @@ pub(crate) struct BuildArgs {
     /// Show what the tools print
     #[arg(short, long)]
     verbose: bool,
-    /// Print the template as JSON
+    /// Print the templates as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -100,61 +99,76 @@ impl ImageVerb {
 /// Runs the verb; answers with the exit code.
 pub(crate) fn run(settings: &Settings, verb: ImageVerb) -> anyhow::Result<i32> {
     match verb {
-        ImageVerb::Build(args) => build_template(settings, &args),
+        ImageVerb::Build(args) => build_templates(settings, &args),
         ImageVerb::Ls(args) => ls(settings, &args),
         ImageVerb::Rm(args) => rm(settings, &args),
     }
 }
 
-fn build_template(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32> {
+fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32> {
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "`wrenn image build` needs root, for the owners and devices in a root file system: sudo wrenn image build"
         );
     }
     let envd = images::find_envd(settings)?;
+    let init = images::find_init(&envd)?;
+    let options = BuildOptions { envd, init };
     let store = open(&settings.images_dir)?;
     let progress: Box<dyn Progress> = if output::stderr_is_terminal() {
         Box::new(TerminalProgress::new(args.verbose))
     } else {
         Box::new(PlainProgress::new(args.verbose))
     };
-    let init = images::find_init(&envd)?;
-    let report = build(&store, &args.name, &BuildOptions { envd, init }, &*progress)?;
-    if !args.no_warm {
-        warm(settings, &args.name, &*progress)?;
+    let names = match &args.names[..] {
+        [] => Recipe::ALL
+            .iter()
+            .map(|recipe| recipe.name.parse())
+            .collect::<Result<_, _>>()?,
+        names => names.to_vec(),
+    };
+    let mut built = Vec::new();
+    for name in &names {
+        let report = build(&store, name, &options, &*progress)?;
+        if !args.no_warm {
+            warm(settings, name, &*progress)?;
+        }
+        if !args.json {
+            tell(&report)?;
+        }
+        built.push(report.template);
     }
     if args.json {
-        output::json(&Shown::from(&report.template))?;
-        return Ok(0);
-    }
-    let seconds: f64 = report
-        .steps
-        .iter()
-        .map(|(_, took)| took.as_secs_f64())
-        .sum();
-    let size = output::bytes(report.template.size_bytes);
-    if report.steps.is_empty() {
-        output::line(format_args!("{} is up to date ({size})", args.name))?;
-    } else {
-        output::line(format_args!(
-            "{} built in {seconds:.1} s ({size})",
-            args.name
-        ))?;
+        let shown: Vec<_> = built.iter().map(Shown::from).collect();
+        output::json(&shown)?;
     }
     Ok(0)
 }
 
+/// One line on what a build did.
+fn tell(report: &BuildReport) -> anyhow::Result<()> {
+    let name = &report.template.name;
+    let size = output::bytes(report.template.size_bytes);
+    let took = report.steps.iter().map(|(_, took)| took.as_secs_f64());
+    let seconds: f64 = took.sum();
+    if report.steps.is_empty() {
+        output::line(format_args!("{name} is up to date ({size})"))?;
+    } else {
+        output::line(format_args!("{name} built in {seconds:.1} s ({size})"))?;
+    }
+    Ok(())
+}
+
 /// Boots the template once and freezes it, unless that was done.
 fn warm(settings: &Settings, name: &TemplateName, progress: &dyn Progress) -> anyhow::Result<()> {
-    const STEP: &str = "booted guest";
+    let step = format!("booted guest of {name}");
     let config = warm_config(settings)?;
     let began = std::time::Instant::now();
-    let make = wrenn_agent::warm::make(config, name, || progress.step(STEP));
+    let make = wrenn_agent::warm::make(config, name, || progress.step(&step));
     let made = on_a_runtime(make)?
         .with_context(|| format!("cannot boot `{name}` once; `--no-warm` goes without"))?;
     if made {
-        progress.done(STEP, began.elapsed());
+        progress.done(&step, began.elapsed());
     }
     Ok(())
 }

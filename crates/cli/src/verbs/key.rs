@@ -23,6 +23,9 @@ pub(crate) enum KeyVerb {
 pub(crate) struct CreateArgs {
     /// What the key is for
     name: String,
+    /// Make it of the form that clients of the E2B API expect
+    #[arg(long)]
+    e2b: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,7 +51,7 @@ pub(crate) struct RmArgs {
 pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
     match verb {
         KeyVerb::Create(args) => {
-            let made = client.create_key(args.name).await?;
+            let made = client.create_key(args.name, args.e2b).await?;
             if args.json {
                 output::json(&made)?;
             } else {

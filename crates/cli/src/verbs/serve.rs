@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use wrenn_agent::{AgentConfig, AgentError};
-use wrenn_control::ControlConfig;
+use wrenn_control::{ControlConfig, Listening};
 use wrenn_proto::{rest::Egress, supervise::Accel};
 
 use super::sandbox::egress_parser;
@@ -50,6 +50,9 @@ struct ControlArgs {
     /// Where the REST API listens [env: WRENN_LISTEN] [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
     listen: Option<SocketAddr>,
+    /// Where requests to ports of sandboxes are taken [env: WRENN_TRAFFIC_LISTEN] [default: 127.0.0.1:8001]
+    #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
+    traffic_listen: Option<SocketAddr>,
     /// Database [env: DATABASE_URL] [default: SQLite in the data directory]
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
@@ -118,6 +121,7 @@ pub(crate) struct AgentArgs {
 impl ControlArgs {
     fn settings(&self, layer: &mut Layer) {
         layer.listen = self.listen;
+        layer.traffic_listen = self.traffic_listen;
         layer.database_url.clone_from(&self.database_url);
     }
 }
@@ -164,6 +168,10 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
     data_dir::create(&settings.dir)?;
     require_free(settings.listen, "--listen or WRENN_LISTEN")?;
     require_free(
+        settings.traffic_listen,
+        "--traffic-listen or WRENN_TRAFFIC_LISTEN",
+    )?;
+    require_free(
         settings.agent_listen,
         "--agent-listen or WRENN_AGENT_LISTEN",
     )?;
@@ -171,12 +179,13 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
     let token = config.token.clone();
     let agent = start_agent(config).await?;
     let agent_url = format!("http://{}", agent.address);
-    let control = start_control(control_config(settings, agent_url.clone(), token.clone())).await?;
+    let (control, traffic) =
+        start_control(control_config(settings, agent_url.clone(), token.clone())).await?;
     output::line(format_args!(
         "wrenn: listening on http://{} ({accel})",
         control.address
     ))?;
-    output::line(format_args!("API key: {}", settings.key_file().display()))?;
+    tell_clients(settings, traffic)?;
     tell_missing_template(settings);
     run_until_signal(vec![control, agent], interrupts, || async {
         run_on::count(&agent_url, &token).await
@@ -190,14 +199,18 @@ pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Res
     logging::init(&settings.log, args.log.log_json)?;
     data_dir::create(&settings.dir)?;
     require_free(settings.listen, "--listen or WRENN_LISTEN")?;
+    require_free(
+        settings.traffic_listen,
+        "--traffic-listen or WRENN_TRAFFIC_LISTEN",
+    )?;
     let token = data_dir::agent_token(settings)?;
     let config = control_config(settings, settings.agent_url.clone(), token);
-    let control = start_control(config).await?;
+    let (control, traffic) = start_control(config).await?;
     output::line(format_args!(
         "wrenn: listening on http://{}",
         control.address
     ))?;
-    output::line(format_args!("API key: {}", settings.key_file().display()))?;
+    tell_clients(settings, traffic)?;
     run_until_signal(vec![control], interrupts, || async { None }).await
 }
 
@@ -241,26 +254,46 @@ async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
     .await
 }
 
-async fn start_control(config: ControlConfig) -> anyhow::Result<Service> {
-    Service::start("control plane", |ready, stop| async move {
-        let tell = move |address| {
+/// Starts the control plane; with the address at which it takes requests to ports of sandboxes.
+async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, SocketAddr)> {
+    let (tell_traffic, traffic) = tokio::sync::oneshot::channel();
+    let control = Service::start("control plane", |ready, stop| async move {
+        let tell = move |listening: Listening| {
             // Nobody waits any more if the start was given up.
-            let _ = ready.send(address);
+            let _ = tell_traffic.send(listening.traffic);
+            let _ = ready.send(listening.api);
         };
         wrenn_control::serve(config, tell, stop).await?;
         Ok(())
     })
-    .await
+    .await?;
+    let traffic = traffic
+        .await
+        .context("the control plane did not say where it listens")?;
+    Ok((control, traffic))
+}
+
+/// What clients need.
+fn tell_clients(settings: &Settings, traffic: SocketAddr) -> anyhow::Result<()> {
+    output::line(format_args!("API key: {}", settings.key_file().display()))?;
+    output::line(format_args!("sandbox traffic: http://{traffic}"))?;
+    output::line(format_args!(
+        "E2B API key: {}",
+        settings.e2b_key_file().display()
+    ))?;
+    Ok(())
 }
 
 fn control_config(settings: &Settings, agent_url: String, agent_token: String) -> ControlConfig {
     ControlConfig {
         listen: settings.listen,
+        traffic_listen: settings.traffic_listen,
         database_url: settings.database_url.clone(),
         agent_url,
         agent_token,
         default_egress: settings.egress,
         first_key_file: Some(settings.key_file()),
+        first_e2b_key_file: Some(settings.e2b_key_file()),
         poll_interval: POLL_INTERVAL,
     }
 }

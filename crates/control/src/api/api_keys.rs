@@ -14,7 +14,7 @@ use super::{
     openapi::{BodyErrors, CommonErrors, SandboxErrors},
     validate,
 };
-use crate::db::api_keys::ApiKey as Row;
+use crate::{auth::KeyForm, db::api_keys::ApiKey as Row};
 
 /// Makes a key. The answer is the only place in which it is shown.
 #[utoipa::path(
@@ -26,7 +26,12 @@ pub(super) async fn create(
     ApiJson(request): ApiJson<CreateApiKey>,
 ) -> Result<(StatusCode, Json<CreatedApiKey>), ApiError> {
     validate::check_key_name(&request.name)?;
-    let made = app.auth.make(&request.name).await?;
+    let form = if request.e2b {
+        KeyForm::E2b
+    } else {
+        KeyForm::Wrenn
+    };
+    let made = app.auth.make(&request.name, form).await?;
     let reply = CreatedApiKey {
         key: made.secret,
         api_key: made.row.into_rest(),

@@ -1,4 +1,4 @@
-//! The first API key: made where there is none, and written to a file that only its owner reads.
+//! The first API keys: made where there is none, and written to files that only their owner reads.
 
 use std::{
     fs::{self, OpenOptions},
@@ -7,23 +7,40 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Auth;
-use crate::{db::Db, error::ControlError};
+use super::{Auth, KeyForm};
+use crate::{config::ControlConfig, db::Db, error::ControlError};
 
 /// Name of a key made here.
 const NAME: &str = "first key";
 
-/// Makes a key if the database has none or the file is missing, and writes it to the file.
-pub(crate) async fn ensure_first_key(
+/// Makes a key of each form whose file is missing, or of all if the database has none, and writes them to their files.
+pub(crate) async fn ensure_first_keys(
     db: &Db,
     auth: &Auth,
-    file: &Path,
+    config: &ControlConfig,
 ) -> Result<(), ControlError> {
     let known = !db.api_keys().await?.is_empty();
-    if known && file.exists() {
-        return Ok(());
+    let wanted = [
+        (KeyForm::Wrenn, &config.first_key_file),
+        (KeyForm::E2b, &config.first_e2b_key_file),
+    ];
+    for (form, file) in wanted {
+        if let Some(file) = file
+            && !(known && file.exists())
+        {
+            write_first_key(db, auth, form, file).await?;
+        }
     }
-    let key = auth.make(NAME).await?;
+    Ok(())
+}
+
+async fn write_first_key(
+    db: &Db,
+    auth: &Auth,
+    form: KeyForm,
+    file: &Path,
+) -> Result<(), ControlError> {
+    let key = auth.make(NAME, form).await?;
     let (path, secret) = (file.to_owned(), key.secret);
     let written = tokio::task::spawn_blocking(move || write(&path, &secret)).await;
     let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -75,25 +92,45 @@ mod tests {
         Db::open(&url).await.unwrap()
     }
 
+    fn config(file: &Path, e2b_file: &Path) -> ControlConfig {
+        ControlConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            traffic_listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: String::new(),
+            agent_url: String::new(),
+            agent_token: String::new(),
+            default_egress: wrenn_proto::rest::Egress::Deny,
+            first_key_file: Some(file.to_owned()),
+            first_e2b_key_file: Some(e2b_file.to_owned()),
+            poll_interval: std::time::Duration::from_secs(1),
+        }
+    }
+
     #[tokio::test]
-    async fn it_is_made_once_and_again_when_its_file_is_lost() {
+    async fn each_form_is_made_once_and_again_when_its_file_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let db = open(&dir).await;
         let auth = Auth::new(db.clone());
-        let file = dir.path().join("api-key");
-        ensure_first_key(&db, &auth, &file).await.unwrap();
-        let key = fs::read_to_string(&file).unwrap();
-        assert!(auth.is_good(key.trim()).await.unwrap());
-        let mode = fs::metadata(&file).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let files = [dir.path().join("api-key"), dir.path().join("e2b-api-key")];
+        let config = config(&files[0], &files[1]);
+        let read = |file: &Path| fs::read_to_string(file).unwrap();
+        ensure_first_keys(&db, &auth, &config).await.unwrap();
+        let keys = [read(&files[0]), read(&files[1])];
+        for ((file, key), prefix) in files.iter().zip(&keys).zip(["wrn_", "e2b_"]) {
+            assert!(key.starts_with(prefix), "{key}");
+            assert!(auth.is_good(key.trim()).await.unwrap());
+            let mode = fs::metadata(file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
 
-        ensure_first_key(&db, &auth, &file).await.unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), key);
+        ensure_first_keys(&db, &auth, &config).await.unwrap();
+        assert_eq!([read(&files[0]), read(&files[1])], keys);
 
-        fs::remove_file(&file).unwrap();
-        ensure_first_key(&db, &auth, &file).await.unwrap();
-        let other = fs::read_to_string(&file).unwrap();
-        assert_ne!(other, key);
+        fs::remove_file(&files[1]).unwrap();
+        ensure_first_keys(&db, &auth, &config).await.unwrap();
+        assert_eq!(read(&files[0]), keys[0]);
+        let other = read(&files[1]);
+        assert_ne!(other, keys[1]);
         assert!(auth.is_good(other.trim()).await.unwrap());
     }
 
@@ -103,7 +140,8 @@ mod tests {
         let db = open(&dir).await;
         let auth = Auth::new(db.clone());
         let file = dir.path().join("nowhere/api-key");
-        let error = ensure_first_key(&db, &auth, &file).await.unwrap_err();
+        let config = config(&file, &file);
+        let error = ensure_first_keys(&db, &auth, &config).await.unwrap_err();
         assert!(matches!(error, ControlError::KeyFile { .. }), "{error}");
         assert!(db.api_keys().await.unwrap().is_empty());
     }

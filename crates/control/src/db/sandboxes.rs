@@ -283,6 +283,17 @@ impl Db {
         row.map(Sandbox::try_from).transpose()
     }
 
+    /// Tokens of the guest agents of all sandboxes that run or are paused.
+    pub(crate) async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError> {
+        let query = sqlx::query_as::<_, (String, String)>(
+            "SELECT id, envd_token FROM sandboxes \
+             WHERE status IN ('running', 'pausing', 'paused', 'resuming') AND envd_token <> ''",
+        );
+        let rows = run("read the tokens", query.fetch_all(&self.pool)).await?;
+        let known = |(id, token): (String, String)| Some((id.parse().ok()?, token));
+        Ok(rows.into_iter().filter_map(known).collect())
+    }
+
     /// Lets another request use the idempotency key of a sandbox that never was its client's.
     pub(crate) async fn release_idempotency_key(&self, id: &SandboxId) -> Result<(), DbError> {
         let query = sqlx::query("UPDATE sandboxes SET idempotency_key = '' WHERE id = $1")

@@ -48,7 +48,7 @@ pub(crate) struct UseGuard {
 }
 
 impl UseGuard {
-    pub(super) fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
+    pub(crate) fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
         lifecycle.uses.table().entry(id.clone()).or_default().open += 1;
         Self { lifecycle, id }
     }

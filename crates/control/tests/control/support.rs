@@ -22,6 +22,7 @@ pub(crate) const GENEROUS: Duration = Duration::from_secs(30);
 /// A running control plane.
 pub(crate) struct Control {
     address: SocketAddr,
+    traffic: SocketAddr,
     dir: Arc<tempfile::TempDir>,
     key: String,
     shutdown: CancellationToken,
@@ -55,6 +56,7 @@ impl Control {
         let key_file = options.dir.path().join("api-key");
         let config = ControlConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
+            traffic_listen: "127.0.0.1:0".parse().unwrap(),
             database_url: options.database_url.unwrap_or_else(|| {
                 format!(
                     "sqlite://{}/wrenn.db?mode=rwc",
@@ -65,18 +67,20 @@ impl Control {
             agent_token: fake_agent::TOKEN.to_owned(),
             default_egress: Egress::Deny,
             first_key_file: Some(key_file.clone()),
+            first_e2b_key_file: Some(options.dir.path().join("e2b-api-key")),
             poll_interval: options.poll_interval,
         };
         let shutdown = CancellationToken::new();
         let (tell, told) = tokio::sync::oneshot::channel();
         let stop = shutdown.clone();
         let task = tokio::spawn(async move {
-            wrenn_control::serve(config, |address| _ = tell.send(address), stop).await
+            wrenn_control::serve(config, |listening| _ = tell.send(listening), stop).await
         });
-        let address = tokio::time::timeout(GENEROUS, told).await.unwrap().unwrap();
+        let listening = tokio::time::timeout(GENEROUS, told).await.unwrap().unwrap();
         let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();
         Self {
-            address,
+            address: listening.api,
+            traffic: listening.traffic,
             dir: options.dir,
             key,
             shutdown,
@@ -99,6 +103,17 @@ impl Control {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where requests to ports of sandboxes are taken.
+    pub(crate) fn traffic(&self) -> SocketAddr {
+        self.traffic
+    }
+
+    /// The first key in the form of the E2B API.
+    pub(crate) fn e2b_key(&self) -> String {
+        let file = self.dir.path().join("e2b-api-key");
+        std::fs::read_to_string(file).unwrap().trim().to_owned()
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -153,6 +168,22 @@ impl Control {
         body["id"].as_str().unwrap().to_owned()
     }
 
+    /// Creates a sandbox as a client of the E2B API does, with more fields, and returns what is answered.
+    pub(crate) async fn e2b_create(&self, more: Value) -> Value {
+        let mut body = serde_json::json!({ "templateID": "minimal" });
+        let more = more.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(more);
+        let (status, body) = self.post("/v2/sandboxes", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        body
+    }
+
+    /// The same; returns its id.
+    pub(crate) async fn e2b_id(&self, more: Value) -> String {
+        let made = self.e2b_create(more).await;
+        made["sandboxID"].as_str().unwrap().to_owned()
+    }
+
     /// The status of a sandbox's record.
     pub(crate) async fn status(&self, id: &str) -> String {
         let (status, body) = self.get(&format!("/v1/sandboxes/{id}")).await;
@@ -187,6 +218,18 @@ pub(crate) fn assert_failure(got: &(StatusCode, Value), status: u16, code: &str,
         assert!(message.contains(word), "{message:?} without {word:?}");
     }
     assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+}
+
+/// The same for the E2B API's form.
+#[track_caller]
+pub(crate) fn assert_e2b_failure(got: &(StatusCode, Value), status: u16, words: &[&str]) {
+    let (got_status, body) = got;
+    assert_eq!(got_status.as_u16(), status, "{body}");
+    assert_eq!(body["code"], status, "{body}");
+    let message = body["message"].as_str().unwrap();
+    for word in words {
+        assert!(message.contains(word), "{message:?} without {word:?}");
+    }
 }
 
 /// Sends a request; the answer's body is `null` where it is not JSON.

@@ -119,6 +119,9 @@ pub(crate) struct State {
     /// What every create takes.
     pub(crate) create_delay: Mutex<Duration>,
     last_create: Mutex<Option<rpc::CreateSandboxRequest>>,
+    /// The last resume asked for a boot.
+    pub(crate) cold_boot: AtomicBool,
+    last_network: Mutex<Option<rpc::UpdateNetworkRequest>>,
     /// Uploads that ended without their end.
     pub(crate) broken_uploads: AtomicUsize,
     /// Pieces of uploads that came so far.
@@ -159,6 +162,8 @@ impl FakeAgent {
             templates: Mutex::new(vec![minimal()]),
             create_delay: Mutex::default(),
             last_create: Mutex::default(),
+            cold_boot: AtomicBool::new(false),
+            last_network: Mutex::default(),
             broken_uploads: AtomicUsize::new(0),
             upload_bytes: AtomicUsize::new(0),
             download_bytes: AtomicUsize::new(0),
@@ -185,6 +190,7 @@ impl FakeAgent {
         let router = Router::new()
             .add_service(Arc::new(Service(Arc::clone(&self.state))))
             .into_axum_router()
+            .route("/tunnel/{id}/{port}", axum::routing::get(tunnel))
             .layer(middleware::from_fn_with_state(
                 (Arc::clone(&self.state), self.down.clone()),
                 count,
@@ -245,6 +251,10 @@ impl FakeAgent {
         lock(&self.state.last_create).clone().unwrap()
     }
 
+    pub(crate) fn last_network(&self) -> rpc::UpdateNetworkRequest {
+        lock(&self.state.last_network).clone().unwrap()
+    }
+
     pub(crate) fn template_names(&self) -> Vec<String> {
         let templates = lock(&self.state.templates);
         templates.iter().map(|t| t.name.clone()).collect()
@@ -286,6 +296,12 @@ impl Drop for FakeAgent {
             server.abort();
         }
     }
+}
+
+/// No port of any sandbox is open.
+async fn tunnel() -> HttpResponse {
+    let body = r#"{"code":"port_closed","message":"nobody listens there"}"#;
+    (http::StatusCode::BAD_GATEWAY, body).into_response()
 }
 
 async fn authorize(request: Request, next: Next) -> HttpResponse {

@@ -40,6 +40,7 @@ impl State {
             created_unix_ms: now_ms(),
             last_active_unix_ms: sandbox.last_active_ms,
             reason: sandbox.reason.clone(),
+            envd_token: format!("token-of-{id}"),
             warning: sandbox.warning.clone(),
             boot: rpc::BootTimes {
                 prepared_ms: 1,

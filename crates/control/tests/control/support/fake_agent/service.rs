@@ -1,6 +1,6 @@
 //! The calls that the fake answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use connectrpc::{
     ConnectError, ErrorCode, InboundStream, RequestContext, Response, ServiceRequest,
@@ -100,6 +100,8 @@ impl HostAgentService for Service {
         request: ServiceRequest<'_, rpc::ResumeSandboxRequest>,
     ) -> ServiceResult<rpc::ResumeSandboxResponse> {
         let id = request.id.to_owned();
+        let cold_boot = request.cold_boot;
+        self.0.cold_boot.store(cold_boot, Ordering::SeqCst);
         self.0.detached(&id, State::resume).await?;
         Response::ok(rpc::ResumeSandboxResponse {
             sandbox: self.0.info(&id).unwrap_or_default().into(),
@@ -115,6 +117,8 @@ impl HostAgentService for Service {
         if self.0.info(request.id).is_none() {
             return Err(ConnectError::not_found("no such sandbox"));
         }
+        self.0.check("UpdateNetwork")?;
+        *lock(&self.0.last_network) = Some(request.to_owned_message());
         Response::ok(rpc::UpdateNetworkResponse::default())
     }
 
@@ -172,6 +176,7 @@ impl HostAgentService for Service {
         request: ServiceRequest<'_, rpc::GetMetricsRequest>,
     ) -> ServiceResult<rpc::GetMetricsResponse> {
         self.0.require(request.id)?;
+        self.0.check("GetMetrics")?;
         Response::ok(rpc::GetMetricsResponse {
             timestamp_unix_ms: 1_700_000_000_500,
             cpu_count: 2,

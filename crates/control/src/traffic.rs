@@ -1,0 +1,95 @@
+//! What the traffic proxy asks: which sandboxes there are, and how to reach their ports.
+//!
+//! Owns nothing: rows say what is, `lifecycle` resumes what is paused and remembers who uses what, and the host's agent opens the
+//! byte streams. When a sandbox stops, `lifecycle` tells the proxy.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use wrenn_proto::SandboxId;
+use wrenn_proxy::{AgentTunnel, DialError, Refused, Sandboxes, SignedLink, Target};
+
+use crate::{
+    agent_client::AgentError,
+    db::{Db, sandboxes::Sandbox},
+    lifecycle::{Lifecycle, LifecycleError, UseGuard},
+};
+
+/// How long a request waits for a sandbox that still boots.
+const BOOT_WAIT: Duration = Duration::from_secs(60);
+
+/// Sandboxes, as the proxy sees them.
+pub(crate) struct Traffic {
+    pub(crate) db: Db,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) tunnel: AgentTunnel,
+}
+
+impl Sandboxes for Traffic {
+    type Io = TokioIo<Upgraded>;
+    type Use = UseGuard;
+
+    async fn resolve(&self, id: &SandboxId) -> Result<Target, Refused> {
+        match self.lifecycle.await_running(id, BOOT_WAIT).await {
+            Ok(row) => Ok(target(row)),
+            Err(error) => Err(refused(&error)),
+        }
+    }
+
+    async fn signed_by(&self, link: &SignedLink<'_>) -> Option<SandboxId> {
+        match self.db.envd_tokens().await {
+            Ok(tokens) => tokens
+                .into_iter()
+                .find(|(_, token)| link.is_signed_with(token))
+                .map(|(id, _)| id),
+            Err(error) => {
+                tracing::error!(%error, "cannot tell whose link it is");
+                None
+            }
+        }
+    }
+
+    async fn dial(&self, id: &SandboxId, port: u16) -> Result<Self::Io, DialError> {
+        self.tunnel.dial(id, port).await
+    }
+
+    fn begin_use(&self, id: &SandboxId) -> UseGuard {
+        UseGuard::new(Arc::clone(&self.lifecycle), id.clone())
+    }
+}
+
+fn target(row: Sandbox) -> Target {
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    Target {
+        shown_token: given(row.envd_token).filter(|_| row.options.open),
+        traffic_token: given(row.options.traffic_token),
+        mask_host: given(row.options.mask_host),
+    }
+}
+
+fn refused(error: &LifecycleError) -> Refused {
+    use wrenn_proto::rest::SandboxStatus as S;
+    match error {
+        LifecycleError::NotFound(_) => Refused::NotFound,
+        LifecycleError::WrongStatus {
+            status: S::Pending | S::Starting | S::Resuming,
+            ..
+        } => Refused::Changing,
+        LifecycleError::WrongStatus { .. } | LifecycleError::Refused(_) => Refused::NotFound,
+        LifecycleError::Busy(_) => Refused::Changing,
+        LifecycleError::Agent(error) => Refused::Unavailable(host_words(error)),
+        LifecycleError::Db(error) => {
+            tracing::error!(%error, "cannot look a sandbox up");
+            Refused::Unavailable("the database failed".to_owned())
+        }
+        LifecycleError::Shared(error) => refused(error),
+    }
+}
+
+fn host_words(error: &AgentError) -> String {
+    if error.connection_lost {
+        return "its host does not answer".to_owned();
+    }
+    error.message.clone()
+}
