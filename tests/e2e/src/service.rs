@@ -28,6 +28,7 @@ pub struct Service {
     dir: tempfile::TempDir,
     listen: String,
     agent_listen: String,
+    traffic_listen: String,
     key: String,
     fault: Option<String>,
     http: reqwest::Client,
@@ -55,6 +56,7 @@ impl Service {
             dir,
             listen: format!("127.0.0.1:{}", free_port()?),
             agent_listen: format!("127.0.0.1:{}", free_port()?),
+            traffic_listen: format!("127.0.0.1:{}", free_port()?),
             key: String::new(),
             fault: None,
             http: reqwest::Client::new(),
@@ -110,6 +112,7 @@ impl Service {
             .arg(verb)
             .env("WRENN_DIR", self.dir())
             .env("WRENN_API_URL", self.url(""))
+            .env("WRENN_TRAFFIC_LISTEN", &self.traffic_listen)
             .env("WRENN_EGRESS", "deny")
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
@@ -127,6 +130,22 @@ impl Service {
     #[must_use]
     pub fn listen(&self) -> &str {
         &self.listen
+    }
+
+    /// Where the service listens for traffic to sandboxes, `address:port`.
+    #[must_use]
+    pub fn traffic_listen(&self) -> &str {
+        &self.traffic_listen
+    }
+
+    /// The key of this service for clients of the E2B API.
+    ///
+    /// # Errors
+    /// If the service has not written one.
+    pub fn e2b_key(&self) -> Result<String> {
+        let file = self.dir().join("e2b-api-key");
+        let key = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(key.trim().to_owned())
     }
 
     /// The API key of this service.
