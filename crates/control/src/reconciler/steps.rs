@@ -243,8 +243,11 @@ impl Step {
                     .await
             }
             _ => {
-                self.event(Event::CreateDone, |row| fill_from_host(row, &info, now))
-                    .await
+                self.event(Event::CreateDone, |row| {
+                    fill_from_host(row, &info, now);
+                    row.renew_lifetime(now);
+                })
+                .await
             }
         }
     }

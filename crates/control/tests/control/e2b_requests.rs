@@ -71,12 +71,14 @@ async fn a_request_whose_client_left_can_be_made_again() {
     let leaving = named(&control, "k", &body()).timeout(Duration::from_millis(300));
     assert!(leaving.send().await.is_err());
     let (again, ()) = tokio::join!(answer(named(&control, "k", &body())), async {
-        until("the first is undone and another begun", async || {
-            (agent.calls("CreateSandbox") == 2).then_some(())
+        until("the first is being undone", async || {
+            (agent.calls("DestroySandbox") > 0).then_some(())
         })
         .await;
+        assert_eq!(agent.calls("CreateSandbox"), 1);
         agent.state.create_gate.open();
     });
+    assert_eq!(agent.calls("CreateSandbox"), 2);
     assert_eq!(again.0, StatusCode::CREATED, "{}", again.1);
     let id = again.1["sandboxID"].as_str().unwrap().to_owned();
     until("only the second is there", async || {

@@ -56,7 +56,8 @@ async fn keys_are_made_listed_and_deleted_but_never_the_last() {
     assert_eq!(status, StatusCode::CREATED, "{made}");
     let secret = made["key"].as_str().unwrap().to_owned();
     let (_, keys) = control.get("/v1/api-keys").await;
-    assert_eq!(keys.as_array().unwrap().len(), 2);
+    // The first keys, one of each form, and this one.
+    assert_eq!(keys.as_array().unwrap().len(), 3);
     assert!(!keys.to_string().contains(&secret));
     let with = |key: &str| {
         let request = reqwest::Client::new().get(control.url("/v1/sandboxes"));
@@ -74,7 +75,13 @@ async fn keys_are_made_listed_and_deleted_but_never_the_last() {
         &[],
     );
     let (_, keys) = control.get("/v1/api-keys").await;
-    let last = keys[0]["id"].as_str().unwrap();
-    let got = control.delete(&format!("/v1/api-keys/{last}")).await;
-    assert_failure(&got, 409, "conflict", &["last"]);
+    let id_of = |form: &str| {
+        let mut keys = keys.as_array().unwrap().iter();
+        let key = keys.find(|key| key["prefix"].as_str().unwrap().starts_with(form));
+        key.unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    let path = format!("/v1/api-keys/{}", id_of("e2b_"));
+    assert_eq!(control.delete(&path).await.0, StatusCode::NO_CONTENT);
+    let path = format!("/v1/api-keys/{}", id_of("wrn_"));
+    assert_failure(&control.delete(&path).await, 409, "conflict", &["last"]);
 }
