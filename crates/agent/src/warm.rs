@@ -31,10 +31,11 @@ use crate::{
     snapshots::{PinnedBuild, warm_name},
 };
 
-/// What guests run first.
-const FIRST_COMMANDS: [&[&str]; 3] = [
+/// What guests run first, as their template's default user: our own client, and the SDKs of E2B.
+const FIRST_COMMANDS: [&[&str]; 4] = [
     &["/bin/true"],
     &["/bin/sh", "-c", "cat /etc/hostname; ls /"],
+    &["/bin/bash", "-l", "-c", "echo hi"],
     &["python3", "-c", "print(1)"],
 ];
 

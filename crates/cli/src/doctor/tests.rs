@@ -137,7 +137,7 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn each_other_lack_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 9] = [
+    let cases: [(&str, Level, Change); 10] = [
         ("root", Level::Fail, |m| m.root = false),
         ("tap devices", Level::Fail, |m| {
             m.lacks = vec!["/dev/net/tun"]

@@ -143,6 +143,7 @@ mod tests {
             started_at: None,
             last_active_at: None,
             last_updated: at,
+            expires_at: None,
         }
     }
 
