@@ -3,7 +3,7 @@
 //! | step     | made by                               | key                                | time, measured |
 //! |----------|---------------------------------------|------------------------------------|----------------|
 //! | kernel   | apt, `dpkg-deb`, this crate           | kernel part of the recipe          | 3 s            |
-//! | packages | `mmdebstrap`                          | release and packages               | 35 s           |
+//! | packages | `mmdebstrap`                          | release and packages               | 35 s; 15 s above another's |
 //! | rootfs   | `tar`, this crate, `mkfs.ext4 -d`     | packages, envd, guest files        | 6 s            |
 //!
 //! A step that fails leaves nothing but what it had in `tmp/`, which it removes. A template that was there before stays
@@ -63,7 +63,7 @@ pub struct BuildReport {
 #[non_exhaustive]
 pub enum BuildError {
     /// There is no recipe of this name.
-    #[error("no recipe makes a template `{0}`; known: minimal")]
+    #[error("no recipe makes a template `{0}`; known: {known}", known = known_recipes())]
     UnknownRecipe(TemplateName),
     /// A program for the guest cannot be read.
     #[error("could not read {path}, which goes into the guest: {source}")]
@@ -137,9 +137,9 @@ pub fn build(
     })?;
     let rootfs_dir = store.rootfs_dir(&rootfs_key);
     if !rootfs_dir.exists() {
-        let layer = store.layer_path(&recipe.layer_key());
-        builder.ensure("packages", &layer, packages::build)?;
-        builder.ensure("rootfs", &rootfs_dir, |builder, dir| {
+        let layer = builder.ensure_layer(&recipe)?;
+        let step = format!("rootfs of {}", recipe.name);
+        builder.ensure(&step, &rootfs_dir, |builder, dir| {
             rootfs::build(builder, &layer, &programs, dir)
         })?;
     }
@@ -160,6 +160,10 @@ pub fn build(
     })
 }
 
+fn known_recipes() -> String {
+    Recipe::ALL.map(|recipe| recipe.name).join(", ")
+}
+
 /// What the steps share.
 pub(crate) struct Builder<'a> {
     store: &'a ImageStore,
@@ -169,6 +173,23 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Makes the packages of a recipe, and of the one below it first.
+    fn ensure_layer(&mut self, recipe: &Recipe) -> Result<PathBuf, BuildError> {
+        let layer = self.store.layer_path(&recipe.layer_key());
+        if layer.exists() {
+            return Ok(layer);
+        }
+        let below = match recipe.above {
+            Some(below) => Some(self.ensure_layer(below)?),
+            None => None,
+        };
+        let step = format!("packages of {}", recipe.name);
+        self.ensure(&step, &layer, |builder, dir| {
+            packages::build(builder, recipe, below.as_deref(), dir)
+        })?;
+        Ok(layer)
+    }
+
     /// Makes `target` if it is not there: `work` builds under a temporary name, which is synced and renamed.
     ///
     /// `work` gets a directory. If `target` is to be a file, it is the one of the same name in that directory.

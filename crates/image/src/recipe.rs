@@ -21,7 +21,9 @@ pub struct Recipe {
     pub modules: &'static [&'static str],
     /// Kernel modules that are loaded once the guest agent serves. Some are for one way to run guests only.
     pub late_modules: &'static [&'static str],
-    /// Packages, beside those that Debian always has.
+    /// The recipe whose packages it has, too: they are not unpacked and configured again.
+    pub above: Option<&'static Self>,
+    /// Packages, beside those of the recipe below, or beside those that Debian always has.
     pub packages: &'static [&'static str],
     /// Virtual CPUs of a sandbox that does not say.
     pub vcpus: u32,
@@ -39,6 +41,7 @@ const MINIMAL: Recipe = Recipe {
     kernel_package: "linux-image-cloud-amd64",
     modules: &["virtio_mmio", "virtio_blk", "virtio_net"],
     late_modules: &["virtio-rng", "virtio_balloon", "ptp_kvm"],
+    above: None,
     packages: &[
         "ca-certificates",
         "chrony",
@@ -58,14 +61,31 @@ const MINIMAL: Recipe = Recipe {
     default_user: "root",
 };
 
+/// What clients of the E2B API expect when they name no template. One CPU where theirs has two: without hardware virtualization
+/// a second one makes a small guest slower, for every wake-up goes between two threads of the host.
+const BASE: Recipe = Recipe {
+    name: "base",
+    above: Some(&MINIMAL),
+    packages: &["ncurses-bin", "nodejs", "python-is-python3"],
+    default_user: "user",
+    ..MINIMAL
+};
+
 impl Recipe {
-    /// All recipes that are known.
-    pub const ALL: [Self; 1] = [MINIMAL];
+    /// All recipes that are known; one that another is above comes first.
+    pub const ALL: [Self; 2] = [MINIMAL, BASE];
 
     /// The recipe of a template.
     #[must_use]
     pub fn named(name: &TemplateName) -> Option<Self> {
         Self::ALL.into_iter().find(|r| r.name == name.as_str())
+    }
+
+    /// All its packages, beside those that Debian always has.
+    pub(crate) fn all_packages(&self) -> Vec<&'static str> {
+        let mut all = self.above.map(Self::all_packages).unwrap_or_default();
+        all.extend(self.packages);
+        all
     }
 
     /// Address of the kernel and initramfs.
@@ -80,7 +100,9 @@ impl Recipe {
 
     /// Address of the packages, unpacked.
     pub(crate) fn layer_key(&self) -> String {
+        let below = self.above.map(Self::layer_key);
         let mut parts = vec![FORMAT, self.suite];
+        parts.extend(below.as_deref());
         parts.extend(self.packages);
         key(parts.iter().map(|part| part.as_bytes()))
     }
@@ -141,6 +163,27 @@ mod tests {
             ..MINIMAL
         };
         assert_ne!(recipe.kernel_key(&one), other.kernel_key(&one));
+    }
+
+    #[test]
+    fn a_recipe_above_another_has_all_of_it_and_changes_with_it() {
+        let programs = Programs {
+            envd: b"envd".to_vec(),
+            init: b"init".to_vec(),
+        };
+        assert_eq!(BASE.kernel_key(&programs), MINIMAL.kernel_key(&programs));
+        assert_ne!(BASE.layer_key(), MINIMAL.layer_key());
+        let all = BASE.all_packages();
+        assert!(all.contains(&"tini") && all.contains(&"nodejs"));
+        const OTHER: Recipe = Recipe {
+            packages: &["chrony"],
+            ..MINIMAL
+        };
+        let above_other = Recipe {
+            above: Some(&OTHER),
+            ..BASE
+        };
+        assert_ne!(above_other.layer_key(), BASE.layer_key());
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(super) fn build(
     format(builder, &root, &image)?;
     let manifest = serde_json::json!({
         "suite": builder.recipe.suite,
-        "packages": builder.recipe.packages,
+        "packages": builder.recipe.all_packages(),
         "disk_mib": builder.recipe.disk_mib,
     });
     let path = dir.join("manifest.json");
