@@ -224,6 +224,10 @@ fn the_host_and_its_sandboxes_have_figures() {
             .into_owned();
         assert_eq!((metrics.timestamp_unix_ms, metrics.cpu_count), (7000, 2));
         assert_eq!((metrics.mem_used_bytes, metrics.disk_total_bytes), (50, 40));
+        assert_eq!(
+            (metrics.mem_cache_bytes, metrics.mem_total_bytes),
+            (20, 100)
+        );
 
         // A ping is a use, a look is none.
         let seen = agent

@@ -37,6 +37,10 @@ use crate::{
 /// Pause between two looks at a guest that boots.
 const POLL: Duration = Duration::from_millis(15);
 
+/// How long one attempt to reach a restored guest may take. What was sent while it was not yet listening, or to a connection that it
+/// had when it was frozen, is never answered; another attempt is.
+const RECOVER_ATTEMPT: Duration = Duration::from_secs(20);
+
 /// Version of `spec.json`.
 const SPEC_VERSION: u32 = 1;
 
@@ -361,10 +365,12 @@ async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), C
 /// Tries to [`recover`]; false if the guest cannot be reached yet. Doing it twice is fine, but the second time it has this
 /// sandbox's token already.
 async fn recovered(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<bool, CreateError> {
-    let failed = match recover(ip, token, spec).await {
-        Ok(()) => return Ok(true),
-        Err(error) if error.code == ErrorCode::Unavailable => return Ok(false),
-        Err(error) => error,
+    let attempt = tokio::time::timeout(RECOVER_ATTEMPT, recover(ip, token, spec));
+    let failed = match attempt.await {
+        Ok(Ok(())) => return Ok(true),
+        Err(_) => return Ok(false),
+        Ok(Err(error)) if error.code == ErrorCode::Unavailable => return Ok(false),
+        Ok(Err(error)) => error,
     };
     let again = recover(ip, &spec.envd_token, spec).await;
     again.map(|()| true).map_err(|_| CreateError::Guest(failed))

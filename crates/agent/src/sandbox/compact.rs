@@ -1,11 +1,22 @@
 //! Keeping the chains that a sandbox stands on short, in the background.
 //!
-//! After a pause whose moment stands on many files, a twin of it is made that stands on few ([`crate::snapshots`]). A sandbox that is still
+//! After a pause whose moment stands on many files, a twin of it is made that stands on few ([`crate::snapshots`]); a little later, for
+//! a sandbox that is resumed at once needs the disk itself. A sandbox that is still
 //! paused there when the twin is whole is paused at the twin from then on. One that was resumed in between is left alone; the next
 //! pause tries again. Only a chain that became very long holds a resume up until its twin is there, and has a running sandbox of
 //! which many moments are frozen paused and resumed once.
 
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
 use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Reply, ResumeFrom, State,
@@ -19,7 +30,14 @@ pub(super) struct Compaction {
     /// Whose.
     of: PinnedBuild,
     task: JoinHandle<Result<PinnedBuild, SnapshotError>>,
+    /// Cancelled to begin now.
+    hurry: CancellationToken,
+    /// Whether the work has begun.
+    begun: Arc<AtomicBool>,
 }
+
+/// How long a sandbox has to be at rest before its files are merged.
+const REST: Duration = Duration::from_secs(5);
 
 /// A twin that is made, or has failed.
 pub(super) struct Compacted {
@@ -38,11 +56,33 @@ impl Owner {
             return;
         }
         let (snapshots, pin) = (self.owners.host.snapshots.clone(), of.clone());
-        let task = self
-            .owners
-            .tasks
-            .spawn(async move { snapshots.compact(&pin).await });
-        self.compaction = Some(Compaction { of, task });
+        let (hurry, begun) = (CancellationToken::new(), Arc::<AtomicBool>::default());
+        let (hurried, begins, shutdown) =
+            (hurry.clone(), begun.clone(), self.owners.shutdown.clone());
+        let task = self.owners.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(REST) => {}
+                () = hurried.cancelled() => {}
+                () = shutdown.cancelled() => return Err(io::Error::from(io::ErrorKind::Interrupted).into()),
+            }
+            begins.store(true, Ordering::Relaxed);
+            snapshots.compact(&pin).await
+        });
+        self.compaction = Some(Compaction {
+            of,
+            task,
+            hurry,
+            begun,
+        });
+    }
+
+    /// Gives a twin up whose making has not begun; the next pause thinks of it again.
+    pub(super) fn put_off_compaction(&mut self) {
+        let waits = |compaction: &mut Compaction| !compaction.begun.load(Ordering::Relaxed);
+        if let Some(compaction) = self.compaction.take_if(waits) {
+            // If it began at this very moment its files are garbage, and collected as such.
+            compaction.task.abort();
+        }
     }
 
     /// Waits until the twin is made or has failed; never ends if none is being made. Cancel safe.
@@ -100,6 +140,9 @@ impl Owner {
                 return;
             }
             self.begin_compaction();
+            if let Some(compaction) = &self.compaction {
+                compaction.hurry.cancel();
+            }
             let compacted = Self::compacted(&mut self.compaction).await;
             self.move_to_twin(compacted);
         }

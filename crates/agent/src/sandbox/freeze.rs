@@ -122,6 +122,7 @@ impl Owner {
     pub(super) async fn resume(&mut self, from: ResumeFrom) -> Next {
         let before = self.sandbox.state();
         self.shorten_if_needed().await;
+        self.put_off_compaction();
         let Some(last) = self.pins.last.clone() else {
             self.answer_resumes(Err(FreezeError::NeverFrozen));
             return Next::Wait;

@@ -156,7 +156,7 @@ async fn recover(
 
 async fn metrics() -> Response {
     axum::Json(serde_json::json!({
-        "ts": 7, "cpu_count": 2, "cpu_used_pct": 12.5, "mem_total": 100, "mem_used": 50,
+        "ts": 7, "cpu_count": 2, "cpu_used_pct": 12.5, "mem_total": 100, "mem_used": 50, "mem_cache": 20,
         "mem_total_mib": 0, "disk_used": 30, "disk_total": 40
     }))
     .into_response()
