@@ -27,7 +27,7 @@ test('a sandbox is made, found, listed by pages, and killed', async () => {
   assert.equal(await second.isRunning(), false)
   await assert.rejects(Sandbox.getInfo(second.sandboxId), SandboxNotFoundError)
   await assert.rejects(Sandbox.connect(second.sandboxId), SandboxNotFoundError)
-  await assert.rejects(second.commands.run('true'), TimeoutError)
+  await assert.rejects(second.commands.run('true'), SandboxNotFoundError)
 })
 
 test('a wrong key is refused', async () => {
