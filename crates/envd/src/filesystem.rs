@@ -85,6 +85,9 @@ impl From<FileError> for ConnectError {
             FileError::Io { source, .. } if is_link_cycle(&source) => {
                 Self::failed_precondition(text)
             }
+            FileError::Io { source, .. } if is_exhaustion(&source) => {
+                Self::resource_exhausted(text)
+            }
             FileError::Io { source, path } => match source.kind() {
                 io::ErrorKind::NotFound => {
                     Self::not_found(format!("path not found: {}", path.display()))
@@ -105,6 +108,15 @@ impl From<FileError> for ConnectError {
             },
         }
     }
+}
+
+/// No descriptor or watch is left: the request is fine.
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+    )
 }
 
 /// Links that lead to each other.

@@ -13,7 +13,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request},
     middleware::{self, Next},
     response::Response,
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use http::StatusCode;
 use hyper_util::{
@@ -30,7 +30,11 @@ use crate::{
     cgroups::Cgroups,
     connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
-    http::{compose, download, error::connect_error, info, snapshot, upload},
+    http::{
+        compose, download,
+        error::{connect_error, error_response},
+        info, snapshot, upload,
+    },
     mmds::Mmds,
     own_limits,
     page_cache::PageCache,
@@ -186,6 +190,9 @@ fn router(app: App) -> Router {
             app.settings.clone(),
             watchers,
         )));
+    let hooks = HOOKS.iter().fold(Router::new(), |routes, path| {
+        routes.route(path, any(not_built))
+    });
     let files = get(download::download).post(upload::upload);
     Router::new()
         .route("/health", get(info::health))
@@ -196,6 +203,7 @@ fn router(app: App) -> Router {
         .route("/snapshot/recover", post(snapshot::recover))
         .route("/files/compose", post(compose::compose))
         .route("/files", files.layer(DefaultBodyLimit::disable()))
+        .merge(hooks)
         .fallback_service(
             Router::new()
                 .fallback_service(rpc.into_axum_service())
@@ -207,6 +215,16 @@ fn router(app: App) -> Router {
         ))
         .layer(cross_origin())
         .with_state(app)
+}
+
+/// Hooks of E2B's own host, of which ours has its own form (`/snapshot/…`).
+const HOOKS: [&str; 5] = ["/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw"];
+
+async fn not_built() -> Response {
+    error_response(
+        StatusCode::NOT_IMPLEMENTED,
+        "this agent does not do that: see /snapshot/prepare and /snapshot/recover",
+    )
 }
 
 /// What the Connect library does not do by itself.

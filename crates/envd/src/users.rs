@@ -2,7 +2,7 @@
 //!
 //! The files are read for each call: commands in the guest change them.
 
-use std::{fs, io};
+use std::{collections::HashMap, fs, io};
 
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,9 +72,28 @@ pub fn find(name: &str) -> io::Result<Option<User>> {
     Ok(Some(user))
 }
 
-/// Name of a user id; the number if it has none.
-#[must_use]
-pub fn user_name(uid: u32) -> String {
+/// Names of ids, each looked up once: for one answer, in which the same few come again and again.
+#[derive(Debug, Default)]
+pub struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
+}
+
+impl Names {
+    /// Name of a user id; the number if it has none.
+    pub fn user(&mut self, uid: u32) -> String {
+        let name = self.users.entry(uid).or_insert_with(|| user_name(uid));
+        name.clone()
+    }
+
+    /// Name of a group id; the number if it has none.
+    pub fn group(&mut self, gid: u32) -> String {
+        let name = self.groups.entry(gid).or_insert_with(|| group_name(gid));
+        name.clone()
+    }
+}
+
+fn user_name(uid: u32) -> String {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let user = passwd
         .lines()
@@ -83,9 +102,7 @@ pub fn user_name(uid: u32) -> String {
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// Name of a group id; the number if it has none.
-#[must_use]
-pub fn group_name(gid: u32) -> String {
+fn group_name(gid: u32) -> String {
     let groups = fs::read_to_string("/etc/group").unwrap_or_default();
     let group = groups
         .lines()

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs::{self, Metadata},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use buffa_types::google::protobuf::Timestamp;
 use wrenn_proto::rpc::filesystem::{EntryInfo, FileType};
 
 use super::{FileError, is_link_cycle, metadata};
-use crate::users::{self, User};
+use crate::users::{Names, User};
 
 /// What is at a path.
 ///
@@ -20,12 +20,12 @@ use crate::users::{self, User};
 /// If nothing is.
 pub fn stat(path: &Path) -> Result<EntryInfo, FileError> {
     let link = fs::symlink_metadata(path).map_err(FileError::at(path))?;
-    Ok(describe(path, path, &link))
+    Ok(describe(path, path, &link, &mut Names::default()))
 }
 
 /// Describes what is at `real`, under the name `shown`. Of a link: type and mode are its target's, size and permissions
 /// are its own.
-fn describe(shown: &Path, real: &Path, own: &Metadata) -> EntryInfo {
+fn describe(shown: &Path, real: &Path, own: &Metadata, names: &mut Names) -> EntryInfo {
     let is_symlink = own.is_symlink();
     let target = if is_symlink {
         fs::metadata(real).ok()
@@ -50,8 +50,8 @@ fn describe(shown: &Path, real: &Path, own: &Metadata) -> EntryInfo {
         size: i64::try_from(own.len()).unwrap_or(i64::MAX),
         mode: target.as_ref().unwrap_or(own).mode() & 0o777,
         permissions: permissions(own),
-        owner: users::user_name(own.uid()),
-        group: users::group_name(own.gid()),
+        owner: names.user(own.uid()),
+        group: names.group(own.gid()),
         modified_time: Timestamp {
             seconds: own.mtime(),
             nanos: i32::try_from(own.mtime_nsec()).unwrap_or(0),
@@ -75,21 +75,34 @@ fn file_type(metadata: &Metadata) -> FileType {
     }
 }
 
-/// As `ls -l` has them, but with the contract's letter for a link: `-rw-r--r--`, `drwxr-xr-x`, `Lrwxrwxrwx`.
+/// As Go writes them, which is the contract's way: the letters of what it is and of its special bits, or `-`, and then the
+/// nine of its permissions: `-rw-r--r--`, `drwxr-xr-x`, `dtrwxrwxrwx`, `Lrwxrwxrwx`, `Dcrw-rw-rw-`.
 fn permissions(metadata: &Metadata) -> String {
-    let letter = if metadata.is_symlink() {
-        'L'
-    } else if metadata.is_dir() {
-        'd'
-    } else {
-        '-'
-    };
+    let kind = metadata.file_type();
     let mode = metadata.mode();
-    let bits = (0..9).rev().map(|bit| {
+    let letters = [
+        (kind.is_dir(), 'd'),
+        (kind.is_symlink(), 'L'),
+        (kind.is_block_device() || kind.is_char_device(), 'D'),
+        (kind.is_fifo(), 'p'),
+        (kind.is_socket(), 'S'),
+        (mode & 0o4000 != 0, 'u'),
+        (mode & 0o2000 != 0, 'g'),
+        (kind.is_char_device(), 'c'),
+        (mode & 0o1000 != 0, 't'),
+    ];
+    let mut text: String = letters
+        .into_iter()
+        .filter_map(|(holds, letter)| holds.then_some(letter))
+        .collect();
+    if text.is_empty() {
+        text.push('-');
+    }
+    text.extend((0..9).rev().map(|bit| {
         let symbol = ['x', 'w', 'r'][bit % 3];
         if mode >> bit & 1 == 1 { symbol } else { '-' }
-    });
-    std::iter::once(letter).chain(bits).collect()
+    }));
+    text
 }
 
 /// Makes a directory and those above it, mode 0755, owned by the user.
@@ -195,11 +208,18 @@ pub fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, FileError> {
         return Err(FileError::NotADirectory(path.to_owned()));
     }
     let mut entries = Vec::new();
-    walk(path, &real, depth, &mut entries).map_err(FileError::at(path))?;
+    let mut names = Names::default();
+    walk(path, &real, depth, &mut names, &mut entries).map_err(FileError::at(path))?;
     Ok(entries)
 }
 
-fn walk(shown: &Path, real: &Path, depth: u32, entries: &mut Vec<EntryInfo>) -> io::Result<()> {
+fn walk(
+    shown: &Path,
+    real: &Path,
+    depth: u32,
+    names: &mut Names,
+    entries: &mut Vec<EntryInfo>,
+) -> io::Result<()> {
     let mut children = fs::read_dir(real)?.collect::<io::Result<Vec<_>>>()?;
     children.sort_by_key(fs::DirEntry::file_name);
     for child in children {
@@ -208,9 +228,9 @@ fn walk(shown: &Path, real: &Path, depth: u32, entries: &mut Vec<EntryInfo>) -> 
         let Ok(own) = fs::symlink_metadata(&real) else {
             continue;
         };
-        entries.push(describe(&shown, &real, &own));
+        entries.push(describe(&shown, &real, &own, names));
         if depth > 1 && own.is_dir() {
-            match walk(&shown, &real, depth - 1, entries) {
+            match walk(&shown, &real, depth - 1, names, entries) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -224,7 +244,9 @@ mod tests {
     use super::*;
 
     fn root() -> User {
-        users::find("root").expect("readable").expect("there")
+        crate::users::find("root")
+            .expect("readable")
+            .expect("there")
     }
 
     #[test]
@@ -252,6 +274,21 @@ mod tests {
         let entry = stat(&dangling).expect("there");
         assert_eq!(entry.r#type, FileType::FILE_TYPE_UNSPECIFIED);
         assert_eq!(entry.symlink_target.as_deref(), dangling.to_str());
+    }
+
+    #[test]
+    fn permissions_are_written_as_go_does() {
+        let of = |path: &Path| permissions(&fs::symlink_metadata(path).expect("there"));
+        assert_eq!(of(Path::new("/dev/null")), "Dcrw-rw-rw-");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let with = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(dir.path(), mode).expect("set");
+            of(dir.path())
+        };
+        assert_eq!(with(0o1777), "dtrwxrwxrwx");
+        assert_eq!(with(0o6750), "dugrwxr-x---");
+        assert_eq!(with(0o755), "drwxr-xr-x");
     }
 
     #[test]

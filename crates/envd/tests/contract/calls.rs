@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use connectrpc::{
-    ConnectError,
+    ConnectError, Protocol,
     client::{CallOptions, ClientConfig, ClientTransport, HttpClient, ServerStream},
 };
 use wrenn_proto::rpc::{
@@ -30,10 +30,12 @@ pub(crate) type Body = <HttpClient as ClientTransport>::ResponseBody;
 pub(crate) enum Codec {
     Json,
     Binary,
+    /// Binary, in gRPC's frames over HTTP/2.
+    Grpc,
 }
 
-/// Both forms.
-pub(crate) const CODECS: [Codec; 2] = [Codec::Json, Codec::Binary];
+/// All forms.
+pub(crate) const CODECS: [Codec; 3] = [Codec::Json, Codec::Binary, Codec::Grpc];
 
 fn config(world: &World, codec: Codec) -> ClientConfig {
     let config = ClientConfig::new(world.url("").parse().expect("a URI"))
@@ -41,6 +43,7 @@ fn config(world: &World, codec: Codec) -> ClientConfig {
     match codec {
         Codec::Json => config.json(),
         Codec::Binary => config.proto(),
+        Codec::Grpc => config.proto().with_protocol(Protocol::Grpc),
     }
 }
 
@@ -57,7 +60,10 @@ pub(crate) fn clients(world: &World) -> Clients {
 
 pub(crate) fn clients_by(world: &World, codec: Codec) -> Clients {
     let config = config(world, codec);
-    let transport = HttpClient::plaintext();
+    let transport = match codec {
+        Codec::Grpc => HttpClient::plaintext_http2_only(),
+        Codec::Json | Codec::Binary => HttpClient::plaintext(),
+    };
     Clients {
         process: ProcessClient::new(transport.clone(), config.clone()),
         files: FilesystemClient::new(transport, config),

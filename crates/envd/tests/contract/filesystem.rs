@@ -134,7 +134,7 @@ fn entries_are_described_in_both_codecs() {
                 .expect("a link is there");
             assert_eq!(circle.r#type, FileType::FILE_TYPE_UNSPECIFIED);
             let dir = clients.stat("/mnt/work/dir").await.expect("there");
-            assert_eq!((dir.permissions.as_str(), dir.mode), ("drwxrwxrwx", 0o777));
+            assert_eq!((dir.permissions.as_str(), dir.mode), ("dtrwxrwxrwx", 0o777));
             assert_eq!(
                 clients.stat("/mnt/work/pipe").await.expect("there").r#type,
                 FileType::FILE_TYPE_UNSPECIFIED

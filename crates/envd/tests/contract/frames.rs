@@ -301,3 +301,41 @@ fn browsers_of_any_origin_may_call() {
         assert_eq!(answer.header("cache-control"), Some("no-store"));
     });
 }
+
+#[test]
+fn fields_may_have_their_names_in_either_style() {
+    run(async |_| {
+        let ask = |method: &str, body: &str| {
+            let head = format!(
+                "POST /filesystem.Filesystem/{method} HTTP/1.1\r\ncontent-type: application/json"
+            );
+            let answer = call(&head, body.as_bytes());
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer.json()
+        };
+        for (entry, id) in [
+            ("includeEntry", "watcherId"),
+            ("include_entry", "watcher_id"),
+        ] {
+            let made = ask(
+                "CreateWatcher",
+                &format!(r#"{{"path":"/mnt/work","{entry}":true}}"#),
+            );
+            let made = made["watcherId"].as_str().expect("an id");
+            let head =
+                "POST /files?path=/mnt/work/f HTTP/1.1\r\ncontent-type: application/octet-stream";
+            assert_eq!(call(head, b"x").status, 200);
+            let events = ask("GetWatcherEvents", &format!(r#"{{"{id}":"{made}"}}"#));
+            let event = &events["events"][0];
+            assert_eq!(event["entry"]["path"], "/mnt/work/f", "{events}");
+            // Names for enumerations, text for numbers of 64 bits, RFC 3339 for times.
+            assert_eq!(event["entry"]["type"], "FILE_TYPE_FILE");
+            assert_eq!(event["entry"]["size"], "1");
+            assert!(
+                event["entry"]["modifiedTime"]
+                    .as_str()
+                    .is_some_and(|t| t.ends_with('Z'))
+            );
+        }
+    });
+}

@@ -50,11 +50,11 @@ fn remove(name: &str) {
         let root = Path::new("/mnt").join(name);
         for group in ["envd", "ptys", "system", "user", "."] {
             crate::world::wait_for(group, || {
-                match fs::remove_dir(root.join(group).components().as_path()) {
-                    // Its processes are on their way out.
-                    Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => None,
-                    done => Some(done.expect(group)),
-                }
+                let removed = fs::remove_dir(root.join(group).components().as_path());
+                // Its processes are on their way out.
+                let busy = std::io::ErrorKind::ResourceBusy;
+                let waits = removed.as_ref().is_err_and(|error| error.kind() == busy);
+                (!waits).then(|| removed.expect(group))
             });
         }
     });

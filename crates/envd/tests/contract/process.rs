@@ -171,6 +171,13 @@ fn a_user_has_only_the_users_groups_and_rank() {
             as_("user", "grep ^Cap[EP] /proc/self/status | tr -d '\\t'").await,
             "CapPrm:0000000000000000\nCapEff:0000000000000000\n"
         );
+        // Nor are the agent's own limits.
+        let own = std::fs::read_to_string("/proc/self/limits").expect("readable");
+        let own = own.lines().find(|line| line.starts_with("Max open files"));
+        let soft = own
+            .and_then(|line| line.split_whitespace().nth(3))
+            .expect("a limit");
+        assert_eq!(as_("user", "ulimit -Sn").await, format!("{soft}\n"));
         // The agent's own files are not handed down.
         assert_eq!(as_("user", "ls /proc/self/fd").await, "0\n1\n2\n3\n");
         let error = refusal(clients.start_with(script("id"), as_user("root123")).await).await;

@@ -188,3 +188,29 @@ fn metrics_are_the_kernels() {
         assert!(metrics["mem_cache"].is_u64());
     });
 }
+
+#[test]
+fn what_is_not_built_is_said_to_be_not_built() {
+    run(async |_| {
+        for path in ["/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw"] {
+            let answer = call(&format!("POST {path} HTTP/1.1"), b"{}");
+            assert_eq!((answer.status, &answer.json()["code"]), (501, &501.into()));
+        }
+        let mounts = r#"{"volumeMounts":[{"nfs_target":"a:/b","path":"/c"}],"accessToken":"one"}"#;
+        let answer = init(mounts, "");
+        assert_eq!((answer.status, &answer.json()["code"]), (501, &501.into()));
+        assert_eq!(
+            call("GET /envs HTTP/1.1", b"").status,
+            200,
+            "nothing was set"
+        );
+        assert_eq!(
+            init(
+                r#"{"volumeMounts":[],"hyperloopIP":"","lifecycleID":"x"}"#,
+                ""
+            )
+            .status,
+            204
+        );
+    });
+}
