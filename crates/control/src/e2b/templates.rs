@@ -206,8 +206,22 @@ pub(super) async fn create_snapshot(
         None => None,
         Some(text) => Some(new_name(text)?),
     };
+    if let Some(name) = &name {
+        refuse_image(&app, name).await?;
+    }
     let made = snapshots::make(&app, id, name, true).await?;
     Ok((StatusCode::CREATED, Json(E2bSnapshot::of(&made.name))))
+}
+
+/// A snapshot replaces a snapshot of its name, and never an image, which others boot from.
+async fn refuse_image(app: &AppState, name: &TemplateName) -> Result<(), E2bError> {
+    let known = snapshots::known(app).await?;
+    let image = |template: &Template| template.kind == host::BASE && template.name == name.as_str();
+    if known.iter().any(image) {
+        let message = format!("`{name}` is the name of an image, which no snapshot replaces");
+        return Err(E2bError::new(StatusCode::CONFLICT, message));
+    }
+    Ok(())
 }
 
 fn new_name(text: &str) -> Result<TemplateName, E2bError> {

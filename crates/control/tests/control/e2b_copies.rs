@@ -105,6 +105,8 @@ async fn a_snapshot_of_a_name_replaces_the_last_one_but_never_an_image() {
         (json!({ "name": "a b" }), 400),
         (json!({ "name": "a..b" }), 400),
         (json!({ "memory": false }), 501),
+        (json!({ "name": "minimal" }), 409),
+        (json!({ "name": "wrenn/minimal:default" }), 409),
     ] {
         let got = control
             .post(&format!("/sandboxes/{a}/snapshots"), body)
