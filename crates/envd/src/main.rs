@@ -16,6 +16,8 @@ usage: envd [OPTION VALUE]...
   --version                  print the version of the contract that is kept";
 
 fn main() -> ExitCode {
+    // Before there is a second thread.
+    wrenn_sys::heap::keep_little();
     let config = match parse(std::env::args().skip(1)) {
         Ok(Some(config)) => config,
         Ok(None) => {

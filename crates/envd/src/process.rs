@@ -35,6 +35,8 @@ use crate::{auth, server::App};
 
 /// Silence after which a keep-alive is sent, unless the client asks otherwise.
 const KEEPALIVE: Duration = Duration::from_secs(90);
+/// How long a call that kills waits for the death.
+const KILL_WAIT: Duration = Duration::from_secs(2);
 
 /// The service.
 pub struct ProcessService {
@@ -250,6 +252,10 @@ impl rpc::Process for ProcessService {
             }
         };
         process.signal(signal)?;
+        if signal == nix::sys::signal::Signal::SIGKILL {
+            // Who was told that it is killed may look at once. One that the kernel holds dies later.
+            let _ = tokio::time::timeout(KILL_WAIT, process.reaped.cancelled()).await;
+        }
         Response::ok(rpc::SendSignalResponse::default())
     }
 

@@ -8,6 +8,7 @@
 )]
 
 pub mod fault;
+pub mod heap;
 pub mod kvm;
 pub mod mapping;
 pub mod pagemap;

@@ -1,8 +1,8 @@
 //! `/snapshot/prepare` and `/snapshot/recover`: before the machine is frozen, and after.
 //!
 //! Preparing makes a frozen moment small and whole: what is in the page cache is written, the cache is given back if it has
-//! grown ([`crate::page_cache`]), idle connections are closed, forwarded ports and their connections too, and nothing goes on
-//! in the background. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
+//! grown ([`crate::page_cache`]), idle connections are closed, forwarded ports and their connections too, nothing goes on in
+//! the background, and memory that the agent does not use is given back. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
 //!
 //! Recovering has two forms. Without `sandboxId` the machine goes on as the one it was (it was frozen and thawed, or not
 //! frozen after all): it gets fresh randomness, as the frozen moment may become another's past. With it, the machine was
@@ -89,6 +89,7 @@ pub async fn prepare(
     app.mmds.stop();
     let page_cache = app.page_cache.clone();
     blocking(move || {
+        wrenn_sys::heap::give_back();
         rustix::fs::sync();
         page_cache.freeze(request.keep_cache)
     })

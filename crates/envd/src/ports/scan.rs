@@ -1,4 +1,8 @@
 //! Reads the kernel's tables of sockets, over and over, without allocating.
+//!
+//! What a look costs is the kernel's walk over its table of connections, which is made for each table even if it is empty and grows
+//! with the machine's memory: microseconds in a guest of half a gigabyte, a millisecond on a host of 24. (`sock_diag(7)` would
+//! walk listeners only, but is a module that a guest need not have.)
 
 use std::{
     fs::File,

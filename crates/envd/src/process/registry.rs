@@ -16,6 +16,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use wrenn_proto::rpc::process::{
     __buffa::oneof::process_selector::Selector, ProcessConfig, ProcessInfo,
 };
@@ -43,8 +44,10 @@ pub struct Running {
     pub output: Arc<Output>,
     /// A signal was asked for: whoever holds its pipes open is not waited for any more.
     pub signalled: Notify,
-    /// It was waited for: its id may belong to another process now.
-    pub reaped: AtomicBool,
+    /// Cancelled once it was waited for: its id may belong to another process now.
+    pub reaped: CancellationToken,
+    /// It was asked to be killed.
+    pub killed: AtomicBool,
     /// It was killed because its time was up.
     pub expired: AtomicBool,
 }
@@ -56,7 +59,10 @@ impl Running {
     /// `internal` if the kernel refuses.
     pub fn signal(&self, signal: Signal) -> Result<(), ConnectError> {
         // Waited for and signalled on one thread, so the id cannot change hands in between.
-        if self.reaped.load(Ordering::SeqCst) {
+        if signal == Signal::SIGKILL {
+            self.killed.store(true, Ordering::SeqCst);
+        }
+        if self.reaped.is_cancelled() {
             // What it left behind holds its output open, and is let go.
             self.signalled.notify_one();
             return Ok(());
@@ -71,6 +77,11 @@ impl Running {
                 "error sending signal: {error}"
             ))),
         }
+    }
+
+    /// Whether nobody need be told of it any more, though its last output may still be read: it was killed, and is dead.
+    fn is_gone(&self) -> bool {
+        self.killed.load(Ordering::SeqCst) && self.reaped.is_cancelled()
     }
 }
 
@@ -132,10 +143,8 @@ impl Registry {
     /// `not_found`, also for one that has ended.
     pub fn find_running(&self, selector: &Selector) -> Result<Arc<Running>, ConnectError> {
         let tables = self.lock();
-        let mut all = tables.running.values();
-        all.find(|process| is(selector, process.pid, process.tag.as_deref()))
-            .cloned()
-            .ok_or_else(|| not_found(selector))
+        let found = tables.find(selector).filter(|process| !process.is_gone());
+        found.cloned().ok_or_else(|| not_found(selector))
     }
 
     /// Id and output of the process of a pid or tag: one that runs, else the last that ended a moment ago.
@@ -143,10 +152,10 @@ impl Registry {
     /// # Errors
     /// `not_found`.
     pub fn find_output(&self, selector: &Selector) -> Result<(u32, Arc<Output>), ConnectError> {
-        if let Ok(process) = self.find_running(selector) {
+        let tables = self.lock();
+        if let Some(process) = tables.find(selector) {
             return Ok((process.pid, process.output.clone()));
         }
-        let tables = self.lock();
         let mut ended = tables.ended.iter().rev();
         ended
             .find(|e| e.at.elapsed() < KEEP_ENDED && is(selector, e.pid, e.tag.as_deref()))
@@ -161,6 +170,7 @@ impl Registry {
             .lock()
             .running
             .values()
+            .filter(|process| !process.is_gone())
             .map(|process| ProcessInfo {
                 config: process.config.clone().into(),
                 pid: process.pid,
@@ -175,6 +185,13 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, Tables> {
         // Each change is one step: a panic in between leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables {
+    fn find(&self, selector: &Selector) -> Option<&Arc<Running>> {
+        let mut all = self.running.values();
+        all.find(|process| is(selector, process.pid, process.tag.as_deref()))
     }
 }
 

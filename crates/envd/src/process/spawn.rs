@@ -32,6 +32,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use wrenn_proto::rpc::process::{ProcessConfig, StartRequest};
 use wrenn_sys::spawn::{Credentials, Launch, SpawnError, Spawned};
 
@@ -323,7 +324,8 @@ fn assemble(
         input,
         output: Arc::default(),
         signalled: Notify::new(),
-        reaped: AtomicBool::new(false),
+        reaped: CancellationToken::new(),
+        killed: AtomicBool::new(false),
         expired: AtomicBool::new(false),
     };
     (Arc::new(process), sources)
@@ -354,7 +356,7 @@ async fn attend(
             }
         }
     };
-    process.reaped.store(true, Ordering::SeqCst);
+    process.reaped.cancel();
     let was_killed = status
         .as_ref()
         .is_ok_and(|status| status.signal() == Some(Signal::SIGKILL as i32));

@@ -328,6 +328,25 @@ fn a_signal_ends_a_process_and_its_children_at_once() {
 }
 
 #[test]
+fn what_was_killed_is_gone_when_the_call_returns() {
+    run(async |world| {
+        let clients = clients(world);
+        for _ in 0..20 {
+            let mut events = clients
+                .start(program(&["sleep", "1000"]))
+                .await
+                .expect("started");
+            let pid = events.pid().await;
+            let kill = || clients.signal(pid, Signal::SIGNAL_SIGKILL);
+            kill().await.expect("sent");
+            let running: Vec<_> = clients.list().await.iter().map(|p| p.pid).collect();
+            assert!(!running.contains(&pid), "{running:?} has {pid}");
+            assert_eq!(kill().await.expect_err("dead").code, ErrorCode::NotFound);
+        }
+    });
+}
+
+#[test]
 fn the_end_waits_for_who_holds_the_pipes_unless_a_signal_was_sent() {
     run(async |world| {
         let clients = clients(world);
