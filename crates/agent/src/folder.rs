@@ -131,6 +131,14 @@ impl Folders {
         folder.read_spec().map(|spec| spec.envs).unwrap_or_default()
     }
 
+    /// The last moment of each sandbox of which one was frozen.
+    pub(crate) fn last_moments(&self) -> Result<Vec<LastMoment>, FolderError> {
+        let folders = self.list()?.into_iter();
+        Ok(folders
+            .filter_map(|(_, folder)| folder.read_last())
+            .collect())
+    }
+
     /// All folders that there are. What is not named like a sandbox is none.
     pub(crate) fn list(&self) -> Result<Vec<(SandboxId, Folder)>, FolderError> {
         let mut found = Vec::new();

@@ -22,7 +22,7 @@ use wrenn_proto::{
     TemplateName,
     supervise::{Accel, SupervisorSpec},
 };
-use wrenn_snapshot::{BuildId, Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
+use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
 
 pub(crate) use memory::ImageMemory;
 use memory::Memories;
@@ -32,6 +32,7 @@ use names::{NameError, Names};
 pub(crate) use pins::PinnedBuild;
 use pins::Pins;
 use verify::Verified;
+pub(crate) use wrenn_snapshot::BuildId;
 
 use crate::{Template, disk::DiskError};
 
@@ -52,6 +53,9 @@ pub(crate) enum SnapshotError {
     /// The layers of its disk could not be merged.
     #[error("could not merge layers of the disk")]
     Disk(#[source] DiskError),
+    /// It is not known who stands on what.
+    #[error("nothing is collected now")]
+    NotNow,
     /// A file could not be written.
     #[error("could not write a snapshot")]
     Io(#[from] std::io::Error),
@@ -359,11 +363,13 @@ impl Snapshots {
         fits.then_some(moment)
     }
 
-    /// Removes what nobody stands on. Blocks for as long as that takes.
-    pub(crate) fn collect(&self) {
+    /// Removes what nobody stands on. Blocks for as long as that takes. `kept` says, after the pins were read, what is kept beside
+    /// them; with `None` nothing is removed.
+    pub(crate) fn collect(&self, kept: impl FnOnce() -> Option<Vec<BuildId>>) {
         let live = || -> Result<_, SnapshotError> {
             // Pins first: what is named and then unpinned is in the list of names by now, or was before.
             let mut live = self.pins.all();
+            live.extend(kept().ok_or(SnapshotError::NotNow)?);
             live.extend(
                 self.names
                     .list()?
@@ -373,7 +379,7 @@ impl Snapshots {
             Ok(live)
         };
         match self.own.collect(live) {
-            Ok(0) => {}
+            Ok(0) | Err(SnapshotError::NotNow) => {}
             Ok(bytes) => tracing::info!(bytes, "snapshots were collected"),
             Err(error) => {
                 let error = crate::sandbox::error::chain(&error);

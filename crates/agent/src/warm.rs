@@ -143,7 +143,7 @@ pub async fn remove(config: WarmConfig, name: &TemplateName) -> Result<(), WarmE
         }
     }
     let collected: Result<(), JoinError> =
-        tokio::task::spawn_blocking(move || host.snapshots.collect()).await;
+        tokio::task::spawn_blocking(move || host.snapshots.collect(|| Some(Vec::new()))).await;
     collected.map_err(failed("remove the booted guest"))
 }
 

@@ -194,6 +194,24 @@ fn a_booted_sandbox_that_is_lost_stands_where_it_was_last_frozen() {
     });
 }
 
+/// What nobody stands on is removed in the background. An agent that ends in the middle of that lets go of everything that it knew.
+#[test]
+fn a_sandbox_that_is_paused_when_the_agent_ends_is_there_afterwards() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut agent = TestAgent::start(data.path()).await;
+        agent.create("sb-1").await.expect("made");
+        for _ in 0..10 {
+            pause(&agent, "sb-1").await;
+            agent.stop().await;
+            agent = TestAgent::start(data.path()).await;
+            resume(&agent, "sb-1", false).await.expect("resumed");
+        }
+        agent.destroy("sb-1").await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
 #[test]
 fn a_name_that_is_taken_away_by_force_leaves_what_sandboxes_stand_on() {
     on_private_host(async || {

@@ -81,10 +81,22 @@ pub(crate) struct Owners {
 }
 
 impl Owners {
-    /// Removes, in the background, what nobody stands on any more.
+    /// Removes, in the background, what nobody stands on any more: neither an owner, nor a sandbox as its folder tells.
     pub(crate) fn collect_snapshots(&self) {
-        let host = self.host.clone();
-        self.tasks.spawn_blocking(move || host.snapshots.collect());
+        let (host, shutdown) = (self.host.clone(), self.shutdown.clone());
+        let kept = move |host: &HostParts| {
+            let noted = host.folders.last_moments();
+            // An agent that ends lets go of its sandboxes, and of their pins; they stay, and so does what they stand on.
+            let noted = noted.ok().filter(|_| !shutdown.is_cancelled())?;
+            Some(
+                noted
+                    .iter()
+                    .filter_map(|last| last.build.parse().ok())
+                    .collect(),
+            )
+        };
+        self.tasks
+            .spawn_blocking(move || host.snapshots.collect(|| kept(&host)));
     }
 }
 
