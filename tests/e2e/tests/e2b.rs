@@ -80,7 +80,7 @@ async fn javascript(file: &str) -> Result<()> {
         sdks().join("js/node_modules"),
         dir.path().join("node_modules"),
     )?;
-    let mut command = Command::new("node");
+    let mut command = Command::new(sdks().join("bin/node"));
     command
         .args(["--test", "--test-reporter=spec", file])
         .current_dir(dir.path());
