@@ -102,7 +102,7 @@ impl Sandbox {
         Self {
             dir,
             _root: root,
-            namespace: namespace,
+            namespace,
         }
     }
 
