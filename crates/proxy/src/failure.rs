@@ -19,6 +19,8 @@ pub(crate) enum Failure {
     BadAddress(#[from] BadAddress),
     #[error("no sandbox runs whose token signed this")]
     NoSuchLink,
+    #[error("signature is already expired")]
+    LinkExpired,
     #[error("only requests to a path are taken here")]
     BadTarget,
     #[error("The sandbox was not found")]
@@ -71,6 +73,7 @@ impl Failure {
         match self {
             Self::BadAddress(_) | Self::NoSuchLink | Self::BadTarget => StatusCode::BAD_REQUEST,
             Self::NotFound | Self::PortClosed | Self::Unreachable(_) => StatusCode::BAD_GATEWAY,
+            Self::LinkExpired => StatusCode::UNAUTHORIZED,
             Self::Changing => StatusCode::CONFLICT,
             Self::ResumeDenied(_) | Self::NoTrafficToken | Self::BadTrafficToken => {
                 StatusCode::FORBIDDEN

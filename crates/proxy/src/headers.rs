@@ -9,7 +9,8 @@ use crate::lookup::Target;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+/// Shows the guest agent's token.
+pub(crate) const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static(crate::failure::TRAFFIC_TOKEN);

@@ -1,6 +1,9 @@
 //! Signed links, which say nothing of their sandbox but that its token signed them.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use http::Method;
 use subtle::ConstantTimeEq as _;
@@ -52,7 +55,16 @@ impl<'a> SignedLink<'a> {
         })
     }
 
-    /// Whether a guest agent's token signed it. Says nothing of whether it has expired: the guest agent does.
+    /// Whether it has expired, by this machine's clock: a guest's own may be behind for a moment after it was restored.
+    pub(crate) fn has_expired(&self) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        self.expires.is_some_and(|expires| expires < now)
+    }
+
+    /// Whether a guest agent's token signed it. Says nothing of whether it has expired.
     #[must_use]
     pub fn is_signed_with(&self, token: &str) -> bool {
         let grant = Grant {

@@ -191,6 +191,8 @@ impl<S: Sandboxes> Inner<S> {
         let id: SandboxId = address.id.parse().map_err(|_| Failure::NotFound)?;
         let target = self.resolve(&id).await?;
         check_traffic_token(&target, address.port, request.headers())?;
+        self.check_link(&request, &id, address.port, &target)
+            .await?;
         self.forward(request, client, &id, address.port, &target)
             .await
     }
@@ -213,6 +215,30 @@ impl<S: Sandboxes> Inner<S> {
                     port: limits::ENVD_PORT,
                 })
             }
+        }
+    }
+
+    /// Refuses a link that is rightly signed and has expired. One that is wrongly signed is the guest agent's to refuse, which
+    /// looks at the signature first.
+    async fn check_link(
+        &self,
+        request: &Request<Incoming>,
+        id: &SandboxId,
+        port: u16,
+        target: &Target,
+    ) -> Result<(), Failure> {
+        let uri = request.uri();
+        let is_link = port == limits::ENVD_PORT
+            && target.shown_token.is_none()
+            && !request.headers().contains_key(headers::ACCESS_TOKEN);
+        let query = uri.query().unwrap_or_default();
+        let link = SignedLink::parse(request.method(), uri.path(), query)
+            .filter(|link| is_link && link.has_expired());
+        match link {
+            Some(link) if self.sandboxes.signed_by(&link).await.as_ref() == Some(id) => {
+                Err(Failure::LinkExpired)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -205,14 +205,14 @@ async fn a_signed_link_finds_its_sandbox() {
         path: "/home/user/a b",
         operation: "read",
         user: "root",
-        expires: Some(1_795_438_620),
+        expires: Some(4_102_444_800),
     };
     let signature = grant
         .sign("its token")
         .replace('+', "%2B")
         .replace('/', "%2F");
     let path = format!(
-        "/files?path=%2Fhome%2Fuser%2Fa+b&username=root&signature={signature}&signature_expiration=1795438620"
+        "/files?path=%2Fhome%2Fuser%2Fa+b&username=root&signature={signature}&signature_expiration=4102444800"
     );
     let link = |method: &str, path: &str| {
         format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:8001\r\n\r\n")
@@ -230,6 +230,43 @@ async fn a_signed_link_finds_its_sandbox() {
             .status(),
         400
     );
+}
+
+#[tokio::test]
+async fn a_link_that_has_expired_is_refused_by_this_machines_clock() {
+    let setup = Setup::new().await;
+    setup.open(ID, 49983).serve(ECHO);
+    setup.change(ID, |sandbox| sandbox.token = "its token".to_owned());
+    let ask = async |token: &str, headers: &str| {
+        let grant = Grant {
+            path: "/a",
+            operation: "read",
+            user: "",
+            expires: Some(1_000_000_000),
+        };
+        let signature = grant.sign(token).replace('+', "%2B").replace('/', "%2F");
+        let path = format!("/files?path=/a&signature={signature}&signature_expiration=1000000000");
+        setup
+            .ask(&format!(
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"
+            ))
+            .await
+    };
+    let addressed = format!("E2b-Sandbox-Id: {ID}\r\nE2b-Sandbox-Port: 49983\r\n");
+    for headers in ["", &addressed] {
+        let answer = ask("its token", headers).await;
+        assert_eq!(answer.status(), 401);
+        assert!(
+            answer
+                .body
+                .contains(r#""message":"signature is already expired","code":401"#),
+            "{answer:?}"
+        );
+    }
+    // The signature is looked at first, by the guest agent; a token makes it needless.
+    assert_eq!(ask("another", &addressed).await.status(), 200);
+    let with_token = format!("{addressed}X-Access-Token: its token\r\n");
+    assert_eq!(ask("its token", &with_token).await.status(), 200);
 }
 
 #[tokio::test]
