@@ -61,7 +61,9 @@ impl From<Refused> for Failure {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
-    sandbox_id: &'a str,
+    /// The guest agent's own errors, which one of ours stands for, have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox_id: Option<&'a str>,
     message: &'a str,
     code: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,7 +96,7 @@ impl Failure {
             ),
             Some(address) => {
                 let body = Body {
-                    sandbox_id: &address.id,
+                    sandbox_id: (*self != Self::LinkExpired).then_some(&address.id),
                     message: &message,
                     code: self.status().as_u16(),
                     port: (*self == Self::PortClosed).then_some(address.port),

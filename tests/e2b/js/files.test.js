@@ -75,9 +75,6 @@ test('links work without a token, for their time', async () => {
   const up = await fetch(await sandbox.uploadUrl('/home/user/up', { user: 'user' }), { method: 'POST', body: form })
   assert.equal(up.status, 200)
   assert.equal(await files.read('/home/user/up'), 'up')
-  // Expiry goes by the guest's clock, which a new guest's time service sets within seconds.
-  const guestMs = async () => Number((await sandbox.commands.run('date +%s')).stdout) * 1000
-  await until('the clock is right', async () => Math.abs(Date.now() - (await guestMs())) < 5000, 10_000)
   const late = await fetch(await sandbox.downloadUrl('/home/user/up', { useSignatureExpiration: -120 }))
   assert.deepEqual(await late.json(), { code: 401, message: 'signature is already expired' })
 })

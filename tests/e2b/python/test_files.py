@@ -188,8 +188,6 @@ def test_a_link_is_good_for_its_path_its_use_and_its_time(sandbox, files, folder
     assert httpx.post(link, files={"file": b"x"}).status_code in (400, 401)
     assert httpx.get(link.replace("file&", "fil&")).status_code in (400, 401)
     assert httpx.get(link.split("&signature")[0]).status_code in (400, 401)
-    # Expiry goes by the guest's clock, which a new guest's time service sets within seconds.
-    until("the clock is right", lambda: abs(time.time() - float(sandbox.commands.run("date +%s").stdout)) < 5, 10)
     late = sandbox.download_url(f"{folder}/file", use_signature_expiration=-120)
     answer = httpx.get(late)
     assert answer.status_code == 401

@@ -256,11 +256,9 @@ async fn a_link_that_has_expired_is_refused_by_this_machines_clock() {
     for headers in ["", &addressed] {
         let answer = ask("its token", headers).await;
         assert_eq!(answer.status(), 401);
-        assert!(
-            answer
-                .body
-                .contains(r#""message":"signature is already expired","code":401"#),
-            "{answer:?}"
+        assert_eq!(
+            answer.body,
+            r#"{"message":"signature is already expired","code":401}"#
         );
     }
     // The signature is looked at first, by the guest agent; a token makes it needless.
