@@ -7,7 +7,7 @@ export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 # The guest agent that goes into them.
 ENVD := $(TARGET)/x86_64-unknown-linux-gnu/guest/envd
 
-.PHONY: help demo test build dev image setup setup-test envd bench bench-pager soak fuzz lint clean install
+.PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager soak fuzz lint clean install
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,13 +29,16 @@ build: envd ## Build what is installed, into dist/
 setup: ## Install the OS packages that Wrenn needs
 	@scripts/setup
 
-image: dev ## Build the template `minimal` into WRENN_IMAGES_DIR
+image: dev ## Build the templates into WRENN_IMAGES_DIR
 	$(TARGET)/debug/wrenn image build --envd $(ENVD)
 
 bench: setup build ## Measure, as JSON on standard output
 	dist/wrenn image build >&2
 	cargo build --locked --release -p wrenn-e2e --bin bench
 	WRENN_BIN=$(abspath dist/wrenn) WRENN_ENVD=$(abspath dist/envd) $(TARGET)/release/bench $(BENCH)
+
+bench-envd: setup envd ## Measure the guest agent on this host, beside the same done bare
+	cargo run --locked --release -q -p wrenn-envd --example bench
 
 bench-pager: ## Measure the page server beside the smallest possible one
 	cargo run --locked --release -q -p wrenn-pager --example faults

@@ -116,9 +116,7 @@ pub(crate) trait Machine {
 /// Looks at everything.
 pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     let templates = machine.templates();
-    let built = templates
-        .as_ref()
-        .is_ok_and(|names| !names.is_empty());
+    let built = templates.as_ref().is_ok_and(|names| !names.is_empty());
     // Who has the images already (copied from another machine, say) does not need what builds them.
     let build_level = if built { Level::Warn } else { Level::Fail };
     vec![

@@ -33,9 +33,16 @@ fn machine_id(uuid: &str) -> String {
 }
 
 fn nameservers(cmdline: &str) -> String {
-    let list = cmdline.split_whitespace().find_map(|word| word.strip_prefix(NAMESERVERS));
-    let servers = list.unwrap_or_default().split(',').filter(|server| !server.is_empty());
-    servers.map(|server| format!("nameserver {server}\n")).collect()
+    let list = cmdline
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(NAMESERVERS));
+    let servers = list
+        .unwrap_or_default()
+        .split(',')
+        .filter(|server| !server.is_empty());
+    servers
+        .map(|server| format!("nameserver {server}\n"))
+        .collect()
 }
 
 #[cfg(test)]

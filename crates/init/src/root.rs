@@ -58,7 +58,13 @@ fn mount_disk() -> io::Result<()> {
     let mut last = Errno::INVAL;
     for options in OPTIONS {
         let options = std::ffi::CString::new(options)?;
-        match mount(DISK, NEW_ROOT, "ext4", MountFlags::NOATIME, options.as_c_str()) {
+        match mount(
+            DISK,
+            NEW_ROOT,
+            "ext4",
+            MountFlags::NOATIME,
+            options.as_c_str(),
+        ) {
             Ok(()) => return Ok(()),
             Err(error) => last = error,
         }
