@@ -38,7 +38,7 @@ bench: setup build ## Measure, as JSON on standard output
 	WRENN_BIN=$(abspath dist/wrenn) WRENN_ENVD=$(abspath dist/envd) $(TARGET)/release/bench $(BENCH)
 
 bench-envd: setup envd ## Measure the guest agent on this host, beside the same done bare
-	cargo run --locked --release -q -p wrenn-envd --example bench
+	cargo run --locked --release -q -p wrenn-envd --example bench -- $(ENVD)
 
 bench-pager: ## Measure the page server beside the smallest possible one
 	cargo run --locked --release -q -p wrenn-pager --example faults
