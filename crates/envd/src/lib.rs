@@ -17,6 +17,7 @@
 
 pub mod auth;
 pub mod cgroups;
+pub mod clock;
 pub mod connections;
 pub mod filesystem;
 pub mod http;

@@ -7,8 +7,9 @@ use rustix::mount::{MountFlags, mount};
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NO_PROGRAMS: MountFlags = PLAIN.union(MountFlags::NOEXEC);
 
-/// Type, place, flags, options. `/dev` is there already.
-const MOUNTS: [(&str, &str, MountFlags, &CStr); 7] = [
+/// Type, place, flags, options. `/dev` is there already; `/tmp` is on the disk, so that it holds what the disk holds, takes no memory
+/// from programs and from every snapshot, and survives a boot.
+const MOUNTS: [(&str, &str, MountFlags, &CStr); 6] = [
     ("proc", "/proc", NO_PROGRAMS, c""),
     ("sysfs", "/sys", NO_PROGRAMS, c""),
     (
@@ -18,7 +19,6 @@ const MOUNTS: [(&str, &str, MountFlags, &CStr); 7] = [
         c"gid=5,mode=620,ptmxmode=666",
     ),
     ("tmpfs", "/dev/shm", PLAIN, c"mode=1777"),
-    ("tmpfs", "/tmp", PLAIN, c"mode=1777"),
     ("tmpfs", "/run", PLAIN, c"mode=755"),
     ("cgroup2", "/sys/fs/cgroup", NO_PROGRAMS, c""),
 ];
@@ -31,8 +31,11 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Settings of the kernel: path below `/proc/sys` or elsewhere, and value.
-const SETTINGS: [(&str, &str); 2] = [
+/// Settings of the kernel: file and value.
+const SETTINGS: [(&str, &str); 4] = [
+    // The guest agent watches directories for clients, an instance each.
+    ("/proc/sys/fs/inotify/max_user_instances", "2048"),
+    ("/proc/sys/fs/inotify/max_user_watches", "1048576"),
     // Looks for something to move twice a second, for nobody.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
     (

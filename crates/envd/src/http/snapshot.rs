@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::error::HttpError;
 use crate::{
+    clock,
     identity::{Identity, is_word, write_if_other},
     server::App,
 };
@@ -116,6 +117,9 @@ pub async fn recover(
     let request = blocking(move || {
         if let Some(entropy) = entropy {
             wrenn_sys::random::reseed(&entropy)?;
+        }
+        if restored && let Err(error) = clock::step_to_gateway() {
+            tracing::info!(%error, "the clock is left to chronyd");
         }
         write_identity(Path::new("/"), &request)?;
         Ok(request)

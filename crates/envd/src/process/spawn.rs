@@ -364,9 +364,16 @@ async fn attend(
     process.expired.store(ran_out, Ordering::SeqCst);
     let all_read = async { while readers.join_next().await.is_some() {} };
     tokio::pin!(all_read);
+    let let_go = async {
+        tokio::select! {
+            () = process.signalled.notified() => {}
+            // Its time is up for those who hold its output open, too.
+            () = &mut deadline, if limited => {}
+        }
+    };
     tokio::select! {
         () = &mut all_read => {}
-        () = process.signalled.notified() => {
+        () = let_go => {
             let mut seen = process.output.activity();
             while timeout(LAST_OUTPUT, &mut all_read).await.is_err() {
                 let now = process.output.activity();
