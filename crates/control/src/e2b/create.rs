@@ -12,10 +12,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
-use wrenn_proto::{
-    limits,
-    rest::{CreateSandbox, OnTimeout, SandboxStatus},
-};
+use wrenn_proto::rest::{CreateSandbox, OnTimeout, SandboxStatus};
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
@@ -44,6 +41,10 @@ const DEFAULT_TIMEOUT_SEC: u32 = 300;
 
 /// The same in the first version.
 const DEFAULT_TIMEOUT_V1_SEC: u32 = 15;
+
+/// The farthest deadline that can be asked for, seconds: 24 hours, the most that the contract's own service gives. Its clients
+/// expect more to be refused, and a larger number is most often one of milliseconds.
+const MAX_LIFETIME_SEC: u32 = 86_400;
 
 /// Which version of the call it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,16 +266,16 @@ impl E2bNewSandbox {
     }
 }
 
-/// Seconds until a deadline: at least one.
+/// Seconds until a deadline: at least one, and no more than a day.
 pub(super) fn lifetime(name: &str, asked: Option<i64>, default: u32) -> Result<u32, E2bError> {
     let Some(asked) = asked else {
         return Ok(default);
     };
     u32::try_from(asked)
         .ok()
-        .filter(|sec| (1..=limits::MAX_TIMEOUT_SEC).contains(sec))
+        .filter(|sec| (1..=MAX_LIFETIME_SEC).contains(sec))
         .ok_or_else(|| {
-            let why = format!("expected 1 to {} seconds", limits::MAX_TIMEOUT_SEC);
+            let why = format!("{asked} s; expected 1 to {MAX_LIFETIME_SEC} seconds (24 hours)");
             E2bError::field(name, why)
         })
 }
@@ -363,7 +364,9 @@ mod tests {
             (json!({}), 201),
             (json!({ "timeout": 0 }), 400),
             (json!({ "timeout": -1 }), 400),
-            (json!({ "timeout": 10_000_000 }), 400),
+            (json!({ "timeout": 86_400 }), 201),
+            (json!({ "timeout": 86_401 }), 400),
+            (json!({ "timeout": i64::MAX }), 400),
             (json!({ "autoPauseMemory": false }), 400),
             (json!({ "autoPauseMemory": false, "autoPause": true }), 201),
             (

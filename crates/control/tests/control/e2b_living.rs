@@ -180,7 +180,7 @@ async fn a_timeout_moves_the_deadline_both_ways_and_zero_ends_it_at_once() {
     for bad in [
         json!({}),
         json!({ "timeout": -1 }),
-        json!({ "timeout": 100_000_000 }),
+        json!({ "timeout": 86_401 }),
     ] {
         assert_e2b_failure(&act(&control, &id, "timeout", bad).await, 400, &["timeout"]);
     }
@@ -194,6 +194,35 @@ async fn a_timeout_moves_the_deadline_both_ways_and_zero_ends_it_at_once() {
     assert_eq!(state(&control, &id).await.as_deref(), Some("paused"));
     let got = act(&control, &id, "timeout", json!({ "timeout": 10 })).await;
     assert_e2b_failure(&got, 404, &[]);
+}
+
+#[tokio::test]
+async fn no_call_gives_a_deadline_farther_than_a_day_away() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.e2b_id(json!({ "timeout": 86_400 })).await;
+    let before = end_at(&control, &id).await;
+    let far = 86_401;
+    for path in ["/v2/sandboxes", "/sandboxes"] {
+        let body = json!({ "templateID": "minimal", "timeout": far });
+        let got = control.post(path, body).await;
+        assert_e2b_failure(&got, 400, &["timeout", "86400"]);
+    }
+    for (path, field) in [
+        (format!("/v2/sandboxes/{id}/connect"), "timeout"),
+        (format!("/sandboxes/{id}/connect"), "timeout"),
+        (format!("/sandboxes/{id}/resume"), "timeout"),
+        (format!("/sandboxes/{id}/timeout"), "timeout"),
+        (format!("/sandboxes/{id}/fork"), "timeout"),
+        (format!("/sandboxes/{id}/refreshes"), "duration"),
+    ] {
+        let got = control.post(&path, json!({ field: far })).await;
+        assert_e2b_failure(&got, 400, &[field]);
+    }
+    assert_eq!(end_at(&control, &id).await, before);
+    assert_eq!(agent.calls("CreateSandbox"), 1);
+    let got = act(&control, &id, "timeout", json!({ "timeout": 86_400 })).await;
+    assert_eq!(got.0, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]
