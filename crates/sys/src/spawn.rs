@@ -2,7 +2,7 @@
 //!
 //! `std::process::Command` cannot say into which group a process is born, and moving it there afterwards makes the kernel
 //! wait for all its CPUs (`cgroup.procs` takes a lock that costs a grace period): so this calls `clone3` itself. What
-//! happens between that and `execve` is in [`child`]; all it needs is made before, because the child of a process with
+//! happens between that and `execve` is in `child`; all it needs is made before, because the child of a process with
 //! threads may neither allocate nor take a lock.
 //!
 //! Nothing here waits for a process that was started: its owner does, by the pidfd. A process that could not be started is

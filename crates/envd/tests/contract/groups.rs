@@ -6,6 +6,7 @@ use wrenn_proto::rpc::process::StartRequest;
 
 use crate::{
     calls::{Clients, clients, script},
+    raw::call,
     terminal::in_terminal,
     world::{World, run_with},
 };
@@ -103,6 +104,8 @@ fn children_stay_in_the_group() {
 fn a_group_that_somebody_removed_keeps_nothing_from_running() {
     run("removed", async |world, root| {
         let clients = clients(world);
+        // It listens before it has made its groups, and answers after.
+        assert_eq!(call("GET /health HTTP/1.1", b"").status, 204);
         let user = world.path(&format!("{root}/user"));
         fs::remove_dir(&user).expect("empty");
         assert_eq!(clients.sh("echo x").await, "x\n");
