@@ -199,6 +199,7 @@ pub(crate) async fn open_parts(
     let root = config.snapshots_dir.clone();
     let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
     let vmm = host::vmm().await;
+    let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
     let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.accel);
     Ok(HostParts {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshots"))?),
@@ -208,6 +209,7 @@ pub(crate) async fn open_parts(
         folders: Folders::open(&data_dir).map_err(host_failed("open the sandboxes' folders"))?,
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),
+        tsc_khz: tsc_khz.map_err(host_failed("measure the processor's counter"))?,
     })
 }
 

@@ -18,4 +18,5 @@ pub mod scm;
 pub mod session;
 pub mod spawn;
 pub mod tap;
+pub mod tsc;
 pub mod uffd;

@@ -135,7 +135,7 @@ impl Boot<'_> {
             restore: moment.as_ref().map(|m| m.restore(config.prefetch)),
             // A machine that boots does so as this host runs it now.
             accel: config.accel,
-            kernel_args: wrenn_image::kernel_args(config.accel),
+            kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             dns: nameservers(self.host, &access),
             ..old
         };
@@ -235,7 +235,7 @@ impl Boot<'_> {
             created_unix_ms: plan.created_unix_ms,
             kernel,
             initrd,
-            kernel_args: wrenn_image::kernel_args(config.accel),
+            kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             base_disk,
             disk_layers: moment.map(|m| m.disk_layers()).unwrap_or_default(),
             restore: moment.map(|m| m.restore(config.prefetch)),

@@ -28,6 +28,8 @@ pub(crate) struct HostParts {
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
     pub(crate) snapshots: Arc<Snapshots>,
+    /// How fast this host's time stamp counter counts.
+    pub(crate) tsc_khz: u32,
 }
 
 /// What one sandbox has.
