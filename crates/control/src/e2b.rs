@@ -49,6 +49,12 @@ pub(crate) fn has(path: &str) -> bool {
     ROOTS.contains(&root)
 }
 
+/// Whether its clients bring no key of this server's: those of volumes have a token of the volume. As there are none, nothing is
+/// behind these paths that a key would guard.
+pub(crate) fn is_without_key(path: &str) -> bool {
+    path.split('/').nth(1) == Some("volumecontent")
+}
+
 /// All routes, with their documentation.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()

@@ -76,8 +76,9 @@ pub(super) struct E2bNewSandbox {
     network: Option<NetworkConfig>,
     /// First version only: whether its guest agent asks for a token.
     secure: Option<bool>,
-    /// Not built.
+    /// Accepted, and nothing is done with it: the client itself starts the gateway, in a sandbox of a template that has one.
     #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "it is there for the API's document")]
     mcp: Option<Value>,
     /// Not built.
     #[schema(value_type = Option<Object>)]
@@ -247,9 +248,6 @@ impl E2bNewSandbox {
             Value::Object(map) => map.is_empty(),
             _ => false,
         };
-        if self.mcp.as_ref().is_some_and(|mcp| !empty(mcp)) {
-            return Err(E2bError::not_built("`mcp`"));
-        }
         if let Some(iam) = &self.iam
             && !iam.values().all(empty)
         {
@@ -378,7 +376,7 @@ mod tests {
                 json!({ "mcp": {}, "iam": { "tokens": {} }, "volumeMounts": [], "network": {} }),
                 201,
             ),
-            (json!({ "mcp": { "x": 1 } }), 501),
+            (json!({ "mcp": { "x": 1 } }), 201),
             (json!({ "iam": { "tokens": { "x": {} } } }), 501),
             (
                 json!({ "volumeMounts": [{ "name": "v", "path": "/v" }] }),

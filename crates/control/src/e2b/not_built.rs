@@ -3,7 +3,7 @@
 use http::Method;
 
 /// Method, path (`*` stands for any one part) and what it would be.
-const CALLS: [(Method, &str, &str); 31] = [
+const CALLS: [(Method, &str, &str); 33] = [
     (Method::POST, "/v3/templates", BUILDS),
     (Method::POST, "/v2/templates", BUILDS),
     (Method::POST, "/templates", BUILDS),
@@ -30,6 +30,8 @@ const CALLS: [(Method, &str, &str); 31] = [
     (Method::GET, "/volumecontent/*/*", VOLUMES),
     (Method::POST, "/volumecontent/*/*", VOLUMES),
     (Method::PUT, "/volumecontent/*/*", VOLUMES),
+    (Method::PATCH, "/volumecontent/*/*", VOLUMES),
+    (Method::DELETE, "/volumecontent/*/*", VOLUMES),
     (Method::GET, "/secrets", SECRETS),
     (Method::POST, "/secrets", SECRETS),
     (Method::GET, "/secrets/*", SECRETS),
@@ -74,6 +76,9 @@ mod tests {
             Some(BUILDS)
         );
         assert_eq!(what(&Method::GET, "/volumes/x"), Some(VOLUMES));
+        for method in [Method::PATCH, Method::DELETE] {
+            assert_eq!(what(&method, "/volumecontent/x/path"), Some(VOLUMES));
+        }
         assert_eq!(what(&Method::GET, "/volumes/"), None);
         assert_eq!(what(&Method::PUT, "/volumes"), None);
         assert_eq!(what(&Method::GET, "/sandboxes/a"), None);

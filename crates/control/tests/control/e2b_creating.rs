@@ -184,9 +184,9 @@ async fn what_cannot_be_made_is_told_in_the_form_of_that_api() {
             "timeout",
         ),
         (
-            json!({ "templateID": "minimal", "mcp": { "x": {} } }),
+            json!({ "templateID": "minimal", "iam": { "tokens": { "x": {} } } }),
             501,
-            "mcp",
+            "iam",
         ),
         (
             json!({ "templateID": "minimal", "network": { "allowOut": ["x.org"] } }),
@@ -201,6 +201,20 @@ async fn what_cannot_be_made_is_told_in_the_form_of_that_api() {
     let request = request.header("content-type", "application/json").body("[");
     assert_e2b_failure(&answer(request).await, 400, &["object"]);
     assert!(agent.ids().is_empty());
+}
+
+#[tokio::test]
+async fn a_gateway_that_the_client_will_start_itself_is_no_reason_to_refuse() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let made = control
+        .e2b_create(json!({ "mcp": { "github": { "token": "x" } } }))
+        .await;
+    assert_eq!(made["templateID"], "minimal");
+    // The template that clients name for it is not here.
+    let body = json!({ "templateID": "mcp-gateway", "mcp": { "x": {} } });
+    let got = control.post("/v2/sandboxes", body).await;
+    assert_e2b_failure(&got, 404, &["mcp-gateway"]);
 }
 
 #[tokio::test]
@@ -254,6 +268,24 @@ async fn what_is_not_built_says_so() {
     ] {
         let got = control.call(method.clone(), path, &Value::Null).await;
         assert_e2b_failure(&got, 501, &["does not have this yet"]);
+    }
+    // Clients of a volume have its token, and no key.
+    let client = reqwest::Client::new();
+    for (method, what) in [
+        (Method::GET, "path"),
+        (Method::GET, "dir"),
+        (Method::POST, "dir"),
+        (Method::PUT, "file"),
+        (Method::PATCH, "path"),
+        (Method::DELETE, "path"),
+    ] {
+        let url = control.url(&format!("/volumecontent/vol/{what}?path=%2Fa"));
+        let request = client.request(method, url).bearer_auth("of-the-volume");
+        assert_e2b_failure(&answer(request).await, 501, &["volumes"]);
+    }
+    for path in ["/volumes", "/secrets", "/v1/sandboxes"] {
+        let request = client.get(control.url(path)).bearer_auth("of-the-volume");
+        assert_eq!(answer(request).await.0, StatusCode::UNAUTHORIZED, "{path}");
     }
     let got = control.get("/v2/nonesuch").await;
     assert_e2b_failure(&got, 404, &["no such route"]);
