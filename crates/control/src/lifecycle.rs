@@ -243,6 +243,10 @@ impl Lifecycle {
             }
             row.status = next;
             change(&mut row);
+            if next != SandboxStatus::Resuming {
+                // However it went, what was asked of a resume ends with it.
+                row.options.resuming = None;
+            }
             row.last_updated = clock::now_ms();
             if self.db.update_sandbox(&row).await? {
                 row.version += 1;
@@ -298,7 +302,7 @@ impl Lifecycle {
     }
 
     /// The row of a sandbox that runs. One that boots, or that somebody resumes, is waited for within the limit. One that is
-    /// paused, or about to be, is resumed if it was created so.
+    /// paused, or about to be, is resumed if it [wakes](Sandbox::wakes).
     pub(crate) async fn await_running(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -314,7 +318,7 @@ impl Lifecycle {
             let deadline = match row.status {
                 SandboxStatus::Running => return Ok(row),
                 SandboxStatus::Pausing | SandboxStatus::Paused | SandboxStatus::Resuming
-                    if row.auto_resume =>
+                    if row.wakes() =>
                 {
                     resume_deadline
                 }
@@ -328,7 +332,7 @@ impl Lifecycle {
             }
             let joined = match row.status {
                 SandboxStatus::Paused => Some(self.resume_shared(id)),
-                SandboxStatus::Resuming if row.auto_resume => self.resume_under_way(id),
+                SandboxStatus::Resuming if row.wakes() => self.resume_under_way(id),
                 _ => None,
             };
             if let Some(resumed) = joined {
@@ -346,7 +350,7 @@ impl Lifecycle {
             SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                 Err(LifecycleError::wrong_status(row, "running"))
             }
-            SandboxStatus::Pausing | SandboxStatus::Paused if !row.auto_resume => {
+            SandboxStatus::Pausing | SandboxStatus::Paused if !row.wakes() => {
                 Err(LifecycleError::wrong_status(row, "running"))
             }
             _ => Ok(()),
@@ -376,7 +380,8 @@ fn told(error: &AgentError) -> String {
     }
 }
 
-/// Takes over what the host knows of a sandbox that it has brought back. The idle time begins now.
+/// Takes over what the host knows of a sandbox that it has brought back. The idle time begins now, and the lifetime that the
+/// resume was asked for.
 pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     let now = clock::now_ms();
     fill_from_host(row, info, now);

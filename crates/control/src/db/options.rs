@@ -19,6 +19,9 @@ pub(crate) struct Options {
     pub(crate) disk_only: bool,
     /// It is paused, and memory does not count: it boots when it is resumed.
     pub(crate) paused_disk_only: bool,
+    /// What is asked of the resume that is under way; none while there is none. Written before the host is asked, so that
+    /// whoever learns how it went knows it too.
+    pub(crate) resuming: Option<ResumeAs>,
     /// Whether it may reach the world, if its client said so; else `egress` was the service's choice.
     pub(crate) internet: Option<bool>,
     /// Exceptions from `egress`.
@@ -32,6 +35,16 @@ impl Options {
     pub(crate) fn new_traffic_token() -> String {
         hex::encode(rand::rng().random::<[u8; 20]>())
     }
+}
+
+/// How to resume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ResumeAs {
+    /// Boot from the disk, whatever memory was saved.
+    pub(crate) disk_only: bool,
+    /// Seconds from then to its deadline, if not those that it was created with.
+    pub(crate) lifetime_sec: Option<u32>,
 }
 
 /// Addresses and blocks that may, or may not, be reached.

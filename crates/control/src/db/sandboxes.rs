@@ -81,12 +81,20 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Begins its lifetime anew. One without a lifetime has no deadline then.
+    /// Begins its lifetime anew: that which the resume under way asks for, else the one that it was created with. One without
+    /// a lifetime has no deadline then.
     pub(crate) fn renew_lifetime(&mut self, now_ms: i64) {
-        self.expires_at = match self.options.lifetime_sec {
-            0 => 0,
-            sec => now_ms + i64::from(sec) * 1000,
-        };
+        let asked = self.options.resuming.and_then(|how| how.lifetime_sec);
+        let own = Some(self.options.lifetime_sec).filter(|sec| *sec > 0);
+        self.expires_at = asked
+            .or(own)
+            .map_or(0, |sec| now_ms + i64::from(sec) * 1000);
+    }
+
+    /// Whether a call to it resumes it if it is paused. Where memory does not count it would begin anew: that is for its user to
+    /// ask for, not for a call that expects what ran there.
+    pub(crate) fn wakes(&self) -> bool {
+        self.auto_resume && !self.options.paused_disk_only
     }
 
     /// As the API shows it.

@@ -7,11 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use wrenn_proto::{SandboxId, rest::SandboxStatus};
 
-use super::{LOOK_AGAIN, Lifecycle, LifecycleError, pause::Resume};
+use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 use crate::{
     agent_client::{AgentError, FREEZE_TIMEOUT},
     clock,
-    db::sandboxes::Sandbox,
+    db::{options::ResumeAs, sandboxes::Sandbox},
 };
 
 /// How long a sandbox that still boots is waited for.
@@ -104,7 +104,7 @@ impl Lifecycle {
         row: Sandbox,
         wanted: Connection,
     ) -> Result<Sandbox, LifecycleError> {
-        let how = Resume {
+        let how = ResumeAs {
             disk_only: wanted.disk_only,
             lifetime_sec: (row.options.lifetime_sec > 0 || row.expires_at > 0)
                 .then_some(wanted.lifetime_sec),

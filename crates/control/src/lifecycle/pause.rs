@@ -16,7 +16,7 @@ use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, create::erro
 use crate::{
     agent_client::AgentError,
     clock,
-    db::sandboxes::Sandbox,
+    db::{options::ResumeAs, sandboxes::Sandbox},
     lifecycle::{fill_from_host, resumed_from_host},
     state_machine::Event,
 };
@@ -25,14 +25,9 @@ use crate::{
 pub(super) type SharedResume =
     Shared<futures::future::BoxFuture<'static, Result<(), Arc<LifecycleError>>>>;
 
-/// How to resume.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Resume {
-    /// Boot from the disk, whatever memory was saved.
-    pub(super) disk_only: bool,
-    /// Seconds from then to its deadline, if not those that it was created with.
-    pub(super) lifetime_sec: Option<u32>,
-}
+/// The shortest life after a resume that a call began, seconds: one whose lifetime is a few seconds must not end in the middle
+/// of the call that woke it.
+const MIN_WOKEN_SEC: u32 = 300;
 
 /// What was asked of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,14 +59,13 @@ impl Lifecycle {
         id: &SandboxId,
         disk_only: bool,
     ) -> Result<Sandbox, LifecycleError> {
-        self.begin(id, Event::PauseBegun, "running", disk_only)
-            .await?;
+        self.begin_pause(id, disk_only).await?;
         self.pause_begun(id).await
     }
 
     /// Pauses what nobody uses, for one who holds the lock. False if somebody came: it runs on.
     pub(super) async fn pause_unused_locked(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
-        self.begin(id, Event::PauseBegun, "running", false).await?;
+        self.begin_pause(id, false).await?;
         // A user marks the use, then reads the row; here the row is written, then uses are read. One sees the other.
         if self.uses.of(id).0 {
             self.write(id, Event::PauseFailed, |_| ()).await?;
@@ -98,7 +92,7 @@ impl Lifecycle {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
             let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.resume_locked(&id, Resume::default()).await
+            lifecycle.resume_locked(&id, ResumeAs::default()).await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))
@@ -108,20 +102,19 @@ impl Lifecycle {
     pub(super) async fn resume_locked(
         &self,
         id: &SandboxId,
-        how: Resume,
+        how: ResumeAs,
     ) -> Result<Sandbox, LifecycleError> {
-        let disk_only = self.get(id).await?.options.paused_disk_only || how.disk_only;
-        self.begin(id, Event::ResumeBegun, "paused", disk_only)
+        let row = self
+            .begin(id, Event::ResumeBegun, "paused", |row| {
+                row.options.resuming = Some(how);
+            })
             .await?;
+        // What the pause said stays in the row beside what this resume asks: after a failure the next one goes by the pause.
+        let disk_only = row.options.paused_disk_only || how.disk_only;
         match self.agent.resume(id.as_str(), disk_only).await {
             Ok(info) => {
-                self.write(id, Event::ResumeDone, |row| {
-                    resumed_from_host(row, &info);
-                    if let Some(lifetime_sec) = how.lifetime_sec {
-                        row.expires_at = clock::now_ms() + i64::from(lifetime_sec) * 1000;
-                    }
-                })
-                .await
+                self.write(id, Event::ResumeDone, |row| resumed_from_host(row, &info))
+                    .await
             }
             Err(error) => self.after_failure(id, Step::Resume, error).await,
         }
@@ -154,24 +147,37 @@ impl Lifecycle {
     /// What is no longer paused when the lock is there is for the caller to look at again.
     async fn resume_if_paused(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let _lock = self.locks.lock(id).await;
-        if self.get(id).await?.status == SandboxStatus::Paused {
+        let row = self.get(id).await?;
+        if row.status == SandboxStatus::Paused && row.wakes() {
             tracing::info!(sandbox_id = %id, "resuming for a call");
-            self.resume_locked(id, Resume::default()).await?;
+            let lifetime_sec = row.options.lifetime_sec;
+            let how = ResumeAs {
+                disk_only: false,
+                lifetime_sec: (lifetime_sec > 0).then_some(lifetime_sec.max(MIN_WOKEN_SEC)),
+            };
+            self.resume_locked(id, how).await?;
         }
         Ok(())
     }
 
-    /// Marks the row before the host is asked. `disk_only` is written with it, so that whoever settles the row knows it too.
+    async fn begin_pause(&self, id: &SandboxId, disk_only: bool) -> Result<(), LifecycleError> {
+        self.begin(id, Event::PauseBegun, "running", |row| {
+            row.options.paused_disk_only = disk_only;
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Marks the row before the host is asked. `change` writes how it is asked, so that whoever settles the row knows it too.
     async fn begin(
         &self,
         id: &SandboxId,
         event: Event,
         wanted: &'static str,
-        disk_only: bool,
-    ) -> Result<(), LifecycleError> {
-        let begun = self.apply(id, event, |row| row.options.paused_disk_only = disk_only);
-        match begun.await {
-            Ok(_) => Ok(()),
+        change: impl Fn(&mut Sandbox),
+    ) -> Result<Sandbox, LifecycleError> {
+        match self.apply(id, event, change).await {
+            Ok((row, _)) => Ok(row),
             Err(LifecycleError::Refused(_)) => {
                 Err(LifecycleError::wrong_status(&self.get(id).await?, wanted))
             }

@@ -13,6 +13,7 @@ mod e2b_creating;
 mod e2b_lists;
 mod e2b_living;
 mod e2b_requests;
+mod e2b_resuming;
 mod keys;
 mod pausing;
 mod races;

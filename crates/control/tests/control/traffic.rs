@@ -1,9 +1,11 @@
 //! Requests to ports of sandboxes, as far as the control plane decides on them.
 
+use std::sync::atomic::Ordering;
+
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Control, FakeAgent, answer};
+use crate::support::{Control, FakeAgent, Socket, answer, assert_failure};
 
 async fn visit(control: &Control, id: &str, port: u16) -> (StatusCode, Value) {
     let request = reqwest::Client::new()
@@ -72,4 +74,89 @@ async fn a_port_asks_for_the_token_that_its_client_was_told() {
         .await;
     assert_eq!(visit(&control, &id, 8080).await.0, StatusCode::FORBIDDEN);
     assert!(message(&visit(&control, &id, 49983).await).contains("port is not open"));
+}
+
+#[tokio::test]
+async fn what_was_paused_without_its_memory_is_resumed_by_a_connect_only() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control
+        .e2b_id(json!({ "autoPause": true, "autoResume": { "enabled": true } }))
+        .await;
+    let path = format!("/sandboxes/{id}");
+    let (status, _) = control
+        .post(&format!("{path}/pause"), json!({ "memory": false }))
+        .await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    for port in [49983, 8080] {
+        let got = visit(&control, &id, port).await;
+        assert_eq!(got.0, StatusCode::BAD_GATEWAY);
+        assert!(message(&got).contains("was not found"), "{}", got.1);
+    }
+    let got = control
+        .post(
+            &format!("/v1/sandboxes/{id}/exec"),
+            json!({ "cmd": "echo" }),
+        )
+        .await;
+    assert_failure(&got, 409, "invalid_state", &["`paused`"]);
+    let got = Socket::try_open(
+        &control,
+        &format!("/v1/sandboxes/{id}/pty"),
+        Some(control.key()),
+    )
+    .await;
+    assert_failure(&got.err().unwrap(), 409, "invalid_state", &["`paused`"]);
+    assert_eq!(agent.calls("ResumeSandbox"), 0);
+    let (status, _) = control.post(&format!("{path}/connect"), json!({})).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert!(agent.state.cold_boot.load(Ordering::SeqCst));
+    assert!(message(&visit(&control, &id, 8080).await).contains("port is not open"));
+    // A pause with its memory wakes again as it was created.
+    let (status, _) = control.post(&format!("{path}/pause"), json!({})).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert!(message(&visit(&control, &id, 8080).await).contains("port is not open"));
+    assert!(!agent.state.cold_boot.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn what_a_call_woke_lives_five_minutes_at_least() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for (timeout, wanted) in [(20, 300), (1000, 1000)] {
+        let id = control
+            .e2b_id(
+                json!({ "timeout": timeout, "autoPause": true, "autoResume": { "enabled": true } }),
+            )
+            .await;
+        for by_traffic in [true, false] {
+            let (status, _) = control
+                .post(&format!("/sandboxes/{id}/pause"), json!({}))
+                .await;
+            assert_eq!(status, StatusCode::NO_CONTENT);
+            let before = jiff::Timestamp::now();
+            if by_traffic {
+                visit(&control, &id, 8080).await;
+            } else {
+                let exec = format!("/v1/sandboxes/{id}/exec");
+                let (status, body) = control.post(&exec, json!({ "cmd": "echo" })).await;
+                assert_eq!(status, StatusCode::OK, "{body}");
+            }
+            let (_, row) = control.get(&format!("/v1/sandboxes/{id}")).await;
+            let end: jiff::Timestamp = row["expires_at"].as_str().unwrap().parse().unwrap();
+            let left = end.as_second() - before.as_second();
+            assert!((wanted - 1..=wanted + 10).contains(&left), "{left}");
+        }
+    }
+    // One without a deadline gets none.
+    let body = json!({ "auto_resume": true });
+    let (_, made) = control.post("/v1/sandboxes", body).await;
+    let id = made["id"].as_str().unwrap();
+    let path = format!("/v1/sandboxes/{id}");
+    let (status, _) = control.post(&format!("{path}/pause"), Value::Null).await;
+    assert_eq!(status, StatusCode::OK);
+    visit(&control, id, 8080).await;
+    let (_, row) = control.get(&path).await;
+    assert_eq!(row["status"], "running");
+    assert!(row.get("expires_at").is_none_or(Value::is_null), "{row}");
 }
