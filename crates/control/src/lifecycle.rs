@@ -36,7 +36,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 use wrenn_proto::{
     SandboxId,
@@ -146,6 +146,8 @@ pub(crate) struct Lifecycle {
     changed: Notify,
     /// Told when a deadline may be nearer than the nearest one was.
     deadlines: Notify,
+    /// Told of sandboxes that begin to run.
+    begun: mpsc::Sender<SandboxId>,
     /// Ends what clients have open to a sandbox's ports.
     cuts: Cuts,
     /// Tasks that outlive the requests which began them.
@@ -153,7 +155,12 @@ pub(crate) struct Lifecycle {
 }
 
 impl Lifecycle {
-    pub(crate) fn new(db: Db, agent: AgentClient, cuts: Cuts) -> Arc<Self> {
+    pub(crate) fn new(
+        db: Db,
+        agent: AgentClient,
+        cuts: Cuts,
+        begun: mpsc::Sender<SandboxId>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             db,
             agent,
@@ -165,6 +172,7 @@ impl Lifecycle {
             requests: Arc::default(),
             changed: Notify::new(),
             deadlines: Notify::new(),
+            begun,
             cuts,
             tasks: TaskTracker::new(),
         })
@@ -254,8 +262,12 @@ impl Lifecycle {
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
                     self.reaping.forget(id);
                 }
-                if next == SandboxStatus::Running && row.expires_at > 0 {
-                    self.deadlines.notify_one();
+                if next == SandboxStatus::Running {
+                    // Nobody waits for this: a full queue only means a first sample that comes later.
+                    let _ = self.begun.try_send(id.clone());
+                    if row.expires_at > 0 {
+                        self.deadlines.notify_one();
+                    }
                 }
                 self.changed.notify_waiters();
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {

@@ -1,6 +1,6 @@
-//! What sandboxes used in the last hour: one sample every 15 s of each that runs, in memory only.
+//! What sandboxes used in the last hour: one sample every 15 s of each that runs, and one as soon as it runs, in memory only.
 //!
-//! Owns the rings and the task that fills them. Taking a sample is no use of a sandbox, and never resumes one. A ring stays while
+//! Owns the rings and the tasks that fill them. Nobody waits for a first sample: `lifecycle` says in passing that a sandbox runs. Taking a sample is no use of a sandbox, and never resumes one. A ring stays while
 //! its sandbox is there, paused or not; a restart begins with empty ones.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::{SandboxId, rest::SandboxStatus, rpc::hostagent::v1 as rpc};
 
@@ -38,6 +38,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sandboxes looked at, at most: more than a host can have slots.
 const MAX_ROWS: u32 = 100_000;
 
+/// Sandboxes that began to run and wait for their first sample, at most. One that finds no room has one with the others.
+const MAX_BEGUN: usize = 256;
+
 /// Statuses in which a ring is kept.
 const KEPT: [SandboxStatus; 4] = [
     SandboxStatus::Running,
@@ -52,6 +55,11 @@ pub(crate) struct Sample {
     /// Milliseconds since 1970.
     pub(crate) at_ms: i64,
     pub(crate) used: rpc::GetMetricsResponse,
+}
+
+/// Sandboxes that begin to run: where that is said, and where it is heard.
+pub(crate) fn begun() -> (mpsc::Sender<SandboxId>, mpsc::Receiver<SandboxId>) {
+    mpsc::channel(MAX_BEGUN)
 }
 
 /// The rings.
@@ -71,18 +79,28 @@ impl Samples {
     }
 
     /// Takes samples until told to stop.
-    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut begun: mpsc::Receiver<SandboxId>,
+        shutdown: CancellationToken,
+    ) {
+        let first =
+            futures::stream::poll_fn(|cx| begun.poll_recv(cx)).for_each_concurrent(AT_ONCE, |id| {
+                let samples = Arc::clone(&self);
+                async move { samples.try_take(&id).await }
+            });
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ((), ()) = futures::future::join(first, self.run_regularly()) => {}
+        }
+    }
+
+    async fn run_regularly(&self) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = self.look() => {}
-            }
+            ticks.tick().await;
+            self.look().await;
         }
     }
 
@@ -137,12 +155,9 @@ impl Samples {
         self.rings().get(id)?.back().cloned()
     }
 
-    /// The samples of these seconds, both included, oldest first.
-    pub(crate) fn between(&self, id: &SandboxId, start_sec: i64, end_sec: i64) -> Vec<Sample> {
-        let inside = |sample: &&Sample| {
-            let second = sample.at_ms.div_euclid(1000);
-            (start_sec..=end_sec).contains(&second)
-        };
+    /// The samples from one moment to another, both included, oldest first; milliseconds since 1970.
+    pub(crate) fn between(&self, id: &SandboxId, start_ms: i64, end_ms: i64) -> Vec<Sample> {
+        let inside = |sample: &&Sample| (start_ms..=end_ms).contains(&sample.at_ms);
         let rings = self.rings();
         let ring = rings.get(id).into_iter().flatten();
         ring.filter(inside).cloned().collect()

@@ -29,7 +29,7 @@ use crate::{
     host::Host,
     lifecycle::Lifecycle,
     reconciler::Reconciler,
-    samples::Samples,
+    samples::{self, Samples},
     traffic::Traffic,
 };
 
@@ -72,7 +72,8 @@ pub async fn serve(
     let auth = Auth::new(db.clone());
     ensure_first_keys(&db, &auth, &config).await?;
     let cuts = Cuts::default();
-    let lifecycle = Lifecycle::new(db.clone(), agent.clone(), cuts.clone());
+    let (say_begun, begun) = samples::begun();
+    let lifecycle = Lifecycle::new(db.clone(), agent.clone(), cuts.clone(), say_begun);
     let samples = Samples::new(db.clone(), agent.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
@@ -96,7 +97,7 @@ pub async fn serve(
     let mut background = JoinSet::new();
     background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
     background.spawn(Arc::clone(&lifecycle).keep_deadlines(shutdown.clone()));
-    background.spawn(samples.run(shutdown.clone()));
+    background.spawn(samples.run(begun, shutdown.clone()));
     let proxying = shutdown.clone();
     background.spawn(async move { proxy.serve(traffic_listener, proxying).await });
     tracing::info!(%api, %traffic, "control plane is ready");

@@ -24,8 +24,20 @@ const MAX_IDS: usize = 100;
 pub(super) struct MetricsQuery {
     /// Seconds since 1970, included.
     start: Option<i64>,
-    /// Seconds since 1970, included.
+    /// Seconds since 1970: nothing is told of what came later, were it in the same second.
     end: Option<i64>,
+}
+
+impl MetricsQuery {
+    /// The first and the last millisecond. Clients send whole seconds, rounded down, and take a sample of a later moment than
+    /// `end` for a mistake.
+    fn span_ms(&self) -> (i64, i64) {
+        let ms = |sec: i64| sec.saturating_mul(1000);
+        (
+            self.start.map_or(i64::MIN, ms),
+            self.end.map_or(i64::MAX, ms),
+        )
+    }
 }
 
 impl From<Sample> for E2bMetric {
@@ -45,8 +57,8 @@ impl From<Sample> for E2bMetric {
     }
 }
 
-/// What a sandbox used in the last hour, oldest first: a sample every 15 s, and of a running one this moment's. Of a paused one
-/// what it used before.
+/// What a sandbox used in the last hour, oldest first: a sample every 15 s, and of a running one this moment's, unless `end` is
+/// in the past. Of a paused one what it used before.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/metrics", tag = "e2b", operation_id = "e2b_get_metrics",
     params(("id" = String, Path, description = "The sandbox."), MetricsQuery),
@@ -57,16 +69,13 @@ pub(super) async fn get(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bQuery(query): E2bQuery<MetricsQuery>,
 ) -> Result<Json<Vec<E2bMetric>>, E2bError> {
-    let (start, end) = (
-        query.start.unwrap_or(i64::MIN),
-        query.end.unwrap_or(i64::MAX),
-    );
+    let (start, end) = query.span_ms();
     if start > end {
         return Err(E2bError::field("start", "is after `end`"));
     }
     let (_, state) = visible(&app, &id).await?;
-    let now_sec = clock::now_ms().div_euclid(1000);
-    if state == E2bState::Running && (start..=end).contains(&now_sec) {
+    // What is taken now is of no use to who asks for the past.
+    if state == E2bState::Running && (start..=end).contains(&clock::now_ms()) {
         app.samples.take_now(&id).await;
     }
     let samples = app.samples.between(&id, start, end);

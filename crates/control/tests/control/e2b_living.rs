@@ -448,7 +448,7 @@ async fn metrics_have_a_sample_at_once_and_keep_it_over_a_pause() {
         assert_eq!(sample[field], wanted, "{field}");
     }
     let (_, inside) = control
-        .get(&format!("{path}?start={second}&end={second}"))
+        .get(&format!("{path}?start={second}&end={}", second + 1))
         .await;
     assert_eq!(inside[0], *sample);
     let (_, before) = control.get(&format!("{path}?end={}", second - 1)).await;
@@ -466,4 +466,45 @@ async fn metrics_have_a_sample_at_once_and_keep_it_over_a_pause() {
         .await;
     assert_eq!(many["sandboxes"][&id]["memUsed"], 400);
     assert_eq!(many["sandboxes"].as_object().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_first_sample_comes_by_itself_and_none_is_later_than_what_was_asked_for() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.e2b_id(json!({})).await;
+    let path = format!("/sandboxes/{id}/metrics");
+    let many = format!("/sandboxes/metrics?sandbox_ids={id}");
+    let first = until("there is a sample that nobody asked for", async || {
+        let (_, seen) = control.get(&many).await;
+        seen["sandboxes"].get(&id).cloned()
+    })
+    .await;
+    let taken: jiff::Timestamp = first["timestamp"].as_str().unwrap().parse().unwrap();
+    let (floor, next) = (taken.as_second(), taken.as_second() + 1);
+    // As a client asks whose clock stands in the second of the sample: rounded down.
+    let asked = agent.calls("GetMetrics");
+    let (_, seen) = control.get(&format!("{path}?end={floor}")).await;
+    let wanted = match taken.as_millisecond() % 1000 {
+        0 => json!([first]),
+        _ => json!([]),
+    };
+    assert_eq!(seen, wanted);
+    assert_eq!(
+        agent.calls("GetMetrics"),
+        asked,
+        "the past is not asked for"
+    );
+    let (_, seen) = control
+        .get(&format!("{path}?start={floor}&end={next}"))
+        .await;
+    assert_eq!(seen[0], first);
+    let (_, seen) = control.get(&format!("{path}?start={next}")).await;
+    for sample in seen.as_array().unwrap() {
+        assert!(sample["timestampUnix"].as_i64().unwrap() >= next, "{seen}");
+    }
+    // A guest that does not answer has no sample, and its create is none the worse for it.
+    agent.fail("GetMetrics", ErrorCode::Unavailable, "it does not answer");
+    let deaf = control.e2b_id(json!({})).await;
+    assert_eq!(state(&control, &deaf).await.as_deref(), Some("running"));
 }
