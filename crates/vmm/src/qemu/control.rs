@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{command_line::ROOT_NODE, process::QemuMachine};
 use crate::ControlError;
@@ -19,6 +19,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long it may take to write or read the state of its devices (about 50 kB), or to flush the disk.
 const STATE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Between two looks at whether a migration is finalized, which takes less.
+const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Name under which QEMU holds the descriptor of a state file.
 const STATE_FD: &str = "state";
@@ -85,7 +88,7 @@ impl QemuMachine {
             let uri = json!({ "uri": format!("fd:{STATE_FD}") });
             self.qmp.command(command, uri).await?;
             if self.qmp.migration_ended().await? {
-                return Ok(());
+                return self.await_finalized().await;
             }
             let info = self.qmp.command("query-migrate", Value::Null).await?;
             let reason = info["error-desc"].as_str().unwrap_or("it gives no reason");
@@ -100,6 +103,17 @@ impl QemuMachine {
                 step,
                 deadline: STATE_DEADLINE,
             }))
+    }
+
+    /// A migration is told to have ended a moment before QEMU has left the state in which it refuses `cont`.
+    async fn await_finalized(&mut self) -> Result<(), ControlError> {
+        loop {
+            let info = self.qmp.command("query-status", Value::Null).await?;
+            if info["status"] != "finish-migrate" {
+                return Ok(());
+            }
+            sleep(FINALIZE_PAUSE).await;
+        }
     }
 
     pub(super) async fn put_overlay(&mut self, overlay: OwnedFd) -> Result<(), ControlError> {
