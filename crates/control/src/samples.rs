@@ -32,6 +32,9 @@ const FRESH_MS: i64 = 2000;
 /// Sandboxes asked at the same time.
 const AT_ONCE: usize = 4;
 
+/// How long a sandbox that begins to run is left alone: its client is waiting for a first command.
+const FIRST_AFTER: Duration = Duration::from_secs(2);
+
 /// What asking one may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -84,11 +87,14 @@ impl Samples {
         mut begun: mpsc::Receiver<SandboxId>,
         shutdown: CancellationToken,
     ) {
-        let first =
-            futures::stream::poll_fn(|cx| begun.poll_recv(cx)).for_each_concurrent(AT_ONCE, |id| {
-                let samples = Arc::clone(&self);
-                async move { samples.try_take(&id).await }
-            });
+        let begun = futures::stream::poll_fn(|cx| begun.poll_recv(cx));
+        let first = begun.for_each_concurrent(MAX_BEGUN, |id| {
+            let samples = Arc::clone(&self);
+            async move {
+                tokio::time::sleep(FIRST_AFTER).await;
+                samples.try_take(&id).await;
+            }
+        });
         tokio::select! {
             () = shutdown.cancelled() => {}
             ((), ()) = futures::future::join(first, self.run_regularly()) => {}

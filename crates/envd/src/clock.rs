@@ -39,7 +39,9 @@ const ERA: u64 = 1 << 32;
 pub fn step_to_gateway() -> io::Result<()> {
     let right = ask(SocketAddr::from((GATEWAY_IP, NTP_PORT)))?;
     let now = SystemTime::now();
-    let off = right.duration_since(now).or_else(|_| now.duration_since(right));
+    let off = right
+        .duration_since(now)
+        .or_else(|_| now.duration_since(right));
     if off.unwrap_or_default() <= TOLERANCE {
         return Ok(());
     }

@@ -58,9 +58,17 @@ impl Mmds {
 
     /// Asks in the background, until there is an answer with an id, or patience ends. Who asked before is forgotten.
     pub fn ask(self: &Arc<Self>) {
+        self.ask_after(Duration::ZERO);
+    }
+
+    /// As [`ask`](Self::ask), in a moment: what it asks for is known already, and somebody is waiting for a first command.
+    pub fn ask_after(self: &Arc<Self>, moment: Duration) {
         let mmds = self.clone();
         let mut state = self.lock();
-        let task = tokio::spawn(async move { mmds.ask_patiently().await });
+        let task = tokio::spawn(async move {
+            sleep(moment).await;
+            mmds.ask_patiently().await;
+        });
         if let Some(before) = state.asking.replace(task.abort_handle()) {
             before.abort();
         }

@@ -39,6 +39,9 @@ use self::{
 /// Time between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// Until the first look: after a restore, somebody is waiting for a first command.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+
 /// Forwarded connections at once: each has two buffers of 8 KiB. More wait in the kernel.
 const MAX_CONNECTIONS: usize = 1024;
 
@@ -89,6 +92,7 @@ impl Ports {
 }
 
 async fn watch(outside: IpAddr, stop: CancellationToken) {
+    stop.run_until_cancelled(sleep(FIRST_LOOK)).await;
     let mut watcher = match Watcher::new(outside, stop.clone()) {
         Ok(watcher) => watcher,
         Err(error) => {

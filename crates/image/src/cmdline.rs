@@ -3,7 +3,7 @@
 use wrenn_proto::supervise::Accel;
 
 /// What every guest is booted with.
-const COMMON: [&str; 10] = [
+const COMMON: [&str; 13] = [
     // The console is how a boot is timed and how a guest that does not come up is understood.
     "console=ttyS0",
     "quiet",
@@ -19,6 +19,11 @@ const COMMON: [&str; 10] = [
     // The first random numbers come from the CPU and virtio-rng, not from waiting for interrupts.
     "random.trust_cpu=on",
     "net.ifnames=0",
+    // Without a policy, security modules check every exec and open for nothing; nor does anybody read how long who waited, or want
+    // a report when a guest stood still while it was frozen.
+    "lsm=capability",
+    "psi=0",
+    "nowatchdog",
 ];
 
 /// Software emulation only, beside `tsc_early_khz`.

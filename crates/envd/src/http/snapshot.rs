@@ -9,7 +9,7 @@
 //! restored, perhaps as another sandbox: before this is answered it has its own randomness, names, environment and token, and
 //! the connections of its past are cut. Either form forwards ports again.
 
-use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path, time::Duration};
 
 use axum::{Json, extract::State};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -22,6 +22,9 @@ use crate::{
     identity::{Identity, is_word, write_if_other},
     server::App,
 };
+
+/// How long a restored machine leaves its metadata alone: the recover has told it what is there.
+const METADATA_DELAY: Duration = Duration::from_secs(2);
 
 /// Body of `/snapshot/prepare`.
 #[derive(Debug, Deserialize)]
@@ -128,7 +131,7 @@ pub async fn recover(
     if restored {
         app.settings.become_sandbox(request);
         app.connections.cut();
-        app.mmds.ask();
+        app.mmds.ask_after(METADATA_DELAY);
     } else {
         app.connections.keep();
     }
