@@ -8,9 +8,9 @@
 //! | `user`   | all others                                  |         50 | slowed at `high`, killed at `max`         |
 //!
 //! `high` is all memory but an eighth, or but 128 MiB if that is more. What lies above it cannot be reclaimed without swap:
-//! at `high` alone a hog would be slowed ever more and never end, with everything that waits for it. So `max` is a quarter
-//! of the reserve above: at the kernel's rate of slowing it is reached within about two seconds, the hog dies, and three
-//! quarters of the reserve are still there for terminals, this agent and the kernel. Processes are born into their group
+//! at `high` alone a hog would be slowed ever more and never end, with everything that waits for it. So `max` is 1 MiB above,
+//! which is passed before the kernel slows anybody noticeably: the hog dies, and nearly all of the reserve is still there
+//! for terminals, this agent and the kernel. Processes are born into their group
 //! ([`wrenn_sys::spawn`]).
 //!
 //! Owns the four groups below its root, and nothing else there. A kernel or a container that knows no such groups is said
@@ -30,6 +30,9 @@ pub const SYSTEM_TAG: &str = "_system";
 const CGROUP2_MAGIC: u32 = 0x6367_7270;
 
 const MIB: u64 = 1024 * 1024;
+
+/// How far above `high` a hog is killed. A quarter of the reserve was never reached: the kernel slowed the hog too much.
+const ABOVE_HIGH_BYTES: u64 = MIB;
 
 /// The most that is kept from the group `user`.
 const MOST_RESERVE_BYTES: u64 = 128 * MIB;
@@ -162,7 +165,7 @@ impl Limits {
         let high_bytes = total_bytes - reserve;
         Self {
             high_bytes,
-            max_bytes: high_bytes + reserve / 4,
+            max_bytes: high_bytes + ABOVE_HIGH_BYTES,
         }
     }
 }
@@ -186,12 +189,12 @@ mod tests {
         let limits = Limits::of(512 * MIB);
         assert_eq!(
             (limits.high_bytes, limits.max_bytes),
-            (448 * MIB, 464 * MIB)
+            (448 * MIB, 449 * MIB)
         );
         let limits = Limits::of(8192 * MIB);
         assert_eq!(
             (limits.high_bytes, limits.max_bytes),
-            (8064 * MIB, 8096 * MIB)
+            (8064 * MIB, 8065 * MIB)
         );
         assert!(total_memory() > 100 * MIB);
     }

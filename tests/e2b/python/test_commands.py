@@ -215,3 +215,15 @@ def test_internal_calls_of_the_guest_agent_are_closed(sandbox):
     for path in ["/init", "//init", "/%69nit", "/snapshot/prepare", "/freeze"]:
         assert ask_port(sandbox, 49983, path, method="POST").status_code == 404, path
     assert ask_port(sandbox, 49983, "/health").status_code == 204
+
+
+def test_a_hog_of_memory_is_killed_and_nobody_else(sandbox):
+    other = sandbox.commands.run("sleep 300", background=True)
+    hog = "python3 -c 'b = []\nwhile True: b.append(b\"x\" * (8 << 20))'"
+    with pytest.raises(CommandExitException) as ended:
+        sandbox.commands.run(hog, timeout=120)
+    # By the signal, or as the shell tells of it.
+    assert ended.value.exit_code in (-1, 137)
+    assert other.pid in [process.pid for process in sandbox.commands.list()]
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+    assert other.kill() is True
