@@ -1,22 +1,17 @@
-//! The HTTP server: accepts, serves, ends.
+//! The control plane's life: what it is made of, when it is ready, and how it ends.
 //!
-//! Owns the listeners and the tasks of the API's connections (those of the traffic listener are `wrenn-proxy`'s). Speaks HTTP/1.1 only: that is what WebSockets need here, and without
-//! guessing the protocol a connection that says nothing is timed from its start.
-//!
-//! A connection that does not finish a request's head within 10 s, or is idle for 620 s, is closed (`connection`). At the
-//! end no new connections are taken, requests get [`DRAIN_TIMEOUT`] to finish, then the rest is dropped; what a dropped
+//! Owns the two listeners' addresses, and the tasks in the background: reconciler, deadlines, samples, traffic. At the end no new
+//! connections are taken, requests get [`wrenn_listener::DRAIN_DEADLINE`] to finish, then the rest is dropped; what a dropped
 //! request had begun is finished or undone by its own task, or by the next process's reconciler.
-
-mod connection;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
-};
+use axum::{body::Body, extract::Request};
+use hyper::body::Incoming;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+use wrenn_listener::Limits;
 use wrenn_proxy::{AgentTunnel, BadAgent, Cuts, Proxy, ProxyConfig};
 
 use crate::{
@@ -33,17 +28,11 @@ use crate::{
     traffic::Traffic,
 };
 
-/// What requests get to finish at the end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What detached tasks (creates, destroys) get after that.
+/// What detached tasks (creates, destroys) get after the requests.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Connections at the same time.
 const MAX_CONNECTIONS: usize = 4096;
-
-/// Pause after an accept that failed: the process is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where it listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,8 +92,7 @@ pub async fn serve(
     tracing::info!(%api, %traffic, "control plane is ready");
     ready(Listening { api, traffic });
 
-    accept_until(&listener, app, &shutdown).await;
-    drop(listener);
+    serve_api(listener, app, shutdown).await;
     sessions.close();
     if tokio::time::timeout(FINISH_TIMEOUT, sessions.wait())
         .await
@@ -140,57 +128,18 @@ fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
     })
 }
 
-/// Serves connections until told to stop, and then lets them finish.
-async fn accept_until(listener: &TcpListener, app: Arc<App>, shutdown: &CancellationToken) {
+/// Answers the API's requests until told to stop, and lets those that are under way finish.
+async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) {
     let router = api::router(app);
-    let connections = TaskTracker::new();
-    let drop_all = CancellationToken::new();
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            accepted = accept(listener, &slots) => accepted,
-        };
-        let Some((stream, slot)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let serving = connection::serve(stream, router.clone(), shutdown.clone());
-        let drop_all = drop_all.clone();
-        connections.spawn(async move {
-            let _slot = slot;
-            tokio::select! {
-                () = serving => {}
-                () = drop_all.cancelled() => {}
-            }
-        });
-    }
-    connections.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            left = connections.len(),
-            "dropping requests that do not end"
-        );
-        drop_all.cancel();
-        connections.wait().await;
-    }
-}
-
-/// The next connection, when there is room for it.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, slot)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection");
-            None
+    let answer = move |request: Request<Incoming>, _client| {
+        let router = router.clone();
+        async move {
+            let Ok(response) = router.oneshot(request.map(Body::new)).await;
+            response
         }
-    }
+    };
+    let limits = Limits {
+        clients: MAX_CONNECTIONS,
+    };
+    wrenn_listener::serve(listener, limits, answer, shutdown).await;
 }

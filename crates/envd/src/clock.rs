@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::time::{ClockId, Timespec, clock_settime};
-use wrenn_proto::limits::GATEWAY_IP;
+use wrenn_proto::limits::{GATEWAY_IP, NTP_PACKET_BYTES, NTP_UNIX_OFFSET_SEC};
 
 /// Port of the network time protocol.
 const NTP_PORT: u16 = 123;
@@ -22,12 +22,6 @@ const DEADLINE: Duration = Duration::from_millis(300);
 
 /// What chronyd may repair by itself, gently.
 const TOLERANCE: Duration = Duration::from_millis(100);
-
-/// Size of a packet without extensions, bytes.
-const PACKET_BYTES: usize = 48;
-
-/// Seconds from 1900, the epoch of NTP, to 1970.
-const NTP_UNIX_OFFSET: u64 = 2_208_988_800;
 
 /// Seconds after which the seconds of NTP begin anew.
 const ERA: u64 = 1 << 32;
@@ -72,8 +66,8 @@ fn ask(server: SocketAddr) -> io::Result<SystemTime> {
 }
 
 /// A client's packet: version 4, mode 3; its transmit time (at 40) comes back as the answer's origin time.
-fn request(nonce: [u8; 8]) -> [u8; PACKET_BYTES] {
-    let mut packet = [0; PACKET_BYTES];
+fn request(nonce: [u8; 8]) -> [u8; NTP_PACKET_BYTES] {
+    let mut packet = [0; NTP_PACKET_BYTES];
     packet[0] = 0b00_100_011;
     packet[40..].copy_from_slice(&nonce);
     packet
@@ -83,17 +77,17 @@ fn request(nonce: [u8; 8]) -> [u8; PACKET_BYTES] {
 fn read(packet: &[u8], nonce: [u8; 8]) -> Option<SystemTime> {
     const MODE: u8 = 0b111;
     const SERVER: u8 = 4;
-    let packet: &[u8; PACKET_BYTES] = packet.first_chunk()?;
+    let packet: &[u8; NTP_PACKET_BYTES] = packet.first_chunk()?;
     // Stratum 0 is no time, but a message that there is none.
     if packet[0] & MODE != SERVER || packet[1] == 0 || packet[24..32] != nonce {
         return None;
     }
     let seconds = u64::from(u32::from_be_bytes(*packet[40..44].first_chunk()?));
     let fraction = u64::from(u32::from_be_bytes(*packet[44..48].first_chunk()?));
-    let seconds = match seconds.checked_sub(NTP_UNIX_OFFSET) {
+    let seconds = match seconds.checked_sub(NTP_UNIX_OFFSET_SEC) {
         Some(seconds) => seconds,
         // The era that begins in 2036.
-        None => seconds + ERA - NTP_UNIX_OFFSET,
+        None => seconds + ERA - NTP_UNIX_OFFSET_SEC,
     };
     let nanos = (fraction * 1_000_000_000) >> 32;
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds) + Duration::from_nanos(nanos))
@@ -105,8 +99,8 @@ mod tests {
 
     use super::*;
 
-    fn answer(nonce: [u8; 8], seconds: u32, fraction: u32) -> [u8; PACKET_BYTES] {
-        let mut packet = [0; PACKET_BYTES];
+    fn answer(nonce: [u8; 8], seconds: u32, fraction: u32) -> [u8; NTP_PACKET_BYTES] {
+        let mut packet = [0; NTP_PACKET_BYTES];
         packet[0] = 0b00_100_100;
         packet[1] = 10;
         packet[24..32].copy_from_slice(&nonce);
@@ -146,7 +140,7 @@ mod tests {
         let asked = std::thread::spawn(move || ask(address));
         let mut packet = [0; 100];
         let (length, client) = server.recv_from(&mut packet).expect("a request");
-        assert_eq!(length, PACKET_BYTES);
+        assert_eq!(length, NTP_PACKET_BYTES);
         let nonce = *packet[40..48].first_chunk().expect("8 bytes");
         let reply = answer(nonce, 2_208_988_800 + 1_000_000, 0);
         server.send_to(&reply, client).expect("sent");

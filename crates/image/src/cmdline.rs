@@ -27,7 +27,7 @@ const COMMON: [&str; 13] = [
 ];
 
 /// Software emulation only, beside `tsc_early_khz`.
-const TCG: [&str; 3] = [
+const TCG: [&str; 4] = [
     // Lost timer interrupts would make the kernel take its best clock, which is the host's counter, for a bad one, and fall back
     // to counting them.
     "tsc=reliable",
@@ -35,6 +35,9 @@ const TCG: [&str; 3] = [
     "mitigations=off",
     // Unpacking the kernel somewhere else takes time; what could be guessed is the guest's own kernel.
     "nokaslr",
+    // QEMU finds translated code by its address, so a library that lies elsewhere in each process is translated again for each:
+    // that was four fifths of what starting a program took. What could be guessed is, again, the guest's own.
+    "norandmaps",
 ];
 
 /// Hardware virtualization only.
@@ -65,7 +68,10 @@ mod tests {
     #[test]
     fn each_way_to_run_has_its_words() {
         assert!(kernel_args(Accel::Tcg, 2_100_000).ends_with(" tsc_early_khz=2100000"));
-        assert!(!kernel_args(Accel::Kvm, 1).contains("mitigations=off"));
+        for word in ["mitigations=off", "norandmaps"] {
+            assert!(kernel_args(Accel::Tcg, 1).contains(word));
+            assert!(!kernel_args(Accel::Kvm, 1).contains(word));
+        }
         assert!(kernel_args(Accel::Kvm, 1).starts_with("console=ttyS0 "));
     }
 }

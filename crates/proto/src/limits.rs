@@ -62,3 +62,9 @@ pub const GUEST_HOSTNAME: &str = "sandbox";
 
 /// File of a guest that exists once everything that runs after a boot by itself has run.
 pub const SETTLED: &str = "/run/wrenn/settled";
+
+/// Size of a packet of the network time protocol without extensions, bytes (RFC 5905, 7.3).
+pub const NTP_PACKET_BYTES: usize = 48;
+
+/// Seconds from 1900, the epoch of the network time protocol, to 1970.
+pub const NTP_UNIX_OFFSET_SEC: u64 = 2_208_988_800;

@@ -1,11 +1,11 @@
-//! The traffic listener: takes a client's HTTP request to a port of a sandbox, and brings back the answer.
+//! Sandbox traffic: takes a client's HTTP request to a port of a sandbox, and brings back the answer.
 //!
 //! ```text
-//!  client ──HTTP/1.1──► connection ──► route ──► Sandboxes::resolve ──► pool of the sandbox ──► Sandboxes::dial ──► port
+//!  client ──HTTP/1.1──► listener ────► route ──► Sandboxes::resolve ──► pool of the sandbox ──► Sandboxes::dial ──► port
 //!                        deadlines     id, port   may it? awake?        kept connections          a byte stream
 //! ```
 //!
-//! Owns: the listener's connections and their deadlines, what a request's address means ([`route`]), which paths of the guest
+//! Owns: what a request's address means ([`route`]), which paths of the guest
 //! agent are nobody's business ([`path`]), one pool of connections a sandbox, and the error answers of the contract.
 //! Never: knows a database or an agent's state (that is [`Sandboxes`], which the control plane implements), rewrites a path or a
 //! body, buffers a body, or repeats a request that may have been acted on.
@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 
 mod body;
-mod connection;
 mod cuts;
 mod failure;
 mod forward;

@@ -1,25 +1,18 @@
-//! The listener, and the life of a request.
+//! The life of a request.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
 use hyper::body::Incoming;
 use subtle::ConstantTimeEq as _;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wrenn_listener::Limits;
 use wrenn_proto::{SandboxId, limits};
 
 use crate::{
     Cuts, Sandboxes, SignedLink, Target,
     body::AnswerBody,
-    connection,
     failure::{self, Failure},
     forward, headers,
     pool::Pools,
@@ -27,14 +20,8 @@ use crate::{
     upgrade,
 };
 
-/// What requests get to finish at the end.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-
 /// What a sandbox gets to be there: a resume may have to wait for its turn.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(120);
-
-/// Pause after an accept that failed: the process is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What can be set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,69 +80,19 @@ impl<S: Sandboxes> Proxy<S> {
 
     /// Serves on a listener until `shutdown` is cancelled; then requests get five seconds to finish. To be called once.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
-        let connections = TaskTracker::new();
-        let drop_all = CancellationToken::new();
-        let slots = Arc::new(Semaphore::new(self.0.config.max_clients));
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                accepted = accept(&listener, &slots) => accepted,
-            };
-            let Some((stream, peer, slot)) = accepted else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
-            let inner = Arc::clone(&self.0);
-            let serving = connection::serve(
-                stream,
-                move |request| {
-                    let inner = Arc::clone(&inner);
-                    async move { inner.answer(request, peer.ip()).await }
-                },
-                shutdown.clone(),
-            );
-            let drop_all = drop_all.clone();
-            connections.spawn(async move {
-                let _slot = slot;
-                tokio::select! {
-                    () = serving => {}
-                    () = drop_all.cancelled() => {}
-                }
-            });
-        }
-        drop(listener);
-        connections.close();
-        if tokio::time::timeout(DRAIN_DEADLINE, connections.wait())
-            .await
-            .is_err()
-        {
-            tracing::info!(
-                left = connections.len(),
-                "dropping requests to sandboxes that do not end"
-            );
-            drop_all.cancel();
-            connections.wait().await;
-        }
+        let limits = Limits {
+            clients: self.0.config.max_clients,
+        };
+        let inner = Arc::clone(&self.0);
+        let answer = move |request, client| {
+            let inner = Arc::clone(&inner);
+            async move { inner.answer(request, client).await }
+        };
+        wrenn_listener::serve(listener, limits, answer, shutdown).await;
         self.0.end.cancel();
         self.0.upgraded.close();
         self.0.upgraded.wait().await;
         self.0.cuts.forget_all();
-    }
-}
-
-/// The next connection, when there is room for it.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, slot)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection to a sandbox");
-            None
-        }
     }
 }
 

@@ -7,12 +7,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::UdpSocket;
-
-/// Size of a packet without extensions, bytes.
-pub const PACKET_BYTES: usize = 48;
-
-/// Seconds from 1900, the epoch of NTP, to 1970.
-const NTP_UNIX_OFFSET: u64 = 2_208_988_800;
+use wrenn_proto::limits::{NTP_PACKET_BYTES, NTP_UNIX_OFFSET_SEC};
 
 /// Answers requests until the task is aborted.
 pub(crate) async fn serve(socket: UdpSocket) {
@@ -56,15 +51,15 @@ pub fn answer(
     request: &[u8],
     received: SystemTime,
     sent: SystemTime,
-) -> Option<[u8; PACKET_BYTES]> {
+) -> Option<[u8; NTP_PACKET_BYTES]> {
     const CLIENT: u8 = 3;
     const SERVER: u8 = 4;
-    let request: &[u8; PACKET_BYTES] = request.first_chunk()?;
+    let request: &[u8; NTP_PACKET_BYTES] = request.first_chunk()?;
     let (version, mode) = (request[0] >> 3 & 7, request[0] & 7);
     if mode != CLIENT || !(1..=4).contains(&version) {
         return None;
     }
-    let mut answer = [0; PACKET_BYTES];
+    let mut answer = [0; NTP_PACKET_BYTES];
     answer[0] = version << 3 | SERVER;
     answer[1] = 10;
     answer[2] = request[2];
@@ -79,7 +74,7 @@ pub fn answer(
 
 fn timestamp(time: SystemTime) -> [u8; 8] {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = (since.as_secs() + NTP_UNIX_OFFSET) & u64::from(u32::MAX);
+    let seconds = (since.as_secs() + NTP_UNIX_OFFSET_SEC) & u64::from(u32::MAX);
     let fraction = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
     (seconds << 32 | fraction).to_be_bytes()
 }
@@ -91,7 +86,7 @@ mod tests {
 
     #[test]
     fn an_answer_has_the_documented_bytes() {
-        let mut request = [0; PACKET_BYTES];
+        let mut request = [0; NTP_PACKET_BYTES];
         request[0] = 4 << 3 | 3;
         request[2] = 6;
         request[40..48].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);

@@ -236,3 +236,17 @@ async fn a_hung_command_does_not_slow_another_sandbox() -> Result<()> {
     hung.destroy().await?;
     other.destroy().await
 }
+
+/// A guest with a tick of its own would take 250 interrupts a second, and the host would pay for each.
+#[tokio::test]
+async fn a_guest_with_nothing_to_do_sleeps() -> Result<()> {
+    const SECONDS: u32 = 4;
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    let ticks = r"awk '/^ *LOC:/ {print $2}' /proc/interrupts";
+    let command = format!("a=$({ticks}); sleep {SECONDS}; b=$({ticks}); echo $((b - a))");
+    let output = sandbox.shell(&command).await?;
+    let interrupts: u32 = output.stdout.trim().parse()?;
+    assert!(interrupts < SECONDS * 125, "{interrupts} timer interrupts");
+    sandbox.destroy().await
+}

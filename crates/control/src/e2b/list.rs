@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -17,8 +17,7 @@ use super::{
     error::{E2bError, E2bErrors},
     extract::E2bQuery,
     models::{E2bListedSandbox, E2bState},
-    names,
-    paging::{self, NEXT_TOKEN},
+    names, paging,
 };
 use crate::{
     api::AppState,
@@ -103,14 +102,10 @@ async fn answer(
     wanted: Wanted,
 ) -> Result<(HeaderMap, Json<Vec<E2bListedSandbox>>), E2bError> {
     let (rows, more) = find(app, &wanted).await?;
-    let mut headers = HeaderMap::new();
-    if let Some(last) = rows.last().filter(|_| more) {
-        let token = paging::token(last.started_at, last.id.as_str());
-        // A token is plain ASCII.
-        if let Ok(token) = HeaderValue::from_str(&token) {
-            headers.insert(NEXT_TOKEN, token);
-        }
-    }
+    let last = rows.last().filter(|_| more);
+    let headers = last
+        .map(|row| paging::next_page((row.started_at, row.id.as_str())))
+        .unwrap_or_default();
     let listed = |row: &Row| Some(E2bListedSandbox::of(row, E2bState::of(row.status)?));
     Ok((headers, Json(rows.iter().filter_map(listed).collect())))
 }

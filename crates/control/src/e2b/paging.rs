@@ -1,11 +1,12 @@
 //! Pages: where one ended is a token, which only this server reads. No I/O.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::error::E2bError;
 
 /// Header with the token of the next page; absent on the last.
-pub(super) const NEXT_TOKEN: &str = "x-next-token";
+const NEXT_TOKEN: &str = "x-next-token";
 
 /// Entries of a page, at most and where the request does not say.
 pub(super) const MAX_LIMIT: usize = 100;
@@ -14,8 +15,18 @@ pub(super) const MAX_LIMIT: usize = 100;
 const MAX_TOKEN_BYTES: usize = 256;
 
 /// The token of a place: a time in milliseconds since 1970, and a name among those of that time.
-pub(super) fn token(time_ms: i64, name: &str) -> String {
+fn token(time_ms: i64, name: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{time_ms} {name}"))
+}
+
+/// The header of a page behind which there is another: the place of its last entry.
+pub(super) fn next_page((time_ms, name): (i64, &str)) -> HeaderMap {
+    // A token is plain ASCII.
+    let token = HeaderValue::from_str(&token(time_ms, name)).ok();
+    token
+        .map(|token| (HeaderName::from_static(NEXT_TOKEN), token))
+        .into_iter()
+        .collect()
 }
 
 /// The place of a token; nothing for none.

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 
 use axum::{Json, extract::State};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -18,7 +18,7 @@ use super::{
     extract::{E2bJson, E2bNamePath, E2bQuery, E2bSandboxPath},
     models::E2bSnapshot,
     names::{self, NameError, Shown},
-    paging::{self, NEXT_TOKEN},
+    paging,
 };
 use crate::{
     api::{AppState, snapshots},
@@ -284,17 +284,12 @@ pub(super) async fn list_snapshots(
     if let Some((time, name)) = after {
         found.retain(|template| order(template) > (Reverse(time), name.clone()));
     }
-    let mut headers = HeaderMap::new();
-    if found.len() > limit {
-        found.truncate(limit);
-        if let Some(last) = found.last() {
-            let token = paging::token(last.created_at.as_millisecond(), &last.name);
-            // A token is plain ASCII.
-            if let Ok(token) = HeaderValue::from_str(&token) {
-                headers.insert(NEXT_TOKEN, token);
-            }
-        }
-    }
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let last = found.last().filter(|_| more);
+    let headers = last
+        .map(|last| paging::next_page((last.created_at.as_millisecond(), &last.name)))
+        .unwrap_or_default();
     let page = found.iter().map(|template| E2bSnapshot::of(&template.name));
     Ok((headers, Json(page.collect())))
 }

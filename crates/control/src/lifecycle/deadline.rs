@@ -16,7 +16,7 @@ use wrenn_proto::{
     rest::{OnTimeout, SandboxStatus},
 };
 
-use super::{Lifecycle, LifecycleError, create::error_chain, told};
+use super::{Lifecycle, LifecycleError, create::error_chain};
 use crate::{clock, db::sandboxes::Sandbox};
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
@@ -86,19 +86,7 @@ impl Lifecycle {
         let Err(error) = self.expire_locked(id).await else {
             return Ok(());
         };
-        let wait_sec = self.reaping.failed(id, clock::now_ms());
-        if let LifecycleError::Agent(error) = &error {
-            let warning = format!(
-                "its lifetime is over but it could not be paused: {}; it runs on, and will be tried again after {wait_sec} s",
-                told(error)
-            );
-            self.note(id, |row| {
-                if row.status == SandboxStatus::Running {
-                    row.warning.clone_from(&warning);
-                }
-            })
-            .await;
-        }
+        self.pause_failed(id, &error, "its lifetime is over").await;
         Err(error)
     }
 

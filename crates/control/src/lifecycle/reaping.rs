@@ -84,20 +84,27 @@ impl Lifecycle {
         let Err(error) = self.pause_unused_locked(id).await else {
             return Ok(());
         };
-        let wait_sec = self.reaping.failed(id, clock::now_ms());
-        if let LifecycleError::Agent(error) = &error {
-            let warning = format!(
-                "it was idle for {idle_sec} s but could not be paused: {}; it runs on, and will be tried again after {wait_sec} s",
-                told(error)
-            );
-            self.note(id, |row| {
-                if row.status == SandboxStatus::Running {
-                    row.warning.clone_from(&warning);
-                }
-            })
-            .await;
-        }
+        let why = format!("it was idle for {idle_sec} s");
+        self.pause_failed(id, &error, &why).await;
         Err(error)
+    }
+
+    /// Notes that a sandbox which was to be paused (`why`) could not be, for whoever tries again and for whoever looks at it.
+    pub(super) async fn pause_failed(&self, id: &SandboxId, error: &LifecycleError, why: &str) {
+        let wait_sec = self.reaping.failed(id, clock::now_ms());
+        let LifecycleError::Agent(error) = error else {
+            return;
+        };
+        let warning = format!(
+            "{why} but it could not be paused: {}; it runs on, and will be tried again after {wait_sec} s",
+            told(error)
+        );
+        self.note(id, |row| {
+            if row.status == SandboxStatus::Running {
+                row.warning.clone_from(&warning);
+            }
+        })
+        .await;
     }
 
     /// Milliseconds since 1970 before which an idle sandbox is left alone; 0: it is not.

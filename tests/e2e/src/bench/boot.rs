@@ -71,7 +71,7 @@ pub async fn boot(service: &Service) -> Result<Value> {
 fn bare_qemu(spec: &SupervisorSpec) -> Result<f64> {
     let (accel, cpu) = match spec.accel {
         wrenn_proto::supervise::Accel::Kvm => ("kvm", "host"),
-        wrenn_proto::supervise::Accel::Tcg => ("tcg", "Nehalem-v1"),
+        wrenn_proto::supervise::Accel::Tcg => ("tcg", "Nehalem-v1,+arat"),
     };
     let begun = Instant::now();
     let mut child = Command::new("qemu-system-x86_64")

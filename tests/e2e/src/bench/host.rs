@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{median, rounded};
+use super::{median, rounded, thaw::create};
 use crate::{Sandbox, Service, host::resident_kb};
 
 const IDLE_SANDBOXES: usize = 50;
@@ -20,14 +20,15 @@ pub async fn memory(service: &Service) -> Result<Value> {
     let mut report = serde_json::Map::new();
     for count in [1, 10] {
         let sandboxes = create_many(service, count).await?;
-        let mut supervisors = Vec::new();
-        let mut vmms = Vec::new();
+        let (mut supervisors, mut vmms, mut guests) = (Vec::new(), Vec::new(), Vec::new());
         for sandbox in &sandboxes {
             for (pid, line) in processes_of(sandbox.id()) {
+                let resident = Resident::of(pid)?;
                 if line.contains(" supervise ") {
-                    supervisors.push(private_kb(pid)?);
+                    supervisors.push(resident.own_kb);
                 } else if line.contains("qemu-system") {
-                    vmms.push(private_kb(pid)?);
+                    vmms.push(resident.own_kb);
+                    guests.push(resident.guest_kb);
                 }
             }
         }
@@ -37,6 +38,7 @@ pub async fn memory(service: &Service) -> Result<Value> {
                 "service_resident_mb": rounded(megabytes(resident_kb(service.pid())?)),
                 "supervisor_resident_mb": rounded(median(supervisors) / 1024.0),
                 "vmm_without_guest_memory_mb": rounded(median(vmms) / 1024.0),
+                "guest_memory_touched_mb": rounded(median(guests) / 1024.0),
             }),
         );
         destroy_all(sandboxes).await?;
@@ -51,7 +53,7 @@ pub async fn memory(service: &Service) -> Result<Value> {
 /// If a sandbox does not come up.
 pub async fn idle(service: &Service) -> Result<Value> {
     let sandboxes = create_many(service, IDLE_SANDBOXES).await?;
-    // Boots leave work behind (disk growth, clock synchronisation): it is not what idle costs.
+    // A restore leaves work behind (clock synchronisation, forwarding): it is not what idle costs.
     tokio::time::sleep(Duration::from_secs(30)).await;
     let before = cpu_seconds(service, &sandboxes)?;
     tokio::time::sleep(Duration::from_secs(IDLE_SECONDS)).await;
@@ -72,7 +74,13 @@ pub async fn idle(service: &Service) -> Result<Value> {
 
 async fn create_many(service: &Service, count: usize) -> Result<Vec<Sandbox<'_>>> {
     stream::iter(0..count)
-        .map(|_| service.create_with(json!({ "memory_mb": 256 })))
+        .map(|_| async {
+            // Of the template's own size, as most are: restored, not booted.
+            let sandbox = create(service, json!({ "timeout_sec": 0 })).await?;
+            sandbox.until_status("running").await?;
+            sandbox.exec("true", &[]).await?;
+            anyhow::Ok(sandbox)
+        })
         .buffer_unordered(2)
         .try_collect()
         .await
@@ -101,19 +109,37 @@ pub(super) fn processes_of(id: &str) -> Vec<(u32, String)> {
         .collect()
 }
 
-/// Resident memory of a process that is not shared memory, kB: without the guest's.
-fn private_kb(pid: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let field = |name: &str| -> Result<f64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line
-            .context("a memory field")?
-            .trim()
-            .trim_end_matches(" kB")
-            .trim();
-        Ok(number.parse()?)
-    };
-    Ok(field("RssAnon:")? + field("RssFile:")?)
+/// What a process has in memory, kB.
+#[derive(Default)]
+struct Resident {
+    /// All but guest memory, the program's own pages too.
+    own_kb: f64,
+    /// Guest memory: the mapping of the template's copy.
+    guest_kb: f64,
+}
+
+impl Resident {
+    /// Reads `smaps` (`proc_pid_smaps(5)`): the first line of a mapping is a range of addresses, those behind it are fields.
+    fn of(pid: u32) -> Result<Self> {
+        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+        let mut resident = Self::default();
+        let mut in_guest = false;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            if !first.ends_with(':') {
+                in_guest = line.contains("memfd:snapshot-memory");
+                continue;
+            }
+            let mut kb = || -> Result<f64> { Ok(words.next().context("a number of kB")?.parse()?) };
+            match (first, in_guest) {
+                ("Rss:", true) => resident.guest_kb += kb()?,
+                ("Rss:", false) => resident.own_kb += kb()?,
+                _ => {}
+            }
+        }
+        Ok(resident)
+    }
 }
 
 fn megabytes(kb: u64) -> f64 {

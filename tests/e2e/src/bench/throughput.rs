@@ -51,9 +51,7 @@ pub async fn exec(service: &Service) -> Result<Value> {
 /// # Errors
 /// If the sandbox does not do as asked.
 pub async fn files(service: &Service) -> Result<Value> {
-    let sandbox = service
-        .create_with(json!({ "memory_mb": 512, "disk_size_mb": 4096 }))
-        .await?;
+    let sandbox = service.create_with(json!({ "memory_mb": 512 })).await?;
     let (mut up, mut down, mut raw_up, mut raw_down) = (vec![], vec![], vec![], vec![]);
     for _ in 0..FILE_ROUNDS {
         up.push(upload(service, &sandbox).await?);

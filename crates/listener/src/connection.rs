@@ -14,10 +14,9 @@
 use std::{
     convert::Infallible,
     future::Future,
-    io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -26,15 +25,10 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    sync::Notify,
-    time::Instant,
-};
+use tokio::{net::TcpStream, sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::body::AnswerBody;
+use crate::watched::Watched;
 
 /// Until a request's head is complete.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,7 +50,7 @@ enum Phase {
 }
 
 /// What a connection is doing, seen by its reader, its service and its watch.
-struct Activity {
+pub(crate) struct Activity {
     phase: Mutex<Phase>,
     changed: Notify,
 }
@@ -73,7 +67,7 @@ impl Activity {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bytes_came(&self) {
+    pub(crate) fn bytes_came(&self) {
         let mut phase = self.phase();
         if matches!(*phase, Phase::Idle(_)) {
             *phase = Phase::Head(Instant::now());
@@ -117,19 +111,19 @@ impl Drop for Answering {
 }
 
 /// The body of an answer, which is being given as long as this lives.
-struct Given {
-    body: AnswerBody,
+struct Given<B> {
+    body: B,
     _guard: Answering,
 }
 
-impl Body for Given {
+impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 
@@ -143,21 +137,17 @@ impl Body for Given {
 }
 
 /// Serves a connection until it closes, is silent for too long, or `shutdown` is cancelled and its request is answered.
-pub(crate) async fn serve<F>(
+pub(crate) async fn serve<F, B>(
     stream: TcpStream,
     answer: impl Fn(Request<Incoming>) -> F,
     shutdown: CancellationToken,
 ) where
-    F: Future<Output = Response<AnswerBody>>,
+    F: Future<Output = Response<B>>,
+    B: Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // Small answers at once; and a peer that is gone without a word is found in the end.
-    let _ = stream.set_nodelay(true);
-    keep_alive(&stream);
     let activity = Activity::new();
-    let io = TokioIo::new(Watched {
-        stream,
-        activity: Arc::clone(&activity),
-    });
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let answering = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let guard = Answering(Arc::clone(&answering));
@@ -198,63 +188,5 @@ pub(crate) async fn serve<F>(
                 connection.as_mut().graceful_shutdown();
             }
         }
-    }
-}
-
-fn keep_alive(stream: &TcpStream) {
-    use nix::sys::socket::{setsockopt, sockopt};
-    if let Err(error) = setsockopt(stream, sockopt::KeepAlive, &true) {
-        tracing::debug!(%error, "cannot set keep-alive");
-    }
-}
-
-/// A stream that tells when bytes come.
-struct Watched {
-    stream: TcpStream,
-    activity: Arc<Activity>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before {
-            self.activity.bytes_came();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
