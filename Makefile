@@ -32,7 +32,7 @@ setup: ## Install the OS packages that Wrenn needs
 image: dev ## Build the templates into WRENN_IMAGES_DIR
 	$(TARGET)/debug/wrenn image build --envd $(ENVD)
 
-bench: setup build ## Measure, as JSON on standard output
+bench: setup-test build ## Measure, as JSON on standard output
 	dist/wrenn image build >&2
 	cargo build --locked --release -p wrenn-e2e --bin bench
 	WRENN_BIN=$(abspath dist/wrenn) WRENN_ENVD=$(abspath dist/envd) $(TARGET)/release/bench $(BENCH)

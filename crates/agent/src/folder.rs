@@ -123,14 +123,6 @@ impl Folders {
         }
     }
 
-    /// Environment of the processes of a sandbox; none if it cannot be read.
-    pub(crate) fn envs(&self, id: &SandboxId) -> std::collections::BTreeMap<String, String> {
-        let folder = Folder {
-            path: self.root.join(id),
-        };
-        folder.read_spec().map(|spec| spec.envs).unwrap_or_default()
-    }
-
     /// The last moment of each sandbox of which one was frozen.
     pub(crate) fn last_moments(&self) -> Result<Vec<LastMoment>, FolderError> {
         let folders = self.list()?.into_iter();

@@ -183,6 +183,7 @@ impl Snapshots {
             template: spec.template.to_string(),
             default_user: spec.default_user.clone(),
             guest_token: spec.envd_token.clone(),
+            envs: spec.envs.clone(),
             device_checksum: None,
         };
         // This store must not depend on what is removed from the images' either.

@@ -269,3 +269,50 @@ fn wrenn_clock() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     i64::try_from(since.expect("after 1970").as_millis()).expect("not yet")
 }
+
+#[test]
+fn a_copy_has_its_moments_environment_unless_it_is_told_another() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let create = async |id: &str, template: &str, envs: &[(&str, &str)]| {
+            let pairs = envs
+                .iter()
+                .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+            let request = pb::CreateSandboxRequest {
+                template: template.to_owned(),
+                envs: pairs.collect(),
+                ..agent::request(id)
+            };
+            agent.create_with(request).await.expect("made");
+        };
+        let has = |id: &str, a: &str, b: &str| {
+            let envs = agent.spec(id).envs;
+            assert_eq!((&*envs["A"], &*envs["B"], envs.len()), (a, b, 2), "{id}");
+        };
+        create("sb-1", "minimal", &[("A", "1"), ("B", "1")]).await;
+        let fork = pb::ForkSandboxRequest {
+            id: "sb-1".to_owned(),
+            copy_ids: vec!["sb-2".to_owned()],
+            ..Default::default()
+        };
+        agent.client.fork_sandbox(fork).await.expect("forked");
+        has("sb-2", "1", "1");
+        let snapshot = pb::CreateSnapshotRequest {
+            id: "sb-2".to_owned(),
+            name: "moment".to_owned(),
+            ..Default::default()
+        };
+        agent
+            .client
+            .create_snapshot(snapshot)
+            .await
+            .expect("frozen");
+        create("sb-3", "moment", &[("B", "2")]).await;
+        has("sb-3", "1", "2");
+        for id in ["sb-1", "sb-2", "sb-3"] {
+            agent.destroy(id).await.expect("destroyed");
+        }
+        agent.stop().await;
+    });
+}

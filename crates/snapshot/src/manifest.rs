@@ -1,6 +1,6 @@
 //! What a snapshot is of: everything but memory, devices and disk that is needed to bring the machine back.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wrenn_proto::supervise::Accel;
@@ -43,6 +43,9 @@ pub struct Manifest {
     pub default_user: String,
     /// Token that the frozen guest agent asks of its clients.
     pub guest_token: String,
+    /// Environment that the machine's commands were given. None in snapshots of earlier versions.
+    #[serde(default)]
+    pub envs: BTreeMap<String, String>,
     /// XXH3-64 of the state of its devices. Filled in when the snapshot is published; none in snapshots of earlier versions.
     #[serde(default)]
     pub device_checksum: Option<u64>,

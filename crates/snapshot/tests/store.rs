@@ -25,6 +25,7 @@ fn manifest(build: BuildId, layers: Vec<BuildId>) -> Manifest {
         template: "minimal".into(),
         default_user: "root".into(),
         guest_token: "t".into(),
+        envs: [("A".to_owned(), "1".to_owned())].into(),
         device_checksum: None,
     }
 }

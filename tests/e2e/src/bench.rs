@@ -3,12 +3,14 @@
 mod boot;
 mod host;
 mod probe;
+mod sdk;
 mod spawn;
 mod thaw;
 mod throughput;
 
 pub use boot::boot;
 pub use host::{idle, memory};
+pub use sdk::sdk;
 pub use spawn::spawn;
 pub use thaw::{thaw, warm};
 pub use throughput::{exec, files};

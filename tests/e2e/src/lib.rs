@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod host;
 pub mod sandbox;
+pub mod sdks;
 pub mod service;
 pub mod small_disk;
 pub mod wait;

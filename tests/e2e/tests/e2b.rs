@@ -6,7 +6,6 @@
 use std::{
     fs,
     os::unix::{fs::symlink, process::CommandExt as _},
-    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -16,13 +15,17 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use wrenn_e2e::{Service, wait::until};
+use wrenn_e2e::{
+    Service,
+    sdks::{self, scenarios, sdks},
+    wait::until,
+};
 
 /// What a suite may take: minutes where guests are emulated and the machine is busy.
 const SUITE_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Python SDKs, by the names of their requirements files.
-const NEW: &str = "e2b-2.63.0";
+const NEW: &str = sdks::PYTHON;
 const OLD: &str = "e2b-2.45.1";
 
 /// A test a line: name, SDK, files of the suite.
@@ -92,17 +95,8 @@ async fn run(mut command: Command) -> Result<()> {
     let service = Service::start().await?;
     let log = tempfile::NamedTempFile::new()?;
     let output = || -> Result<Stdio> { Ok(log.reopen()?.into()) };
+    sdks::point_at(&mut command, &service)?;
     let mut suite = command
-        .env("E2B_API_URL", service.url(""))
-        .env(
-            "E2B_SANDBOX_URL",
-            format!("http://{}", service.traffic_listen()),
-        )
-        .env("E2B_API_KEY", service.e2b_key()?)
-        .env_remove("E2B_DEBUG")
-        .env_remove("E2B_DOMAIN")
-        // Proxies of the environment are not for this machine's own addresses.
-        .env("NO_PROXY", "*")
         .stdin(Stdio::null())
         .stdout(output()?)
         .stderr(output()?)
@@ -130,20 +124,6 @@ async fn run(mut command: Command) -> Result<()> {
             Err(late.context(said()))
         }
     }
-}
-
-fn scenarios() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2b")
-}
-
-/// `CARGO_TARGET_DIR/sdks`.
-fn sdks() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let sdks = target
-        .map_or_else(|| root.join("target"), |target| root.join(target))
-        .join("sdks");
-    sdks.canonicalize().unwrap_or(sdks)
 }
 
 #[test]

@@ -177,9 +177,17 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// A machine that goes on from a frozen one has that one's size.
-    pub(crate) fn thawing(self, facts: &host::Facts, moment: Moment) -> Result<Plan, CreateError> {
+    /// A machine that goes on from a frozen one has that one's size, and its environment where the request does not say otherwise.
+    pub(crate) fn thawing(
+        mut self,
+        facts: &host::Facts,
+        moment: Moment,
+    ) -> Result<Plan, CreateError> {
         let manifest = moment.manifest();
+        let mut envs = manifest.envs.clone();
+        envs.extend(std::mem::take(&mut self.envs));
+        check_envs(&envs)?;
+        self.envs = envs;
         let (vcpus, memory_mib, disk_mib) =
             (manifest.vcpus, manifest.memory_mib, manifest.disk_mib);
         facts.admit(vcpus, memory_mib)?;

@@ -1,6 +1,6 @@
 //! Snapshots with names, and forks.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use connectrpc::ConnectError;
 use wrenn_proto::{SandboxId, TemplateName, rpc::hostagent::v1 as pb};
@@ -142,7 +142,6 @@ async fn make_copies(
     moment: &Moment,
     ids: Vec<SandboxId>,
 ) -> Result<Vec<Arc<Sandbox>>, ConnectError> {
-    let envs = owners.host.folders.envs(&sandbox.facts.id);
     let mut begun = Vec::new();
     let mut error = None;
     for id in ids {
@@ -151,7 +150,7 @@ async fn make_copies(
             template_name: sandbox.facts.template.clone(),
             timeout_sec: sandbox.facts.timeout_sec,
             access: sandbox.access(),
-            envs: envs.clone(),
+            envs: BTreeMap::new(),
         };
         let plan = wanted.thawing(facts, moment.clone());
         match plan.and_then(|plan| lifecycle::begin_plan(owners, plan)) {

@@ -1,55 +1,57 @@
 //! `make bench`: what things cost, as JSON, each median beside the limit or the peer it is held against.
 //!
-//! Run it with a release build (`WRENN_BIN`). Absolute times are this machine's; the ratios travel.
+//! Run it with a release build (`WRENN_BIN`). Absolute times are this machine's; the ratios travel. A section that fails says why in
+//! its place, and the others are measured all the same.
 
 use std::{collections::BTreeMap, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use wrenn_e2e::{Service, bench};
+
+/// Names of the sections, in the order in which they are measured.
+const SECTIONS: [&str; 9] = [
+    "boot", "exec", "warm", "thaw", "spawn", "files", "sdk", "memory", "idle",
+];
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let only: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
+    for name in &only {
+        let known = SECTIONS.contains(&name.as_str());
+        ensure!(known, "no section `{name}`; there are {SECTIONS:?}");
+    }
     let service = Service::start().await?;
-    let mut report = BTreeMap::<&str, Value>::new();
-    if wanted("boot") {
-        measure(&mut report, "boot", bench::boot(&service)).await?;
+    let mut report = BTreeMap::new();
+    let mut failed = Vec::new();
+    for name in SECTIONS {
+        if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        eprintln!("measuring {name} …");
+        let begun = Instant::now();
+        let measured = measure(name, &service).await.unwrap_or_else(|error| {
+            failed.push(name);
+            json!({ "error": format!("{error:#}") })
+        });
+        report.insert(name, measured);
+        eprintln!("{name} took {:.0?}", begun.elapsed());
     }
-    if wanted("exec") {
-        measure(&mut report, "exec", bench::exec(&service)).await?;
-    }
-    if wanted("warm") {
-        measure(&mut report, "warm", bench::warm(&service)).await?;
-    }
-    if wanted("thaw") {
-        measure(&mut report, "thaw", bench::thaw(&service)).await?;
-    }
-    if wanted("spawn") {
-        measure(&mut report, "spawn", bench::spawn(&service)).await?;
-    }
-    if wanted("files") {
-        measure(&mut report, "files", bench::files(&service)).await?;
-    }
-    if wanted("memory") {
-        measure(&mut report, "memory", bench::memory(&service)).await?;
-    }
-    if wanted("idle") {
-        measure(&mut report, "idle", bench::idle(&service)).await?;
-    }
-    println!("{}", serde_json::to_string_pretty(&json!(report))?);
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    ensure!(failed.is_empty(), "could not measure {failed:?}");
     Ok(())
 }
 
-async fn measure(
-    report: &mut BTreeMap<&'static str, Value>,
-    name: &'static str,
-    work: impl Future<Output = Result<Value>>,
-) -> Result<()> {
-    let begun = Instant::now();
-    eprintln!("measuring {name} …");
-    report.insert(name, work.await?);
-    eprintln!("{name} took {:.0?}", begun.elapsed());
-    Ok(())
+async fn measure(name: &str, service: &Service) -> Result<Value> {
+    match name {
+        "boot" => bench::boot(service).await,
+        "exec" => bench::exec(service).await,
+        "warm" => bench::warm(service).await,
+        "thaw" => bench::thaw(service).await,
+        "spawn" => bench::spawn(service).await,
+        "files" => bench::files(service).await,
+        "sdk" => bench::sdk(service).await,
+        "memory" => bench::memory(service).await,
+        _ => bench::idle(service).await,
+    }
 }

@@ -1,0 +1,110 @@
+//! Clients at the limits: more than there is room for, and those that are still there at the end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use wrenn_listener::{DRAIN_DEADLINE, Limits, serve};
+
+/// A server whose answers are given when the test says so.
+struct Server {
+    address: SocketAddr,
+    /// A request is being answered.
+    asked: Arc<Notify>,
+    /// Lets one request be answered.
+    go: Arc<Notify>,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(clients: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let (asked, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let shutdown = CancellationToken::new();
+        let (says, waits) = (Arc::clone(&asked), Arc::clone(&go));
+        let answer = move |_: Request<Incoming>, _| {
+            let (says, waits) = (Arc::clone(&says), Arc::clone(&waits));
+            async move {
+                says.notify_one();
+                waits.notified().await;
+                Response::new(Full::new(Bytes::from_static(b"done")))
+            }
+        };
+        let limits = Limits { clients };
+        let serving = tokio::spawn(serve(listener, limits, answer, shutdown.clone()));
+        Self {
+            address,
+            asked,
+            go,
+            shutdown,
+            serving,
+        }
+    }
+
+    async fn ask(&self) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).await.expect("connected");
+        let request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+        client.write_all(request).await.expect("sent");
+        client
+    }
+}
+
+/// Whether an answer came, and not the end of the connection.
+async fn is_answered(client: &mut TcpStream) -> bool {
+    let mut buffer = [0; 1024];
+    let length = client.read(&mut buffer).await.unwrap_or(0);
+    buffer[..length].starts_with(b"HTTP/1.1 200") && buffer[..length].ends_with(b"done")
+}
+
+#[tokio::test]
+async fn a_request_under_way_at_the_end_is_answered() {
+    let server = Server::start(10).await;
+    let mut client = server.ask().await;
+    server.asked.notified().await;
+    server.shutdown.cancel();
+    server.go.notify_one();
+    assert!(is_answered(&mut client).await);
+    server.serving.await.expect("ended");
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_is_dropped() {
+    let server = Server::start(10).await;
+    let mut client = server.ask().await;
+    server.asked.notified().await;
+    // From here on time passes when all wait for it.
+    tokio::time::pause();
+    let begun = Instant::now();
+    server.shutdown.cancel();
+    server.serving.await.expect("ended");
+    assert!(begun.elapsed() >= DRAIN_DEADLINE, "{:?}", begun.elapsed());
+    assert!(!is_answered(&mut client).await);
+}
+
+#[tokio::test]
+async fn a_client_too_many_waits_for_another_to_go() {
+    let server = Server::start(1).await;
+    let mut first = server.ask().await;
+    server.asked.notified().await;
+    let mut second = server.ask().await;
+    let early = tokio::time::timeout(Duration::from_millis(200), server.asked.notified());
+    assert!(early.await.is_err(), "two at the same time");
+    server.go.notify_one();
+    assert!(is_answered(&mut first).await);
+    drop(first);
+    server.asked.notified().await;
+    server.go.notify_one();
+    assert!(is_answered(&mut second).await);
+}

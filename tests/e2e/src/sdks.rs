@@ -1,0 +1,47 @@
+//! E2B's own SDKs: where `scripts/setup-sdks` puts them, and how a program that uses one finds a `wrenn up`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use crate::Service;
+
+/// The Python SDK that is used where one is enough; the name of its requirements file.
+pub const PYTHON: &str = "e2b-2.63.0";
+
+/// Programs that use the SDKs.
+#[must_use]
+pub fn scenarios() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2b")
+}
+
+/// `CARGO_TARGET_DIR/sdks`.
+#[must_use]
+pub fn sdks() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let sdks = target
+        .map_or_else(|| root.join("target"), |target| root.join(target))
+        .join("sdks");
+    sdks.canonicalize().unwrap_or(sdks)
+}
+
+/// Gives a program the three variables that a user would set.
+///
+/// # Errors
+/// If the service has no key for it.
+pub fn point_at(command: &mut Command, service: &Service) -> Result<()> {
+    let traffic = format!("http://{}", service.traffic_listen());
+    command
+        .env("E2B_API_URL", service.url(""))
+        .env("E2B_SANDBOX_URL", traffic)
+        .env("E2B_API_KEY", service.e2b_key()?)
+        .env_remove("E2B_DEBUG")
+        .env_remove("E2B_DOMAIN")
+        // Proxies of the environment are not for this machine's own addresses.
+        .env("NO_PROXY", "*");
+    Ok(())
+}
