@@ -163,9 +163,7 @@ impl EnvdClient {
     /// A client of the guest at `ip`. Nothing is connected yet.
     pub(crate) fn new(ip: IpAddr, token: &str) -> Result<Self, ConnectError> {
         let address = SocketAddr::new(ip, limits::ENVD_PORT);
-        let mut token = HeaderValue::from_str(token)
-            .map_err(|_| ConnectError::internal("the guest agent's token is not a header"))?;
-        token.set_sensitive(true);
+        let token = token_header(token)?;
         let base: Uri = format!("http://{address}")
             .parse()
             .map_err(|_| ConnectError::internal("the guest's address is not a URI"))?;
@@ -186,6 +184,14 @@ impl EnvdClient {
             process: ProcessClient::new(transport.clone(), config.clone()),
             filesystem: FilesystemClient::new(transport, config),
             http,
+        })
+    }
+
+    /// The same client with the same connections, which shows another token where it speaks plain HTTP.
+    pub(crate) fn showing(&self, token: &str) -> Result<Self, ConnectError> {
+        Ok(Self {
+            token: token_header(token)?,
+            ..self.clone()
         })
     }
 
@@ -409,6 +415,13 @@ fn unknown_user(user: &str) -> impl Fn(ConnectError) -> ConnectError {
         }
         error
     }
+}
+
+fn token_header(token: &str) -> Result<HeaderValue, ConnectError> {
+    let mut header = HeaderValue::from_str(token)
+        .map_err(|_| ConnectError::internal("the guest agent's token is not a header"))?;
+    header.set_sensitive(true);
+    Ok(header)
 }
 
 fn full(body: impl Into<Bytes>) -> RequestBody {

@@ -3,7 +3,11 @@
 //! The host tells it twice: by `/snapshot/recover`, at once, and by the metadata service ([`crate::mmds`]), a little later.
 //! Both go through here, so there is one form of it.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, Seek as _, Write as _},
+    path::Path,
+};
 
 /// Words of an identity are no longer.
 const MAX_WORD_BYTES: usize = 64;
@@ -59,13 +63,27 @@ pub fn is_word(word: &str) -> bool {
 
 /// Writes a file whose content is another one. Most of them stay what they were at a resume, and somebody waits for it.
 ///
+/// The new content goes over the old: emptying the file first would make the file system give its block back and look for another.
+///
 /// # Errors
 /// If it cannot be written.
 pub fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
-    if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+    let old = fs::read(path).ok();
+    if old.as_deref() == Some(content.as_bytes()) {
         return Ok(());
     }
-    fs::write(path, content)
+    let mut options = File::options();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    file.write_all(content.as_bytes())?;
+    if old.is_some_and(|old| old.len() > content.len()) {
+        let length = file.stream_position()?;
+        file.set_len(length)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -87,6 +105,16 @@ mod tests {
         assert_eq!(read("run/wrenn/.WRENN_SANDBOX_ID"), "sb-2");
         assert_eq!(read("run/e2b/.E2B_SANDBOX_ID"), "sb-2");
         assert_eq!(read("run/e2b/.E2B_TEMPLATE_ID"), "mine");
+    }
+
+    #[test]
+    fn a_file_has_the_new_content_and_nothing_of_the_old() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("name");
+        for content in ["short", "somewhat longer", "short", "other", ""] {
+            write_if_other(&path, content).expect("room");
+            assert_eq!(fs::read_to_string(&path).expect("written"), content);
+        }
     }
 
     #[test]

@@ -295,7 +295,7 @@ impl Boot<'_> {
         let set_up = async {
             if let Some(token) = &before {
                 // It stands where it answered before: asking how it is first would only cost time.
-                while !recovered(ip, token, spec).await? {
+                while !recovered(&envd, token, spec).await? {
                     tokio::time::sleep(POLL).await;
                 }
                 times.envd_ms = ms_since(self.began);
@@ -306,9 +306,7 @@ impl Boot<'_> {
             }
             times.envd_ms = ms_since(self.began);
             init(&envd, spec).await?;
-            recover(ip, &spec.envd_token, spec)
-                .await
-                .map_err(CreateError::Guest)
+            recover(&envd, spec).await.map_err(CreateError::Guest)
         };
         let limit = self.host.deadlines.guest;
         let deadline = tokio::time::timeout(limit, set_up);
@@ -345,8 +343,7 @@ pub(super) fn nameservers(host: &HostParts, access: &Access) -> Vec<Ipv4Addr> {
 }
 
 /// Makes a guest this sandbox's: until a restored one has heard this it is still the one that was frozen, with its token.
-async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), ConnectError> {
-    let frozen = EnvdClient::new(ip, token)?;
+async fn recover(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), ConnectError> {
     let (id, template) = (spec.id.to_string(), spec.template.to_string());
     let recover = Recover {
         entropy: crate::envd_client::entropy(),
@@ -359,20 +356,25 @@ async fn recover(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<(), C
         default_user: &spec.default_user,
         nameservers: Some(&spec.dns),
     };
-    frozen.recover(&recover).await
+    envd.recover(&recover).await
 }
 
 /// Tries to [`recover`]; false if the guest cannot be reached yet. Doing it twice is fine, but the second time it has this
 /// sandbox's token already.
-async fn recovered(ip: IpAddr, token: &str, spec: &SupervisorSpec) -> Result<bool, CreateError> {
-    let attempt = tokio::time::timeout(RECOVER_ATTEMPT, recover(ip, token, spec));
+async fn recovered(
+    envd: &EnvdClient,
+    token: &str,
+    spec: &SupervisorSpec,
+) -> Result<bool, CreateError> {
+    let frozen = envd.showing(token).map_err(CreateError::Guest)?;
+    let attempt = tokio::time::timeout(RECOVER_ATTEMPT, recover(&frozen, spec));
     let failed = match attempt.await {
         Ok(Ok(())) => return Ok(true),
         Err(_) => return Ok(false),
         Ok(Err(error)) if error.code == ErrorCode::Unavailable => return Ok(false),
         Ok(Err(error)) => error,
     };
-    let again = recover(ip, &spec.envd_token, spec).await;
+    let again = recover(envd, spec).await;
     again.map(|()| true).map_err(|_| CreateError::Guest(failed))
 }
 

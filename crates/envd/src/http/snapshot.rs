@@ -117,17 +117,15 @@ pub async fn recover(
         // If it was frozen without being asked first: what is forwarded belongs to the past.
         app.ports.stop().await;
     }
-    let request = blocking(move || {
-        if let Some(entropy) = entropy {
-            wrenn_sys::random::reseed(&entropy)?;
-        }
-        if restored && let Err(error) = clock::step_to_gateway() {
-            tracing::info!(%error, "the clock is left to chronyd");
-        }
-        write_identity(Path::new("/"), &request)?;
-        Ok(request)
-    })
-    .await?;
+    // Not aside, in a thread, though some of it may block: whoever restored this machine waits for nothing else, nobody else knows
+    // of it yet, and a thread's start is time, too.
+    if let Some(entropy) = entropy {
+        wrenn_sys::random::reseed(&entropy).map_err(failed)?;
+    }
+    if restored && let Err(error) = clock::step_to_gateway() {
+        tracing::info!(%error, "the clock is left to chronyd");
+    }
+    write_identity(Path::new("/"), &request).map_err(failed)?;
     if restored {
         app.settings.become_sandbox(request);
         app.connections.cut();
@@ -216,10 +214,12 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, HttpError> {
     let done = tokio::task::spawn_blocking(work).await;
-    let failed =
-        |error: io::Error| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     done.unwrap_or_else(|lost| Err(io::Error::other(lost)))
         .map_err(failed)
+}
+
+fn failed(error: io::Error) -> HttpError {
+    HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
 #[cfg(test)]
