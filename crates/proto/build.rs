@@ -1,5 +1,5 @@
 //! Compiles the `.proto` files with protox (pure Rust), so that no `protoc` is needed on the machine.
-use std::{env, fs, path::PathBuf};
+use std::{env, fs::File, io::Write as _, path::PathBuf, time::SystemTime};
 
 const FILES: [&str; 3] = [
     "process/process.proto",
@@ -13,7 +13,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(FILES)?;
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
-    fs::write(&descriptors, compiler.encode_file_descriptor_set())?;
+    let mut file = File::create(&descriptors)?;
+    file.write_all(&compiler.encode_file_descriptor_set())?;
+    // The generator has cargo watch this file, and cargo takes what is younger than the start of this program for changed: without
+    // an old date this crate, and all that use it, would be built again each time.
+    file.set_modified(SystemTime::UNIX_EPOCH)?;
     connectrpc_build::Config::new()
         .files(&FILES)
         .descriptor_set(&descriptors)
