@@ -1,8 +1,9 @@
 //! Watches of directories, by inotify.
 //!
 //! A new directory below a recursive watch is watched before its creation is reported, and what is in it by then is
-//! reported as created: nothing falls between. Events can be asked for right after a write returns, because the kernel's
-//! queue is read at the moment of asking.
+//! reported as created and, where it has content, as written: nothing falls between. A write may be told twice then, by
+//! the look and by the kernel. Events can be asked for right after a write returns, because the kernel's queue is read
+//! at the moment of asking.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -63,6 +64,17 @@ impl AsRawFd for Queue {
     }
 }
 
+/// How a directory came to be watched, which decides what is told of what it holds already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It stood there when the watch began: nothing.
+    Old,
+    /// It was made: what it holds was made and written since.
+    Made,
+    /// It was moved here: what it holds appeared with it, and was written elsewhere.
+    Moved,
+}
+
 /// An event as the kernel tells it.
 struct RawEvent {
     descriptor: WatchDescriptor,
@@ -101,7 +113,7 @@ impl Watch {
                 moving: None,
                 lost: false,
             };
-            watch.add(Path::new(""), false)?;
+            watch.add(Path::new(""), Origin::Old)?;
             Ok(watch)
         };
         open().map_err(FileError::at(path))
@@ -143,7 +155,7 @@ impl Watch {
         }
         self.ready.clear();
         // Directories that were made unseen are watched from now on.
-        self.add(Path::new(""), false)
+        self.add(Path::new(""), Origin::Old)
             .map_err(FileError::at(&self.root))?;
         Err(FileError::EventsLost)
     }
@@ -240,7 +252,8 @@ impl Watch {
             if appeared {
                 // The same watches, under new names, if it comes from within.
                 self.moving = None;
-                self.add(&name, true)?;
+                let moved = event.mask.contains(EventMask::MOVED_TO);
+                self.add(&name, if moved { Origin::Moved } else { Origin::Made })?;
             } else if event.mask.contains(EventMask::MOVED_FROM) {
                 self.moving = Some((event.cookie, name));
             }
@@ -248,8 +261,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches a directory, and with a recursive watch those below it. `report` says what is in it already.
-    fn add(&mut self, directory: &Path, report: bool) -> io::Result<()> {
+    /// Watches a directory, and with a recursive watch those below it. What is in it already is reported as `origin` has
+    /// it.
+    fn add(&mut self, directory: &Path, origin: Origin) -> io::Result<()> {
         let path = self.root.join(directory);
         let mask = WatchMask::CREATE
             | WatchMask::MODIFY
@@ -280,11 +294,14 @@ impl Watch {
         };
         for child in children.flatten() {
             let name = directory.join(child.file_name());
-            if report && self.found.insert(name.clone()) {
+            if origin != Origin::Old && self.found.insert(name.clone()) {
                 self.report(&name, EventType::EVENT_TYPE_CREATE);
+                if origin == Origin::Made && has_content(&child) {
+                    self.report(&name, EventType::EVENT_TYPE_WRITE);
+                }
             }
             if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.add(&name, report)?;
+                self.add(&name, origin)?;
             }
         }
         Ok(())
@@ -308,6 +325,12 @@ impl Watch {
         };
         self.ready.push_back(event);
     }
+}
+
+fn has_content(child: &fs::DirEntry) -> bool {
+    child
+        .metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
 }
 
 /// What an event is in the contract's words, in its order.
@@ -411,10 +434,14 @@ mod tests {
         fs::create_dir_all(dir.path().join("a/b")).expect("made");
         fs::write(dir.path().join("a/b/f"), "x").expect("written");
         let first = seen(&mut watch);
-        for name in ["a", "a/b", "a/b/f"] {
+        let created = ["a", "a/b", "a/b/f"].map(|name| (name, EventType::EVENT_TYPE_CREATE));
+        for (name, kind) in created
+            .into_iter()
+            .chain([("a/b/f", EventType::EVENT_TYPE_WRITE)])
+        {
             assert!(
-                first.contains(&(name.to_owned(), EventType::EVENT_TYPE_CREATE)),
-                "{name} in {first:?}"
+                first.contains(&(name.to_owned(), kind)),
+                "{name} {kind:?} in {first:?}"
             );
         }
         fs::write(dir.path().join("a/b/f"), "xy").expect("written");
@@ -423,6 +450,24 @@ mod tests {
             later.contains(&("a/b/f".to_owned(), EventType::EVENT_TYPE_WRITE)),
             "{later:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_comes_with_a_moved_directory_was_not_written_here() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (watched, away) = (dir.path().join("watched"), dir.path().join("away"));
+        for made in [&watched, &away] {
+            fs::create_dir(made).expect("made");
+        }
+        fs::write(away.join("f"), "x").expect("written");
+        let options = WatchOptions {
+            recursive: true,
+            ..Default::default()
+        };
+        let mut watch = Watch::open(&watched, options).expect("watched");
+        fs::rename(&away, watched.join("d")).expect("moved");
+        let created = |name: &str| (name.to_owned(), EventType::EVENT_TYPE_CREATE);
+        assert_eq!(seen(&mut watch), [created("d"), created("d/f")]);
     }
 
     #[tokio::test]

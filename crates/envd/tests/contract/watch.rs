@@ -158,6 +158,7 @@ fn nothing_below_a_recursive_watch_is_missed() {
             ("a/b", CREATE),
             ("a/b/c", CREATE),
             ("a/b/c/f", CREATE),
+            ("a/b/c/f", WRITE),
         ]) {
             assert_eq!(
                 seen.iter().filter(|event| **event == wanted).count(),
