@@ -34,6 +34,9 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections at the same time.
 const MAX_CONNECTIONS: usize = 4096;
 
+/// Header fields of one request.
+const MAX_HEADERS: usize = 100;
+
 /// Where it listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listening {
@@ -140,6 +143,7 @@ async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationT
     };
     let limits = Limits {
         clients: MAX_CONNECTIONS,
+        headers: MAX_HEADERS,
     };
     wrenn_listener::serve(listener, limits, answer, shutdown).await;
 }

@@ -39,9 +39,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
 /// What is read ahead of a client, bytes; bounds its request's head too.
 const MAX_BUFFER_BYTES: usize = 128 * 1024;
 
-/// Header fields of one request.
-const MAX_HEADERS: usize = 200;
-
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Idle(Instant),
@@ -137,8 +134,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
 }
 
 /// Serves a connection until it closes, is silent for too long, or `shutdown` is cancelled and its request is answered.
+/// A request of more than `max_headers` fields is refused with 431.
 pub(crate) async fn serve<F, B>(
     stream: TcpStream,
+    max_headers: usize,
     answer: impl Fn(Request<Incoming>) -> F,
     shutdown: CancellationToken,
 ) where
@@ -166,7 +165,7 @@ pub(crate) async fn serve<F, B>(
         .header_read_timeout(None)
         .preserve_header_case(true)
         .max_buf_size(MAX_BUFFER_BYTES)
-        .max_headers(MAX_HEADERS)
+        .max_headers(max_headers)
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);

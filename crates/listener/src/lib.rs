@@ -40,6 +40,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// Connections at the same time; more wait to be accepted.
     pub clients: usize,
+    /// Header fields of one request; more are answered with 431.
+    pub headers: usize,
 }
 
 /// Answers what comes in on a listener until `shutdown` is cancelled; then requests get [`DRAIN_DEADLINE`] to finish, and the
@@ -70,7 +72,7 @@ pub async fn serve<A, F, B>(
         };
         let answer = answer.clone();
         let answer = move |request| answer(request, peer.ip());
-        let serving = connection::serve(stream, answer, shutdown.clone());
+        let serving = connection::serve(stream, limits.headers, answer, shutdown.clone());
         let drop_all = drop_all.clone();
         connections.spawn(async move {
             let _slot = slot;

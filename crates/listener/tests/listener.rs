@@ -16,6 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wrenn_listener::{DRAIN_DEADLINE, Limits, serve};
 
+/// Header fields the server takes.
+const HEADERS: usize = 10;
+
 /// A server whose answers are given when the test says so.
 struct Server {
     address: SocketAddr,
@@ -42,7 +45,10 @@ impl Server {
                 Response::new(Full::new(Bytes::from_static(b"done")))
             }
         };
-        let limits = Limits { clients };
+        let limits = Limits {
+            clients,
+            headers: HEADERS,
+        };
         let serving = tokio::spawn(serve(listener, limits, answer, shutdown.clone()));
         Self {
             address,
@@ -91,6 +97,21 @@ async fn a_request_that_does_not_end_is_dropped() {
     server.serving.await.expect("ended");
     assert!(begun.elapsed() >= DRAIN_DEADLINE, "{:?}", begun.elapsed());
     assert!(!is_answered(&mut client).await);
+}
+
+#[tokio::test]
+async fn a_request_with_more_header_fields_than_allowed_is_refused() {
+    let server = Server::start(10).await;
+    for (fields, status) in [(HEADERS, "200"), (HEADERS + 1, "431")] {
+        let mut client = TcpStream::connect(server.address).await.expect("connected");
+        let request = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(fields));
+        client.write_all(request.as_bytes()).await.expect("sent");
+        server.go.notify_one();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("answered");
+        let expected = format!("HTTP/1.1 {status}");
+        assert_eq!(String::from_utf8_lossy(&answer), expected, "{fields}");
+    }
 }
 
 #[tokio::test]

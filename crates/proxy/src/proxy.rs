@@ -23,6 +23,9 @@ use crate::{
 /// What a sandbox gets to be there: a resume may have to wait for its turn.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(120);
 
+/// Header fields of one request: the programs behind ports may want more than the API does.
+const MAX_HEADERS: usize = 200;
+
 /// What can be set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyConfig {
@@ -82,6 +85,7 @@ impl<S: Sandboxes> Proxy<S> {
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
         let limits = Limits {
             clients: self.0.config.max_clients,
+            headers: MAX_HEADERS,
         };
         let inner = Arc::clone(&self.0);
         let answer = move |request, client| {

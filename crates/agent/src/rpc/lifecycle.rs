@@ -178,25 +178,16 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// A machine that goes on from a frozen one has that one's size, and its environment where the request does not say otherwise.
-    pub(crate) fn thawing(
-        mut self,
-        facts: &host::Facts,
-        moment: Moment,
-    ) -> Result<Plan, CreateError> {
+    pub(crate) fn thawing(self, facts: &host::Facts, moment: Moment) -> Result<Plan, CreateError> {
         let manifest = moment.manifest();
         let mut envs = manifest.envs.clone();
-        envs.extend(std::mem::take(&mut self.envs));
+        envs.extend(self.envs);
         check_envs(&envs)?;
-        self.envs = envs;
         let (vcpus, memory_mib, disk_mib) =
             (manifest.vcpus, manifest.memory_mib, manifest.disk_mib);
         facts.admit(vcpus, memory_mib)?;
-        Ok(self.plan(
-            Source::Moment(Box::new(moment)),
-            vcpus,
-            memory_mib,
-            disk_mib,
-        ))
+        let source = Source::Moment(Box::new(moment));
+        Ok(Self { envs, ..self }.plan(source, vcpus, memory_mib, disk_mib))
     }
 
     pub(crate) fn plan(self, source: Source, vcpus: u32, memory_mib: u32, disk_mib: u32) -> Plan {
