@@ -25,7 +25,7 @@ pub trait TemplateSource: Send + Sync + 'static {
     /// See [`TemplateError`].
     fn template(&self, name: &TemplateName) -> Result<Template, TemplateError>;
 
-    /// All templates, by name. May block for a few file operations.
+    /// All templates that can be used, by name. May block for a few file operations.
     ///
     /// # Errors
     /// See [`TemplateError`].
@@ -41,7 +41,16 @@ impl TemplateSource for ImageStore {
     }
 
     fn templates(&self) -> Result<Vec<Template>, TemplateError> {
-        let unreadable = |error| TemplateError::Unreadable(crate::sandbox::error::chain(&error));
-        Self::templates(self).map_err(unreadable)
+        let text = |error: &StoreError| crate::sandbox::error::chain(error);
+        let all = self
+            .each()
+            .map_err(|e| TemplateError::Unreadable(text(&e)))?;
+        let log = |error: &StoreError| {
+            tracing::warn!(error = text(error), "a template cannot be used");
+        };
+        Ok(all
+            .into_iter()
+            .filter_map(|template| template.inspect_err(log).ok())
+            .collect())
     }
 }

@@ -17,7 +17,8 @@ use wrenn_proto::{
     SandboxId, TemplateName,
     rest::{
         ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
-        ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, Template,
+        ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, SandboxStatus,
+        Template,
     },
 };
 
@@ -73,9 +74,17 @@ impl Client {
         self.call(Method::POST, &["sandboxes"], Some(body)).await
     }
 
-    /// `GET /v1/sandboxes`.
-    pub(crate) async fn list(&self) -> Result<Vec<Sandbox>, ClientError> {
-        self.call(Method::GET, &["sandboxes"], NO_BODY).await
+    /// `GET /v1/sandboxes?status=...`.
+    pub(crate) async fn list(
+        &self,
+        statuses: &[SandboxStatus],
+    ) -> Result<Vec<Sandbox>, ClientError> {
+        let words: Vec<_> = statuses.iter().map(|status| status.as_str()).collect();
+        let mut url = self.url(&["sandboxes"]);
+        url.query_pairs_mut()
+            .append_pair("status", &words.join(","));
+        let request = self.request_to(Method::GET, url).timeout(CALL_TIMEOUT);
+        self.decode(self.send(request).await?).await
     }
 
     /// `GET /v1/sandboxes/{id}`.

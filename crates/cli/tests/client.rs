@@ -161,10 +161,11 @@ async fn a_list_is_a_table_ids_or_json() {
     let lines: Vec<&str> = plain.lines().collect();
     assert!(lines[0].starts_with("ID "), "{plain}");
     assert!(lines[1].starts_with("sb-1  running  minimal "), "{plain}");
-    assert_eq!(lines.len(), 2, "a destroyed one is not shown: {plain}");
+    assert!(lines[2].starts_with("sb-3  error "), "{plain}");
+    assert_eq!(lines.len(), 3, "a destroyed one is not shown: {plain}");
 
     let ids = finish(&mut fake.wrenn(&["sandbox", "ls", "-qa"])).await;
-    assert_eq!(text(&ids.stdout), "sb-1\nsb-2\n");
+    assert_eq!(text(&ids.stdout), "sb-1\nsb-2\nsb-3\n");
 
     let json = finish(&mut fake.wrenn(&["sandbox", "ls", "--json"])).await;
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();

@@ -58,7 +58,7 @@ use error::{ApiError, Code};
 /// Header that carries the key.
 const KEY_HEADER: &str = "x-api-key";
 
-/// How long a command or a file call waits for a sandbox that still boots.
+/// How long a call waits for a sandbox that still boots.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
 
 /// What handlers share.
@@ -81,14 +81,10 @@ pub(crate) struct App {
 pub(crate) type AppState = Arc<App>;
 
 impl App {
-    /// A sandbox that runs (one that boots is waited for, a paused one resumed if it was created so), marked as used until the guard is dropped.
+    /// A sandbox that runs (one that boots is waited for, a paused one resumed if it was created so), marked as used until
+    /// the guard is dropped.
     async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
         Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
-    }
-
-    /// A sandbox that runs now (or is resumed if it was created so), marked as used until the guard is dropped.
-    async fn running(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
-        Ok(self.lifecycle.enter(id, Duration::ZERO).await?)
     }
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod api_keys;
 pub(crate) mod options;
 pub(crate) mod pages;
+mod private;
 pub(crate) mod sandboxes;
 pub(crate) mod templates;
 
@@ -77,6 +78,11 @@ impl Db {
     pub(crate) async fn open(url: &str) -> Result<Self, DbError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
+        if url.starts_with("sqlite:") {
+            private::keep(url).map_err(|error| DbError::Open {
+                source: error.into(),
+            })?;
+        }
         let pool = AnyPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -20,6 +20,9 @@ use crate::{
 /// How long an answer holds. A template built a moment ago must soon be known.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How long a failure holds: for those who waited for it. The host may be back already.
+const FAILURE_FRESH: Duration = Duration::from_millis(100);
+
 /// What the host has.
 #[derive(Debug, Clone)]
 pub(crate) struct HostFacts {
@@ -35,7 +38,23 @@ pub(crate) struct HostFacts {
 pub(crate) struct Host {
     agent: AgentClient,
     db: Db,
-    last: Mutex<Option<(Instant, HostFacts)>>,
+    last: Mutex<Option<Asked>>,
+}
+
+/// What the agent said, when.
+struct Asked {
+    when: Instant,
+    answer: Result<HostFacts, AgentError>,
+}
+
+impl Asked {
+    fn holds(&self) -> bool {
+        let limit = match self.answer {
+            Ok(_) => FRESH,
+            Err(_) => FAILURE_FRESH,
+        };
+        self.when.elapsed() < limit
+    }
 }
 
 impl Host {
@@ -52,24 +71,36 @@ impl Host {
         *self.last.lock().await = None;
     }
 
-    /// What the host has, as of a second ago at most. Callers at the same time share one question.
+    /// What the host has, as of a second ago at most. Callers at the same time share one question, and its failure: they do
+    /// not wait one after the other for a host that does not answer.
     pub(crate) async fn facts(&self) -> Result<HostFacts, AgentError> {
         let mut last = self.last.lock().await;
-        if let Some((when, facts)) = last.as_ref()
-            && when.elapsed() < FRESH
+        if let Some(asked) = last.as_ref()
+            && asked.holds()
         {
-            return Ok(facts.clone());
+            return asked.answer.clone();
         }
-        let facts = HostFacts::from(self.agent.host().await?);
-        let known = last.as_ref().map(|(_, known)| &known.templates);
-        if known != Some(&facts.templates)
-            && let Err(error) = self.db.sync_templates(&facts.templates).await
-        {
+        let answer = self.agent.host().await.map(HostFacts::from);
+        if let Ok(facts) = &answer {
+            let known = last.as_ref().and_then(|asked| asked.answer.as_ref().ok());
+            self.store_templates(facts, known).await;
+        }
+        let when = Instant::now();
+        *last = Some(Asked {
+            when,
+            answer: answer.clone(),
+        });
+        answer
+    }
+
+    async fn store_templates(&self, facts: &HostFacts, known: Option<&HostFacts>) {
+        if known.is_some_and(|known| known.templates == facts.templates) {
+            return;
+        }
+        if let Err(error) = self.db.sync_templates(&facts.templates).await {
             // The list of templates is then an old one; creating goes by the agent's answer.
             tracing::warn!(%error, "cannot store the templates");
         }
-        *last = Some((Instant::now(), facts.clone()));
-        Ok(facts)
     }
 }
 

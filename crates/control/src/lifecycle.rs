@@ -305,14 +305,6 @@ impl Lifecycle {
         }
     }
 
-    /// The row of a sandbox that runs now, or is resumed for this; without marking a use.
-    pub(crate) async fn require_running(
-        self: &Arc<Self>,
-        id: &SandboxId,
-    ) -> Result<Sandbox, LifecycleError> {
-        self.await_running(id, Duration::ZERO).await
-    }
-
     /// The row of a sandbox that runs. One that boots, or that somebody resumes, is waited for within the limit. One that is
     /// paused, or about to be, is resumed if it [wakes](Sandbox::wakes).
     pub(crate) async fn await_running(

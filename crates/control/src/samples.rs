@@ -1,7 +1,9 @@
-//! What sandboxes used in the last hour: one sample every 15 s of each that runs, and one as soon as it runs, in memory only.
+//! What sandboxes used in the last day: one sample every 15 s of each that runs, and one as soon as it runs, in memory only.
+//! Of what is older than an hour, one of five minutes is kept.
 //!
-//! Owns the rings and the tasks that fill them. Nobody waits for a first sample: `lifecycle` says in passing that a sandbox runs. Taking a sample is no use of a sandbox, and never resumes one. A ring stays while
-//! its sandbox is there, paused or not; a restart begins with empty ones.
+//! Owns the samples and the tasks that take them. Nobody waits for a first sample: `lifecycle` says in passing that a sandbox
+//! runs. Taking a sample is no use of a sandbox, and never resumes one. A history stays while its sandbox is there, paused or
+//! not; a restart begins with empty ones.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -23,8 +25,15 @@ use crate::{
 /// Between two samples.
 const EVERY: Duration = Duration::from_secs(15);
 
-/// Samples of one sandbox: an hour.
-const RING: usize = 240;
+/// Samples of the last hour, and between those of before.
+const RECENT: usize = 240;
+const OLDER_EVERY_MS: i64 = 5 * 60 * 1000;
+
+/// A sample nearer to the one before it gives way to the next: however often somebody asks, the last hour fits.
+const RECENT_EVERY_MS: i64 = 10 * 1000;
+
+/// Samples of before the last hour: 23 hours.
+const OLDER: usize = 276;
 
 /// A sample that is no older than this is as good as a new one.
 const FRESH_MS: i64 = 2000;
@@ -44,7 +53,7 @@ const MAX_ROWS: u32 = 100_000;
 /// Sandboxes that began to run and wait for their first sample, at most. One that finds no room has one with the others.
 const MAX_BEGUN: usize = 256;
 
-/// Statuses in which a ring is kept.
+/// Statuses in which a history is kept.
 const KEPT: [SandboxStatus; 4] = [
     SandboxStatus::Running,
     SandboxStatus::Pausing,
@@ -60,16 +69,55 @@ pub(crate) struct Sample {
     pub(crate) used: rpc::GetMetricsResponse,
 }
 
+/// What a sandbox used, oldest first.
+#[derive(Debug, Default)]
+struct History {
+    older: VecDeque<Sample>,
+    recent: VecDeque<Sample>,
+}
+
+impl History {
+    fn push(&mut self, sample: Sample) {
+        let mut newest = self.recent.iter().rev();
+        if let (Some(last), Some(before)) = (newest.next(), newest.next())
+            && last.at_ms - before.at_ms < RECENT_EVERY_MS
+        {
+            self.recent.pop_back();
+        }
+        self.recent.push_back(sample);
+        if self.recent.len() > RECENT
+            && let Some(left) = self.recent.pop_front()
+        {
+            self.keep_one_of_many(left);
+        }
+    }
+
+    fn keep_one_of_many(&mut self, left: Sample) {
+        let newest = self.older.back();
+        if newest.is_some_and(|newest| left.at_ms - newest.at_ms < OLDER_EVERY_MS) {
+            return;
+        }
+        self.older.push_back(left);
+        if self.older.len() > OLDER {
+            self.older.pop_front();
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Sample> {
+        self.older.iter().chain(&self.recent)
+    }
+}
+
 /// Sandboxes that begin to run: where that is said, and where it is heard.
 pub(crate) fn begun() -> (mpsc::Sender<SandboxId>, mpsc::Receiver<SandboxId>) {
     mpsc::channel(MAX_BEGUN)
 }
 
-/// The rings.
+/// The histories.
 pub(crate) struct Samples {
     db: Db,
     agent: AgentClient,
-    rings: Mutex<HashMap<SandboxId, VecDeque<Sample>>>,
+    histories: Mutex<HashMap<SandboxId, History>>,
 }
 
 impl Samples {
@@ -77,7 +125,7 @@ impl Samples {
         Arc::new(Self {
             db,
             agent,
-            rings: Mutex::default(),
+            histories: Mutex::default(),
         })
     }
 
@@ -119,7 +167,7 @@ impl Samples {
             }
         };
         let kept: HashSet<_> = rows.iter().map(|row| row.id.clone()).collect();
-        self.rings().retain(|id, _| kept.contains(id));
+        self.histories().retain(|id, _| kept.contains(id));
         let running = rows
             .into_iter()
             .filter(|row| row.status == SandboxStatus::Running);
@@ -138,38 +186,81 @@ impl Samples {
 
     async fn try_take(&self, id: &SandboxId) {
         match tokio::time::timeout(ASK_TIMEOUT, self.take(id)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(sandbox_id = %id, %error, "no sample"),
             Err(_) => tracing::debug!(sandbox_id = %id, "no sample in time"),
         }
     }
 
-    async fn take(&self, id: &SandboxId) -> Result<(), AgentError> {
+    /// Takes a sample of a running sandbox.
+    pub(crate) async fn take(&self, id: &SandboxId) -> Result<Sample, AgentError> {
         let used = self.agent.metrics(id.as_str()).await?;
-        let mut rings = self.rings();
-        let ring = rings.entry(id.clone()).or_default();
-        if ring.len() == RING {
-            ring.pop_front();
-        }
         let at_ms = clock::now_ms();
-        ring.push_back(Sample { at_ms, used });
-        Ok(())
+        let sample = Sample { at_ms, used };
+        let mut histories = self.histories();
+        let history = histories.entry(id.clone()).or_default();
+        history.push(sample.clone());
+        Ok(sample)
     }
 
     /// The newest sample.
     pub(crate) fn last(&self, id: &SandboxId) -> Option<Sample> {
-        self.rings().get(id)?.back().cloned()
+        self.histories().get(id)?.recent.back().cloned()
     }
 
     /// The samples from one moment to another, both included, oldest first; milliseconds since 1970.
     pub(crate) fn between(&self, id: &SandboxId, start_ms: i64, end_ms: i64) -> Vec<Sample> {
         let inside = |sample: &&Sample| (start_ms..=end_ms).contains(&sample.at_ms);
-        let rings = self.rings();
-        let ring = rings.get(id).into_iter().flatten();
-        ring.filter(inside).cloned().collect()
+        let histories = self.histories();
+        let history = histories.get(id).into_iter().flat_map(History::iter);
+        history.filter(inside).cloned().collect()
     }
 
-    fn rings(&self) -> MutexGuard<'_, HashMap<SandboxId, VecDeque<Sample>>> {
-        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    fn histories(&self) -> MutexGuard<'_, HashMap<SandboxId, History>> {
+        self.histories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(at_ms: i64) -> Sample {
+        Sample {
+            at_ms,
+            used: rpc::GetMetricsResponse::default(),
+        }
+    }
+
+    #[test]
+    fn many_questions_do_not_push_the_past_out() {
+        let mut history = History::default();
+        for at_ms in (0..60_000).step_by(1000) {
+            history.push(sample(at_ms));
+        }
+        let times: Vec<_> = history.iter().map(|sample| sample.at_ms).collect();
+        assert_eq!(times, [0, 10_000, 20_000, 30_000, 40_000, 50_000, 59_000]);
+    }
+
+    #[test]
+    fn the_last_hour_is_kept_whole_and_the_day_before_it_in_steps_of_five_minutes() {
+        let mut history = History::default();
+        let every_ms = 15_000;
+        let day_and_a_half = 36 * 240;
+        for n in 0..day_and_a_half {
+            history.push(sample(n * every_ms));
+        }
+        let times: Vec<_> = history.iter().map(|sample| sample.at_ms).collect();
+        assert_eq!(times.len(), RECENT + OLDER);
+        let (older, recent) = times.split_at(OLDER);
+        let steps = |times: &[i64]| -> HashSet<i64> {
+            times.windows(2).map(|pair| pair[1] - pair[0]).collect()
+        };
+        assert_eq!(steps(recent), [every_ms].into());
+        assert_eq!(steps(older), [OLDER_EVERY_MS].into());
+        assert!(recent[0] > older[OLDER - 1] && recent[0] - older[OLDER - 1] <= OLDER_EVERY_MS);
+        assert_eq!(recent.last(), Some(&((day_and_a_half - 1) * every_ms)));
     }
 }

@@ -99,11 +99,16 @@ impl From<FileError> for ConnectError {
                 | io::ErrorKind::AlreadyExists
                 | io::ErrorKind::CrossesDevices
                 | io::ErrorKind::DirectoryNotEmpty
+                // The kernel refuses root only what cannot be done there, as in /sys.
+                | io::ErrorKind::PermissionDenied
                 | io::ErrorKind::ReadOnlyFilesystem => Self::invalid_argument(text),
+                // A mount point, a program that runs.
+                io::ErrorKind::ResourceBusy | io::ErrorKind::ExecutableFileBusy => {
+                    Self::failed_precondition(text)
+                }
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     Self::resource_exhausted(text)
                 }
-                io::ErrorKind::PermissionDenied => Self::permission_denied(text),
                 _ => Self::internal(text),
             },
         }
@@ -120,7 +125,7 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 /// Links that lead to each other.
-fn is_link_cycle(error: &io::Error) -> bool {
+pub(crate) fn is_link_cycle(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 

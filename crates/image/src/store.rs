@@ -126,16 +126,28 @@ impl ImageStore {
         self.resolve(name, &record)
     }
 
+    /// All templates, by name: each, or what is wrong with it.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn each(&self) -> Result<Vec<Result<Template, StoreError>>, StoreError> {
+        let mut all = Vec::new();
+        for name in self.names()? {
+            match self.template(&name) {
+                // Removed since its name was read.
+                Err(StoreError::NotFound { .. }) => {}
+                template => all.push(template),
+            }
+        }
+        Ok(all)
+    }
+
     /// All templates, by name.
     ///
     /// # Errors
     /// If the directory cannot be read or a template is damaged.
     pub fn templates(&self) -> Result<Vec<Template>, StoreError> {
-        let mut templates = Vec::new();
-        for name in self.names()? {
-            templates.push(self.template(&name)?);
-        }
-        Ok(templates)
+        self.each()?.into_iter().collect()
     }
 
     /// Removes a template, and of its parts those that no other template has. `in_use` says whether a sandbox stands on

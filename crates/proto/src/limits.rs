@@ -18,6 +18,9 @@ pub const MAX_DISK_MIB: u32 = 1024 * 1024;
 /// Copies that one fork makes, at most.
 pub const MAX_FORK_COPIES: u32 = 100;
 
+/// Names and values of a sandbox's own environment, all together, bytes: far below what an exec takes.
+pub const MAX_SANDBOX_ENVS_BYTES: usize = 64 * 1024;
+
 /// Idle time after which a sandbox is paused or destroyed, seconds, when the request does not say.
 pub const DEFAULT_TIMEOUT_SEC: u32 = 300;
 

@@ -413,7 +413,7 @@ pub struct FileEntry {
     pub symlink_target: Option<String>,
 }
 
-/// What `GET /v1/sandboxes/{id}/metrics` answers.
+/// What `GET /v1/sandboxes/{id}/metrics` answers: of a running sandbox what it uses now, of a paused one what it used last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Metrics {
     /// The sandbox.
@@ -432,6 +432,22 @@ pub struct Metrics {
     pub disk_bytes: u64,
     /// Disk in all, bytes.
     pub disk_total_bytes: u64,
+    /// What it used in the range that was asked for, oldest first: every 15 s in the last hour, every 5 min before.
+    #[serde(default)]
+    pub points: Vec<MetricsPoint>,
+}
+
+/// What a sandbox used at a moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MetricsPoint {
+    /// Seconds since 1970.
+    pub timestamp_unix: i64,
+    /// Share of all virtual CPUs in use, percent.
+    pub cpu_pct: f64,
+    /// Memory in use, bytes.
+    pub mem_bytes: u64,
+    /// Disk in use, bytes.
+    pub disk_bytes: u64,
 }
 
 /// Body of `POST /v1/sandboxes/{id}/fork`.

@@ -43,7 +43,7 @@ async fn a_create_with_a_bad_field_is_refused_with_its_name() -> Result<()> {
     let large = format!("{{\"template\":\"{}\"}}", "a".repeat(4 << 20));
     let reply = request.body(large).send().await?;
     assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
-    let (_, list) = service.get("/v1/sandboxes").await?;
+    let (_, list) = service.get("/v1/sandboxes?status=all").await?;
     assert_eq!(list, json!([]));
     assert_eq!(Traces::of(service.dir())?.folders, before);
     Ok(())

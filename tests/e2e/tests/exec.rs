@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use wrenn_e2e::{Service, rounds, wait::until, ws::Socket};
+use wrenn_e2e::{Service, rounds, wait::{GENEROUS, until}, ws::Socket};
 
 #[tokio::test]
 async fn a_short_output_is_never_lost() -> Result<()> {
@@ -157,6 +157,28 @@ async fn a_background_process_is_listed_followed_and_killed() -> Result<()> {
         )
         .await?;
     assert_eq!(status, StatusCode::NOT_FOUND);
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_command_that_is_waited_for_is_found_by_its_tag_too() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    let body = json!({ "cmd": "sleep", "args": ["300"], "tag": "nap", "timeout_sec": 0 });
+    let path = sandbox.path("/exec");
+    let waiting = service.json(Method::POST, &path, &body);
+    let killing = async {
+        until("it is listed", GENEROUS, async || {
+            let (_, list) = service.get(&sandbox.path("/processes")).await?;
+            Ok((list["processes"][0]["tag"] == "nap").then_some(()))
+        })
+        .await?;
+        let process = sandbox.path("/processes/nap");
+        service.json(Method::DELETE, &process, &json!({})).await
+    };
+    let (ended, killed) = tokio::try_join!(waiting, killing)?;
+    assert_eq!(killed.0, StatusCode::NO_CONTENT, "{killed:?}");
+    assert_eq!(ended.1["error"], "signal: killed", "{ended:?}");
     sandbox.destroy().await
 }
 

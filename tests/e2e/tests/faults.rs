@@ -127,7 +127,7 @@ async fn sandboxes_run_on_when_the_service_is_killed_and_are_used_again() -> Res
         boot_id
     );
     assert_eq!(sandbox.read("/home/user/kept").await?, b"kept");
-    let (_, list) = service.get("/v1/sandboxes").await?;
+    let (_, list) = service.get("/v1/sandboxes?status=all").await?;
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
     sandbox.destroy().await
 }

@@ -1,6 +1,6 @@
 //! Create, list, figures of host and sandbox.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use connectrpc::ConnectError;
 use tokio::sync::oneshot;
@@ -19,9 +19,6 @@ use crate::{
     snapshots::Moment,
 };
 
-/// Names and values of the environment, all together, bytes: far below what a kernel command line or an exec takes.
-const MAX_ENVS_BYTES: usize = 64 * 1024;
-
 pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, ConnectError> {
     let host = owners.host.clone();
     let sandboxes = owners.registry.list().len();
@@ -31,6 +28,8 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
         let snapshots = host.snapshots.all_named()?;
         let template = |template: crate::Template| pb::TemplateInfo {
             kind: pb::TemplateKind::TEMPLATE_KIND_BASE.into(),
+            // 0 is "not known": its image was removed just now.
+            disk_size_mb: image_mib(&template).unwrap_or(0),
             name: template.name.into(),
             vcpus: template.vcpus,
             memory_mb: template.memory_mib,
@@ -140,8 +139,7 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         0 => limits::DEFAULT_DISK_MIB,
         size => size,
     };
-    let image = std::fs::metadata(&template.rootfs).map_err(CreateError::Host)?;
-    let image_mib = u32::try_from(image.len().div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
+    let image_mib = image_mib(&template).map_err(CreateError::Host)?;
     let why = " MiB, and no smaller than the template's image";
     in_range(
         "disk_size_mb",
@@ -165,6 +163,12 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         request.memory_mb,
         disk_mib,
     ))
+}
+
+/// The smallest disk of a sandbox of this template: its image.
+fn image_mib(template: &crate::Template) -> io::Result<u32> {
+    let image = std::fs::metadata(&template.rootfs)?;
+    Ok(u32::try_from(image.len().div_ceil(1024 * 1024)).unwrap_or(u32::MAX))
 }
 
 /// What was asked for, but for the machine.
@@ -256,10 +260,9 @@ fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), CreateError> {
         }
         bytes += name.len() + value.len();
     }
-    if bytes > MAX_ENVS_BYTES {
-        return Err(field("envs")(format!(
-            "{bytes} bytes; at most {MAX_ENVS_BYTES}"
-        )));
+    let max = limits::MAX_SANDBOX_ENVS_BYTES;
+    if bytes > max {
+        return Err(field("envs")(format!("{bytes} bytes; at most {max}")));
     }
     Ok(())
 }

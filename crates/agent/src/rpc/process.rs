@@ -61,6 +61,7 @@ pub(super) async fn exec(
 ) -> Result<pb::ExecResponse, ConnectError> {
     let start = guest::StartRequest {
         process: request.process,
+        tag: request.tag,
         // What nobody can write to is at its end from the start: a command that reads does not wait for ever.
         stdin: Some(false),
         ..Default::default()
@@ -103,7 +104,7 @@ async fn collect(in_use: &InUse, mut events: Events) -> Result<pb::ExecResponse,
                 };
                 if buffer.len() + bytes.len() > MAX_EXEC_OUTPUT_BYTES {
                     end_process(in_use, pid).await;
-                    return Err(ConnectError::resource_exhausted(format!(
+                    return Err(ConnectError::out_of_range(format!(
                         "the command printed more than {MAX_EXEC_OUTPUT_BYTES} bytes to {name} and was killed; \
                          stream its output instead"
                     )));

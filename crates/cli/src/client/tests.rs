@@ -50,7 +50,10 @@ fn id() -> SandboxId {
 /// What `GET /v1/sandboxes` says if the server answers like this.
 async fn list_error(status: StatusCode, body: &'static str) -> ClientError {
     let router = Router::new().route("/v1/sandboxes", get(move || async move { (status, body) }));
-    client(serve(router).await).list().await.unwrap_err()
+    client(serve(router).await)
+        .list(&SandboxStatus::ALL)
+        .await
+        .unwrap_err()
 }
 
 #[tokio::test]
@@ -60,7 +63,11 @@ async fn a_server_that_is_not_there_is_told_with_what_to_do() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let text = client(gone).list().await.unwrap_err().to_string();
+    let text = client(gone)
+        .list(&SandboxStatus::ALL)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         text.contains(&format!("http://{gone}: Connection refused")),
         "{text}"

@@ -262,10 +262,12 @@ pub(crate) struct LsArgs {
 }
 
 async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
-    let mut sandboxes = client.list().await?;
-    if !args.all {
-        sandboxes.retain(|s| s.status != SandboxStatus::Stopped);
-    }
+    let statuses = if args.all {
+        SandboxStatus::ALL.to_vec()
+    } else {
+        not_destroyed()
+    };
+    let sandboxes = client.list(&statuses).await?;
     if args.json {
         output::json(&sandboxes)?;
     } else if args.quiet {
@@ -276,6 +278,13 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
         show::list(&sandboxes)?;
     }
     Ok(0)
+}
+
+/// Those that are there, and those that were lost: their user should know.
+fn not_destroyed() -> Vec<SandboxStatus> {
+    let mut statuses = SandboxStatus::ALL.to_vec();
+    statuses.retain(|status| *status != SandboxStatus::Stopped);
+    statuses
 }
 
 /// Arguments of `wrenn sandbox rm`.
@@ -293,10 +302,9 @@ pub(crate) struct RmArgs {
 async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
     let ids = if args.all {
         client
-            .list()
+            .list(&not_destroyed())
             .await?
             .iter()
-            .filter(|s| s.status != SandboxStatus::Stopped)
             .map(id_of)
             .collect::<Result<_, _>>()?
     } else {

@@ -175,12 +175,24 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
+/// Those in a status that was asked for.
+fn list(query: &str) -> Value {
+    let words = query.strip_prefix("status=").unwrap_or_default();
+    let asked: Vec<&str> = words.split("%2C").collect();
+    [("sb-1", "running"), ("sb-2", "stopped"), ("sb-3", "error")]
+        .into_iter()
+        .filter(|(_, status)| asked.contains(status))
+        .map(|(id, status)| sandbox(id, status))
+        .collect()
+}
+
 async fn answer(
     State(fake): State<Fake>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     request: Request,
 ) -> Response {
     let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let method = request.method().clone();
     fake.note_call(format!("{method} {path}"));
     if let Ok(upgrade) = upgrade {
@@ -194,10 +206,7 @@ async fn answer(
             }
             (StatusCode::CREATED, ok(sandbox("sb-1", "pending"))).into_response()
         }
-        (Method::GET, "/v1/sandboxes") => ok(json!([
-            sandbox("sb-1", "running"),
-            sandbox("sb-2", "stopped")
-        ])),
+        (Method::GET, "/v1/sandboxes") => ok(list(&query)),
         (Method::GET, "/v1/sandboxes/sb-1") => ok(sandbox("sb-1", "running")),
         (Method::DELETE, "/v1/sandboxes/sb-1") => StatusCode::NO_CONTENT.into_response(),
         (Method::POST, "/v1/sandboxes/sb-1/files/stream/read") => "CONTENT".into_response(),

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use connectrpc::ErrorCode;
 use http::StatusCode;
 use wrenn_proto::{
     SandboxId,
@@ -59,17 +60,19 @@ pub(super) async fn exec(
         process: process::config(request.cmd, request.args, request.envs, request.cwd).into(),
         user: request.user.unwrap_or_default(),
         timeout_sec,
+        tag: request.tag,
         ..Default::default()
     };
     let done = app.agent.exec(call).await.map_err(too_much_output)?;
     Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
 }
 
-/// What a command can run out of at the agent is the room for its output.
+/// What is out of range at the agent is the size of the command's output.
 fn too_much_output(error: AgentError) -> ApiError {
-    let error = ApiError::from(error);
-    if error.code == Code::ResourceExhausted {
-        return ApiError::new(Code::TooLarge, error.message);
+    let out_of_range = error.code == ErrorCode::OutOfRange;
+    let mut error = ApiError::from(error);
+    if out_of_range {
+        error = ApiError::new(Code::TooLarge, error.message);
     }
     error
 }

@@ -55,14 +55,19 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for ApiJsonOr
     }
 }
 
+/// JSON, or what clients say that were not told of what kind their data is: `curl -d` names a form. Only a body of another
+/// kind is refused; what is taken for JSON must still be JSON. The key in a header keeps forms of foreign web pages out.
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let kind = kind.to_str().unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim();
-    let json = essence.eq_ignore_ascii_case("application/json")
-        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let essence = essence.to_ascii_lowercase();
+    let json = matches!(
+        essence.as_str(),
+        "application/json" | "application/x-www-form-urlencoded"
+    ) || (essence.starts_with("application/") && essence.ends_with("+json"));
     if json {
         return Ok(());
     }
@@ -168,7 +173,7 @@ fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// `{id}` of the path.
+/// `{id}` of the path: 404 for a name that no sandbox can have, 400 for what is no name at all.
 pub(crate) struct SandboxPath(pub(crate) SandboxId);
 
 impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
@@ -176,9 +181,13 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let id = path_part(parts, state, "id").await?;
-        id.parse()
-            .map(Self)
-            .map_err(|error| ApiError::field("id", error))
+        id.parse().map(Self).map_err(|error| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+            if id.bytes().all(plain) {
+                return ApiError::new(Code::NotFound, format!("there is no sandbox {id}"));
+            }
+            ApiError::field("id", error)
+        })
     }
 }
 

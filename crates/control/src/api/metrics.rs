@@ -1,35 +1,108 @@
-//! How much of itself a sandbox uses now.
+//! How much of itself a sandbox uses, now and before.
 
 use axum::{Json, extract::State};
-use wrenn_proto::rest::Metrics;
-
-use super::{
-    AppState,
-    error::ApiError,
-    extract::SandboxPath,
-    openapi::{CommonErrors, HostErrors, SandboxErrors},
+use serde::Deserialize;
+use utoipa::IntoParams;
+use wrenn_proto::{
+    SandboxId,
+    rest::{Metrics, MetricsPoint, SandboxStatus},
 };
 
-/// What a running sandbox uses, as its own kernel counts. Does not count as use, but resumes a paused one that was created so.
+use super::{
+    AppState, BOOT_WAIT,
+    error::{ApiError, Code},
+    extract::{ApiQuery, SandboxPath},
+    openapi::{CommonErrors, HostErrors, SandboxErrors},
+};
+use crate::{clock, samples::Sample};
+
+/// Words for how far back the points reach, with their minutes.
+const RANGES: [(&str, i64); 7] = [
+    ("5m", 5),
+    ("10m", 10),
+    ("1h", 60),
+    ("2h", 120),
+    ("6h", 360),
+    ("12h", 720),
+    ("24h", 1440),
+];
+
+/// Which points.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetricsQuery {
+    /// How far back: `5m`, `10m`, `1h`, `2h`, `6h`, `12h` or `24h`. Default: `10m`.
+    range: Option<String>,
+}
+
+impl MetricsQuery {
+    fn minutes(&self) -> Result<i64, ApiError> {
+        let word = self.range.as_deref().unwrap_or("10m");
+        let known = RANGES.iter().find(|(name, _)| *name == word);
+        known.map(|(_, minutes)| *minutes).ok_or_else(|| {
+            let names = RANGES.map(|(name, _)| format!("`{name}`"));
+            ApiError::field("range", format!("expected one of {}", names.join(", ")))
+        })
+    }
+}
+
+/// What a sandbox uses, as its own kernel counts; of a paused one what it used before, as far as this service saw it (404 if
+/// not). Does not count as use, and resumes nothing.
 #[utoipa::path(
     get, path = "/{id}/metrics", tag = "sandboxes", operation_id = "get_metrics",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "The sandbox."), MetricsQuery),
     responses((status = 200, description = "The numbers.", body = Metrics), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn get(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
+    ApiQuery(query): ApiQuery<MetricsQuery>,
 ) -> Result<Json<Metrics>, ApiError> {
-    app.lifecycle.require_running(&id).await?;
-    let now = app.agent.metrics(id.as_str()).await?;
+    let minutes = query.minutes()?;
+    let newest = newest(&app, &id).await?;
+    let begin_ms = clock::now_ms() - minutes * 60_000;
+    let points = app.samples.between(&id, begin_ms, i64::MAX);
+    let used = newest.used;
     Ok(Json(Metrics {
         sandbox_id: id.into(),
-        timestamp_unix: now.timestamp_unix_ms.div_euclid(1000),
-        cpu_count: now.cpu_count,
-        cpu_pct: now.cpu_used_pct,
-        mem_bytes: now.mem_used_bytes,
-        mem_total_bytes: now.mem_total_bytes,
-        disk_bytes: now.disk_used_bytes,
-        disk_total_bytes: now.disk_total_bytes,
+        timestamp_unix: newest.at_ms.div_euclid(1000),
+        cpu_count: used.cpu_count,
+        cpu_pct: used.cpu_used_pct,
+        mem_bytes: used.mem_used_bytes,
+        mem_total_bytes: used.mem_total_bytes,
+        disk_bytes: used.disk_used_bytes,
+        disk_total_bytes: used.disk_total_bytes,
+        points: points.into_iter().map(point).collect(),
     }))
+}
+
+/// A sample of now, or where the sandbox does not run, its last one.
+async fn newest(app: &AppState, id: &SandboxId) -> Result<Sample, ApiError> {
+    let row = app.lifecycle.get(id).await?;
+    match row.status {
+        SandboxStatus::Pausing | SandboxStatus::Paused => {}
+        SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
+            let message = format!("sandbox {id} is {}: it uses nothing", row.status.as_str());
+            return Err(ApiError::new(Code::NotFound, message));
+        }
+        _ => {
+            app.lifecycle.await_running(id, BOOT_WAIT).await?;
+            return Ok(app.samples.take(id).await?);
+        }
+    }
+    app.samples.last(id).ok_or_else(|| {
+        let message =
+            format!("sandbox {id} is paused, and the service has not seen it run since it started");
+        ApiError::new(Code::NotFound, message)
+    })
+}
+
+fn point(sample: Sample) -> MetricsPoint {
+    MetricsPoint {
+        timestamp_unix: sample.at_ms.div_euclid(1000),
+        cpu_pct: sample.used.cpu_used_pct,
+        mem_bytes: sample.used.mem_used_bytes,
+        disk_bytes: sample.used.disk_used_bytes,
+    }
 }

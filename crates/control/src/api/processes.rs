@@ -47,7 +47,7 @@ pub(super) async fn list(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
 ) -> Result<Json<ProcessList>, ApiError> {
-    let (_row, _used) = app.running(&id).await?;
+    let (_row, _used) = app.ready(&id).await?;
     let found = app.agent.processes(id.as_str()).await?;
     let processes = found.processes.into_iter().map(|process| {
         let config = process.config.into_option().unwrap_or_default();
@@ -93,7 +93,7 @@ pub(super) async fn kill(
         Some("SIGTERM" | "TERM" | "15") => Signal::SIGNAL_SIGTERM,
         Some(_) => return Err(ApiError::field("signal", "expected `SIGTERM` or `SIGKILL`")),
     };
-    let (_row, _used) = app.running(&id).await?;
+    let (_row, _used) = app.ready(&id).await?;
     let request = process::signal(&id, &process, signal);
     app.agent.signal(request).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -122,7 +122,7 @@ pub(super) async fn stream(
 async fn run(app: AppState, id: SandboxId, process: Selector, socket: WebSocket) {
     let (outbox, inbox) = split(socket);
     let connected = async {
-        let (_row, used) = app.running(&id).await?;
+        let (_row, used) = app.ready(&id).await?;
         let request = rpc::ConnectProcessRequest {
             id: id.to_string(),
             process: process.to_rpc().into(),

@@ -46,7 +46,9 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, [(header::HeaderName, String); 1], Json<Sandbox>), ApiError> {
     let deadline = Instant::now() + ANSWER_AFTER;
     let template = validate::create_shape(&request)?;
-    let host = app.host.facts().await?;
+    let host = timeout_at(deadline, app.host.facts())
+        .await
+        .map_err(|_| ApiError::new(Code::Timeout, "the host is slow to say what it has"))??;
     let new = validate::create_fits(request, template, &host, app.default_egress)?;
     // From here on a drop of this future destroys the sandbox.
     let mut creation = app.lifecycle.create(new, None);
@@ -91,13 +93,13 @@ async fn settled(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
-    /// Statuses, separated by commas, or `all`. Default: all but `stopped`.
+    /// Statuses, separated by commas, or `all`. Default: all but `stopped` and `error`.
     status: Option<String>,
     /// How many at most, 1 to 1000. Default: 1000.
     limit: Option<i64>,
 }
 
-/// Sandboxes, newest first. Without `status`, all that are not `stopped`.
+/// Sandboxes, newest first. Without `status`, those that are there: neither `stopped` nor `error`.
 #[utoipa::path(
     get, path = "/", tag = "sandboxes", operation_id = "list_sandboxes", params(ListQuery),
     responses((status = 200, description = "The sandboxes.", body = [Sandbox]), CommonErrors)
@@ -120,8 +122,10 @@ pub(super) async fn list(
 
 fn statuses(words: Option<&str>) -> Result<Vec<SandboxStatus>, ApiError> {
     let all = SandboxStatus::ALL.into_iter();
+    let gone =
+        |status: &SandboxStatus| matches!(status, SandboxStatus::Stopped | SandboxStatus::Error);
     match words {
-        None => Ok(all.filter(|s| *s != SandboxStatus::Stopped).collect()),
+        None => Ok(all.filter(|status| !gone(status)).collect()),
         Some("all") => Ok(all.collect()),
         Some(words) => {
             let mut statuses = Vec::new();
@@ -187,7 +191,7 @@ pub(super) async fn ping(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
 ) -> Result<StatusCode, ApiError> {
-    let (_row, _used) = app.running(&id).await?;
+    let (_row, _used) = app.ready(&id).await?;
     app.agent.ping(id.as_str()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

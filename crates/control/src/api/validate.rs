@@ -20,7 +20,7 @@ const DEFAULT_TEMPLATE: &str = "minimal";
 /// Memory where neither request nor template says, MiB.
 const DEFAULT_MEMORY_MIB: u32 = 512;
 
-/// The smallest disk, MiB. The agent refuses one below its template's own size.
+/// The smallest disk where its template does not say, MiB.
 const MIN_DISK_MIB: u32 = 64;
 
 /// Virtual CPUs of one sandbox for each processor of the host.
@@ -88,9 +88,19 @@ pub(crate) fn create_shape(request: &CreateSandbox) -> Result<TemplateName, ApiE
         limits::MAX_MEMORY_MIB,
         0,
     )?;
-    disk_and_timeout(request)?;
+    disk_size(request, None)?;
+    timeout(request)?;
     if let Some(envs) = &request.envs {
         check_envs(envs)?;
+        let bytes: usize = envs
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        if bytes > limits::MAX_SANDBOX_ENVS_BYTES {
+            let max = limits::MAX_SANDBOX_ENVS_BYTES;
+            let why = format!("has {bytes} bytes in all, at most {max}; a command takes more");
+            return Err(ApiError::field("envs", why));
+        }
     }
     if let Some(metadata) = &request.metadata {
         check_metadata(metadata)?;
@@ -98,22 +108,25 @@ pub(crate) fn create_shape(request: &CreateSandbox) -> Result<TemplateName, ApiE
     Ok(template)
 }
 
-fn disk_and_timeout(request: &CreateSandbox) -> Result<(u32, u32), ApiError> {
-    let disk = optional(
+/// The disk's size; never below that of the template's image, where it is known.
+fn disk_size(request: &CreateSandbox, image_mb: Option<u32>) -> Result<u32, ApiError> {
+    optional(
         "disk_size_mb",
         request.disk_size_mb,
-        MIN_DISK_MIB,
+        image_mb.unwrap_or(MIN_DISK_MIB),
         limits::MAX_DISK_MIB,
-        limits::DEFAULT_DISK_MIB,
-    )?;
-    let timeout = optional(
+        limits::DEFAULT_DISK_MIB.max(image_mb.unwrap_or(0)),
+    )
+}
+
+fn timeout(request: &CreateSandbox) -> Result<u32, ApiError> {
+    optional(
         "timeout_sec",
         request.timeout_sec,
         0,
         limits::MAX_TIMEOUT_SEC,
         limits::DEFAULT_TIMEOUT_SEC,
-    )?;
-    Ok((disk, timeout))
+    )
 }
 
 /// A create's fields against what the host has.
@@ -131,7 +144,7 @@ pub(crate) fn create_fits(
         let message = format!("`template`: there is no template `{template}`");
         return Err(ApiError::new(Code::NotFound, message));
     };
-    let (disk, timeout_sec) = disk_and_timeout(&request)?;
+    let timeout_sec = timeout(&request)?;
     let (vcpus, memory_mb, disk_size_mb) = if known.kind == host::SNAPSHOT {
         // A frozen machine has the size that it was frozen with, whatever the request says.
         let memory_mb = known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB);
@@ -139,7 +152,7 @@ pub(crate) fn create_fits(
         (known.vcpus.unwrap_or(1), memory_mb, disk)
     } else {
         let (vcpus, memory_mb) = chosen_size(&request, known, facts)?;
-        (vcpus, memory_mb, disk)
+        (vcpus, memory_mb, disk_size(&request, known.disk_size_mb)?)
     };
     Ok(NewSandbox {
         template,
@@ -335,11 +348,11 @@ pub(crate) fn check_tag(name: &str, tag: &str) -> Result<(), ApiError> {
 /// How deep to list.
 pub(crate) fn check_depth(depth: Option<i64>) -> Result<u32, ApiError> {
     let depth = depth.unwrap_or(1);
-    if !(1..=MAX_DEPTH).contains(&depth) {
-        let why = format!("{depth} is out of range, expected 1 to {MAX_DEPTH}");
+    if !(0..=MAX_DEPTH).contains(&depth) {
+        let why = format!("{depth} is out of range, expected 0 (as 1) to {MAX_DEPTH}");
         return Err(ApiError::field("depth", why));
     }
-    Ok(u32::try_from(depth).unwrap_or(1))
+    Ok(u32::try_from(depth).unwrap_or(1).max(1))
 }
 
 /// The name of an API key.

@@ -13,25 +13,32 @@ use crate::{config::ControlConfig, db::Db, error::ControlError};
 /// Name of a key made here.
 const NAME: &str = "first key";
 
-/// Makes a key of each form whose file is missing, or of all if the database has none, and writes them to their files.
+/// Makes a key of each form whose file is missing or holds no key of this database, and writes them to their files.
 pub(crate) async fn ensure_first_keys(
     db: &Db,
     auth: &Auth,
     config: &ControlConfig,
 ) -> Result<(), ControlError> {
-    let known = !db.api_keys().await?.is_empty();
     let wanted = [
         (KeyForm::Wrenn, &config.first_key_file),
         (KeyForm::E2b, &config.first_e2b_key_file),
     ];
     for (form, file) in wanted {
         if let Some(file) = file
-            && !(known && file.exists())
+            && !is_good_file(auth, file).await?
         {
             write_first_key(db, auth, form, file).await?;
         }
     }
     Ok(())
+}
+
+/// Whether a file holds a key that opens. It does not when the database is a new one, an older one or another one.
+async fn is_good_file(auth: &Auth, file: &Path) -> Result<bool, ControlError> {
+    match fs::read_to_string(file) {
+        Ok(key) => Ok(auth.is_good(key.trim()).await?),
+        Err(_) => Ok(false),
+    }
 }
 
 async fn write_first_key(
@@ -132,6 +139,24 @@ mod tests {
         let other = read(&files[1]);
         assert_ne!(other, keys[1]);
         assert!(auth.is_good(other.trim()).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_file_with_a_key_of_another_database_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let files = [dir.path().join("api-key"), dir.path().join("e2b-api-key")];
+        let config = config(&files[0], &files[1]);
+        for database in [&one, &other, &one] {
+            let db = open(database).await;
+            let auth = Auth::new(db.clone());
+            ensure_first_keys(&db, &auth, &config).await.unwrap();
+            for file in &files {
+                let key = fs::read_to_string(file).unwrap();
+                assert!(auth.is_good(key.trim()).await.unwrap());
+            }
+            db.close().await;
+        }
     }
 
     #[tokio::test]

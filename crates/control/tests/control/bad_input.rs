@@ -201,11 +201,14 @@ async fn a_body_that_is_not_a_json_object_is_refused() {
     }
     let got = send("/v1/sandboxes", json, vec![b'{', 0xff, b'}']).await;
     assert_failure(&got, 400, "invalid_request", &[]);
-    for kind in [
-        None,
-        Some("text/plain"),
-        Some("application/x-www-form-urlencoded"),
-    ] {
+    // What `curl -d` calls its data, and what others do not call anything, is read as JSON, and must be.
+    for kind in [None, Some("application/x-www-form-urlencoded")] {
+        let got = send("/v1/sandboxes", kind, b"{\"vcpus\":0}".to_vec()).await;
+        assert_failure(&got, 400, "invalid_request", &["`vcpus`"]);
+        let got = send("/v1/sandboxes", kind, b"vcpus=1".to_vec()).await;
+        assert_failure(&got, 400, "invalid_request", &["JSON object"]);
+    }
+    for kind in [Some("text/plain"), Some("multipart/form-data; boundary=a")] {
         let got = send("/v1/sandboxes", kind, b"{}".to_vec()).await;
         assert_failure(&got, 415, "invalid_request", &["Content-Type"]);
     }
@@ -270,7 +273,7 @@ async fn commands_files_and_processes_name_the_field_that_is_wrong() {
         ("files/read", json!({ "path": "/a\0" }), "`path`"),
         ("files/read", json!({ "path": "x".repeat(5000) }), "`path`"),
         ("files/stream/read", json!({}), "path"),
-        ("files/list", json!({ "path": "/", "depth": 0 }), "`depth`"),
+        ("files/list", json!({ "path": "/", "depth": -1 }), "`depth`"),
         (
             "files/list",
             json!({ "path": "/", "depth": 101 }),
@@ -346,7 +349,7 @@ async fn commands_files_and_processes_name_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn an_unknown_id_is_404_and_a_wrong_one_400_on_every_route() {
+async fn an_unknown_id_is_404_and_what_is_no_name_400_on_every_route() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let path = json!({ "path": "/a" });
@@ -373,7 +376,12 @@ async fn an_unknown_id_is_404_and_a_wrong_one_400_on_every_route() {
             let unknown = format!("/v1/{prefix}/sb-00000000{route}");
             let got = control.call(method.clone(), &unknown, body).await;
             assert_failure(&got, 404, "not_found", &["sb-00000000"]);
-            for id in ["x", "sb-", "sb-..%2F..%2Fetc", "SB-1", "sb-%00"] {
+            for id in ["x", "sb-", "SB-1"] {
+                let strange = format!("/v1/{prefix}/{id}{route}");
+                let got = control.call(method.clone(), &strange, body).await;
+                assert_failure(&got, 404, "not_found", &[id]);
+            }
+            for id in ["sb-..%2F..%2Fetc", "..%2Fx", "sb-%00"] {
                 let wrong = format!("/v1/{prefix}/{id}{route}");
                 let got = control.call(method.clone(), &wrong, body).await;
                 assert_failure(&got, 400, "invalid_request", &["`id`"]);

@@ -51,12 +51,13 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let got = exec(&control, &id, json!({ "cmd": "nonesuch" })).await;
-    assert_failure(&got, 404, "not_found", &["no program `nonesuch`"]);
+    assert_failure(&got, 400, "invalid_request", &["no program `nonesuch`"]);
     for (code, status, word) in [
         (ErrorCode::InvalidArgument, 400, "invalid_request"),
         (ErrorCode::FailedPrecondition, 409, "invalid_state"),
         (ErrorCode::AlreadyExists, 409, "already_exists"),
-        (ErrorCode::ResourceExhausted, 413, "too_large"),
+        (ErrorCode::OutOfRange, 413, "too_large"),
+        (ErrorCode::ResourceExhausted, 503, "resource_exhausted"),
         (ErrorCode::Unavailable, 503, "unavailable"),
         (ErrorCode::DeadlineExceeded, 504, "timeout"),
         // Which file of the host is damaged, say: who has a key may know.
@@ -292,4 +293,35 @@ async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_th
         got += data.len();
     }
     assert_eq!(got, length);
+}
+
+#[tokio::test]
+async fn figures_have_a_history_that_outlives_a_pause() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/metrics");
+    let (status, now) = control.get(&path).await;
+    assert_eq!(status, StatusCode::OK, "{now}");
+    let point = &now["points"][0];
+    for field in ["timestamp_unix", "cpu_pct", "mem_bytes", "disk_bytes"] {
+        assert_eq!(point[field], now[field], "{now}");
+    }
+    for range in ["5m", "10m", "1h", "2h", "6h", "12h", "24h"] {
+        let (status, got) = control.get(&format!("{path}?range={range}")).await;
+        assert_eq!(status, StatusCode::OK, "{range}: {got}");
+    }
+    for query in ["range=7m", "range=", "rnage=5m"] {
+        let got = control.get(&format!("{path}?{query}")).await;
+        assert_failure(&got, 400, "invalid_request", &["range"]);
+    }
+    let pause = format!("/v1/sandboxes/{id}/pause");
+    assert_eq!(control.post(&pause, json!({})).await.0, StatusCode::OK);
+    let (status, before) = control.get(&path).await;
+    assert_eq!(status, StatusCode::OK, "{before}");
+    assert_eq!(before["mem_bytes"], now["mem_bytes"]);
+    assert_eq!(control.status(&id).await, "paused", "it is not resumed");
+    control.delete(&format!("/v1/sandboxes/{id}")).await;
+    let got = control.get(&path).await;
+    assert_failure(&got, 404, "not_found", &["stopped"]);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Control, ErrorCode, FakeAgent, Options, assert_failure, until};
+use crate::support::{Control, ErrorCode, FakeAgent, NOT_STOPPED, Options, assert_failure, until};
 
 #[tokio::test]
 async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
@@ -82,6 +82,8 @@ async fn a_create_whose_reply_is_lost_leaves_nothing_at_the_host() {
     })
     .await;
     let (_, list) = control.get("/v1/sandboxes").await;
+    assert_eq!(list, json!([]), "it is not there");
+    let (_, list) = control.get("/v1/sandboxes?status=error").await;
     assert_eq!(list[0]["status"], "error", "{list}");
 }
 
@@ -133,7 +135,7 @@ async fn clients_that_leave_at_any_moment_before_the_answer_leave_nothing() {
         assert!(left.is_err(), "{left:?}");
     }
     until("nothing is left", async || {
-        let (_, list) = control.get("/v1/sandboxes").await;
+        let (_, list) = control.get(NOT_STOPPED).await;
         (list == json!([]) && agent.ids().is_empty()).then_some(())
     })
     .await;
@@ -158,6 +160,28 @@ async fn a_destroy_during_a_create_wins() {
     );
     assert_eq!(control.get(&path).await.1["status"], "stopped");
     assert!(agent.ids().is_empty());
+}
+
+#[tokio::test]
+async fn creates_are_answered_in_time_by_a_host_that_does_not_answer() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    agent.state.host_gate.shut();
+    let begun = Instant::now();
+    let creates = (0..10).map(|_| control.post("/v1/sandboxes", json!({})));
+    for got in futures::future::join_all(creates).await {
+        assert_failure(&got, 504, "timeout", &[]);
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "one after the other: {:?}",
+        begun.elapsed()
+    );
+    agent.state.host_gate.open();
+    until("the host is asked again", async || {
+        (control.post("/v1/sandboxes", json!({})).await.0 == StatusCode::CREATED).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Control, ErrorCode, FakeAgent, answer, assert_e2b_failure, assert_failure, until,
+    Control, ErrorCode, FakeAgent, NOT_STOPPED, answer, assert_e2b_failure, assert_failure, until,
 };
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn a_client_that_leaves_before_the_answer_leaves_nothing() {
         agent.ids().is_empty().then_some(())
     })
     .await;
-    let (_, list) = control.get("/v1/sandboxes").await;
+    let (_, list) = control.get(NOT_STOPPED).await;
     assert_eq!(list, json!([]));
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Control, FakeAgent, Options, answer, until};
+use crate::support::{Control, FakeAgent, NOT_STOPPED, Options, answer, until};
 
 /// Sends a hundred calls at once and counts their answers.
 async fn storm(control: &Control, calls: &[(Method, String, Value)]) -> BTreeMap<u16, usize> {
@@ -61,7 +61,7 @@ async fn a_hundred_destroys_execs_and_creates_leave_a_legal_end() {
         .await;
         assert_eq!((counts[&204], counts[&201]), (25, 25), "{counts:?}");
         assert_eq!(control.status(&id).await, "stopped");
-        let (_, list) = control.get("/v1/sandboxes").await;
+        let (_, list) = control.get(NOT_STOPPED).await;
         for row in list.as_array().unwrap() {
             assert_eq!(row["status"], "running", "{row}");
             control

@@ -39,7 +39,6 @@ async fn calls_to_a_paused_sandbox_say_how_to_resume_it() {
             json!({ "cmd": "echo", "background": true }),
         ),
         (Method::POST, "ping", Value::Null),
-        (Method::GET, "metrics", Value::Null),
         (Method::GET, "processes", Value::Null),
         (Method::POST, "files/read", json!({ "path": "/a" })),
         (Method::POST, "files/list", json!({ "path": "/a" })),
@@ -94,7 +93,6 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
     assert_eq!(agent.calls("ResumeSandbox"), 1);
     for (method, route, body) in [
         (Method::POST, "ping", Value::Null),
-        (Method::GET, "metrics", Value::Null),
         (Method::GET, "processes", Value::Null),
         (Method::POST, "files/list", json!({ "path": "/a" })),
     ] {

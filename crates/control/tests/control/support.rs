@@ -47,6 +47,10 @@ impl Default for Options {
     }
 }
 
+/// The list of all sandboxes but those that were destroyed.
+pub(crate) const NOT_STOPPED: &str =
+    "/v1/sandboxes?status=pending,starting,running,pausing,paused,resuming,stopping,error";
+
 impl Control {
     pub(crate) async fn start(agent: &FakeAgent) -> Self {
         Self::start_with(agent, Options::default()).await

@@ -8,6 +8,8 @@ use axum::{
 };
 use http::StatusCode;
 
+use crate::filesystem::is_link_cycle;
+
 /// A failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpError {
@@ -52,11 +54,18 @@ impl HttpError {
             io::ErrorKind::IsADirectory => {
                 Self::bad_request(format!("path '{path}' is a directory"))
             }
+            // What is there does not allow it, not even to root: a program that runs, what the kernel shows as files.
             io::ErrorKind::NotADirectory
             | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ExecutableFileBusy
+            | io::ErrorKind::ResourceBusy
+            | io::ErrorKind::FileTooLarge
             | io::ErrorKind::ReadOnlyFilesystem => {
                 Self::bad_request(format!("path '{path}': {error}"))
             }
+            _ if is_link_cycle(error) => Self::bad_request(format!("path '{path}': {error}")),
             _ => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("path '{path}': {error}"),

@@ -93,6 +93,45 @@ fn bounds_are_inclusive() {
     }
 }
 
+#[test]
+fn a_disk_is_not_smaller_than_its_templates_image() {
+    let mut facts = facts();
+    facts.templates[0].disk_size_mb = Some(6000);
+    for (asked, given) in [
+        (None, Some(6000)),
+        (Some(6000), Some(6000)),
+        (Some(5999), None),
+    ] {
+        let request = CreateSandbox {
+            disk_size_mb: asked,
+            ..Default::default()
+        };
+        let template = create_shape(&request).unwrap();
+        let made = create_fits(request, template, &facts, Egress::Deny);
+        match (made, given) {
+            (Ok(new), given) => assert_eq!(Some(new.disk_size_mb), given),
+            (Err(error), None) => assert!(
+                error.message.contains("`disk_size_mb`") && error.message.contains("6000"),
+                "{}",
+                error.message
+            ),
+            (Err(error), Some(_)) => panic!("{}", error.message),
+        }
+    }
+}
+
+#[test]
+fn a_sandboxs_environment_is_refused_at_the_size_that_the_agent_refuses() {
+    for (bytes, good) in [(0, true), (1, false)] {
+        let value = "v".repeat(limits::MAX_SANDBOX_ENVS_BYTES - 1 + bytes);
+        let request = CreateSandbox {
+            envs: Some([("K".to_owned(), value)].into()),
+            ..Default::default()
+        };
+        assert_eq!(create(request).is_ok(), good, "{bytes}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_request_panics_and_what_is_accepted_is_within_bounds(

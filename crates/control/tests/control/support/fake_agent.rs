@@ -96,6 +96,7 @@ pub(crate) struct State {
     pub(crate) processes: Processes,
     /// Creates stop here, after the sandbox is listed as starting.
     pub(crate) create_gate: Gate,
+    pub(crate) host_gate: Gate,
     /// Destroys stop here.
     pub(crate) destroy_gate: Gate,
     /// Uploads stop here before each piece is read.
@@ -148,6 +149,7 @@ impl FakeAgent {
             files: Mutex::default(),
             processes: Processes::default(),
             create_gate: Gate::new(),
+            host_gate: Gate::new(),
             destroy_gate: Gate::new(),
             upload_gate: Gate::new(),
             pause_gate: Gate::new(),

@@ -125,7 +125,7 @@ pub(crate) async fn collect(request: rpc::ExecRequest) -> Result<rpc::ExecRespon
         "hang" => std::future::pending().await,
         other => {
             return Err(ConnectError::new(
-                ErrorCode::NotFound,
+                ErrorCode::InvalidArgument,
                 format!("there is no program `{other}`"),
             ));
         }
@@ -142,7 +142,7 @@ impl Processes {
         let config = start.process.into_option().unwrap_or_default();
         if config.cmd == "nonesuch" {
             return Err(ConnectError::new(
-                ErrorCode::NotFound,
+                ErrorCode::InvalidArgument,
                 "there is no program `nonesuch`",
             ));
         }

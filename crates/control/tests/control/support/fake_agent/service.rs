@@ -27,6 +27,7 @@ impl HostAgentService for Service {
         _: RequestContext,
         _: ServiceRequest<'_, rpc::GetHostRequest>,
     ) -> ServiceResult<rpc::GetHostResponse> {
+        self.0.host_gate.pass().await;
         Response::ok(rpc::GetHostResponse {
             accel: "tcg".to_owned(),
             cpu_count: 2,
