@@ -50,7 +50,7 @@ pub(crate) enum FolderError {
         source: io::Error,
     },
     /// A file's content is not what it should be.
-    #[error("{path} is not a sandbox's specification")]
+    #[error("{path} is not what the host agent writes there")]
     Malformed {
         path: PathBuf,
         #[source]
@@ -59,6 +59,11 @@ pub(crate) enum FolderError {
 }
 
 impl FolderError {
+    /// Whether what was read is there, and cannot be read now: the disk's failure, or no descriptor left. Another time it may be.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() != io::ErrorKind::NotFound)
+    }
+
     /// Whether the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if crate::host::is_out_of_space(source))
@@ -126,9 +131,8 @@ impl Folders {
     /// The last moment of each sandbox of which one was frozen.
     pub(crate) fn last_moments(&self) -> Result<Vec<LastMoment>, FolderError> {
         let folders = self.list()?.into_iter();
-        Ok(folders
-            .filter_map(|(_, folder)| folder.read_last())
-            .collect())
+        let moments = folders.map(|(_, folder)| folder.read_last());
+        moments.filter_map(Result::transpose).collect()
     }
 
     /// All folders that there are. What is not named like a sandbox is none.
@@ -175,10 +179,22 @@ impl Folder {
         self.write_json(LAST, last)
     }
 
+    /// Whether a moment of it was frozen, be it readable or not.
+    pub(crate) fn was_frozen(&self) -> bool {
+        self.path.join(LAST).exists()
+    }
+
     /// `None` if nothing of it was ever frozen.
-    pub(crate) fn read_last(&self) -> Option<LastMoment> {
-        let text = fs::read(self.path.join(LAST)).ok()?;
-        serde_json::from_slice(&text).ok()
+    pub(crate) fn read_last(&self) -> Result<Option<LastMoment>, FolderError> {
+        let path = self.path.join(LAST);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        let last = serde_json::from_slice(&text);
+        last.map(Some)
+            .map_err(|source| FolderError::Malformed { path, source })
     }
 
     /// A name for the next file of its disk.

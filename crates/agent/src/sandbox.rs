@@ -49,6 +49,7 @@ pub(crate) mod error;
 mod freeze;
 mod network;
 pub(crate) mod owner;
+mod recovery;
 pub(crate) mod resources;
 mod tunnels;
 

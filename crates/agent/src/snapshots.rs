@@ -148,13 +148,14 @@ impl Snapshots {
         Ok(Stage { staging, pin })
     }
 
-    /// Makes a snapshot whole and puts it into its place. `layers` are the frozen files of its disk, the lowest first. May block for
-    /// as long as its files take to be flushed.
+    /// Makes a snapshot whole and puts it into its place. `layers` are the frozen files of its disk, the lowest first; `vmm` is the
+    /// VMM that saved it, which may be older than this agent's. May block for as long as its files take to be flushed.
     pub(crate) fn publish(
         &self,
         stage: Stage,
         spec: &SupervisorSpec,
         layers: &[PathBuf],
+        vmm: &str,
     ) -> Result<PinnedBuild, SnapshotError> {
         let Stage { staging, pin } = stage;
         let mut names = Vec::new();
@@ -171,7 +172,7 @@ impl Snapshots {
             version: 1,
             build: staging.build(),
             created_unix_ms: crate::sandbox::now_unix_ms(),
-            vmm: self.vmm.clone(),
+            vmm: vmm.to_owned(),
             accel: spec.accel,
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
@@ -201,6 +202,11 @@ impl Snapshots {
     /// Where diff files of new snapshots are.
     pub(crate) fn memory_dir(&self) -> PathBuf {
         self.own.memory_dir()
+    }
+
+    /// Kind and version of the VMM here.
+    pub(crate) fn vmm(&self) -> &str {
+        &self.vmm
     }
 
     /// Keeps a snapshot, if it is there.
@@ -303,10 +309,35 @@ impl Snapshots {
 
     /// The snapshot of a name that a user gave.
     pub(crate) fn named(&self, name: &TemplateName) -> Result<Option<PinnedBuild>, SnapshotError> {
-        let Some(record) = self.names.get(name)? else {
-            return Ok(None);
-        };
-        Ok(Some(Pins::pin(&self.pins, record.build)))
+        self.pinned(&self.names, name)
+    }
+
+    /// The snapshot that a name stands for, kept. What the name stood for when it was read may be gone before it is kept, if the
+    /// name was given to another in between.
+    fn pinned(
+        &self,
+        names: &Names,
+        name: &TemplateName,
+    ) -> Result<Option<PinnedBuild>, SnapshotError> {
+        let mut pin: Option<PinnedBuild> = None;
+        loop {
+            let build = names.get(name)?.map(|record| record.build);
+            if build == pin.as_ref().map(PinnedBuild::id) {
+                return Ok(pin);
+            }
+            pin = build.map(|build| Pins::pin(&self.pins, build));
+        }
+    }
+
+    /// Keeps all that there is.
+    pub(crate) fn pin_all(&self) -> Result<Vec<PinnedBuild>, SnapshotError> {
+        let all = self.own.list()?.into_iter();
+        Ok(all.map(|build| Pins::pin(&self.pins, build)).collect())
+    }
+
+    /// Whether a user gave this name, also where what it stands for cannot be read.
+    pub(crate) fn has_name(&self, name: &TemplateName) -> bool {
+        self.names.is_given(name)
     }
 
     /// Gives a name to a snapshot.
@@ -328,8 +359,9 @@ impl Snapshots {
     /// All snapshots that have names. One that is damaged is left out, and told in the log.
     pub(crate) fn all_named(&self) -> Result<Vec<NamedMoment>, SnapshotError> {
         let mut all = Vec::new();
-        for (name, record) in self.names.list()? {
-            match self.describe(&name, record.build) {
+        for (name, record) in self.names.each()? {
+            let record = record.map_err(SnapshotError::from);
+            match record.and_then(|record| self.describe(&name, record.build)) {
                 Ok(named) => all.push(named),
                 Err(error) => {
                     let error = crate::sandbox::error::chain(&error);
@@ -353,8 +385,8 @@ impl Snapshots {
     /// The booted guest of a template, if there is one and it fits this host.
     pub(crate) fn warm(&self, template: &Template) -> Option<Moment> {
         let name = warm_name(&template.name, self.accel).ok()?;
-        let record = self.image_names.get(&name).ok().flatten()?;
-        let moment = self.moment(&Pins::pin(&self.pins, record.build)).ok()?;
+        let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
+        let moment = self.moment(&pin).ok()?;
         let manifest = moment.manifest();
         let fits = manifest.kernel == template.kernel
             && manifest.initrd == template.initrd
@@ -371,12 +403,10 @@ impl Snapshots {
             // Pins first: what is named and then unpinned is in the list of names by now, or was before.
             let mut live = self.pins.all();
             live.extend(kept().ok_or(SnapshotError::NotNow)?);
-            live.extend(
-                self.names
-                    .list()?
-                    .into_iter()
-                    .map(|(_, record)| record.build),
-            );
+            // With a name that cannot be read all stays: it may be anything's.
+            for (_, record) in self.names.each()? {
+                live.insert(record?.build);
+            }
             Ok(live)
         };
         match self.own.collect(live) {

@@ -35,6 +35,12 @@ use crate::folder::Folder;
 /// How long it may take to answer a question.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long it may take to end a freeze that is under way: longer than anybody waits for one, for the disk's sake.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Between two questions whether it has ended.
+const SETTLE_POLL: Duration = Duration::from_millis(50);
+
 /// How long a machine may take to go on.
 const THAW_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -174,6 +180,24 @@ impl Supervisor {
             Reply::Status(status) => Ok(status),
             _ => Err(SupervisorError::Malformed),
         }
+    }
+
+    /// How the machine is once no freeze is under way. One that is silent is asked again: it may be busy, and who is gone does not
+    /// take a connection.
+    pub(crate) async fn settled(&self) -> Result<MachineStatus, SupervisorError> {
+        let settled = async {
+            loop {
+                match self.status().await {
+                    Ok(status) if !status.freezing => return Ok(status),
+                    Ok(_) | Err(SupervisorError::Silent(_)) => {}
+                    Err(error) => return Err(error),
+                }
+                tokio::time::sleep(SETTLE_POLL).await;
+            }
+        };
+        tokio::time::timeout(SETTLE_DEADLINE, settled)
+            .await
+            .unwrap_or(Err(SupervisorError::Silent(SETTLE_DEADLINE)))
     }
 
     /// Stops the machine's virtual CPUs and has it written to `staging`. If that fails, it runs on.

@@ -26,7 +26,7 @@ use crate::{
     network::access::Access,
     registry::Registry,
     rpc::{self, Wanted},
-    sandbox::{Sandbox, Source, adopt, error::chain, owner::Owners},
+    sandbox::{Sandbox, Source, adopt, error::chain, owner::Owners, resources::HostParts},
     server,
     snapshots::{PinnedBuild, warm_name},
 };
@@ -51,6 +51,8 @@ pub struct WarmConfig {
     pub accel: Accel,
     /// The program that has `supervise`.
     pub wrenn_exe: PathBuf,
+    /// Builds of booted guests that sandboxes of a service run from: they are not removed. `None` if that is not known.
+    pub in_use: Option<Vec<String>>,
 }
 
 /// Why there is no booted guest.
@@ -97,6 +99,7 @@ pub async fn make(
         return Ok(false);
     }
     begins();
+    let _in_use = in_use(&host, &config)?;
     let owners = Owners {
         host: Arc::new(host),
         registry: Arc::new(Registry::default()),
@@ -136,6 +139,7 @@ pub async fn remove(config: WarmConfig, name: &TemplateName) -> Result<(), WarmE
     let store = ImageStore::open(&config.images_dir).map_err(failed("open the images"))?;
     let agent = agent_config(&config, &work);
     let host = server::open_parts(agent, Arc::new(store), Deadlines::default()).await?;
+    let _in_use = in_use(&host, &config)?;
     for accel in [Accel::Kvm, Accel::Tcg] {
         if let Ok(name) = warm_name(name, accel) {
             let removed = host.snapshots.unname(&name);
@@ -145,6 +149,18 @@ pub async fn remove(config: WarmConfig, name: &TemplateName) -> Result<(), WarmE
     let collected: Result<(), JoinError> =
         tokio::task::spawn_blocking(move || host.snapshots.collect(|| Some(Vec::new()))).await;
     collected.map_err(failed("remove the booted guest"))
+}
+
+/// Keeps the booted guests that sandboxes of another process run from.
+fn in_use(host: &HostParts, config: &WarmConfig) -> Result<Vec<PinnedBuild>, WarmError> {
+    let Some(builds) = &config.in_use else {
+        let all = host.snapshots.pin_all();
+        return all.map_err(failed("find the booted guests"));
+    };
+    Ok(builds
+        .iter()
+        .filter_map(|build| host.snapshots.pin(build))
+        .collect())
 }
 
 fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {

@@ -136,7 +136,7 @@ fn collected_output_is_bounded_and_its_command_is_killed() {
             .sh(ID, "exec cat /dev/zero")
             .await
             .expect_err("too much");
-        assert_eq!(error.code, ErrorCode::ResourceExhausted, "{error}");
+        assert_eq!(error.code, ErrorCode::OutOfRange, "{error}");
         assert!(error.to_string().contains("stdout"), "{error}");
         assert!(calls(agent).contains("signal "), "it was not killed");
     });
@@ -532,7 +532,7 @@ fn a_sandbox_that_hangs_delays_no_other() {
         for n in 0..20 {
             let script = format!("echo {n}");
             let run = agent.sh("sb-other", &script);
-            let done = tokio::time::timeout(Duration::from_secs(2), run)
+            let done = tokio::time::timeout(Duration::from_secs(20), run)
                 .await
                 .expect("in time");
             assert_eq!(done.expect("run").stdout, format!("{n}\n").into_bytes());

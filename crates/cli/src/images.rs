@@ -62,6 +62,8 @@ pub(crate) fn find_init(envd: &Path) -> anyhow::Result<PathBuf> {
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
     paths: Vec<PathBuf>,
+    /// Snapshots that machines run from.
+    builds: Vec<String>,
     /// A sandbox does not tell (yet), so everything may be in use.
     unknown: bool,
 }
@@ -91,12 +93,18 @@ impl InUse {
                 Some(parts) => {
                     self.paths
                         .extend([parts.kernel, parts.initrd, parts.base_disk].map(real));
+                    self.builds.extend(parts.restore.map(|from| from.build));
                 }
                 // Gone since, or not written yet.
                 None => self.unknown |= folder.exists(),
             }
         }
         Ok(())
+    }
+
+    /// Snapshots that machines run from; `None` if that is not known.
+    pub(crate) fn builds(&self) -> Option<Vec<String>> {
+        (!self.unknown).then(|| self.builds.clone())
     }
 
     /// Whether a sandbox or a snapshot stands on this file.
@@ -114,6 +122,14 @@ struct Parts {
     kernel: PathBuf,
     initrd: PathBuf,
     base_disk: PathBuf,
+    /// Of a machine that was not booted.
+    #[serde(default)]
+    restore: Option<Origin>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Origin {
+    build: String,
 }
 
 fn read_parts(path: &Path) -> Option<Parts> {
@@ -140,6 +156,7 @@ mod tests {
         fs::create_dir_all(&folder).expect("a folder");
         let spec = serde_json::json!({
             "id": "sb-1", "kernel": "/k/vmlinux", "initrd": "/k/initrd.img", "base_disk": link,
+            "restore": { "build": "00ff" },
         });
         fs::write(folder.join(name), spec.to_string()).expect("writable");
 
@@ -147,6 +164,7 @@ mod tests {
         assert!(in_use.holds(&disk));
         assert!(in_use.holds(Path::new("/k/vmlinux")));
         assert!(!in_use.holds(Path::new("/other")));
+        assert_eq!(in_use.builds(), Some(vec!["00ff".to_owned()]));
     }
 
     #[test]
@@ -164,7 +182,9 @@ mod tests {
                 .holds(Path::new("/x"))
         );
         fs::create_dir_all(dir.path().join("sandboxes/sb-1")).expect("a folder");
-        assert!(InUse::read(dir.path()).expect("one").holds(Path::new("/x")));
+        let in_use = InUse::read(dir.path()).expect("one");
+        assert!(in_use.holds(Path::new("/x")));
+        assert_eq!(in_use.builds(), None);
     }
 
     #[test]

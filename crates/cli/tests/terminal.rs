@@ -91,6 +91,23 @@ impl Shell {
         ended.expect("an end in time").unwrap().code()
     }
 
+    /// Reads until this is shown; all that is.
+    async fn until_shown(&self, text: &'static str) -> String {
+        let mut terminal = self.master.try_clone().unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            let (mut shown, mut piece) = (String::new(), [0; 512]);
+            while !shown.contains(text) {
+                let len = terminal.read(&mut piece).unwrap();
+                shown.push_str(&String::from_utf8_lossy(&piece[..len]));
+            }
+            shown
+        });
+        tokio::time::timeout(DEADLINE, read)
+            .await
+            .expect("it is shown in time")
+            .unwrap()
+    }
+
     /// Types keys and reads what is shown for them.
     async fn type_and_read(&self, keys: &'static [u8]) -> Vec<u8> {
         let mut terminal = self.master.try_clone().unwrap();
@@ -161,11 +178,6 @@ async fn a_server_that_breaks_off_restores_the_terminal_and_is_told() {
     let mut shell = shell(&fake);
     assert_eq!(shell.exit_code().await, Some(1));
     assert!(shell.is_restored());
-    let mut shown = vec![0; 512];
-    let len = shell.master.read(&mut shown).unwrap();
-    let shown = String::from_utf8_lossy(&shown[..len]);
-    assert!(
-        shown.contains("wrenn: ") && shown.contains("the sandbox is gone"),
-        "{shown}"
-    );
+    let shown = shell.until_shown("the sandbox is gone").await;
+    assert!(shown.contains("wrenn: "), "{shown}");
 }

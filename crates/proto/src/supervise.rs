@@ -214,6 +214,9 @@ pub struct FrozenMachine {
     pub pages_written: u64,
     /// Milliseconds from the freeze to this answer.
     pub frozen_ms: u32,
+    /// Kind and version of the VMM, such as `qemu 7.2.22`; empty where it is not known.
+    #[serde(default)]
+    pub vmm: String,
 }
 
 /// What the page server has done.
@@ -237,6 +240,9 @@ pub struct MachineStatus {
     /// Whether its virtual CPUs are stopped by [`Request::Freeze`].
     #[serde(default)]
     pub frozen: bool,
+    /// Whether it is being written now: it answers nothing but this question until that has ended.
+    #[serde(default)]
+    pub freezing: bool,
     /// Its disk above the image: the lowest first, the last is written to.
     #[serde(default)]
     pub disk: Vec<PathBuf>,

@@ -8,9 +8,13 @@
 //! | published | noted                                        | noted                                     |
 //! | stop      | killed                                       | killed                                    |
 //!
+//! While a machine is written, which takes as long as its memory and the disk do, questions for its status are answered and a stop
+//! is obeyed; the rest waits.
+//!
 //! A machine that cannot be thawed after a failure is of no use: it is ended, with the reason.
 
 use std::{
+    collections::VecDeque,
     fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -51,6 +55,16 @@ pub(crate) struct Owner<M> {
     pub(crate) status: watch::Receiver<MachineStatus>,
 }
 
+/// How the serving of a request ended.
+enum Served {
+    /// With an answer, and with the reason if the machine must end.
+    Answered(Answer, Option<SupervisorError>),
+    /// Guest memory cannot be served any more.
+    Failed(String),
+    /// A stop came in between.
+    Stop(Option<StopReply>),
+}
+
 impl<M: Machine> Owner<M> {
     /// Serves requests until the machine ends.
     pub(crate) async fn drive(
@@ -61,32 +75,65 @@ impl<M: Machine> Owner<M> {
     ) -> Result<(), SupervisorError> {
         let mut keep = std::pin::pin!(sleep(WORKING_SET_AFTER));
         let mut kept = false;
+        // Asked while another request was served.
+        let mut waiting = VecDeque::new();
         loop {
-            tokio::select! {
-                exit = self.machine.wait() => return Err(SupervisorError::Ended(exit)),
-                reason = failure.occurred() => {
-                    self.machine.stop(STOP_DEADLINE).await?;
-                    return Err(SupervisorError::Pages(reason));
-                }
-                Some(command) = queue.recv() => match command {
-                    Command::Stop(reply) => return self.stop(Some(reply)).await,
-                    Command::Ask(request, reply) => {
-                        let (answer, ended) = self.answer(request).await;
-                        // Whoever asked may be gone by now.
-                        let _ = reply.send(answer);
-                        if let Some(error) = ended {
-                            self.machine.stop(STOP_DEADLINE).await?;
-                            return Err(error);
-                        }
+            let command = match waiting.pop_front() {
+                Some(command) => command,
+                None => tokio::select! {
+                    exit = self.machine.wait() => return Err(SupervisorError::Ended(exit)),
+                    reason = failure.occurred() => return self.fail(reason).await,
+                    Some(command) = queue.recv() => command,
+                    () = &mut keep, if !kept => {
+                        self.memory.keep_working_set();
+                        kept = true;
+                        continue;
                     }
+                    _ = terminate.recv() => return self.stop(None).await,
                 },
-                () = &mut keep, if !kept => {
-                    self.memory.keep_working_set();
-                    kept = true;
+            };
+            let (request, reply) = match command {
+                Command::Stop(reply) => return self.stop(Some(reply)).await,
+                Command::Ask(request, reply) => (request, reply),
+            };
+            let meanwhile = self.status_during(&request);
+            let served = {
+                let mut answering = std::pin::pin!(self.answer(request));
+                loop {
+                    tokio::select! {
+                        (answer, ended) = &mut answering => break Served::Answered(answer, ended),
+                        reason = failure.occurred() => break Served::Failed(reason),
+                        _ = terminate.recv() => break Served::Stop(None),
+                        Some(command) = queue.recv() => match command {
+                            Command::Ask(Request::Status, reply) => {
+                                // Whoever asked may be gone by now.
+                                let _ = reply.send(Reply::Status(meanwhile.clone()).into());
+                            }
+                            Command::Stop(reply) => break Served::Stop(Some(reply)),
+                            later @ Command::Ask(..) => waiting.push_back(later),
+                        },
+                    }
                 }
-                _ = terminate.recv() => return self.stop(None).await,
+            };
+            match served {
+                Served::Answered(answer, ended) => {
+                    // Whoever asked may be gone by now.
+                    let _ = reply.send(answer);
+                    if let Some(error) = ended {
+                        self.machine.stop(STOP_DEADLINE).await?;
+                        return Err(error);
+                    }
+                }
+                Served::Failed(reason) => return self.fail(reason).await,
+                Served::Stop(reply) => return self.stop(reply).await,
             }
         }
+    }
+
+    /// Its memory cannot be served any more.
+    async fn fail(&mut self, reason: String) -> Result<(), SupervisorError> {
+        self.machine.stop(STOP_DEADLINE).await?;
+        Err(SupervisorError::Pages(reason))
     }
 
     async fn stop(&mut self, reply: Option<StopReply>) -> Result<(), SupervisorError> {
@@ -129,6 +176,16 @@ impl<M: Machine> Owner<M> {
             disk: self.disk.clone(),
             pager: self.memory.status(),
             ..self.status.borrow().clone()
+        }
+    }
+
+    /// What is answered to who asks while `request` is served.
+    fn status_during(&self, request: &Request) -> MachineStatus {
+        let freezing = matches!(request, Request::Freeze { .. });
+        MachineStatus {
+            frozen: self.frozen || freezing,
+            freezing,
+            ..self.status()
         }
     }
 
@@ -210,6 +267,7 @@ impl<M: Machine> Owner<M> {
             pages_seen: written.pages_seen,
             pages_written: written.pages_written,
             frozen_ms: elapsed_ms(began),
+            vmm: self.machine.version(),
         })
     }
 }

@@ -26,6 +26,10 @@ pub trait Machine {
     /// Process id of the VMM.
     fn pid(&self) -> u32;
 
+    /// Kind and version of the VMM, such as `qemu 7.2.22`: a machine's state fits the version that it was saved by. Empty where
+    /// the VMM did not tell.
+    fn version(&self) -> String;
+
     /// The guest's serial console, once: what the guest prints, to be read all the time (a full pipe stops the guest).
     fn take_console(&mut self) -> Option<pipe::Receiver>;
 

@@ -96,6 +96,10 @@ impl Machine for FakeMachine {
         self.pid
     }
 
+    fn version(&self) -> String {
+        String::new()
+    }
+
     fn take_console(&mut self) -> Option<pipe::Receiver> {
         self.console.take()
     }

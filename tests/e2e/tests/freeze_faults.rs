@@ -265,9 +265,32 @@ async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Resul
     assert!(refused.to_string().contains("disk is full"), "{refused}");
     assert_eq!(sandbox.record().await?["status"], "running");
     assert_eq!(sandbox.shell("sha256sum /dev/shm/much").await?.stdout, sum);
+    // Of a snapshot its disk goes on in a new file before memory is written: there it stays.
+    let snapshot = async |name: &str| {
+        let body = json!({ "sandbox_id": id, "name": name });
+        service.json(Method::POST, "/v1/snapshots", &body).await
+    };
+    let (status, refused) = snapshot("never").await?;
+    assert_eq!(status.as_u16(), 503, "{refused}");
+    assert_eq!(sandbox.record().await?["status"], "running");
+    let write = "echo written >/home/user/after; sync; cat /home/user/after";
+    assert_eq!(sandbox.shell(write).await?.stdout, "written\n");
     // What was half written is gone, and with room it works.
     sandbox.shell("rm /dev/shm/much").await?;
     fs::remove_file(ballast)?;
     remember(&sandbox, 1).await?;
+    let (status, made) = snapshot("good").await?;
+    ensure!(status.is_success(), "{made}");
+    must(&service, &id, "pause").await?;
+    must(&service, &id, "resume").await?;
+    let body = json!({ "template": "good" });
+    let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
+    ensure!(status.is_success(), "{made}");
+    let copy = Sandbox::new(&service, made["id"].as_str().context("an id")?.to_owned());
+    for whole in [&sandbox, &copy] {
+        let look = "cat /home/user/after; sudo dmesg | grep -c EXT4-fs.error";
+        assert_eq!(whole.shell(look).await?.stdout, "written\n0\n");
+    }
+    copy.destroy().await?;
     usable(&service, &id, "full disk", &["1"]).await
 }

@@ -44,7 +44,7 @@ pub(super) async fn create(
         move || match host.templates.template(&name) {
             Ok(_) => Ok(true),
             Err(TemplateError::NotFound(_)) => {
-                Ok(!request.overwrite && host.snapshots.named(&name)?.is_some())
+                Ok(!request.overwrite && host.snapshots.has_name(&name))
             }
             Err(error) => Err(error.into()),
         }
@@ -76,7 +76,7 @@ pub(super) async fn delete(owners: &Owners, name: &str, force: bool) -> Result<(
     let host = owners.host.clone();
     let wanted = name.clone();
     let removed = blocking(move || {
-        if host.snapshots.named(&wanted)?.is_none() {
+        if !host.snapshots.has_name(&wanted) {
             return Ok(Removed::Unknown);
         }
         if made > 0 && !force {

@@ -2,14 +2,17 @@
 //!
 //! | found                                                   | becomes                                              |
 //! |---------------------------------------------------------|------------------------------------------------------|
-//! | folder without a readable `spec.json`                   | removed: its create had not come far                 |
+//! | folder without `spec.json`, or with a torn one, and     | removed: its create had not come far                 |
+//! | without `snapshot.json`                                 |                                                      |
+//! | the same with `snapshot.json`                           | left alone and told in the log: it is not lost       |
+//! | something that is there and cannot be read now          | the agent does not start, and says what it is        |
 //! | supervisor lives, guest answered once                   | running                                              |
 //! | supervisor lives, guest never answered                  | starting, and the boot goes on                       |
 //! | supervisor lives, its network is gone                   | ended, then error with the reason                    |
 //! | supervisor is dead                                      | error with the reason it left; all else is freed     |
 //! | `snapshot.json` says that it did not run on             | paused; a machine that is left is ended: it is of a  |
 //! |                                                         | pause that was noted, or of a resume that was not    |
-//! | supervisor lives, its machine is frozen                 | thawed, recovered and running: its pause was not noted |
+//! | supervisor lives, its machine is frozen, or it is silent | thawed, recovered and running: its pause was not noted |
 //! | slot, network or cgroup of ours without a live sandbox  | removed                                              |
 
 use std::{
@@ -29,27 +32,40 @@ use super::{
     spawn,
 };
 use crate::{
-    envd_client::{EnvdClient, Recover},
-    folder::{Folder, FolderError},
-    network::{self, NetworkError, access::Access, addresses::Slot},
+    envd_client::EnvdClient,
+    folder::{Folder, FolderError, LastMoment},
+    network::{self, NetworkError, access::Access, addresses::Slot, slot::SlotError},
     snapshots::{ImageMemory, PinnedBuild},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
+/// Why nothing was adopted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum AdoptError {
+    /// A sandbox's folder cannot be read or removed.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// It is not known which networks are whose.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+}
+
 /// Adopts or cleans up everything that an earlier agent of this data directory left.
-pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
+pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
     let host = &owners.host;
-    let owned: BTreeSet<(Slot, SandboxId)> = match host.slots.owned() {
-        Ok(owned) => owned.into_iter().collect(),
-        Err(error) => {
-            tracing::warn!(error = chain(&error), "network slots cannot be read");
-            BTreeSet::new()
-        }
-    };
-    let mut found = Vec::new();
+    let owned: BTreeSet<(Slot, SandboxId)> = host.slots.owned()?.into_iter().collect();
+    let (mut found, mut left) = (Vec::new(), BTreeSet::new());
     for (id, folder) in host.folders.list()? {
-        match read_spec(&id, &folder) {
-            Ok(spec) => found.push((id, examine(host, folder, spec, &owned).await)),
+        match read(&id, &folder) {
+            Ok((spec, last)) => {
+                found.push((id, examine(host, folder, spec, last, &owned).await));
+            }
+            Err(error) if error.is_unreadable() => return Err(error.into()),
+            Err(error) if folder.was_frozen() => {
+                tracing::error!(sandbox_id = %id, error = chain(&error), "a sandbox is left alone: it cannot be used as it is");
+                left.insert(id);
+            }
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, error = chain(&error), "half-made sandbox is removed");
                 folder.remove()?;
@@ -61,7 +77,7 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
         .iter()
         .map(|(id, adopted)| (id, adopted.resources.slot))
         .collect();
-    if let Err(error) = remove_strays(host, &kept).await {
+    if let Err(error) = remove_strays(host, &kept, &left).await {
         tracing::warn!(
             error = chain(&error),
             "something of an earlier agent is left"
@@ -78,14 +94,17 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), FolderError> {
     Ok(())
 }
 
-fn read_spec(id: &SandboxId, folder: &Folder) -> Result<SupervisorSpec, FolderError> {
+fn read(
+    id: &SandboxId,
+    folder: &Folder,
+) -> Result<(SupervisorSpec, Option<LastMoment>), FolderError> {
     let spec = folder.read_spec()?;
     if spec.id != *id {
         let source = serde::de::Error::custom(format!("it is that of {}", spec.id));
         let path = folder.path().to_owned();
         return Err(FolderError::Malformed { path, source });
     }
-    Ok(spec)
+    Ok((spec, folder.read_last()?))
 }
 
 /// What a sandbox may reach. A list that cannot be read lets nothing out: better cut off than let loose.
@@ -101,6 +120,7 @@ async fn examine(
     host: &HostParts,
     folder: Folder,
     spec: SupervisorSpec,
+    last: Option<LastMoment>,
     owned: &BTreeSet<(Slot, SandboxId)>,
 ) -> Adopted {
     let mut resources = Resources::none(spec.id.clone());
@@ -110,7 +130,6 @@ async fn examine(
     // A slot that was freed may be another's by now.
     resources.slot =
         Slot::new(spec.network.slot).filter(|slot| owned.contains(&(*slot, spec.id.clone())));
-    let last = folder.read_last();
     let mut pins = Pins {
         origin: None,
         last: last
@@ -173,47 +192,30 @@ async fn examine_machine(
             tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "network could not be checked");
         }
     }
-    let thawed = thaw_if_frozen(supervisor).await;
+    // A silent one is busy: a freeze that an earlier supervisor's program does not tell of.
+    let stands = match supervisor.status().await {
+        Ok(status) => status.frozen,
+        Err(SupervisorError::Silent(_)) => true,
+        Err(error) => return AdoptedMachine::Lost(chain(&error)),
+    };
     let Some(boot) = folder.read_boot() else {
         return AdoptedMachine::Booting;
     };
-    let envd = match (
-        EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token),
-        thawed,
-    ) {
-        (Ok(envd), Ok(was_frozen)) => {
-            if was_frozen {
-                recover(&envd, &spec.id).await;
-            }
-            envd
-        }
-        (Err(error), _) => return AdoptedMachine::Lost(chain(&error)),
-        (_, Err(error)) => return AdoptedMachine::Lost(chain(&error)),
+    let envd = match EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token) {
+        Ok(envd) => envd,
+        Err(error) => return AdoptedMachine::Lost(chain(&error)),
     };
-    AdoptedMachine::Running(Box::new(Running {
+    let running = Box::new(Running {
         envd,
         boot,
         gone: CancellationToken::new(),
         memory: shared_memory(host, supervisor, origin).await,
         tunnels: Tunnels::default(),
-    }))
-}
-
-/// An agent that was killed in the middle of a pause left its machine frozen: it goes on, and what was written is forgotten.
-async fn thaw_if_frozen(supervisor: &Supervisor) -> Result<bool, SupervisorError> {
-    if !supervisor.status().await?.frozen {
-        return Ok(false);
-    }
-    supervisor
-        .note_published(false, std::path::Path::new(""))
-        .await?;
-    supervisor.thaw().await?;
-    Ok(true)
-}
-
-async fn recover(envd: &EnvdClient, id: &SandboxId) {
-    if let Err(error) = envd.recover(&Recover::same()).await {
-        tracing::warn!(sandbox_id = %id, error = chain(&error), "the guest did not recover from its preparation");
+    });
+    if stands {
+        AdoptedMachine::Frozen(running)
+    } else {
+        AdoptedMachine::Running(running)
     }
 }
 
@@ -231,16 +233,17 @@ async fn shared_memory(
 async fn remove_strays(
     host: &HostParts,
     kept: &BTreeMap<&SandboxId, Option<Slot>>,
+    left: &BTreeSet<SandboxId>,
 ) -> Result<(), DestroyError> {
     host.slots.remove_stale_drafts()?;
     for id in host.cgroups.existing() {
-        if !kept.contains_key(&id) {
+        if !kept.contains_key(&id) && !left.contains(&id) {
             tracing::warn!(sandbox_id = %id, "stray cgroup is removed");
             host.cgroups.remove(&id).await?;
         }
     }
     for (slot, id) in host.slots.owned()? {
-        if kept.get(&id).copied().flatten() != Some(slot) {
+        if kept.get(&id).copied().flatten() != Some(slot) && !left.contains(&id) {
             tracing::warn!(sandbox_id = %id, %slot, "stray network is removed");
             free_network(host, slot).await?;
         }

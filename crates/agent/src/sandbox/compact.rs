@@ -110,7 +110,7 @@ impl Owner {
     /// is left alone.
     pub(super) fn move_to_twin(&mut self, compacted: Compacted) {
         let Compacted { of, twin } = compacted;
-        let rests = matches!(self.sandbox.state(), State::Paused);
+        let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming);
         let stands_there = self.pins.last.as_ref().map(PinnedBuild::id) == Some(of.id());
         if let Some(twin) = twin.filter(|_| rests) {
             if !stands_there {

@@ -4,13 +4,14 @@
 //! |---|--------------------------------------------|------------------------------|------------------------------------|--------------------------------------|
 //! | 1 | new calls refused, those under way drained | (goes on after 2 s)          | -                                  | running                              |
 //! | 2 | guest gets ready (`/snapshot/prepare`)     | guest refuses, or is silent  | recovered, runs on                 | running; recovers it                 |
-//! | 3 | supervisor: vCPUs stop, devices and memory are written | disk full, VMM refuses | the supervisor lets it go on; recovered | frozen: thaws and recovers it     |
+//! | 3 | supervisor: vCPUs stop, devices and memory are written | disk full, VMM refuses, or it takes too long | the supervisor lets it go on; recovered | being written: waits for its end; frozen: thaws and recovers it |
 //! | 4 | disk linked, manifest written, published   | disk full                    | thawed, recovered, runs on         | frozen: thaws and recovers it        |
 //! | 5 | `snapshot.json` by rename                  | disk full                    | as 4; what was published is garbage| **paused**: frees what is left       |
 //! | 6 | machine ended, network and cgroup freed    | a part stays                 | paused; freed again by resume or destroy | paused: frees what is left     |
 //!
 //! A frozen moment of a machine that goes on (named snapshot, fork): steps 2 and 3, then it is thawed and recovered at once, and
-//! the moment is published beside it. The frozen file of its disk stays where it is, as a layer below the new one.
+//! the moment is published beside it. The frozen file of its disk stays where it is, as a layer below the new one. If step 3 fails
+//! after the machine was put on the new file, it goes on there: the new file is its disk, the old one a layer that no moment has.
 //!
 //! | # | step of a resume                           | failure                      | the sandbox afterwards             | agent killed after the step: the next one finds |
 //! |---|--------------------------------------------|------------------------------|------------------------------------|--------------------------------------|
@@ -36,10 +37,10 @@ use super::{
     error::{CreateError, FreezeError, chain},
     now_unix_ms,
     owner::{Next, Owner},
+    recovery::recover,
 };
 use crate::{
     disk,
-    envd_client::Recover,
     folder::{Folder, LastMoment},
     snapshots::{PinnedBuild, Stage},
     supervisor::Supervisor,
@@ -58,6 +59,8 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(240);
 struct Frozen {
     stage: Stage,
     layers: Vec<std::path::PathBuf>,
+    /// What saved it.
+    vmm: Option<String>,
 }
 
 impl Owner {
@@ -121,19 +124,22 @@ impl Owner {
     /// Brings it back from its last moment. If a step fails, it is as it was: paused, or lost.
     pub(super) async fn resume(&mut self, from: ResumeFrom) -> Next {
         let before = self.sandbox.state();
+        // From here on: to shorten a chain may take minutes.
+        self.sandbox.set_state(State::Resuming);
         self.shorten_if_needed().await;
         self.put_off_compaction();
         let Some(last) = self.pins.last.clone() else {
+            self.sandbox.set_state(before);
             self.answer_resumes(Err(FreezeError::NeverFrozen));
             return Next::Wait;
         };
         // What an earlier attempt could not free is freed now, or this one fails too.
         if let Err(error) = self.resources.free(&self.owners.host).await {
             let reason = CreateError::Ended(chain(&error));
+            self.sandbox.set_state(before);
             self.answer_resumes(Err(FreezeError::Restore(reason)));
             return Next::Wait;
         }
-        self.sandbox.set_state(State::Resuming);
         let (outcome, replies) = self.boot(async |boot| boot.resume(&last, from).await).await;
         let noted = match outcome {
             Ok(running) => self.note_running(running, &last),
@@ -204,7 +210,7 @@ impl Owner {
         match stored {
             Ok(pin) => Ok(pin),
             Err(error) => {
-                self.let_go(running, false, Path::new("")).await?;
+                self.let_go(running).await?;
                 Err(error)
             }
         }
@@ -219,8 +225,7 @@ impl Owner {
         let frozen = match self.take(running, Some(&next_disk)).await {
             Ok(frozen) => frozen,
             Err(error) => {
-                // The machine writes to the old one still.
-                let _ = std::fs::remove_file(&next_disk);
+                self.forget_unless_used(&next_disk).await;
                 return Err(error);
             }
         };
@@ -234,17 +239,30 @@ impl Owner {
         stored
     }
 
+    /// Removes a file that the machine did not come to write to. If that is not known, it stays.
+    async fn forget_unless_used(&self, disk: &Path) {
+        let Some(supervisor) = &self.resources.supervisor else {
+            return;
+        };
+        let status = supervisor.settled().await;
+        if status.is_ok_and(|status| !status.disk.iter().any(|used| used == disk)) {
+            // It lies in the sandbox's folder, and goes with it.
+            let _ = std::fs::remove_file(disk);
+        }
+    }
+
     /// Gets the guest ready, stops it, and has memory and devices written.
     async fn take(
         &mut self,
         running: &Running,
         next_disk: Option<&Path>,
     ) -> Result<Frozen, FreezeError> {
+        self.recovery = None;
         let stage = self.owners.host.snapshots.stage()?;
         let build = stage.build();
         let keep_cache = self.owners.host.config.keep_page_cache;
         if let Err(error) = running.envd.prepare(&build, keep_cache).await {
-            recover(running).await;
+            self.recovery = recover(running).await;
             return Err(FreezeError::Prepare(error));
         }
         fault::point("agent.freeze.prepared", None);
@@ -256,10 +274,12 @@ impl Owner {
             Ok(machine) => Ok(Frozen {
                 stage,
                 layers: machine.disk_layers,
+                // A supervisor that was there before this agent may not tell.
+                vmm: Some(machine.vmm).filter(|vmm| !vmm.is_empty()),
             }),
             Err(error) => {
                 // It may be frozen all the same, if only the answer was lost.
-                self.let_go(running, false, Path::new("")).await?;
+                self.let_go(running).await?;
                 Err(FreezeError::Freeze(error))
             }
         }
@@ -272,12 +292,13 @@ impl Owner {
         folder: &Folder,
         running: bool,
     ) -> Result<PinnedBuild, FreezeError> {
-        let Frozen { stage, layers } = frozen;
+        let Frozen { stage, layers, vmm } = frozen;
         fault::point("agent.freeze.frozen", None);
         let (host, folder) = (self.owners.host.clone(), folder.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let spec = folder.read_spec()?;
-            let pin = host.snapshots.publish(stage, &spec, &layers)?;
+            let vmm = vmm.as_deref().unwrap_or(host.snapshots.vmm());
+            let pin = host.snapshots.publish(stage, &spec, &layers, vmm)?;
             fault::point("agent.freeze.published", None);
             folder.write_last(&LastMoment {
                 build: pin.build(),
@@ -289,21 +310,31 @@ impl Owner {
         stored.await.unwrap_or(Err(FreezeError::Gone))
     }
 
-    async fn let_go(
-        &self,
-        running: &Running,
-        published: bool,
-        memory: &Path,
-    ) -> Result<(), FreezeError> {
+    /// A machine that an agent left frozen, or in the middle of it, goes on, and what was written is forgotten.
+    pub(super) async fn thaw_left(&mut self, running: Arc<Running>) -> Next {
+        self.sandbox.set_state(State::Pausing(running.clone()));
+        match self.let_go(&running).await {
+            Ok(()) => {
+                self.sandbox.set_state(State::Running(running));
+                Next::Watch
+            }
+            Err(error) => self.lose(chain(&error)).await,
+        }
+    }
+
+    /// What was written is forgotten, and the machine goes on; first comes the end of what is being written.
+    async fn let_go(&mut self, running: &Running) -> Result<(), FreezeError> {
+        let supervisor = self.supervisor()?;
+        supervisor.settled().await.map_err(FreezeError::Thaw)?;
         // If it cannot be told, the thaw says so.
-        let _ = self.supervisor()?.note_published(published, memory).await;
+        let _ = supervisor.note_published(false, Path::new("")).await;
         self.thaw(running).await
     }
 
-    async fn thaw(&self, running: &Running) -> Result<(), FreezeError> {
+    async fn thaw(&mut self, running: &Running) -> Result<(), FreezeError> {
         let thawed = self.supervisor()?.thaw().await;
         thawed.map_err(FreezeError::Thaw)?;
-        recover(running).await;
+        self.recovery = recover(running).await;
         Ok(())
     }
 
@@ -357,15 +388,5 @@ async fn drain(running: &Arc<Running>) {
     };
     if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
         tracing::info!("calls under way are cut off");
-    }
-}
-
-/// The guest goes on as the sandbox that it was. A guest that does not answer goes on too, only quieter.
-async fn recover(running: &Running) {
-    if let Err(error) = running.envd.recover(&Recover::same()).await {
-        tracing::warn!(
-            error = chain(&error),
-            "the guest did not recover from its preparation"
-        );
     }
 }

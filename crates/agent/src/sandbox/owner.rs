@@ -15,6 +15,7 @@ use super::{
     boot::{Abort, Boot},
     compact::Compaction,
     error::{CreateError, DestroyError, FreezeError, chain},
+    recovery::Recovery,
     resources::{HostParts, Resources},
 };
 use crate::{
@@ -61,6 +62,8 @@ pub(super) struct Pins {
 pub(super) enum AdoptedMachine {
     /// It runs and its guest answered once.
     Running(Box<Running>),
+    /// So did its guest, but it stands still, or does not say: an agent was killed in the middle of freezing it.
+    Frozen(Box<Running>),
     /// It runs; the guest has not answered yet.
     Booting,
     /// It was frozen and is files and nothing else; what was left of its machine is to be freed.
@@ -86,6 +89,9 @@ impl Owners {
         let (host, shutdown) = (self.host.clone(), self.shutdown.clone());
         let kept = move |host: &HostParts| {
             let noted = host.folders.last_moments();
+            let noted = noted.inspect_err(|error| {
+                tracing::warn!(error = chain(error), "no snapshot is collected");
+            });
             // An agent that ends lets go of its sandboxes, and of their pins; they stay, and so does what they stand on.
             let noted = noted.ok().filter(|_| !shutdown.is_cancelled())?;
             Some(
@@ -111,6 +117,7 @@ pub(crate) fn spawn(
     let mut owner = Owner {
         lost: None,
         compaction: None,
+        recovery: None,
         owners: owners.clone(),
         sandbox,
         resources,
@@ -142,6 +149,8 @@ pub(super) struct Owner {
     pub(super) lost: Option<String>,
     /// A twin of its last moment with shorter chains, in the making.
     pub(super) compaction: Option<Compaction>,
+    /// A guest that did not recover from its preparation is asked again and again.
+    pub(super) recovery: Option<Recovery>,
 }
 
 /// What an owner does next.
@@ -238,6 +247,7 @@ impl Owner {
                 self.sandbox.set_state(State::Running(Arc::new(*running)));
                 Next::Watch
             }
+            AdoptedMachine::Frozen(running) => self.thaw_left(Arc::new(*running)).await,
             AdoptedMachine::Lost(reason) => self.lose(reason).await,
             AdoptedMachine::Paused => self.rest().await,
             AdoptedMachine::Booting => {
@@ -338,9 +348,9 @@ impl Owner {
     /// was ever frozen it stands there again, paused; else nothing can bring it back.
     pub(super) async fn lose(&mut self, reason: String) -> Next {
         tracing::warn!(reason, "sandbox is lost");
-        if let Some(last) = self.pins.last.clone()
-            && self.note_paused(&last)
-        {
+        if let Some(last) = self.pins.last.clone() {
+            // If it cannot be noted, the next agent finds a machine that is gone, and comes here as well.
+            let _ = self.note_paused(&last);
             let warning =
                 format!("its machine was lost ({reason}); it stands where it was last frozen");
             self.sandbox.set_warning(warning);

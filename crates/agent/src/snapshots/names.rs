@@ -67,6 +67,11 @@ impl Names {
         self.0.join(format!("{name}.json"))
     }
 
+    /// Whether it stands for something, be that readable or not.
+    pub(super) fn is_given(&self, name: &TemplateName) -> bool {
+        self.path(name).exists()
+    }
+
     pub(super) fn get(&self, name: &TemplateName) -> Result<Option<NameRecord>, NameError> {
         let path = self.path(name);
         let text = match fs::read(&path) {
@@ -80,7 +85,11 @@ impl Names {
             .map_err(|source| NameError::Damaged { path, source })
     }
 
-    pub(super) fn list(&self) -> Result<Vec<(TemplateName, NameRecord)>, NameError> {
+    /// All names, in their order, each with its record or what is wrong with that.
+    #[expect(clippy::type_complexity, reason = "said once")]
+    pub(super) fn each(
+        &self,
+    ) -> Result<Vec<(TemplateName, Result<NameRecord, NameError>)>, NameError> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.0).map_err(failed("list", &self.0))? {
             let name = entry.map_err(failed("list", &self.0))?.file_name();
@@ -88,7 +97,8 @@ impl Names {
             let Some(Ok(name)) = name.map(str::parse::<TemplateName>) else {
                 continue;
             };
-            if let Some(record) = self.get(&name)? {
+            // One that is gone was taken away meanwhile.
+            if let Some(record) = self.get(&name).transpose() {
                 found.push((name, record));
             }
         }
@@ -167,9 +177,23 @@ mod tests {
         ));
         assert_eq!(names.get(&name).unwrap().unwrap().build, first);
         names.put(&name, second, true).unwrap();
-        assert_eq!(names.list().unwrap()[0].1.build, second);
+        assert_eq!(names.each().unwrap()[0].1.as_ref().unwrap().build, second);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(names.remove(&name).unwrap());
         assert!(!names.remove(&name).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_name_hides_no_other_and_can_be_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names::open(dir.path()).unwrap();
+        let (good, bad): (TemplateName, TemplateName) =
+            ("good".parse().unwrap(), "bad".parse().unwrap());
+        names.put(&good, BuildId([1; 16]), false).unwrap();
+        fs::write(dir.path().join("bad.json"), "{").unwrap();
+        let each = names.each().unwrap();
+        assert!(matches!(each[0], (_, Err(NameError::Damaged { .. }))));
+        assert!(each[1].1.is_ok());
+        assert!(names.remove(&bad).unwrap());
     }
 }

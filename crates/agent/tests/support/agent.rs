@@ -115,6 +115,15 @@ impl TestAgent {
         }
     }
 
+    /// Why one does not start.
+    pub(crate) async fn refusal(data_dir: &Path) -> String {
+        let templates = Arc::new(OneTemplate::new(data_dir));
+        let shutdown = CancellationToken::new();
+        let ready = |_| panic!("it starts");
+        let served = serve_with(config(data_dir), templates, deadlines(), ready, shutdown);
+        served.await.expect_err("refused").to_string()
+    }
+
     /// Starts one as a process.
     pub(crate) async fn start_child(data_dir: &Path) -> Self {
         let mut child =
@@ -320,7 +329,7 @@ pub(crate) fn meta(id: &str, path: &str) -> pb::FileMeta {
     }
 }
 
-/// Looks again and again until there is something, for at most ten seconds.
+/// Looks again and again until there is something, for at most half a minute.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -328,7 +337,7 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
             return found;
         }
         assert!(
-            began.elapsed() < Duration::from_secs(10),
+            began.elapsed() < Duration::from_secs(30),
             "waited in vain for: {what}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -76,10 +76,25 @@ fn echo(listener: TcpListener) {
     });
 }
 
-/// What a guest hears from an address; `None` if it cannot be reached.
+/// What a guest hears from an address that it should reach; `None` if it does not.
 pub(crate) async fn hears(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
+    hears_within(agent, id, address, 10).await
+}
+
+/// The opposite: packets that are dropped are given a second.
+pub(crate) async fn is_out_of_reach(agent: &TestAgent, id: &str, address: &str) {
+    let heard = hears_within(agent, id, address, 1).await;
+    assert_eq!(heard, None, "{id} reaches {address}");
+}
+
+async fn hears_within(
+    agent: &TestAgent,
+    id: &str,
+    address: &str,
+    limit_sec: u32,
+) -> Option<String> {
     let (host, port) = address.split_once(':').expect("a port");
-    let script = format!("timeout 1 bash -c 'cat < /dev/tcp/{host}/{port}' 2>/dev/null");
+    let script = format!("timeout {limit_sec} bash -c 'cat < /dev/tcp/{host}/{port}' 2>/dev/null");
     let done = agent.sh(id, &script).await.expect("run");
     (done.exit_code == 0).then(|| String::from_utf8_lossy(&done.stdout).into_owned())
 }

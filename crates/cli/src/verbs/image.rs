@@ -174,10 +174,21 @@ fn warm(settings: &Settings, name: &TemplateName, progress: &dyn Progress) -> an
 }
 
 fn warm_config(settings: &Settings) -> anyhow::Result<WarmConfig> {
+    let in_use = in_use(settings)?;
     Ok(WarmConfig {
+        in_use: in_use.builds(),
         images_dir: settings.images_dir.clone(),
         accel: accel::decide(settings.accel).accel,
         wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
+    })
+}
+
+fn in_use(settings: &Settings) -> anyhow::Result<InUse> {
+    InUse::read(&settings.dir).with_context(|| {
+        format!(
+            "cannot see which sandboxes are in {}",
+            settings.dir.display()
+        )
     })
 }
 
@@ -209,12 +220,7 @@ fn ls(settings: &Settings, args: &LsArgs) -> anyhow::Result<i32> {
 fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
     let store = open(&settings.images_dir)?;
     for name in &args.names {
-        let in_use = InUse::read(&settings.dir).with_context(|| {
-            format!(
-                "cannot see which sandboxes are in {}",
-                settings.dir.display()
-            )
-        })?;
+        let in_use = in_use(settings)?;
         store.remove(name, |path| in_use.holds(path))?;
         on_a_runtime(wrenn_agent::warm::remove(warm_config(settings)?, name))??;
         output::line(name)?;

@@ -59,7 +59,7 @@ impl Staging {
     /// are linked, and stay where they are. So are diff files of the generations before that `other` has and this store may not.
     ///
     /// # Errors
-    /// If a file is missing or the disk is full. Then nothing of it is there.
+    /// If a file that it stands on is missing, or the disk is full. Then nothing of it is there.
     pub fn publish(
         self,
         manifest: &Manifest,
@@ -68,11 +68,6 @@ impl Staging {
     ) -> Result<(), StoreError> {
         // From here on nothing is collected, so what is linked stays until the snapshot that needs it is there.
         let _lock = self.store.lock(FlockOperation::LockShared)?;
-        if let Some(other) = other {
-            for diff in self.header()?.diffs() {
-                self.store.take_diff(diff.build, other)?;
-            }
-        }
         let manifest = Manifest {
             device_checksum: Some(super::checksum(&self.dir.join(layout::DEVICE))?),
             ..manifest.clone()
@@ -89,9 +84,20 @@ impl Staging {
         ] {
             flush(&self.dir.join(name))?;
         }
+        for diff in self.header()?.diffs() {
+            if diff.build != self.build {
+                self.take_diff(diff.build, other)?;
+            }
+        }
         for (build, source) in layers {
             flush(source)?;
-            link_or_copy(source, &self.store.layer(*build))?;
+            self.link_or_copy(source, &self.store.layer(*build))?;
+        }
+        for build in &manifest.disk_layers {
+            let layer = self.store.layer(*build);
+            if !layer.exists() {
+                return Err(StoreError::MissingLayer(layer));
+            }
         }
         sync_dir(&self.store.root.join("disks"))?;
         let memory = self.store.memory_dir();
@@ -116,29 +122,34 @@ impl Drop for Staging {
     }
 }
 
-impl Store {
-    /// Makes sure that a diff file which `other` may have is in this store too.
-    fn take_diff(&self, build: BuildId, other: &Self) -> Result<(), StoreError> {
-        let source = other.memory_dir().join(diff_name(build));
-        if !source.exists() {
-            return Ok(());
+impl Staging {
+    /// Makes sure that a diff file of a generation before is in this store, where `other` may have it.
+    fn take_diff(&self, build: BuildId, other: Option<&Store>) -> Result<(), StoreError> {
+        let target = self.store.memory_dir().join(diff_name(build));
+        if let Some(other) = other {
+            let source = other.memory_dir().join(diff_name(build));
+            if source.exists() {
+                return self.link_or_copy(&source, &target);
+            }
         }
-        link_or_copy(&source, &self.memory_dir().join(diff_name(build)))
+        fs::metadata(&target)
+            .map(drop)
+            .map_err(failed("find", &target))
     }
-}
 
-/// Fine if it is there already. Another file system cannot be linked to.
-fn link_or_copy(source: &Path, target: &Path) -> Result<(), StoreError> {
-    match fs::hard_link(source, target) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-            let temporary = target.with_extension("tmp");
-            let copied = fs::copy(source, &temporary)
-                .and_then(|_| fs::File::open(&temporary)?.sync_all())
-                .and_then(|()| fs::rename(&temporary, target));
-            copied.map_err(failed("copy", target))
+    /// Fine if it is there already. Another file system cannot be linked to: a copy is made here first, where nobody else writes.
+    fn link_or_copy(&self, source: &Path, target: &Path) -> Result<(), StoreError> {
+        match fs::hard_link(source, target) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+                let copy = self.dir.join("copy");
+                let copied = fs::copy(source, &copy)
+                    .and_then(|_| fs::File::open(&copy)?.sync_all())
+                    .and_then(|()| fs::rename(&copy, target));
+                copied.map_err(failed("copy", target))
+            }
+            other => other.map_err(failed("link", target)),
         }
-        other => other.map_err(failed("link", target)),
     }
 }
 

@@ -1,6 +1,11 @@
 //! Writing what a frozen machine holds.
 
-use std::{fs, io, path::Path, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use wrenn_pager::{PageRun, dirty};
 use wrenn_snapshot::{BuildId, Chain, DiffWriter, Header, WorkingSet, layout};
@@ -57,12 +62,21 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), SupervisorError> {
     })
 }
 
-/// Writes a working set under another name and renames it.
+/// Writes a working set under another name and renames it. Several supervisors may do so at the same time.
 pub(super) fn write_working_set(path: &Path, runs: &[PageRun]) -> io::Result<()> {
     let set = WorkingSet::from_runs(runs.iter().map(|run| (run.offset, run.len)));
-    let temporary = path.with_extension("tmp");
-    fs::write(&temporary, set.to_bytes())?;
-    fs::rename(&temporary, path)
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = fs::File::create(&temporary)
+        .and_then(|mut file| {
+            file.write_all(&set.to_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // It may not have been made.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
 }
 
 /// A working set as the page server takes it.

@@ -21,18 +21,22 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 /// What one line from QEMU says.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
-    Greeting,
+    /// With QEMU's version, where it tells one.
+    Greeting(Option<String>),
     Return(Value),
     Error(String),
-    Event { name: String, data: Value },
+    Event {
+        name: String,
+        data: Value,
+    },
 }
 
 /// Reads a line of QMP; `None` if it is not one.
 pub(super) fn parse_line(line: &str) -> Option<Line> {
     let mut object: Value = serde_json::from_str(line).ok()?;
     let map = object.as_object_mut()?;
-    if map.contains_key("QMP") {
-        return Some(Line::Greeting);
+    if let Some(greeting) = map.get("QMP") {
+        return Some(Line::Greeting(version_of(greeting)));
     }
     if let Some(value) = map.remove("return") {
         return Some(Line::Return(value));
@@ -46,6 +50,14 @@ pub(super) fn parse_line(line: &str) -> Option<Line> {
     Some(Line::Event { name, data })
 }
 
+/// Three numbers, as `qemu --version` has them.
+fn version_of(greeting: &Value) -> Option<String> {
+    let qemu = &greeting["version"]["qemu"];
+    let number = |name: &str| qemu[name].as_u64();
+    let (major, minor, micro) = (number("major")?, number("minor")?, number("micro")?);
+    Some(format!("{major}.{minor}.{micro}"))
+}
+
 /// A connection to QEMU.
 pub(super) struct Qmp {
     reader: BufReader<unix::OwnedReadHalf>,
@@ -56,6 +68,8 @@ pub(super) struct Qmp {
     shutdown_reason: Option<String>,
     /// The last status of a migration that QEMU has told.
     migration: Option<String>,
+    /// QEMU's version, if it has told.
+    version: Option<String>,
 }
 
 impl Qmp {
@@ -68,9 +82,11 @@ impl Qmp {
             partial: Vec::new(),
             shutdown_reason: None,
             migration: None,
+            version: None,
         };
         loop {
-            if qmp.read_line().await.map_err(lost)? == Line::Greeting {
+            if let Line::Greeting(version) = qmp.read_line().await.map_err(lost)? {
+                qmp.version = version;
                 break;
             }
         }
@@ -123,7 +139,7 @@ impl Qmp {
                         reason,
                     });
                 }
-                Line::Greeting | Line::Event { .. } => {}
+                Line::Greeting(_) | Line::Event { .. } => {}
             }
         }
     }
@@ -148,6 +164,11 @@ impl Qmp {
     /// Reads events until QEMU closes the connection. Cancel safe.
     pub(super) async fn drain(&mut self) {
         while self.read_line().await.is_ok() {}
+    }
+
+    /// QEMU's version, if it has told.
+    pub(super) fn version(&self) -> Option<&str> {
+        self.version.as_deref()
     }
 
     /// Why the guest stopped, if QEMU has said so.
@@ -235,7 +256,12 @@ mod tests {
     fn lines_of_the_specification_are_understood() {
         assert_eq!(
             parse_line(r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#),
-            Some(Line::Greeting)
+            Some(Line::Greeting(None))
+        );
+        let version = r#"{"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}"#;
+        assert_eq!(
+            parse_line(&format!(r#"{{"QMP": {{"version": {version}}}}}"#)),
+            Some(Line::Greeting(Some("7.2.22".to_owned())))
         );
         assert_eq!(
             parse_line(r#"{"return": {}}"#),

@@ -40,8 +40,9 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
         Accel::Kvm => ("kvm".to_owned(), "host"),
         Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), TCG_CPU),
     };
+    // Which pages the guest changed is told by whose they are: the kernel must not give it equal pages of others for its own.
     let memory_backend = format!(
-        "memory-backend-file,id=ram,size={memory}M,mem-path={},share=on",
+        "memory-backend-file,id=ram,size={memory}M,mem-path={},share=on,merge=off",
         jail::MEMORY
     );
     let qmp = format!("socket,id=qmp,fd={}", fds.qmp.as_raw_fd());

@@ -29,8 +29,10 @@ const STATE_FD: &str = "state";
 /// Which node of the disk's tree is the uppermost.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
-    /// How many overlays were put on the one that the machine began with.
-    overlays: u32,
+    /// The overlay that is written to; 0 is the one that the machine began with.
+    uppermost: u32,
+    /// The last overlay that was opened. One that could not be put on top stays open, unused: its number is not used again.
+    opened: u32,
 }
 
 impl Disks {
@@ -117,8 +119,9 @@ impl QemuMachine {
     }
 
     pub(super) async fn put_overlay(&mut self, overlay: OwnedFd) -> Result<(), ControlError> {
-        let number = self.disks.overlays + 1;
-        let (below, node) = (Disks::node(self.disks.overlays), Disks::node(number));
+        self.disks.opened += 1;
+        let number = self.disks.opened;
+        let (below, node) = (Disks::node(self.disks.uppermost), Disks::node(number));
         let add = self.add_overlay(number, &node, overlay);
         timeout(STATE_DEADLINE, add)
             .await
@@ -128,7 +131,7 @@ impl QemuMachine {
             }))?;
         let switch = json!({ "node": below, "overlay": node });
         self.tell("blockdev-snapshot", switch).await?;
-        self.disks.overlays = number;
+        self.disks.uppermost = number;
         Ok(())
     }
 

@@ -199,6 +199,12 @@ impl Machine for QemuMachine {
         self.pid
     }
 
+    fn version(&self) -> String {
+        self.qmp
+            .version()
+            .map_or_else(String::new, |version| format!("qemu {version}"))
+    }
+
     fn take_console(&mut self) -> Option<pipe::Receiver> {
         self.console.take()
     }

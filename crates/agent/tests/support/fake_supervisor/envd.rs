@@ -41,7 +41,7 @@ use wrenn_proto::rpc::{
 struct Guest {
     token: OnceLock<String>,
     refuse_init: bool,
-    refuse_prepare: bool,
+    dir: std::path::PathBuf,
     calls: std::path::PathBuf,
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
     let guest = Arc::new(Guest {
         token: OnceLock::new(),
         refuse_init: fake == "refuse-init",
-        refuse_prepare: fake == "refuse-prepare",
+        dir: dir.to_owned(),
         calls: dir.join("calls.log"),
     });
     let rpc = Router::new()
@@ -135,7 +135,7 @@ async fn prepare(
     State(guest): State<Arc<Guest>>,
     axum::Json(body): axum::Json<serde_json::Value>,
 ) -> Response {
-    if guest.refuse_prepare {
+    if crate::freeze::fault(&guest.dir) == "refuse-prepare" {
         return error(StatusCode::SERVICE_UNAVAILABLE, "the disk does not answer");
     }
     guest.note(&format!("prepare {body}"));
@@ -147,6 +147,9 @@ async fn recover(
     State(guest): State<Arc<Guest>>,
     axum::Json(body): axum::Json<serde_json::Value>,
 ) -> Response {
+    if crate::freeze::fault(&guest.dir) == "refuse-recover" {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "the clock does not answer");
+    }
     guest.note(&format!("recover {body}"));
     if let Some(token) = body["accessToken"].as_str() {
         let _ = guest.token.set(token.to_owned());

@@ -3,25 +3,39 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use wrenn_proto::supervise::{FrozenMachine, Reply, SupervisorSpec, files};
 use wrenn_snapshot::{DiffWriter, layout};
 
-pub(crate) fn freeze(
+/// Where a test says how it goes wrong from now on: a word in the sandbox's folder.
+pub(crate) fn fault(dir: &Path) -> String {
+    fs::read_to_string(dir.join("fault")).unwrap_or_default()
+}
+
+pub(crate) async fn freeze(
     dir: &Path,
-    fake: &str,
     staging: &Path,
     build: &str,
     next_disk: Option<&Path>,
 ) -> Reply {
-    if fake == "refuse-freeze" {
-        return Reply::Refused {
-            reason: "the VMM does not like it".to_owned(),
-        };
+    let fault = fault(dir);
+    let refused = || Reply::Refused {
+        reason: "the VMM does not like it".to_owned(),
+    };
+    if fault == "refuse-freeze" {
+        return refused();
     }
     let layers = layers(dir);
     fs::write(dir.join("frozen"), "").expect("room");
+    if fault == "slow-freeze" {
+        fs::write(dir.join("freezing"), "").expect("room");
+        // Until the test says that it is enough.
+        while dir.join("freezing").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     if let Some(next) = next_disk {
         let mut all = layers.clone();
         all.push(next.to_owned());
@@ -31,12 +45,16 @@ pub(crate) fn freeze(
         )
         .expect("room");
     }
+    if fault == "fail-after-switch" {
+        fs::remove_file(dir.join("frozen")).expect("it was made");
+        return refused();
+    }
     write(dir, staging, build);
-    if fake == "lose-answer" {
+    if fault == "lose-answer" {
         // As if the connection broke.
         return Reply::Noted;
     }
-    if fake == "unwritable-store" {
+    if fault == "unwritable-store" {
         // The snapshot cannot be put into its place any more.
         fs::remove_file(staging.join(layout::DEVICE)).expect("it was written");
     }
@@ -47,7 +65,7 @@ pub(crate) fn freeze(
 }
 
 /// Files of the disk that the machine has.
-fn layers(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn layers(dir: &Path) -> Vec<PathBuf> {
     let kept = fs::read(dir.join("layers.json")).ok();
     if let Some(kept) = kept {
         return serde_json::from_slice(&kept).expect("own output");

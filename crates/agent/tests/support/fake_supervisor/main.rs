@@ -1,7 +1,9 @@
 //! Stands in for `wrenn supervise` in the agent's tests: the same protocol, a guest without a virtual machine.
 //!
 //! How it misbehaves is said by the sandbox's environment variable `FAKE`:
-//! `die-at-start`, `never-ready`, `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (does not stop when asked).
+//! `die-at-start`, `never-ready`, `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (does not stop when asked). How a freeze goes
+//! wrong from now on is said by a file `fault` in the sandbox's folder: see `freeze`, and `refuse-prepare` and `refuse-recover` in
+//! `envd`.
 
 mod envd;
 mod freeze;
@@ -89,8 +91,10 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let address = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
     let mut listener = UnixSeqpacketListener::bind(address)?;
-    // What an earlier machine of the sandbox wrote to is a layer by now.
-    let _ = fs::remove_file(dir.join("layers.json"));
+    // What an earlier machine of the sandbox wrote to is a layer by now, and this one is not frozen.
+    for left in ["layers.json", "frozen"] {
+        let _ = fs::remove_file(dir.join(left));
+    }
     let machine = start_machine(&spec, dir)?;
     if fake == "never-ready" {
         std::future::pending::<()>().await;
@@ -131,6 +135,8 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                     kernel_ms: Some(2),
                     init_ms: Some(3),
                     frozen: dir.join("frozen").exists(),
+                    freezing: dir.join("freezing").exists(),
+                    disk: freeze::layers(dir),
                     ..MachineStatus::default()
                 };
                 let reply = serde_json::to_vec(&Reply::Status(status))?;
@@ -141,7 +147,7 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                 build,
                 next_disk,
             } => {
-                let reply = freeze::freeze(dir, fake, &staging, &build, next_disk.as_deref());
+                let reply = freeze::freeze(dir, &staging, &build, next_disk.as_deref()).await;
                 connection.send(&serde_json::to_vec(&reply)?).await?;
             }
             Request::Thaw => {
