@@ -3,8 +3,9 @@
 //! Owns the mapping between HTTP and the rest of this crate. Never decides what becomes of a sandbox (`lifecycle`), and
 //! never holds a file or an output whole unless the caller asked for it whole.
 //!
-//! A request passes, from the outside in: a span for the log, the guard against panics, the check of the key (everything
-//! but `/health` and what is not built for clients without one; before any upgrade), the route.
+//! A request passes, from the outside in: a span for the log, what browsers are told of the E2B API (pages of elsewhere may use
+//! that one, not `/v1`; what a browser asks before has no key), the guard against panics, the check of the key (everything but
+//! `/health` and what is not built for clients without one; before any upgrade), the route.
 
 mod api_keys;
 mod controls;
@@ -139,6 +140,10 @@ pub(crate) fn router(app: AppState) -> Router {
         .layer(middleware::from_fn(e2b::mark_retries))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(
+            e2b::cross_origin::layer(),
+            e2b::cross_origin::allow,
+        ))
         .layer(middleware::from_fn(trace))
         .with_state(app)
 }

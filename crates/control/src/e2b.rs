@@ -7,6 +7,7 @@
 //! What is part of that API and not built answers 501 (`not_built`), so that no client takes silence for success.
 
 mod create;
+pub(crate) mod cross_origin;
 pub(crate) mod error;
 mod extract;
 mod fork;

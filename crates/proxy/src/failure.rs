@@ -1,14 +1,15 @@
 //! Answers that the proxy gives itself.
 //!
-//! Clients look for `was not found` and `port is not open` in the message of a 502, so these texts are the contract's.
+//! Clients look for `was not found` and `port is not open` in the message of a 502, so these texts are the contract's. Scripts of
+//! every page may read them.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
     lookup::Refused,
-    path,
+    path, preflight,
     route::{Address, BadAddress},
 };
 
@@ -85,18 +86,19 @@ impl Failure {
         }
     }
 
-    /// The answer, for this address as far as it is known; a page if a person will read it (see [`is_browser`]).
+    /// The answer, for this address as far as it is known; a page if a person will read it (see [`is_browser`]). What stands for an
+    /// answer of the guest agent has its form, whoever reads it.
     pub(crate) fn answer(&self, address: Option<&Address>, browser: bool) -> Response<Bytes> {
         let message = self.to_string();
         let (kind, body) = match address {
             None => ("text/plain; charset=utf-8", message),
-            Some(address) if browser => (
+            Some(address) if browser && !self.is_guest_agents() => (
                 "text/html; charset=utf-8",
                 page(self.status(), &message, address),
             ),
             Some(address) => {
                 let body = Body {
-                    sandbox_id: (*self != Self::LinkExpired).then_some(&address.id),
+                    sandbox_id: (!self.is_guest_agents()).then_some(&address.id),
                     message: &message,
                     code: self.status().as_u16(),
                     port: (*self == Self::PortClosed).then_some(address.port),
@@ -110,20 +112,32 @@ impl Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        preflight::open_to_all(headers);
         response
+    }
+
+    /// Whether the guest agent would say this, in these words.
+    fn is_guest_agents(&self) -> bool {
+        *self == Self::LinkExpired
     }
 }
 
-/// Whether a person will read the answer. A script in a page that calls an API says so by what it sends.
+/// Whether a person will read the answer. A script in a page that calls an API says so by what it sends or wants, or the browser
+/// says it for the script.
 pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
-    let has = |name, wanted: &str| {
-        let value = headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok());
-        value.is_some_and(|value| value.starts_with(wanted))
-    };
-    has(header::USER_AGENT, "Mozilla/") && !has(header::CONTENT_TYPE, "application/")
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let begins = |name, with: &str| text(name).is_some_and(|value| value.starts_with(with));
+    let wants = |kind: &str| text(header::ACCEPT).is_some_and(|value| value.contains(kind));
+    // Of a page that is opened, in a window or in a frame.
+    let opens = text(FETCH_MODE).is_none_or(|mode| mode.ends_with("navigate"));
+    begins(header::USER_AGENT, "Mozilla/")
+        && !begins(header::CONTENT_TYPE, "application/")
+        && (!wants("application/json") || wants("text/html"))
+        && opens
 }
+
+/// What browsers say of why they ask.
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 fn page(status: StatusCode, message: &str, address: &Address) -> String {
     let message = escape(message);
@@ -188,24 +202,41 @@ mod tests {
 
     #[test]
     fn a_browser_gets_a_page_and_a_script_in_it_does_not() {
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static("Mozilla/5.0 (X11)"),
-        );
-        let why = Failure::ResumeDenied("<script>".to_owned());
-        let page = why.answer(Some(&address()), is_browser(&headers));
-        assert_eq!(
-            page.headers()[header::CONTENT_TYPE],
-            "text/html; charset=utf-8"
-        );
-        let body = String::from_utf8_lossy(page.body()).into_owned();
-        assert!(body.contains("&lt;script&gt;") && !body.contains("<script>"));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
-        let json = why.answer(Some(&address()), is_browser(&headers));
-        assert_eq!(json.headers()[header::CONTENT_TYPE], "application/json");
+        let kind = |more: &[(HeaderName, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            let agent = HeaderValue::from_static("Mozilla/5.0 (X11)");
+            headers.insert(header::USER_AGENT, agent);
+            for (name, value) in more {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+            let why = Failure::ResumeDenied("<script>".to_owned());
+            why.answer(Some(&address()), is_browser(&headers))
+        };
+        let accepts = (header::ACCEPT, "text/html,application/xhtml+xml,*/*;q=0.8");
+        let opens = (FETCH_MODE, "navigate");
+        for more in [&[][..], &[accepts, opens], &[(header::ACCEPT, "*/*")]] {
+            let page = kind(more);
+            assert_eq!(
+                page.headers()[header::CONTENT_TYPE],
+                "text/html; charset=utf-8",
+                "{more:?}"
+            );
+            let body = String::from_utf8_lossy(page.body()).into_owned();
+            assert!(body.contains("&lt;script&gt;") && !body.contains("<script>"));
+        }
+        for script in [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::ACCEPT, "application/json"),
+            (header::ACCEPT, "*/*, application/json"),
+            (FETCH_MODE, "cors"),
+            (FETCH_MODE, "same-origin"),
+        ] {
+            let json = kind(std::slice::from_ref(&script));
+            assert_eq!(
+                json.headers()[header::CONTENT_TYPE],
+                "application/json",
+                "{script:?}"
+            );
+        }
     }
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Owns: what a request's address means ([`route`]), which paths of the guest
-//! agent are nobody's business ([`path`]), one pool of connections a sandbox, and the error answers of the contract.
+//! agent are nobody's business ([`path`]), one pool of connections a sandbox, the error answers of the contract, and the answer to a
+//! browser that asks whether a page may send what does not say yet where it goes.
 //! Never: knows a database or an agent's state (that is [`Sandboxes`], which the control plane implements), rewrites a path or a
 //! body, buffers a body, or repeats a request that may have been acted on.
 //!
@@ -24,6 +25,7 @@ pub mod link;
 mod lookup;
 pub mod path;
 mod pool;
+mod preflight;
 mod proxy;
 pub mod route;
 mod tunnel;

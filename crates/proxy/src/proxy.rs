@@ -16,6 +16,7 @@ use crate::{
     failure::{self, Failure},
     forward, headers,
     pool::Pools,
+    preflight,
     route::{self, Address, BadAddress, Route},
     upgrade,
 };
@@ -125,7 +126,13 @@ impl<S: Sandboxes> Inner<S> {
         if request.method() == Method::CONNECT {
             return Err(Failure::BadTarget);
         }
-        let address = self.address(&request).await?;
+        let route = route::route(request.uri(), request.headers(), &self.config.shared_names)?;
+        if route == Route::Unsaid
+            && let Some(answer) = preflight::answer(&request)
+        {
+            return Ok(answer.map(AnswerBody::own));
+        }
+        let address = self.address(route, &request).await?;
         let address = known.insert(address);
         failure::check_path(address, request.uri().path())?;
         // Well-formed with E2B, but not the form of any id here.
@@ -138,11 +145,11 @@ impl<S: Sandboxes> Inner<S> {
             .await
     }
 
-    async fn address(&self, request: &Request<Incoming>) -> Result<Address, Failure> {
-        let uri = request.uri();
-        match route::route(uri, request.headers(), &self.config.shared_names)? {
+    async fn address(&self, route: Route, request: &Request<Incoming>) -> Result<Address, Failure> {
+        match route {
             Route::Port(address) => Ok(address),
             Route::Unsaid => {
+                let uri = request.uri();
                 let query = uri.query().unwrap_or_default();
                 let link = SignedLink::parse(request.method(), uri.path(), query)
                     .ok_or(BadAddress::Headers)?;

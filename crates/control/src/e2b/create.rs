@@ -17,7 +17,7 @@ use wrenn_proto::rest::{CreateSandbox, OnTimeout, SandboxStatus};
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
     extract::E2bJson,
-    models::E2bSandbox,
+    models::{E2bSandbox, Version},
     names,
     network::{NetworkConfig, egress},
 };
@@ -45,13 +45,6 @@ const DEFAULT_TIMEOUT_V1_SEC: u32 = 15;
 /// The farthest deadline that can be asked for, seconds: 24 hours, the most that the contract's own service gives. Its clients
 /// expect more to be refused, and a larger number is most often one of milliseconds.
 const MAX_LIFETIME_SEC: u32 = 86_400;
-
-/// Which version of the call it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    V1,
-    V2,
-}
 
 /// What a client asks for.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -138,7 +131,9 @@ async fn create_as(
     let ticket = match key {
         None => None,
         Some(key) => match app.lifecycle.earlier(key, &hash).await? {
-            Earlier::Made(row) => return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row)))),
+            Earlier::Made(row) => {
+                return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))));
+            }
             Earlier::Nothing(ticket) => Some(ticket),
         },
     };
@@ -158,7 +153,7 @@ async fn create_as(
     // From here on a drop of this future destroys the sandbox.
     let creation = app.lifecycle.create(new, ticket);
     let row = made(app, creation, deadline).await?;
-    Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row))))
+    Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))))
 }
 
 /// The row of the sandbox that runs now.

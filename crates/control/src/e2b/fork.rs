@@ -10,7 +10,7 @@ use super::{
     create::lifetime,
     error::{E2bConflict, E2bError, E2bErrorBody, E2bErrors, E2bNotFound},
     extract::{E2bJson, E2bSandboxPath},
-    models::E2bSandbox,
+    models::{E2bSandbox, Version},
 };
 use crate::{api::AppState, lifecycle::CopyAs};
 
@@ -56,7 +56,7 @@ pub(super) async fn fork(
     let copy_as = CopyAs::Lifetime { lifetime_sec };
     let copies = app.lifecycle.fork(&id, count, copy_as).await?;
     let forked = copies.iter().map(|copy| match copy.status {
-        SandboxStatus::Running => E2bForked::Sandbox(E2bSandbox::of(copy)),
+        SandboxStatus::Running => E2bForked::Sandbox(E2bSandbox::of(copy, Version::V1)),
         _ => E2bForked::Error(E2bError::no_sandbox(&copy.id).into()),
     });
     Ok((StatusCode::CREATED, Json(forked.collect())))

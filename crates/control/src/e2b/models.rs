@@ -16,6 +16,14 @@ use crate::{clock, db::sandboxes::Sandbox as Row};
 /// What every answer says of its client: there is one host.
 const CLIENT_ID: &str = "wrenn";
 
+/// Which version of the API a call is of; what has no number in its path is of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    V1,
+    /// It knows no sandboxes whose guest agent needs no token.
+    V2,
+}
+
 /// How a client reaches a sandbox.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -32,7 +40,7 @@ pub(super) struct E2bSandbox {
     envd_version: &'static str,
     /// The template's name.
     alias: String,
-    /// What the guest agent asks of clients; none where they need none.
+    /// What the guest agent asks of clients; in the first version none where they need none.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
     /// What its other ports ask of clients; none where they ask nothing.
@@ -42,14 +50,15 @@ pub(super) struct E2bSandbox {
 }
 
 impl E2bSandbox {
-    pub(super) fn of(row: &Row) -> Self {
+    /// As the answer of a call of this version.
+    pub(super) fn of(row: &Row, version: Version) -> Self {
         Self {
             template_id: row.template.clone(),
             sandbox_id: row.id.to_string(),
             client_id: CLIENT_ID,
             envd_version: limits::ENVD_CONTRACT_VERSION,
             alias: Shown::of(&row.template).name,
-            envd_access_token: envd_token(row),
+            envd_access_token: envd_token(row, version),
             traffic_access_token: given(&row.options.traffic_token),
             domain: None,
         }
@@ -182,7 +191,7 @@ impl E2bSandboxDetail {
             (E2bState::Paused, false) => Some("full"),
         };
         Self {
-            envd_access_token: envd_token(row),
+            envd_access_token: envd_token(row, Version::V1),
             domain: None,
             // One that was made by another API has no choice of a client's to tell.
             allow_internet_access: match options.lifetime_sec {
@@ -248,9 +257,9 @@ impl E2bSnapshot {
     }
 }
 
-/// The token of its guest agent, where clients need it.
-fn envd_token(row: &Row) -> Option<String> {
-    if row.options.open {
+/// The token of its guest agent. Clients of the first version are told of none where they need none.
+fn envd_token(row: &Row, version: Version) -> Option<String> {
+    if row.options.open && version == Version::V1 {
         return None;
     }
     given(&row.envd_token)

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::error::E2bError;
 
 /// Header with the token of the next page; absent on the last.
-const NEXT_TOKEN: &str = "x-next-token";
+pub(super) const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 
 /// Entries of a page, at most and where the request does not say.
 pub(super) const MAX_LIMIT: usize = 100;
@@ -23,10 +23,7 @@ fn token(time_ms: i64, name: &str) -> String {
 pub(super) fn next_page((time_ms, name): (i64, &str)) -> HeaderMap {
     // A token is plain ASCII.
     let token = HeaderValue::from_str(&token(time_ms, name)).ok();
-    token
-        .map(|token| (HeaderName::from_static(NEXT_TOKEN), token))
-        .into_iter()
-        .collect()
+    token.map(|token| (NEXT_TOKEN, token)).into_iter().collect()
 }
 
 /// The place of a token; nothing for none.

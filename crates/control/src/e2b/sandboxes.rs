@@ -15,7 +15,7 @@ use super::{
     create::lifetime,
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound, has_ended},
     extract::{E2bJson, E2bSandboxPath},
-    models::{E2bSandbox, E2bSandboxDetail, E2bState},
+    models::{E2bSandbox, E2bSandboxDetail, E2bState, Version},
 };
 use crate::{
     api::AppState,
@@ -227,10 +227,11 @@ pub(super) async fn connect(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bJson(request): E2bJson<E2bConnect>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    connect_as(&app, &id, request.checked(DEFAULT_CONNECT_SEC)?).await
+    let wanted = request.checked(DEFAULT_CONNECT_SEC)?;
+    connect_as(&app, &id, wanted, Version::V2).await
 }
 
-/// Comes back to a sandbox, as the call of the second version.
+/// Comes back to a sandbox, as the call of the second version; one that needs no token is told without it.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/connect", tag = "e2b", operation_id = "e2b_connect_sandbox_v1",
     request_body = E2bConnect, params(("id" = String, Path, description = "The sandbox.")),
@@ -245,17 +246,20 @@ pub(super) async fn connect_v1(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bJson(request): E2bJson<E2bConnect>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    connect_as(&app, &id, request.checked(DEFAULT_CONNECT_SEC)?).await
+    let wanted = request.checked(DEFAULT_CONNECT_SEC)?;
+    connect_as(&app, &id, wanted, Version::V1).await
 }
 
 async fn connect_as(
     app: &AppState,
     id: &SandboxId,
     wanted: Connection,
+    version: Version,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
+    let told = |status, row: &Row| Ok((status, Json(E2bSandbox::of(row, version))));
     match app.lifecycle.connect(id, wanted).await {
-        Ok(Connected::Found(row)) => Ok((StatusCode::OK, Json(E2bSandbox::of(&row)))),
-        Ok(Connected::Resumed(row)) => Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row)))),
+        Ok(Connected::Found(row)) => told(StatusCode::OK, &row),
+        Ok(Connected::Resumed(row)) => told(StatusCode::CREATED, &row),
         Err(LifecycleError::WrongStatus {
             status: SandboxStatus::Stopping,
             ..
@@ -312,5 +316,5 @@ pub(super) async fn resume(
         let change = app.lifecycle.change(&id, |row| row.on_timeout = on_timeout);
         row = change.await?;
     }
-    Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row))))
+    Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, Version::V1))))
 }

@@ -63,18 +63,8 @@ impl Lifecycle {
         self.pause_begun(id).await
     }
 
-    /// Pauses what nobody uses, for one who holds the lock. False if somebody came: it runs on.
-    pub(super) async fn pause_unused_locked(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
-        self.begin_pause(id, false).await?;
-        // A user marks the use, then reads the row; here the row is written, then uses are read. One sees the other.
-        if self.uses.of(id).0 {
-            self.write(id, Event::PauseFailed, |_| ()).await?;
-            return Ok(false);
-        }
-        self.pause_begun(id).await.map(|_| true)
-    }
-
-    async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    /// Pauses what is marked as about to be paused.
+    pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         match self.agent.pause(id.as_str()).await {
             Ok(_) => {
                 self.write(id, Event::PauseDone, |row| row.warning.clear())
@@ -160,12 +150,21 @@ impl Lifecycle {
         Ok(())
     }
 
-    async fn begin_pause(&self, id: &SandboxId, disk_only: bool) -> Result<(), LifecycleError> {
+    /// Marks a sandbox as about to be paused: who comes from now on waits, or is refused.
+    pub(super) async fn begin_pause(
+        &self,
+        id: &SandboxId,
+        disk_only: bool,
+    ) -> Result<Sandbox, LifecycleError> {
         self.begin(id, Event::PauseBegun, "running", |row| {
             row.options.paused_disk_only = disk_only;
         })
         .await
-        .map(drop)
+    }
+
+    /// Takes that mark away: it runs on.
+    pub(super) async fn unmark_pause(&self, id: &SandboxId) -> Result<(), LifecycleError> {
+        self.write(id, Event::PauseFailed, |_| ()).await.map(drop)
     }
 
     /// Marks the row before the host is asked. `change` writes how it is asked, so that whoever settles the row knows it too.

@@ -1,5 +1,10 @@
 //! What becomes of a sandbox that nobody uses: paused or destroyed, as it was created to be. A pause that fails is tried
 //! again, each time later.
+//!
+//! What the reconciler saw is old when the lock is there, and a use changes no row. So all is looked at anew: what is known here,
+//! then what the host knows. Then the row is marked, `pausing` either way, and it is looked once more who uses it: a user marks
+//! the use and then reads the row, the reaper marks the row and then reads the uses, so one of them sees the other. If somebody
+//! came, the mark is taken away, and nothing has happened. A mark that a process leaves as it dies is the reconciler's.
 
 use std::{
     collections::HashMap,
@@ -9,10 +14,11 @@ use std::{
 use wrenn_proto::{
     SandboxId,
     rest::{OnTimeout, SandboxStatus},
+    rpc::hostagent::v1::SandboxState,
 };
 
 use super::{Lifecycle, LifecycleError, told};
-use crate::clock;
+use crate::{clock, db::sandboxes::Sandbox};
 
 /// Until the second attempt; each further one waits twice as long.
 const FIRST_WAIT_SEC: u32 = 2;
@@ -66,27 +72,59 @@ impl Reaping {
 }
 
 impl Lifecycle {
-    /// Ends the idleness of a sandbox, for one who holds its lock.
+    /// Ends the idleness of a sandbox, for one who holds its lock and found that it was idle for so long. Does nothing if somebody
+    /// has used it since.
     pub(crate) async fn reap_locked(
         &self,
         id: &SandboxId,
         idle_sec: u64,
         on_timeout: OnTimeout,
     ) -> Result<(), LifecycleError> {
-        // Somebody may have come since the look.
-        if self.uses.of(id).0 {
+        if !self.is_idle_still(id).await? || !self.mark_unused(id).await? {
+            tracing::info!(sandbox_id = %id, "it is not idle any more");
             return Ok(());
         }
+        let why = format!("it was idle for {idle_sec} s");
         if on_timeout == OnTimeout::Kill {
-            let why = format!("it was idle for {idle_sec} s");
             return self.destroy_locked(id, &why).await;
         }
-        let Err(error) = self.pause_unused_locked(id).await else {
+        let Err(error) = self.pause_begun(id).await else {
             return Ok(());
         };
-        let why = format!("it was idle for {idle_sec} s");
         self.pause_failed(id, &error, &why).await;
         Err(error)
+    }
+
+    /// Whether it is idle by all that is known here, and by what the host says now.
+    async fn is_idle_still(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
+        let row = self.get(id).await?;
+        if row.status != SandboxStatus::Running || !self.is_idle_here(&row) {
+            return Ok(false);
+        }
+        let running = SandboxState::SANDBOX_STATE_RUNNING;
+        // What else the host may say of it is for the next look.
+        let found = self.agent.find(id.as_str()).await?;
+        let found = found.filter(|info| info.state.as_known() == Some(running));
+        Ok(found.is_some_and(|info| {
+            !is_within(row.timeout_sec, info.last_active_unix_ms, clock::now_ms())
+        }))
+    }
+
+    /// Marks it, unless somebody has come. False then: it runs on.
+    async fn mark_unused(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
+        let row = self.begin_pause(id, false).await?;
+        if self.is_idle_here(&row) {
+            return Ok(true);
+        }
+        self.unmark_pause(id).await?;
+        Ok(false)
+    }
+
+    /// Whether nobody uses it, nor has within the time that it may be idle, as far as this process knows.
+    fn is_idle_here(&self, row: &Sandbox) -> bool {
+        let (in_use, last_ended_ms) = self.uses.of(&row.id);
+        let last_ms = last_ended_ms.max(row.last_active_at).max(row.started_at);
+        !in_use && !is_within(row.timeout_sec, last_ms, clock::now_ms())
     }
 
     /// Notes that a sandbox which was to be paused (`why`) could not be, for whoever tries again and for whoever looks at it.
@@ -113,6 +151,12 @@ impl Lifecycle {
     }
 }
 
+/// Whether a sandbox that was last used then may be idle still. One without a time may be for ever.
+fn is_within(timeout_sec: u32, last_used_ms: i64, now_ms: i64) -> bool {
+    let idle_ms = now_ms.saturating_sub(last_used_ms);
+    timeout_sec == 0 || idle_ms < i64::from(timeout_sec) * 1000
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
@@ -129,5 +173,20 @@ mod tests {
         assert_eq!(reaping.not_before_ms(&id), 301_000);
         reaping.forget(&id);
         assert_eq!(reaping.failed(&id, 0), 2);
+    }
+
+    #[test]
+    fn an_idle_time_is_over_at_its_end_and_not_before() {
+        for (timeout_sec, last_used_ms, now_ms, within) in [
+            (2, 1000, 2999, true),
+            (2, 1000, 3000, false),
+            (2, 0, i64::MAX, false),
+            // Another machine's clock may be before this one's.
+            (2, 5000, 1000, true),
+            (0, 0, i64::MAX, true),
+        ] {
+            let got = is_within(timeout_sec, last_used_ms, now_ms);
+            assert_eq!(got, within, "{timeout_sec} {last_used_ms} {now_ms}");
+        }
     }
 }

@@ -1,12 +1,11 @@
 //! Creating by the E2B API.
 
-use std::time::Duration;
-
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Control, ErrorCode, FakeAgent, NOT_STOPPED, answer, assert_e2b_failure, assert_failure, until,
+    Control, ErrorCode, FakeAgent, NOT_STOPPED, answer, assert_e2b_failure, assert_failure,
+    create_and_leave, until,
 };
 
 #[tokio::test]
@@ -148,16 +147,18 @@ async fn a_client_that_leaves_before_the_answer_leaves_nothing() {
     agent.state.create_gate.shut();
     let request = control
         .request(Method::POST, "/v2/sandboxes")
-        .json(&json!({ "templateID": "minimal" }))
-        .timeout(Duration::from_millis(300));
-    assert!(request.send().await.is_err());
-    agent.state.create_gate.open();
-    until("it is destroyed", async || {
-        agent.ids().is_empty().then_some(())
+        .json(&json!({ "templateID": "minimal" }));
+    create_and_leave(&agent, request).await;
+    until("it is asked to be destroyed", async || {
+        (agent.calls("DestroySandbox") > 0).then_some(())
     })
     .await;
-    let (_, list) = control.get(NOT_STOPPED).await;
-    assert_eq!(list, json!([]));
+    agent.state.create_gate.open();
+    until("nothing is left", async || {
+        let (_, list) = control.get(NOT_STOPPED).await;
+        (list == json!([]) && agent.ids().is_empty()).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

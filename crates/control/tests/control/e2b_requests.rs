@@ -1,11 +1,11 @@
 //! Creates that name their request by an idempotency key.
 
-use std::time::Duration;
-
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Control, ErrorCode, FakeAgent, answer, assert_e2b_failure, until};
+use crate::support::{
+    Control, ErrorCode, FakeAgent, answer, assert_e2b_failure, create_and_leave, until,
+};
 
 fn named(control: &Control, key: &str, body: &Value) -> RequestBuilder {
     control
@@ -68,8 +68,7 @@ async fn a_request_whose_client_left_can_be_made_again() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
-    let leaving = named(&control, "k", &body()).timeout(Duration::from_millis(300));
-    assert!(leaving.send().await.is_err());
+    create_and_leave(&agent, named(&control, "k", &body())).await;
     let (again, ()) = tokio::join!(answer(named(&control, "k", &body())), async {
         until("the first is being undone", async || {
             (agent.calls("DestroySandbox") > 0).then_some(())

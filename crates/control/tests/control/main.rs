@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod basics;
+mod browsers;
 mod commands;
 mod creating;
 mod documents;
@@ -17,6 +18,7 @@ mod e2b_resuming;
 mod keys;
 mod pausing;
 mod races;
+mod reaping;
 mod reconciling;
 mod resuming;
 mod snapshots;

@@ -63,10 +63,9 @@ async fn a_hundred_destroys_execs_and_creates_leave_a_legal_end() {
         assert_eq!(control.status(&id).await, "stopped");
         let (_, list) = control.get(NOT_STOPPED).await;
         for row in list.as_array().unwrap() {
-            assert_eq!(row["status"], "running", "{row}");
-            control
-                .delete(&format!("/v1/sandboxes/{}", row["id"].as_str().unwrap()))
-                .await;
+            let id = row["id"].as_str().unwrap();
+            control.until_status(id, "running").await;
+            control.delete(&format!("/v1/sandboxes/{id}")).await;
         }
         assert!(agent.ids().is_empty());
     }

@@ -66,11 +66,10 @@ async fn calls_to_a_paused_sandbox_say_how_to_resume_it() {
 async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
-    let id = create(&control, json!({ "auto_resume": true, "timeout_sec": 1 })).await;
-    let path = format!("/v1/sandboxes/{id}");
-    control.until_status(&id, "paused").await;
     agent.state.resume_gate.shut();
-    let exec_path = format!("{path}/exec");
+    let id = create(&control, json!({ "auto_resume": true, "timeout_sec": 3 })).await;
+    control.until_status(&id, "paused").await;
+    let exec_path = format!("/v1/sandboxes/{id}/exec");
     let calls = futures::future::join_all((0..30).map(|n: i32| {
         control.post(
             &exec_path,
@@ -91,6 +90,14 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
         );
     }
     assert_eq!(agent.calls("ResumeSandbox"), 1);
+}
+
+#[tokio::test]
+async fn calls_of_each_kind_resume_a_sandbox_that_was_created_so() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = create(&control, json!({ "auto_resume": true })).await;
+    let path = format!("/v1/sandboxes/{id}");
     for (method, route, body) in [
         (Method::POST, "ping", Value::Null),
         (Method::GET, "processes", Value::Null),
@@ -134,8 +141,10 @@ async fn a_resume_that_fails_fails_all_the_calls_that_wait_for_it_and_not_the_ne
         _ = &mut calls => panic!("it is paused"),
         () = async {
             until("the host works on it", async || (agent.state.resume_gate.waiting() == 1).then_some(())).await;
-            // All others have read the row by now.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            // Nothing tells that the others have read the row. What asks for it after them, again and again, has by now.
+            for _ in 0..20 {
+                futures::future::join_all((0..10).map(|_| control.status(&id))).await;
+            }
         } => {}
     }
     agent.state.resume_gate.open();

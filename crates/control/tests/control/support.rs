@@ -244,6 +244,17 @@ pub(crate) async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     (status, serde_json::from_slice(&body).unwrap_or_default())
 }
 
+/// Sends a request for a sandbox, and leaves when the host works on it: its gate for creates is shut.
+pub(crate) async fn create_and_leave(agent: &FakeAgent, request: RequestBuilder) {
+    let waiting = tokio::spawn(request.send());
+    until("the create is at the host", async || {
+        (agent.state.create_gate.waiting() == 1).then_some(())
+    })
+    .await;
+    waiting.abort();
+    let _ = waiting.await;
+}
+
 /// Polls until there is something, or fails the test.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + GENEROUS;

@@ -41,24 +41,33 @@ pub(crate) struct FakeAgent {
 
 /// A gate that calls stop at: open, or shut until the test opens it.
 pub(crate) struct Gate {
-    open: watch::Sender<bool>,
+    /// Calls that may still pass.
+    room: watch::Sender<usize>,
     waiting: AtomicUsize,
 }
+
+/// Room for all.
+const OPEN: usize = usize::MAX;
 
 impl Gate {
     fn new() -> Self {
         Self {
-            open: watch::Sender::new(true),
+            room: watch::Sender::new(OPEN),
             waiting: AtomicUsize::new(0),
         }
     }
 
     pub(crate) fn shut(&self) {
-        self.open.send_replace(false);
+        self.room.send_replace(0);
     }
 
     pub(crate) fn open(&self) {
-        self.open.send_replace(true);
+        self.room.send_replace(OPEN);
+    }
+
+    /// Lets one call through a gate that is shut: one that stands at it, or the next.
+    pub(crate) fn admit_one(&self) {
+        self.room.send_modify(|room| *room += 1);
     }
 
     /// Calls that stand at it.
@@ -75,7 +84,21 @@ impl Gate {
         }
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let _waiting = Waiting(&self.waiting);
-        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        let mut room = self.room.subscribe();
+        while !self.enter() && room.changed().await.is_ok() {}
+    }
+
+    /// Takes room if there is some.
+    fn enter(&self) -> bool {
+        let mut entered = false;
+        self.room.send_if_modified(|room| {
+            entered = *room > 0;
+            if entered && *room != OPEN {
+                *room -= 1;
+            }
+            false
+        });
+        entered
     }
 }
 
@@ -97,6 +120,8 @@ pub(crate) struct State {
     /// Creates stop here, after the sandbox is listed as starting.
     pub(crate) create_gate: Gate,
     pub(crate) host_gate: Gate,
+    /// Lists stop here before they are made.
+    pub(crate) list_gate: Gate,
     /// Destroys stop here.
     pub(crate) destroy_gate: Gate,
     /// Uploads stop here before each piece is read.
@@ -150,6 +175,7 @@ impl FakeAgent {
             processes: Processes::default(),
             create_gate: Gate::new(),
             host_gate: Gate::new(),
+            list_gate: Gate::new(),
             destroy_gate: Gate::new(),
             upload_gate: Gate::new(),
             pause_gate: Gate::new(),

@@ -8,19 +8,22 @@ use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxState as S};
 use super::{FakeSandbox, State, lock, now_ms};
 
 impl State {
+    /// A use of a machine that runs.
     pub(super) fn require(&self, id: &str) -> Result<(), ConnectError> {
-        match lock(&self.sandboxes).get_mut(id) {
-            Some(sandbox) if sandbox.state == rpc::SandboxState::SANDBOX_STATE_RUNNING => {
-                sandbox.last_active_ms = now_ms();
-                Ok(())
-            }
-            Some(_) => Err(ConnectError::new(
+        self.require_running(id)?;
+        if let Some(sandbox) = lock(&self.sandboxes).get_mut(id) {
+            sandbox.last_active_ms = now_ms();
+        }
+        Ok(())
+    }
+
+    /// As [`require`](Self::require), for what is no use.
+    pub(super) fn require_running(&self, id: &str) -> Result<(), ConnectError> {
+        match self.state(id)? {
+            S::SANDBOX_STATE_RUNNING => Ok(()),
+            _ => Err(ConnectError::new(
                 ErrorCode::FailedPrecondition,
                 "it does not run",
-            )),
-            None => Err(ConnectError::new(
-                ErrorCode::NotFound,
-                format!("there is no sandbox `{id}`"),
             )),
         }
     }

@@ -74,6 +74,7 @@ impl HostAgentService for Service {
         _: RequestContext,
         _: ServiceRequest<'_, rpc::ListSandboxesRequest>,
     ) -> ServiceResult<rpc::ListSandboxesResponse> {
+        self.0.list_gate.pass().await;
         let ids: Vec<_> = lock(&self.0.sandboxes).keys().cloned().collect();
         let sandboxes = ids.iter().filter_map(|id| self.0.info(id)).collect();
         Response::ok(rpc::ListSandboxesResponse {
@@ -176,7 +177,7 @@ impl HostAgentService for Service {
         _: RequestContext,
         request: ServiceRequest<'_, rpc::GetMetricsRequest>,
     ) -> ServiceResult<rpc::GetMetricsResponse> {
-        self.0.require(request.id)?;
+        self.0.require_running(request.id)?;
         self.0.check("GetMetrics")?;
         Response::ok(rpc::GetMetricsResponse {
             timestamp_unix_ms: 1_700_000_000_500,

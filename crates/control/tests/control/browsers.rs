@@ -1,0 +1,162 @@
+//! Pages that use the E2B API from a browser, and what its versions tell of a sandbox that needs no token.
+
+use reqwest::{Method, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::support::{Control, FakeAgent, assert_failure};
+
+const ORIGIN: &str = "https://page.example";
+
+/// What a browser asks before a page's call; it has no key.
+async fn preflight(control: &Control, path: &str, method: &str) -> Response {
+    reqwest::Client::new()
+        .request(Method::OPTIONS, control.url(path))
+        .header("Origin", ORIGIN)
+        .header("Access-Control-Request-Method", method)
+        .header(
+            "Access-Control-Request-Headers",
+            "content-type,x-api-key,idempotency-key",
+        )
+        .send()
+        .await
+        .unwrap()
+}
+
+fn text(response: &Response, name: &str) -> String {
+    let value = response.headers().get(name);
+    value.map_or_else(String::new, |value| value.to_str().unwrap().to_owned())
+}
+
+fn has_cors(response: &Response) -> bool {
+    let mut names = response.headers().keys();
+    names.any(|name| name.as_str().starts_with("access-control-"))
+}
+
+#[tokio::test]
+async fn a_preflight_of_the_e2b_api_is_answered_without_a_key() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for (path, method) in [
+        ("/v2/sandboxes", "POST"),
+        ("/sandboxes", "GET"),
+        ("/sandboxes/i00000000000000000000", "DELETE"),
+        ("/sandboxes/i00000000000000000000/network", "PUT"),
+        ("/templates/a%2Fb", "PATCH"),
+        ("/v2/sandboxes/i00000000000000000000/connect", "POST"),
+    ] {
+        let answer = preflight(&control, path, method).await;
+        assert!(answer.status().is_success(), "{answer:?}");
+        assert_eq!(text(&answer, "access-control-allow-origin"), "*");
+        let methods = text(&answer, "access-control-allow-methods");
+        assert!(methods.split(',').any(|got| got == method), "{methods}");
+        assert_eq!(
+            text(&answer, "access-control-allow-headers"),
+            "content-type,x-api-key,idempotency-key"
+        );
+        assert_eq!(text(&answer, "access-control-max-age"), "7200");
+    }
+    // Any other `OPTIONS` is a call like others.
+    let other = reqwest::Client::new().request(Method::OPTIONS, control.url("/v2/sandboxes"));
+    let answer = other.header("Origin", ORIGIN).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    let answer = control.request(Method::OPTIONS, "/v2/sandboxes").send();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn pages_may_read_the_e2b_apis_answers_failures_and_the_next_page() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for _ in 0..2 {
+        control.e2b_id(json!({})).await;
+    }
+    let ask = async |path: &str, key: &str| {
+        let request = reqwest::Client::new().get(control.url(path));
+        let request = request.header("Origin", ORIGIN).header("X-API-Key", key);
+        request.send().await.unwrap()
+    };
+    let page = ask("/v2/sandboxes?limit=1", control.key()).await;
+    assert_eq!(page.status(), StatusCode::OK);
+    assert!(!text(&page, "x-next-token").is_empty());
+    for (path, key, status) in [
+        ("/v2/sandboxes?limit=1", control.key(), 200),
+        ("/v2/sandboxes", "x", 401),
+        ("/sandboxes/i00000000000000000000", control.key(), 404),
+        ("/v2/nonesuch", control.key(), 404),
+        ("/secrets", control.key(), 501),
+    ] {
+        let answer = ask(path, key).await;
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(text(&answer, "access-control-allow-origin"), "*", "{path}");
+        assert_eq!(
+            text(&answer, "access-control-expose-headers"),
+            "x-next-token"
+        );
+    }
+}
+
+#[tokio::test]
+async fn pages_of_elsewhere_do_not_use_the_v1_api() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for path in [
+        "/v1/sandboxes",
+        "/v1/api-keys",
+        "/openapi.yaml",
+        "/nonesuch",
+    ] {
+        let answer = preflight(&control, path, "GET").await;
+        assert!(!has_cors(&answer), "{answer:?}");
+        let status = answer.status();
+        assert_failure(
+            &(status, answer.json().await.unwrap()),
+            401,
+            "unauthorized",
+            &[],
+        );
+        let request = control.request(Method::GET, path);
+        let answer = request.header(header::ORIGIN, ORIGIN).send().await.unwrap();
+        assert!(!has_cors(&answer), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_second_version_tells_the_token_also_of_what_needs_none() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for secure in [false, true] {
+        let body = json!({ "templateID": "minimal", "secure": secure, "timeout": 60 });
+        let (status, made) = control.post("/sandboxes", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        let id = made["sandboxID"].as_str().unwrap();
+        let token = json!(format!("token-of-{id}"));
+        let told = secure.then_some(&token);
+        assert_eq!(made.get("envdAccessToken"), told, "{made}");
+        let seen = control.get(&format!("/sandboxes/{id}")).await.1;
+        assert_eq!(seen.get("envdAccessToken"), told, "{seen}");
+        let (first, second) = (
+            format!("/sandboxes/{id}/connect"),
+            format!("/v2/sandboxes/{id}/connect"),
+        );
+        for (paused, status) in [(false, StatusCode::OK), (true, StatusCode::CREATED)] {
+            for (path, told) in [(&first, told), (&second, Some(&token))] {
+                if paused {
+                    let pause = format!("/sandboxes/{id}/pause");
+                    let got = control.post(&pause, Value::Null).await;
+                    assert_eq!(got.0, StatusCode::NO_CONTENT, "{}", got.1);
+                }
+                let (got, body) = control.post(path, json!({ "timeout": 60 })).await;
+                assert_eq!(got, status, "{body}");
+                assert_eq!(body.get("envdAccessToken"), told, "{path}: {body}");
+            }
+        }
+        let (_, forked) = control
+            .post(&format!("/sandboxes/{id}/fork"), json!({}))
+            .await;
+        let copy = &forked[0]["sandbox"];
+        assert_eq!(copy.get("envdAccessToken").is_some(), secure, "{forked}");
+    }
+    let made = control.e2b_create(json!({ "secure": false })).await;
+    assert!(made["envdAccessToken"].is_string(), "{made}");
+}
