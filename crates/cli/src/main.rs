@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod config;
 mod data_dir;
+mod descriptors;
 mod doctor;
 mod hidden;
 mod images;

@@ -209,8 +209,7 @@ impl Lifecycle {
         match self.await_running(id, limit).await {
             Ok(row) => Ok((row, used)),
             Err(error) => {
-                drop(used);
-                self.uses.forget(id);
+                used.withdraw();
                 Err(error)
             }
         }

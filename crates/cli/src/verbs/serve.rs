@@ -21,7 +21,7 @@ use super::sandbox::egress_parser;
 use crate::{
     accel,
     config::{self, AccelChoice, Layer, Settings},
-    data_dir, images,
+    data_dir, descriptors, images,
     interrupt::Interrupts,
     logging, output,
     service::Service,
@@ -164,8 +164,7 @@ impl AgentArgs {
 pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32> {
     let interrupts = Interrupts::new()?;
     require_root("up")?;
-    logging::init(&settings.log, args.log.log_json)?;
-    data_dir::create(&settings.dir)?;
+    begin(settings, &args.log)?;
     require_free(settings.listen, "--listen or WRENN_LISTEN")?;
     require_free(
         settings.traffic_listen,
@@ -196,8 +195,7 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
 /// Runs the control plane alone.
 pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Result<i32> {
     let interrupts = Interrupts::new()?;
-    logging::init(&settings.log, args.log.log_json)?;
-    data_dir::create(&settings.dir)?;
+    begin(settings, &args.log)?;
     require_free(settings.listen, "--listen or WRENN_LISTEN")?;
     require_free(
         settings.traffic_listen,
@@ -218,8 +216,7 @@ pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Res
 pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Result<i32> {
     let interrupts = Interrupts::new()?;
     require_root("agent")?;
-    logging::init(&settings.log, args.log.log_json)?;
-    data_dir::create(&settings.dir)?;
+    begin(settings, &args.log)?;
     require_free(
         settings.agent_listen,
         "--agent-listen or WRENN_AGENT_LISTEN",
@@ -234,6 +231,13 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
         run_on::count(&url, &token).await
     })
     .await
+}
+
+/// What comes first, whichever half is run.
+fn begin(settings: &Settings, log: &LogArgs) -> anyhow::Result<()> {
+    logging::init(&settings.log, log.log_json)?;
+    descriptors::raise();
+    data_dir::create(&settings.dir)
 }
 
 async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {

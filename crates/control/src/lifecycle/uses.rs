@@ -45,12 +45,23 @@ impl Uses {
 pub(crate) struct UseGuard {
     lifecycle: Arc<Lifecycle>,
     id: SandboxId,
+    /// Whether its end is when the sandbox was last used.
+    counts: bool,
 }
 
 impl UseGuard {
     pub(crate) fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
         lifecycle.uses.table().entry(id.clone()).or_default().open += 1;
-        Self { lifecycle, id }
+        Self {
+            lifecycle,
+            id,
+            counts: true,
+        }
+    }
+
+    /// It came to nothing: the sandbox was not used, and when it was used before stays known.
+    pub(super) fn withdraw(mut self) {
+        self.counts = false;
     }
 }
 
@@ -59,7 +70,12 @@ impl Drop for UseGuard {
         let mut table = self.lifecycle.uses.table();
         if let Some(found) = table.get_mut(&self.id) {
             found.open = found.open.saturating_sub(1);
-            found.last_ended_ms = clock::now_ms();
+            if self.counts {
+                found.last_ended_ms = clock::now_ms();
+            } else if found.open == 0 && found.last_ended_ms == 0 {
+                // It may be an id that nobody has.
+                table.remove(&self.id);
+            }
         }
     }
 }
