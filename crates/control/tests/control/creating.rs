@@ -27,7 +27,7 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
     let id = made["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/sandboxes/{id}");
     // What cannot wait says so; what can waits, and works once it runs.
-    for route in ["ping", "pause", "resume", "fork"] {
+    for route in ["pause", "resume", "fork"] {
         let got = control.post(&format!("{path}/{route}"), Value::Null).await;
         assert_failure(&got, 409, "invalid_state", &["`starting`"]);
     }
@@ -36,14 +36,22 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
         .await;
     assert_failure(&got, 409, "invalid_state", &["`starting`"]);
     let exec_path = format!("{path}/exec");
-    let exec = control.post(&exec_path, json!({ "cmd": "echo", "args": ["late"] }));
-    let mut exec = std::pin::pin!(exec);
+    let (ping_path, metrics_path) = (format!("{path}/ping"), format!("{path}/metrics"));
+    let mut waiting = std::pin::pin!(async {
+        tokio::join!(
+            control.post(&exec_path, json!({ "cmd": "echo", "args": ["late"] })),
+            control.post(&ping_path, Value::Null),
+            control.get(&metrics_path),
+        )
+    });
     tokio::select! {
-        got = &mut exec => panic!("{got:?}"),
+        got = &mut waiting => panic!("{got:?}"),
         () = tokio::time::sleep(Duration::from_millis(200)) => {}
     }
     agent.state.create_gate.open();
-    let (status, done) = exec.await;
+    let ((status, done), pinged, metrics) = waiting.await;
+    assert_eq!(pinged.0, StatusCode::NO_CONTENT, "{pinged:?}");
+    assert_eq!(metrics.0, StatusCode::OK, "{metrics:?}");
     assert_eq!(
         (status, &done["stdout"]),
         (StatusCode::OK, &json!("late\n")),
