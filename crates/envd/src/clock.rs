@@ -1,14 +1,14 @@
 //! The machine's clock, right before a restored machine is reported running.
 //!
 //! A restored machine's clock stands where it was frozen: for a template's booted guest that is the age of the image. chronyd
-//! steps it within seconds; the first commands of a sandbox run before that. So this asks the gateway for the time once, in
-//! the packets of RFC 5905 (SNTP), and steps the clock if it is off. Nobody sets it from outside, and whatever fails is left to
-//! chronyd.
+//! steps it within seconds; the first commands of a sandbox run before that. So this asks the gateway for the time, in the
+//! packets of RFC 5905 (SNTP), and steps the clock if it is off. An answer may be wrong by half of the time that it took: one
+//! that took long is asked for again. Nobody sets the clock from outside, and whatever fails is left to chronyd.
 
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -17,8 +17,14 @@ use wrenn_proto::limits::{GATEWAY_IP, NTP_PACKET_BYTES, NTP_UNIX_OFFSET_SEC};
 /// Port of the network time protocol.
 const NTP_PORT: u16 = 123;
 
-/// How long the gateway, which is a process of the same host, may take.
+/// How long the gateway, which is a process of the same host, may take; with all that is asked.
 const DEADLINE: Duration = Duration::from_millis(300);
+
+/// How often it is asked, at most.
+const ROUNDS: usize = 3;
+
+/// An answer within this is good enough.
+const QUICK: Duration = Duration::from_millis(20);
 
 /// What chronyd may repair by itself, gently.
 const TOLERANCE: Duration = Duration::from_millis(100);
@@ -26,17 +32,41 @@ const TOLERANCE: Duration = Duration::from_millis(100);
 /// Seconds after which the seconds of NTP begin anew.
 const ERA: u64 = 1 << 32;
 
+/// An answer.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    /// The right time when it came.
+    time: SystemTime,
+    /// When that was, by the clock that nobody steps.
+    came: Instant,
+    /// How long it took.
+    round_trip: Duration,
+}
+
+impl Reading {
+    /// The right time now.
+    fn now(&self) -> SystemTime {
+        self.time + self.came.elapsed()
+    }
+
+    /// Whether a clock that is off by so much is wrong, and not this reading.
+    fn is_reason(&self, off: Duration) -> bool {
+        off > TOLERANCE.max(self.round_trip / 2)
+    }
+}
+
 /// Steps this machine's clock to the gateway's, if it is off.
 ///
 /// # Errors
 /// If the gateway does not answer, or the kernel refuses.
 pub fn step_to_gateway() -> io::Result<()> {
-    let right = ask(SocketAddr::from((GATEWAY_IP, NTP_PORT)))?;
-    let now = SystemTime::now();
+    let gateway = SocketAddr::from((GATEWAY_IP, NTP_PORT));
+    let reading = best(|limit| ask(gateway, limit))?;
+    let (right, now) = (reading.now(), SystemTime::now());
     let off = right
         .duration_since(now)
         .or_else(|_| now.duration_since(right));
-    if off.unwrap_or_default() <= TOLERANCE {
+    if !reading.is_reason(off.unwrap_or_default()) {
         return Ok(());
     }
     let since = right.duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
@@ -47,22 +77,48 @@ pub fn step_to_gateway() -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-/// The time of a server, now.
-fn ask(server: SocketAddr) -> io::Result<SystemTime> {
+/// Asks until an answer is quick, a few times; the quickest one counts.
+fn best(mut ask: impl FnMut(Duration) -> io::Result<Reading>) -> io::Result<Reading> {
+    let began = Instant::now();
+    let mut best = ask(DEADLINE)?;
+    for _ in 1..ROUNDS {
+        let left = DEADLINE.saturating_sub(began.elapsed());
+        if best.round_trip < QUICK || left.is_zero() {
+            break;
+        }
+        match ask(left) {
+            Ok(reading) if reading.round_trip < best.round_trip => best = reading,
+            Ok(_) => {}
+            // There is one answer.
+            Err(_) => break,
+        }
+    }
+    Ok(best)
+}
+
+/// The time of a server.
+fn ask(server: SocketAddr, limit: Duration) -> io::Result<Reading> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.set_read_timeout(Some(limit))?;
     socket.connect(server)?;
     // Not this machine's time, which is nobody's business: only its answer has these.
     let mut nonce = [0; 8];
     rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     socket.send(&request(nonce))?;
     let mut packet = [0; 512];
     let length = socket.recv(&mut packet)?;
-    let way = asked.elapsed() / 2;
-    read(&packet[..length], nonce)
-        .and_then(|sent| sent.checked_add(way))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no answer of a time server"))
+    let came = Instant::now();
+    let round_trip = came - asked;
+    let sent = read(&packet[..length], nonce);
+    let time = sent
+        .and_then(|sent| sent.checked_add(round_trip / 2))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no answer of a time server"))?;
+    Ok(Reading {
+        time,
+        came,
+        round_trip,
+    })
 }
 
 /// A client's packet: version 4, mode 3; its transmit time (at 40) comes back as the answer's origin time.
@@ -137,7 +193,7 @@ mod tests {
     fn a_server_is_asked_and_believed() {
         let server = UdpSocket::bind("127.0.0.1:0").expect("bound");
         let address = server.local_addr().expect("an address");
-        let asked = std::thread::spawn(move || ask(address));
+        let asked = std::thread::spawn(move || ask(address, DEADLINE));
         let mut packet = [0; 100];
         let (length, client) = server.recv_from(&mut packet).expect("a request");
         assert_eq!(length, NTP_PACKET_BYTES);
@@ -145,15 +201,72 @@ mod tests {
         let reply = answer(nonce, 2_208_988_800 + 1_000_000, 0);
         server.send_to(&reply, client).expect("sent");
         let told = asked.join().expect("no panic").expect("a time");
-        let after = told.duration_since(UNIX_EPOCH + Duration::from_secs(1_000_000));
+        let after = told
+            .now()
+            .duration_since(UNIX_EPOCH + Duration::from_secs(1_000_000));
         assert!(after.expect("not before") < DEADLINE);
+        assert!(told.round_trip < DEADLINE);
     }
 
     #[test]
     fn a_server_that_says_nothing_is_given_up() {
         let silent = UdpSocket::bind("127.0.0.1:0").expect("bound");
         let address = silent.local_addr().expect("an address");
-        assert!(ask(address).is_err());
+        assert!(ask(address, DEADLINE).is_err());
+    }
+
+    fn reading(millis: u64) -> io::Result<Reading> {
+        Ok(Reading {
+            time: UNIX_EPOCH,
+            came: Instant::now(),
+            round_trip: Duration::from_millis(millis),
+        })
+    }
+
+    /// The round trip that counts, of answers in this order, and how many were asked for; 0 is a failure.
+    fn choice(answers: &[u64]) -> (Option<u128>, usize) {
+        let mut asked = 0;
+        let best = best(|_| {
+            asked += 1;
+            match answers[asked - 1] {
+                0 => Err(io::ErrorKind::TimedOut.into()),
+                millis => reading(millis),
+            }
+        });
+        (best.ok().map(|b| b.round_trip.as_millis()), asked)
+    }
+
+    #[test]
+    fn the_quickest_of_a_few_answers_counts_and_a_quick_one_at_once() {
+        assert_eq!(choice(&[3]), (Some(3), 1));
+        assert_eq!(choice(&[250, 19]), (Some(19), 2));
+        assert_eq!(choice(&[80, 200, 30]), (Some(30), 3));
+        assert_eq!(choice(&[80, 200, 90]), (Some(80), 3));
+        assert_eq!(choice(&[80, 0]), (Some(80), 2));
+        assert_eq!(choice(&[0]), (None, 1));
+    }
+
+    #[test]
+    fn all_rounds_together_keep_the_deadline() {
+        let began = Instant::now();
+        let took = best(|limit| {
+            std::thread::sleep(limit.min(Duration::from_millis(250)));
+            reading(250)
+        });
+        assert!(took.is_ok());
+        assert!(began.elapsed() < DEADLINE + Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_clock_is_not_stepped_by_an_answer_that_may_be_as_wrong() {
+        let wrong = |off, took| {
+            let off = Duration::from_millis(off);
+            reading(took).expect("a time").is_reason(off)
+        };
+        assert!(wrong(101, 10));
+        assert!(!wrong(100, 10));
+        assert!(!wrong(140, 290));
+        assert!(wrong(150, 290));
     }
 
     proptest! {

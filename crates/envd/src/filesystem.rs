@@ -57,8 +57,11 @@ pub enum FileError {
     #[error("cyclic symlink or chain >255 links at '{}'", .0.display())]
     LinkCycle(PathBuf),
     /// Changes came faster than they were asked for.
-    #[error("more changes than the kernel keeps: some events are lost")]
+    #[error("more changes than are kept: some events are lost")]
     EventsLost,
+    /// There is nothing to watch any more.
+    #[error("the watched directory was removed or moved: {}", .0.display())]
+    WatchEnded(PathBuf),
     /// Events of a network file system do not come.
     #[error("cannot watch path on network filesystem: {}", .0.display())]
     NetworkMount(PathBuf),
@@ -81,6 +84,7 @@ impl From<FileError> for ConnectError {
             | FileError::NotADirectory(_)
             | FileError::NetworkMount(_) => Self::invalid_argument(text),
             FileError::EventsLost => Self::data_loss(text),
+            FileError::WatchEnded(_) => Self::not_found(text),
             FileError::LinkCycle(_) => Self::failed_precondition(text),
             FileError::Io { source, .. } if is_link_cycle(&source) => {
                 Self::failed_precondition(text)
@@ -261,8 +265,10 @@ impl rpc::Filesystem for FilesystemService {
         let rest = stream::unfold(watch, move |mut watch| async move {
             let event = match timeout(keepalive, watch.next()).await {
                 Err(_) => wire(rpc::watch_dir_response::KeepAlive::default().into()),
-                Ok(Ok(event)) => wire(event.into()),
-                Ok(Err(error)) => Err(error.into()),
+                Ok(event) => match event? {
+                    Ok(event) => wire(event.into()),
+                    Err(error) => Err(error.into()),
+                },
             };
             Some((event, watch))
         });
@@ -298,6 +304,7 @@ impl rpc::Filesystem for FilesystemService {
         let events = self
             .watchers
             .take_events(request.watcher_id)
+            .await
             .ok_or_else(|| unknown_watcher(request.watcher_id))??;
         Response::ok(rpc::GetWatcherEventsResponse {
             events,

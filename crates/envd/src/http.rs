@@ -2,6 +2,7 @@
 
 pub mod compose;
 pub mod download;
+pub mod draft;
 pub mod error;
 pub mod info;
 pub mod link;

@@ -3,6 +3,7 @@
 pub mod child;
 pub mod input;
 pub mod output;
+mod reader;
 pub mod registry;
 pub mod signals;
 pub mod spawn;

@@ -267,7 +267,8 @@ fn cross_origin() -> CorsLayer {
             Method::PATCH,
             Method::DELETE,
         ])
-        .allow_headers(AllowHeaders::any())
+        // For browsers, a star is all but Authorization.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
         .max_age(Duration::from_secs(2 * 3600))
 }

@@ -32,10 +32,12 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Settings of the kernel: file and value.
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 5] = [
     // The guest agent watches directories for clients, an instance each.
     ("/proc/sys/fs/inotify/max_user_instances", "2048"),
     ("/proc/sys/fs/inotify/max_user_watches", "1048576"),
+    // As many as the agent keeps: a burst is not lost before it is read.
+    ("/proc/sys/fs/inotify/max_queued_events", "65536"),
     // Looks for something to move twice a second, for nobody.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
     (

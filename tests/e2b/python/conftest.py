@@ -61,4 +61,4 @@ def port_url(path="/"):
 def ask_port(sandbox, port, path="/", headers=None, method="GET", **options):
     """A request to a port of a sandbox, as the routing headers name it."""
     headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(port), **(headers or {})}
-    return httpx.request(method, port_url(path), headers=headers, timeout=30, **options)
+    return httpx.request(method, port_url(path), headers=headers, timeout=60, **options)

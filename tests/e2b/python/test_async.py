@@ -1,6 +1,7 @@
 """What the asynchronous SDK does by other calls than the synchronous one: callbacks, pushed events, async sources."""
 
 import asyncio
+import time
 import uuid
 
 import pytest
@@ -25,7 +26,7 @@ async def sandbox():
     await sandbox.kill()
 
 
-async def soon(what, ask, deadline=20.0):
+async def soon(what, ask, deadline=60.0):
     async def asking():
         while not (answer := ask()):
             await asyncio.sleep(0.02)
@@ -131,12 +132,12 @@ async def test_a_life(sandbox):
 async def test_a_kill_ends_a_stream_with_the_reason(sandbox):
     other = await AsyncSandbox.create(timeout=LONG)
     running = asyncio.create_task(other.commands.run("sleep 300", timeout=0))
-    for _ in range(200):
-        if any("sleep 300" in process.args for process in await other.commands.list()):
-            break
+    end = time.monotonic() + 60
+    while not any("sleep 300" in process.args for process in await other.commands.list()):
+        assert time.monotonic() < end, "it is not listed"
         await asyncio.sleep(0.05)
     await other.kill()
     with pytest.raises(TimeoutException) as ended:
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
     if IS_NEW:
         assert "killed or reached its end of life" in str(ended.value) or "not found" in str(ended.value)

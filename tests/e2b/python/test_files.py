@@ -1,5 +1,6 @@
 """Files: every way in and out, links without a token, directories, and what is told of changes."""
 
+import functools
 import gzip
 import io
 import os
@@ -18,6 +19,8 @@ from e2b import (
 )
 
 BINARY = bytes(range(256)) * 400
+
+get, post = functools.partial(httpx.get, timeout=60), functools.partial(httpx.post, timeout=60)
 
 
 @pytest.fixture
@@ -166,15 +169,15 @@ def test_metadata_stays_with_a_file(files, folder):
 def test_links_work_without_a_token(sandbox, files, folder):
     path = f"{folder}/with a + sign"
     files.write(path, "linked")
-    answer = httpx.get(sandbox.download_url(path))
+    answer = get(sandbox.download_url(path))
     assert (answer.status_code, answer.text) == (200, "linked")
-    answer = httpx.get(sandbox.download_url(path, user="user", use_signature_expiration=60))
+    answer = get(sandbox.download_url(path, user="user", use_signature_expiration=60))
     assert (answer.status_code, answer.text) == (200, "linked")
-    part = httpx.get(sandbox.download_url(path), headers={"Range": "bytes=1-3"})
+    part = get(sandbox.download_url(path), headers={"Range": "bytes=1-3"})
     assert (part.status_code, part.text) == (206, "ink")
-    up = httpx.post(sandbox.upload_url(f"{folder}/up"), files={"file": ("up", b"uploaded")})
+    up = post(sandbox.upload_url(f"{folder}/up"), files={"file": ("up", b"uploaded")})
     assert up.status_code == 200 and files.read(f"{folder}/up") == "uploaded"
-    packed = httpx.post(
+    packed = post(
         sandbox.upload_url(f"{folder}/packed", user="user"),
         content=gzip.compress(b"packed"),
         headers={"Content-Type": "application/octet-stream", "Content-Encoding": "gzip"},
@@ -185,11 +188,11 @@ def test_links_work_without_a_token(sandbox, files, folder):
 def test_a_link_is_good_for_its_path_its_use_and_its_time(sandbox, files, folder):
     files.write(f"{folder}/file", "secret")
     link = sandbox.download_url(f"{folder}/file")
-    assert httpx.post(link, files={"file": b"x"}).status_code in (400, 401)
-    assert httpx.get(link.replace("file&", "fil&")).status_code in (400, 401)
-    assert httpx.get(link.split("&signature")[0]).status_code in (400, 401)
+    assert post(link, files={"file": b"x"}).status_code in (400, 401)
+    assert get(link.replace("file&", "fil&")).status_code in (400, 401)
+    assert get(link.split("&signature")[0]).status_code in (400, 401)
     late = sandbox.download_url(f"{folder}/file", use_signature_expiration=-120)
-    answer = httpx.get(late)
+    answer = get(late)
     assert answer.status_code == 401
     assert answer.json() == {"code": 401, "message": "signature is already expired"}
 
@@ -197,10 +200,10 @@ def test_a_link_is_good_for_its_path_its_use_and_its_time(sandbox, files, folder
 def test_nothing_is_given_to_whom_has_no_token(sandbox):
     headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983"}
     url = os.environ["E2B_SANDBOX_URL"]
-    assert httpx.get(f"{url}/files?path=/etc/hostname", headers=headers).status_code == 401
+    assert get(f"{url}/files?path=/etc/hostname", headers=headers).status_code == 401
     call = f"{url}/process.Process/List"
-    assert httpx.post(call, headers=headers, json={}).status_code == 401
-    assert httpx.post(call, headers={**headers, "X-Access-Token": "wrong"}, json={}).status_code == 401
+    assert post(call, headers=headers, json={}).status_code == 401
+    assert post(call, headers={**headers, "X-Access-Token": "wrong"}, json={}).status_code == 401
 
 
 def events_of(handle, wanted, events):
@@ -237,7 +240,7 @@ def test_changes_below_are_told_where_asked_for(sandbox, files, folder):
     # In a directory that is new itself, at once.
     sandbox.commands.run(f"mkdir -p {folder}/n/e/w && echo > {folder}/n/e/w/file")
     events = []
-    until("the new file is told", lambda: events_of(deep, {("n/e/w/file", kind.CREATE)}, events), 10)
+    until("the new file is told", lambda: events_of(deep, {("n/e/w/file", kind.CREATE)}, events))
     flat.stop()
     deep.stop()
     with pytest.raises(FileNotFoundException):

@@ -1,12 +1,13 @@
 """Git in the guest, as the SDK drives it: many short commands under a short deadline."""
 
 import pytest
+from conftest import LONG
 from e2b import Sandbox
 
 
 @pytest.fixture(scope="module")
 def repo():
-    sandbox = Sandbox.create(timeout=60)
+    sandbox = Sandbox.create(timeout=LONG)
     sandbox.git.configure_user("A Tester", "tester@example.com")
     sandbox.git.init("/home/user/repo", initial_branch="main")
     yield sandbox

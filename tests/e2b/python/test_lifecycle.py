@@ -102,7 +102,7 @@ def test_a_kill_ends_what_runs_at_once(create):
     waiting = threading.Thread(target=wait)
     waiting.start()
     sandbox.kill()
-    waiting.join(15)
+    waiting.join(60)
     assert not waiting.is_alive() and isinstance(ended[0], TimeoutException)
     gone = ask_port(sandbox, 49983, "/health")
     assert gone.status_code == 502 and gone.json()["message"] == "The sandbox was not found"
@@ -142,13 +142,14 @@ def test_a_deadline_can_be_moved(create):
     Sandbox.connect(sandbox.sandbox_id, timeout=10)
     assert (sandbox.get_info().end_at - datetime.datetime.now(datetime.timezone.utc)).total_seconds() > 500
     sandbox.set_timeout(0)
-    until("it is gone", lambda: not sandbox.is_running(), 15)
+    until("it is gone", lambda: not sandbox.is_running())
 
 
 def test_a_sandbox_ends_at_its_deadline(create):
-    sandbox = create(timeout=4)
+    sandbox = create()
     assert sandbox.is_running()
-    until("it is gone", lambda: not sandbox.is_running(), 20)
+    sandbox.set_timeout(3)
+    until("it is gone", lambda: not sandbox.is_running())
     with pytest.raises(SandboxNotFoundException):
         sandbox.get_info()
 
@@ -175,8 +176,12 @@ def test_a_pause_keeps_files_processes_and_identity(create):
     assert sandbox.commands.run("echo $E2B_SANDBOX_ID").stdout.strip() == sandbox.sandbox_id
     assert process.pid in [found.pid for found in sandbox.commands.list()]
     # The guest's own time service steps the clock at its next look.
-    behind = lambda: time.time() - float(sandbox.commands.run("date +%s.%N").stdout)
-    until("the clock is right", lambda: abs(behind()) < 2, 10)
+    def clock_is_right():
+        before = time.time()
+        said = float(sandbox.commands.run("date +%s.%N").stdout)
+        return before - 2 < said < time.time() + 2
+
+    until("the clock is right", clock_is_right)
     assert sandbox.get_info().state == SandboxState.RUNNING
 
 
@@ -202,21 +207,22 @@ def test_a_whole_pause_may_be_booted_anew(create):
 
 
 def test_a_sandbox_may_pause_at_its_deadline_and_wake_by_traffic(create):
-    sandbox = create(timeout=4, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    sandbox = create(lifecycle={"on_timeout": "pause", "auto_resume": True})
     sandbox.files.write("/home/user/kept", "file")
     lifecycle = sandbox.get_info().lifecycle
     assert lifecycle["on_timeout"] == "pause" and lifecycle["auto_resume"] is True
-    until("it is paused", lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED, 30)
+    sandbox.set_timeout(3)
+    until("it is paused", lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED)
     assert sandbox.files.read("/home/user/kept") == "file"
     assert sandbox.get_info().state == SandboxState.RUNNING
 
 
 def test_a_sandbox_that_paused_at_its_deadline_stays_so_unless_told(create):
     sandbox = create(timeout=4, lifecycle={"on_timeout": "pause"})
-    until("it is paused", lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED, 30)
+    until("it is paused", lambda: Sandbox.get_info(sandbox.sandbox_id).state == SandboxState.PAUSED)
     assert sandbox.is_running() is False
     assert ask_port(sandbox, 49983, "/health").status_code == 502
-    sandbox.connect(timeout=60)
+    sandbox.connect(timeout=LONG)
     assert sandbox.is_running() is True
     assert sandbox.kill() is True
 
@@ -232,7 +238,7 @@ def test_a_create_that_is_sent_again_makes_no_second_one(create):
 
 def test_metrics_are_there_soon(create):
     sandbox = create()
-    found = until("a sample", sandbox.get_metrics, 30)
+    found = until("a sample", sandbox.get_metrics)
     sample = found[-1]
     assert sample.cpu_count >= 1 and sample.mem_total > 0 and 0 < sample.mem_used <= sample.mem_total
     assert sample.disk_total > 0 and 0 < sample.disk_used <= sample.disk_total

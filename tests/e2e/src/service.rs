@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     net::TcpListener,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -356,9 +357,23 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now, and that the kernel gives to no connection meanwhile.
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const FIRST: u16 = 10_000;
+    let given = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let end: u16 = given.split_whitespace().next().context("a port")?.parse()?;
+    let count = end.saturating_sub(FIRST);
+    if count == 0 {
+        return Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+    }
+    for _ in 0..100 {
+        let number = RandomState::new().build_hasher().finish() % u64::from(count);
+        let port = FIRST + u16::try_from(number)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free from {FIRST} to {end}")
 }
 
 /// The `wrenn` that is tested: `WRENN_BIN`, or the one that `make test` built.

@@ -6,7 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use wrenn_e2e::{Service, rounds, wait::{GENEROUS, until}, ws::Socket};
+use wrenn_e2e::{
+    Service, rounds,
+    wait::{GENEROUS, until},
+    ws::Socket,
+};
+use wrenn_proto::limits::SETTLED;
 
 #[tokio::test]
 async fn a_short_output_is_never_lost() -> Result<()> {
@@ -108,12 +113,12 @@ async fn a_command_that_takes_too_long_is_killed_in_the_guest() -> Result<()> {
             &json!({ "cmd": "sleep", "args": ["1000"], "timeout_sec": 2 }),
         )
         .await?;
-    assert!(begun.elapsed() < Duration::from_secs(30), "{status} {body}");
+    assert!(begun.elapsed() < GENEROUS, "{status} {body}");
     assert!(
         status == StatusCode::GATEWAY_TIMEOUT || body["exit_code"] == -1,
         "{status} {body}"
     );
-    until("it is gone", Duration::from_secs(20), async || {
+    until("it is gone", GENEROUS, async || {
         Ok((sandbox.shell("pgrep -x sleep").await?.code == 1).then_some(()))
     })
     .await?;
@@ -136,7 +141,10 @@ async fn a_background_process_is_listed_followed_and_killed() -> Result<()> {
     let (_, list) = service.get(&sandbox.path("/processes")).await?;
     assert_eq!(list["processes"][0]["pid"], started["pid"], "{list}");
     let mut follow = Socket::open(&service, &sandbox.path("/processes/clock/stream")).await?;
-    assert_eq!(follow.next_of("stdout").await?["data"], "tick\n");
+    // Several may come at once.
+    let told = follow.next_of("stdout").await?;
+    let data = told["data"].as_str().unwrap_or_default();
+    assert!(data.starts_with("tick\n"), "{told}");
 
     let (status, _) = service
         .json(
@@ -247,7 +255,7 @@ async fn a_hung_command_does_not_slow_another_sandbox() -> Result<()> {
         for _ in 0..20 {
             let begun = Instant::now();
             assert_eq!(other.exec("true", &[]).await?.code, 0);
-            assert!(begun.elapsed() < Duration::from_secs(10));
+            assert!(begun.elapsed() < GENEROUS);
         }
         anyhow::Ok(())
     };
@@ -262,13 +270,21 @@ async fn a_hung_command_does_not_slow_another_sandbox() -> Result<()> {
 /// A guest with a tick of its own would take 250 interrupts a second, and the host would pay for each.
 #[tokio::test]
 async fn a_guest_with_nothing_to_do_sleeps() -> Result<()> {
-    const SECONDS: u32 = 4;
     let service = Service::start().await?;
     let sandbox = service.create().await?;
-    let ticks = r"awk '/^ *LOC:/ {print $2}' /proc/interrupts";
-    let command = format!("a=$({ticks}); sleep {SECONDS}; b=$({ticks}); echo $((b - a))");
+    // When what runs after a boot has run. The time is the guest's own: it may be longer than was slept.
+    let look = r"awk '/^ *LOC:/ {print $2}' /proc/interrupts; cut -d ' ' -f 1 /proc/uptime";
+    let command = format!("until [ -e {SETTLED} ]; do sleep 0.1; done; {look}; sleep 4; {look}");
     let output = sandbox.shell(&command).await?;
-    let interrupts: u32 = output.stdout.trim().parse()?;
-    assert!(interrupts < SECONDS * 125, "{interrupts} timer interrupts");
+    let seen: Vec<f64> = output
+        .stdout
+        .lines()
+        .map(str::parse::<f64>)
+        .collect::<Result<_, _>>()?;
+    let (interrupts, seconds) = (seen[2] - seen[0], seen[3] - seen[1]);
+    assert!(
+        interrupts < seconds * 125.0,
+        "{interrupts} timer interrupts in {seconds} s"
+    );
     sandbox.destroy().await
 }

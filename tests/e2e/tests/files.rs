@@ -117,6 +117,28 @@ async fn two_hundred_megabytes_stream_through_with_constant_memory() -> Result<(
 }
 
 #[tokio::test]
+async fn an_upload_that_breaks_off_leaves_the_file_that_was_there() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    sandbox.write("/home/user/f", b"before".to_vec()).await?;
+    let pieces = futures::stream::iter([
+        Ok(pattern(3 * MIB)),
+        Err(std::io::Error::other("the client dies")),
+    ]);
+    let part = multipart::Part::stream(reqwest::Body::wrap_stream(pieces)).file_name("f");
+    let form = multipart::Form::new()
+        .text("path", "/home/user/f")
+        .part("file", part);
+    let request = service.request(Method::POST, &sandbox.path("/files/stream/write"));
+    ensure!(request.multipart(form).send().await.is_err());
+    // What it had begun goes when the guest has noticed.
+    let tidy = "until [ \"$(ls -A /home/user | grep -c envd-draft)\" = 0 ]; do sleep 0.1; done";
+    assert_eq!(sandbox.shell(tidy).await?.code, 0);
+    assert_eq!(sandbox.read("/home/user/f").await?, b"before");
+    sandbox.destroy().await
+}
+
+#[tokio::test]
 async fn only_regular_files_are_read() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;

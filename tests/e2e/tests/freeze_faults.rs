@@ -25,6 +25,12 @@ const AGENT_PAUSE: [&str; 6] = [
     "self@agent.pause.noted",
     "self@agent.pause.freed",
 ];
+/// Of a moment that is frozen while the machine goes on; copies come later.
+const AGENT_FORK: [&str; 3] = [
+    "self@agent.freeze.prepared",
+    "self@agent.freeze.frozen",
+    "self@agent.freeze.published",
+];
 const AGENT_RESUME: [&str; 5] = [
     "self@agent.start.parts",
     "self@agent.start.spec",
@@ -188,7 +194,22 @@ async fn the_agent_dies_at_each_step_of_a_resume() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_agent_dies_at_each_step_of_a_fork() -> Result<()> {
+    the_agent_dies(&AGENT_FORK, None, "fork").await
+}
+
+#[tokio::test]
 async fn the_machine_dies_at_each_step_of_a_pause() -> Result<()> {
+    the_machine_dies("pause").await
+}
+
+#[tokio::test]
+async fn the_machine_dies_at_each_step_of_a_fork() -> Result<()> {
+    the_machine_dies("fork").await
+}
+
+/// The supervisor or the VMM dies at each step of writing the machine, while a sandbox that was frozen before is asked to `verb`.
+async fn the_machine_dies(verb: &str) -> Result<()> {
     let (mut service, before) = warmed().await?;
     for fault in MACHINE_PAUSE {
         let id = create(&service).await?;
@@ -199,14 +220,14 @@ async fn the_machine_dies_at_each_step_of_a_pause() -> Result<()> {
         must(&service, &id, "resume").await?;
         remember(&Sandbox::new(&service, id.clone()), 2).await?;
         let other = create(&service).await?;
-        ask(&service, &id, "pause").await;
+        ask(&service, &id, verb).await;
         let record = until("it stands still", GENEROUS, async || {
             let record = Sandbox::new(&service, id.clone()).record().await?;
             Ok((record["status"] == "paused").then_some(record))
         })
         .await?;
-        // The VMM may die just after the last byte was read of it: then the moment is complete.
-        let complete = fault == "vmm@supervisor.freeze.written";
+        // The VMM may die just after the last byte was read of it: then the moment is complete. But one that was to go on is lost.
+        let complete = verb == "pause" && fault == "vmm@supervisor.freeze.written";
         let warned = record["warning"].as_str().unwrap_or_default();
         assert!(
             warned.contains("last frozen") || complete,

@@ -118,7 +118,7 @@ impl EnvdClient {
     }
 
     /// Writes a file of the guest. An error in `content` breaks the request off, and so does dropping this call: the guest
-    /// then knows that the file is not whole.
+    /// then knows that the file is not whole, and keeps the one that was there.
     pub(crate) async fn upload(
         &self,
         path: &str,
@@ -142,6 +142,7 @@ impl EnvdClient {
         let request = self
             .files_request(Method::POST, path, user)?
             .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(limits::WHOLE_UPLOAD_HEADER, "1")
             .body(UnsyncBoxBody::new(StreamBody::new(frames)))
             .map_err(super::bad_request)?;
         // An upload takes as long as its sender does, but the guest must take what is there.

@@ -19,8 +19,16 @@ use crate::users::{Names, User};
 /// # Errors
 /// If nothing is.
 pub fn stat(path: &Path) -> Result<EntryInfo, FileError> {
-    let link = fs::symlink_metadata(path).map_err(FileError::at(path))?;
-    Ok(describe(path, path, &link, &mut Names::default()))
+    stat_as(path, path, &mut Names::default()).map_err(FileError::at(path))
+}
+
+/// What is at `real`, under the name `shown`.
+///
+/// # Errors
+/// If nothing is.
+pub(super) fn stat_as(shown: &Path, real: &Path, names: &mut Names) -> io::Result<EntryInfo> {
+    let own = fs::symlink_metadata(real)?;
+    Ok(describe(shown, real, &own, names))
 }
 
 /// Describes what is at `real`, under the name `shown`. Of a link: type and mode are its target's, size and permissions
@@ -48,7 +56,8 @@ fn describe(shown: &Path, real: &Path, own: &Metadata, names: &mut Names) -> Ent
         r#type: kind.into(),
         path: shown.display().to_string(),
         size: i64::try_from(own.len()).unwrap_or(i64::MAX),
-        mode: target.as_ref().unwrap_or(own).mode() & 0o777,
+        // As of what is not there: a link's own mode says nothing.
+        mode: target.as_ref().map_or(0, Metadata::mode) & 0o777,
         permissions: permissions(own),
         owner: names.user(own.uid()),
         group: names.group(own.gid()),
@@ -274,6 +283,8 @@ mod tests {
         let entry = stat(&dangling).expect("there");
         assert_eq!(entry.r#type, FileType::FILE_TYPE_UNSPECIFIED);
         assert_eq!(entry.symlink_target.as_deref(), dangling.to_str());
+        assert_eq!(entry.mode, 0);
+        assert_eq!(entry.permissions, "Lrwxrwxrwx");
     }
 
     #[test]

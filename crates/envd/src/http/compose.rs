@@ -1,21 +1,25 @@
 //! `POST /files/compose`: several files become one.
 //!
-//! The parts are copied, one after the other, to a new file beside the destination, which then takes its place: whoever
-//! looks sees the old one or the whole new one. Only then are the parts removed. If something fails, all is as it was.
+//! The parts are copied, one after the other, to a draft of the destination. When that has taken its place, the parts are
+//! removed. If something fails, all is as it was.
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, File},
     io,
-    os::unix::fs::{OpenOptionsExt as _, fchown},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use axum::{Json, extract::State, extract::rejection::JsonRejection};
 use serde::Deserialize;
 
-use super::{error::HttpError, link, upload::Written};
-use crate::{filesystem::entry, server::App, users::User};
+use super::{
+    draft::{Draft, refuse_irregular},
+    error::HttpError,
+    link,
+    upload::Written,
+};
+use crate::{server::App, users::User};
 
 /// Parts of one file, at most.
 const MAX_PARTS: usize = 10_000;
@@ -73,21 +77,10 @@ fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<()
         let there = fs::metadata(part).map_err(|e| at(part, &e))?;
         refuse_irregular(part, &there)?;
     }
-    if let Ok(there) = fs::metadata(destination) {
-        refuse_irregular(destination, &there)?;
-    }
-    // A link at the destination stays one, as with an upload.
-    let destination = fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned());
-    let parent = destination.parent().unwrap_or(Path::new("/"));
-    entry::make_directories(parent, user).map_err(|e| at(&destination, &e))?;
-    let draft = parent.join(draft_name());
-    let written = write_draft(parts, &draft, user)
-        .and_then(|()| fs::rename(&draft, &destination).map_err(|e| at(&destination, &e)));
-    if let Err(error) = written {
-        // It may not have come to be.
-        let _ = fs::remove_file(&draft);
-        return Err(error);
-    }
+    let (draft, file) = Draft::begin(destination, user)?;
+    append(parts, file)?;
+    let destination = draft.place().to_owned();
+    draft.take_place()?;
     for part in parts {
         if fs::canonicalize(part).is_ok_and(|real| real == destination) {
             continue;
@@ -101,13 +94,7 @@ fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<()
     Ok(())
 }
 
-fn write_draft(parts: &[PathBuf], draft: &Path, user: &User) -> Result<(), HttpError> {
-    let mut options = File::options();
-    options.write(true).create_new(true).mode(0o644);
-    let mut file = options
-        .open(draft)
-        .map_err(|e| HttpError::of_file(draft, &e))?;
-    fchown(&file, Some(user.uid), Some(user.gid)).map_err(|e| HttpError::of_file(draft, &e))?;
+fn append(parts: &[PathBuf], mut file: File) -> Result<(), HttpError> {
     for part in parts {
         let mut source = open_regular(part)?;
         // The kernel copies, or shares the blocks where it can.
@@ -128,30 +115,4 @@ fn open_regular(path: &Path) -> Result<File, HttpError> {
         .map_err(failed)?;
     refuse_irregular(path, &file.metadata().map_err(failed)?)?;
     Ok(file)
-}
-
-/// 400 for what is not a regular file.
-///
-/// # Errors
-/// As said.
-pub fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<(), HttpError> {
-    let path = path.display();
-    if metadata.is_dir() {
-        return Err(HttpError::bad_request(format!(
-            "path '{path}' is a directory"
-        )));
-    }
-    if !metadata.is_file() {
-        return Err(HttpError::bad_request(format!(
-            "path '{path}' is not a regular file"
-        )));
-    }
-    Ok(())
-}
-
-/// A name that nobody else uses.
-fn draft_name() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!(".envd-compose-{}-{number}", std::process::id())
 }

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, BufReader};
 use tokio_util::io::ReaderStream;
 use wrenn_proto::limits::FILE_CHUNK_BYTES;
 
-use super::{compose::refuse_irregular, error::HttpError, link::FileQuery};
+use super::{draft::refuse_irregular, error::HttpError, link::FileQuery};
 use crate::server::App;
 
 /// Serves a file.

@@ -1,11 +1,12 @@
 //! `POST /files`: files from a multipart form, or one as the raw body; gzipped or not.
 //!
-//! What watchers see is part of the contract: the file is created, given to its user, and then written.
+//! What watchers see is part of the contract: the file is created, given to its user, and then written. A host asks for more:
+//! that an upload which breaks off leaves the file that was there ([`Draft`]).
 
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -20,9 +21,9 @@ use http::{HeaderMap, header, request::Parts};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::StreamReader;
-use wrenn_proto::limits::FILE_CHUNK_BYTES;
+use wrenn_proto::limits::{FILE_CHUNK_BYTES, WHOLE_UPLOAD_HEADER};
 
-use super::{error::HttpError, link::FileQuery};
+use super::{draft::Draft, error::HttpError, link::FileQuery};
 use crate::{filesystem::metadata, server::App, users::User};
 
 /// A file that was written.
@@ -68,6 +69,7 @@ pub async fn upload(
         app: &app,
         query: &query,
         user: &user,
+        whole: headers.contains_key(WHOLE_UPLOAD_HEADER),
     };
     let kind = text(headers, header::CONTENT_TYPE)
         .unwrap_or_default()
@@ -148,6 +150,8 @@ struct Target<'a> {
     query: &'a FileQuery,
     user: &'a User,
     metadata: BTreeMap<String, String>,
+    /// A file takes its place when all of it is there.
+    whole: bool,
 }
 
 impl Target<'_> {
@@ -170,9 +174,13 @@ impl Target<'_> {
         path: &Path,
         content: impl AsyncRead + Unpin,
     ) -> Result<Written, HttpError> {
-        make_parents(path, self.user).await?;
-        let file = create(path, self.user).await?;
-        copy(content, file, path).await?;
+        if self.whole {
+            write_whole(path, self.user, content).await?;
+        } else {
+            make_parents(path, self.user).await?;
+            let file = create(path, self.user).await?;
+            copy(content, file, path).await?;
+        }
         let stored =
             metadata::replace(path, &self.metadata).map_err(|e| HttpError::of_file(path, &e))?;
         let mut written = Written::plain(path);
@@ -181,6 +189,26 @@ impl Target<'_> {
         }
         Ok(written)
     }
+}
+
+async fn write_whole(
+    path: &Path,
+    user: &User,
+    content: impl AsyncRead + Unpin,
+) -> Result<(), HttpError> {
+    let (place, owner) = (path.to_owned(), user.clone());
+    let (draft, file) = blocking(path, move || Draft::begin(&place, &owner)).await?;
+    copy(content, tokio::fs::File::from_std(file), path).await?;
+    blocking(path, || draft.take_place()).await
+}
+
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, HttpError> + Send + 'static,
+) -> Result<T, HttpError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|lost| Err(HttpError::of_file(path, &io::Error::other(lost))))
 }
 
 async fn make_parents(path: &Path, user: &User) -> Result<(), HttpError> {
@@ -201,7 +229,8 @@ async fn make_parents(path: &Path, user: &User) -> Result<(), HttpError> {
 async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> {
     let (target, uid, gid) = (path.to_owned(), user.uid, user.gid);
     let opened = tokio::task::spawn_blocking(move || {
-        match std::fs::metadata(&target) {
+        let there = std::fs::metadata(&target);
+        match &there {
             Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
             Ok(there) if !there.is_file() => {
                 return Err(io::Error::new(
@@ -216,13 +245,14 @@ async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> 
         options
             .write(true)
             .create(true)
-            .truncate(true)
+            .truncate(false)
             .mode(0o644)
             .custom_flags(nonblocking);
         let file = options.open(&target)?;
-        let there = file.metadata()?;
-        if there.uid() != uid || there.gid() != gid || there.len() == 0 {
-            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        // Only now, as emptying it is writing; a new file is empty, and was not written yet.
+        if there.is_ok() || file.metadata()?.len() > 0 {
+            file.set_len(0)?;
         }
         Ok(file)
     });
@@ -246,7 +276,7 @@ async fn copy(
         let limit = u64::try_from(FILE_CHUNK_BYTES).unwrap_or(u64::MAX);
         let mut limited = (&mut content).take(limit);
         let read = limited.read_to_end(&mut piece).await;
-        // The file keeps what came before: the client knows that it broke off.
+        // A file in its place keeps what came before: the client knows that it broke off.
         let read =
             read.map_err(|e| HttpError::bad_request(format!("the upload broke off: {e}")))?;
         if read == 0 {

@@ -2,17 +2,17 @@
 //!
 //! Each subscriber has a short queue. The one who reads the pipe waits until every subscriber has taken a piece before it
 //! reads the next: a slow subscriber slows the process (its pipe fills), and no queue grows. Who goes away stops counting at
-//! once. Without subscribers a process never hangs: the newest [`UNHEARD_BYTES`] that nobody heard are kept, the rest is
+//! once, and what was for nobody else counts as unheard. Without subscribers a process never hangs: the newest [`UNHEARD_BYTES`] that nobody heard are kept, the rest is
 //! dropped.
 //!
 //! The starter subscribes before the process exists, so even the first byte finds it. Who comes when nobody listened
 //! first hears what is kept, so that a client that lost its connection misses nothing it did not see; who joins others
-//! hears what comes from then on. Nothing is told twice, and everyone hears the end.
+//! hears what comes from then on. Nobody is told anything twice, and everyone hears the end.
 
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -75,6 +75,8 @@ impl Activity {
 #[derive(Debug, Default)]
 struct Listeners {
     senders: Vec<mpsc::Sender<Event>>,
+    /// Subscriptions that have a queue, also after the end.
+    queues: usize,
     unheard: VecDeque<process_event::DataEvent>,
     unheard_bytes: usize,
     end: Option<process_event::EndEvent>,
@@ -85,6 +87,19 @@ impl Listeners {
     fn keep(&mut self, data: process_event::DataEvent) {
         self.unheard_bytes += length(&data);
         self.unheard.push_back(data);
+        self.forget_oldest();
+    }
+
+    /// Keeps what was taken out before, or came before, all that is kept.
+    fn put_back(&mut self, pieces: Vec<process_event::DataEvent>) {
+        for data in pieces.into_iter().rev() {
+            self.unheard_bytes += length(&data);
+            self.unheard.push_front(data);
+        }
+        self.forget_oldest();
+    }
+
+    fn forget_oldest(&mut self) {
         while self.unheard_bytes > UNHEARD_BYTES {
             let Some(oldest) = self.unheard.pop_front() else {
                 break;
@@ -104,9 +119,11 @@ fn length(data: &process_event::DataEvent) -> usize {
 /// One who listens. Dropping it ends that.
 #[derive(Debug)]
 pub struct Subscription {
+    output: Arc<Output>,
     /// What was there before the queue.
     backlog: VecDeque<Event>,
-    queue: mpsc::Receiver<Event>,
+    /// None if it came after the end.
+    queue: Option<mpsc::Receiver<Event>>,
 }
 
 impl Subscription {
@@ -114,24 +131,55 @@ impl Subscription {
     pub async fn next(&mut self) -> Option<Event> {
         match self.backlog.pop_front() {
             Some(event) => Some(event),
-            None => self.queue.recv().await,
+            None => self.queue.as_mut()?.recv().await,
         }
+    }
+}
+
+impl Drop for Subscription {
+    /// Its client may come again: what it did not take is kept, unless others hear it.
+    fn drop(&mut self) {
+        let mut listeners = self.output.lock();
+        let mut untaken: Vec<_> = self.backlog.drain(..).collect();
+        if let Some(queue) = &mut self.queue {
+            queue.close();
+            listeners.queues -= 1;
+            if listeners.queues == 0 {
+                untaken.extend(std::iter::from_fn(|| queue.try_recv().ok()));
+            }
+        }
+        let data = |event| match event {
+            Event::Data(data) => Some(data),
+            Event::End(_) => None,
+        };
+        listeners.put_back(untaken.into_iter().filter_map(data).collect());
     }
 }
 
 impl Output {
     /// Listens: to what nobody heard, if nobody listens, and to what comes from now on, if the process has not ended.
     #[must_use]
-    pub fn subscribe(&self) -> Subscription {
-        let (sender, queue) = mpsc::channel(QUEUE);
+    pub fn subscribe(self: &Arc<Self>) -> Subscription {
         let mut listeners = self.lock();
         listeners.unheard_bytes = 0;
         let mut backlog: VecDeque<_> = listeners.unheard.drain(..).map(Event::Data).collect();
-        match &listeners.end {
-            Some(end) => backlog.push_back(Event::End(end.clone())),
-            None => listeners.senders.push(sender),
+        let queue = match &listeners.end {
+            Some(end) => {
+                backlog.push_back(Event::End(end.clone()));
+                None
+            }
+            None => {
+                let (sender, queue) = mpsc::channel(QUEUE);
+                listeners.senders.push(sender);
+                listeners.queues += 1;
+                Some(queue)
+            }
+        };
+        Subscription {
+            output: self.clone(),
+            backlog,
+            queue,
         }
-        Subscription { backlog, queue }
     }
 
     /// Hands a piece to everyone; returns when all have room for the next.
@@ -203,133 +251,4 @@ async fn send(senders: &[mpsc::Sender<Event>], event: &Event) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-
-    fn end() -> process_event::EndEvent {
-        process_event::EndEvent {
-            exit_code: 3,
-            exited: true,
-            ..Default::default()
-        }
-    }
-
-    #[tokio::test]
-    async fn a_slow_subscriber_holds_the_process_back_and_loses_nothing() {
-        let output = Arc::new(Output::default());
-        let mut slow = output.subscribe();
-        let writer = {
-            let output = output.clone();
-            tokio::spawn(async move {
-                for number in 0..1000_u32 {
-                    output
-                        .publish(Kind::Stdout, Bytes::from(number.to_string()))
-                        .await;
-                }
-                output.finish(end()).await;
-            })
-        };
-        tokio::task::yield_now().await;
-        assert!(!writer.is_finished(), "it waits for its reader");
-        for number in 0..1000_u32 {
-            let Some(Event::Data(data)) = slow.next().await else {
-                panic!("lost {number}");
-            };
-            assert_eq!(
-                data.output,
-                Some(Stream::Stdout(number.to_string().into_bytes()))
-            );
-        }
-        assert!(matches!(slow.next().await, Some(Event::End(_))));
-        writer.await.expect("no panic");
-    }
-
-    #[tokio::test]
-    async fn a_subscriber_that_goes_away_stops_counting() {
-        let output = Arc::new(Output::default());
-        let gone = output.subscribe();
-        let mut stays = output.subscribe();
-        let writer = {
-            let output = output.clone();
-            tokio::spawn(async move {
-                for _ in 0..100 {
-                    output.publish(Kind::Stderr, Bytes::from_static(b"x")).await;
-                }
-                output.finish(end()).await;
-            })
-        };
-        tokio::task::yield_now().await;
-        drop(gone);
-        let mut pieces = 0;
-        while let Some(Event::Data(_)) = stays.next().await {
-            pieces += 1;
-        }
-        assert_eq!(pieces, 100);
-        writer.await.expect("no panic");
-    }
-
-    fn words(events: &[Event]) -> Vec<String> {
-        let word = |event: &Event| match event {
-            Event::Data(data) => match &data.output {
-                Some(Stream::Stdout(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
-                other => format!("{other:?}"),
-            },
-            Event::End(end) => format!("end {}", end.exit_code),
-        };
-        events.iter().map(word).collect()
-    }
-
-    async fn say(output: &Output, word: &'static str) {
-        output
-            .publish(Kind::Stdout, Bytes::from_static(word.as_bytes()))
-            .await;
-    }
-
-    #[tokio::test]
-    async fn what_nobody_heard_is_told_once_to_the_next() {
-        let output = Output::default();
-        say(&output, "first").await;
-        let mut early = output.subscribe();
-        say(&output, "second").await;
-        let mut other = output.subscribe();
-        let heard = [
-            early.next().await.expect("kept"),
-            early.next().await.expect("sent"),
-        ];
-        assert_eq!(words(&heard), ["first", "second"]);
-        drop(early);
-        say(&output, "third").await;
-        assert_eq!(words(&[other.next().await.expect("sent")]), ["third"]);
-        drop(other);
-        say(&output, "fourth").await;
-        output.finish(end()).await;
-        let mut late = output.subscribe();
-        let heard = [
-            late.next().await.expect("kept"),
-            late.next().await.expect("kept"),
-        ];
-        assert_eq!(words(&heard), ["fourth", "end 3"]);
-        assert!(late.next().await.is_none());
-        let last = output.subscribe().next().await.expect("kept");
-        assert_eq!(words(&[last]), ["end 3"]);
-    }
-
-    #[tokio::test]
-    async fn no_more_is_kept_than_the_limit() {
-        let output = Output::default();
-        for number in 0..10_u8 {
-            output
-                .publish(Kind::Stdout, vec![number; 20_000].into())
-                .await;
-        }
-        let mut late = output.subscribe();
-        for wanted in 7..10_u8 {
-            let Some(Event::Data(data)) = late.next().await else {
-                panic!("{wanted} was not kept");
-            };
-            assert_eq!(data.output, Some(Stream::Stdout(vec![wanted; 20_000])));
-        }
-        assert_eq!(output.lock().unheard_bytes, 0);
-    }
-}
+mod tests;

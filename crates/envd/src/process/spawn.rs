@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
 use connectrpc::ConnectError;
 use nix::sys::signal::Signal;
 use rustix::{
@@ -26,11 +25,11 @@ use rustix::{
     termios::tcsetwinsize,
 };
 use tokio::{
-    io::{AsyncReadExt as _, Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     net::unix::pipe,
     sync::{Mutex, Notify},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::rpc::process::{ProcessConfig, StartRequest};
@@ -39,18 +38,18 @@ use wrenn_sys::spawn::{Credentials, Launch, SpawnError, Spawned};
 use super::{
     child::Child,
     input::{InputSink, Terminal, window_size},
-    output::{Kind, Subscription},
+    output::{Kind, Output, Subscription},
+    reader::Source,
     registry::Running,
     signals::end_event,
 };
 use crate::{cgroups::Group, paths, server::App, users::User};
 
-/// Largest piece of output of a pipe, bytes.
-const PIPE_PIECE_BYTES: usize = 32 * 1024;
-/// Largest piece of output of a terminal, bytes.
-const TERMINAL_PIECE_BYTES: usize = 16 * 1024;
-/// After a signal: how long what is left in the pipes is read. A grandchild may hold them open for ever.
-const LAST_OUTPUT: Duration = Duration::from_millis(500);
+/// After a signal: the silence that says that the process's own output was read. A grandchild may hold the pipes open for
+/// ever.
+const SILENCE: Duration = Duration::from_millis(500);
+/// After a signal: how long silence is waited for. A grandchild may write for ever, too.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// Processes are killed before the agent when memory runs out.
 const OOM_SCORE_ADJ: i16 = 100;
 
@@ -286,12 +285,6 @@ fn terminal(user: &User, size: (u32, u32)) -> Result<([OwnedFd; 3], Plumbing), S
     })
 }
 
-/// What output is read from.
-enum Source {
-    Pipe(Kind, pipe::Receiver),
-    Terminal(Arc<AsyncFd<OwnedFd>>),
-}
-
 fn assemble(
     child: &Child,
     config: ProcessConfig,
@@ -301,7 +294,7 @@ fn assemble(
     let (input, sources) = match plumbing {
         Plumbing::Terminal(master) => (
             InputSink::Terminal(Terminal::new(master.clone())),
-            vec![Source::Terminal(master)],
+            vec![Source::terminal(master)],
         ),
         Plumbing::Pipes {
             stdin,
@@ -312,8 +305,8 @@ fn assemble(
                 InputSink::Pipe(Mutex::new(Some(pipe)))
             }),
             vec![
-                Source::Pipe(Kind::Stdout, stdout),
-                Source::Pipe(Kind::Stderr, stderr),
+                Source::pipe(Kind::Stdout, stdout),
+                Source::pipe(Kind::Stderr, stderr),
             ],
         ),
     };
@@ -340,8 +333,9 @@ async fn attend(
     limit: Option<Duration>,
 ) -> ExitStatus {
     let mut readers = JoinSet::new();
+    let stop = CancellationToken::new();
     for source in sources {
-        readers.spawn(read(source, process.clone()));
+        readers.spawn(source.read(process.output.clone(), stop.clone()));
     }
     let deadline = sleep(limit.unwrap_or_default());
     tokio::pin!(deadline);
@@ -374,14 +368,10 @@ async fn attend(
     tokio::select! {
         () = &mut all_read => {}
         () = let_go => {
-            let mut seen = process.output.activity();
-            while timeout(LAST_OUTPUT, &mut all_read).await.is_err() {
-                let now = process.output.activity();
-                if now == seen && !now.is_busy() {
-                    break;
-                }
-                // Something still comes, or a slow listener is waited for: neither is lost.
-                seen = now;
+            if !read_in_time(&process.output, &mut all_read).await {
+                // What is there by now is told, however slow its listener is.
+                stop.cancel();
+                all_read.await;
             }
         }
     }
@@ -391,27 +381,17 @@ async fn attend(
     })
 }
 
-async fn read(source: Source, process: Arc<Running>) {
-    match source {
-        Source::Pipe(kind, mut pipe) => {
-            let mut buffer = BytesMut::with_capacity(PIPE_PIECE_BYTES);
-            while let Ok(1..) = pipe.read_buf(&mut buffer).await {
-                process.output.publish(kind, buffer.split().freeze()).await;
-                buffer.reserve(PIPE_PIECE_BYTES);
-            }
+/// Waits until all output was read, or until what comes is not the process's own any more; true if it was all. A slow
+/// listener keeps silence from being one.
+async fn read_in_time(output: &Output, mut all: impl Future<Output = ()> + Unpin) -> bool {
+    let late = Instant::now() + LAST_OUTPUT;
+    let mut seen = output.activity();
+    while timeout(SILENCE, &mut all).await.is_err() {
+        let now = output.activity();
+        if now == seen && !now.is_busy() || Instant::now() >= late {
+            return false;
         }
-        Source::Terminal(master) => {
-            let mut buffer = vec![0; TERMINAL_PIECE_BYTES];
-            // EIO is a terminal's end of file: nobody has its other side open.
-            while let Ok(length @ 1..) = master
-                .async_io(Interest::READABLE, |fd| {
-                    Ok(rustix::io::read(fd, &mut buffer)?)
-                })
-                .await
-            {
-                let piece = Bytes::copy_from_slice(&buffer[..length]);
-                process.output.publish(Kind::Terminal, piece).await;
-            }
-        }
+        seen = now;
     }
+    true
 }

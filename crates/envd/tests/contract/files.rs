@@ -407,3 +407,24 @@ fn the_words_of_an_upload_are_kept_with_the_file() {
         assert!(!world.path("/mnt/work/g").exists());
     });
 }
+
+#[test]
+fn a_browser_may_send_what_it_asks_for() {
+    run(async |_| {
+        // A star would not cover the first, by the standard.
+        let wanted = ["authorization", "x-access-token", "content-type"];
+        let preflight = format!(
+            "OPTIONS /files HTTP/1.1\r\norigin: http://a.example\r\naccess-control-request-method: POST\r\naccess-control-request-headers: {}",
+            wanted.join(",")
+        );
+        let answer = call(&preflight, b"");
+        let allowed = answer.header("access-control-allow-headers");
+        let allowed = allowed.unwrap_or_default().to_ascii_lowercase();
+        for name in wanted {
+            assert!(
+                allowed.split(',').any(|one| one.trim() == name),
+                "{answer:?}"
+            );
+        }
+    });
+}

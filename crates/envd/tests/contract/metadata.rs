@@ -1,7 +1,7 @@
 //! The metadata service: who this machine is, and which token it may be given.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
@@ -37,6 +37,8 @@ enum Manner {
 struct Service {
     manner: Arc<Mutex<Manner>>,
     questions: Arc<AtomicUsize>,
+    /// When it was about to tell its data, each time.
+    told: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Service {
@@ -44,15 +46,21 @@ impl Service {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).expect("free");
         let manner = Arc::new(Mutex::new(manner));
         let questions = Arc::new(AtomicUsize::new(0));
-        let (current, count) = (manner.clone(), questions.clone());
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (current, count, times) = (manner.clone(), questions.clone(), Arc::clone(&told));
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 let manner = current.lock().expect("no panic").clone();
                 count.fetch_add(1, Ordering::SeqCst);
-                std::thread::spawn(move || answer(stream, &manner));
+                let times = Arc::clone(&times);
+                std::thread::spawn(move || answer(stream, &manner, &times));
             }
         });
-        Self { manner, questions }
+        Self {
+            manner,
+            questions,
+            told,
+        }
     }
 
     fn tells(data: &str) -> Self {
@@ -66,9 +74,24 @@ impl Service {
     fn questions(&self) -> usize {
         self.questions.load(Ordering::SeqCst)
     }
+
+    /// When it told its data since then.
+    fn told_since(&self, begin: Instant) -> Vec<Instant> {
+        let told = self.told.lock().expect("no panic");
+        told.iter().copied().filter(|at| *at > begin).collect()
+    }
+
+    /// Whoever connected before this is called is counted when it returns.
+    fn counts_all(&self) {
+        let mut mark = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).expect("open");
+        mark.write_all(b"GET /mark HTTP/1.1\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        mark.read_to_string(&mut answer).expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    }
 }
 
-fn answer(mut stream: TcpStream, manner: &Manner) {
+fn answer(mut stream: TcpStream, manner: &Manner, told: &Mutex<Vec<Instant>>) {
     let mut head = Vec::new();
     for line in BufReader::new(stream.try_clone().expect("cloned")).lines() {
         match line {
@@ -99,6 +122,7 @@ fn answer(mut stream: TcpStream, manner: &Manner) {
         Manner::Tells(data) if request == "get / http/1.1" => {
             assert!(has("accept: application/json"), "{head:?}");
             if has(&format!("x-metadata-token: {TOKEN}")) {
+                told.lock().expect("no panic").push(Instant::now());
                 say(stream, "200 OK", data);
             } else {
                 say(stream, "401 Unauthorized", "");
@@ -271,14 +295,20 @@ fn a_service_that_is_silent_or_does_not_stop_holds_nothing_up() {
     run_with(&ARGUMENTS, &[], async |world| {
         let service = Service::open(Manner::Silent);
         eventually("it is asked", async || service.questions() > 0).await;
+        // The service would be waited for for a second, each time; a busy machine is slow at some.
+        let is_quick = || {
+            let begin = Instant::now();
+            assert_eq!(init("{}").status, 204);
+            begin.elapsed() < Duration::from_millis(500)
+        };
+        assert!((0..10).any(|_| is_quick()));
         let begin = Instant::now();
         assert_eq!(init(r#"{"accessToken":"one"}"#).status, 204);
-        assert!(begin.elapsed() < Duration::from_millis(500));
         is_not(
             &init(r#"{"accessToken":"two"}"#),
             "access token validation failed",
         );
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(20));
         service.change(Manner::Endless);
         world.reset_peak();
         let before = world.agent_status("VmRSS");
@@ -296,19 +326,21 @@ fn nobody_asks_in_a_hurry_or_while_a_machine_is_being_frozen() {
     run_with(&ARGUMENTS, &[], async |_| {
         let service = Service::tells("{}");
         assert_eq!(init("{}").status, 204);
-        // Waits double: two questions each, at most one answer more on its way.
-        eventually("it is asked a few times", async || service.questions() >= 8).await;
         let begin = Instant::now();
-        let before = service.questions();
-        eventually("and again", async || service.questions() >= before + 2).await;
-        assert!(
-            begin.elapsed() > Duration::from_millis(300),
-            "{:?}",
-            begin.elapsed()
-        );
+        eventually("it is asked a few times", async || {
+            service.told_since(begin).len() >= 5
+        })
+        .await;
+        // Waits double. The first may still be told to who asked before.
+        let told = service.told_since(begin);
+        for (pair, doublings) in told[1..].windows(2).zip(0_u32..) {
+            let least = Duration::from_millis(50_u64 << doublings);
+            assert!(pair[1] - pair[0] >= least, "{told:?}");
+        }
         let head = "POST /snapshot/prepare HTTP/1.1\r\ncontent-type: application/json";
         let body = br#"{"snapshotId":"s","keepCache":true}"#;
         assert_eq!(call(head, body).status, 204);
+        service.counts_all();
         let before = service.questions();
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(service.questions(), before);

@@ -116,8 +116,13 @@ fn who_connects_later_hears_what_nobody_heard_and_what_comes() {
         say("two").await;
         assert_eq!(first.until("\n").await, "got two\n");
         assert_eq!(second.until("\n").await, "got two\n");
-        // Nobody listens now, and the process does not wait for anybody.
+        // Nobody listens once the agent knows that both are gone, and the process does not wait for anybody.
+        let before = world.descriptors();
         drop((first, second));
+        eventually("the agent closes both connections", async || {
+            world.descriptors() + 2 <= before
+        })
+        .await;
         let before = io_bytes(world, pid);
         say("three").await;
         eventually("the line is printed", async || {

@@ -378,15 +378,14 @@ fn the_end_waits_for_who_holds_the_pipes_unless_a_signal_was_sent() {
 fn a_time_limit_kills_the_process_even_if_the_client_has_gone() {
     run(async |world| {
         let clients = clients(world);
+        // Enough to begin, on a busy machine.
+        let time = Duration::from_secs(3);
         let began = Instant::now();
         let events = clients
-            .start_with(
-                script("echo out; sleep 1000"),
-                limit(Duration::from_millis(400)),
-            )
+            .start_with(script("echo out; sleep 1000"), limit(time))
             .await;
         let outcome = events.expect("started").rest().await;
-        assert!(began.elapsed() >= Duration::from_millis(400));
+        assert!(began.elapsed() >= time);
         assert_eq!(
             (&outcome.stdout[..], outcome.end.error.as_deref()),
             (&b"out\n"[..], Some("signal: killed"))
@@ -397,10 +396,7 @@ fn a_time_limit_kills_the_process_even_if_the_client_has_gone() {
             ErrorCode::DeadlineExceeded
         );
         let mut events = clients
-            .start_with(
-                program(&["sleep", "1000"]),
-                limit(Duration::from_millis(400)),
-            )
+            .start_with(program(&["sleep", "1000"]), limit(time))
             .await
             .expect("started");
         let pid = events.pid().await;
@@ -469,5 +465,30 @@ fn silence_is_broken_by_keepalives() {
             event,
             wrenn_proto::rpc::process::__buffa::oneof::process_event::Event::Keepalive(_)
         ));
+    });
+}
+
+#[test]
+fn who_writes_for_ever_does_not_keep_the_end_of_who_was_killed() {
+    run(async |world| {
+        let clients = clients(world);
+        for survivor in ["while :; do date; sleep .2; done", "yes"] {
+            // In a session of its own, so that the signal does not reach it.
+            let text = format!("setsid sh -c 'echo survivor; {survivor}' & wait");
+            let mut events = clients.start(script(&text)).await.expect("started");
+            let pid = events.pid().await;
+            events.until("survivor\n").await;
+            clients
+                .signal(pid, Signal::SIGNAL_SIGKILL)
+                .await
+                .expect("sent");
+            let outcome = tokio::time::timeout(Duration::from_secs(10), events.rest())
+                .await
+                .expect("it does not wait for it");
+            assert_eq!(
+                (outcome.ends, outcome.end.error.as_deref()),
+                (1, Some("signal: killed"))
+            );
+        }
     });
 }

@@ -193,6 +193,48 @@ fn broken_bodies_are_errors() {
 }
 
 #[test]
+fn an_upload_that_must_be_whole_leaves_what_was_there_when_it_breaks_off() {
+    run(async |world| {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let whole = "\r\nwrenn-upload-whole: 1";
+        let broken = gzip(&bytes(100_000));
+        let broken = &broken[..broken.len() / 2];
+        let encoded = format!("{whole}\r\ncontent-encoding: gzip");
+        let names = || {
+            std::fs::read_dir(world.path("/mnt/work"))
+                .expect("there")
+                .count()
+        };
+        assert_eq!(upload("/mnt/work/f", &encoded, broken).status, 400);
+        assert_eq!(names(), 0);
+        world.write("/mnt/work/f", "before");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(world.path("/mnt/work/f"), mode).expect("changed");
+        assert_eq!(upload("/mnt/work/f", &encoded, broken).status, 400);
+        assert_eq!(world.read("/mnt/work/f"), "before");
+        // The client dies in the middle.
+        let mut stream = connect();
+        let head = format!(
+            "POST /files?path=/mnt/work/f&username=user HTTP/1.1{whole}\r\ncontent-type: application/octet-stream\r\n\
+             content-length: 1000000\r\nhost: localhost\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream.write_all(&[1; 100_000]).expect("sent");
+        eventually("a draft is there", async || names() == 2).await;
+        drop(stream);
+        eventually("the draft is gone", async || names() == 1).await;
+        assert_eq!(world.read("/mnt/work/f"), "before");
+        // It is replaced by one that is whole, and stays as it is otherwise.
+        let path = "/mnt/work/f&username=user";
+        assert_eq!(upload(path, whole, b"after").status, 200);
+        assert_eq!(world.read("/mnt/work/f"), "after");
+        let there = std::fs::metadata(world.path("/mnt/work/f")).expect("there");
+        assert_eq!((there.uid(), there.mode() & 0o777), (1000, 0o755));
+        assert_eq!(names(), 1);
+    });
+}
+
+#[test]
 fn a_file_that_shrinks_while_it_is_sent_ends_in_a_cut_connection() {
     run(async |world| {
         world.write("/mnt/work/f", vec![1; 40 * MB]);

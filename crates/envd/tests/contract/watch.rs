@@ -279,13 +279,13 @@ fn what_cannot_be_watched_is_refused() {
 }
 
 #[test]
-fn more_changes_than_the_kernel_keeps_do_not_go_unnoticed() {
+fn more_changes_than_are_kept_do_not_go_unnoticed() {
     run(async |world| {
         let clients = clients(world);
         clients.sh("mkdir /mnt/work/d").await;
         let id = clients.watcher("/mnt/work", true).await.expect("watched");
-        // More events than /proc/sys/fs/inotify/max_queued_events.
-        clients.sh("cd /mnt/work/d; n=$(cat /proc/sys/fs/inotify/max_queued_events); seq -f 'f%.0f' $n | xargs touch").await;
+        // More events than are kept, and than /proc/sys/fs/inotify/max_queued_events.
+        clients.sh("cd /mnt/work/d; n=$(cat /proc/sys/fs/inotify/max_queued_events); seq -f 'f%.0f' $((n + 70000)) | xargs touch").await;
         let request = GetWatcherEventsRequest {
             watcher_id: id.clone(),
             ..Default::default()
@@ -302,5 +302,136 @@ fn more_changes_than_the_kernel_keeps_do_not_go_unnoticed() {
             ("after".to_owned(), CREATE),
             "it goes on"
         );
+    });
+}
+
+#[test]
+fn a_new_directory_is_followed_before_anybody_asks() {
+    run(async |world| {
+        use std::os::unix::fs::MetadataExt as _;
+        let clients = clients(world);
+        let id = clients.watcher("/mnt/work", true).await.expect("watched");
+        clients.sh("mkdir /mnt/work/n").await;
+        let made = std::fs::metadata(world.path("/mnt/work/n")).expect("made");
+        let watched = format!(" ino:{:x} ", made.ino());
+        eventually("the directory is watched", async || {
+            let all = std::fs::read_dir(format!("/proc/{}/fdinfo", world.agent));
+            let texts = all
+                .expect("it runs")
+                .flatten()
+                .map(|file| std::fs::read_to_string(file.path()).unwrap_or_default());
+            let mut lines =
+                texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+            lines.any(|line| line.starts_with("inotify ") && line.contains(&watched))
+        })
+        .await;
+        clients.sh("echo x > /mnt/work/n/f; rm /mnt/work/n/f").await;
+        assert_eq!(
+            clients.changes(&id).await,
+            named(&[
+                ("n", CREATE),
+                ("n/f", CREATE),
+                ("n/f", WRITE),
+                ("n/f", REMOVE)
+            ])
+        );
+    });
+}
+
+#[test]
+fn others_are_served_while_entries_are_described() {
+    run(async |world| {
+        let clients = clients(world);
+        clients
+            .sh("mkdir /mnt/away; echo x > /mnt/away/f; echo x > /mnt/away/g")
+            .await;
+        let id = clients.watcher("/mnt/work", true).await.expect("watched");
+        clients.sh("mv /mnt/away /mnt/work/d").await;
+        // Names of owners are read from here, and this file tells them only when it is fed.
+        let users = world.read("/etc/passwd");
+        std::fs::remove_file(world.path("/etc/passwd")).expect("there");
+        nix::unistd::mkfifo(&world.path("/etc/passwd"), nix::sys::stat::Mode::S_IRWXU)
+            .expect("made");
+        let path = world.path("/etc/passwd");
+        let served = async {
+            // It opens once the names are looked up: that is the call's work.
+            let file = tokio::task::spawn_blocking(move || {
+                std::fs::OpenOptions::new().write(true).open(path)
+            });
+            let mut file = file.await.expect("no panic").expect("opened");
+            let health = reqwest::Client::new()
+                .get(world.url("/health"))
+                .timeout(std::time::Duration::from_secs(20))
+                .send()
+                .await;
+            assert_eq!(health.expect("answered").status(), 204);
+            std::io::Write::write_all(&mut file, users.as_bytes()).expect("fed");
+        };
+        // Once is enough for all events.
+        let (events, ()) = tokio::join!(clients.events(&id), served);
+        let owners = events
+            .iter()
+            .filter_map(|e| Some(&e.entry.as_option()?.owner));
+        assert!(owners.clone().count() >= 3, "{events:?}");
+        assert!(owners.clone().all(|owner| owner == "root"), "{events:?}");
+    });
+}
+
+#[test]
+fn a_stream_ends_with_its_directory() {
+    run(async |world| {
+        for codec in CODECS {
+            let clients = clients_by(world, codec);
+            for end in ["rm -r /mnt/work/d", "mv /mnt/work/d /mnt/work/e"] {
+                clients.sh("rm -rf /mnt/work/*; mkdir /mnt/work/d").await;
+                let request = WatchDirRequest {
+                    path: "/mnt/work/d".into(),
+                    ..Default::default()
+                };
+                let mut stream = clients.files.watch_dir(request).await.expect("watched");
+                assert!(stream.message().await.expect("goes on").is_some());
+                let id = clients
+                    .watcher("/mnt/work/d", false)
+                    .await
+                    .expect("watched");
+                clients.sh(&format!("touch /mnt/work/d/f; {end}")).await;
+                let mut seen = Vec::new();
+                while let Some(message) = stream.message().await.expect("no error") {
+                    seen.push(message.to_owned_message().event);
+                }
+                assert!(
+                    matches!(&seen[0], Some(Event::Filesystem(event)) if event.name == "f"),
+                    "{seen:?}"
+                );
+                // Whoever asks hears the rest, and then that there is nothing more.
+                assert_eq!(clients.changes(&id).await[0], ("f".to_owned(), CREATE));
+                let request = GetWatcherEventsRequest {
+                    watcher_id: id,
+                    ..Default::default()
+                };
+                let error = clients.files.get_watcher_events(request).await;
+                let error = error.expect_err("it is gone");
+                assert_eq!(error.code, ErrorCode::NotFound);
+                assert!(error.to_string().contains("/mnt/work/d"), "{error}");
+            }
+        }
+    });
+}
+
+#[test]
+fn an_upload_over_a_file_gives_it_away_before_it_writes() {
+    run(async |world| {
+        let clients = clients(world);
+        world.write("/mnt/work/f", "old content");
+        let id = clients.watcher("/mnt/work", false).await.expect("watched");
+        let head = "POST /files?path=/mnt/work/f&username=user HTTP/1.1";
+        assert_eq!(call(head, b"new").status, 200);
+        // It is emptied and written: that may be told as one.
+        let mut seen = clients.changes(&id).await;
+        seen.dedup();
+        assert_eq!(seen, named(&[("f", CHMOD), ("f", WRITE)]));
+        assert_eq!(world.read("/mnt/work/f"), "new");
+        assert_eq!(call(head, b"").status, 200);
+        assert_eq!(world.read("/mnt/work/f"), "");
     });
 }
