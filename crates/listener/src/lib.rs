@@ -1,6 +1,6 @@
 //! Clients' HTTP/1.1 connections: accepts them, times them, and lets them finish at the end.
 //!
-//! Owns a listener, the tasks of its connections and their deadlines ([`connection`]). Never: knows what is asked or answered,
+//! Owns a listener, the tasks of its connections and their deadlines (`connection`). Never: knows what is asked or answered,
 //! buffers a body, or guesses a protocol: HTTP/1.1 is what WebSockets need here, and a connection that says nothing is timed
 //! from its start.
 //!

@@ -16,7 +16,7 @@
 //! | GET of what is not there                  | 404                                      |
 //! | GET of a value that is no text, by line   | 501                                      |
 //!
-//! The guest is trusted with nothing: a connection has a deadline, its head a size, and there are few at a time ([`serve`]). No I/O
+//! The guest is trusted with nothing: a connection has a deadline, its head a size, and there are few at a time (`serve`). No I/O
 //! here. Tokens are this process's: a guest that was restored asks for another.
 
 pub mod http;

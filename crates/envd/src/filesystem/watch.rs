@@ -6,10 +6,10 @@
 //! Events can be asked for right after a write returns, because the queue is read once more at the moment of asking. A
 //! directory that is removed or moved ends its watch.
 //!
-//! - [`queue`]: the kernel's queue.
-//! - [`tree`]: the directories, and the kernel's events in the contract's words.
-//! - [`ready`]: what waits to be told.
-//! - [`watchers`]: watches that are asked.
+//! - `queue`: the kernel's queue.
+//! - `tree`: the directories, and the kernel's events in the contract's words.
+//! - `ready`: what waits to be told.
+//! - `watchers`: watches that are asked.
 
 mod below;
 mod queue;
