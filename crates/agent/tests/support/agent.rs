@@ -240,8 +240,14 @@ impl TestAgent {
         self.client = client(self.address, TOKEN);
     }
 
+    /// Process id of the stand-in for a sandbox's VMM, which tells it when it is in its cgroups: that may be after the create.
     pub(crate) fn machine_pid(&self, id: &str) -> i32 {
-        let text = fs::read_to_string(self.folder(id).join("machine.pid"));
+        let file = self.folder(id).join("machine.pid");
+        let began = Instant::now();
+        while !file.exists() && began.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let text = fs::read_to_string(file);
         text.expect("a machine").trim().parse().expect("a pid")
     }
 }
