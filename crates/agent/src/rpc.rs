@@ -17,7 +17,7 @@ use wrenn_proto::{limits, rpc::hostagent::v1 as pb};
 
 use crate::sandbox::{Running, Sandbox, owner::Owners};
 
-pub(crate) use lifecycle::{Wanted, begin_plan};
+pub(crate) use lifecycle::{Wanted, begin_plan, image_mib};
 
 /// Room for a message's fields beside a file's content, bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;

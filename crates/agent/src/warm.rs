@@ -181,16 +181,13 @@ fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {
 }
 
 async fn freeze_template(owners: &Owners, template: &Template) -> Result<(), WarmError> {
-    let disk_mib = std::fs::metadata(&template.rootfs)
-        .map_err(failed("find the template's image"))?
-        .len()
-        .div_ceil(1024 * 1024);
+    let disk_mib = rpc::image_mib(template).map_err(failed("find the template's image"))?;
     let wanted = wanted(&template.name)?;
     let plan = wanted.plan(
         Source::Image(template.clone()),
         template.vcpus,
         template.memory_mib,
-        u32::try_from(disk_mib).unwrap_or(u32::MAX),
+        disk_mib,
     );
     let booted = run(owners, plan, "boot the template").await?;
     // What runs after a boot by itself would run again in every sandbox, if it were frozen in the middle of it.

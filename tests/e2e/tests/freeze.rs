@@ -161,7 +161,6 @@ async fn memory_processes_and_files_are_right_after_every_cycle() -> Result<()> 
 
 #[tokio::test]
 async fn a_pause_writes_what_changed_and_no_more() -> Result<()> {
-    const ATTEMPTS: usize = 3;
     let service = Service::start().await?;
     let sandbox = with_witness(&service).await?;
     let settled = format!("until [ -e {SETTLED} ]; do sleep 0.1; done");
@@ -173,22 +172,16 @@ async fn a_pause_writes_what_changed_and_no_more() -> Result<()> {
     let sum = ask(&sandbox, "sum").await?;
     pause(&service, &sandbox).await?;
     resume(&service, &sandbox).await?;
-    for attempt in 1..=ATTEMPTS {
-        // A word to the witness that costs next to nothing.
-        sandbox
-            .shell("read pid </root/pid && kill -USR1 $pid")
-            .await?;
-        pause(&service, &sandbox).await?;
-        let (path, bytes) = last_diff(&service)?;
-        assert!(bytes >= 10 * 4096, "{bytes} bytes");
-        resume(&service, &sandbox).await?;
-        // The guest's kernel and agent, and the shell that told it, change pages of their own; more the longer it takes.
-        if bytes < 2 << 20 {
-            break;
-        }
-        let path = path.display();
-        assert!(attempt < ATTEMPTS, "{path} has {bytes} bytes");
-    }
+    // A word to the witness that costs next to nothing.
+    sandbox
+        .shell("read pid </root/pid && kill -USR1 $pid")
+        .await?;
+    pause(&service, &sandbox).await?;
+    let (path, bytes) = last_diff(&service)?;
+    assert!(bytes >= 10 * 4096, "{bytes} bytes");
+    // The guest's kernel and agent, and the shell that told it, change pages of their own.
+    assert!(bytes < 2 << 20, "{} has {bytes} bytes", path.display());
+    resume(&service, &sandbox).await?;
     assert_ne!(ask(&sandbox, "sum").await?, sum, "ten pages are others");
     sandbox.destroy().await
 }
@@ -366,7 +359,7 @@ async fn the_clock_is_right_soon_after_a_pause() -> Result<()> {
     tokio::time::sleep(Duration::from_secs(if rounds(10) == 10 { 30 } else { 8 })).await;
     resume(&service, &sandbox).await?;
     // Six seconds, and room for a machine that emulates and has others to run.
-    until("the clock is right", Duration::from_secs(20), async || {
+    until("the clock is right", Duration::from_secs(12), async || {
         let before = now()?;
         let said = sandbox.shell("date +%s.%N").await?.stdout;
         let after = now()?;
@@ -418,9 +411,8 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
     let began = Instant::now();
     assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
     let took = began.elapsed();
-    // On an idle machine a fraction of a second; a dead connection would be waited for for a minute.
     assert!(
-        took < Duration::from_secs(10),
+        took < Duration::from_secs(1),
         "the first call took {took:?}"
     );
     assert_eq!(

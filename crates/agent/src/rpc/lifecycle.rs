@@ -166,7 +166,7 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
 }
 
 /// The smallest disk of a sandbox of this template: its image.
-fn image_mib(template: &crate::Template) -> io::Result<u32> {
+pub(crate) fn image_mib(template: &crate::Template) -> io::Result<u32> {
     let image = std::fs::metadata(&template.rootfs)?;
     Ok(u32::try_from(image.len().div_ceil(1024 * 1024)).unwrap_or(u32::MAX))
 }

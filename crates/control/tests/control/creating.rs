@@ -16,9 +16,8 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
     agent.state.create_gate.shut();
     let begun = Instant::now();
     let (status, made) = control.post("/v1/sandboxes", json!({})).await;
-    // The server answers after 4.5 s, however slow this machine is; a boot that is waited for would take minutes.
     assert!(
-        begun.elapsed() < Duration::from_secs(15),
+        begun.elapsed() < Duration::from_secs(5),
         "{:?}",
         begun.elapsed()
     );
