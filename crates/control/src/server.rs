@@ -7,11 +7,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request};
-use hyper::body::Incoming;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
-use wrenn_listener::Limits;
+use wrenn_listener::{Limits, Received};
 use wrenn_proxy::{AgentTunnel, BadAgent, Cuts, Proxy, ProxyConfig};
 
 use crate::{
@@ -134,7 +133,7 @@ fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
 /// Answers the API's requests until told to stop, and lets those that are under way finish.
 async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) {
     let router = api::router(app);
-    let answer = move |request: Request<Incoming>, _client| {
+    let answer = move |request: Request<Received>, _client| {
         let router = router.clone();
         async move {
             let Ok(response) = router.oneshot(request.map(Body::new)).await;

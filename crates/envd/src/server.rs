@@ -10,19 +10,22 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     extract::{DefaultBodyLimit, Request},
     middleware::{self, Next},
     response::Response,
     routing::{any, get, post},
 };
 use http::StatusCode;
+use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use tokio::net::TcpListener;
+use tower::ServiceExt as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
+use wrenn_listener::Received;
 use wrenn_proto::limits;
 
 use crate::{
@@ -140,7 +143,7 @@ pub fn run(config: &Config) -> io::Result<()> {
 /// None at present: failures to accept are logged and survived.
 async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
     let connections = app.connections.clone();
-    let service = TowerToHyperService::new(router(app));
+    let router = router(app);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -153,7 +156,9 @@ async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
         };
         // Frames are small and someone waits for each.
         let _ = stream.set_nodelay(true);
-        let service = service.clone();
+        let router = router.clone();
+        let service =
+            service_fn(move |request| router.clone().oneshot(Received::of(request).map(Body::new)));
         let generation = connections.running();
         tokio::spawn(async move {
             let mut builder = Builder::new(TokioExecutor::new());

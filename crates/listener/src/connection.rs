@@ -28,7 +28,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::watched::Watched;
+use crate::{Received, watched::Watched};
 
 /// Until a request's head is complete.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +47,7 @@ enum Phase {
 }
 
 /// What a connection is doing, seen by its reader, its service and its watch.
+#[derive(Debug)]
 pub(crate) struct Activity {
     phase: Mutex<Phase>,
     changed: Notify,
@@ -98,8 +99,9 @@ impl Activity {
     }
 }
 
-/// A request being answered; back to idle when the answer's body is gone.
-struct Answering(Arc<Activity>);
+/// A request being answered; back to idle when its body and the answer's are gone.
+#[derive(Debug)]
+pub(crate) struct Answering(Arc<Activity>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
@@ -110,7 +112,7 @@ impl Drop for Answering {
 /// The body of an answer, which is being given as long as this lives.
 struct Given<B> {
     body: B,
-    _guard: Answering,
+    _busy: Arc<Answering>,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
@@ -138,7 +140,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
 pub(crate) async fn serve<F, B>(
     stream: TcpStream,
     max_headers: usize,
-    answer: impl Fn(Request<Incoming>) -> F,
+    answer: impl Fn(Request<Received>) -> F,
     shutdown: CancellationToken,
 ) where
     F: Future<Output = Response<B>>,
@@ -149,15 +151,12 @@ pub(crate) async fn serve<F, B>(
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let answering = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
-        let guard = Answering(Arc::clone(&answering));
+        let busy = Arc::new(Answering(Arc::clone(&answering)));
         answering.set(Phase::Busy);
-        let answered = answer(request);
+        let answered = answer(Received::during(request, Some(Arc::clone(&busy))));
         async move {
             let response = answered.await;
-            Ok::<_, Infallible>(response.map(|body| Given {
-                body,
-                _guard: guard,
-            }))
+            Ok::<_, Infallible>(response.map(|body| Given { body, _busy: busy }))
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()

@@ -1,6 +1,7 @@
 //! Clients' HTTP/1.1 connections: accepts them, times them, and lets them finish at the end.
 //!
-//! Owns a listener, the tasks of its connections and their deadlines (`connection`). Never: knows what is asked or answered,
+//! Owns a listener, the tasks of its connections and their deadlines (`connection`), and what handlers leave of bodies
+//! ([`Received`]). Never: knows what is asked or answered,
 //! buffers a body, or guesses a protocol: HTTP/1.1 is what WebSockets need here, and a connection that says nothing is timed
 //! from its start.
 //!
@@ -9,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod received;
 mod watched;
 
 use std::{
@@ -22,12 +24,13 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use received::Received;
 
 /// What requests get to finish at the end.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -52,7 +55,7 @@ pub async fn serve<A, F, B>(
     answer: A,
     shutdown: CancellationToken,
 ) where
-    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Received>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

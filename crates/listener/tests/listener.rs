@@ -5,7 +5,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -14,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_listener::{DRAIN_DEADLINE, Limits, serve};
+use wrenn_listener::{DRAIN_DEADLINE, Limits, Received, serve};
 
 /// Header fields the server takes.
 const HEADERS: usize = 10;
@@ -37,7 +36,7 @@ impl Server {
         let (asked, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let shutdown = CancellationToken::new();
         let (says, waits) = (Arc::clone(&asked), Arc::clone(&go));
-        let answer = move |_: Request<Incoming>, _| {
+        let answer = move |_: Request<Received>, _| {
             let (says, waits) = (Arc::clone(&says), Arc::clone(&waits));
             async move {
                 says.notify_one();
@@ -128,4 +127,61 @@ async fn a_client_too_many_waits_for_another_to_go() {
     server.asked.notified().await;
     server.go.notify_one();
     assert!(is_answered(&mut second).await);
+}
+
+/// Reads until there is as much as `end`.
+async fn read_to(client: &mut TcpStream, end: &str) -> String {
+    let (mut read, mut piece) = (String::new(), [0; 1024]);
+    while !read.ends_with(end) {
+        let length = client.read(&mut piece).await.expect("read");
+        assert_ne!(length, 0, "closed after {read:?}");
+        read.push_str(&String::from_utf8_lossy(&piece[..length]));
+    }
+    read
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
+    let server = Server::start(1).await;
+    let mut client = TcpStream::connect(server.address).await.expect("connected");
+    let request = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n";
+    client.write_all(request).await.expect("sent");
+    server.go.notify_one();
+    read_to(&mut client, "done").await;
+    client.write_all(b"late").await.expect("sent");
+    // It is with the server already; this lets it look.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    // Nor is the connection taken for one that is in the middle of a request's head, which has ten seconds.
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    client.write_all(request).await.expect("sent");
+    server.go.notify_one();
+    read_to(&mut client, "done").await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_end_is_not_waited_for_forever() {
+    let server = Server::start(1).await;
+    let mut client = TcpStream::connect(server.address).await.expect("connected");
+    let request = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n";
+    client.write_all(request).await.expect("sent");
+    server.go.notify_one();
+    read_to(&mut client, "done").await;
+    tokio::time::pause();
+    assert_eq!(client.read(&mut [0; 8]).await.expect("closed"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_whether_to_send_is_not_told_to_for_nothing() {
+    let server = Server::start(1).await;
+    let mut client = TcpStream::connect(server.address).await.expect("connected");
+    let request =
+        b"POST / HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    client.write_all(request).await.expect("sent");
+    server.go.notify_one();
+    let answer = read_to(&mut client, "done").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

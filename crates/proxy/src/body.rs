@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use wrenn_listener::Received;
 
 /// A client's body, which outlives an attempt to send it: until a frame was taken of it, it can be lent once more.
 #[derive(Debug, Clone)]
@@ -21,12 +22,12 @@ pub(crate) struct RequestBody(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    body: Mutex<Incoming>,
+    body: Mutex<Received>,
     begun: AtomicBool,
 }
 
 impl RequestBody {
-    pub(crate) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Received) -> Self {
         Self(Arc::new(Shared {
             body: Mutex::new(body),
             begun: AtomicBool::new(false),
@@ -38,7 +39,7 @@ impl RequestBody {
         self.0.begun.load(Ordering::Acquire)
     }
 
-    fn body(&self) -> MutexGuard<'_, Incoming> {
+    fn body(&self) -> MutexGuard<'_, Received> {
         self.0.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,11 +3,10 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
-use hyper::body::Incoming;
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wrenn_listener::Limits;
+use wrenn_listener::{Limits, Received};
 use wrenn_proto::{SandboxId, limits};
 
 use crate::{
@@ -103,7 +102,7 @@ impl<S: Sandboxes> Proxy<S> {
 
 impl<S: Sandboxes> Inner<S> {
     /// Answers a request, whatever it is.
-    async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response<AnswerBody> {
+    async fn answer(&self, request: Request<Received>, client: IpAddr) -> Response<AnswerBody> {
         let browser = failure::is_browser(request.headers());
         let mut address = None;
         match self.try_answer(request, client, &mut address).await {
@@ -119,7 +118,7 @@ impl<S: Sandboxes> Inner<S> {
 
     async fn try_answer(
         &self,
-        request: Request<Incoming>,
+        request: Request<Received>,
         client: IpAddr,
         known: &mut Option<Address>,
     ) -> Result<Response<AnswerBody>, Failure> {
@@ -145,7 +144,7 @@ impl<S: Sandboxes> Inner<S> {
             .await
     }
 
-    async fn address(&self, route: Route, request: &Request<Incoming>) -> Result<Address, Failure> {
+    async fn address(&self, route: Route, request: &Request<Received>) -> Result<Address, Failure> {
         match route {
             Route::Port(address) => Ok(address),
             Route::Unsaid => {
@@ -170,7 +169,7 @@ impl<S: Sandboxes> Inner<S> {
     /// looks at the signature first.
     async fn check_link(
         &self,
-        request: &Request<Incoming>,
+        request: &Request<Received>,
         id: &SandboxId,
         port: u16,
         target: &Target,
@@ -197,7 +196,7 @@ impl<S: Sandboxes> Inner<S> {
 
     async fn forward(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<Received>,
         client: IpAddr,
         id: &SandboxId,
         port: u16,

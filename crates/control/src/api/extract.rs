@@ -20,11 +20,6 @@ pub(crate) const MAX_JSON_BYTES: usize = 1024 * 1024;
 /// What a JSON body may take to arrive.
 const JSON_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long, and how much, is read of a body that was refused: a client that still sends would otherwise see its
-/// connection reset instead of the answer.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-const DRAIN_BYTES: usize = 1024 * 1024 * 1024;
-
 /// A JSON object.
 pub(crate) struct ApiJson<T>(pub(crate) T);
 
@@ -79,10 +74,6 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::too_large("the body", MAX_JSON_BYTES);
     if announced_bytes(headers).is_some_and(|n| n > MAX_JSON_BYTES as u64) {
-        // A client that asked whether to send it at all is answered before it does.
-        if !headers.contains_key(header::EXPECT) {
-            drain(body).await;
-        }
         return Err(too_large());
     }
     let mut stream = body.into_data_stream();
@@ -97,23 +88,15 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
         }
         Ok(())
     };
-    let done = tokio::time::timeout(JSON_TIMEOUT, reading)
+    tokio::time::timeout(JSON_TIMEOUT, reading)
         .await
         .unwrap_or_else(|_| {
             Err(ApiError::new(
                 Code::InvalidRequest,
                 "the body did not arrive in time",
             ))
-        });
-    match done {
-        Ok(()) => Ok(read.freeze()),
-        Err(error) => {
-            if error.code == Code::TooLarge {
-                drain(Body::from_stream(stream)).await;
-            }
-            Err(error)
-        }
-    }
+        })?;
+    Ok(read.freeze())
 }
 
 /// The body's length, where its client told.
@@ -128,21 +111,6 @@ pub(crate) fn broken_off() -> ApiError {
         Code::InvalidRequest,
         "the body was broken off before its end",
     )
-}
-
-/// Reads on for a while and forgets it.
-pub(crate) async fn drain(body: Body) {
-    let mut stream = body.into_data_stream();
-    let mut left = DRAIN_BYTES;
-    let draining = async {
-        while let Some(Ok(piece)) = stream.next().await {
-            left = left.saturating_sub(piece.len());
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, draining).await;
 }
 
 fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

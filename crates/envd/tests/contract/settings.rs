@@ -1,8 +1,10 @@
 //! `/init`, `/envs`, `/metrics`, `/health`, and who may call.
 
+use std::io::{Read as _, Write as _};
+
 use crate::{
     calls::{CODECS, clients_by, header, script},
-    raw::{Answer, call},
+    raw::{Answer, call, connect},
     world::run,
 };
 
@@ -54,6 +56,27 @@ fn a_token_once_set_is_asked_of_everyone() {
         // An upgrade is no way around it.
         let upgrade = "GET /envs HTTP/1.1\r\nupgrade: websocket\r\nsec-websocket-key: eA==";
         assert_eq!(call(upgrade, b"").status, 401);
+    });
+}
+
+#[test]
+fn a_refused_call_costs_its_connection_nothing() {
+    run(async |_| {
+        assert_eq!(init(r#"{"accessToken":"one"}"#, "").status, 204);
+        let mut stream = connect();
+        let refused = "POST /process.Process/List HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n";
+        stream.write_all(refused.as_bytes()).expect("sent");
+        // Answered before its body has come, which is on its way with the next call.
+        let mut answers = Vec::new();
+        let mut piece = [0; 4096];
+        while !String::from_utf8_lossy(&answers).contains("unauthorized") {
+            let length = stream.read(&mut piece).expect("read");
+            assert_ne!(length, 0, "closed: {}", String::from_utf8_lossy(&answers));
+            answers.extend_from_slice(&piece[..length]);
+        }
+        let next = "{}GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(next.as_bytes()).expect("sent");
+        assert_eq!(crate::raw::read(&mut stream).status, 204);
     });
 }
 

@@ -28,7 +28,7 @@ use crate::{
     api::{
         AppState,
         error::{ApiError, Code},
-        extract::{announced_bytes, broken_off, drain},
+        extract::{announced_bytes, broken_off},
     },
 };
 
@@ -37,9 +37,6 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(620);
 
 /// How long the guest may take to accept the next piece, or to finish the file.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// How long a refused upload is read on, so that its client sees the answer.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a form is larger than its file.
 const FORM_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -58,21 +55,12 @@ pub(crate) async fn receive(
     if let Some(max) = max_bytes
         && announced_bytes(request.headers()).is_some_and(|n| n > max as u64 + FORM_OVERHEAD_BYTES)
     {
-        // A client that asked whether to send it at all is answered before it does.
-        if !request.headers().contains_key(header::EXPECT) {
-            drain(request.into_body()).await;
-        }
         return Err(ApiError::too_large("the file", max));
     }
     let mut form = Multipart::from_request(request, app)
         .await
         .map_err(|rejection| ApiError::new(Code::InvalidRequest, rejection.body_text()))?;
-    let done = receive_form(app, id, &mut form, max_bytes).await;
-    if done.is_err() {
-        let draining = async { while let Ok(Some(_)) = form.next_field().await {} };
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, draining).await;
-    }
-    done
+    receive_form(app, id, &mut form, max_bytes).await
 }
 
 fn require_form(headers: &HeaderMap) -> Result<(), ApiError> {
