@@ -5,7 +5,8 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # Images are built once and shared by the demo, the tests and the benchmarks.
 export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 # The guest agent that goes into them.
-ENVD := $(TARGET)/x86_64-unknown-linux-gnu/guest/envd
+GUEST := $(TARGET)/x86_64-unknown-linux-gnu/guest
+ENVD := $(GUEST)/envd
 
 .PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager soak fuzz lint clean install
 
@@ -16,35 +17,35 @@ demo: ## Set up, start the service, run code in a sandbox, show what isolates it
 	@scripts/demo
 
 test: setup-test dev image ## Run the whole test suite, in real virtual machines too
-	WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) cargo nextest run --locked --workspace $(NEXTEST)
+	WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" cargo nextest run --locked --workspace $(NEXTEST)
 	cargo test --locked --workspace --doc -q
 
 build: envd ## Build what is installed, into dist/
 	cargo build --locked --release -p wrenn-cli -p wrenn-preload
-	install -D -C -m 755 $(TARGET)/release/wrenn dist/wrenn
-	install -D -C -m 755 $(TARGET)/release/libwrenn_preload.so dist/libwrenn_preload.so
-	install -D -C -m 755 $(ENVD) dist/envd
-	install -D -C -m 755 $(dir $(ENVD))wrenn-init dist/wrenn-init
+	install -D -C -m 755 "$(TARGET)/release/wrenn" dist/wrenn
+	install -D -C -m 755 "$(TARGET)/release/libwrenn_preload.so" dist/libwrenn_preload.so
+	install -D -C -m 755 "$(ENVD)" dist/envd
+	install -D -C -m 755 "$(GUEST)/wrenn-init" dist/wrenn-init
 
 setup: ## Install the OS packages that Wrenn needs
 	@scripts/setup
 
 image: dev ## Build the templates into WRENN_IMAGES_DIR
-	$(TARGET)/debug/wrenn image build --envd $(ENVD)
+	"$(TARGET)/debug/wrenn" image build --envd "$(ENVD)"
 
 bench: setup-test build ## Measure, as JSON on standard output
 	dist/wrenn image build >&2
 	cargo build --locked --release -p wrenn-e2e --bin bench
-	WRENN_BIN=$(abspath dist/wrenn) WRENN_ENVD=$(abspath dist/envd) $(TARGET)/release/bench $(BENCH)
+	WRENN_BIN="$(CURDIR)/dist/wrenn" WRENN_ENVD="$(CURDIR)/dist/envd" "$(TARGET)/release/bench" $(BENCH)
 
 bench-envd: setup envd ## Measure the guest agent on this host, beside the same done bare
-	cargo run --locked --release -q -p wrenn-envd --example bench -- $(ENVD)
+	cargo run --locked --release -q -p wrenn-envd --example bench -- "$(ENVD)"
 
 bench-pager: ## Measure the page server beside the smallest possible one
 	cargo run --locked --release -q -p wrenn-pager --example faults
 
 soak: setup-test dev image ## Run the end-to-end loops in full
-	WRENN_SOAK=1 WRENN_BIN=$(TARGET)/debug/wrenn WRENN_ENVD=$(ENVD) \
+	WRENN_SOAK=1 WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
 
 fuzz: ## Run each fuzz target for SECONDS (30)
@@ -56,13 +57,13 @@ lint: ## Check format, clippy and documentation
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
 install: build ## Install into PREFIX (/usr/local)
-	install -D -m 755 dist/wrenn $(DESTDIR)$(PREFIX)/bin/wrenn
-	install -D -m 755 dist/libwrenn_preload.so $(DESTDIR)$(PREFIX)/lib/wrenn/libwrenn_preload.so
-	install -D -m 755 dist/envd $(DESTDIR)$(PREFIX)/lib/wrenn/envd
-	install -D -m 755 dist/wrenn-init $(DESTDIR)$(PREFIX)/lib/wrenn/wrenn-init
+	install -D -m 755 dist/wrenn "$(DESTDIR)$(PREFIX)/bin/wrenn"
+	install -D -m 755 dist/libwrenn_preload.so "$(DESTDIR)$(PREFIX)/lib/wrenn/libwrenn_preload.so"
+	install -D -m 755 dist/envd "$(DESTDIR)$(PREFIX)/lib/wrenn/envd"
+	install -D -m 755 dist/wrenn-init "$(DESTDIR)$(PREFIX)/lib/wrenn/wrenn-init"
 
 clean: ## Remove all that was built, images too
-	rm -rf dist $(TARGET)/demo $(WRENN_IMAGES_DIR)
+	rm -rf dist "$(TARGET)/demo" "$(WRENN_IMAGES_DIR)"
 	cargo clean
 
 setup-test:

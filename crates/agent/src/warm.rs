@@ -2,7 +2,9 @@
 //!
 //! A short-lived agent without a service boots the template, has it run what most guests run first (so that it is in the page
 //! cache), and freezes it in the images' directory. Then it restores it once: which pages that needs is recorded for all
-//! who come later. An interrupted run leaves what an interrupted agent leaves, and the next run cleans it up.
+//! who come later. A run that is killed leaves what a killed agent leaves, and the next run cleans it up.
+//!
+//! The caller holds the store's lock ([`StoreLock`]): nobody else boots templates there, or removes what this one is made of.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +15,7 @@ use std::{
 use rand::RngExt as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wrenn_image::ImageStore;
+use wrenn_image::{ImageStore, StoreLock};
 use wrenn_proto::{
     SandboxId, TemplateName, limits,
     rpc::{hostagent::v1 as pb, process::ProcessConfig},
@@ -53,12 +55,17 @@ pub struct WarmConfig {
     pub wrenn_exe: PathBuf,
     /// Builds of booted guests that sandboxes of a service run from: they are not removed. `None` if that is not known.
     pub in_use: Option<Vec<String>>,
+    /// Ends the work before its time.
+    pub stop: CancellationToken,
 }
 
 /// Why there is no booted guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WarmError {
+    /// Somebody ended the work.
+    #[error("it was interrupted")]
+    Stopped,
     /// The parts of an agent could not be put together.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -85,20 +92,17 @@ fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> WarmErr
 /// See [`WarmError`].
 pub async fn make(
     config: WarmConfig,
+    lock: &StoreLock,
     name: &TemplateName,
     begins: impl FnOnce(),
 ) -> Result<bool, WarmError> {
-    let work = config.images_dir.join("tmp").join("warm");
-    std::fs::create_dir_all(&work).map_err(failed("make a directory to work in"))?;
-    let _lock = server::lock(&work)?;
     let store = ImageStore::open(&config.images_dir).map_err(failed("open the images"))?;
     let template = store.template(name).map_err(failed("find the template"))?;
-    let agent = agent_config(&config, &work);
-    let host = server::open_parts(agent, Arc::new(store), Deadlines::default()).await?;
-    if host.snapshots.warm(&template).is_some() {
-        return Ok(false);
+    let (_alone, host) = open(&config, store, lock).await?;
+    let is_made = host.snapshots.warm(&template).is_some();
+    if !is_made {
+        begins();
     }
-    begins();
     let _in_use = in_use(&host, &config)?;
     let owners = Owners {
         host: Arc::new(host),
@@ -106,15 +110,17 @@ pub async fn make(
         shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
     };
-    adopt::adopt_all(&owners)
-        .await
-        .map_err(failed("clean up after an earlier run"))?;
-    for left in owners.registry.list() {
-        left.destroy()
-            .await
-            .map_err(failed("clean up after an earlier run"))?;
-    }
-    let made = freeze_template(&owners, &template).await;
+    let made = async {
+        clean_up(&owners).await?;
+        if !is_made {
+            freeze_template(&owners, &template).await?;
+        }
+        Ok(!is_made)
+    };
+    let made = tokio::select! {
+        made = made => made,
+        () = config.stop.cancelled() => Err(WarmError::Stopped),
+    };
     for left in owners.registry.list() {
         // What is left is removed by the next run; the first failure is the one to tell.
         let _ = left.destroy().await;
@@ -122,23 +128,47 @@ pub async fn make(
     owners.shutdown.cancel();
     owners.tasks.close();
     owners.tasks.wait().await;
-    made.map(|()| true)
+    made
+}
+
+/// Ends what a run left that was killed.
+async fn clean_up(owners: &Owners) -> Result<(), WarmError> {
+    const STEP: &str = "clean up after an earlier run";
+    adopt::adopt_all(owners).await.map_err(failed(STEP))?;
+    for left in owners.registry.list() {
+        left.destroy().await.map_err(failed(STEP))?;
+    }
+    Ok(())
+}
+
+/// The parts of an agent for the images' directory, and its right to work there.
+async fn open(
+    config: &WarmConfig,
+    store: ImageStore,
+    _lock: &StoreLock,
+) -> Result<(std::fs::File, HostParts), WarmError> {
+    let work = store.warm_dir();
+    std::fs::create_dir_all(&work).map_err(failed("make a directory to work in"))?;
+    let lock = server::lock(&work)?;
+    let agent = agent_config(config, &work);
+    let host = server::open_parts(agent, Arc::new(store), Deadlines::default()).await?;
+    Ok((lock, host))
 }
 
 /// Removes the booted guests of a template.
 ///
 /// # Errors
 /// If they cannot be removed.
-pub async fn remove(config: WarmConfig, name: &TemplateName) -> Result<(), WarmError> {
+pub async fn remove(
+    config: WarmConfig,
+    lock: &StoreLock,
+    name: &TemplateName,
+) -> Result<(), WarmError> {
     if !config.images_dir.join("snapshots").is_dir() {
         return Ok(());
     }
-    let work = config.images_dir.join("tmp").join("warm");
-    std::fs::create_dir_all(&work).map_err(failed("make a directory to work in"))?;
-    let _lock = server::lock(&work)?;
     let store = ImageStore::open(&config.images_dir).map_err(failed("open the images"))?;
-    let agent = agent_config(&config, &work);
-    let host = server::open_parts(agent, Arc::new(store), Deadlines::default()).await?;
+    let (_alone, host) = open(&config, store, lock).await?;
     let _in_use = in_use(&host, &config)?;
     for accel in [Accel::Kvm, Accel::Tcg] {
         if let Ok(name) = warm_name(name, accel) {

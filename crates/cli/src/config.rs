@@ -139,7 +139,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Fills in the defaults.
     fn from_layer(layer: Layer) -> Self {
-        let dir = layer.dir.unwrap_or_else(|| DEFAULT_DIR.into());
+        let dir = layer.dir.map_or_else(|| DEFAULT_DIR.into(), whole);
         let listen = layer
             .listen
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8000).into());
@@ -153,7 +153,7 @@ impl Settings {
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8001).into()),
             agent_listen,
             agent_url: layer.agent_url.unwrap_or_else(|| url_of(agent_listen)),
-            images_dir: layer.images_dir.unwrap_or_else(|| dir.join("images")),
+            images_dir: layer.images_dir.map_or_else(|| dir.join("images"), whole),
             api_url: layer.api_url.unwrap_or_else(|| url_of(listen)),
             api_key: layer.api_key,
             database_url: layer
@@ -163,7 +163,7 @@ impl Settings {
             egress: layer.egress.unwrap_or(Egress::Deny),
             dns: layer.dns,
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
-            envd: layer.envd,
+            envd: layer.envd.map(whole),
             dir,
         }
     }
@@ -182,6 +182,11 @@ impl Settings {
     pub(crate) fn token_file(&self) -> PathBuf {
         self.dir.join("agent-token")
     }
+}
+
+/// A path that means the same in every process, whatever its working directory.
+fn whole(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// The URL of a listener on this machine. An address that means "all" is reached by loopback.

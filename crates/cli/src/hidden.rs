@@ -20,7 +20,9 @@ fn supervise(args: &[OsString]) -> i32 {
         [flag, dir] if flag == "--dir" => (dir, None),
         [flag, dir, fd, number] if flag == "--dir" && fd == "--memory-fd" => (dir, Some(number)),
         _ => {
-            eprintln!("wrenn: `wrenn supervise` is internal: expected --dir PATH [--memory-fd N]");
+            crate::output::tell(format_args!(
+                "wrenn: `wrenn supervise` is internal: expected --dir PATH [--memory-fd N]"
+            ));
             return 2;
         }
     };
@@ -39,7 +41,10 @@ fn exit_code(verb: &str, ended: Result<(), anyhow::Error>) -> i32 {
     match ended {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("wrenn {verb}: {}", crate::output::in_full(error.as_ref()));
+            crate::output::tell(format_args!(
+                "wrenn {verb}: {}",
+                crate::output::in_full(error.as_ref())
+            ));
             1
         }
     }
@@ -52,11 +57,15 @@ fn with_path(
     run: impl FnOnce(&std::path::Path) -> Result<(), anyhow::Error>,
 ) -> i32 {
     let [given, path] = args else {
-        eprintln!("wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else");
+        crate::output::tell(format_args!(
+            "wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else"
+        ));
         return 2;
     };
     if given != flag {
-        eprintln!("wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else");
+        crate::output::tell(format_args!(
+            "wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else"
+        ));
         return 2;
     }
     exit_code(verb, run(&PathBuf::from(path)))

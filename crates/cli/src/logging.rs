@@ -10,6 +10,8 @@ pub(crate) fn init(filter: &str, json: bool) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|e| anyhow!("the log filter `{filter}` (WRENN_LOG) is wrong: {e}"))?;
     let log = tracing_subscriber::fmt()
+        // A log that nobody reads any more would panic whoever has something to say.
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(io::stderr);
     let started = if json {

@@ -49,6 +49,6 @@ fn report(error: &anyhow::Error) -> i32 {
     if pipe {
         return EXIT_BROKEN_PIPE;
     }
-    eprintln!("wrenn: {}", output::in_full(error.as_ref()));
+    output::tell(format_args!("wrenn: {}", output::in_full(error.as_ref())));
     1
 }

@@ -18,16 +18,17 @@ mod rootfs;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use wrenn_proto::TemplateName;
 
-pub use command::CommandError;
+pub use command::{CommandError, Stop};
 
 use crate::{
-    ImageStore, KernelFormatError, Recipe, StoreError, Template,
-    store::{TemplateRecord, io_error},
+    ImageStore, KernelFormatError, Recipe, StoreError, StoreLock, Template,
+    store::{KERNEL_FILES, ROOTFS_FILE, TemplateRecord, io_error},
 };
 
 /// What a build needs to know.
@@ -37,6 +38,8 @@ pub struct BuildOptions {
     pub envd: PathBuf,
     /// The kernel's first program (`wrenn-init`), a static executable.
     pub init: PathBuf,
+    /// Ends the build before its time.
+    pub stop: Stop,
 }
 
 /// Who shows how far a build is.
@@ -108,12 +111,13 @@ pub enum BuildError {
 
 /// Builds the template `name`, or finds that it is there already.
 ///
-/// Blocks for a minute or more the first time. Two builders of one store take turns.
+/// Blocks for a minute or more the first time. `_lock` is the store's: two builders of one store take turns.
 ///
 /// # Errors
 /// See [`BuildError`]; the store is as it was before, but for steps that were completed.
 pub fn build(
     store: &ImageStore,
+    _lock: &StoreLock,
     name: &TemplateName,
     options: &BuildOptions,
     progress: &dyn Progress,
@@ -123,19 +127,22 @@ pub fn build(
         envd: read_program(&options.envd)?,
         init: read_program(&options.init)?,
     };
-    let _lock = store.lock()?;
     let mut builder = Builder {
         store,
         recipe: &recipe,
         progress,
+        stop: &options.stop,
         steps: Vec::new(),
     };
     let kernel_key = recipe.kernel_key(&programs);
     let rootfs_key = recipe.rootfs_key(&programs);
-    builder.ensure("kernel", &store.kernel_dir(&kernel_key), |builder, dir| {
+    let kernel_dir = store.kernel_dir(&kernel_key);
+    store.discard_unless_whole(&kernel_dir, &KERNEL_FILES)?;
+    builder.ensure("kernel", &kernel_dir, |builder, dir| {
         kernel::build(builder, &programs.init, dir)
     })?;
     let rootfs_dir = store.rootfs_dir(&rootfs_key);
+    store.discard_unless_whole(&rootfs_dir, &[ROOTFS_FILE])?;
     if !rootfs_dir.exists() {
         let layer = builder.ensure_layer(&recipe)?;
         let step = format!("rootfs of {}", recipe.name);
@@ -169,10 +176,16 @@ pub(crate) struct Builder<'a> {
     store: &'a ImageStore,
     recipe: &'a Recipe,
     progress: &'a dyn Progress,
+    stop: &'a Stop,
     steps: Vec<(String, Duration)>,
 }
 
 impl Builder<'_> {
+    /// Runs a tool to its end and returns what it wrote on standard output.
+    fn run(&self, tool: &mut Command, deadline: Duration) -> Result<String, CommandError> {
+        command::run(tool, deadline, self.progress, self.stop)
+    }
+
     /// Makes the packages of a recipe, and of the one below it first.
     fn ensure_layer(&mut self, recipe: &Recipe) -> Result<PathBuf, BuildError> {
         let layer = self.store.layer_path(&recipe.layer_key());
@@ -311,6 +324,7 @@ mod tests {
             store: &store,
             recipe: &Recipe::ALL[0],
             progress: &Silent,
+            stop: &Stop::default(),
             steps: vec![],
         };
         let failed = builder.ensure("rootfs", &target, |_, dir| {
@@ -343,6 +357,7 @@ mod tests {
             store: &store,
             recipe: &Recipe::ALL[0],
             progress: &Silent,
+            stop: &Stop::default(),
             steps: vec![],
         };
         builder
@@ -365,11 +380,14 @@ mod tests {
         let options = BuildOptions {
             envd: "/no/such/envd".into(),
             init: "/no/such/init".into(),
+            stop: Stop::default(),
         };
+        let lock = store.lock(|| {}).expect("locked");
         let name = |name: &str| -> TemplateName { name.parse().expect("valid") };
-        let unknown = build(&store, &name("other"), &options, &Silent).expect_err("unknown");
+        let unknown = build(&store, &lock, &name("other"), &options, &Silent).expect_err("unknown");
         assert!(unknown.to_string().contains("other"), "{unknown}");
-        let missing = build(&store, &name("minimal"), &options, &Silent).expect_err("missing");
+        let missing =
+            build(&store, &lock, &name("minimal"), &options, &Silent).expect_err("missing");
         assert!(missing.to_string().contains("/no/such/envd"), "{missing}");
     }
 }

@@ -23,8 +23,8 @@ mod recipe;
 mod sources;
 mod store;
 
-pub use build::{BuildError, BuildOptions, BuildReport, CommandError, Progress, build};
+pub use build::{BuildError, BuildOptions, BuildReport, CommandError, Progress, Stop, build};
 pub use bzimage::{KernelFormatError, extract_vmlinux};
 pub use cmdline::kernel_args;
 pub use recipe::Recipe;
-pub use store::{ImageStore, StoreError, Template};
+pub use store::{ImageStore, StoreError, StoreLock, Template};

@@ -107,6 +107,13 @@ impl Recipe {
         key(parts.iter().map(|part| part.as_bytes()))
     }
 
+    /// Addresses of its packages, and of those of the recipes below it.
+    pub(crate) fn layer_keys(&self) -> Vec<String> {
+        let mut keys = self.above.map(Self::layer_keys).unwrap_or_default();
+        keys.push(self.layer_key());
+        keys
+    }
+
     /// Address of the root file system with our programs.
     pub(crate) fn rootfs_key(&self, programs: &Programs) -> String {
         let layer = self.layer_key();

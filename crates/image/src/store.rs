@@ -6,10 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use wrenn_proto::TemplateName;
+
+use crate::Recipe;
 
 /// A directory of images.
 #[derive(Debug, Clone)]
@@ -68,7 +73,7 @@ pub enum StoreError {
         name: TemplateName,
     },
     /// A file of the store is not what it should be.
-    #[error("{path} is damaged; remove it and build the template again")]
+    #[error("{path} is damaged, or what it names; build the template again, or remove it")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -97,8 +102,15 @@ pub(crate) fn io_error<'a>(
     }
 }
 
-/// The right to build, held by one process at a time.
-pub(crate) struct BuildLock(#[expect(dead_code, reason = "held, not used")] Flock<fs::File>);
+/// The right to change a store, held by one process at a time.
+#[derive(Debug)]
+pub struct StoreLock(#[expect(dead_code, reason = "held, not used")] Flock<fs::File>);
+
+/// What a kernel's directory holds.
+pub(crate) const KERNEL_FILES: [&str; 2] = ["vmlinux", "initrd.img"];
+
+/// What a root file system's directory holds.
+pub(crate) const ROOTFS_FILE: &str = "rootfs.ext4";
 
 impl ImageStore {
     /// Opens a store, and makes its directories if they are not there.
@@ -157,12 +169,13 @@ impl ImageStore {
     /// `NotFound`; `InUse`, with nothing changed.
     pub fn remove(
         &self,
+        _lock: &StoreLock,
         name: &TemplateName,
         in_use: impl Fn(&Path) -> bool,
     ) -> Result<(), StoreError> {
-        let _lock = self.lock()?;
-        let template = self.template(name)?;
-        if in_use(&template.rootfs) {
+        let record = self.record(name)?;
+        let record = record.ok_or_else(|| StoreError::NotFound { name: name.clone() })?;
+        if in_use(&self.rootfs_dir(&record.rootfs_key).join(ROOTFS_FILE)) {
             return Err(StoreError::InUse { name: name.clone() });
         }
         let path = self.record_path(name);
@@ -170,13 +183,11 @@ impl ImageStore {
         self.remove_unreferenced(&in_use)
     }
 
-    /// Removes kernels and root file systems that no template has and no sandbox stands on.
-    pub(crate) fn remove_unreferenced(
-        &self,
-        in_use: &impl Fn(&Path) -> bool,
-    ) -> Result<(), StoreError> {
-        let records = self
-            .names()?
+    /// Removes kernels and root file systems that no template has and no sandbox stands on, and packages that no template
+    /// was made of.
+    fn remove_unreferenced(&self, in_use: &impl Fn(&Path) -> bool) -> Result<(), StoreError> {
+        let names = self.names()?;
+        let records = names
             .iter()
             .map(|name| self.record(name))
             .collect::<Result<Vec<_>, _>>()?;
@@ -184,16 +195,54 @@ impl ImageStore {
             let mut records = records.iter().flatten();
             records.any(|r| r.kernel_key == key || r.rootfs_key == key)
         };
-        for (kind, file) in [("kernels", "vmlinux"), ("rootfs", "rootfs.ext4")] {
+        for (kind, file) in [("kernels", KERNEL_FILES[0]), ("rootfs", ROOTFS_FILE)] {
             let dir = self.root.join(kind);
             for key in list(&dir)? {
                 let path = dir.join(&key);
                 if !kept(&key) && !in_use(&path.join(file)) {
-                    fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+                    self.discard(&path)?;
                 }
             }
         }
+        let layers: Vec<PathBuf> = names
+            .iter()
+            .filter_map(Recipe::named)
+            .flat_map(|recipe| recipe.layer_keys())
+            .map(|key| self.layer_path(&key))
+            .collect();
+        let cache = self.root.join("cache");
+        for name in list(&cache)? {
+            let path = cache.join(name);
+            if !layers.contains(&path) {
+                self.discard(&path)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Removes a file or directory, of which no part is found under its name afterwards, however this is interrupted.
+    fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        let away = self.temporary()?.join("discarded");
+        fs::rename(path, &away).map_err(io_error("remove", path))?;
+        remove(&away)
+    }
+
+    /// Removes a directory that lacks one of its files, so that it is made again.
+    pub(crate) fn discard_unless_whole(
+        &self,
+        dir: &Path,
+        files: &[&str],
+    ) -> Result<(), StoreError> {
+        if dir.exists() && !files.iter().all(|file| dir.join(file).exists()) {
+            self.discard(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Where templates are booted once. A run that is interrupted leaves a machine there, which the next one ends.
+    #[must_use]
+    pub fn warm_dir(&self) -> PathBuf {
+        self.root.join("warm")
     }
 
     pub(crate) fn kernel_dir(&self, key: &str) -> PathBuf {
@@ -216,18 +265,29 @@ impl ImageStore {
         Ok(path)
     }
 
-    /// Waits for the right to build, and removes what dead builders left.
-    pub(crate) fn lock(&self) -> Result<BuildLock, StoreError> {
+    /// Waits for the right to change the store, and removes what dead builders left. `waits` is called if another process
+    /// has it.
+    ///
+    /// # Errors
+    /// If files cannot be locked or removed.
+    pub fn lock(&self, waits: impl FnOnce()) -> Result<StoreLock, StoreError> {
         let path = self.root.join("lock");
         let file = fs::File::create(&path).map_err(io_error("open", &path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| io_error("lock", &path)(errno.into()))?;
+        let failed = |errno: Errno| io_error("lock", &path)(errno.into());
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((file, Errno::EWOULDBLOCK)) => {
+                waits();
+                let waited = Flock::lock(file, FlockArg::LockExclusive);
+                waited.map_err(|(_, errno)| failed(errno))?
+            }
+            Err((_, errno)) => return Err(failed(errno)),
+        };
         let tmp = self.root.join("tmp");
         for name in list(&tmp)? {
-            let left = tmp.join(name);
-            fs::remove_dir_all(&left).map_err(io_error("remove", &left))?;
+            remove(&tmp.join(name))?;
         }
-        Ok(BuildLock(lock))
+        Ok(StoreLock(lock))
     }
 
     pub(crate) fn record(&self, name: &TemplateName) -> Result<Option<TemplateRecord>, StoreError> {
@@ -264,11 +324,8 @@ impl ImageStore {
     ) -> Result<Template, StoreError> {
         let kernel_dir = self.kernel_dir(&record.kernel_key);
         let rootfs_dir = self.rootfs_dir(&record.rootfs_key);
-        let parts = [
-            kernel_dir.join("vmlinux"),
-            kernel_dir.join("initrd.img"),
-            rootfs_dir.join("rootfs.ext4"),
-        ];
+        let [kernel, initrd] = KERNEL_FILES.map(|file| kernel_dir.join(file));
+        let parts = [kernel, initrd, rootfs_dir.join(ROOTFS_FILE)];
         let mut size_bytes = 0;
         for path in &parts {
             let metadata = fs::metadata(path).map_err(|_| StoreError::Damaged {
@@ -303,6 +360,15 @@ impl ImageStore {
         names.sort();
         Ok(names)
     }
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    let removed = if path.is_dir() && !path.is_symlink() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed.map_err(io_error("remove", path))
 }
 
 fn list(dir: &Path) -> Result<Vec<String>, StoreError> {
@@ -376,7 +442,8 @@ mod tests {
         let (_dir, store) = store();
         let first = put(&store, "first", "k", "r1");
         put(&store, "second", "k", "r2");
-        store.remove(&first, |_| false).expect("removed");
+        let lock = store.lock(|| {}).expect("locked");
+        store.remove(&lock, &first, |_| false).expect("removed");
         assert!(!store.rootfs_dir("r1").exists());
         assert!(store.kernel_dir("k").exists(), "the second has it too");
         assert!(store.rootfs_dir("r2").exists());
@@ -386,8 +453,9 @@ mod tests {
     fn what_a_sandbox_stands_on_is_not_removed() {
         let (_dir, store) = store();
         let name = put(&store, "minimal", "k", "r");
+        let lock = store.lock(|| {}).expect("locked");
         assert!(matches!(
-            store.remove(&name, |_| true),
+            store.remove(&lock, &name, |_| true),
             Err(StoreError::InUse { .. })
         ));
         store.template(&name).expect("still there");
@@ -395,10 +463,65 @@ mod tests {
 
     #[test]
     fn what_a_dead_builder_left_is_removed_by_the_next() {
-        let (_dir, store) = store();
+        let (dir, store) = store();
         let left = store.temporary().expect("made");
         fs::write(left.join("half"), "x").expect("written");
-        drop(store.lock().expect("locked"));
-        assert!(!left.exists());
+        let half = dir.path().join("tmp/minimal.json");
+        fs::write(&half, "{").expect("written");
+        drop(store.lock(|| {}).expect("locked"));
+        assert!(!left.exists() && !half.exists());
+    }
+
+    #[test]
+    fn who_waits_for_another_is_told() {
+        let (_dir, store) = store();
+        let held = store.lock(|| panic!("nobody has it")).expect("locked");
+        let (told, tells) = std::sync::mpsc::channel();
+        let other = store.clone();
+        let waiting = std::thread::spawn(move || {
+            other
+                .lock(|| told.send(()).expect("heard"))
+                .expect("locked")
+        });
+        tells.recv().expect("it waits");
+        drop(held);
+        waiting.join().expect("its turn");
+    }
+
+    #[test]
+    fn a_damaged_template_can_be_removed_and_its_parts_made_again() {
+        let (_dir, store) = store();
+        let name = put(&store, "minimal", "k", "r");
+        fs::remove_file(store.rootfs_dir("r").join(ROOTFS_FILE)).expect("removed");
+        store
+            .discard_unless_whole(&store.kernel_dir("k"), &KERNEL_FILES)
+            .expect("kept");
+        store
+            .discard_unless_whole(&store.rootfs_dir("r"), &[ROOTFS_FILE])
+            .expect("discarded");
+        assert!(store.kernel_dir("k").exists() && !store.rootfs_dir("r").exists());
+        let lock = store.lock(|| {}).expect("locked");
+        store.remove(&lock, &name, |_| false).expect("removed");
+        assert!(!store.kernel_dir("k").exists());
+    }
+
+    #[test]
+    fn packages_go_with_the_last_template_that_was_made_of_them() {
+        let (_dir, store) = store();
+        let minimal = put(&store, "minimal", "k", "r1");
+        let base = put(&store, "base", "k", "r2");
+        let layer = |name: &TemplateName| {
+            let key = Recipe::named(name).expect("known").layer_key();
+            store.layer_path(&key)
+        };
+        let layers = [&minimal, &base].map(layer);
+        for path in &layers {
+            fs::write(path, "x").expect("written");
+        }
+        let lock = store.lock(|| {}).expect("locked");
+        store.remove(&lock, &minimal, |_| false).expect("removed");
+        assert!(layers[0].exists(), "the other is made above it");
+        store.remove(&lock, &base, |_| false).expect("removed");
+        assert!(!layers[0].exists() && !layers[1].exists());
     }
 }

@@ -93,6 +93,13 @@ struct Heard {
     exit_code: Option<i32>,
     #[serde(default)]
     error: Option<String>,
+    /// Whether an `error` ends the stream; one that does not say so does.
+    #[serde(default = "yes")]
+    fatal: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What happened in the sandbox.
@@ -269,8 +276,8 @@ fn read(text: &str) -> Result<Option<Event>, ClientError> {
             code: heard.exit_code.unwrap_or(-1),
             error: heard.error,
         },
-        "error" => return Err(ClientError::Stream(heard.data)),
-        // `ping`, and whatever a later server adds.
+        "error" if heard.fatal => return Err(ClientError::Stream(heard.data)),
+        // `ping`, whatever a later server adds, and an error after which the program runs on: it did not take its input.
         _ => return Ok(None),
     }))
 }
@@ -343,6 +350,8 @@ mod tests {
             read(r#"{"type":"error","data":"no such program"}"#),
             Err(ClientError::Stream(text)) if text == "no such program"
         ));
+        let survived = r#"{"type":"error","data":"broken pipe","fatal":false}"#;
+        assert!(matches!(read(survived), Ok(None)));
     }
 
     #[test]

@@ -47,6 +47,20 @@ impl Sources {
 }
 
 #[test]
+fn paths_are_whole_from_the_beginning() {
+    let flags = Layer {
+        dir: Some("data".into()),
+        envd: Some("./envd".into()),
+        ..Layer::default()
+    };
+    let settings = Sources::new().load(flags).unwrap();
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(settings.dir, here.join("data"));
+    assert_eq!(settings.images_dir, here.join("data/images"));
+    assert_eq!(settings.envd, Some(here.join("envd")));
+}
+
+#[test]
 fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
     let flags = Layer {
         api_url: Some("http://flag".into()),

@@ -249,7 +249,10 @@ async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infalli
 pub(crate) fn exit_code(code: i32, error: Option<&str>) -> i32 {
     match error {
         Some(error) if code < 0 => {
-            eprintln!("wrenn: the command ended by {}", output::printable(error));
+            output::tell(format_args!(
+                "wrenn: the command ended by {}",
+                output::printable(error)
+            ));
             signal_number(error).map_or(EXIT_UNKNOWN, |signal| 128 + signal)
         }
         _ if code < 0 => EXIT_UNKNOWN,
@@ -259,21 +262,25 @@ pub(crate) fn exit_code(code: i32, error: Option<&str>) -> i32 {
 
 /// The number in the guest agent's words, such as `signal: killed`.
 fn signal_number(error: &str) -> Option<i32> {
-    let name = error.split_once("signal: ")?.1.to_ascii_lowercase();
-    let number = match name.trim() {
+    let name = error.split_once("signal: ")?.1;
+    let name = name.strip_suffix(" (core dumped)").unwrap_or(name);
+    let number = match name {
         "hangup" => 1,
         "interrupt" => 2,
         "quit" => 3,
         "illegal instruction" => 4,
+        "trace/breakpoint trap" => 5,
         "aborted" => 6,
         "bus error" => 7,
         "floating point exception" => 8,
         "killed" => 9,
+        "user defined signal 1" => 10,
         "segmentation fault" => 11,
+        "user defined signal 2" => 12,
         "broken pipe" => 13,
         "alarm clock" => 14,
         "terminated" => 15,
-        other => other.parse().ok()?,
+        other => other.strip_prefix("signal ")?.parse().ok()?,
     };
     Some(number)
 }
@@ -296,7 +303,10 @@ mod tests {
         assert_eq!(exit_code(42, None), 42);
         assert_eq!(exit_code(-1, Some("signal: killed")), 137);
         assert_eq!(exit_code(-1, Some("signal: terminated")), 143);
-        assert_eq!(exit_code(-1, Some("signal: 31")), 159);
+        assert_eq!(exit_code(-1, Some("signal: signal 31")), 159);
+        assert_eq!(exit_code(-1, Some("signal: user defined signal 1")), 138);
+        let dumped = "signal: segmentation fault (core dumped)";
+        assert_eq!(exit_code(-1, Some(dumped)), 139);
         assert_eq!(exit_code(-1, Some("who knows")), EXIT_UNKNOWN);
         assert_eq!(exit_code(-1, None), EXIT_UNKNOWN);
     }

@@ -2,14 +2,20 @@
 
 mod progress;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use wrenn_agent::warm::WarmConfig;
-use wrenn_image::{BuildOptions, BuildReport, ImageStore, Progress, Recipe, Template, build};
+use wrenn_image::{
+    BuildOptions, BuildReport, ImageStore, Progress, Recipe, Stop, StoreLock, Template, build,
+};
 use wrenn_proto::TemplateName;
 
 use self::progress::{PlainProgress, TerminalProgress};
@@ -17,6 +23,7 @@ use crate::{
     accel,
     config::{Layer, Settings},
     images::{self, InUse},
+    interrupt::Interrupts,
     output,
 };
 
@@ -111,15 +118,56 @@ fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32>
             "`wrenn image build` needs root, for the owners and devices in a root file system: sudo wrenn image build"
         );
     }
+    let progress: Arc<dyn Progress + Send + Sync> = if output::stderr_is_terminal() {
+        Arc::new(TerminalProgress::new(args.verbose))
+    } else {
+        Arc::new(PlainProgress::new(args.verbose))
+    };
+    let ends = Ends::default();
+    on_a_runtime(async {
+        let mut interrupts = Interrupts::new()?;
+        let mut building = std::pin::pin!(build_all(settings, args, &progress, &ends));
+        tokio::select! {
+            built = &mut building => return built.map(|()| 0),
+            _ = interrupts.recv() => ends.end(),
+        }
+        // A second signal does not wait for what is being cleaned up; the next build does that.
+        tokio::select! {
+            ended = building => ended.map(|()| 0),
+            again = interrupts.recv() => Ok(again.exit_code()),
+        }
+    })?
+}
+
+/// Ends what a build is at.
+#[derive(Default)]
+struct Ends {
+    tools: Stop,
+    guest: CancellationToken,
+}
+
+impl Ends {
+    fn end(&self) {
+        self.tools.stop();
+        self.guest.cancel();
+    }
+}
+
+async fn build_all(
+    settings: &Settings,
+    args: &BuildArgs,
+    progress: &Arc<dyn Progress + Send + Sync>,
+    ends: &Ends,
+) -> anyhow::Result<()> {
     let envd = images::find_envd(settings)?;
     let init = images::find_init(&envd)?;
-    let options = BuildOptions { envd, init };
-    let store = open(&settings.images_dir)?;
-    let progress: Box<dyn Progress> = if output::stderr_is_terminal() {
-        Box::new(TerminalProgress::new(args.verbose))
-    } else {
-        Box::new(PlainProgress::new(args.verbose))
+    let options = BuildOptions {
+        envd,
+        init,
+        stop: ends.tools.clone(),
     };
+    let store = open(&settings.images_dir)?;
+    let lock = Arc::new(lock(&store).await?);
     let names = match &args.names[..] {
         [] => Recipe::ALL
             .iter()
@@ -129,9 +177,14 @@ fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32>
     };
     let mut built = Vec::new();
     for name in &names {
-        let report = build(&store, name, &options, &*progress)?;
+        let report = {
+            let (store, lock, name) = (store.clone(), Arc::clone(&lock), name.clone());
+            let (options, progress) = (options.clone(), Arc::clone(progress));
+            let building = move || build(&store, &lock, &name, &options, &*progress);
+            tokio::task::spawn_blocking(building).await??
+        };
         if !args.no_warm {
-            warm(settings, name, &*progress)?;
+            warm(settings, &lock, name, &**progress, &ends.guest).await?;
         }
         if !args.json {
             tell(&report)?;
@@ -142,7 +195,14 @@ fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32>
         let shown: Vec<_> = built.iter().map(Shown::from).collect();
         output::json(&shown)?;
     }
-    Ok(0)
+    Ok(())
+}
+
+/// Waits for the right to change the store.
+async fn lock(store: &ImageStore) -> anyhow::Result<StoreLock> {
+    let store = store.clone();
+    let waits = || output::tell("waiting for another `wrenn image` command");
+    Ok(tokio::task::spawn_blocking(move || store.lock(waits)).await??)
 }
 
 /// One line on what a build did.
@@ -160,12 +220,18 @@ fn tell(report: &BuildReport) -> anyhow::Result<()> {
 }
 
 /// Boots the template once and freezes it, unless that was done.
-fn warm(settings: &Settings, name: &TemplateName, progress: &dyn Progress) -> anyhow::Result<()> {
+async fn warm(
+    settings: &Settings,
+    lock: &StoreLock,
+    name: &TemplateName,
+    progress: &dyn Progress,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let step = format!("booted guest of {name}");
-    let config = warm_config(settings)?;
+    let config = warm_config(settings, stop)?;
     let began = std::time::Instant::now();
-    let make = wrenn_agent::warm::make(config, name, || progress.step(&step));
-    let made = on_a_runtime(make)?
+    let made = wrenn_agent::warm::make(config, lock, name, || progress.step(&step))
+        .await
         .with_context(|| format!("cannot boot `{name}` once; `--no-warm` goes without"))?;
     if made {
         progress.done(&step, began.elapsed());
@@ -173,13 +239,14 @@ fn warm(settings: &Settings, name: &TemplateName, progress: &dyn Progress) -> an
     Ok(())
 }
 
-fn warm_config(settings: &Settings) -> anyhow::Result<WarmConfig> {
+fn warm_config(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<WarmConfig> {
     let in_use = in_use(settings)?;
     Ok(WarmConfig {
         in_use: in_use.builds(),
         images_dir: settings.images_dir.clone(),
         accel: accel::decide(settings.accel).accel,
         wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
+        stop: stop.clone(),
     })
 }
 
@@ -219,13 +286,18 @@ fn ls(settings: &Settings, args: &LsArgs) -> anyhow::Result<i32> {
 
 fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
     let store = open(&settings.images_dir)?;
-    for name in &args.names {
-        let in_use = in_use(settings)?;
-        store.remove(name, |path| in_use.holds(path))?;
-        on_a_runtime(wrenn_agent::warm::remove(warm_config(settings)?, name))??;
-        output::line(name)?;
-    }
-    Ok(0)
+    let removing = async {
+        let lock = lock(&store).await?;
+        for name in &args.names {
+            let in_use = in_use(settings)?;
+            store.remove(&lock, name, |path| in_use.holds(path))?;
+            let config = warm_config(settings, &CancellationToken::new())?;
+            wrenn_agent::warm::remove(config, &lock, name).await?;
+            output::line(name)?;
+        }
+        Ok(0)
+    };
+    on_a_runtime(removing)?
 }
 
 fn open(dir: &Path) -> anyhow::Result<ImageStore> {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     client::{Client, ClientError},
     interrupt::{Interrupted, Interrupts},
-    output::in_full,
+    output::{self, in_full},
 };
 
 /// Idle time of the sandbox, seconds: what is left of it if this program is killed.
@@ -60,7 +60,9 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<i32> {
         None => use_it(client, sandbox, &args, &mut interrupts).await,
     };
     if let Err(error) = destroy(client, &id, &mut interrupts).await {
-        eprintln!("wrenn: sandbox {id} is left: {error}; destroy it with `wrenn sandbox rm {id}`");
+        output::tell(format_args!(
+            "wrenn: sandbox {id} is left: {error}; destroy it with `wrenn sandbox rm {id}`"
+        ));
         return result.map(|code| if code == 0 { 1 } else { code });
     }
     result

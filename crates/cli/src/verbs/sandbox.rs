@@ -328,7 +328,10 @@ async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
         [(id, error)] => bail!("cannot destroy {id}: {}", in_full(error)),
         several => {
             for (id, error) in several {
-                eprintln!("wrenn: cannot destroy {id}: {}", in_full(error));
+                output::tell(format_args!(
+                    "wrenn: cannot destroy {id}: {}",
+                    in_full(error)
+                ));
             }
             Ok(1)
         }

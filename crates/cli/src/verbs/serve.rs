@@ -387,10 +387,10 @@ fn require_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
 fn tell_missing_template(settings: &Settings) {
     let names = images::template_names(&settings.images_dir).unwrap_or_default();
     if !names.iter().any(|name| name == "minimal") {
-        eprintln!(
+        output::tell(format_args!(
             "wrenn: template `minimal` is not built yet: run `wrenn image build --images-dir {}`",
             settings.images_dir.display()
-        );
+        ));
     }
 }
 

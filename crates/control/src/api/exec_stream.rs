@@ -11,7 +11,7 @@
 //! | `{"type":"start","pid":N}` | it runs |
 //! | `{"type":"stdout","data":TEXT}`, `stderr` | with `"encoding":"base64"` where it is not UTF-8 |
 //! | `{"type":"exit","exit_code":N}` | with `"error"` where it ended otherwise than by exit; the server then closes |
-//! | `{"type":"error","data":TEXT}` | something went wrong |
+//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | something went wrong; after a fatal one the server closes |
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,8 @@ use crate::agent_client::ProcessStream;
 
 /// Runs a command and streams its output, as a WebSocket of JSON messages. The first message of the client is
 /// `{"type":"start","cmd":…}` with the fields of `exec`; later `{"type":"stop"}`. The server says `start` with `pid`, `stdout`
-/// and `stderr` with `data` (and `encoding`: `base64` where that is not UTF-8), `exit` with `exit_code`, `error` with `data`.
+/// and `stderr` with `data` (and `encoding`: `base64` where that is not UTF-8), `exit` with `exit_code`, `error` with `data`
+/// and `fatal`.
 /// With `"stdin":true` in `start`, `{"type":"stdin","data":BASE64}` and `{"type":"close_stdin"}` feed the command. It
 /// lives on if the client goes away.
 #[utoipa::path(
@@ -105,6 +106,7 @@ pub(super) enum Out {
     },
     Error {
         data: String,
+        fatal: bool,
     },
 }
 
@@ -190,8 +192,8 @@ impl Dialect for ExecDialect {
         }
     }
 
-    fn error(data: String, _fatal: bool) -> Out {
-        Out::Error { data }
+    fn error(data: String, fatal: bool) -> Out {
+        Out::Error { data, fatal }
     }
 
     fn ping() -> Option<Out> {

@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,9 @@ pub enum CommandError {
         /// The last it printed.
         output: String,
     },
+    /// Somebody ended the build.
+    #[error("the build was interrupted; the next one goes on where it was")]
+    Stopped,
     /// It took too long and was killed.
     #[error("`{tool}` was not done within {deadline:?}:\n{output}")]
     Deadline {
@@ -53,26 +56,74 @@ pub enum CommandError {
     },
 }
 
+/// Ends a build from another thread: its tool is killed with whatever that started, and no other begins.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<Mutex<Tools>>);
+
+#[derive(Debug, Default)]
+struct Tools {
+    /// Process group of the one that runs.
+    running: Option<Pid>,
+    is_stopped: bool,
+}
+
+impl Stop {
+    /// Ends it.
+    pub fn stop(&self) {
+        let mut tools = self.tools();
+        tools.is_stopped = true;
+        if let Some(group) = tools.running {
+            // It may have ended by itself in the meantime.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.tools().is_stopped
+    }
+
+    /// Starts a tool in a process group of its own.
+    fn spawn(&self, command: &mut Command, tool: &str) -> Result<Child, CommandError> {
+        let mut tools = self.tools();
+        if tools.is_stopped {
+            return Err(CommandError::Stopped);
+        }
+        let child = command.process_group(0).spawn();
+        let child = child.map_err(|source| CommandError::Start {
+            tool: tool.to_owned(),
+            source,
+        })?;
+        tools.running = Some(group_of(&child));
+        Ok(child)
+    }
+
+    /// To be called before the tool is waited for: afterwards its number may be another's.
+    fn forget(&self) {
+        self.tools().running = None;
+    }
+
+    fn tools(&self) -> MutexGuard<'_, Tools> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Runs a tool to its end and returns its standard output, which must be text of no great length.
 pub(super) fn run(
     command: &mut Command,
     deadline: Duration,
     progress: &dyn Progress,
+    stop: &Stop,
 ) -> Result<String, CommandError> {
     let tool = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
+    let command = command
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|source| CommandError::Start {
-            tool: tool.clone(),
-            source,
-        })?;
+        .stderr(Stdio::piped());
+    let mut child = stop.spawn(command, &tool)?;
     let (output, last, in_time) = follow(&mut child, deadline, progress);
+    stop.forget();
     let last = last.join("\n");
     if !in_time {
         kill_group(&mut child);
@@ -84,6 +135,7 @@ pub(super) fn run(
     }
     match child.wait() {
         Ok(status) if status.success() => Ok(output),
+        Ok(_) if stop.is_stopped() => Err(CommandError::Stopped),
         Ok(status) => Err(CommandError::Failed {
             tool,
             status,
@@ -152,10 +204,13 @@ fn read_lines(
 
 /// Ends the tool and whatever it started.
 fn kill_group(child: &mut Child) {
-    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
     // It may have ended by itself in the meantime.
-    let _ = killpg(group, Signal::SIGKILL);
+    let _ = killpg(group_of(child), Signal::SIGKILL);
     let _ = child.wait();
+}
+
+fn group_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
 #[cfg(test)]
@@ -170,7 +225,42 @@ mod tests {
     }
 
     fn shell(script: &str, deadline: Duration) -> Result<String, CommandError> {
-        run(Command::new("sh").args(["-c", script]), deadline, &Silent)
+        let stop = Stop::default();
+        run(
+            Command::new("sh").args(["-c", script]),
+            deadline,
+            &Silent,
+            &stop,
+        )
+    }
+
+    /// Tells when the tool has begun.
+    struct Heard(mpsc::Sender<()>);
+    impl Progress for Heard {
+        fn step(&self, _: &str) {}
+        fn line(&self, _: &str) {
+            let _ = self.0.send(());
+        }
+        fn done(&self, _: &str, _: Duration) {}
+    }
+
+    #[test]
+    fn a_build_that_is_stopped_ends_its_tool_and_begins_no_other() {
+        let stop = Stop::default();
+        let (begun, heard) = mpsc::channel();
+        let stopper = stop.clone();
+        let stopping = std::thread::spawn(move || {
+            heard.recv().expect("it runs");
+            stopper.stop();
+        });
+        let long = Duration::from_secs(600);
+        let mut tool = Command::new("sh");
+        let tool = tool.args(["-c", "echo begun; sleep 500 & wait"]);
+        let stopped = run(tool, long, &Heard(begun), &stop).expect_err("stopped");
+        assert!(matches!(stopped, CommandError::Stopped), "{stopped}");
+        stopping.join().expect("no panic");
+        let next = run(&mut Command::new("true"), long, &Silent, &stop).expect_err("stopped");
+        assert!(matches!(next, CommandError::Stopped), "{next}");
     }
 
     #[test]
@@ -213,6 +303,7 @@ mod tests {
             &mut Command::new("no-such-tool"),
             Duration::from_secs(1),
             &Silent,
+            &Stop::default(),
         )
         .expect_err("missing");
         assert!(error.to_string().contains("no-such-tool"), "{error}");

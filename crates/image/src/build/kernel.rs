@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{BuildError, Builder, command};
+use super::{BuildError, Builder, CommandError};
 use crate::{bzimage, cpio::Archive, store::io_error};
 
 const QUICK: Duration = Duration::from_secs(60);
@@ -44,7 +44,15 @@ pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<()
 fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
     let name = builder.recipe.kernel_package;
     let mut query = Command::new("apt-cache");
-    let depends = command::run(query.args(["depends", name]), QUICK, builder.progress)?;
+    let query = query.args(["depends", name]);
+    let depends = match builder.run(query, QUICK) {
+        // A machine without lists, as containers often are, does not know the package.
+        Err(CommandError::Failed { .. }) => {
+            update_lists(builder)?;
+            builder.run(query, QUICK)?
+        }
+        known => known?,
+    };
     depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
@@ -53,16 +61,30 @@ fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
         .ok_or_else(|| missing(name, "dependency on a kernel (is `apt-get update` needed?)"))
 }
 
+fn update_lists(builder: &Builder<'_>) -> Result<(), BuildError> {
+    builder.run(Command::new("apt-get").arg("update"), DOWNLOAD)?;
+    Ok(())
+}
+
 fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf, BuildError> {
     // apt drops root for downloads, and must be able to write here.
     let mut download = Command::new("apt-get");
-    download.args(["-o", "APT::Sandbox::User=root", "download", package]);
-    command::run(download.current_dir(work), DOWNLOAD, builder.progress)?;
+    let download = download
+        .args(["-o", "APT::Sandbox::User=root", "download", package])
+        .current_dir(work);
+    match builder.run(download, DOWNLOAD) {
+        // Lists that are too old name a version that mirrors no longer have.
+        Err(CommandError::Failed { .. }) => {
+            update_lists(builder)?;
+            builder.run(download, DOWNLOAD)?;
+        }
+        done => drop(done?),
+    }
     let deb = find(work, |name| name.ends_with(".deb")).ok_or_else(|| missing(package, "file"))?;
     let tree = work.join("tree");
     let mut unpack = Command::new("dpkg-deb");
     unpack.arg("-x").arg(&deb).arg(&tree);
-    command::run(&mut unpack, QUICK, builder.progress)?;
+    builder.run(&mut unpack, QUICK)?;
     Ok(tree)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use super::{BuildError, Builder, command};
+use super::{BuildError, Builder};
 use crate::{Recipe, sources, store::io_error};
 
 const BOOTSTRAP: Duration = Duration::from_secs(1800);
@@ -57,6 +57,6 @@ pub(super) fn build(
         .arg(recipe.suite)
         .arg(&tar)
         .arg(&list);
-    command::run(&mut bootstrap, BOOTSTRAP, builder.progress)?;
+    builder.run(&mut bootstrap, BOOTSTRAP)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{BuildError, Builder, command, guest};
+use super::{BuildError, Builder, guest};
 use crate::store::io_error;
 
 const UNPACK: Duration = Duration::from_secs(300);
@@ -36,7 +36,7 @@ pub(super) fn build(
         .arg("-C")
         .arg(&root)
         .arg("--exclude=./dev/*");
-    command::run(&mut unpack, UNPACK, builder.progress)?;
+    builder.run(&mut unpack, UNPACK)?;
     furnish(&root, programs)?;
     // So that wrenn-init grows the file system only where the disk is larger.
     let sectors = u64::from(builder.recipe.disk_mib) * 2048;
@@ -193,7 +193,7 @@ fn format(builder: &Builder<'_>, root: &Path, image: &Path) -> Result<(), BuildE
         .arg("-d")
         .arg(root)
         .arg(image);
-    command::run(&mut format, FORMAT, builder.progress)?;
+    builder.run(&mut format, FORMAT)?;
     let permissions = fs::Permissions::from_mode(0o444);
     fs::set_permissions(image, permissions).map_err(io_error("protect", image))?;
     Ok(())

@@ -63,7 +63,7 @@ impl Progress for TerminalProgress {
         if let Some(spinner) = self.swap(None) {
             spinner.finish_and_clear();
         }
-        eprintln!("✓ {name:10} {:.1} s", elapsed.as_secs_f64());
+        output::tell(format_args!("✓ {name:10} {:.1} s", elapsed.as_secs_f64()));
     }
 }
 
@@ -90,16 +90,16 @@ impl PlainProgress {
 
 impl Progress for PlainProgress {
     fn step(&self, name: &str) {
-        eprintln!("{name} …");
+        output::tell(format_args!("{name} …"));
     }
 
     fn line(&self, text: &str) {
         if self.verbose {
-            eprintln!("  {}", output::printable(text));
+            output::tell(format_args!("  {}", output::printable(text)));
         }
     }
 
     fn done(&self, name: &str, elapsed: Duration) {
-        eprintln!("{name}: {:.1} s", elapsed.as_secs_f64());
+        output::tell(format_args!("{name}: {:.1} s", elapsed.as_secs_f64()));
     }
 }

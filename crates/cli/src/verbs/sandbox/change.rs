@@ -49,7 +49,10 @@ async fn each(
         match act(id).await {
             Ok(()) => output::line(id)?,
             Err(error) => {
-                eprintln!("wrenn: cannot {verb} {id}: {}", in_full(&error));
+                output::tell(format_args!(
+                    "wrenn: cannot {verb} {id}: {}",
+                    in_full(&error)
+                ));
                 code = 1;
             }
         }
