@@ -250,14 +250,18 @@ impl EnvdClient {
             .map_err(|e| ConnectError::internal(format!("the guest's metrics: {e}")))
     }
 
-    /// Starts a process. `time_limit` ends the process, not the call.
+    /// Starts a process. `time_limit` ends the process, not the call; a `detached` one's output is not told.
     pub(crate) async fn start(
         &self,
         request: StartRequest,
         user: &str,
         time_limit: Option<Duration>,
+        detached: bool,
     ) -> Result<StartStream, ConnectError> {
         let mut options = as_user(CallOptions::default(), user)?;
+        if detached {
+            options = options.try_with_header(limits::DETACHED_HEADER, "1")?;
+        }
         if let Some(limit) = time_limit {
             // As a header, so that only the guest enforces it and the process's end still arrives.
             options =

@@ -157,7 +157,7 @@ fn a_time_limit_ends_the_command_and_its_end_is_told() {
             .into_owned();
         assert_eq!(
             (done.exit_code, done.error.as_str()),
-            (-1, "signal: killed")
+            (-1, "its time of 1 s was over: signal: killed")
         );
         let request = pb::ExecRequest {
             timeout_sec: u32::MAX,

@@ -20,6 +20,7 @@ use connectrpc::{
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::timeout;
+use wrenn_proto::limits;
 use wrenn_proto::rpc::process::{
     self as rpc,
     __buffa::oneof::{
@@ -90,11 +91,11 @@ impl FromEvent for rpc::ConnectResponse {
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 
-/// Start, then what comes, with keep-alives in silence, to the end. The stream of a process that was killed because the
+/// Start, then what comes, with keep-alives in silence, to the end; only the start for who does not listen. The stream of a process that was killed because the
 /// call's time was up fails after that end: clients tell a timeout from a kill by it.
 fn events<T: FromEvent>(
     pid: u32,
-    subscription: Subscription,
+    subscription: Option<Subscription>,
     started: Option<Arc<Running>>,
     keepalive: Duration,
 ) -> Events<T> {
@@ -109,7 +110,7 @@ fn events<T: FromEvent>(
         ..Default::default()
     };
     let first = stream::once(async move { wire(start.into()) });
-    let rest = stream::unfold(Some(subscription), move |state| async move {
+    let rest = stream::unfold(subscription, move |state| async move {
         let mut subscription = state?;
         match timeout(keepalive, subscription.next()).await {
             Err(_) => {
@@ -165,6 +166,12 @@ impl rpc::Process for ProcessService {
         let (process, subscription) =
             spawn::start(&self.app, &user, request, limit).map_err(ConnectError::from)?;
         let (pid, keepalive) = (process.pid, keepalive_of(&context));
+        let subscription = if context.header(limits::DETACHED_HEADER).is_some() {
+            // From the first byte on it is unheard, and so kept.
+            None
+        } else {
+            Some(subscription)
+        };
         Response::stream_ok(events(pid, subscription, Some(process), keepalive))
     }
 
@@ -177,7 +184,7 @@ impl rpc::Process for ProcessService {
         // One that ended a moment ago still has output to tell.
         let selector = required(request.process.as_option())?;
         let (pid, output) = self.app.processes.find_output(selector)?;
-        let all = events(pid, output.subscribe(), None, keepalive_of(&context));
+        let all = events(pid, Some(output.subscribe()), None, keepalive_of(&context));
         Response::stream_ok(all)
     }
 

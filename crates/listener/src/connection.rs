@@ -43,7 +43,9 @@ const MAX_BUFFER_BYTES: usize = 128 * 1024;
 enum Phase {
     Idle(Instant),
     Head(Instant),
-    Busy,
+    /// So many requests have something left to be read or written: the last one's body may still come in while the next
+    /// is answered.
+    Busy(usize),
 }
 
 /// What a connection is doing, seen by its reader, its service and its watch.
@@ -73,8 +75,23 @@ impl Activity {
         }
     }
 
-    fn set(&self, next: Phase) {
-        *self.phase() = next;
+    /// A request is there, and is answered until what is returned is gone.
+    fn answering(self: &Arc<Self>) -> Arc<Answering> {
+        let mut phase = self.phase();
+        *phase = match *phase {
+            Phase::Busy(others) => Phase::Busy(others + 1),
+            Phase::Idle(_) | Phase::Head(_) => Phase::Busy(1),
+        };
+        self.changed.notify_one();
+        Arc::new(Answering(Arc::clone(self)))
+    }
+
+    fn answered(&self) {
+        let mut phase = self.phase();
+        *phase = match *phase {
+            Phase::Busy(requests) if requests > 1 => Phase::Busy(requests - 1),
+            _ => Phase::Idle(Instant::now()),
+        };
         self.changed.notify_one();
     }
 
@@ -84,7 +101,7 @@ impl Activity {
             let deadline = match *self.phase() {
                 Phase::Idle(since) => Some(since + IDLE_TIMEOUT),
                 Phase::Head(since) => Some(since + HEAD_TIMEOUT),
-                Phase::Busy => None,
+                Phase::Busy(_) => None,
             };
             let changed = self.changed.notified();
             match deadline {
@@ -105,7 +122,7 @@ pub(crate) struct Answering(Arc<Activity>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.set(Phase::Idle(Instant::now()));
+        self.0.answered();
     }
 }
 
@@ -151,8 +168,7 @@ pub(crate) async fn serve<F, B>(
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let answering = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
-        let busy = Arc::new(Answering(Arc::clone(&answering)));
-        answering.set(Phase::Busy);
+        let busy = answering.answering();
         let answered = answer(Received::during(request, Some(Arc::clone(&busy))));
         async move {
             let response = answered.await;

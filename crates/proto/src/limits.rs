@@ -30,6 +30,9 @@ pub const MAX_TIMEOUT_SEC: u32 = 30 * 24 * 3600;
 /// What `/files/write` and the unary file calls take at most, bytes.
 pub const MAX_FILE_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
 
+/// Header of a start that asks the guest agent to tell only that: what the process prints is kept for who connects first.
+pub const DETACHED_HEADER: &str = "wrenn-detached";
+
 /// Header by which the host asks the guest agent to put an uploaded file into its place only when it is whole.
 pub const WHOLE_UPLOAD_HEADER: &str = "wrenn-upload-whole";
 

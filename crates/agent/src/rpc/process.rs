@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use connectrpc::{ConnectError, ServiceStream};
+use connectrpc::{ConnectError, ErrorCode, ServiceStream};
 use futures::{StreamExt as _, stream};
 use wrenn_proto::{
     limits::{MAX_EXEC_OUTPUT_BYTES, MAX_TIMEOUT_SEC},
@@ -71,9 +71,9 @@ pub(super) async fn exec(
         let stream = in_use
             .running
             .envd
-            .start(start, &request.user, limit)
+            .start(start, &request.user, limit, false)
             .await?;
-        collect(&in_use, Events::Started(stream)).await
+        collect(&in_use, Events::Started(stream), limit).await
     };
     // Somebody waits for the command, so the sandbox is in use even while the command is silent.
     let run = touching(&in_use, run);
@@ -89,7 +89,11 @@ pub(super) async fn exec(
     })
 }
 
-async fn collect(in_use: &InUse, mut events: Events) -> Result<pb::ExecResponse, ConnectError> {
+async fn collect(
+    in_use: &InUse,
+    mut events: Events,
+    limit: Option<Duration>,
+) -> Result<pb::ExecResponse, ConnectError> {
     let mut response = pb::ExecResponse::default();
     let mut pid = None;
     while let Some(event) = events.next().await? {
@@ -113,7 +117,14 @@ async fn collect(in_use: &InUse, mut events: Events) -> Result<pb::ExecResponse,
             }
             Some(Event::End(end)) => {
                 response.exit_code = end.exit_code;
-                response.error = end.error.unwrap_or_default();
+                // The guest agent has words for a plain exit too.
+                let ended = end.error.filter(|_| !end.exited).unwrap_or_default();
+                response.error = match (limit, events.next().await) {
+                    (Some(limit), Err(after)) if after.code == ErrorCode::DeadlineExceeded => {
+                        format!("its time of {} s was over: {ended}", limit.as_secs())
+                    }
+                    _ => ended,
+                };
                 return Ok(response);
             }
             Some(Event::Keepalive(_)) | None => {}
@@ -150,7 +161,8 @@ pub(super) async fn start(
         return Err(ConnectError::invalid_argument("start: missing"));
     };
     let limit = time_limit(request.timeout_sec)?;
-    let call = in_use.running.envd.start(start, &request.user, limit);
+    let envd = &in_use.running.envd;
+    let call = envd.start(start, &request.user, limit, request.detached);
     let stream = in_use.wait_for(call).await?;
     Ok(forward(in_use, Events::Started(stream)))
 }

@@ -129,6 +129,8 @@ async fn background(
         start: start.into(),
         user: request.user.unwrap_or_default(),
         timeout_sec,
+        // What it prints from its first byte on is for who opens its stream.
+        detached: true,
         ..Default::default()
     };
     let pid = tokio::time::timeout(START_TIMEOUT, started(app, call))

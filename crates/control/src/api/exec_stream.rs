@@ -77,6 +77,7 @@ pub(super) enum Said {
 
 /// What to run.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Start {
     cmd: String,
     #[serde(default)]
@@ -86,6 +87,7 @@ pub(super) struct Start {
     cwd: Option<String>,
     user: Option<String>,
     timeout_sec: Option<i64>,
+    tag: Option<String>,
     #[serde(default)]
     stdin: bool,
 }
@@ -184,7 +186,7 @@ impl Dialect for ExecDialect {
                 let stderr = self.stderr.finish().map(|p| Out::Stderr(p.into()));
                 let exit = Out::Exit {
                     exit_code: end.exit_code,
-                    error: end.error.filter(|text| !text.is_empty()),
+                    error: session::other_end(&end),
                 };
                 stdout.into_iter().chain(stderr).chain([exit]).collect()
             }
@@ -206,9 +208,12 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let Ok(first) = inbox.first::<Said>().await else {
         return;
     };
-    let tag = process::new_tag("proc");
+    let mut tag = process::new_tag("proc");
     let started = match first {
-        Ok(Said::Start(start)) => begin(&app, &id, start, &tag).await,
+        Ok(Said::Start(mut start)) => {
+            tag = start.tag.take().unwrap_or(tag);
+            begin(&app, &id, start, &tag).await
+        }
         Ok(_) => Err("the first message must be `start`".to_owned()),
         Err(why) => Err(format!("the first message must be `start`: {why}")),
     };
@@ -239,6 +244,7 @@ async fn begin(
     tag: &str,
 ) -> Result<(ProcessStream, crate::lifecycle::UseGuard), String> {
     let text = |error: ApiError| error.message;
+    validate::check_tag("tag", tag).map_err(text)?;
     validate::check_command(&start.cmd, &start.args).map_err(text)?;
     validate::check_envs(&start.envs).map_err(text)?;
     validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;

@@ -90,6 +90,7 @@ enum Said {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Start {
     cmd: Option<String>,
     #[serde(default)]
@@ -170,7 +171,7 @@ impl Dialect for PtyDialect {
             },
             Event::End(end) => vec![Out::Exit {
                 exit_code: end.exit_code,
-                error: end.error.filter(|text| !text.is_empty()),
+                error: session::other_end(&end),
             }],
             Event::Keepalive(_) => Vec::new(),
         }

@@ -4,12 +4,18 @@
 //! for is carried out (`controls`). The session ends with the process, with the client, or with the server. A process
 //! lives on without its client.
 
+use std::time::Duration;
+
+use connectrpc::ErrorCode;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at},
 };
-use wrenn_proto::rpc::process::{ProcessEvent, process_event::Event};
+use wrenn_proto::rpc::process::{
+    ProcessEvent,
+    process_event::{EndEvent, Event},
+};
 
 use super::{
     AppState,
@@ -21,6 +27,9 @@ use crate::agent_client::{AgentError, ProcessStream};
 
 /// Complaints to the client that may wait. They are about its own messages; more than this are not worth a wait.
 const MAX_COMPLAINTS: usize = 16;
+
+/// Until the stream of a process that has ended is at its end.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a kind of session talks.
 pub(super) trait Dialect: Send {
@@ -43,6 +52,25 @@ pub(super) trait Dialect: Send {
 
     /// A sign of life in the session's own language, if it has one.
     fn ping() -> Option<Self::Out>;
+}
+
+/// How a process ended, if not by exit. The guest agent has words for that too.
+pub(super) fn other_end(end: &EndEvent) -> Option<String> {
+    end.error
+        .clone()
+        .filter(|text| !end.exited && !text.is_empty())
+}
+
+/// Finds out whether a process was killed because its time was up: the guest agent says so after its end.
+async fn explain(mut end: Box<EndEvent>, events: &mut ProcessStream) -> Event {
+    let after = tokio::time::timeout(EXPLAIN_TIMEOUT, events.message()).await;
+    if let Ok(Err(after)) = after
+        && after.code == ErrorCode::DeadlineExceeded
+    {
+        let how = end.error.take().unwrap_or_default();
+        end.error = Some(format!("its time was over: {how}"));
+    }
+    Event::End(end)
 }
 
 /// Runs a session to its end, and closes the connection.
@@ -124,6 +152,10 @@ async fn tell_all<D: Dialect>(
                     let event: Option<ProcessEvent> = message.to_owned_message().event.into_option();
                     let Some(event) = event.and_then(|event| event.event) else { continue };
                     let ended = matches!(event, Event::End(_));
+                    let event = match event {
+                        Event::End(end) => explain(end, &mut events).await,
+                        other => other,
+                    };
                     for out in dialect.tell(event) {
                         outbox.say(&out).await?;
                     }

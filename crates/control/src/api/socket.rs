@@ -26,8 +26,11 @@ use super::{
 };
 use crate::lifecycle::Lifecycle;
 
-/// The largest message of a client.
-const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+/// The largest message of a client: as text, some more than the 3 MiB of input that it carries at most.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Larger ones are not even read: the connection is cut. Between the two, the client is told.
+const MAX_READ_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// Until the client says what it wants.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -78,8 +81,8 @@ impl ApiSocket {
         Lifecycle::require_enterable(&row)?;
         let upgrade = self
             .0
-            .max_message_size(MAX_MESSAGE_BYTES)
-            .max_frame_size(MAX_MESSAGE_BYTES);
+            .max_message_size(MAX_READ_BYTES)
+            .max_frame_size(MAX_READ_BYTES);
         Ok(upgrade.on_upgrade(move |socket| {
             let sessions = app.sessions.clone();
             sessions.track_future(session(app, id, socket))
@@ -151,6 +154,9 @@ impl Inbox {
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
         loop {
             match self.0.next().await {
+                Some(Ok(Message::Text(text))) if text.len() > MAX_MESSAGE_BYTES => {
+                    return Ok(Err(format!("it has more than {MAX_MESSAGE_BYTES} bytes")));
+                }
                 Some(Ok(Message::Text(text))) => {
                     return Ok(serde_json::from_str(&text).map_err(|e| e.to_string()));
                 }

@@ -46,6 +46,52 @@ async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
 }
 
 #[tokio::test]
+async fn a_stream_is_controlled_by_the_tag_that_its_start_names() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/exec/stream");
+    let mut socket = Socket::open(&control, &path).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "hang", "tag": "job" }))
+        .await;
+    socket.expect("start").await;
+    let (status, _) = control
+        .delete(&format!("/v1/sandboxes/{id}/processes/job"))
+        .await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    socket.expect("exit").await;
+    for (field, value) in [("tag", json!("no tag")), ("arg", json!(["-c"]))] {
+        let mut socket = Socket::open(&control, &path).await;
+        socket
+            .send(json!({ "type": "start", "cmd": "hang", field: value }))
+            .await;
+        let error = socket.expect("error").await;
+        let text = error["data"].as_str().unwrap();
+        assert!(error["fatal"] == true && text.contains(field), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_said_to_be() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
+    socket
+        .send(json!({ "type": "start", "cmd": "hang", "stdin": true }))
+        .await;
+    socket.expect("start").await;
+    let data = "A".repeat(4 * 1024 * 1024);
+    socket.send(json!({ "type": "stdin", "data": data })).await;
+    let error = socket.expect("error").await;
+    let text = error["data"].as_str().unwrap();
+    assert!(error["fatal"] == false && text.contains("bytes"), "{error}");
+    socket.send(json!({ "type": "stop" })).await;
+    socket.expect("exit").await;
+}
+
+#[tokio::test]
 async fn what_the_agent_says_of_a_command_reaches_its_user() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;

@@ -49,7 +49,7 @@ pub async fn download(
         return Ok(response);
     }
     match plan(&headers, &tag, modified, metadata.len())? {
-        Plan::Whole if metadata.len() == 0 => send_unmeasured(response, file, &path).await,
+        Plan::Whole if is_unmeasured(&metadata) => send_unmeasured(response, file, &path).await,
         Plan::Whole => send(response, file, 0, metadata.len()).await,
         Plan::Gzip => {
             let gzip = GzipEncoder::with_quality(
@@ -150,7 +150,13 @@ async fn send(
     Ok(response)
 }
 
-/// Sends a file that says it is empty. Those of `/proc` and `/sys` say so and are not.
+/// Whether a file's length says nothing of what can be read: the kernel's own have none (`/proc`) or a page's (`/sys`), and no
+/// place on a disk.
+fn is_unmeasured(metadata: &Metadata) -> bool {
+    metadata.len() == 0 || (metadata.blocks() == 0 && metadata.len() <= 4096)
+}
+
+/// Sends a file to wherever its end is found to be.
 async fn send_unmeasured(
     mut response: Response,
     mut file: tokio::fs::File,

@@ -85,6 +85,10 @@ fn only_regular_files_are_read_and_written() {
         // Files of /proc have no length; their bytes come all the same.
         let answer = get("path=/proc/sys/kernel/ostype", "");
         assert_eq!((answer.status, answer.text().as_str()), (200, "Linux\n"));
+        // Those of /sys say that they have a page's.
+        let answer = get("path=/sys/devices/system/cpu/online", "");
+        assert!(answer.status == 200 && answer.complete, "{answer:?}");
+        assert!(answer.text().starts_with('0'), "{answer:?}");
         assert_eq!(call("DELETE /files?path=/x HTTP/1.1", b"").status, 405);
         assert_eq!(
             get("path=/etc/passwd&signature_expiration=soon", "").status,

@@ -140,6 +140,26 @@ fn who_connects_later_hears_what_nobody_heard_and_what_comes() {
 }
 
 #[test]
+fn a_detached_start_leaves_the_first_byte_for_who_connects() {
+    run(async |world| {
+        let clients = clients(world);
+        let detached = crate::calls::header("wrenn-detached", "1");
+        let mut begun = clients
+            .start_with(script("echo early; sleep 0.5; echo late"), detached)
+            .await
+            .expect("started");
+        let pid = begun.pid().await;
+        let all = clients
+            .connect(by_pid(pid))
+            .await
+            .expect("there")
+            .rest()
+            .await;
+        assert_eq!(String::from_utf8_lossy(&all.stdout), "early\nlate\n");
+    });
+}
+
+#[test]
 fn output_without_listeners_does_not_stop_a_process_and_its_end_is_kept() {
     run(async |world| {
         let clients = clients(world);

@@ -270,7 +270,8 @@ async fn run(mut child: tokio::process::Child, events: Events, limit: Option<Dur
         );
     };
     let limit = limit.unwrap_or(Duration::from_secs(100_000));
-    if tokio::time::timeout(limit, output).await.is_err() {
+    let expired = tokio::time::timeout(limit, output).await.is_err();
+    if expired {
         let _ = child.start_kill();
     }
     let status = child.wait().await.expect("a child");
@@ -282,6 +283,11 @@ async fn run(mut child: tokio::process::Child, events: Events, limit: Option<Dur
         ..Default::default()
     };
     let _ = events.send(Ok(event(end))).await;
+    if expired {
+        let _ = events
+            .send(Err(ConnectError::deadline_exceeded("late")))
+            .await;
+    }
 }
 
 #[allow(refining_impl_trait, reason = "plain messages")]
