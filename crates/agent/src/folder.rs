@@ -242,9 +242,14 @@ impl Folder {
     }
 
     /// Removes everything. Fine if there is nothing.
+    ///
+    /// The order is what an agent that is killed in between leaves to the next: first a sandbox that was never frozen, then a
+    /// half-made one, which is removed too. One that was frozen and cannot be read would be left alone.
     pub(crate) fn remove(&self) -> Result<(), FolderError> {
-        let spec = self.path.join(files::SPEC);
-        ignore_missing(fs::remove_file(&spec)).map_err(failed("remove", &spec))?;
+        for file in [LAST, files::SPEC] {
+            let path = self.path.join(file);
+            ignore_missing(fs::remove_file(&path)).map_err(failed("remove", &path))?;
+        }
         ignore_missing(fs::remove_dir_all(&self.path)).map_err(failed("remove", &self.path))
     }
 

@@ -400,13 +400,15 @@ impl Snapshots {
     /// them; with `None` nothing is removed.
     pub(crate) fn collect(&self, kept: impl FnOnce() -> Option<Vec<BuildId>>) {
         let live = || -> Result<_, SnapshotError> {
-            // Pins first: what is named and then unpinned is in the list of names by now, or was before.
+            // Pins first: what is named and then unpinned is in the list of names by now, or was before. And last: what was
+            // named when it was pinned may have lost its name since.
             let mut live = self.pins.all();
             live.extend(kept().ok_or(SnapshotError::NotNow)?);
             // With a name that cannot be read all stays: it may be anything's.
             for (_, record) in self.names.each()? {
                 live.insert(record?.build);
             }
+            live.extend(self.pins.all());
             Ok(live)
         };
         match self.own.collect(live) {

@@ -97,6 +97,20 @@ impl Db {
         Ok(Self { pool })
     }
 
+    /// Makes what was written so far outlive a power failure: a paused sandbox does, and without its row nobody would find it.
+    /// PostgreSQL does so with every commit.
+    pub(crate) async fn keep(&self) -> Result<(), DbError> {
+        run("keep", async {
+            let mut connection = self.pool.acquire().await?;
+            if connection.backend_name() == "SQLite" {
+                let flush = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)");
+                flush.execute(&mut *connection).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Closes all connections.
     pub(crate) async fn close(&self) {
         self.pool.close().await;
@@ -104,7 +118,8 @@ impl Db {
 }
 
 /// SQLite only: readers beside the writer, and waiting for the lock instead of failing. With a write-ahead log `NORMAL`
-/// loses no committed row when the process dies; when the power fails the sandboxes are gone with it.
+/// loses no committed row when the process dies; when the power fails, running sandboxes are gone with it, and of paused ones
+/// [`Db::keep`] has been called.
 async fn prepare(connection: &mut sqlx::AnyConnection) -> Result<(), sqlx::Error> {
     if connection.backend_name() != "SQLite" {
         return Ok(());

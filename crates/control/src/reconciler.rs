@@ -11,16 +11,18 @@
 //! | `pending`, `starting` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
 //! | `running` | → `error` | – | refresh; if idle pause or destroy | – | → `paused` | → `error`, destroy | – |
 //! | `pausing` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
-//! | `paused` | → `error` | – | → `running` | – | – | → `error`, destroy | – |
+//! | `paused` | – | – | → `running` | – | – | → `error`, destroy | – |
 //! | `resuming` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
 //! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
-//! | `stopped`, `error` | – | destroy | destroy | destroy | destroy | destroy | – |
-//! | no row | – | destroy | destroy | destroy | destroy | destroy | – |
+//! | `stopped` | – | destroy | destroy | destroy | destroy | destroy | – |
+//! | `error`, no row | – | destroy | destroy | destroy | – | destroy | – |
 //!
 //! - "destroy" of what is in `error` is the acknowledgement after which the agent forgets it.
 //! - `pending` and `starting` rows without a create were left by a process that died; what the host says "starting" of,
 //!   that process had asked for, and is waited for. So with `pausing` and `resuming` rows whose lock is free.
-//! - A paused sandbox is nothing but files at its host: where the host has none, they are gone.
+//! - A paused sandbox is nothing but files, and nothing else has what it held. A host that does not have them now may have
+//!   them again, when its disk is mounted: the row stays, and a resume says what is missing. And files without a row, which a
+//!   database that was restored from an older copy does not know, are nobody's to remove: the log tells of them.
 //! - A step that fails is taken again at the next look: each is safe to repeat.
 
 mod steps;
@@ -81,6 +83,8 @@ pub(crate) enum Action {
     DestroyAgain,
     /// Nobody should have it.
     DestroyOrphan,
+    /// It is paused, and no row is known that it belongs to: a user's data, unless it was destroyed.
+    Keep,
     /// Nobody uses it.
     Reap { idle_sec: u64 },
 }
@@ -107,10 +111,12 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
         return None;
     }
     let (status, found) = match (row.status, host) {
+        (S::Stopped, Some(HostState::Paused)) => return Some(Action::DestroyOrphan),
         (S::Stopped | S::Error, host) => return orphan(host),
         (S::Stopping, None) => return Some(Action::FinishStop),
         (S::Stopping, Some(HostState::Stopping)) => return None,
         (S::Stopping, Some(_)) => return Some(Action::DestroyAgain),
+        (S::Paused, None) => return None,
         (status, None) => {
             let reason = lost(status).to_owned();
             return Some(Action::Fail { reason });
@@ -137,15 +143,15 @@ fn lost(status: SandboxStatus) -> &'static str {
     match status {
         S::Pending | S::Starting => "the server was restarted while it was being created",
         S::Pausing => "its host lost it while it was being paused",
-        S::Paused => "it was paused, and its files are gone from its host",
         S::Resuming => "its host lost it while it was being resumed",
-        S::Running | S::Stopping | S::Stopped | S::Error => "its host no longer has it",
+        S::Running | S::Paused | S::Stopping | S::Stopped | S::Error => "its host no longer has it",
     }
 }
 
 fn orphan(host: Option<&HostState>) -> Option<Action> {
     match host {
         None | Some(HostState::Stopping) => None,
+        Some(HostState::Paused) => Some(Action::Keep),
         Some(_) => Some(Action::DestroyOrphan),
     }
 }

@@ -1,6 +1,10 @@
 //! From a specification to a running machine.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use wrenn_proto::{
     limits,
@@ -8,12 +12,15 @@ use wrenn_proto::{
 };
 use wrenn_snapshot::layout;
 use wrenn_sys::fault;
-use wrenn_vmm::{Machine, MachineConfig, MachineFds, Start, VmmDriver};
+use wrenn_vmm::{ControlError, Machine, MachineConfig, MachineExit, MachineFds, Start, VmmDriver};
 
 use crate::{
     SupervisorError, gateway,
     memory::{Failure, VmmEnd},
 };
+
+/// How long a VMM that hung up may take to be gone.
+const EXIT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Opens the guest's TAP device and starts the machine; a restored one stands still until its memory is served.
 pub(crate) async fn launch<D: VmmDriver>(
@@ -67,10 +74,31 @@ pub(crate) async fn restore<M: Machine>(
         // Without its memory it would wait for nothing.
         biased;
         reason = failure.occurred() => return Err(SupervisorError::Pages(reason)),
-        loaded = machine.load(file.into()) => loaded.map_err(|source| SupervisorError::DeviceState { path, source })?,
+        loaded = machine.load(file.into()) => if let Err(source) = loaded {
+            return Err(not_loaded(machine, path, source).await);
+        },
     }
     fault::point("supervisor.restore.loaded", Some(machine.pid()));
     Ok(machine.thaw().await?)
+}
+
+/// Why a machine was not put where the frozen one stood. A VMM that does not understand the state ends by itself; one that was
+/// killed, or is slow, says nothing of the state.
+async fn not_loaded<M: Machine>(
+    machine: &mut M,
+    path: PathBuf,
+    source: ControlError,
+) -> SupervisorError {
+    match source {
+        ControlError::Deadline { .. } => source.into(),
+        ControlError::Io { .. } => {
+            match tokio::time::timeout(EXIT_DEADLINE, machine.wait()).await {
+                Ok(exit @ MachineExit::Killed { .. }) => SupervisorError::Ended(exit),
+                _ => SupervisorError::DeviceState { path, source },
+            }
+        }
+        _ => SupervisorError::DeviceState { path, source },
+    }
 }
 
 /// The image's command line, and what of this sandbox the guest must know before it has a network.

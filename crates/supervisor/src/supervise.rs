@@ -129,12 +129,14 @@ fn read_spec(dir: &Path) -> Result<SupervisorSpec, SupervisorError> {
     serde_json::from_slice(&text).map_err(|source| SupervisorError::ParseSpec { path, source })
 }
 
-/// Tells the agent that the socket listens and the machine runs.
+/// Tells the agent that the socket listens and the machine runs. An agent that was killed meanwhile does not hear it: the next
+/// one finds the socket.
 fn announce_ready() -> Result<(), SupervisorError> {
     let mut out = std::io::stdout();
-    out.write_all(b"ready\n")
-        .and_then(|()| out.flush())
-        .map_err(SupervisorError::io("tell the agent"))
+    match out.write_all(b"ready\n").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        told => told.map_err(SupervisorError::io("tell the agent")),
+    }
 }
 
 /// Whole milliseconds since a moment.

@@ -12,6 +12,9 @@ use super::{MAX_SMALL_ANSWER_BYTES, within};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// What is kept of an error's text.
+const MAX_MESSAGE_CHARS: usize = 2000;
+
 /// Body of the guest agent's errors.
 #[derive(Deserialize)]
 struct ErrorBody {
@@ -32,12 +35,21 @@ pub(super) async fn check(
     let body = body.map(|body| body.to_bytes()).unwrap_or_default();
     let message = serde_json::from_slice(&body).map_or_else(
         |_| format!("the guest agent answered with {status}"),
-        |body: ErrorBody| body.message,
+        |body: ErrorBody| plain(&body.message),
     );
     Err(ConnectError::new(
         code_of(status, !user.is_empty()),
         message,
     ))
+}
+
+/// The guest's words as they may be kept and shown: a guest is not trusted to write a log, or a text that a database takes.
+fn plain(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars()
+        .take(MAX_MESSAGE_CHARS)
+        .map(printable)
+        .collect()
 }
 
 /// The RPC code of an HTTP status.
@@ -61,6 +73,12 @@ fn code_of(status: StatusCode, for_a_user: bool) -> ErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guests_words_are_short_and_have_no_control_characters() {
+        assert_eq!(plain("no\0t\u{1b}[2J so\n"), "no t [2J so ");
+        assert_eq!(plain(&"x".repeat(9000)).len(), MAX_MESSAGE_CHARS);
+    }
 
     #[test]
     fn every_status_that_the_guest_agent_uses_has_its_code() {

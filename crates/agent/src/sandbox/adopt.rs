@@ -17,6 +17,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
 };
 
@@ -49,6 +50,14 @@ pub(crate) enum AdoptError {
     /// It is not known which networks are whose.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// It is not known whether a sandbox's machine runs, so nothing of it may be freed.
+    #[error("could not find out whether the supervisor of {id} lives")]
+    Supervisor {
+        /// The sandbox.
+        id: SandboxId,
+        /// The failure.
+        source: io::Error,
+    },
 }
 
 /// Adopts or cleans up everything that an earlier agent of this data directory left.
@@ -59,7 +68,12 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
     for (id, folder) in host.folders.list()? {
         match read(&id, &folder) {
             Ok((spec, last)) => {
-                found.push((id, examine(host, folder, spec, last, &owned).await));
+                let adopted = examine(host, folder, spec, last, &owned).await;
+                let adopted = adopted.map_err(|source| AdoptError::Supervisor {
+                    id: id.clone(),
+                    source,
+                })?;
+                found.push((id, adopted));
             }
             Err(error) if error.is_unreadable() => return Err(error.into()),
             Err(error) if folder.was_frozen() => {
@@ -122,7 +136,7 @@ async fn examine(
     spec: SupervisorSpec,
     last: Option<LastMoment>,
     owned: &BTreeSet<(Slot, SandboxId)>,
-) -> Adopted {
+) -> io::Result<Adopted> {
     let mut resources = Resources::none(spec.id.clone());
     resources.folder = Some(folder.clone());
     resources.disk = true;
@@ -157,16 +171,26 @@ async fn examine(
             resources.supervisor = Some(supervisor);
             machine
         }
+        Err(error) if !says_that_none_lives(&error) => return Err(error),
         Err(_) if paused => AdoptedMachine::Paused,
         Err(_) => AdoptedMachine::Lost(final_reason(&folder)),
     };
-    Adopted {
+    Ok(Adopted {
         resources,
         folder,
         spec: Box::new(spec),
         machine,
         pins,
-    }
+    })
+}
+
+/// Whether a connection failed because there is nobody, not for want of something on this side.
+fn says_that_none_lives(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::NotFound | Kind::ConnectionRefused | Kind::ConnectionReset | Kind::NotConnected
+    )
 }
 
 async fn examine_machine(

@@ -76,6 +76,21 @@ impl Owner {
         });
     }
 
+    /// Gives a twin up, and what it was to be a twin of: nobody will stand on either. A file that is being written is finished
+    /// first.
+    pub(super) fn give_up_compaction(&mut self) {
+        let Some(Compaction { of, task, .. }) = self.compaction.take() else {
+            return;
+        };
+        task.abort();
+        let owners = self.owners.clone();
+        self.owners.tasks.spawn(async move {
+            let _ = task.await;
+            drop(of);
+            owners.collect_snapshots();
+        });
+    }
+
     /// Gives a twin up whose making has not begun; the next pause thinks of it again.
     pub(super) fn put_off_compaction(&mut self) {
         let waits = |compaction: &mut Compaction| !compaction.begun.load(Ordering::Relaxed);
@@ -126,10 +141,9 @@ impl Owner {
     /// Whether its last moment stands on far too many files.
     pub(super) fn is_deep(&self) -> bool {
         let depth = |pin| self.owners.host.snapshots.depth(pin);
-        self.pins
-            .last
-            .as_ref()
-            .is_some_and(|last| depth(last).is_too_much())
+        // One that was never frozen itself stands on what it was made from.
+        let stands_on = self.pins.last.as_ref().or(self.pins.origin.as_ref());
+        stands_on.is_some_and(|moment| depth(moment).is_too_much())
     }
 
     /// Lets no machine be started from a chain that is far too long: waits for the twin.

@@ -416,6 +416,7 @@ impl Owner {
     fn forget(&mut self) {
         self.owners.registry.remove(&self.sandbox.facts.id);
         self.pins = Pins::default();
+        self.give_up_compaction();
         self.owners.collect_snapshots();
     }
 

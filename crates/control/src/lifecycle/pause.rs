@@ -67,8 +67,12 @@ impl Lifecycle {
     pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         match self.agent.pause(id.as_str()).await {
             Ok(_) => {
-                self.write(id, Event::PauseDone, |row| row.warning.clear())
-                    .await
+                let row = self.write(id, Event::PauseDone, |row| row.warning.clear());
+                let row = row.await?;
+                if let Err(error) = self.db.keep().await {
+                    tracing::warn!(sandbox_id = %id, %error, "a power failure would lose its row");
+                }
+                Ok(row)
             }
             Err(error) => self.after_failure(id, Step::Pause, error).await,
         }
@@ -220,7 +224,15 @@ impl Lifecycle {
         let info = found.unwrap_or_default();
         let now = clock::now_ms();
         match (state, step) {
-            (None, _) => {
+            // A paused sandbox is files, which may be there again.
+            (None, Step::Resume) => {
+                let warning = "its host does not have its files now";
+                self.write(id, Event::ResumeFailed, |row| {
+                    warning.clone_into(&mut row.warning);
+                })
+                .await?;
+            }
+            (None, Step::Pause) => {
                 self.lost(id, &format!("its host lost it: {}", told(&error)))
                     .await?
             }

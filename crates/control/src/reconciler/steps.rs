@@ -1,6 +1,10 @@
 //! Looking, and taking the steps.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +50,8 @@ pub(crate) struct Reconciler {
     lifecycle: Arc<Lifecycle>,
     /// Whether the host answered at the last look.
     reachable: bool,
+    /// Paused sandboxes without a row, of which the log has told.
+    kept: Arc<Mutex<BTreeSet<SandboxId>>>,
 }
 
 /// What one look found of a sandbox.
@@ -61,6 +67,7 @@ impl Reconciler {
             agent,
             lifecycle,
             reachable: true,
+            kept: Arc::default(),
         }
     }
 
@@ -166,6 +173,7 @@ impl Reconciler {
             db: self.db.clone(),
             agent: self.agent.clone(),
             lifecycle: Arc::clone(&self.lifecycle),
+            kept: Arc::clone(&self.kept),
             id,
             found,
         };
@@ -182,14 +190,17 @@ struct Step {
     db: Db,
     agent: AgentClient,
     lifecycle: Arc<Lifecycle>,
+    kept: Arc<Mutex<BTreeSet<SandboxId>>>,
     id: SandboxId,
     found: Found,
 }
 
 impl Step {
     async fn take(&self, action: Action) -> Result<(), LifecycleError> {
-        if action == Action::Refresh {
-            return self.refresh().await;
+        match action {
+            Action::Refresh => return self.refresh().await,
+            Action::Keep => return self.keep().await,
+            _ => {}
         }
         // Whoever has the lock is changing it right now.
         let Some(_lock) = self.lifecycle.try_lock(&self.id) else {
@@ -200,7 +211,7 @@ impl Step {
         }
         tracing::info!(sandbox_id = %self.id, ?action, "reconciling");
         match action {
-            Action::Refresh => Ok(()),
+            Action::Refresh | Action::Keep => Ok(()),
             Action::MarkRunning => self.mark_running().await,
             Action::MarkPaused => self.mark_paused().await,
             Action::Fail { reason } => {
@@ -223,6 +234,23 @@ impl Step {
                     .await
             }
         }
+    }
+
+    /// Destroys a paused sandbox that was destroyed here, and leaves any other without an active row alone.
+    async fn keep(&self) -> Result<(), LifecycleError> {
+        let row = self.db.sandbox(&self.id).await?;
+        let status = row.map(|row| row.status);
+        if status == Some(SandboxStatus::Stopped) {
+            return Ok(self.agent.destroy(self.id.as_str()).await?);
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.is_none_or(|status| !ACTIVE.contains(&status)) && kept.insert(self.id.clone()) {
+            tracing::warn!(
+                sandbox_id = %self.id,
+                "the host has a paused sandbox that the database does not know, or has in error: it is left alone"
+            );
+        }
+        Ok(())
     }
 
     async fn mark_running(&self) -> Result<(), LifecycleError> {

@@ -202,7 +202,7 @@ async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_agai
 }
 
 #[tokio::test]
-async fn paused_sandboxes_are_left_alone_and_their_loss_is_an_error() {
+async fn paused_sandboxes_are_left_alone_also_when_their_host_does_not_have_them_now() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     let (kept, gone) = (control.create().await, control.create().await);
@@ -213,14 +213,14 @@ async fn paused_sandboxes_are_left_alone_and_their_loss_is_an_error() {
         assert_eq!(status, StatusCode::OK, "{row}");
     }
     agent.lose(&gone);
-    let row = control.until_status(&gone, "error").await;
-    assert!(
-        row["error"]
-            .as_str()
-            .unwrap()
-            .contains("its files are gone"),
-        "{row}"
-    );
+    let (status, error) = control
+        .post(&format!("/v1/sandboxes/{gone}/resume"), Value::Null)
+        .await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{error}");
+    let (_, row) = control.get(&format!("/v1/sandboxes/{gone}")).await;
+    assert_eq!(row["status"], "paused", "{row}");
+    let warning = row["warning"].as_str().unwrap();
+    assert!(warning.contains("does not have its files"), "{row}");
     assert_eq!(control.status(&kept).await, "paused");
     let dir = control.stop().await;
     let control = Control::start_with(&agent, Options { dir, ..eager() }).await;
