@@ -356,7 +356,7 @@ impl Snapshots {
         Ok(self.names.remove(name)?)
     }
 
-    /// All snapshots that have names. One that is damaged is left out, and told in the log.
+    /// All snapshots that have names. Of one that is damaged nothing but its name is known: what is wrong is told to who uses it.
     pub(crate) fn all_named(&self) -> Result<Vec<NamedMoment>, SnapshotError> {
         let mut all = Vec::new();
         for (name, record) in self.names.each()? {
@@ -366,6 +366,12 @@ impl Snapshots {
                 Err(error) => {
                     let error = crate::sandbox::error::chain(&error);
                     tracing::warn!(%name, error, "a snapshot cannot be read");
+                    all.push(NamedMoment {
+                        name,
+                        manifest: None,
+                        size_bytes: 0,
+                        generation: 0,
+                    });
                 }
             }
         }
@@ -378,7 +384,7 @@ impl Snapshots {
             name: name.clone(),
             size_bytes: self.own.size(build)?,
             generation: snapshot.header()?.generation(),
-            manifest: snapshot.manifest,
+            manifest: Some(snapshot.manifest),
         })
     }
 

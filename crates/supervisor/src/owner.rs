@@ -24,7 +24,7 @@ use std::{
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
-    time::sleep,
+    time::{MissedTickBehavior, interval, sleep},
 };
 use wrenn_proto::supervise::{FrozenMachine, MachineStatus, Reply, Request};
 use wrenn_snapshot::layout;
@@ -43,6 +43,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How long after a restore the pages that were needed are kept for others: the first answer is out by then.
 const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
+
+/// How often a guest that stands still because the host's disk is full may try again to write.
+const STALL_RETRY: Duration = Duration::from_secs(2);
 
 /// A machine and all that belongs to it.
 pub(crate) struct Owner<M> {
@@ -75,6 +78,8 @@ impl<M: Machine> Owner<M> {
     ) -> Result<(), SupervisorError> {
         let mut keep = std::pin::pin!(sleep(WORKING_SET_AFTER));
         let mut kept = false;
+        let mut retries = interval(STALL_RETRY);
+        retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Asked while another request was served.
         let mut waiting = VecDeque::new();
         loop {
@@ -87,6 +92,10 @@ impl<M: Machine> Owner<M> {
                     () = &mut keep, if !kept => {
                         self.memory.keep_working_set();
                         kept = true;
+                        continue;
+                    }
+                    _ = retries.tick() => {
+                        self.retry_if_stalled().await;
                         continue;
                     }
                     _ = terminate.recv() => return self.stop(None).await,
@@ -127,6 +136,17 @@ impl<M: Machine> Owner<M> {
                 Served::Failed(reason) => return self.fail(reason).await,
                 Served::Stop(reply) => return self.stop(reply).await,
             }
+        }
+    }
+
+    /// Lets a guest go on that the VMM stopped because the host's disk was full. Its write is done again, or stops it again.
+    async fn retry_if_stalled(&mut self) {
+        if !self.machine.is_stalled() || self.frozen {
+            return;
+        }
+        tracing::warn!("the guest stands still until the host's disk has room for what it writes");
+        if let Err(error) = self.machine.thaw().await {
+            tracing::warn!(%error, "the guest could not be let go on");
         }
     }
 

@@ -39,6 +39,10 @@ pub trait Machine {
     /// Lets the virtual CPUs run, after [`freeze`](Self::freeze) or [`load`](Self::load).
     fn thaw(&mut self) -> impl Future<Output = Result<(), ControlError>>;
 
+    /// Whether the VMM has stopped the guest by itself, because the host's disk did not take what it wrote. After
+    /// [`thaw`](Self::thaw) it tries again.
+    fn is_stalled(&self) -> bool;
+
     /// Writes the state of CPU and devices, without memory and disk, into an empty file. The machine must be frozen; what it
     /// wrote to its disk is in the disk's file when this returns. A machine that is to go on must be thawed.
     fn save(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;

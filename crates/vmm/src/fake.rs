@@ -108,6 +108,10 @@ impl Machine for FakeMachine {
         self.signal(Signal::SIGSTOP)
     }
 
+    fn is_stalled(&self) -> bool {
+        false
+    }
+
     async fn thaw(&mut self) -> Result<(), ControlError> {
         self.signal(Signal::SIGCONT)
     }

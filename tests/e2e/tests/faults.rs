@@ -15,6 +15,12 @@ use wrenn_e2e::{
     wait::{GENEROUS, until},
 };
 
+/// What anybody may still write to a file system.
+fn free_bytes(path: &std::path::Path) -> Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
 /// How soon a loss must be known.
 const FIVE_SECONDS: Duration = Duration::from_secs(5);
 
@@ -224,7 +230,27 @@ async fn a_full_disk_refuses_new_sandboxes_and_keeps_the_old_ones_usable() -> Re
         0,
         "what was there stays usable"
     );
-    fs::remove_file(&filler)?;
+    // Not even what it writes while nothing is left of the disk is lost: it waits for room. (A little: this disk is memory,
+    // which counts for the VMM.)
+    let left = usize::try_from(free_bytes(disk.path())?)?;
+    fs::write(
+        disk.path().join("rest"),
+        vec![1; left.saturating_sub(16 << 20)],
+    )?;
+    let writes = "dd if=/dev/urandom of=/root/written bs=1M count=48 conv=fsync 2>&1";
+    let writing = old.shell(writes);
+    let making_room = async {
+        until("the disk is full", GENEROUS, async || {
+            Ok((free_bytes(disk.path())? == 0).then_some(()))
+        })
+        .await?;
+        fs::remove_file(&filler)?;
+        anyhow::Ok(())
+    };
+    let (written, made) = tokio::join!(writing, making_room);
+    made?;
+    let written = written?;
+    assert_eq!(written.code, 0, "{written:?}");
     let new = service.create().await?;
     assert_eq!(new.exec("true", &[]).await?.code, 0);
     new.destroy().await?;

@@ -532,6 +532,19 @@ async fn a_damaged_file_is_named_and_hurts_nobody_else() -> Result<()> {
         }
     }
     assert_eq!(other.exec("true", &[]).await?.code, 0);
+
+    let body = json!({ "sandbox_id": other.id(), "name": "mine" });
+    post(&service, "/v1/snapshots", body).await?;
+    damage(&snapshot_files(&service)?[1], "truncated")?;
+    let (_, known) = service.get("/v1/snapshots/mine").await?;
+    assert_eq!(known["name"], "mine", "{known}");
+    let create = json!({ "template": "mine" });
+    let (_, made) = service.json(Method::POST, "/v1/sandboxes", &create).await?;
+    assert!(made.to_string().contains("header"), "{made}");
+    let (status, gone) = service
+        .json(Method::DELETE, "/v1/snapshots/mine", &json!({}))
+        .await?;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{gone}");
     other.destroy().await
 }
 

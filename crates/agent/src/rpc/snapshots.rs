@@ -18,16 +18,23 @@ const MAX_COPIES: usize = 100;
 
 /// A snapshot as a template.
 pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
-    pb::TemplateInfo {
+    let info = pb::TemplateInfo {
         name: named.name.into(),
-        vcpus: named.manifest.vcpus,
-        memory_mb: named.manifest.memory_mib,
         size_bytes: named.size_bytes,
-        created_unix_ms: named.manifest.created_unix_ms,
         kind: pb::TemplateKind::TEMPLATE_KIND_SNAPSHOT.into(),
-        disk_size_mb: named.manifest.disk_mib,
         generation: u32::try_from(named.generation).unwrap_or(u32::MAX),
         ..Default::default()
+    };
+    // What is 0 is not known.
+    let Some(manifest) = named.manifest else {
+        return info;
+    };
+    pb::TemplateInfo {
+        vcpus: manifest.vcpus,
+        memory_mb: manifest.memory_mib,
+        created_unix_ms: manifest.created_unix_ms,
+        disk_size_mb: manifest.disk_mib,
+        ..info
     }
 }
 

@@ -42,7 +42,8 @@ pub(super) struct NameRecord {
 #[derive(Debug, Clone)]
 pub(crate) struct NamedMoment {
     pub(crate) name: TemplateName,
-    pub(crate) manifest: Manifest,
+    /// `None` if it is damaged.
+    pub(crate) manifest: Option<Manifest>,
     /// What it alone takes on the disk.
     pub(crate) size_bytes: u64,
     pub(crate) generation: u64,

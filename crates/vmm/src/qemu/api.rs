@@ -68,6 +68,8 @@ pub(super) struct Qmp {
     shutdown_reason: Option<String>,
     /// The last status of a migration that QEMU has told.
     migration: Option<String>,
+    /// It has stopped the guest because of a write that failed.
+    stalled: bool,
     /// QEMU's version, if it has told.
     version: Option<String>,
 }
@@ -82,6 +84,7 @@ impl Qmp {
             partial: Vec::new(),
             shutdown_reason: None,
             migration: None,
+            stalled: false,
             version: None,
         };
         loop {
@@ -176,6 +179,11 @@ impl Qmp {
         self.shutdown_reason.as_deref()
     }
 
+    /// Whether the guest stands still because a write of it failed.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
     /// Cancel safe: what was read of a line is kept for the next call.
     async fn read_line(&mut self) -> io::Result<Line> {
         loop {
@@ -210,6 +218,9 @@ impl Qmp {
                 let reason = data["reason"].as_str().unwrap_or("unknown");
                 self.shutdown_reason = Some(reason.to_owned());
             }
+            // By default a full disk stops the guest; any other error is the guest's to see.
+            "BLOCK_IO_ERROR" if data["action"] == "stop" => self.stalled = true,
+            "RESUME" => self.stalled = false,
             "MIGRATION" => self.migration = data["status"].as_str().map(str::to_owned),
             _ => {}
         }

@@ -213,6 +213,10 @@ impl Machine for QemuMachine {
         self.freeze_cpus().await
     }
 
+    fn is_stalled(&self) -> bool {
+        self.qmp.is_stalled()
+    }
+
     async fn thaw(&mut self) -> Result<(), ControlError> {
         self.thaw_cpus().await
     }
