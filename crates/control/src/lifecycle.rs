@@ -268,6 +268,11 @@ impl Lifecycle {
                         self.deadlines.notify_one();
                     }
                 }
+                if event == Event::PauseDone
+                    && let Err(error) = self.db.keep().await
+                {
+                    tracing::warn!(sandbox_id = %id, %error, "a power failure would lose its row");
+                }
                 self.changed.notify_waiters();
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
                     // One that is about to be paused may yet run on.

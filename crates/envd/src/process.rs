@@ -20,12 +20,14 @@ use connectrpc::{
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::timeout;
-use wrenn_proto::limits;
-use wrenn_proto::rpc::process::{
-    self as rpc,
-    __buffa::oneof::{
-        process_event::Event as WireEvent, process_input::Input, process_selector::Selector,
-        stream_input_request::Event as InputEvent,
+use wrenn_proto::{
+    limits,
+    rpc::process::{
+        self as rpc,
+        __buffa::oneof::{
+            process_event::Event as WireEvent, process_input::Input, process_selector::Selector,
+            stream_input_request::Event as InputEvent,
+        },
     },
 };
 

@@ -64,6 +64,14 @@ impl Server {
         client.write_all(request).await.expect("sent");
         client
     }
+
+    /// Sends the head of a request whose body of four bytes stays away; its answer.
+    async fn answer_post(&self, client: &mut TcpStream, fields: &str) -> String {
+        let head = format!("POST / HTTP/1.1\r\nHost: here\r\n{fields}Content-Length: 4\r\n\r\n");
+        client.write_all(head.as_bytes()).await.expect("sent");
+        self.go.notify_one();
+        read_to(client, "done").await
+    }
 }
 
 /// Whether an answer came, and not the end of the connection.
@@ -144,10 +152,7 @@ async fn read_to(client: &mut TcpStream, end: &str) -> String {
 async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
     let server = Server::start(1).await;
     let mut client = TcpStream::connect(server.address).await.expect("connected");
-    let request = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n";
-    client.write_all(request).await.expect("sent");
-    server.go.notify_one();
-    read_to(&mut client, "done").await;
+    server.answer_post(&mut client, "").await;
     client.write_all(b"late").await.expect("sent");
     // It is with the server already; this lets it look.
     for _ in 0..1000 {
@@ -157,19 +162,14 @@ async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
     tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(60)).await;
     tokio::time::resume();
-    client.write_all(request).await.expect("sent");
-    server.go.notify_one();
-    read_to(&mut client, "done").await;
+    server.answer_post(&mut client, "").await;
 }
 
 #[tokio::test]
 async fn a_body_that_does_not_end_is_not_waited_for_forever() {
     let server = Server::start(1).await;
     let mut client = TcpStream::connect(server.address).await.expect("connected");
-    let request = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\n";
-    client.write_all(request).await.expect("sent");
-    server.go.notify_one();
-    read_to(&mut client, "done").await;
+    server.answer_post(&mut client, "").await;
     tokio::time::pause();
     assert_eq!(client.read(&mut [0; 8]).await.expect("closed"), 0);
 }
@@ -178,10 +178,8 @@ async fn a_body_that_does_not_end_is_not_waited_for_forever() {
 async fn a_client_that_asks_whether_to_send_is_not_told_to_for_nothing() {
     let server = Server::start(1).await;
     let mut client = TcpStream::connect(server.address).await.expect("connected");
-    let request =
-        b"POST / HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
-    client.write_all(request).await.expect("sent");
-    server.go.notify_one();
-    let answer = read_to(&mut client, "done").await;
+    let answer = server
+        .answer_post(&mut client, "Expect: 100-continue\r\n")
+        .await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

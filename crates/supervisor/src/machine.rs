@@ -89,16 +89,16 @@ async fn not_loaded<M: Machine>(
     path: PathBuf,
     source: ControlError,
 ) -> SupervisorError {
-    match source {
-        ControlError::Deadline { .. } => source.into(),
-        ControlError::Io { .. } => {
-            match tokio::time::timeout(EXIT_DEADLINE, machine.wait()).await {
-                Ok(exit @ MachineExit::Killed { .. }) => SupervisorError::Ended(exit),
-                _ => SupervisorError::DeviceState { path, source },
-            }
-        }
-        _ => SupervisorError::DeviceState { path, source },
+    if matches!(source, ControlError::Deadline { .. }) {
+        return source.into();
     }
+    if matches!(source, ControlError::Io { .. })
+        && let Ok(exit @ MachineExit::Killed { .. }) =
+            tokio::time::timeout(EXIT_DEADLINE, machine.wait()).await
+    {
+        return SupervisorError::Ended(exit);
+    }
+    SupervisorError::DeviceState { path, source }
 }
 
 /// The image's command line, and what of this sandbox the guest must know before it has a network.

@@ -208,18 +208,14 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let Ok(first) = inbox.first::<Said>().await else {
         return;
     };
-    let mut tag = process::new_tag("proc");
     let started = match first {
-        Ok(Said::Start(mut start)) => {
-            tag = start.tag.take().unwrap_or(tag);
-            begin(&app, &id, start, &tag).await
-        }
+        Ok(Said::Start(start)) => begin(&app, &id, start).await,
         Ok(_) => Err("the first message must be `start`".to_owned()),
         Err(why) => Err(format!("the first message must be `start`: {why}")),
     };
     match started {
         Err(text) => session::refuse::<ExecDialect>(&app, outbox, inbox, text).await,
-        Ok((events, _used)) => {
+        Ok((events, tag, _used)) => {
             let target = target(&app, id, Selector::Tag(tag));
             session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
         }
@@ -241,10 +237,10 @@ async fn begin(
     app: &AppState,
     id: &SandboxId,
     start: Start,
-    tag: &str,
-) -> Result<(ProcessStream, crate::lifecycle::UseGuard), String> {
+) -> Result<(ProcessStream, String, crate::lifecycle::UseGuard), String> {
     let text = |error: ApiError| error.message;
-    validate::check_tag("tag", tag).map_err(text)?;
+    let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
+    validate::check_tag("tag", &tag).map_err(text)?;
     validate::check_command(&start.cmd, &start.args).map_err(text)?;
     validate::check_envs(&start.envs).map_err(text)?;
     validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
@@ -254,7 +250,7 @@ async fn begin(
         id: id.to_string(),
         start: rpc_process::StartRequest {
             process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
-            tag: Some(tag.to_owned()),
+            tag: Some(tag.clone()),
             stdin: Some(start.stdin),
             ..Default::default()
         }
@@ -264,5 +260,5 @@ async fn begin(
         ..Default::default()
     };
     let events = app.agent.exec_stream(request).await;
-    Ok((events.map_err(|e| text(e.into()))?, used))
+    Ok((events.map_err(|e| text(e.into()))?, tag, used))
 }

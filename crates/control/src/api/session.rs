@@ -151,10 +151,9 @@ async fn tell_all<D: Dialect>(
                 Ok(Some(message)) => {
                     let event: Option<ProcessEvent> = message.to_owned_message().event.into_option();
                     let Some(event) = event.and_then(|event| event.event) else { continue };
-                    let ended = matches!(event, Event::End(_));
-                    let event = match event {
-                        Event::End(end) => explain(end, &mut events).await,
-                        other => other,
+                    let (event, ended) = match event {
+                        Event::End(end) => (explain(end, &mut events).await, true),
+                        other => (other, false),
                     };
                     for out in dialect.tell(event) {
                         outbox.say(&out).await?;

@@ -67,12 +67,8 @@ impl Lifecycle {
     pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         match self.agent.pause(id.as_str()).await {
             Ok(_) => {
-                let row = self.write(id, Event::PauseDone, |row| row.warning.clear());
-                let row = row.await?;
-                if let Err(error) = self.db.keep().await {
-                    tracing::warn!(sandbox_id = %id, %error, "a power failure would lose its row");
-                }
-                Ok(row)
+                self.write(id, Event::PauseDone, |row| row.warning.clear())
+                    .await
             }
             Err(error) => self.after_failure(id, Step::Pause, error).await,
         }

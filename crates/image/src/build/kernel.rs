@@ -44,15 +44,7 @@ pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<()
 fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
     let name = builder.recipe.kernel_package;
     let mut query = Command::new("apt-cache");
-    let query = query.args(["depends", name]);
-    let depends = match builder.run(query, QUICK) {
-        // A machine without lists, as containers often are, does not know the package.
-        Err(CommandError::Failed { .. }) => {
-            update_lists(builder)?;
-            builder.run(query, QUICK)?
-        }
-        known => known?,
-    };
+    let depends = run_apt(builder, query.args(["depends", name]), QUICK)?;
     depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
@@ -61,25 +53,27 @@ fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
         .ok_or_else(|| missing(name, "dependency on a kernel (is `apt-get update` needed?)"))
 }
 
-fn update_lists(builder: &Builder<'_>) -> Result<(), BuildError> {
-    builder.run(Command::new("apt-get").arg("update"), DOWNLOAD)?;
-    Ok(())
+/// Runs a tool of apt, and once more with fresh lists if it fails: a machine without lists, as containers often are, does not
+/// know the package; with old ones it asks for a version that mirrors no longer have.
+fn run_apt(
+    builder: &Builder<'_>,
+    tool: &mut Command,
+    deadline: Duration,
+) -> Result<String, CommandError> {
+    match builder.run(tool, deadline) {
+        Err(CommandError::Failed { .. }) => {
+            builder.run(Command::new("apt-get").arg("update"), DOWNLOAD)?;
+            builder.run(tool, deadline)
+        }
+        done => done,
+    }
 }
 
 fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf, BuildError> {
     // apt drops root for downloads, and must be able to write here.
     let mut download = Command::new("apt-get");
-    let download = download
-        .args(["-o", "APT::Sandbox::User=root", "download", package])
-        .current_dir(work);
-    match builder.run(download, DOWNLOAD) {
-        // Lists that are too old name a version that mirrors no longer have.
-        Err(CommandError::Failed { .. }) => {
-            update_lists(builder)?;
-            builder.run(download, DOWNLOAD)?;
-        }
-        done => drop(done?),
-    }
+    download.args(["-o", "APT::Sandbox::User=root", "download", package]);
+    run_apt(builder, download.current_dir(work), DOWNLOAD)?;
     let deb = find(work, |name| name.ends_with(".deb")).ok_or_else(|| missing(package, "file"))?;
     let tree = work.join("tree");
     let mut unpack = Command::new("dpkg-deb");
