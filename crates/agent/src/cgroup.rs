@@ -1,11 +1,12 @@
-//! cgroups: how much of the host a sandbox may use, and which processes are its.
+//! Cgroups: resource limits of sandboxes, and membership of their processes.
 //!
-//! Every sandbox has a directory `wrenn/<instance>/<id>` in each hierarchy that limits something: one hierarchy on cgroup
-//! v2, one a controller on v1, both on a hybrid host. `<instance>` stands for the agent's data directory, so that
-//! several agents share a host.
+//! Every sandbox has a directory `wrenn/<instance>/<id>` in each hierarchy with a controller that
+//! limits it: one hierarchy on cgroup v2, one per controller on v1, both kinds on a hybrid host.
+//! `<instance>` identifies the agent's data directory, so several agents can share a host.
 //!
-//! Owns: those directories. The VMM's jail enters them itself. A host without a usable controller gets no limits, said
-//! once in the log. [`Cgroups::remove`] kills what is left inside, and may be called again.
+//! Owns these directories. The VMM's jail enters them itself. On a host without a usable controller
+//! there are no limits, and the agent logs this once. [`Cgroups::remove`] kills the remaining
+//! processes and is idempotent.
 
 mod hierarchy;
 
@@ -20,30 +21,32 @@ use wrenn_proto::SandboxId;
 
 use hierarchy::{Hierarchy, Setting};
 
-/// How long killed processes may take to be gone: a VMM has to give back all of its guest's memory.
+/// Maximum time for killed processes to disappear. The kernel must free all guest memory of a VMM
+/// first.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long the kernel may take to see that a group is empty.
+/// Maximum time for the kernel to notice that a group is empty.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// What the VMM needs beside its guest's memory: its own code and buffers, and what translated guest code takes without
-/// hardware virtualization (QEMU's cache for it is 128 MiB).
+/// Memory limit on top of guest memory, MiB. Covers the VMM's own code and buffers, and translated
+/// guest code if there is no hardware virtualization (QEMU's translation cache is 128 MiB).
 const MEMORY_OVERHEAD_MIB: u64 = 128 + 128;
 
-/// Processor time beside the virtual CPUs, for the VMM's own threads; percent of one CPU.
+/// CPU limit on top of the virtual CPUs, for the VMM's own threads, in percent of one CPU.
 const CPU_OVERHEAD_PERCENT: u64 = 25;
 
-/// Threads of a VMM: one a virtual CPU, and up to 64 for disk requests.
+/// Thread limit on top of one thread per virtual CPU. A VMM uses up to 64 threads for disk
+/// requests.
 const THREADS_OVERHEAD: u64 = 128;
 
-/// Why a group could not be made or removed.
+/// Failure to create or remove a group.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum CgroupError {
     /// A file operation failed.
-    #[error("could not {step} {path}")]
+    #[error("failed to {step} {path}")]
     Io {
         step: &'static str,
         path: PathBuf,
@@ -51,7 +54,7 @@ pub(crate) enum CgroupError {
         source: io::Error,
     },
     /// Processes survived SIGKILL.
-    #[error("processes {pids:?} are still there {KILL_DEADLINE:?} after SIGKILL")]
+    #[error("processes {pids:?} still exist {KILL_DEADLINE:?} after SIGKILL")]
     Unkillable { pids: Vec<i32> },
 }
 
@@ -61,7 +64,7 @@ impl CgroupError {
     }
 }
 
-/// What a sandbox may use.
+/// Resource limits of one sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     memory_bytes: u64,
@@ -70,7 +73,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Limits of a sandbox of this size, with what its VMM needs itself.
+    /// Returns the limits for a guest of this size, including the overhead of its VMM.
     pub(crate) fn for_guest(memory_mib: u32, vcpus: u32) -> Self {
         Self {
             memory_bytes: (u64::from(memory_mib) + MEMORY_OVERHEAD_MIB) * 1024 * 1024,
@@ -88,13 +91,13 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Finds out what this host has.
+    /// Detects the usable hierarchies of this host.
     pub(crate) fn detect(instance: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let hierarchies = hierarchy::detect(&mounts);
         if hierarchies.is_empty() {
             tracing::warn!(
-                "no usable cgroup controller: sandboxes run without limits of CPU and memory"
+                "no usable cgroup controller, sandboxes run without CPU, memory and thread limits"
             );
         }
         Self {
@@ -103,13 +106,13 @@ impl Cgroups {
         }
     }
 
-    /// The directories of a sandbox, whether they exist or not.
+    /// Returns the group directories of a sandbox. They need not exist.
     pub(crate) fn directories(&self, id: &SandboxId) -> Vec<PathBuf> {
         let path = |h: &Hierarchy| h.instance_dir(&self.instance).join(id);
         self.hierarchies.iter().map(path).collect()
     }
 
-    /// Makes a sandbox's groups. Nothing is left when this fails.
+    /// Creates the groups of a sandbox and returns their directories. On failure, none remain.
     pub(crate) fn create(
         &self,
         id: &SandboxId,
@@ -119,12 +122,12 @@ impl Cgroups {
             let dir = hierarchy
                 .create(&self.instance, id.as_str())
                 .map_err(failed(
-                    "make the cgroup",
+                    "create the cgroup",
                     hierarchy.instance_dir(&self.instance).join(id),
                 ))?;
             for Setting { file, value } in hierarchy.settings(limits) {
                 let path = dir.join(file);
-                fs::write(&path, value).map_err(failed("set the limit", path))?;
+                fs::write(&path, value).map_err(failed("write the limit", path))?;
             }
             Ok(())
         });
@@ -138,7 +141,8 @@ impl Cgroups {
         Ok(self.directories(id))
     }
 
-    /// Kills what runs in a sandbox's groups and removes them. Fine if there are none.
+    /// Kills all processes in a sandbox's groups and removes the groups. Succeeds if there are
+    /// none.
     pub(crate) async fn remove(&self, id: &SandboxId) -> Result<(), CgroupError> {
         let deadline = tokio::time::Instant::now() + REMOVE_DEADLINE;
         let directories = self.directories(id);
@@ -146,8 +150,8 @@ impl Cgroups {
             kill_while_found(|| processes(&directories)).await?;
             match directories.iter().try_for_each(remove_group) {
                 Ok(()) => break,
-                // The kernel has not seen yet that it is empty, or a process came in that was on its way when the others
-                // were killed.
+                // The kernel has not yet noticed that the group is empty, or a process was just
+                // joining while the others were killed.
                 Err(error) if error.is_busy() && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(POLL).await;
                 }
@@ -158,7 +162,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Names of the sandboxes that have groups of this agent.
+    /// Returns the IDs of the sandboxes that have groups of this agent.
     pub(crate) fn existing(&self) -> Vec<SandboxId> {
         let mut found: Vec<SandboxId> = self
             .hierarchies
@@ -172,12 +176,13 @@ impl Cgroups {
         found
     }
 
-    /// Whether this host limits nothing.
+    /// True if this host has no usable hierarchy, so nothing is limited.
     pub(crate) fn are_missing(&self) -> bool {
         self.hierarchies.is_empty()
     }
 
-    /// The last one out removes the parents; another that comes in at the same time makes them again.
+    /// Removes the parent directories if this was the last group. A concurrent create makes them
+    /// again.
     fn remove_empty_parents(&self) {
         for hierarchy in &self.hierarchies {
             let instance = hierarchy.instance_dir(&self.instance);
@@ -190,8 +195,8 @@ impl Cgroups {
     }
 }
 
-/// Kills all processes of a user of ours and waits until they are gone: where there are no groups, a sandbox's
-/// processes are known by the user id of its slot.
+/// Kills all processes of `uid` and waits until they are gone. Used on hosts without cgroups, where
+/// the processes of a sandbox are identified by the user ID of its slot.
 pub(crate) async fn kill_processes_of(uid: u32) -> Result<(), CgroupError> {
     let find = || {
         let entries = fs::read_dir("/proc").map_err(failed("list", "/proc".into()))?;
@@ -205,7 +210,8 @@ pub(crate) async fn kill_processes_of(uid: u32) -> Result<(), CgroupError> {
     kill_while_found(find).await
 }
 
-/// Nothing is left of a zombie but its number, until its parent asks for it.
+/// True if `pid` belongs to `uid` and is not a zombie. A zombie holds nothing but its process ID
+/// until its parent reaps it.
 fn is_live_process_of(pid: i32, uid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -231,7 +237,7 @@ async fn kill_while_found(
         for pid in pids {
             match kill(pid, Signal::SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => tracing::warn!(%pid, %error, "could not kill a process"),
+                Err(error) => tracing::warn!(%pid, %error, "failed to kill a process"),
             }
         }
         tokio::time::sleep(POLL).await;
@@ -244,7 +250,7 @@ fn processes(directories: &[PathBuf]) -> Result<Vec<Pid>, CgroupError> {
         let path = dir.join("cgroup.procs");
         match fs::read_to_string(&path) {
             Ok(text) => pids.extend(text.lines().filter_map(|pid| pid.parse::<i32>().ok())),
-            // ENODEV: removed while it was read.
+            // ENODEV: the group was removed while it was being read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => {}
             Err(error) => return Err(failed("read", path)(error)),

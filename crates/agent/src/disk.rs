@@ -1,7 +1,8 @@
-//! A sandbox's disk: a qcow2 overlay in its folder, on the template's image.
+//! Sandbox disks: one qcow2 overlay per sandbox, in the sandbox's directory, on the template's
+//! image.
 //!
-//! Owns: `rootfs.qcow2`, and the layers that were frozen while the machine ran. Never touches the image under them. A failed
-//! create leaves no file.
+//! Owns `rootfs.qcow2` and the read-only layers that snapshots split off while the VM ran. Never
+//! touches the template's image. A failed create leaves no file.
 
 mod merge;
 
@@ -14,42 +15,43 @@ use crate::folder::Folder;
 
 pub(crate) use merge::merge;
 
-/// Name of a merged layer in the directory of a snapshot in the making.
+/// Name of a merged layer in the directory of a staged snapshot.
 pub(crate) const MERGED: &str = "disk.qcow2";
 
-/// Where the VMM sees the template's image, in its jail. Constant, so that a disk fits wherever it is used.
+/// Path of the template's image inside the VMM's jail. Constant, so that a disk is valid in every
+/// jail.
 const BASE_INSIDE_JAIL: &str = "/tmp/fc-vm/base";
 
-/// Makes disks.
+/// Program that creates disks.
 const PROGRAM: &str = "qemu-img";
 
-/// How long it may take; it takes about 15 ms.
+/// Maximum run time of `qemu-img`. A typical run takes about 15 ms.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Why a disk could not be made.
+/// Failure to create, merge or remove a disk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum DiskError {
     /// A file operation failed.
-    #[error("could not {step} the sandbox's disk")]
+    #[error("failed to {step} the sandbox's disk")]
     Io {
         step: &'static str,
         #[source]
         source: io::Error,
     },
     /// A program could not be started.
-    #[error("could not run {program} (package {package})")]
+    #[error("failed to run `{program}` (package {package})")]
     Run {
         program: &'static str,
         package: &'static str,
         #[source]
         source: io::Error,
     },
-    /// A program failed.
-    #[error("{0} failed: {1}")]
+    /// A program failed. The text is what it reported.
+    #[error("`{0}` failed: {1}")]
     Failed(&'static str, String),
-    /// A program hung.
-    #[error("{program} did not finish within {deadline:?}")]
+    /// A program did not finish in time.
+    #[error("`{program}` timed out after {deadline:?}")]
     Deadline {
         program: &'static str,
         deadline: Duration,
@@ -57,13 +59,13 @@ pub(crate) enum DiskError {
 }
 
 impl DiskError {
-    /// Whether the host's disk is full.
+    /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Io { source, .. } | Self::Run { source, .. } => {
                 crate::host::is_out_of_space(source)
             }
-            // A child's error has no number that could be read.
+            // A child process reports an error as text, not as an errno.
             Self::Failed(_, text) => {
                 text.contains("No space left on device") || text.contains("quota")
             }
@@ -72,23 +74,23 @@ impl DiskError {
     }
 }
 
-/// Makes the overlay in `folder`, which only the user `uid` and root can open.
+/// Creates the overlay in `folder`. Only the user `uid` and root can open it.
 pub(crate) async fn create(folder: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
     create_at(&folder.join(files::DISK), size_mib, uid).await
 }
 
-/// Makes an overlay at a path.
+/// Creates an overlay at `path`.
 pub(crate) async fn create_at(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
     let made = make(path, size_mib, uid).await;
     if made.is_err() {
-        // Whoever asked removes the folder too.
+        // Best effort: the caller removes the directory as well.
         let _ = fs::remove_file(path);
     }
     made
 }
 
 async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
-    // -u: the base's path exists in the jail only, so it cannot be looked at here.
+    // -u: the base image exists only inside the jail, so `qemu-img` cannot check it here.
     let child = Command::new(PROGRAM)
         .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
         .arg(BASE_INSIDE_JAIL)
@@ -116,11 +118,11 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
         return Err(DiskError::Failed(PROGRAM, text));
     }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(path, mode).map_err(failed("protect"))?;
-    std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(failed("give away"))
+    fs::set_permissions(path, mode).map_err(failed("restrict access to"))?;
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(failed("change the owner of"))
 }
 
-/// Removes all files of the disk. Fine if there is none.
+/// Removes all files of the disk. Succeeds if there are none.
 pub(crate) fn remove(folder: &Folder) -> Result<(), DiskError> {
     let files = match folder.disks() {
         Ok(files) => files,
@@ -180,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_disk_is_told_from_other_failures_and_leaves_no_file() {
-        // A file system of one page: the overlay's header does not fit.
+        // A file system of one page, too small for the overlay's header.
         crate::private_host::enter();
         let dir = tempfile::tempdir().unwrap();
         nix::mount::mount(

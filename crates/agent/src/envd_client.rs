@@ -1,7 +1,8 @@
-//! The agent's end of the guest agent (`envd`): Connect calls and whole files, over HTTP/1.1.
+//! Client for the guest agent (`envd`): Connect calls and whole-file transfers, over HTTP/1.1.
 //!
-//! One client a sandbox, with connections of its own, so that a guest that hangs stops nobody else. Calls have deadlines;
-//! streams have none but the sandbox's life, which is the caller's to watch. Errors are the guest's own, with their codes.
+//! There is one client per sandbox with its own connections, so a hung guest affects no other
+//! sandbox. Calls have deadlines. Streams have none; they live as long as the sandbox, which the
+//! caller must watch. Errors are the guest agent's own, with their codes.
 
 mod files;
 mod guest_error;
@@ -40,43 +41,45 @@ use wrenn_proto::{
 
 pub(crate) use files::Download;
 
-/// How long a call that needs no waiting in the guest may take; under software virtualization and load that is seconds.
+/// Deadline of a call that does not wait for anything in the guest. Such a call takes seconds under
+/// software virtualization and load.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long a guest may take to get ready to be frozen: it writes everything to its disk first.
+/// Deadline for the guest to prepare for a snapshot. The guest first writes all dirty data to its
+/// disk.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long one connection attempt may take. A guest that is not up yet does not answer at all, so a long attempt would
-/// notice late that it came up; a refusal comes at once.
+/// Deadline of one connection attempt. A guest that is not up yet does not respond at all, so a
+/// longer attempt would delay detecting that it came up. A refused connection is reported at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(40);
 
-/// How long a guest that took a connection may take to say that it is well.
+/// Deadline for the health response of a guest that accepted a connection.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long an idle connection is kept.
+/// Maximum idle time of a pooled connection.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The largest answer of a call, bytes: listings of large directories.
+/// Maximum response size of a call, in bytes. Listings of large directories are the largest.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// The largest answer of `/metrics` and of errors, bytes.
+/// Maximum size of `/metrics` responses and error bodies, in bytes.
 const MAX_SMALL_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Header with the token that the guest agent asks of its clients.
+/// Header with the token that the guest agent requires from its clients.
 const ACCESS_TOKEN: &str = "x-access-token";
 
-/// Body of a request by plain HTTP.
+/// Body of a plain HTTP request.
 type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
 type Transport = HttpClient;
 type TransportBody = <Transport as connectrpc::client::ClientTransport>::ResponseBody;
 
-/// Events of a process that was started.
+/// Events of a newly started process.
 pub(crate) type StartStream = ServerStream<TransportBody, StartResponseView<'static>>;
-/// Events of a process that was running.
+/// Events of a process that is already running.
 pub(crate) type ConnectStream = ServerStream<TransportBody, ConnectResponseView<'static>>;
 
-/// What the guest agent is told before it is used.
+/// Settings that the guest agent receives before its first use (`POST /init`).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Init<'a> {
@@ -84,15 +87,16 @@ pub(crate) struct Init<'a> {
     pub(crate) env_vars: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "str::is_empty")]
     pub(crate) default_user: &'a str,
-    /// RFC 3339; an older message does not undo a newer one.
+    /// RFC 3339. The guest agent ignores settings older than those it already has.
     pub(crate) timestamp: String,
 }
 
-/// Who the guest is after it was frozen. What is not given stays.
+/// Identity of the guest after a snapshot or a restore (`POST /snapshot/recover`). Omitted fields
+/// stay unchanged.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Recover<'a> {
-    /// Random bytes for the guest's generator, base64.
+    /// Random bytes for the guest's random number generator, base64.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) entropy: String,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -114,7 +118,8 @@ pub(crate) struct Recover<'a> {
 }
 
 impl Recover<'_> {
-    /// The guest goes on as the one it was, with fresh entropy: the moment that was frozen may be another's past.
+    /// Keeps the guest's identity and supplies fresh entropy, because other VMs may run from the
+    /// same snapshot.
     pub(crate) fn same() -> Self {
         Self {
             entropy: entropy(),
@@ -123,16 +128,16 @@ impl Recover<'_> {
     }
 }
 
-/// Fresh random bytes for a guest, base64.
+/// Returns fresh random bytes for a guest, base64.
 pub(crate) fn entropy() -> String {
     BASE64_STANDARD.encode(rand::random::<[u8; 64]>())
 }
 
-/// The guest's own figures.
+/// Resource usage as reported by the guest.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Metrics {
-    /// Seconds since 1970.
+    /// Unix timestamp, in seconds.
     pub(crate) ts: i64,
     pub(crate) cpu_count: u32,
     pub(crate) cpu_used_pct: f64,
@@ -143,7 +148,7 @@ pub(crate) struct Metrics {
     pub(crate) disk_total: u64,
 }
 
-/// A client of one guest.
+/// Client for the guest agent of one sandbox.
 #[derive(Clone)]
 pub(crate) struct EnvdClient {
     address: SocketAddr,
@@ -160,13 +165,13 @@ impl std::fmt::Debug for EnvdClient {
 }
 
 impl EnvdClient {
-    /// A client of the guest at `ip`. Nothing is connected yet.
+    /// Creates a client for the guest at `ip`. Does not connect yet.
     pub(crate) fn new(ip: IpAddr, token: &str) -> Result<Self, ConnectError> {
         let address = SocketAddr::new(ip, limits::ENVD_PORT);
         let token = token_header(token)?;
-        let base: Uri = format!("http://{address}")
-            .parse()
-            .map_err(|_| ConnectError::internal("the guest's address is not a URI"))?;
+        let base: Uri = format!("http://{address}").parse().map_err(|_| {
+            ConnectError::internal("failed to build a URI from the guest's address")
+        })?;
         let config = ClientConfig::new(base)
             .with_default_header(ACCESS_TOKEN, token.clone())
             .with_default_max_message_size(MAX_ANSWER_BYTES);
@@ -187,7 +192,8 @@ impl EnvdClient {
         })
     }
 
-    /// The same client with the same connections, which shows another token where it speaks plain HTTP.
+    /// Returns a client on the same connections that sends another token with its plain HTTP
+    /// requests.
     pub(crate) fn showing(&self, token: &str) -> Result<Self, ConnectError> {
         Ok(Self {
             token: token_header(token)?,
@@ -195,7 +201,8 @@ impl EnvdClient {
         })
     }
 
-    /// Whether the guest agent says that it is well. Made to be asked again and again while a guest boots.
+    /// True if the guest agent reports that it is healthy. Cheap enough to be polled while a guest
+    /// boots.
     pub(crate) async fn is_healthy(&self) -> bool {
         let probe = tokio::net::TcpStream::connect(self.address);
         if !matches!(tokio::time::timeout(PROBE_DEADLINE, probe).await, Ok(Ok(_))) {
@@ -205,19 +212,20 @@ impl EnvdClient {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
-    /// Tells the guest agent what it must know.
+    /// Sends the guest agent its settings.
     pub(crate) async fn init(&self, init: &Init<'_>) -> Result<(), ConnectError> {
         self.post("/init", init, CALL_DEADLINE).await
     }
 
-    /// Gets the guest ready to be frozen as the snapshot `build`.
+    /// Prepares the guest for the snapshot `build`.
     pub(crate) async fn prepare(&self, build: &str, keep_cache: bool) -> Result<(), ConnectError> {
         let body = serde_json::json!({ "snapshotId": build, "keepCache": keep_cache });
         self.post("/snapshot/prepare", &body, PREPARE_DEADLINE)
             .await
     }
 
-    /// Ends what [`prepare`](Self::prepare) began, after a freeze, a restore, or instead of them.
+    /// Ends the state that [`prepare`](Self::prepare) began: after a snapshot, after a restore, or
+    /// if neither takes place.
     pub(crate) async fn recover(&self, recover: &Recover<'_>) -> Result<(), ConnectError> {
         self.post("/snapshot/recover", recover, CALL_DEADLINE).await
     }
@@ -228,8 +236,9 @@ impl EnvdClient {
         body: &impl Serialize,
         deadline: Duration,
     ) -> Result<(), ConnectError> {
-        let body = serde_json::to_vec(body)
-            .map_err(|_| ConnectError::internal("the guest's settings cannot be written"))?;
+        let body = serde_json::to_vec(body).map_err(|_| {
+            ConnectError::internal("failed to encode the request to the guest agent")
+        })?;
         let request = self
             .request(http::Method::POST, path)
             .header(header::CONTENT_TYPE, "application/json")
@@ -239,18 +248,22 @@ impl EnvdClient {
         guest_error::check(answer, "").await.map(drop)
     }
 
-    /// The guest's figures.
+    /// Returns the guest's resource usage.
     pub(crate) async fn metrics(&self) -> Result<Metrics, ConnectError> {
         let answer = self.get("/metrics", CALL_DEADLINE).await?;
         let answer = guest_error::check(answer, "").await?;
         let body = Limited::new(answer.into_body(), MAX_SMALL_ANSWER_BYTES);
         let body = within(CALL_DEADLINE, async { Ok(body.collect().await) }).await?;
-        let body = body.map_err(|e| ConnectError::unavailable(format!("metrics: {e}")))?;
-        serde_json::from_slice(&body.to_bytes())
-            .map_err(|e| ConnectError::internal(format!("the guest's metrics: {e}")))
+        let body = body.map_err(|e| {
+            ConnectError::unavailable(format!("failed to read the guest's metrics: {e}"))
+        })?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|e| {
+            ConnectError::internal(format!("failed to parse the guest's metrics: {e}"))
+        })
     }
 
-    /// Starts a process. `time_limit` ends the process, not the call; a `detached` one's output is not told.
+    /// Starts a process. `time_limit` limits the process, not the call. The output of a `detached`
+    /// process is not streamed.
     pub(crate) async fn start(
         &self,
         request: StartRequest,
@@ -263,7 +276,8 @@ impl EnvdClient {
             options = options.try_with_header(limits::DETACHED_HEADER, "1")?;
         }
         if let Some(limit) = time_limit {
-            // As a header, so that only the guest enforces it and the process's end still arrives.
+            // Sent as a header, so that only the guest enforces it and the exit event still
+            // arrives.
             options =
                 options.try_with_header("connect-timeout-ms", limit.as_millis().to_string())?;
         }
@@ -273,7 +287,7 @@ impl EnvdClient {
             .map_err(unknown_user(user))
     }
 
-    /// The output of a running process from now on.
+    /// Streams the output of a running process from now on.
     pub(crate) async fn connect(
         &self,
         request: ConnectRequest,
@@ -287,7 +301,7 @@ impl EnvdClient {
     }
 
     pub(crate) async fn send_input(&self, request: SendInputRequest) -> Result<(), ConnectError> {
-        // No deadline of ours: a process that does not read its input makes it wait, as a pipe does.
+        // No deadline: a process that does not read its input blocks the sender, as a pipe does.
         self.process.send_input(request).await.map(drop)
     }
 
@@ -384,12 +398,13 @@ async fn within<T>(
         .await
         .unwrap_or_else(|_| {
             Err(ConnectError::deadline_exceeded(format!(
-                "the sandbox's guest agent did not answer within {deadline:?}"
+                "the guest agent did not respond within {deadline:?}"
             )))
         })
 }
 
-/// Says as which user something is to be done in the guest; empty leaves it to the guest agent.
+/// Sets the guest user that the call runs as. With an empty `user`, the guest agent chooses its
+/// default.
 fn as_user(options: CallOptions, user: &str) -> Result<CallOptions, ConnectError> {
     match basic_auth(user)? {
         Some(value) => options.try_with_header(header::AUTHORIZATION, value),
@@ -403,14 +418,15 @@ fn basic_auth(user: &str) -> Result<Option<String>, ConnectError> {
     }
     if user.contains(':') || user.chars().any(char::is_control) {
         return Err(ConnectError::invalid_argument(format!(
-            "user: {user:?} is not a user name"
+            "`user`: {user:?} is not a valid user name"
         )));
     }
     let credentials = BASE64_STANDARD.encode(format!("{user}:"));
     Ok(Some(format!("Basic {credentials}")))
 }
 
-/// For a caller of ours, a user that the guest does not know is a wrong argument, not a lack of credentials.
+/// Maps the guest agent's "unauthenticated" to "invalid argument": for callers of this client, an
+/// unknown user is a wrong argument, not a lack of credentials.
 fn unknown_user(user: &str) -> impl Fn(ConnectError) -> ConnectError {
     let user = user.to_owned();
     move |mut error| {
@@ -422,8 +438,9 @@ fn unknown_user(user: &str) -> impl Fn(ConnectError) -> ConnectError {
 }
 
 fn token_header(token: &str) -> Result<HeaderValue, ConnectError> {
-    let mut header = HeaderValue::from_str(token)
-        .map_err(|_| ConnectError::internal("the guest agent's token is not a header"))?;
+    let mut header = HeaderValue::from_str(token).map_err(|_| {
+        ConnectError::internal("the guest agent's token is not a valid header value")
+    })?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -434,14 +451,14 @@ fn full(body: impl Into<Bytes>) -> RequestBody {
 }
 
 fn bad_request(error: http::Error) -> ConnectError {
-    ConnectError::invalid_argument(format!("not a request: {error}"))
+    ConnectError::invalid_argument(format!("invalid request: {error}"))
 }
 
 fn transport_failed(error: hyper_util::client::legacy::Error) -> ConnectError {
     let what = if error.is_connect() {
-        "the sandbox's guest agent cannot be reached"
+        "failed to connect to the guest agent"
     } else {
-        "the connection to the sandbox's guest agent broke"
+        "the connection to the guest agent was lost"
     };
     ConnectError::unavailable(what).with_source(error)
 }

@@ -1,19 +1,24 @@
-//! The network of a sandbox: a namespace with a constant inside and a unique outside.
+//! Sandbox networks: one network namespace per sandbox, with constant addresses inside and unique
+//! addresses outside.
 //!
 //! ```text
-//!   host                                  namespace wrenn-ns-<i>                      guest
+//!   host                                  namespace wrenn-ns-<i>            guest
 //!   wrenn-v<i> 10.12.0.0+2i/31 ───────── eth0 10.12.0.0+2i+1/31
 //!   route 10.11.0.0+i/32 via the peer     DNAT 10.11.0.0+i ─► 169.254.0.21
 //!   table `inet wrenn`                    SNAT 169.254.0.21 ─► 10.12.0.0+2i+1
-//!                                         tap0 169.254.0.22/30 ─────────────────────── eth0 169.254.0.21/30
+//!                                         tap0 169.254.0.22/30 ─── eth0 169.254.0.21/30
 //! ```
 //!
-//! Owns: slots, namespaces, links, routes, filter rules. Never keeps the TAP device open: the supervisor does.
-//! The host reaches every guest; a guest reaches the time and metadata services of its own gateway, and the world
-//! if it may; never the host, never another sandbox. Both the namespace's rules and the host's see to that.
+//! Owns slots, namespaces, links, routes and filter rules. Never keeps the TAP device open; the
+//! supervisor does that.
 //!
-//! [`create`] undoes what it did when it fails. [`remove`] may be called for any slot of ours at any time, and again:
-//! everything is found by the slot's number. Work runs on threads of its own, since `unshare` acts on a thread.
+//! The host can reach every guest. A guest can reach the time and metadata services at its own
+//! gateway and, if its access rules permit, external networks. A guest can never reach the host or
+//! another sandbox. The rules in the namespace and the rules on the host both enforce this.
+//!
+//! [`create`] rolls back its own steps on failure. [`remove`] is idempotent and may be called at
+//! any time for any slot of this agent, because every resource is found by the slot number. All
+//! work runs on dedicated threads, because `unshare` acts on the calling thread.
 
 pub(crate) mod access;
 pub(crate) mod addresses;
@@ -35,54 +40,56 @@ use addresses::{Slot, UPLINK};
 use link::Netlink;
 use rules::RulesError;
 
-/// How long building or removing one network may take; it takes some 50 ms.
+/// Maximum time to build or remove one network. A typical run takes about 50 ms.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Packets that may wait for a slow guest.
+/// Transmit queue length of the TAP device: packets that may wait for a slow guest.
 const TX_QUEUE_LENGTH: u32 = 5000;
 
-/// Why a network could not be made, checked or removed.
+/// Failure to create, verify or remove a network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum NetworkError {
     /// A system call failed.
-    #[error("could not {step}")]
+    #[error("failed to {step}")]
     Io {
         step: &'static str,
         #[source]
         source: io::Error,
     },
-    /// The kernel refused a change of a link, an address or a route.
-    #[error("could not {step}")]
+    /// The kernel rejected a change to a link, an address or a route.
+    #[error("failed to {step}")]
     Netlink {
         step: &'static str,
         #[source]
         source: rtnetlink::Error,
     },
-    /// The packet filter was not set.
-    #[error("could not set the packet filter")]
+    /// The packet filter rules were not applied.
+    #[error("failed to apply the packet filter rules")]
     Rules(#[from] RulesError),
-    /// Something that should be there is not.
-    #[error("its {0} is gone")]
+    /// An expected part of the network does not exist.
+    #[error("the sandbox's {0} is gone")]
     Missing(&'static str),
-    /// It took too long.
-    #[error("the network was not ready within {DEADLINE:?}")]
+    /// The work exceeded its deadline.
+    #[error("timed out after {DEADLINE:?}")]
     Deadline,
 }
 
-/// Sets the host's own rules; called once when the agent starts.
+/// Applies the host-wide rules. Called once when the agent starts.
 pub(crate) async fn prepare_host() -> Result<(), NetworkError> {
     Ok(rules::apply(&rules::host_rules()).await?)
 }
 
-/// Builds the network of a slot. Nothing is left of it when this fails, nor when the caller goes away: the thread that does
-/// it then finishes, and whoever has the slot removes it.
+/// Builds the network of a slot.
+///
+/// On failure, nothing is left behind. If the caller is cancelled, the worker thread still
+/// finishes, and the owner of the slot must call [`remove`].
 pub(crate) async fn create(slot: Slot, access: &Access) -> Result<NetworkSpec, NetworkError> {
     let wanted = access.clone();
     let built = on_own_thread(move || build(slot, wanted)).await;
     if let Err(error) = built {
         if let Err(remove_error) = remove(slot).await {
-            tracing::warn!(%slot, error = ?remove_error, "a half-made network could not be removed");
+            tracing::warn!(%slot, error = ?remove_error, "failed to remove a partially built network");
         }
         return Err(error);
     }
@@ -97,17 +104,20 @@ pub(crate) async fn create(slot: Slot, access: &Access) -> Result<NetworkSpec, N
     })
 }
 
-/// Changes what the sandbox of a slot may reach. If this fails, some of its rules may be the old and some the new ones; doing it
-/// again, or going back, sets all of them.
+/// Updates the access rules of a slot's sandbox.
+///
+/// On failure, old and new rules may be mixed. Calling this again, with either the new or the
+/// previous access, sets all of them.
 pub(crate) async fn update(slot: Slot, access: &Access) -> Result<(), NetworkError> {
     let access = access.clone();
     on_own_thread(move || set_access(slot, access)).await
 }
 
-/// Removes all of a slot's network but the slot itself. Fine if there is nothing, or only a part.
+/// Removes the network of a slot, but not the slot itself. Succeeds if the network is missing or
+/// incomplete.
 pub(crate) async fn remove(slot: Slot) -> Result<(), NetworkError> {
     on_own_thread(move || async move {
-        // Each step is tried whatever became of the one before.
+        // Every step runs, regardless of the result of the previous one.
         let rules = rules::apply(&rules::forbid_egress(slot)).await;
         let link = async {
             let host = open_netlink()?;
@@ -123,7 +133,8 @@ pub(crate) async fn remove(slot: Slot) -> Result<(), NetworkError> {
     .await
 }
 
-/// Checks that a slot's network is there, and renews what of it lives in tables shared with others, and what it may reach.
+/// Checks that the network of a slot exists. Re-applies its access rules and its entries in tables
+/// shared with other sandboxes.
 pub(crate) async fn verify(slot: Slot, access: &Access) -> Result<(), NetworkError> {
     let access = access.clone();
     on_own_thread(move || async move {
@@ -140,7 +151,8 @@ pub(crate) async fn verify(slot: Slot, access: &Access) -> Result<(), NetworkErr
     .await
 }
 
-/// On a thread of its own, which stays in the sandbox's namespace.
+/// Applies `access` to a slot. Must run on a dedicated thread: the thread stays in the sandbox's
+/// namespace.
 async fn set_access(slot: Slot, access: Access) -> Result<(), NetworkError> {
     if access.reaches_anything() {
         allow_egress(slot).await?;
@@ -154,36 +166,36 @@ async fn set_access(slot: Slot, access: Access) -> Result<(), NetworkError> {
 }
 
 async fn build(slot: Slot, access: Access) -> Result<(), NetworkError> {
-    // Opened before the thread changes its namespace: they stay the host's.
+    // Opened before the thread switches namespaces, so both stay in the host's namespace.
     let host = open_netlink()?;
     let host_ns = namespace::current().map_err(io_failed("open the host's network namespace"))?;
     if access.reaches_anything() {
         allow_egress(slot).await?;
     }
-    // A plain file of this name may be left from before a restart of the machine.
+    // A plain file with this name may remain from before a reboot of the host.
     if !namespace::exists(&slot.netns()) {
-        namespace::remove(&slot.netns()).map_err(io_failed("clear the namespace's name"))?;
+        namespace::remove(&slot.netns()).map_err(io_failed("remove the stale namespace file"))?;
     }
-    namespace::enter_new(&slot.netns()).map_err(io_failed("make a network namespace"))?;
+    namespace::enter_new(&slot.netns()).map_err(io_failed("create a network namespace"))?;
     let inside = open_netlink()?;
     set_sysctl("net/ipv4/ip_forward", "1")?;
     set_sysctl_if_present("net/ipv6/conf/all/disable_ipv6", "1")?;
     set_sysctl_if_present("net/ipv6/conf/default/disable_ipv6", "1")?;
-    // The filter stands before the first link does.
+    // The filter is applied before the first link exists.
     rules::apply(&rules::namespace_rules(slot, &access)).await?;
     build_guest_side(&inside).await?;
     namespace::enter(&host_ns).map_err(io_failed("return to the host's network namespace"))?;
     build_host_side(slot, &host, &inside).await
 }
 
-/// The TAP device: the guest's link, with the constant gateway at its other end.
+/// Creates the TAP device: the guest's link, with the constant gateway address at the host's end.
 async fn build_guest_side(inside: &Netlink) -> Result<(), NetworkError> {
     let lo = require_index(inside, "lo").await?;
     let failed = netlink_failed("set the loopback link up");
     inside.set_up(lo).await.map_err(failed)?;
     wrenn_sys::tap::open(TAP_NAME)
         .and_then(|tap| wrenn_sys::tap::make_persistent(&tap))
-        .map_err(io_failed("make the TAP device"))?;
+        .map_err(io_failed("create the TAP device"))?;
     let tap = require_index(inside, TAP_NAME).await?;
     let message = LinkUnspec::new_with_index(tap)
         .address(GATEWAY_MAC.to_vec())
@@ -194,8 +206,8 @@ async fn build_guest_side(inside: &Netlink) -> Result<(), NetworkError> {
         inside.set(message).await?;
         inside.add_address(tap, GATEWAY_IP, 30).await?;
         inside.add_address(tap, METADATA_IP, 32).await?;
-        // The guest's address and hardware address are constant: asking for them would only delay the first packet,
-        // by up to a second if the guest is not up when it is asked.
+        // The guest's IP and MAC addresses are constant. Resolving them with ARP would only delay
+        // the first packet, by up to a second if the guest is not up yet when it is asked.
         inside
             .add_neighbour(tap, GUEST_IP, &parse_mac(GUEST_MAC))
             .await
@@ -205,17 +217,18 @@ async fn build_guest_side(inside: &Netlink) -> Result<(), NetworkError> {
         .map_err(netlink_failed("configure the TAP device"))
 }
 
-/// The link between the namespace and the host.
+/// Creates the link between the namespace and the host.
 async fn build_host_side(slot: Slot, host: &Netlink, inside: &Netlink) -> Result<(), NetworkError> {
     let netns = fs::File::open(slot.netns()).map_err(io_failed("open the network namespace"))?;
     let veth = slot.veth();
     let fd = std::os::fd::AsFd::as_fd(&netns);
     host.add_veth(&veth, UPLINK, fd)
         .await
-        .map_err(netlink_failed("make the link to the host"))?;
+        .map_err(netlink_failed("create the link to the host"))?;
     let peer = require_index(inside, UPLINK).await?;
     let host_end = require_index(host, &veth).await?;
-    // The guest has no IPv6, so the link to it needs none; by itself it would take part in the host's.
+    // The guest has no IPv6, so this link needs none. By default it would take part in the host's
+    // IPv6.
     set_sysctl_if_present(&format!("net/ipv6/conf/{veth}/disable_ipv6"), "1")?;
     let configure = async {
         inside.add_address(peer, slot.link_peer(), 31).await?;
@@ -231,15 +244,17 @@ async fn build_host_side(slot: Slot, host: &Netlink, inside: &Netlink) -> Result
         .map_err(netlink_failed("configure the link to the host"))
 }
 
-/// Host rules and the sandbox's place in them, in one transaction, so that it cannot be let out without the rules.
+/// Applies the host-wide rules and adds the sandbox to their egress set in one transaction, so a
+/// sandbox never has egress without the rules.
 async fn allow_egress(slot: Slot) -> Result<(), NetworkError> {
     let rules = rules::host_rules() + &rules::allow_egress(slot);
     rules::apply(&rules).await?;
-    // Only who lets a sandbox out makes the host forward, and a host that does already is left as it is.
+    // Forwarding is enabled only when a sandbox gets egress. A host that already forwards is left
+    // unchanged.
     let path = "/proc/sys/net/ipv4/ip_forward";
     let current = fs::read_to_string(path).map_err(io_failed("read ip_forward"))?;
     if current.trim() == "0" {
-        tracing::info!("a sandbox may reach the world: setting net.ipv4.ip_forward=1");
+        tracing::info!("enabling net.ipv4.ip_forward for sandbox egress");
         set_sysctl("net/ipv4/ip_forward", "1")?;
     }
     Ok(())
@@ -258,7 +273,7 @@ async fn require_index(netlink: &Netlink, name: &str) -> Result<u32, NetworkErro
 
 fn set_sysctl(key: &str, value: &str) -> Result<(), NetworkError> {
     let path = Path::new("/proc/sys").join(key);
-    fs::write(path, value).map_err(io_failed("set a kernel setting"))
+    fs::write(path, value).map_err(io_failed("write a sysctl"))
 }
 
 fn set_sysctl_if_present(key: &str, value: &str) -> Result<(), NetworkError> {
@@ -273,7 +288,8 @@ fn parse_mac(text: &str) -> Vec<u8> {
     text.split(':').filter_map(byte).collect()
 }
 
-/// Runs network work on a thread of its own, which may change its namespace, with a runtime of its own.
+/// Runs network work on a dedicated thread with its own runtime. The thread may change its
+/// namespace.
 async fn on_own_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, NetworkError>
 where
     T: Send + 'static,
@@ -293,12 +309,12 @@ where
     std::thread::Builder::new()
         .name("network".to_owned())
         .spawn(move || {
-            // Nobody waits when the caller is gone.
+            // Send fails only if the caller is gone.
             let _ = sender.send(run());
         })
         .map_err(io_failed("start a thread"))?;
     let lost = || NetworkError::Io {
-        step: "finish the network's thread",
+        step: "finish the network thread",
         source: io::ErrorKind::Other.into(),
     };
     receiver.await.unwrap_or_else(|_| Err(lost()))

@@ -1,10 +1,12 @@
-//! The frozen moments of this host: where they are, what they are called, and who stands on them.
+//! Snapshots stored on this host: their files, their names, and the references that keep them.
 //!
-//! Owns the data directory's store of snapshots, the names that users gave to some of them, and the memory of those that
-//! machines run from. The images' directory has a store too, with the booted guests of the templates; it is only read here.
+//! Owns the data directory's snapshot store, the names that users gave to snapshots, and the memory
+//! files of the snapshots that VMs currently run from. The image directory has a second store,
+//! which holds the template snapshots; this module only reads it.
 //!
-//! A moment stays as long as a name or a [`PinnedBuild`] stands for it; [`Snapshots::collect`] removes the rest. Whatever a
-//! sandbox may be brought back from, or runs on, is pinned by its owner.
+//! A snapshot is kept as long as a name or a [`PinnedBuild`] refers to it. [`Snapshots::collect`]
+//! removes all others. A sandbox's actor holds a reference to every snapshot that the sandbox runs
+//! on or may be restored from.
 
 mod compact;
 mod memory;
@@ -36,7 +38,7 @@ pub(crate) use wrenn_snapshot::BuildId;
 
 use crate::{Template, disk::DiskError};
 
-/// Why a snapshot could not be stored, found or named.
+/// Failure to store, find, name or compact a snapshot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum SnapshotError {
@@ -44,25 +46,25 @@ pub(crate) enum SnapshotError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Name(#[from] NameError),
-    /// A file of its memory is missing or damaged.
+    /// A memory file of the snapshot is missing or damaged.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// Its files could not be merged.
-    #[error("could not merge memory files")]
+    /// The memory files of the snapshot could not be merged.
+    #[error("failed to merge memory files")]
     Merge(#[from] DiffError),
-    /// The layers of its disk could not be merged.
-    #[error("could not merge layers of the disk")]
+    /// The disk layers of the snapshot could not be merged.
+    #[error("failed to merge disk layers")]
     Disk(#[source] DiskError),
-    /// It is not known who stands on what.
-    #[error("nothing is collected now")]
+    /// Collection is skipped, because the set of references is not known.
+    #[error("snapshot collection skipped, references are not known")]
     NotNow,
-    /// A file could not be written.
-    #[error("could not write a snapshot")]
+    /// A file of the snapshot could not be written.
+    #[error("failed to write a snapshot")]
     Io(#[from] std::io::Error),
-    /// The memory of an image could not be made.
-    #[error("could not make the memory of a snapshot")]
+    /// The memory file of the snapshot could not be created.
+    #[error("failed to create the memory file of a snapshot")]
     Memory(#[source] std::io::Error),
-    /// Its machine state fits this host no more.
+    /// The snapshot's device state does not match this host's VMM or accelerator.
     #[error(
         "the snapshot was made with {made} ({made_accel}), this host has {here} ({here_accel})"
     )]
@@ -75,7 +77,7 @@ pub(crate) enum SnapshotError {
 }
 
 impl SnapshotError {
-    /// Whether the host's disk is full.
+    /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Store(StoreError::Io { source, .. })
@@ -88,7 +90,7 @@ impl SnapshotError {
     }
 }
 
-/// A snapshot in the making, pinned.
+/// Staged snapshot: not yet published, but already referenced.
 pub(crate) struct Stage {
     staging: Staging,
     pin: PinnedBuild,
@@ -118,7 +120,8 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// Those in `root`, and, to read, those in the images' directory. `vmm` is the kind and version of the VMM here.
+    /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is the kind
+    /// and version of this host's VMM.
     pub(crate) fn open(
         root: &Path,
         images: &Path,
@@ -139,17 +142,19 @@ impl Snapshots {
         })
     }
 
-    /// Begins a snapshot.
+    /// Starts a new snapshot.
     pub(crate) fn stage(&self) -> Result<Stage, SnapshotError> {
         let build = BuildId::random();
-        // Before its directory is there: nobody may collect it.
+        // Referenced before its directory exists, so that it is never collected.
         let pin = Pins::pin(&self.pins, build);
         let staging = self.own.stage(build)?;
         Ok(Stage { staging, pin })
     }
 
-    /// Makes a snapshot whole and puts it into its place. `layers` are the frozen files of its disk, the lowest first; `vmm` is the
-    /// VMM that saved it, which may be older than this agent's. May block for as long as its files take to be flushed.
+    /// Completes a snapshot and moves it to its final place.
+    ///
+    /// `layers` are the read-only files of its disk, lowest first. `vmm` is the VMM that saved it,
+    /// which may be older than this agent's. Blocks until all of its files are flushed.
     pub(crate) fn publish(
         &self,
         stage: Stage,
@@ -163,7 +168,8 @@ impl Snapshots {
         for path in layers {
             let build = self.stored_layer(path).unwrap_or_else(BuildId::random);
             names.push(build);
-            // One of the images' store is linked too: this store must not depend on what is removed there.
+            // A layer of the image store is linked as well: this store must not depend on files
+            // that may be removed there.
             if self.own.layer(build) != *path {
                 new.push((build, path.clone()));
             }
@@ -187,36 +193,36 @@ impl Snapshots {
             envs: spec.envs.clone(),
             device_checksum: None,
         };
-        // This store must not depend on what is removed from the images' either.
+        // For the same reason, memory files of the image store are linked too.
         staging.publish(&manifest, &new, Some(&self.images))?;
         Ok(pin)
     }
 
-    /// The build id of a layer that is in a store already.
+    /// Returns the ID of a layer that is already in a store.
     fn stored_layer(&self, path: &Path) -> Option<BuildId> {
         let build: BuildId = path.file_stem()?.to_str()?.parse().ok()?;
         let stored = [&self.own, &self.images].map(|store| store.layer(build));
         stored.iter().any(|known| known == path).then_some(build)
     }
 
-    /// Where diff files of new snapshots are.
+    /// Directory of the diff files of new snapshots.
     pub(crate) fn memory_dir(&self) -> PathBuf {
         self.own.memory_dir()
     }
 
-    /// Kind and version of the VMM here.
+    /// Kind and version of this host's VMM.
     pub(crate) fn vmm(&self) -> &str {
         &self.vmm
     }
 
-    /// Keeps a snapshot, if it is there.
+    /// Takes a reference to a snapshot, if it exists.
     pub(crate) fn pin(&self, build: &str) -> Option<PinnedBuild> {
         let build = build.parse().ok()?;
         let pin = Pins::pin(&self.pins, build);
         self.find(build).ok().map(|_| pin)
     }
 
-    /// All that is needed to bring a machine back from a snapshot.
+    /// Returns everything needed to restore a VM from a snapshot.
     pub(crate) fn moment(&self, pin: &PinnedBuild) -> Result<Moment, SnapshotError> {
         let snapshot = self.find(pin.id())?;
         let manifest = &snapshot.manifest;
@@ -234,14 +240,16 @@ impl Snapshots {
         Ok(Moment::new(snapshot, layers, memory, pin.clone()))
     }
 
-    /// Frozen layers of a snapshot's disk, the lowest first. Nothing else of it need be there, or fit this host.
+    /// Returns the read-only layers of a snapshot's disk, lowest first. The snapshot's other files
+    /// need not exist or match this host.
     pub(crate) fn disk_layers(&self, pin: &PinnedBuild) -> Result<Vec<PathBuf>, SnapshotError> {
         let snapshot = self.find(pin.id())?;
         self.layers(&self.stores_of(&snapshot), &snapshot.manifest)
     }
 
-    /// Where the files of a snapshot are. One of the images stands on the images' files alone: what this store has of them belongs
-    /// to snapshots of its own, and goes with the last of those.
+    /// Returns the stores that hold the files of a snapshot. A snapshot of the image store depends
+    /// only on files of that store: copies of them in the data directory's store belong to other
+    /// snapshots and are removed with the last of those.
     fn stores_of(&self, snapshot: &wrenn_snapshot::Snapshot) -> Vec<&Store> {
         if self.images.holds(snapshot) {
             vec![&self.images]
@@ -259,7 +267,8 @@ impl Snapshots {
         layers.map(|build| self.layer(stores, *build)).collect()
     }
 
-    /// Compares the files of a moment with their checksums. Blocks for as long as those take to be read which were not before.
+    /// Verifies the checksums of a snapshot's files. Blocks until the files that were not verified
+    /// before have been read.
     pub(crate) fn verify(&self, moment: &Moment) -> Result<(), SnapshotError> {
         moment.snapshot().verify_devices()?;
         let header = moment.snapshot().header()?;
@@ -285,12 +294,12 @@ impl Snapshots {
         }
     }
 
-    /// The token that the guest agent in a snapshot asks of its clients.
+    /// Returns the token that the guest agent in a snapshot requires from its clients.
     pub(crate) fn guest_token(&self, pin: &PinnedBuild) -> Option<String> {
         self.find(pin.id()).ok().map(|s| s.manifest.guest_token)
     }
 
-    /// The memory of a snapshot: one for all machines that run from it.
+    /// Returns the memory file of a snapshot, which all VMs running from it share.
     pub(crate) fn memory(&self, moment: &Moment) -> Result<Arc<ImageMemory>, SnapshotError> {
         let made = self
             .memories
@@ -298,7 +307,7 @@ impl Snapshots {
         made.map_err(SnapshotError::Memory)
     }
 
-    /// Takes the memory of a snapshot back from a supervisor that an earlier agent started.
+    /// Takes over a snapshot's memory file from a supervisor that an earlier agent started.
     pub(crate) fn adopt_memory(
         &self,
         pin: &PinnedBuild,
@@ -307,13 +316,14 @@ impl Snapshots {
         self.memories.adopt(pin.id(), fd)
     }
 
-    /// The snapshot of a name that a user gave.
+    /// Returns a reference to the snapshot that has this user-given name.
     pub(crate) fn named(&self, name: &TemplateName) -> Result<Option<PinnedBuild>, SnapshotError> {
         self.pinned(&self.names, name)
     }
 
-    /// The snapshot that a name stands for, kept. What the name stood for when it was read may be gone before it is kept, if the
-    /// name was given to another in between.
+    /// Returns a reference to the snapshot that has this name. The name is read again after the
+    /// reference is taken, because it may have been moved to another snapshot and the first one
+    /// collected in between.
     fn pinned(
         &self,
         names: &Names,
@@ -329,18 +339,18 @@ impl Snapshots {
         }
     }
 
-    /// Keeps all that there is.
+    /// Takes a reference to every snapshot in the data directory's store.
     pub(crate) fn pin_all(&self) -> Result<Vec<PinnedBuild>, SnapshotError> {
         let all = self.own.list()?.into_iter();
         Ok(all.map(|build| Pins::pin(&self.pins, build)).collect())
     }
 
-    /// Whether a user gave this name, also where what it stands for cannot be read.
+    /// True if a user gave this name to a snapshot, even if that snapshot cannot be read.
     pub(crate) fn has_name(&self, name: &TemplateName) -> bool {
         self.names.is_given(name)
     }
 
-    /// Gives a name to a snapshot.
+    /// Names a snapshot.
     pub(crate) fn name(
         &self,
         name: &TemplateName,
@@ -351,12 +361,14 @@ impl Snapshots {
         self.describe(name, pin.id())
     }
 
-    /// Takes a name away; what stands on the snapshot stays whole. False if there is none.
+    /// Removes a name. Sandboxes that depend on the snapshot are not affected. Returns false if the
+    /// name does not exist.
     pub(crate) fn unname(&self, name: &TemplateName) -> Result<bool, SnapshotError> {
         Ok(self.names.remove(name)?)
     }
 
-    /// All snapshots that have names. Of one that is damaged nothing but its name is known: what is wrong is told to who uses it.
+    /// Returns all named snapshots. Of a damaged snapshot only the name is returned; its defect is
+    /// reported to a client that uses it.
     pub(crate) fn all_named(&self) -> Result<Vec<NamedMoment>, SnapshotError> {
         let mut all = Vec::new();
         for (name, record) in self.names.each()? {
@@ -365,7 +377,7 @@ impl Snapshots {
                 Ok(named) => all.push(named),
                 Err(error) => {
                     let error = crate::sandbox::error::chain(&error);
-                    tracing::warn!(%name, error, "a snapshot cannot be read");
+                    tracing::warn!(%name, error, "failed to read a snapshot");
                     all.push(NamedMoment {
                         name,
                         manifest: None,
@@ -388,7 +400,8 @@ impl Snapshots {
         })
     }
 
-    /// The booted guest of a template, if there is one and it fits this host.
+    /// Returns the template snapshot of a template, if it exists and matches this host and the
+    /// template.
     pub(crate) fn warm(&self, template: &Template) -> Option<Moment> {
         let name = warm_name(&template.name, self.accel).ok()?;
         let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
@@ -402,15 +415,19 @@ impl Snapshots {
         fits.then_some(moment)
     }
 
-    /// Removes what nobody stands on. Blocks for as long as that takes. `kept` says, after the pins were read, what is kept beside
-    /// them; with `None` nothing is removed.
+    /// Removes all unreferenced snapshots. Blocks until they are removed.
+    ///
+    /// `kept` is called after the references were read and returns further snapshots to keep. If it
+    /// returns `None`, nothing is removed.
     pub(crate) fn collect(&self, kept: impl FnOnce() -> Option<Vec<BuildId>>) {
         let live = || -> Result<_, SnapshotError> {
-            // Pins first: what is named and then unpinned is in the list of names by now, or was before. And last: what was
-            // named when it was pinned may have lost its name since.
+            // References are read before the names: a snapshot that is named and then released is
+            // in the list of names by then, or was referenced before. They are read again at the
+            // end: a snapshot may be referenced by its name after the first read and lose that name
+            // before the names are read.
             let mut live = self.pins.all();
             live.extend(kept().ok_or(SnapshotError::NotNow)?);
-            // With a name that cannot be read all stays: it may be anything's.
+            // An unreadable name may refer to any snapshot, so then everything is kept.
             for (_, record) in self.names.each()? {
                 live.insert(record?.build);
             }
@@ -419,16 +436,16 @@ impl Snapshots {
         };
         match self.own.collect(live) {
             Ok(0) | Err(SnapshotError::NotNow) => {}
-            Ok(bytes) => tracing::info!(bytes, "snapshots were collected"),
+            Ok(bytes) => tracing::info!(bytes, "snapshots collected"),
             Err(error) => {
                 let error = crate::sandbox::error::chain(&error);
-                tracing::warn!(error, "snapshots could not be collected");
+                tracing::warn!(error, "failed to collect snapshots");
             }
         }
     }
 }
 
-/// The name of a template's booted guest among the images.
+/// Returns the name of a template's snapshot in the image store.
 pub(crate) fn warm_name(template: &TemplateName, accel: Accel) -> Result<TemplateName, String> {
     let name = format!("warm-{template}-{accel}");
     name.parse().map_err(|_| name)

@@ -1,31 +1,31 @@
-//! Where the agent finds templates.
+//! Template lookup for the agent.
 
 use wrenn_image::{ImageStore, StoreError};
 use wrenn_proto::TemplateName;
 
 pub use wrenn_image::Template;
 
-/// Why a template cannot be used.
+/// Failure to look up a template.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
-    /// There is none of this name.
-    #[error("template: there is no template `{0}` on this host")]
+    /// No template has this name.
+    #[error("`template`: template `{0}` does not exist on this host")]
     NotFound(TemplateName),
-    /// It is there but broken; the text says how.
-    #[error("the templates of this host cannot be read: {0}")]
+    /// The template exists but cannot be read. The text names the cause.
+    #[error("failed to read the templates of this host: {0}")]
     Unreadable(String),
 }
 
-/// Where the agent finds templates: the image store, or a test's own.
+/// Source of templates: the image store, or a substitute in tests.
 pub trait TemplateSource: Send + Sync + 'static {
-    /// One template. May block for a few file operations.
+    /// Returns one template. May block for a few file operations.
     ///
     /// # Errors
     /// See [`TemplateError`].
     fn template(&self, name: &TemplateName) -> Result<Template, TemplateError>;
 
-    /// All templates that can be used, by name. May block for a few file operations.
+    /// Returns all usable templates, sorted by name. May block for a few file operations.
     ///
     /// # Errors
     /// See [`TemplateError`].
@@ -46,7 +46,7 @@ impl TemplateSource for ImageStore {
             .each()
             .map_err(|e| TemplateError::Unreadable(text(&e)))?;
         let log = |error: &StoreError| {
-            tracing::warn!(error = text(error), "a template cannot be used");
+            tracing::warn!(error = text(error), "template skipped, it cannot be read");
         };
         Ok(all
             .into_iter()

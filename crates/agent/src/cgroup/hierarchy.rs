@@ -1,4 +1,4 @@
-//! Where the controllers of this host are, and how each version of cgroups says a limit.
+//! Cgroup hierarchies of this host, and the limit files of each cgroup version.
 
 use std::{
     fs, io,
@@ -7,13 +7,13 @@ use std::{
 
 use super::Limits;
 
-/// Directory of all agents' sandboxes in a hierarchy.
+/// Parent directory of all agents' groups in a hierarchy.
 const ROOT: &str = "wrenn";
 
-/// Period over which processor time is counted, microseconds; the kernel's default.
+/// Period of the CPU quota, in microseconds. Equal to the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
-/// What is limited.
+/// Cgroup controllers that limit sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Controller {
     Memory,
@@ -33,14 +33,14 @@ impl Controller {
     }
 }
 
-/// A file of a group and what to write to it.
+/// Value to write to a file of a group.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Setting {
     pub(super) file: &'static str,
     pub(super) value: String,
 }
 
-/// One tree of groups, with those of its controllers that limit sandboxes.
+/// Mounted cgroup tree, with those of its controllers that limit sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     mount: PathBuf,
@@ -48,7 +48,7 @@ pub(super) struct Hierarchy {
     controllers: Vec<Controller>,
 }
 
-/// Finds the hierarchies with a controller of ours in the text of `/proc/self/mountinfo`.
+/// Finds the hierarchies with a needed controller in the text of `/proc/self/mountinfo`.
 pub(super) fn detect(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     let mut missing = Controller::ALL.to_vec();
@@ -78,7 +78,8 @@ struct Mount {
     controllers: Vec<String>,
 }
 
-/// A line is `id parent dev root path options [tags] - type source super-options` (`proc_pid_mountinfo(5)`).
+/// Parses a line `id parent dev root path options [tags] - type source super-options`
+/// (`proc_pid_mountinfo(5)`).
 fn parse_mount(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let path = PathBuf::from(before.split(' ').nth(4)?.replace("\\040", " "));
@@ -104,15 +105,15 @@ fn parse_mount(line: &str) -> Option<Mount> {
 }
 
 impl Hierarchy {
-    /// The directory of one agent's sandboxes.
+    /// Returns the directory of one agent's groups.
     pub(super) fn instance_dir(&self, instance: &str) -> PathBuf {
         self.mount.join(ROOT).join(instance)
     }
 
-    /// Makes a sandbox's group, and its parents as far as they are missing.
+    /// Creates a sandbox's group and any missing parents.
     pub(super) fn create(&self, instance: &str, name: &str) -> io::Result<PathBuf> {
         let dir = self.instance_dir(instance).join(name);
-        // Another agent's last sandbox may take the parents away between two steps.
+        // Another agent may remove the parents, with its last sandbox, between two steps.
         for attempt in 0.. {
             match self.try_create(instance, &dir) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < 10 => {}
@@ -138,7 +139,8 @@ impl Hierarchy {
         make_dir_if_missing(dir)
     }
 
-    /// On v2 a group's children have the controllers that the group's `cgroup.subtree_control` names.
+    /// Enables the controllers for the children of `parent`. On v2, `cgroup.subtree_control` of a
+    /// group names the controllers of its children.
     fn delegate(&self, parent: &Path) -> io::Result<()> {
         let file = parent.join("cgroup.subtree_control");
         let enabled = fs::read_to_string(&file).unwrap_or_default();
@@ -150,7 +152,8 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Whether groups can be made here at all: not where the tree is mounted read-only, for example in a container.
+    /// True if groups can be created in this hierarchy. False for a tree mounted read-only, for
+    /// example in a container.
     fn is_usable(&self) -> bool {
         let probe = self
             .mount
@@ -161,12 +164,12 @@ impl Hierarchy {
             let _ = fs::remove_dir(&probe);
         } else {
             tracing::warn!(mount = %self.mount.display(), controllers = ?self.controllers,
-                "cgroup hierarchy cannot be used: no limits by it");
+                "cgroup hierarchy unusable, its limits are not applied");
         }
         made
     }
 
-    /// What to write to a new group.
+    /// Returns the limits to write to a new group.
     pub(super) fn settings(&self, limits: Limits) -> Vec<Setting> {
         let Limits {
             memory_bytes,
@@ -177,7 +180,7 @@ impl Hierarchy {
         let of = |controller: &Controller| match (self.unified, controller) {
             (true, Controller::Memory) => vec![
                 setting("memory.max", memory_bytes),
-                // All of a sandbox or nothing: half a VMM is no use.
+                // The OOM killer must kill the whole sandbox: a partial VMM is useless.
                 setting("memory.oom.group", 1),
             ],
             (true, Controller::Cpu) => vec![setting("cpu.max", format!("{quota_us} {PERIOD_US}"))],
@@ -270,7 +273,7 @@ mod tests {
         let dir = found[0].create("0123", "sb-1").unwrap();
         assert_eq!(dir, mount.join("wrenn/0123/sb-1"));
         for parent in [&mount, &mount.join("wrenn"), &mount.join("wrenn/0123")] {
-            // The kernel's file collects what is written; a plain one keeps the last.
+            // The kernel's file accumulates writes; a regular file keeps only the last.
             assert!(parent.join("cgroup.subtree_control").exists(), "{parent:?}");
         }
     }
@@ -278,7 +281,8 @@ mod tests {
     #[test]
     fn a_hierarchy_that_cannot_be_written_is_not_used() {
         let root = tree(&["cpu", "systemd", "pids", "unified"]);
-        // No directory `memory`: as good as read-only, which root would not notice in a plain directory.
+        // The directory `memory` is missing. This stands in for a read-only mount, because root
+        // could still write to a read-only plain directory.
         let found = detect(&mountinfo(V1, root.path()));
         assert!(found.iter().all(|h| h.controllers != [Controller::Memory]));
         assert_eq!(found.len(), 2);

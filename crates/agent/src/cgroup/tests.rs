@@ -1,4 +1,4 @@
-//! Real groups of this host, below an instance of each test's own.
+//! Tests with real groups of this host, in one instance directory per test.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -19,7 +19,7 @@ fn id() -> SandboxId {
     "sb-cgroup".parse().unwrap()
 }
 
-/// A process in all groups, as a jail would enter them.
+/// Starts a process that joins all groups, as a jail does.
 fn spawn_inside(directories: &[PathBuf]) -> std::process::Child {
     let mut script = String::new();
     for dir in directories {
@@ -49,7 +49,7 @@ async fn a_group_limits_its_processes_and_goes_with_them() {
     let mut child = spawn_inside(&directories);
     assert_eq!(processes(&directories).unwrap().len(), 1);
     assert_eq!(cgroups.existing(), [id()]);
-    // The parent reaps while the group waits to be empty.
+    // The child must be reaped while the removal waits for the group to become empty.
     let reaper = tokio::task::spawn_blocking(move || child.wait().unwrap());
     cgroups.remove(&id()).await.unwrap();
     assert!(!reaper.await.unwrap().success());

@@ -1,7 +1,8 @@
-//! Several frozen layers of a disk become one.
+//! Merges several read-only layers of a disk into one.
 //!
-//! `qemu-storage-daemon` (QEMU's block layer without a machine, which QEMU itself depends on) copies what the layers hold into a new
-//! one (`block-stream`). It is told what to do over standard input and output, in QMP.
+//! `qemu-storage-daemon` (QEMU's block layer without a machine; QEMU itself depends on it) copies
+//! the content of the layers into a new layer (`block-stream`). It is controlled with QMP over
+//! standard input and output.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,19 +20,21 @@ use super::{BASE_INSIDE_JAIL, DiskError, create_at};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 
-/// The node that is not copied any more.
+/// Node name of the topmost layer that is not copied.
 const KEPT: &str = "kept";
-/// The new layer.
+/// Node name of the new layer.
 const NEW: &str = "new";
 
-/// How long the copying may take: a few GB at the pace of a slow disk.
+/// Maximum duration of the copy: a few GB at the speed of a slow disk.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// Longest line that is read of its answers, bytes.
+/// Maximum length of a QMP line, in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Makes a layer at `path` on top of `kept` (on `base`; the lowest first) with the content of all of `merged`. None of those is
-/// changed. A failure leaves no file.
+/// Creates a layer at `path` on top of `kept` with the content of all layers in `merged`.
+///
+/// `kept` is based on `base`; both lists start with the lowest layer. No input file is changed. On
+/// failure, no file is left.
 pub(crate) async fn merge(
     base: &Path,
     kept: &[PathBuf],
@@ -47,13 +50,14 @@ pub(crate) async fn merge(
         deadline: DEADLINE,
     }));
     if streamed.is_err() {
-        // The directory that it is in goes too.
+        // Best effort: the caller removes the directory as well.
         let _ = std::fs::remove_file(path);
     }
     streamed
 }
 
-/// The disk as a tree of nodes. What the files' own headers say of the files below them does not matter.
+/// Returns the disk as a tree of block nodes. The tree overrides the backing files named in the
+/// qcow2 headers.
 fn tree(base: &Path, kept: &[PathBuf], merged: &[PathBuf], path: &Path) -> Value {
     let file = |path: &Path| json!({ "driver": "file", "filename": path });
     let frozen = |below: Value, layer: &PathBuf| json!({ "driver": "qcow2", "read-only": true, "file": file(layer), "backing": below });
@@ -82,7 +86,10 @@ async fn stream(tree: &Value) -> Result<(), DiskError> {
     let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
-        return Err(DiskError::Failed(PROGRAM, "it has no streams".into()));
+        return Err(DiskError::Failed(
+            PROGRAM,
+            "its standard streams are missing".into(),
+        ));
     };
     let mut qmp = Qmp {
         stdin,
@@ -123,12 +130,12 @@ impl Qmp {
         said.map_err(|error| error.to_string())
     }
 
-    /// Reads on until the job is at its end.
+    /// Reads events until the job has completed.
     async fn completed(&mut self) -> Result<(), String> {
         loop {
             let line = self.lines.next_line().await;
             let line = line.map_err(|error| error.to_string())?;
-            let line = line.ok_or("it ended before the job did.")?;
+            let line = line.ok_or("it exited before the job completed.")?;
             let Ok(said) = serde_json::from_str::<Value>(&line) else {
                 continue;
             };
@@ -142,7 +149,7 @@ impl Qmp {
     }
 }
 
-/// What an answer or an event says of why the job cannot be done.
+/// Returns the reason why the job failed, if this response or event reports one.
 fn failure(said: &Value) -> Option<String> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match said["event"].as_str() {
@@ -159,7 +166,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// Does something to a disk of a base and layers.
+    /// Runs `qemu-io` commands on a disk made of the base and `layers`.
     async fn io(dir: &Path, layers: &[PathBuf], commands: &[&str]) -> String {
         let file = |path: &Path| json!({ "driver": "file", "filename": path });
         let mut tree =
@@ -176,7 +183,8 @@ mod tests {
         String::from_utf8(done.stdout).unwrap()
     }
 
-    /// Three layers: what is in each, what one hides of another, and zeros over the base.
+    /// Creates three layers: data of their own, data that hides a lower layer's, and zeros over the
+    /// base.
     async fn layers(dir: &Path) -> Vec<PathBuf> {
         std::fs::write(dir.join("base"), vec![1; 8 * MIB]).unwrap();
         let mut layers = Vec::new();

@@ -1,4 +1,4 @@
-//! Whole files, by HTTP: any size, constant memory, at the pace of the slower side.
+//! Whole-file transfers over HTTP: any size, constant memory, at the pace of the slower side.
 
 use std::{
     io,
@@ -18,31 +18,32 @@ use wrenn_proto::limits;
 
 use super::{CALL_DEADLINE, EnvdClient, basic_auth, full, guest_error, transport_failed, within};
 
-/// How long the guest may be silent in the middle of a file.
+/// Maximum silence of the guest in the middle of a file.
 const STALL_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How often an upload is looked at.
+/// Interval at which uploads are checked for a stall.
 const STALL_CHECK: Duration = Duration::from_secs(5);
 
-/// A file on its way out of the guest.
+/// File that is being read from the guest.
 #[derive(Debug)]
 pub(crate) struct Download {
     body: Incoming,
 }
 
 impl Download {
-    /// The next piece; `None` after the last. A file that breaks off is an error, never a short file.
+    /// Returns the next chunk, or `None` after the last one. An interrupted transfer is an error,
+    /// never a truncated file.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ConnectError> {
         loop {
             let frame = async { Ok(self.body.frame().await) };
             match within(STALL_DEADLINE, frame).await? {
                 None => return Ok(None),
                 Some(Err(error)) => {
-                    let error = ConnectError::unavailable("the file broke off on its way")
+                    let error = ConnectError::unavailable("the download was interrupted")
                         .with_source(error);
                     return Err(error);
                 }
-                // Trailers are none of the file.
+                // Trailers are not part of the file.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
@@ -55,7 +56,7 @@ impl Download {
     }
 }
 
-/// Who an upload waits for: its sender, or the guest.
+/// Side that an upload is waiting for: its sender or the guest.
 #[derive(Debug, Clone, Default)]
 struct Pace(Arc<Mutex<WaitingFor>>);
 
@@ -69,8 +70,8 @@ enum WaitingFor {
 }
 
 impl Pace {
-    /// The same stream. Between a piece and the next time that somebody asks for one, the guest has to take that piece; after
-    /// the last, it has to answer.
+    /// Returns the same stream and records who is waited for. From one chunk until the next poll,
+    /// the guest must take that chunk; after the last chunk, it must respond.
     fn watch<T>(self, content: impl Stream<Item = T>) -> impl Stream<Item = T> {
         let mut content = Box::pin(content);
         futures::stream::poll_fn(move |context| {
@@ -89,7 +90,7 @@ impl Pace {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for;
     }
 
-    /// Waits until the guest has been waited for too long.
+    /// Waits until the guest has stalled the upload for longer than the deadline.
     async fn stalled(&self) {
         loop {
             tokio::time::sleep(STALL_CHECK).await;
@@ -117,15 +118,17 @@ impl EnvdClient {
         })
     }
 
-    /// Writes a file of the guest. An error in `content` breaks the request off, and so does dropping this call: the guest
-    /// then knows that the file is not whole, and keeps the one that was there.
+    /// Writes a file of the guest.
+    ///
+    /// An error in `content` aborts the request, and so does dropping this future. The guest agent
+    /// then knows that the file is incomplete and keeps the previous file.
     pub(crate) async fn upload(
         &self,
         path: &str,
         user: &str,
         content: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,
     ) -> Result<(), ConnectError> {
-        // Hyper hides the error of a body that fails, so it is told on the side.
+        // Hyper hides the error of a failed body, so the error is passed through a channel.
         let (tell, told) = tokio::sync::oneshot::channel();
         let mut tell = Some(tell);
         let pace = Pace::default();
@@ -137,7 +140,7 @@ impl EnvdClient {
                 if let Some(tell) = tell.take() {
                     let _ = tell.send(error);
                 }
-                io::Error::other("the upload broke off")
+                io::Error::other("the upload was interrupted")
             });
         let request = self
             .files_request(Method::POST, path, user)?
@@ -145,11 +148,12 @@ impl EnvdClient {
             .header(limits::WHOLE_UPLOAD_HEADER, "1")
             .body(UnsyncBoxBody::new(StreamBody::new(frames)))
             .map_err(super::bad_request)?;
-        // An upload takes as long as its sender does, but the guest must take what is there.
+        // The sender may take any amount of time, but the guest must accept the data that is
+        // available.
         let answer = tokio::select! {
             answer = self.http.request(request) => answer,
             () = pace.stalled() => return Err(ConnectError::deadline_exceeded(format!(
-                "the sandbox's guest agent took nothing of the file for {STALL_DEADLINE:?}"
+                "the guest agent accepted no data of the file for {STALL_DEADLINE:?}"
             ))),
         };
         match answer {
@@ -158,7 +162,7 @@ impl EnvdClient {
         }
     }
 
-    /// The same for a file that is in memory already.
+    /// Writes a file of the guest from memory.
     pub(crate) async fn write(
         &self,
         path: &str,

@@ -1,4 +1,4 @@
-//! Failures that the guest agent reports by HTTP status, as RPC errors.
+//! Failures that the guest agent reports by HTTP status, converted to RPC errors.
 
 use std::time::Duration;
 
@@ -12,16 +12,17 @@ use super::{MAX_SMALL_ANSWER_BYTES, within};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What is kept of an error's text.
+/// Maximum length of an error message, in characters. The rest is cut off.
 const MAX_MESSAGE_CHARS: usize = 2000;
 
-/// Body of the guest agent's errors.
+/// Body of the guest agent's error responses.
 #[derive(Deserialize)]
 struct ErrorBody {
     message: String,
 }
 
-/// Passes an answer on, or turns it into an error if its status is one. `user` is who the request was made for.
+/// Returns a successful response, or the error that its status and body describe. `user` is the
+/// user that the request was made for.
 pub(super) async fn check(
     answer: Response<Incoming>,
     user: &str,
@@ -34,7 +35,7 @@ pub(super) async fn check(
     let body = within(DEADLINE, async { Ok(body.collect().await.ok()) }).await?;
     let body = body.map(|body| body.to_bytes()).unwrap_or_default();
     let message = serde_json::from_slice(&body).map_or_else(
-        |_| format!("the guest agent answered with {status}"),
+        |_| format!("the guest agent responded with {status}"),
         |body: ErrorBody| plain(&body.message),
     );
     Err(ConnectError::new(
@@ -43,7 +44,8 @@ pub(super) async fn check(
     ))
 }
 
-/// The guest's words as they may be kept and shown: a guest is not trusted to write a log, or a text that a database takes.
+/// Returns the guest's message in a form that is safe to store and display. The guest is untrusted:
+/// it must not inject control characters into a log, or text that a database rejects.
 fn plain(text: &str) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     text.chars()
@@ -52,11 +54,11 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
-/// The RPC code of an HTTP status.
+/// Returns the RPC code for an HTTP status.
 fn code_of(status: StatusCode, for_a_user: bool) -> ErrorCode {
     match status {
         StatusCode::BAD_REQUEST => ErrorCode::InvalidArgument,
-        // The agent's own token is right, so it is the user that the guest does not know.
+        // The agent's own token is correct, so the unknown part is the user.
         StatusCode::UNAUTHORIZED if for_a_user => ErrorCode::InvalidArgument,
         StatusCode::UNAUTHORIZED => ErrorCode::Internal,
         StatusCode::FORBIDDEN => ErrorCode::PermissionDenied,

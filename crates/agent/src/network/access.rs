@@ -1,15 +1,16 @@
-//! What of the world a sandbox may reach: which addresses, as ranges that a packet filter takes.
+//! Addresses that a sandbox may reach, as ranges for the packet filter.
 //!
-//! An address may be reached if it is not [`CLOSED`] and either `allow` has it, or everything is open but `deny` and `deny` has it
-//! not. So an exception beats a refusal, and nothing beats what is closed. The filter gets the outcome, as ranges that do not touch:
-//! there is one rule, whatever the lists are.
+//! Precedence: [`CLOSED`] (always blocked) > `allow` > `deny` > the default policy (`egress`). The
+//! packet filter receives the result as disjoint, non-adjacent ranges, so one rule is enough for
+//! any pair of lists.
 
 use std::net::Ipv4Addr;
 
-/// Entries of both lists together.
+/// Maximum number of entries in `allow` and `deny` together.
 pub(crate) const MAX_ENTRIES: usize = 256;
 
-/// What no sandbox may reach: links and metadata services of the host, other sandboxes, and addresses without a meaning.
+/// Addresses that no sandbox may reach: link-local addresses and metadata services of the host,
+/// other sandboxes, and loopback, unspecified, multicast and reserved addresses.
 pub(super) const CLOSED: [Block; 6] = [
     Block::new([169, 254, 0, 0], 16),
     Block::new([10, 11, 0, 0], 16),
@@ -19,36 +20,38 @@ pub(super) const CLOSED: [Block; 6] = [
     Block::new([224, 0, 0, 0], 3),
 ];
 
-/// Why a list is refused.
+/// Rejection of an access list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum AccessError {
-    /// An entry is neither an address nor a block of them.
-    #[error("{list}: `{entry}` is not an IPv4 address or CIDR block")]
+    /// An entry is neither an IPv4 address nor a CIDR block.
+    #[error("`{list}`: `{entry}` is not an IPv4 address or CIDR block")]
     Entry { list: &'static str, entry: String },
-    /// The lists are too long.
-    #[error("network: {0} entries; at most {MAX_ENTRIES}")]
+    /// The lists have too many entries together.
+    #[error(
+        "`network`: `allow` and `deny` have {0} entries together, the maximum is {MAX_ENTRIES}"
+    )]
     TooMany(usize),
 }
 
-/// What a sandbox may reach.
+/// Egress policy of one sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Access {
-    /// Whether everything is open but `deny`; else nothing is.
+    /// Default policy. If true, every address outside `deny` is open; otherwise none is.
     pub(crate) egress: bool,
     allow: Vec<Block>,
     deny: Vec<Block>,
 }
 
-/// Addresses that share their first bits.
+/// CIDR block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Block {
     first: u32,
-    /// How many bits they share, 0 to 32.
+    /// Prefix length in bits, 0 to 32.
     prefix: u8,
 }
 
-/// Addresses from one to another, both included.
+/// Range of addresses, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Range {
     first: u32,
@@ -56,7 +59,7 @@ pub(super) struct Range {
 }
 
 impl Access {
-    /// Everything or nothing, without exceptions.
+    /// Policy that permits everything or nothing, without exceptions.
     #[cfg(test)]
     pub(crate) fn plain(egress: bool) -> Self {
         Self {
@@ -65,7 +68,7 @@ impl Access {
         }
     }
 
-    /// Reads the lists of a request or of a specification.
+    /// Parses the lists of a request or of a sandbox specification.
     pub(crate) fn parse(
         egress: bool,
         allow: &[String],
@@ -82,25 +85,25 @@ impl Access {
         })
     }
 
-    /// The exceptions, as text that [`parse`](Self::parse) takes: `allow`, then `deny`.
+    /// Returns the exceptions, `allow` then `deny`, as text that [`parse`](Self::parse) accepts.
     pub(crate) fn lists(&self) -> (Vec<String>, Vec<String>) {
         let texts = |blocks: &[Block]| blocks.iter().map(Block::to_string).collect();
         (texts(&self.allow), texts(&self.deny))
     }
 
-    /// Whether anything of the world can be reached at all.
+    /// True if the sandbox may reach at least one address.
     pub(crate) fn reaches_anything(&self) -> bool {
         !self.permitted().is_empty()
     }
 
-    /// Whether an address may be reached.
+    /// True if the sandbox may reach `address`.
     pub(crate) fn permits(&self, address: Ipv4Addr) -> bool {
         let address = address.to_bits();
         let permitted = self.permitted();
         permitted.iter().any(|range| range.holds(address))
     }
 
-    /// All that may be reached: sorted, with a gap between each two.
+    /// Returns all permitted ranges, sorted and non-adjacent.
     pub(super) fn permitted(&self) -> Vec<Range> {
         let mut open = match self.egress {
             true => {
@@ -125,7 +128,7 @@ fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Block>, AccessErro
     texts.iter().map(read).collect()
 }
 
-/// The text is no address and no block.
+/// The text is neither an IPv4 address nor a CIDR block.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an IPv4 address or CIDR block")]
 pub(super) struct NotABlock;
@@ -138,7 +141,7 @@ impl Block {
         }
     }
 
-    /// Bits that its addresses do not share.
+    /// Mask of the bits after the prefix.
     const fn host_bits(self) -> u32 {
         match u32::MAX.checked_shr(self.prefix as u32) {
             Some(bits) => bits,
@@ -157,7 +160,7 @@ impl Block {
 impl std::str::FromStr for Block {
     type Err = NotABlock;
 
-    /// `1.2.3.4` or `1.2.3.0/24`. Bits behind the prefix are dropped, as routers do.
+    /// Parses `1.2.3.4` or `1.2.3.0/24`. Bits after the prefix are dropped, as routers do.
     fn from_str(text: &str) -> Result<Self, NotABlock> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, read_prefix(prefix).ok_or(NotABlock)?),
@@ -215,7 +218,7 @@ impl std::fmt::Display for Range {
     }
 }
 
-/// The same addresses in order, without overlaps, and with a gap between each two.
+/// Returns the same addresses as sorted, non-overlapping, non-adjacent ranges.
 fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.sort_unstable();
     let mut out: Vec<Range> = Vec::new();
@@ -230,7 +233,8 @@ fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
     out
 }
 
-/// What is in `ranges` and not in `holes`, both of which are [`joined`]; so is the outcome.
+/// Returns the addresses in `ranges` that are not in `holes`. Both inputs must be [`joined`], and
+/// so is the result.
 fn without(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();
     for range in ranges {
@@ -331,7 +335,7 @@ mod tests {
             "1.2.3.4; drop",
         ] {
             let error = Access::parse(true, &[], &[wrong.to_owned()]).unwrap_err();
-            assert!(error.to_string().starts_with("network.deny: "), "{error}");
+            assert!(error.to_string().starts_with("`network.deny`: "), "{error}");
         }
         let many = vec!["1.1.1.1".to_owned(); MAX_ENTRIES];
         assert!(Access::parse(true, &many, &[]).is_ok());
@@ -340,7 +344,7 @@ mod tests {
     }
 
     fn any_block() -> impl Strategy<Value = String> {
-        // Few values of each part, so that blocks meet, touch and hold each other.
+        // Few values per octet, so that blocks are likely to overlap, touch and contain each other.
         let octet = prop_oneof![
             Just(0_u8),
             Just(10),
@@ -362,7 +366,7 @@ mod tests {
             .prop_map(|(egress, allow, deny)| Access::parse(egress, &allow, &deny).unwrap())
     }
 
-    /// The definition, word by word.
+    /// Reference implementation of the precedence rules, for one address.
     fn may_reach(access: &Access, address: u32) -> bool {
         let has = |blocks: &[Block]| {
             blocks

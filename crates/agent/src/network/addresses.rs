@@ -1,37 +1,39 @@
 //! Names and addresses of a network slot.
 //!
-//! All of them follow from the slot's number, so nothing has to be stored to find or remove what a slot has. Arithmetic is
-//! in `u32`: an address that wraps would be another sandbox's.
+//! All of them are derived from the slot number, so nothing must be stored to find or remove the
+//! resources of a slot. Arithmetic uses `u32`, because a wrapped address would belong to another
+//! sandbox.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
-/// Directory of named network namespaces; the same as that of `ip netns`.
+/// Directory of named network namespaces, the same as for `ip netns`.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 
-/// Name of the link in a sandbox's namespace that leads to the host.
+/// Name of the link from a sandbox's namespace to the host.
 pub(crate) const UPLINK: &str = "eth0";
 
-/// Start of the names of all links on the host that lead to sandboxes.
+/// Name prefix of all links from the host to sandboxes.
 pub(crate) const VETH_PREFIX: &str = "wrenn-v";
 
-/// `10.11.0.0`: what the host calls its guests.
+/// `10.11.0.0`: base of the addresses at which the host reaches guests.
 const GUEST_BASE: u32 = u32::from_be_bytes([10, 11, 0, 0]);
 
-/// `10.12.0.0`: the links between the host and the namespaces, two addresses each.
+/// `10.12.0.0`: base of the links between the host and the namespaces, two addresses per link.
 const LINK_BASE: u32 = u32::from_be_bytes([10, 12, 0, 0]);
 
-/// User ids of VMMs begin here: above what distributions, containers and directories hand out, below 2^31.
+/// First user ID for VMMs. Above the ranges that distributions, containers and directory services
+/// assign, and below 2^31.
 const UID_BASE: u32 = 1_900_000_000;
 
-/// Number of a network slot, 1 to [`Slot::MAX`]; unique on the host.
+/// Number of a network slot, 1 to [`Slot::MAX`]. Unique on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Slot(u16);
 
 impl Slot {
-    /// The highest number: its link has the last two addresses of 10.12.0.0/16.
+    /// Highest slot number. Its link has the last two addresses of 10.12.0.0/16.
     pub(crate) const MAX: u16 = 32_767;
 
-    /// The slot of a number; `None` if there is no such slot.
+    /// Returns the slot with this number, or `None` if the number is out of range.
     pub(crate) const fn new(number: u16) -> Option<Self> {
         if number >= 1 && number <= Self::MAX {
             Some(Self(number))
@@ -40,7 +42,7 @@ impl Slot {
         }
     }
 
-    /// All slots, lowest first.
+    /// Returns all slots in ascending order.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (1..=Self::MAX).map(Self)
     }
@@ -74,7 +76,7 @@ impl Slot {
         PathBuf::from(format!("{NETNS_DIR}/wrenn-ns-{}", self.0))
     }
 
-    /// User and group id of the slot's VMM.
+    /// User and group ID of the slot's VMM.
     pub(crate) fn uid(self) -> u32 {
         UID_BASE + u32::from(self.0)
     }
@@ -121,9 +123,9 @@ mod tests {
             let slot = Slot::new(number);
             prop_assert_eq!(slot.is_some(), (1..=Slot::MAX).contains(&number));
             if let Some(slot) = slot {
-                // A name of a link has 15 bytes at most.
+                // An interface name has at most 15 bytes.
                 prop_assert!(slot.veth().len() <= 15);
-                // The two ends are a /31: they differ in the last bit only.
+                // The two ends form a /31: they differ only in the last bit.
                 prop_assert_eq!(slot.link_host().to_bits() ^ slot.link_peer().to_bits(), 1);
                 prop_assert_eq!(slot.link_host().to_bits() & 1, 0);
             }

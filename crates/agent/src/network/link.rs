@@ -1,4 +1,4 @@
-//! Links, addresses and routes, by netlink.
+//! Links, addresses and routes, configured over netlink.
 
 use std::{net::Ipv4Addr, os::fd::BorrowedFd};
 
@@ -9,7 +9,7 @@ use rtnetlink::{
 };
 use std::os::fd::AsRawFd as _;
 
-/// A netlink socket of the namespace in which the calling thread was when it was opened.
+/// Netlink socket. It belongs to the namespace that the calling thread was in when it was opened.
 pub(super) struct Netlink {
     handle: Handle,
     connection: tokio::task::JoinHandle<()>,
@@ -21,11 +21,11 @@ impl Drop for Netlink {
     }
 }
 
-/// The answer of the kernel: `-errno` of `ENODEV`.
+/// Kernel error code for a missing device: `-errno` of `ENODEV`.
 const NO_SUCH_DEVICE: i32 = -nix::libc::ENODEV;
 
 impl Netlink {
-    /// Must be called inside a tokio runtime.
+    /// Opens a netlink socket. Must be called inside a tokio runtime.
     pub(super) fn open() -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         Ok(Self {
@@ -34,7 +34,7 @@ impl Netlink {
         })
     }
 
-    /// Index of a link; `None` if there is none of this name.
+    /// Returns the index of a link, or `None` if no link has this name.
     pub(super) async fn index(&self, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
         let request = self.handle.link().get().match_name(name.to_owned());
         match request.execute().try_next().await {
@@ -44,7 +44,7 @@ impl Netlink {
         }
     }
 
-    /// Makes a pair of links: `name` here, `peer` in another namespace.
+    /// Creates a veth pair: `name` in this namespace, `peer` in another.
     pub(super) async fn add_veth(
         &self,
         name: &str,
@@ -64,7 +64,7 @@ impl Netlink {
         self.handle.link().add(message).execute().await
     }
 
-    /// Changes a link.
+    /// Applies changes to a link.
     pub(super) async fn set(&self, message: LinkMessage) -> Result<(), rtnetlink::Error> {
         self.handle.link().set(message).execute().await
     }
@@ -75,7 +75,7 @@ impl Netlink {
             .await
     }
 
-    /// Removes a link, and with it its peer and its routes. Fine if it does not exist.
+    /// Removes a link together with its peer and its routes. Succeeds if it does not exist.
     pub(super) async fn remove(&self, name: &str) -> Result<(), rtnetlink::Error> {
         let Some(index) = self.index(name).await? else {
             return Ok(());
@@ -97,7 +97,7 @@ impl Netlink {
         request.execute().await
     }
 
-    /// Adds a route to one address, or to everything, by a gateway.
+    /// Adds a route via `gateway`, to one address or, with `None`, as the default route.
     pub(super) async fn add_route(
         &self,
         index: u32,
@@ -113,7 +113,7 @@ impl Netlink {
         self.handle.route().add(route.build()).execute().await
     }
 
-    /// Says for good which hardware address a neighbour has.
+    /// Adds a permanent neighbour entry with a fixed hardware address.
     pub(super) async fn add_neighbour(
         &self,
         index: u32,

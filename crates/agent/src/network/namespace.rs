@@ -1,6 +1,8 @@
-//! Named network namespaces, as `ip netns` makes and shows them: a file below `/run/netns` with the namespace bound to it.
+//! Named network namespaces in the format of `ip netns`: a file in `/run/netns` on which the
+//! namespace is bind-mounted.
 //!
-//! `setns` and `unshare` act on one thread, so all of this is called on threads of its own, never in an async task.
+//! `setns` and `unshare` act on the calling thread. These functions must therefore run on dedicated
+//! threads, never in an async task.
 
 use std::{fs, io, path::Path};
 
@@ -13,12 +15,12 @@ use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::addresses::NETNS_DIR;
 
-/// `f_type` of the file system that namespaces live on (`linux/magic.h`).
+/// `f_type` of the namespace file system (`linux/magic.h`).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
-/// Moves the calling thread into a new network namespace and gives that a name.
+/// Moves the calling thread into a new network namespace and names that namespace.
 ///
-/// Nothing is left if this fails.
+/// On failure, no name is left behind.
 pub(super) fn enter_new(path: &Path) -> io::Result<()> {
     prepare_directory()?;
     unshare(CloneFlags::CLONE_NEWNET)?;
@@ -40,7 +42,7 @@ pub(super) fn enter_new(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The calling thread's namespace, to [`enter`] it again.
+/// Returns the calling thread's namespace, which [`enter`] can restore.
 pub(super) fn current() -> io::Result<fs::File> {
     fs::File::open("/proc/thread-self/ns/net")
 }
@@ -50,10 +52,12 @@ pub(super) fn enter(namespace: &fs::File) -> io::Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
-/// Takes the name away; the namespace goes when its last process, socket or device is gone. One without it is fine.
+/// Removes the name of a namespace. The kernel frees the namespace when its last process, socket or
+/// device is gone. Succeeds if the name does not exist.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
-        // Not a mount point: a plain file, left by a crash in between, or by a restart of the machine.
+        // Not a mount point: a plain file, left by a crash between the two steps or by a reboot of
+        // the host.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(error) => return Err(error.into()),
     }
@@ -63,7 +67,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a namespace has this name. A plain file is none.
+/// True if a namespace has this name. A plain file does not count.
 pub(super) fn exists(path: &Path) -> bool {
     #[allow(
         clippy::useless_conversion,
@@ -72,12 +76,13 @@ pub(super) fn exists(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC)
 }
 
-/// Makes the directory a shared mount of its own, once, as `ip netns` does: then a name that is removed here goes from
-/// other mount namespaces too, where it would keep the network namespace alive.
+/// Makes the directory a shared mount of its own, once, as `ip netns` does. A name that is removed
+/// here then also disappears from other mount namespaces, where it would keep the network namespace
+/// alive.
 fn prepare_directory() -> io::Result<()> {
     fs::create_dir_all(NETNS_DIR)?;
     let directory = fs::File::open(NETNS_DIR)?;
-    // Against others that do the same now; released when the descriptor closes.
+    // Serializes with other processes that do the same. Released when the descriptor closes.
     flock(&directory, FlockOperation::LockExclusive)?;
     let share = || {
         let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;

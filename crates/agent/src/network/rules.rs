@@ -1,9 +1,10 @@
-//! Packet filters and address translation, by nftables.
+//! Packet filter and address translation rules, applied with nftables.
 //!
-//! Two rule sets, each applied as one transaction by one `nft` process:
-//! - in every sandbox's namespace, a table made with the namespace and gone with it;
-//! - on the host, one table that is the same whatever runs, and a set of the links that may reach the world. Applying
-//!   it again repairs it and harms nobody, so several agents need no agreement. It stays when the last sandbox is gone.
+//! There are two rule sets. Each is applied as one transaction by one `nft` process:
+//! - In every sandbox's namespace: one table, created and removed with the namespace.
+//! - On the host: one table, the same for any set of sandboxes, and a set of the links with egress.
+//!   Applying it again is harmless and repairs it, so several agents need no coordination. It stays
+//!   when the last sandbox is gone.
 
 use std::{io, process::Stdio, time::Duration};
 
@@ -15,25 +16,25 @@ use super::{
     addresses::{Slot, UPLINK, VETH_PREFIX},
 };
 
-/// How long one `nft` process may take; it takes about 10 ms.
+/// Maximum run time of one `nft` process. A typical run takes about 10 ms.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Why rules were not applied.
+/// Failure to apply rules.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum RulesError {
-    /// `nft` could not be started or talked to.
-    #[error("could not run nft (package nftables)")]
+    /// `nft` could not be started, or writing to it failed.
+    #[error("failed to run `nft` (package nftables)")]
     Run(#[source] io::Error),
-    /// `nft` refused.
-    #[error("nft refused the rules: {0}")]
+    /// `nft` rejected the rules.
+    #[error("`nft` rejected the rules: {0}")]
     Refused(String),
-    /// `nft` hung.
-    #[error("nft did not finish within {DEADLINE:?}")]
+    /// `nft` did not finish in time.
+    #[error("`nft` timed out after {DEADLINE:?}")]
     Deadline,
 }
 
-/// Rules of a sandbox's namespace.
+/// Returns the rules of a sandbox's namespace.
 pub(super) fn namespace_rules(slot: Slot, access: &Access) -> String {
     let (host_ip, peer) = (slot.host_ip(), slot.link_peer());
     let rest = access_rules(access);
@@ -58,8 +59,10 @@ pub(super) fn namespace_rules(slot: Slot, access: &Access) -> String {
     )
 }
 
-/// What of them says where the guest's packets may go. Applied again it replaces what was, in one transaction; connections
-/// that are open stay open. It finds no table, or that of an agent of another version, just as well.
+/// Returns the part of the namespace rules that governs the guest's destinations.
+///
+/// Applying it replaces the previous rules in one transaction, and open connections stay open. It
+/// also works if no table exists, or if the table was made by an agent of another version.
 pub(super) fn access_rules(access: &Access) -> String {
     let permitted = access.permitted();
     let elements: Vec<_> = permitted.iter().map(ToString::to_string).collect();
@@ -84,13 +87,14 @@ flush chain ip wrenn forward
     )
 }
 
-/// What no sandbox may reach, as a set.
+/// Returns the addresses that no sandbox may reach, as an nftables set.
 fn closed() -> String {
     let blocks = access::CLOSED.map(|block| block.to_string());
     format!("{{ {} }}", blocks.join(", "))
 }
 
-/// Rules of the host. `flush` and `add` in one transaction: what was there is replaced, and there is no moment without.
+/// Returns the host-wide rules. `flush` and `add` are one transaction, so the previous rules are
+/// replaced without a gap.
 pub(super) fn host_rules() -> String {
     let veth = format!("\"{VETH_PREFIX}*\"");
     let closed = closed();
@@ -117,13 +121,14 @@ add rule inet wrenn postrouting ip saddr 10.12.0.0/16 oifname != "lo" oifname !=
     )
 }
 
-/// Lets a sandbox's link reach the world.
+/// Returns the rules that give a sandbox's link egress.
 pub(super) fn allow_egress(slot: Slot) -> String {
     let element = egress_element(slot);
     format!("add element inet wrenn egress {{ {element} }}\n")
 }
 
-/// Takes that back. Adding first makes it succeed when there is nothing to take back.
+/// Returns the rules that revoke egress. The element is added first, so that deleting it succeeds
+/// even if it did not exist.
 pub(super) fn forbid_egress(slot: Slot) -> String {
     let element = egress_element(slot);
     format!(

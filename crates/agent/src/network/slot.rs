@@ -1,8 +1,9 @@
-//! Who has which network slot of this host.
+//! Allocation of network slots on this host.
 //!
-//! A slot is taken by a file `/run/wrenn/slots/<number>`, which appears with its content in one step (`link(2)`), so that
-//! agents of several data directories can share a host. The file goes last when a network is removed: whatever of a
-//! network is left on a host, its slot still says whose it is.
+//! A slot is claimed by the file `/run/wrenn/slots/<number>`. The file appears together with its
+//! content in one step (`link(2)`), so agents of several data directories can share a host. The
+//! file is removed last when a network is removed, so anything left of a network still has a claim
+//! that names its owner.
 //!
 //! Never touches a slot of another data directory.
 
@@ -17,18 +18,18 @@ use wrenn_proto::SandboxId;
 
 use super::{addresses::Slot, namespace};
 
-/// Where the slots of a host are.
+/// Directory of the slot claims of this host.
 pub(crate) const SLOTS_DIR: &str = "/run/wrenn/slots";
 
-/// Why no slot was found.
+/// Failure to allocate or release a slot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum SlotError {
-    /// All are taken.
+    /// All slots are claimed.
     #[error("all {} network slots of this host are in use", Slot::MAX)]
     Exhausted,
     /// A file operation failed.
-    #[error("could not {step} in {SLOTS_DIR}")]
+    #[error("failed to {step} in {SLOTS_DIR}")]
     Io {
         step: &'static str,
         #[source]
@@ -36,16 +37,16 @@ pub(crate) enum SlotError {
     },
 }
 
-/// Content of a slot's file.
+/// Content of a slot file.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {
-    /// Data directory of the agent that has it.
+    /// Data directory of the agent that claimed the slot.
     owner: PathBuf,
-    /// The sandbox it is for.
+    /// Sandbox that uses the slot.
     sandbox: SandboxId,
 }
 
-/// The slots of this host, as one agent sees them.
+/// Slots of this host, as seen by one agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots {
     dir: PathBuf,
@@ -53,20 +54,20 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// The slots of this host, for the agent of the data directory `owner`.
+    /// Opens the slots of this host for the agent of the data directory `owner`.
     pub(crate) fn open(owner: &Path) -> Result<Self, SlotError> {
         Self::open_in(Path::new(SLOTS_DIR), owner)
     }
 
     fn open_in(dir: &Path, owner: &Path) -> Result<Self, SlotError> {
-        fs::create_dir_all(dir).map_err(failed("make the directory"))?;
+        fs::create_dir_all(dir).map_err(failed("create the directory"))?;
         Ok(Self {
             dir: dir.to_owned(),
             owner: owner.to_owned(),
         })
     }
 
-    /// Takes the lowest free slot for `sandbox`.
+    /// Claims the lowest free slot for `sandbox`.
     pub(crate) fn claim(&self, sandbox: &SandboxId) -> Result<Slot, SlotError> {
         let claim = Claim {
             owner: self.owner.clone(),
@@ -76,7 +77,7 @@ impl Slots {
         let text = serde_json::to_vec(&claim).map_err(|e| failed("write a claim")(e.into()))?;
         fs::write(&draft, text).map_err(failed("write a claim"))?;
         let slot = self.link_lowest(&draft);
-        // Left over, it would be removed at the next start.
+        // A draft that remains is removed at the next start.
         let _ = fs::remove_file(&draft);
         slot
     }
@@ -87,19 +88,20 @@ impl Slots {
             match fs::hard_link(draft, self.path(slot)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(failed("take a slot")(error)),
+                Err(error) => return Err(failed("claim a slot")(error)),
             }
             if !namespace::exists(&slot.netns()) {
                 return Ok(slot);
             }
-            // Somebody emptied the directory of slots below a running sandbox: its namespace is not ours to replace.
-            tracing::warn!(%slot, "slot is free but its network namespace exists; skipped");
-            fs::remove_file(self.path(slot)).map_err(failed("give a slot back"))?;
+            // The slot directory was emptied while a sandbox was running. Its namespace must not be
+            // replaced.
+            tracing::warn!(%slot, "slot skipped: its network namespace exists");
+            fs::remove_file(self.path(slot)).map_err(failed("release a slot"))?;
         }
         Err(SlotError::Exhausted)
     }
 
-    /// Gives a slot back. One that is free, or another agent's, is left as it is.
+    /// Releases a slot. Does nothing if the slot is free or belongs to another agent.
     pub(crate) fn release(&self, slot: Slot) -> Result<(), SlotError> {
         if self
             .read(slot)
@@ -109,13 +111,13 @@ impl Slots {
         }
         match fs::remove_file(self.path(slot)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("give a slot back")(error))
+                Err(failed("release a slot")(error))
             }
             _ => Ok(()),
         }
     }
 
-    /// The slots that this agent's data directory has, and for which sandbox.
+    /// Returns the slots claimed for this data directory, each with its sandbox.
     pub(crate) fn owned(&self) -> Result<Vec<(Slot, SandboxId)>, SlotError> {
         let mine = |slot| {
             let claim = self.read(slot)?;
@@ -142,14 +144,14 @@ impl Slots {
         self.dir.join(slot.to_string())
     }
 
-    /// Unique among agents by the process, and among this agent's creates by the sandbox.
-    /// Nobody else's, whatever sandbox it is for: two agents of one process may have sandboxes of the same id.
+    /// Path of a new draft claim, unique per process and per call. The sandbox ID is not part of
+    /// the name, because two agents in one process may have sandboxes with the same ID.
     fn draft_path(&self) -> PathBuf {
         let (process, number) = (std::process::id(), rand::random::<u64>());
         self.dir.join(format!(".claim-{process}-{number:016x}"))
     }
 
-    /// Removes claims that a process which no longer exists left half-made.
+    /// Removes draft claims of processes that no longer exist.
     pub(crate) fn remove_stale_drafts(&self) -> Result<(), SlotError> {
         for entry in fs::read_dir(&self.dir).map_err(failed("list the slots"))? {
             let name = entry.map_err(failed("list the slots"))?.file_name();

@@ -1,4 +1,4 @@
-//! Real namespaces, links and rules, on a host of each test's own.
+//! Tests with real namespaces, links and rules, on a private host per test.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -76,13 +76,13 @@ fn twenty_networks_at_once_leave_nothing() {
 fn a_create_that_fails_undoes_what_it_did() {
     on_a_private_host(async || {
         prepare_host().await.unwrap();
-        // The name of the host's link is taken: the last of the steps fails.
+        // The name of the host's link is already in use, so the last step fails.
         ip(&["link", "add", "wrenn-v9", "type", "veth", "peer", "other"]);
         let before = Footprint::now();
         let error = create(slot(9), &Access::plain(true)).await.unwrap_err();
         assert!(error.to_string().contains("link to the host"), "{error}");
         let mut after = Footprint::now();
-        // Whoever has the slot has the name: what stood in the way is gone too.
+        // The slot owns the name, so the conflicting link is removed as well.
         assert_eq!(after.links, before.links - 2);
         after.links = before.links;
         assert_eq!(after, before);

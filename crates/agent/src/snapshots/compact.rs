@@ -1,10 +1,13 @@
-//! Keeping chains short: a moment that stands on many files gets a twin that stands on few.
+//! Chain compaction: a snapshot that depends on many files gets a compacted copy that depends on
+//! few.
 //!
-//! Nothing is changed in place. The twin is another snapshot with the same content; whoever stood on the first stands on it as long as
-//! he likes, and what nobody stands on any more is collected. So a crash at any step costs the work and nothing else.
+//! Nothing is changed in place. The copy is another snapshot with the same content. Sandboxes that
+//! depend on the original may keep using it, and the original is collected once nothing refers to
+//! it. A crash at any step therefore costs only the work done so far.
 //!
-//! The largest file below is left as it is if it holds more than half of everything: that is the template's, or whatever else
-//! many sandboxes share, and a copy for each would cost more than the chain does.
+//! The largest file of a chain is kept unchanged if it holds more than half of all data. Such a
+//! file belongs to the template or is shared by many sandboxes for another reason, and one copy per
+//! sandbox would cost more than the chain does.
 
 use std::{
     fs,
@@ -18,13 +21,13 @@ use wrenn_snapshot::{
 use super::{PinnedBuild, Pins, SnapshotError, Snapshots};
 use crate::disk;
 
-/// A moment with more diff files or more disk layers than this is worth a twin.
+/// Snapshots with more diff files or more disk layers than this are compacted.
 const WORTHWHILE: usize = 8;
 
-/// With more than this no machine is started: its twin is waited for.
+/// Above this depth no VM is started before the compacted copy exists.
 const TOO_MANY: usize = 32;
 
-/// How long the chains of a moment are.
+/// Depth of a snapshot: the number of diff files or of disk layers, whichever is larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Depth(usize);
 
@@ -43,7 +46,7 @@ impl Depth {
 }
 
 impl Snapshots {
-    /// How long the chains of a moment are; a moment that cannot be read has none.
+    /// Returns the depth of a snapshot, or 0 if the snapshot cannot be read.
     pub(crate) fn depth(&self, pin: &PinnedBuild) -> Depth {
         let depth = || {
             let snapshot = self.own.snapshot(pin.id())?;
@@ -52,7 +55,8 @@ impl Snapshots {
         depth().unwrap_or(Depth(0))
     }
 
-    /// Makes the twin of a moment. Reads and writes as much as its own files hold.
+    /// Makes the compacted copy of a snapshot. Reads and writes as much data as the snapshot's own
+    /// files hold.
     pub(crate) async fn compact(&self, pin: &PinnedBuild) -> Result<PinnedBuild, SnapshotError> {
         let moment = self.moment(pin)?;
         let header = moment.snapshot().header()?;
@@ -77,7 +81,8 @@ impl Snapshots {
         Ok(twin)
     }
 
-    /// Names of the layers that the twin's disk has, and the file of the one that is new.
+    /// Merges the disk layers into `dir`. Returns the names of the copy's layers, and the file of
+    /// the new one if there is a new one.
     async fn compact_disk(
         &self,
         layers: Vec<PathBuf>,
@@ -102,7 +107,8 @@ impl Snapshots {
     }
 }
 
-/// Writes memory and header of the twin to `dir`, and takes over what stays the same from `old`.
+/// Writes the memory file and the header of the copy to `dir`. Takes the unchanged files from
+/// `old`.
 fn merge_memory(
     header: &Header,
     memory: &[PathBuf],

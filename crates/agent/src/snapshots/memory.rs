@@ -1,4 +1,4 @@
-//! The memory of snapshots: one file for all machines that run from the same one.
+//! Memory files of snapshots: one per snapshot, shared by all VMs that run from it.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use std::{
 use rustix::fs::{MemfdFlags, Mode, fchmod, ftruncate, memfd_create};
 use wrenn_snapshot::BuildId;
 
-/// The memory of a snapshot, filled on demand by the supervisors of its machines; a file without a name.
+/// Memory of a snapshot: an unnamed file (memfd) that the supervisors of its VMs fill on demand.
 #[derive(Debug)]
 pub(crate) struct ImageMemory(OwnedFd);
 
@@ -20,7 +20,7 @@ impl ImageMemory {
     }
 }
 
-/// Those that are in use.
+/// Memory files in use.
 #[derive(Debug, Default)]
 pub(super) struct Memories(Mutex<HashMap<BuildId, Weak<ImageMemory>>>);
 
@@ -36,7 +36,7 @@ impl Memories {
         }
         let fd = memfd_create(c"snapshot-memory", MemfdFlags::CLOEXEC)?;
         ftruncate(&fd, u64::from(memory_mib) * 1024 * 1024)?;
-        // A VMM must not be able to open it for writing: it is what other machines run from.
+        // Other VMs run from this file, so a VMM must not be able to open it for writing.
         fchmod(&fd, Mode::RUSR)?;
         let memory = Arc::new(ImageMemory(fd));
         memories.retain(|_, memory| memory.strong_count() > 0);
@@ -44,7 +44,8 @@ impl Memories {
         Ok(memory)
     }
 
-    /// The first that is brought stays; all are the same file unless an agent was killed between two creates.
+    /// Registers a memory file. The first file registered for a snapshot is kept. All supervisors
+    /// have the same file, unless an agent was killed between two creates.
     pub(super) fn adopt(&self, build: BuildId, fd: OwnedFd) -> Arc<ImageMemory> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = memories.get(&build).and_then(Weak::upgrade) {

@@ -1,4 +1,4 @@
-//! A snapshot with everything that a machine needs to go on from it.
+//! Snapshot together with everything that a VM needs to run from it.
 
 use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
@@ -10,7 +10,7 @@ use wrenn_snapshot::{Manifest, Snapshot, StoreError};
 
 use super::PinnedBuild;
 
-/// A frozen moment, found and pinned.
+/// Snapshot whose files were located, with a reference that keeps it.
 #[derive(Debug, Clone)]
 pub(crate) struct Moment {
     snapshot: Snapshot,
@@ -46,12 +46,12 @@ impl Moment {
         self.pin.clone()
     }
 
-    /// Frozen layers of its disk, the lowest first.
+    /// Read-only layers of the snapshot's disk, lowest first.
     pub(crate) fn disk_layers(&self) -> Vec<PathBuf> {
         self.layers.clone()
     }
 
-    /// What a supervisor needs.
+    /// Returns the restore settings for a supervisor.
     pub(crate) fn restore(&self, prefetch: bool) -> RestoreSpec {
         RestoreSpec {
             build: self.pin.build(),
@@ -61,7 +61,7 @@ impl Moment {
         }
     }
 
-    /// Kernel, initial RAM disk, image under the disk, and default user.
+    /// Returns kernel, initial RAM disk, base image of the disk, and default user.
     pub(crate) fn image(&self) -> (PathBuf, PathBuf, PathBuf, String) {
         let manifest = self.manifest();
         (
@@ -73,7 +73,7 @@ impl Moment {
     }
 }
 
-/// A layer was written by a machine's own user. From now on every machine may read it, and none may write.
+/// Makes a layer read-only for all VMs. It was written under the user ID of the VM that owned it.
 pub(super) fn protect_layer(path: &Path) -> Result<(), StoreError> {
     const READ_ONLY: u32 = 0o444;
     let protect = || {

@@ -1,4 +1,4 @@
-//! Names of snapshots: one small file each, `<name>.json`.
+//! Names of snapshots, stored as one small file per name, `<name>.json`.
 
 use std::{
     fs, io,
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 use wrenn_proto::TemplateName;
 use wrenn_snapshot::{BuildId, Manifest};
 
-/// Why a name could not be read, given or taken away.
+/// Failure to read, set or remove a name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum NameError {
-    /// It is another's.
-    #[error("name: there is a template `{0}` already")]
+    /// The name belongs to another snapshot.
+    #[error("`name`: template `{0}` already exists")]
     Taken(TemplateName),
-    #[error("{path} is damaged")]
+    #[error("failed to parse {path}")]
     Damaged {
         path: PathBuf,
         #[source]
         source: serde_json::Error,
     },
-    #[error("could not {step} {path}")]
+    #[error("failed to {step} {path}")]
     Io {
         step: &'static str,
         path: PathBuf,
@@ -32,24 +32,24 @@ pub(crate) enum NameError {
     },
 }
 
-/// What a name stands for.
+/// Snapshot that a name refers to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct NameRecord {
     pub(super) build: BuildId,
 }
 
-/// A snapshot that has a name.
+/// Snapshot with a name.
 #[derive(Debug, Clone)]
 pub(crate) struct NamedMoment {
     pub(crate) name: TemplateName,
-    /// `None` if it is damaged.
+    /// `None` if the snapshot is damaged.
     pub(crate) manifest: Option<Manifest>,
-    /// What it alone takes on the disk.
+    /// Disk space used by this snapshot alone, in bytes.
     pub(crate) size_bytes: u64,
     pub(crate) generation: u64,
 }
 
-/// A directory of names.
+/// Directory of names.
 #[derive(Debug)]
 pub(super) struct Names(PathBuf);
 
@@ -59,7 +59,7 @@ impl Names {
         Ok(Self(dir.to_owned()))
     }
 
-    /// Names that are only read; nothing need be there.
+    /// Opens a directory for reading only. It need not exist.
     pub(super) fn at(dir: &Path) -> Self {
         Self(dir.to_owned())
     }
@@ -68,7 +68,7 @@ impl Names {
         self.0.join(format!("{name}.json"))
     }
 
-    /// Whether it stands for something, be that readable or not.
+    /// True if the name exists, even if its file is not readable.
     pub(super) fn is_given(&self, name: &TemplateName) -> bool {
         self.path(name).exists()
     }
@@ -86,8 +86,8 @@ impl Names {
             .map_err(|source| NameError::Damaged { path, source })
     }
 
-    /// All names, in their order, each with its record or what is wrong with that.
-    #[expect(clippy::type_complexity, reason = "said once")]
+    /// Returns all names in order, each with its record or the error from reading it.
+    #[expect(clippy::type_complexity, reason = "used once")]
     pub(super) fn each(
         &self,
     ) -> Result<Vec<(TemplateName, Result<NameRecord, NameError>)>, NameError> {
@@ -98,7 +98,7 @@ impl Names {
             let Some(Ok(name)) = name.map(str::parse::<TemplateName>) else {
                 continue;
             };
-            // One that is gone was taken away meanwhile.
+            // A name that is missing was removed in the meantime.
             if let Some(record) = self.get(&name).transpose() {
                 found.push((name, record));
             }
@@ -107,7 +107,8 @@ impl Names {
         Ok(found)
     }
 
-    /// Appears whole. Two who want the same name at once: one gets it, unless both overwrite.
+    /// Sets a name atomically. Of two concurrent calls for the same name one succeeds, unless both
+    /// overwrite.
     pub(super) fn put(
         &self,
         name: &TemplateName,
@@ -130,7 +131,7 @@ impl Names {
         };
         let written = write();
         if written.is_err() {
-            // Nobody reads it.
+            // Best effort: temporary files are never read.
             let _ = fs::remove_file(&temporary);
         }
         match written {
@@ -141,7 +142,7 @@ impl Names {
         }
     }
 
-    /// False if there is none.
+    /// Removes a name. Returns false if it does not exist.
     pub(super) fn remove(&self, name: &TemplateName) -> Result<bool, NameError> {
         let path = self.path(name);
         match fs::remove_file(&path) {

@@ -1,4 +1,4 @@
-//! Who stands on which snapshot.
+//! Reference counts of snapshots.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,11 +7,11 @@ use std::{
 
 use wrenn_snapshot::BuildId;
 
-/// How many stand on each snapshot.
+/// Number of references per snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Pins(Mutex<HashMap<BuildId, usize>>);
 
-/// As long as this or a clone of it is there, the snapshot is not removed.
+/// Reference to a snapshot. The snapshot is kept as long as this value or a clone of it exists.
 #[derive(Debug)]
 pub(crate) struct PinnedBuild {
     build: BuildId,
@@ -32,7 +32,7 @@ impl Pins {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BuildId, usize>> {
-        // Each change is one step.
+        // Every update is a single step, so the map is valid even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -42,7 +42,7 @@ impl PinnedBuild {
         self.build
     }
 
-    /// As text.
+    /// Returns the snapshot ID as text.
     pub(crate) fn build(&self) -> String {
         self.build.to_string()
     }

@@ -1,8 +1,8 @@
-//! Files of snapshots that were read to their end once, and are what was written.
+//! Cache of the snapshot files whose checksums were verified.
 //!
-//! A damaged page would be a machine that goes wrong some day, so every file is compared with its checksum before a machine is
-//! brought back from it; once, as long as it stays the same file: that of a template's booted guest has some 60 MB, and a create
-//! takes a quarter of a second.
+//! A damaged page would make a VM fail at some later time, so every file is verified before a VM is
+//! restored from it. This happens once, as long as the file does not change: a template snapshot
+//! has about 60 MB, and a create takes a quarter of a second.
 
 use std::{
     collections::HashSet,
@@ -12,10 +12,11 @@ use std::{
 
 use wrenn_snapshot::{Chain, ChainError, Diff};
 
-/// More than this many are forgotten together: those in use are few, and reading one again harms nobody.
+/// Maximum number of cached files. When it is reached, all entries are dropped: few files are in
+/// use, and verifying one again is harmless.
 const MOST: usize = 4096;
 
-/// A file, as long as nobody writes to it.
+/// Identity of a file's content, valid as long as the file is not written to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
@@ -36,12 +37,13 @@ impl Identity {
     }
 }
 
-/// Those that this agent has read.
+/// Files that this agent has verified.
 #[derive(Debug, Default)]
 pub(super) struct Verified(Mutex<HashSet<Identity>>);
 
 impl Verified {
-    /// Reads those files of a chain that were not read before. Blocks for as long as that takes.
+    /// Verifies the files of a chain that were not verified before. Blocks until they have been
+    /// read.
     pub(super) fn verify(&self, chain: &Chain) -> Result<(), ChainError> {
         for diff in chain.files() {
             let identity = Identity::of(diff)?;
@@ -85,7 +87,8 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[5000] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        // The clock of files is coarse: a write within its tick is another time here.
+        // File timestamps are coarse. The modification time is set explicitly, so that a write
+        // within the same tick is detected here.
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
         std::fs::File::options()
             .write(true)
