@@ -1,19 +1,20 @@
-//! The contract between a supervisor and a virtual machine monitor.
+//! Contract between a supervisor and a virtual machine monitor.
 
 use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use tokio::net::unix::pipe;
 use wrenn_proto::supervise::Accel;
 
-/// Starts machines of one kind of VMM.
+/// Starts VMs with one kind of VMM.
 pub trait VmmDriver {
-    /// A machine of this kind.
+    /// Running VM of this VMM.
     type Machine: Machine;
 
-    /// Starts a VMM in its jail and waits for the VMM's first answer. With [`Start::Boot`] the guest runs; with
-    /// [`Start::Restore`] it waits for [`Machine::load`] and [`Machine::thaw`].
+    /// Starts a VMM in its jail and waits for its first response. With [`Start::Boot`] the guest
+    /// runs afterwards. With [`Start::Restore`] it waits for [`Machine::load`] and
+    /// [`Machine::thaw`].
     ///
-    /// The VMM is gone again when this returns an error or its future is dropped.
+    /// If this returns an error or the future is dropped, the VMM is killed.
     fn launch(
         &self,
         config: MachineConfig,
@@ -21,199 +22,204 @@ pub trait VmmDriver {
     ) -> impl Future<Output = Result<Self::Machine, LaunchError>>;
 }
 
-/// A machine that runs. Dropping it kills the VMM.
+/// Running VM. Dropping it kills the VMM.
 pub trait Machine {
-    /// Process id of the VMM.
+    /// Process ID of the VMM.
     fn pid(&self) -> u32;
 
-    /// Kind and version of the VMM, such as `qemu 7.2.22`: a machine's state fits the version that it was saved by. Empty where
-    /// the VMM did not tell.
+    /// Kind and version of the VMM, such as `qemu 7.2.22`. A saved device state can only be loaded
+    /// by the version that saved it. Empty if the VMM did not report its version.
     fn version(&self) -> String;
 
-    /// The guest's serial console, once: what the guest prints, to be read all the time (a full pipe stops the guest).
+    /// Returns the guest's serial console output; `None` after the first call. The caller must keep
+    /// reading it, because a full pipe blocks the guest.
     fn take_console(&mut self) -> Option<pipe::Receiver>;
 
-    /// Stops the virtual CPUs: from here until [`thaw`](Self::thaw) nothing of the guest changes.
+    /// Pauses the virtual CPUs. The guest does not change until [`thaw`](Self::thaw).
     fn freeze(&mut self) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// Lets the virtual CPUs run, after [`freeze`](Self::freeze) or [`load`](Self::load).
+    /// Resumes the virtual CPUs after [`freeze`](Self::freeze) or [`load`](Self::load).
     fn thaw(&mut self) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// Whether the VMM has stopped the guest by itself, because the host's disk did not take what it wrote. After
-    /// [`thaw`](Self::thaw) it tries again.
+    /// True if the VMM paused the guest after a host write error (disk full). [`thaw`](Self::thaw)
+    /// retries the write.
     fn is_stalled(&self) -> bool;
 
-    /// Writes the state of CPU and devices, without memory and disk, into an empty file. The machine must be frozen; what it
-    /// wrote to its disk is in the disk's file when this returns. A machine that is to go on must be thawed.
+    /// Writes the state of CPUs and devices, without memory and disk, to an empty file. The VM must
+    /// be paused. When this returns, the disk file contains all data that the guest wrote. To
+    /// continue the VM afterwards, call [`thaw`](Self::thaw).
     fn save(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// Takes CPU and devices from a file of [`save`](Self::save), into a machine of [`Start::Restore`]. Reads guest memory:
-    /// whoever serves it must do so already.
+    /// Loads CPU and device state from a file written by [`save`](Self::save), into a VM started
+    /// with [`Start::Restore`]. Reads guest memory, so the memory must already be served.
     fn load(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// Freezes the disk's file as it is and goes on with an empty overlay (qcow2) on it. The machine must be frozen.
+    /// Makes the current disk file a read-only layer and continues on `overlay`, an empty qcow2
+    /// file, on top of it. The VM must be paused.
     fn switch_disk(&mut self, overlay: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// Waits until the VMM's process is gone. May be called again, and gives the same answer.
+    /// Waits until the VMM process has exited. Later calls return the same result.
     ///
     /// Cancel safe.
     fn wait(&mut self) -> impl Future<Output = MachineExit>;
 
-    /// Kills the VMM and waits until it is gone. Nothing of the guest is saved.
+    /// Kills the VMM and waits until it has exited. No guest state is saved.
     fn stop(&mut self, deadline: Duration) -> impl Future<Output = Result<(), StopError>>;
 }
 
-/// What machine to start.
+/// Configuration of a VM.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
     /// Name shown by `ps`.
     pub name: String,
-    /// How to run guest code.
+    /// Execution mode of guest code.
     pub accel: Accel,
     /// Number of virtual CPUs.
     pub vcpus: u32,
-    /// Guest memory, MiB; the size of [`MachineFds::memory`].
+    /// Guest memory, MiB. Equal to the size of [`MachineFds::memory`].
     pub memory_mib: u32,
-    /// Uncompressed kernel (ELF), on the host.
+    /// Path of the uncompressed kernel (ELF) on the host.
     pub kernel: PathBuf,
-    /// Initial RAM disk, on the host.
+    /// Path of the initial RAM disk on the host.
     pub initrd: PathBuf,
     /// Kernel command line.
     pub kernel_args: String,
-    /// The sandbox's disk, on the host: a qcow2 overlay. What its header says of a backing file is ignored.
+    /// Path of the sandbox's disk on the host, a qcow2 overlay. The backing file in its header is
+    /// ignored.
     pub disk: PathBuf,
-    /// Layers (qcow2, never written to) between the overlay and the image, on the host, the lowest first.
+    /// Paths of the layers (qcow2, read-only) between the overlay and the base image on the host,
+    /// lowest first.
     pub disk_layers: Vec<PathBuf>,
-    /// The image under all, on the host, raw.
+    /// Path of the raw base image on the host, below all layers.
     pub base_disk: PathBuf,
     /// MAC address of the guest's network device.
     pub guest_mac: String,
-    /// Network namespace to run in.
+    /// Network namespace that the VMM runs in.
     pub netns: PathBuf,
-    /// cgroup directories to join.
+    /// Cgroup directories that the VMM joins.
     pub cgroups: Vec<PathBuf>,
-    /// User and group id to run as.
+    /// User and group ID that the VMM runs as.
     pub uid: u32,
-    /// How it begins.
+    /// Start mode.
     pub start: Start,
 }
 
-/// How a machine begins.
+/// Start mode of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With the kernel's first instruction, on memory of its own.
+    /// Boots the kernel, on private memory.
     Boot,
-    /// Where a frozen one stood, on memory that is served page by page.
+    /// Continues from a snapshot, on memory that is served page by page.
     Restore,
 }
 
-/// Descriptors that a machine takes over.
+/// Descriptors whose ownership passes to the VM.
 #[derive(Debug)]
 pub struct MachineFds {
-    /// A file of [`MachineConfig::memory_mib`] that guest memory is a private mapping of, opened for reading only. At a boot it
-    /// gives the size and nothing else: memory is anonymous then.
+    /// Read-only file of [`MachineConfig::memory_mib`]. In a restore, guest memory is a private
+    /// mapping of it. In a boot, it only defines the size, and guest memory is anonymous.
     pub memory: OwnedFd,
-    /// Connected stream socket on which the VMM tells where guest memory is, and hands over its userfaultfd at a restore
-    /// (Firecracker's handshake).
+    /// Connected stream socket on which the VMM reports the layout of guest memory and, in a
+    /// restore, passes its userfaultfd (Firecracker's handshake).
     pub pager: OwnedFd,
-    /// `/dev/userfaultfd`, opened; needed at a restore.
+    /// Open `/dev/userfaultfd`. Required for a restore.
     pub userfaultfd: Option<OwnedFd>,
-    /// The TAP device of the guest's network.
+    /// TAP device of the guest's network.
     pub tap: OwnedFd,
 }
 
-/// Why a machine did not start.
+/// Failure to start a VM.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
-    /// A system call on the way failed.
-    #[error("could not {step}")]
+    /// A system call failed.
+    #[error("failed to {step}")]
     Io {
-        /// What was tried.
+        /// Step that failed.
         step: &'static str,
-        /// Its failure.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The VMM ended before it answered.
-    #[error("the VMM ended before it answered ({exit}): {stderr}")]
+    /// The VMM exited before its first response.
+    #[error("the VMM exited before it responded ({exit}): {stderr}")]
     Ended {
-        /// How it ended.
+        /// Exit of the VMM process.
         exit: MachineExit,
-        /// The last it printed.
+        /// Beginning of the VMM's standard error output.
         stderr: String,
     },
-    /// The VMM did not answer in time.
-    #[error("the VMM did not answer within {0:?}")]
+    /// The VMM did not respond in time.
+    #[error("the VMM did not respond within {0:?}")]
     Deadline(Duration),
-    /// The VMM refused a command.
+    /// The VMM rejected a command.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
 
-/// A machine did not do what it was told. It may still run.
+/// Failure to control a running VM. The VM may still run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// A system call failed, or the VMM hung up.
-    #[error("could not {step}")]
+    /// A system call failed, or the VMM closed the connection.
+    #[error("failed to {step}")]
     Io {
-        /// What was tried.
+        /// Step that failed.
         step: &'static str,
-        /// Its failure.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The VMM refused a command.
-    #[error("the VMM refused `{command}`: {reason}")]
+    /// The VMM rejected a command.
+    #[error("the VMM rejected `{command}`: {reason}")]
     Refused {
-        /// The command.
+        /// Rejected command.
         command: &'static str,
-        /// Its own words.
+        /// Reason as reported by the VMM.
         reason: String,
     },
-    /// The VMM began and did not succeed.
-    #[error("the VMM could not {step}: {reason}")]
+    /// The VMM accepted the command but failed to complete it.
+    #[error("the VMM failed to {step}: {reason}")]
     Failed {
-        /// What was tried.
+        /// Step that failed.
         step: &'static str,
-        /// Its own words.
+        /// Reason as reported by the VMM.
         reason: String,
     },
-    /// The VMM did not finish in time.
-    #[error("the VMM did not {step} within {deadline:?}")]
+    /// The VMM did not complete the command in time.
+    #[error("the VMM timed out after {deadline:?} (step: {step})")]
     Deadline {
-        /// What was tried.
+        /// Step that timed out.
         step: &'static str,
-        /// How long was waited.
+        /// Deadline that passed.
         deadline: Duration,
     },
 }
 
-/// The VMM would not die.
+/// The VMM did not exit after SIGKILL.
 #[derive(Debug, thiserror::Error)]
-#[error("the VMM (pid {pid}) is still there {deadline:?} after SIGKILL")]
+#[error("the VMM (pid {pid}) still exists {deadline:?} after SIGKILL")]
 pub struct StopError {
-    /// Process id of the VMM.
+    /// Process ID of the VMM.
     pub pid: u32,
-    /// How long was waited.
+    /// Deadline that passed.
     pub deadline: Duration,
 }
 
-/// How a VMM's process ended.
+/// Exit of a VMM process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineExit {
-    /// The guest powered off, rebooted or panicked, and the VMM left in order.
+    /// The guest powered off, rebooted or panicked, and the VMM exited normally.
     Guest {
-        /// The VMM's word for it, such as `guest-reset`.
+        /// Reason as reported by the VMM, such as `guest-reset`.
         reason: String,
     },
-    /// It exited by itself.
+    /// The VMM exited on its own.
     Exited {
         /// Exit code.
         code: i32,
     },
-    /// A signal ended it.
+    /// A signal terminated the VMM.
     Killed {
         /// Signal number.
         signal: i32,
@@ -225,17 +231,17 @@ impl std::fmt::Display for MachineExit {
         match self {
             Self::Guest { reason } => write!(
                 f,
-                "the guest powered off, rebooted or crashed ({reason}); its console has the last words"
+                "the guest powered off, rebooted or crashed ({reason}); see the console log for details"
             ),
             Self::Exited { code } => {
-                write!(f, "the virtual machine's process exited with code {code}")
+                write!(f, "the VMM process exited with code {code}")
             }
             Self::Killed { signal: 9 } => f.write_str(
-                "the virtual machine's process was killed (signal 9): by someone on the host, or for lack of memory",
+                "the VMM process was killed (signal 9) by another process on the host or for lack of memory",
             ),
             Self::Killed { signal } => write!(
                 f,
-                "the virtual machine's process was ended by signal {signal}"
+                "the VMM process was terminated by signal {signal}"
             ),
         }
     }

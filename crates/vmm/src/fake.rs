@@ -1,4 +1,5 @@
-//! A driver without a virtual machine: an ordinary process stands in for the VMM. For tests of what drives a machine.
+//! Driver without a virtual machine, for tests of code that controls VMs. An ordinary process
+//! stands in for the VMM.
 
 use std::{
     fs,
@@ -19,17 +20,17 @@ use crate::{
     VmmDriver,
 };
 
-/// What stands in for the state of CPU and devices.
+/// Placeholder for the state of CPUs and devices.
 const DEVICE_STATE: &[u8] = b"a stand-in's state";
 
-/// Starts a command of the shell as the "machine"; its standard output is the console.
+/// Starts a shell command as the "VM". Its standard output is the console.
 #[derive(Debug, Clone)]
 pub struct FakeDriver {
-    /// What the shell runs.
+    /// Script that the shell runs.
     pub script: String,
 }
 
-/// The process that stands in for a machine.
+/// Process that stands in for a VM.
 #[derive(Debug)]
 pub struct FakeMachine {
     child: Child,
@@ -43,11 +44,12 @@ impl FakeMachine {
         let pid = Pid::from_raw(i32::try_from(self.pid).unwrap_or(i32::MAX));
         kill(pid, signal)
             .map_err(io::Error::from)
-            .map_err(failed("signal its process"))
+            .map_err(failed("signal the process"))
     }
 }
 
-/// Says what a VMM says at a boot, of memory that a stand-in does not have.
+/// Sends the memory layout that a VMM reports at boot. The addresses are made up, because a
+/// stand-in has no guest memory.
 fn tell_layout(config: &MachineConfig, pager: OwnedFd) -> io::Result<()> {
     let layout = serde_json::json!([{
         "base_host_virt_addr": 0x7000_0000_0000_u64,
@@ -71,9 +73,9 @@ impl VmmDriver for FakeDriver {
         fds: MachineFds,
     ) -> Result<FakeMachine, LaunchError> {
         let io = |step| move |source| LaunchError::Io { step, source };
-        tell_layout(&config, fds.pager).map_err(io("tell where its memory is"))?;
-        let (sender, console) = pipe::pipe().map_err(io("make a pipe"))?;
-        let output = sender.into_blocking_fd().map_err(io("make a pipe"))?;
+        tell_layout(&config, fds.pager).map_err(io("report the memory layout"))?;
+        let (sender, console) = pipe::pipe().map_err(io("create a pipe"))?;
+        let output = sender.into_blocking_fd().map_err(io("create a pipe"))?;
         let child = tokio::process::Command::new("sh")
             .args(["-c", &self.script])
             .stdin(Stdio::null())
@@ -119,20 +121,20 @@ impl Machine for FakeMachine {
     async fn save(&mut self, file: OwnedFd) -> Result<(), ControlError> {
         fs::File::from(file)
             .write_all(DEVICE_STATE)
-            .map_err(failed("save its state"))
+            .map_err(failed("save the device state"))
     }
 
     async fn load(&mut self, file: OwnedFd) -> Result<(), ControlError> {
         let mut state = Vec::new();
         fs::File::from(file)
             .read_to_end(&mut state)
-            .map_err(failed("load its state"))?;
+            .map_err(failed("load the device state"))?;
         if state == DEVICE_STATE {
             return Ok(());
         }
         Err(ControlError::Failed {
-            step: "load its state",
-            reason: "it is not one of a stand-in".to_owned(),
+            step: "load the device state",
+            reason: "the file was not saved by the fake driver".to_owned(),
         })
     }
 

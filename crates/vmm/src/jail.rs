@@ -1,17 +1,21 @@
-//! The jail of a VMM: what its process can see and do.
+//! Jail of a VMM: restricts what the VMM process can see and do.
 //!
-//! `wrenn jail --spec FILE` is started by a supervisor, becomes the jail step by step ([`enter`]), and then *is* the
-//! VMM (exec). After that the process
-//! - runs as a user and group of this sandbox only, with no capability and no way to get one;
-//! - is in the sandbox's cgroups and network namespace, in IPC, UTS and mount namespaces of its own;
-//! - sees a root file system made of `/usr` (read-only, no devices, no setuid), a `/proc` of processes only, three
-//!   devices, and its own files at constant paths below [`HOME`];
+//! A supervisor starts `wrenn jail --spec FILE`. That process enters the jail step by step
+//! ([`enter`]) and then becomes the VMM (exec). From then on the process
+//! - runs as a user and group that belong to this sandbox only, without capabilities and without a
+//!   way to gain any;
+//! - is in the sandbox's cgroups and network namespace, and in IPC, UTS and mount namespaces of its
+//!   own;
+//! - sees a root file system made of `/usr` (read-only, no devices, no setuid), a `/proc` with
+//!   processes only, three devices, and its own files at constant paths below [`HOME`];
 //! - is killed when the thread that started it ends.
 //!
-//! The paths below [`HOME`] are the same for every sandbox, because a VMM's snapshot may store them.
+//! The paths below [`HOME`] are the same for every sandbox, because a VMM's snapshot may store
+//! them.
 //!
-//! Nothing here needs undoing: mounts live in the namespace and go with the process. A failure is printed and the
-//! process exits with [`EXIT_CODE`]; the supervisor reads the text from the VMM's standard error.
+//! Nothing needs to be undone: mounts belong to the mount namespace and disappear with the process.
+//! On failure, the process prints the error and exits with [`EXIT_CODE`]; the supervisor reads the
+//! text from the VMM's standard error.
 
 use std::{
     ffi::CString,
@@ -40,68 +44,69 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Where the VMM's own files are, in the jail.
+/// Directory of the VMM's own files, in the jail.
 pub const HOME: &str = "/tmp/fc-vm";
-/// The guest's kernel, in the jail.
+/// Path of the guest's kernel, in the jail.
 pub const KERNEL: &str = "/tmp/fc-vm/vmlinux";
-/// The guest's initial RAM disk, in the jail.
+/// Path of the guest's initial RAM disk, in the jail.
 pub const INITRD: &str = "/tmp/fc-vm/initrd.img";
-/// The guest's disk, in the jail.
+/// Path of the guest's disk, in the jail.
 pub const DISK: &str = "/tmp/fc-vm/rootfs.qcow2";
-/// Directory of the frozen layers under it, in the jail: `0` is the lowest.
+/// Directory of the read-only disk layers, in the jail. `0` is the lowest layer.
 pub const DISK_LAYERS: &str = "/tmp/fc-vm/layers";
-/// The library that tells where guest memory is, in the jail.
+/// Path of the library that reports the location of guest memory, in the jail.
 pub const PRELOAD: &str = "/tmp/fc-vm/preload.so";
-/// Path by which the VMM asks for guest memory; nothing is there, the library answers.
+/// Path at which the VMM opens guest memory. No file exists there; the library handles the call.
 pub const MEMORY: &str = "/tmp/fc-vm/memory";
-/// The image under all, in the jail.
+/// Path of the disk's base image, in the jail.
 pub const BASE_DISK: &str = "/tmp/fc-vm/base";
 
 /// Exit code of a process that failed to become the jail.
 pub const EXIT_CODE: u8 = 126;
 
-/// Where the new root is put together: any directory that exists everywhere; hidden by a tmpfs in this namespace only.
+/// Mount point on which the new root is assembled: a directory that exists on every host. The tmpfs
+/// hides its content in this mount namespace only.
 const NEW_ROOT: &str = "/tmp";
 
-/// What to become.
+/// Specification of a jail.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JailSpec {
-    /// Process id of the supervisor: if it is not the parent any more, there is nobody to serve.
+    /// Process ID of the supervisor. If it is no longer the parent, the jail is not entered.
     pub parent_pid: u32,
-    /// Network namespace.
+    /// Network namespace to enter.
     pub netns: PathBuf,
-    /// cgroup directories to join.
+    /// Cgroup directories to join.
     pub cgroups: Vec<PathBuf>,
-    /// User and group id.
+    /// User and group ID to run as.
     pub uid: u32,
-    /// Files of the host to show in the jail.
+    /// Files of the host that are visible in the jail.
     pub files: Vec<JailFile>,
-    /// Device nodes of the host to make at the same path.
+    /// Device nodes of the host to create at the same path.
     pub devices: Vec<PathBuf>,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Its environment, as `NAME=value`.
+    /// Environment of the program, as `NAME=value`.
     #[serde(default)]
     pub env: Vec<String>,
 }
 
-/// A file of the host, shown in the jail.
+/// File of the host that is visible in the jail.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JailFile {
     /// Path on the host.
     pub source: PathBuf,
-    /// Path in the jail, absolute.
+    /// Absolute path in the jail.
     pub target: PathBuf,
-    /// Whether the VMM may write to it.
+    /// True if the VMM may write to the file.
     pub writable: bool,
-    /// Whether the VMM may map it as code.
+    /// True if the VMM may map the file as code.
     #[serde(default)]
     pub executable: bool,
 }
 
-/// A step into the jail that failed.
+/// Failure of one step into the jail.
 #[derive(Debug, thiserror::Error)]
-#[error("jail: could not {step}: {source}")]
+#[error("jail: failed to {step}: {source}")]
 pub struct JailError {
     step: String,
     source: io::Error,
@@ -120,7 +125,8 @@ fn failed_nix(step: impl Into<String>) -> impl FnOnce(nix::Error) -> JailError {
     }
 }
 
-/// Becomes the jail that `spec_path` describes and executes its program. Returns only if a step failed.
+/// Enters the jail described by `spec_path` and executes its program. Returns only if a step
+/// failed.
 #[must_use]
 pub fn enter(spec_path: &Path) -> JailError {
     match enter_steps(spec_path) {
@@ -130,16 +136,16 @@ pub fn enter(spec_path: &Path) -> JailError {
 }
 
 fn enter_steps(spec_path: &Path) -> Result<std::convert::Infallible, JailError> {
-    let text = fs::read(spec_path).map_err(failed("read its specification"))?;
+    let text = fs::read(spec_path).map_err(failed("read the specification"))?;
     let spec: JailSpec = serde_json::from_slice(&text)
         .map_err(io::Error::from)
-        .map_err(failed("understand its specification"))?;
+        .map_err(failed("parse the specification"))?;
     die_with_parent(&spec)?;
     join_cgroups(&spec.cgroups)?;
     enter_namespaces(&spec.netns)?;
     build_root(&spec)?;
     drop_privileges(spec.uid)?;
-    // A change of user id clears the parent-death signal.
+    // Changing the user ID clears the parent-death signal.
     die_with_parent(&spec)?;
     execute(&spec.argv, &spec.env)
 }
@@ -150,7 +156,7 @@ fn die_with_parent(spec: &JailSpec) -> Result<(), JailError> {
     if parent_id() == spec.parent_pid {
         Ok(())
     } else {
-        Err(failed("find its supervisor")(
+        Err(failed("verify that the supervisor is still the parent")(
             io::ErrorKind::NotFound.into(),
         ))
     }
@@ -175,7 +181,7 @@ fn enter_namespaces(netns: &Path) -> Result<(), JailError> {
     )))?;
     setns(&ns, CloneFlags::CLONE_NEWNET).map_err(failed_nix("enter the network namespace"))?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
-        .map_err(failed_nix("make namespaces"))?;
+        .map_err(failed_nix("create namespaces"))?;
     do_mount(
         None,
         Path::new("/"),
@@ -185,10 +191,10 @@ fn enter_namespaces(netns: &Path) -> Result<(), JailError> {
     )
 }
 
-/// Puts the new root together on a tmpfs and makes it the only one.
+/// Assembles the new root on a tmpfs and makes it the only root.
 fn build_root(spec: &JailSpec) -> Result<(), JailError> {
     let root = Path::new(NEW_ROOT);
-    // Sources may lie below the directory that the tmpfs hides, so they are held open first.
+    // Sources may be below the directory that the tmpfs hides, so they are opened first.
     let files = open_sources(&spec.files)?;
     do_mount(
         Some("tmpfs"),
@@ -225,9 +231,9 @@ fn build_root(spec: &JailSpec) -> Result<(), JailError> {
         hardened,
         Some("hidepid=2,subset=pid"),
     )?;
-    pivot_root(root, &root.join("old")).map_err(failed_nix("change the root"))?;
+    pivot_root(root, &root.join("old")).map_err(failed_nix("pivot to the new root"))?;
     chdir("/").map_err(failed_nix("enter the new root"))?;
-    umount2("/old", MntFlags::MNT_DETACH).map_err(failed_nix("leave the old root"))?;
+    umount2("/old", MntFlags::MNT_DETACH).map_err(failed_nix("unmount the old root"))?;
     fs::remove_dir("/old").map_err(failed("remove the old root's mount point"))?;
     do_mount(
         None,
@@ -251,7 +257,8 @@ fn open_sources(files: &[JailFile]) -> Result<Vec<fs::File>, JailError> {
         .collect()
 }
 
-/// `/lib` and friends: a link into `/usr` on a merged system, else a directory of its own.
+/// Makes `/lib` and similar directories visible: a link into `/usr` on a merged system, otherwise a
+/// bind mount.
 fn show_system_dir(name: &str, root: &Path) -> Result<(), JailError> {
     let source = Path::new("/").join(name);
     let target = root.join(name);
@@ -279,7 +286,8 @@ fn bind_read_only(source: &Path, target: &Path) -> Result<(), JailError> {
     )
 }
 
-/// A node of its own for each device, which only this sandbox's user can open: the host's may be root's alone.
+/// Creates one node per device that only this sandbox's user can open. The host's own nodes may be
+/// restricted to root.
 fn make_devices(spec: &JailSpec, root: &Path) -> Result<(), JailError> {
     do_mount(
         Some("tmpfs"),
@@ -292,7 +300,7 @@ fn make_devices(spec: &JailSpec, root: &Path) -> Result<(), JailError> {
         let inside = device.strip_prefix("/").unwrap_or(device);
         let target = root.join(inside);
         let number = fs::metadata(device)
-            .map_err(failed(format!("find {}", device.display())))?
+            .map_err(failed(format!("inspect {}", device.display())))?
             .rdev();
         mknod(
             &target,
@@ -300,10 +308,12 @@ fn make_devices(spec: &JailSpec, root: &Path) -> Result<(), JailError> {
             Mode::S_IRUSR | Mode::S_IWUSR,
             number,
         )
-        .map_err(failed_nix(format!("make {}", target.display())))?;
+        .map_err(failed_nix(format!("create {}", target.display())))?;
         let (user, group) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.uid));
-        chown(&target, Some(user), Some(group))
-            .map_err(failed_nix(format!("give away {}", target.display())))?;
+        chown(&target, Some(user), Some(group)).map_err(failed_nix(format!(
+            "change the owner of {}",
+            target.display()
+        )))?;
     }
     Ok(())
 }
@@ -325,13 +335,13 @@ fn bind_file(file: &JailFile, source: &fs::File, root: &Path) -> Result<(), Jail
 }
 
 fn make_dir(path: &Path) -> Result<(), JailError> {
-    fs::create_dir(path).map_err(failed(format!("make {}", path.display())))
+    fs::create_dir(path).map_err(failed(format!("create {}", path.display())))
 }
 
 fn make_file(path: &Path) -> Result<(), JailError> {
     fs::File::create(path)
         .map(drop)
-        .map_err(failed(format!("make {}", path.display())))
+        .map_err(failed(format!("create {}", path.display())))
 }
 
 fn do_mount(
@@ -346,23 +356,23 @@ fn do_mount(
 }
 
 fn drop_privileges(uid: u32) -> Result<(), JailError> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed_nix("forbid core dumps"))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed_nix("disable core dumps"))?;
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-    setgroups(&[]).map_err(failed_nix("drop its groups"))?;
-    setresgid(group, group, group).map_err(failed_nix("change its group"))?;
-    // Leaving user id 0 drops every capability.
-    setresuid(user, user, user).map_err(failed_nix("change its user"))?;
-    prctl::set_no_new_privs().map_err(failed_nix("forbid new privileges"))
+    setgroups(&[]).map_err(failed_nix("drop the supplementary groups"))?;
+    setresgid(group, group, group).map_err(failed_nix("change the group ID"))?;
+    // Changing from user ID 0 to another user ID drops all capabilities.
+    setresuid(user, user, user).map_err(failed_nix("change the user ID"))?;
+    prctl::set_no_new_privs().map_err(failed_nix("set no_new_privs"))
 }
 
 fn execute(argv: &[String], env: &[String]) -> Result<std::convert::Infallible, JailError> {
     let args = c_strings(argv)?;
     let Some(program) = args.first() else {
-        return Err(failed("find its program")(
+        return Err(failed("find the program to execute")(
             io::ErrorKind::InvalidInput.into(),
         ));
     };
-    // The host's settings must not reach the VMM through its environment.
+    // The host's environment must not reach the VMM.
     let mut env = c_strings(env)?;
     env.extend(c_strings(&[format!("HOME={HOME}")])?);
     execve(program, &args, &env).map_err(failed_nix(format!("execute {}", argv[0])))
@@ -371,7 +381,7 @@ fn execute(argv: &[String], env: &[String]) -> Result<std::convert::Infallible, 
 fn c_strings(texts: &[String]) -> Result<Vec<CString>, JailError> {
     let c_string = |text: &String| {
         CString::new(text.as_bytes()).map_err(|_| {
-            failed("pass an argument that holds a NUL byte")(io::ErrorKind::InvalidInput.into())
+            failed("encode an argument, it contains a NUL byte")(io::ErrorKind::InvalidInput.into())
         })
     };
     texts.iter().map(c_string).collect()

@@ -1,11 +1,14 @@
-//! Virtual machine monitors behind one trait: [`VmmDriver`] starts a machine, [`Machine`] is one that runs.
+//! Virtual machine monitors (VMMs) behind one trait: [`VmmDriver`] starts a VM, [`Machine`] is a
+//! running VM.
 //!
-//! A driver owns the VMM's process and its control socket. It never touches networks, cgroups or disks: it is handed
-//! open descriptors and paths ([`MachineConfig`], [`MachineFds`]), and starts the VMM inside a [`jail`], so that the
-//! VMM sees the files of its own sandbox and nothing else of the host.
+//! A driver owns the VMM process and its control socket. It never touches networks, cgroups or
+//! disks: it receives open descriptors and paths ([`MachineConfig`], [`MachineFds`]). It starts the
+//! VMM inside a [`jail`], so the VMM sees the files of its own sandbox and nothing else of the
+//! host.
 //!
-//! When a machine value is dropped its process is killed; when the process that holds it dies, the kernel kills the
-//! VMM (parent-death signal). A VMM therefore never outlives the one that serves its memory.
+//! Dropping a machine value kills its VMM. If the process that holds the value dies, the kernel
+//! kills the VMM (parent-death signal). A VMM therefore never outlives the process that serves its
+//! memory.
 #![forbid(unsafe_code)]
 
 mod driver;

@@ -1,5 +1,5 @@
-//! QEMU: the driver that works everywhere, with KVM where there is hardware virtualization and in software (TCG) where
-//! there is none.
+//! QEMU driver. Works on every host: with KVM if there is hardware virtualization, otherwise with
+//! software emulation (TCG).
 
 mod api;
 mod command_line;

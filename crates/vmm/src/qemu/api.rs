@@ -1,8 +1,9 @@
-//! QMP, QEMU's control protocol: one JSON object a line.
+//! QMP, the control protocol of QEMU: one JSON object per line.
 //!
-//! Source: QEMU's `docs/interop/qmp-spec.txt`. After the greeting, each command is answered by an object with `return` or
-//! `error`; objects with `event` may come at any time in between. This client sends one command at a time. It does not
-//! use a library because descriptors must travel beside commands (`getfd`), and a dozen commands are all it needs.
+//! Source: QEMU's `docs/interop/qmp-spec.txt`. After the greeting, QEMU answers each command with
+//! an object that has `return` or `error`. Objects with `event` may arrive at any time in between.
+//! This client sends one command at a time. It uses no library, because some commands are sent
+//! together with descriptors (`getfd`), and it needs only a dozen commands.
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -15,13 +16,13 @@ use tokio::{
 
 use crate::ControlError;
 
-/// The longest line that is accepted from QEMU, bytes.
+/// Maximum length of a line from QEMU, in bytes.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
-/// What one line from QEMU says.
+/// Message on one line from QEMU.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
-    /// With QEMU's version, where it tells one.
+    /// Carries QEMU's version, if the greeting contains one.
     Greeting(Option<String>),
     Return(Value),
     Error(String),
@@ -31,7 +32,7 @@ pub(super) enum Line {
     },
 }
 
-/// Reads a line of QMP; `None` if it is not one.
+/// Parses a line of QMP. Returns `None` if it is not a QMP message.
 pub(super) fn parse_line(line: &str) -> Option<Line> {
     let mut object: Value = serde_json::from_str(line).ok()?;
     let map = object.as_object_mut()?;
@@ -42,7 +43,7 @@ pub(super) fn parse_line(line: &str) -> Option<Line> {
         return Some(Line::Return(value));
     }
     if let Some(error) = map.remove("error") {
-        let text = error["desc"].as_str().unwrap_or("no reason given");
+        let text = error["desc"].as_str().unwrap_or("no reason reported");
         return Some(Line::Error(text.to_owned()));
     }
     let name = map.get("event")?.as_str()?.to_owned();
@@ -50,7 +51,7 @@ pub(super) fn parse_line(line: &str) -> Option<Line> {
     Some(Line::Event { name, data })
 }
 
-/// Three numbers, as `qemu --version` has them.
+/// Returns the three numbers that `qemu --version` prints.
 fn version_of(greeting: &Value) -> Option<String> {
     let qemu = &greeting["version"]["qemu"];
     let number = |name: &str| qemu[name].as_u64();
@@ -58,24 +59,24 @@ fn version_of(greeting: &Value) -> Option<String> {
     Some(format!("{major}.{minor}.{micro}"))
 }
 
-/// A connection to QEMU.
+/// Connection to QEMU.
 pub(super) struct Qmp {
     reader: BufReader<unix::OwnedReadHalf>,
     writer: unix::OwnedWriteHalf,
-    /// The line that is being read: kept here so that a reader may be dropped in its middle.
+    /// Line that is being read. Kept here so that a read may be cancelled in the middle of a line.
     partial: Vec<u8>,
-    /// Why the guest stopped, if QEMU has said so.
+    /// Reason for the guest's shutdown, if QEMU has reported one.
     shutdown_reason: Option<String>,
-    /// The last status of a migration that QEMU has told.
+    /// Last migration status reported by QEMU.
     migration: Option<String>,
-    /// It has stopped the guest because of a write that failed.
+    /// True if QEMU has paused the guest after a failed write.
     stalled: bool,
-    /// QEMU's version, if it has told.
+    /// QEMU's version, if it has been reported.
     version: Option<String>,
 }
 
 impl Qmp {
-    /// Greets QEMU and leaves negotiation mode.
+    /// Reads QEMU's greeting and leaves negotiation mode.
     pub(super) async fn negotiate(stream: UnixStream) -> Result<Self, ControlError> {
         let (reader, writer) = stream.into_split();
         let mut qmp = Self {
@@ -97,7 +98,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for its response.
     pub(super) async fn command(
         &mut self,
         name: &'static str,
@@ -110,7 +111,7 @@ impl Qmp {
         self.answer(name).await
     }
 
-    /// Sends a command with a descriptor beside it, and waits for its answer.
+    /// Sends a command together with a descriptor and waits for its response.
     pub(super) async fn command_with_fd(
         &mut self,
         name: &'static str,
@@ -147,7 +148,7 @@ impl Qmp {
         }
     }
 
-    /// Waits until a migration that was begun has ended; true if it succeeded.
+    /// Waits for the end of a migration that was started. Returns true if it succeeded.
     pub(super) async fn migration_ended(&mut self) -> Result<bool, ControlError> {
         loop {
             match self.migration.as_deref() {
@@ -159,7 +160,7 @@ impl Qmp {
         }
     }
 
-    /// Forgets the status of the migration before.
+    /// Clears the status of the previous migration.
     pub(super) fn expect_migration(&mut self) {
         self.migration = None;
     }
@@ -169,22 +170,22 @@ impl Qmp {
         while self.read_line().await.is_ok() {}
     }
 
-    /// QEMU's version, if it has told.
+    /// QEMU's version, if it has been reported.
     pub(super) fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
 
-    /// Why the guest stopped, if QEMU has said so.
+    /// Reason for the guest's shutdown, if QEMU has reported one.
     pub(super) fn shutdown_reason(&self) -> Option<&str> {
         self.shutdown_reason.as_deref()
     }
 
-    /// Whether the guest stands still because a write of it failed.
+    /// True if the guest is paused because one of its writes failed.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled
     }
 
-    /// Cancel safe: what was read of a line is kept for the next call.
+    /// Reads one line. Cancel safe: the part read so far is kept for the next call.
     async fn read_line(&mut self) -> io::Result<Line> {
         loop {
             let available = self.reader.fill_buf().await?;
@@ -218,7 +219,7 @@ impl Qmp {
                 let reason = data["reason"].as_str().unwrap_or("unknown");
                 self.shutdown_reason = Some(reason.to_owned());
             }
-            // By default a full disk stops the guest; any other error is the guest's to see.
+            // By default a full disk pauses the guest. Other errors are reported to the guest.
             "BLOCK_IO_ERROR" if data["action"] == "stop" => self.stalled = true,
             "RESUME" => self.stalled = false,
             "MIGRATION" => self.migration = data["status"].as_str().map(str::to_owned),
@@ -253,7 +254,7 @@ fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Re
 
 fn lost(source: io::Error) -> ControlError {
     ControlError::Io {
-        step: "talk to QEMU",
+        step: "communicate with QEMU",
         source,
     }
 }

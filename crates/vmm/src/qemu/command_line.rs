@@ -1,4 +1,4 @@
-//! What QEMU is started with: its arguments, its environment, and the files and devices of its jail.
+//! Start parameters of QEMU: its arguments, its environment, and the files and devices of its jail.
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
@@ -13,18 +13,20 @@ use crate::{
     jail::{self, JailFile},
 };
 
-/// Name of the disk's uppermost node at the start.
+/// Name of the disk's topmost block node at start.
 pub(super) const ROOT_NODE: &str = "root";
 
-/// Size of the translation cache under TCG, MiB. QEMU's own default is 1 GiB, which many sandboxes on a host cannot have.
+/// Size of the translation cache under TCG, MiB. QEMU's default is 1 GiB, which is too much for
+/// many sandboxes on one host.
 const TCG_CACHE_MIB: u32 = 128;
 
-/// The CPU under TCG. x86-64-v2 and no more: what a newer model adds costs more to emulate than it gives. `arat` says that the
-/// local timer goes on while the CPU sleeps, which it always does here. Without it Linux keeps a tick of 250 Hz, which costs an
-/// idle guest 3 % of a host's CPU, and has no timers finer than 4 ms.
+/// CPU model under TCG. Limited to x86-64-v2, because the features of newer models cost more to
+/// emulate than they gain. `arat` declares that the local timer keeps running while the CPU sleeps,
+/// which is always true here. Without it Linux keeps a 250 Hz tick, which costs an idle guest 3 %
+/// of a host CPU, and has no timers finer than 4 ms.
 const TCG_CPU: &str = "Nehalem-v1,+arat";
 
-/// Descriptors that QEMU inherits and finds by number.
+/// Descriptors that QEMU inherits and refers to by number.
 pub(super) struct Inherited<'a> {
     pub(super) memory: &'a OwnedFd,
     pub(super) pager: &'a OwnedFd,
@@ -33,14 +35,16 @@ pub(super) struct Inherited<'a> {
     pub(super) qmp: &'a OwnedFd,
 }
 
-/// QEMU's arguments. Why each is there: `design` section 3 and `docs/decisions/`.
+/// Returns QEMU's arguments. The reasons for each are in `design` section 3 and in
+/// `docs/decisions/`.
 pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<String> {
     let memory = config.memory_mib;
     let (accel, cpu) = match config.accel {
         Accel::Kvm => ("kvm".to_owned(), "host"),
         Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), TCG_CPU),
     };
-    // Which pages the guest changed is told by whose they are: the kernel must not give it equal pages of others for its own.
+    // A page that the guest changed is recognized by being an anonymous page of this process alone.
+    // The kernel must therefore not merge it with equal pages of other processes.
     let memory_backend = format!(
         "memory-backend-file,id=ram,size={memory}M,mem-path={},share=on,merge=off",
         jail::MEMORY
@@ -108,7 +112,8 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
     line
 }
 
-/// The disk as a tree of nodes. Written out, so that what the files' own headers say of their backing files does not matter.
+/// Returns the disk as a tree of block nodes. The tree overrides the backing files named in the
+/// qcow2 headers.
 fn block_device(layers: usize) -> Value {
     let file = |path: &str| json!({ "driver": "file", "filename": path });
     let mut below = json!({ "driver": "raw", "read-only": true, "file": file(jail::BASE_DISK) });
@@ -129,7 +134,7 @@ fn block_device(layers: usize) -> Value {
     })
 }
 
-/// What the library in QEMU is told (`wrenn-preload`).
+/// Returns the environment that configures the library inside QEMU (`wrenn-preload`).
 pub(super) fn environment(start: Start, fds: &Inherited<'_>) -> Vec<String> {
     let mode = match start {
         Start::Boot => "anonymous",

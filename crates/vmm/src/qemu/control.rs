@@ -1,7 +1,8 @@
-//! Freezing, saving and restoring a QEMU machine.
+//! Pausing, saving and restoring a QEMU VM.
 //!
-//! CPU and devices travel as a migration stream without memory (`x-ignore-shared`: QEMU believes that its memory is a
-//! shared file). Source: QEMU's `docs/devel/migration.rst` and `qapi/migration.json`.
+//! CPU and device state is transferred as a migration stream without memory (`x-ignore-shared`:
+//! QEMU assumes that its memory is a shared file). Source: QEMU's `docs/devel/migration.rst` and
+//! `qapi/migration.json`.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -14,24 +15,25 @@ use tokio::time::{sleep, timeout};
 use super::{command_line::ROOT_NODE, process::QemuMachine};
 use crate::ControlError;
 
-/// How long QEMU may take to answer a command that only changes its own state.
+/// Deadline for a command that only changes QEMU's own state.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long it may take to write or read the state of its devices (about 50 kB), or to flush the disk.
+/// Deadline for writing or reading the device state (about 50 kB), or for flushing the disk.
 const STATE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Between two looks at whether a migration is finalized, which takes less.
+/// Interval between checks for the end of a migration. Finalizing takes less.
 const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Name under which QEMU holds the descriptor of a state file.
+/// Name of a state file's descriptor in QEMU.
 const STATE_FD: &str = "state";
 
-/// Which node of the disk's tree is the uppermost.
+/// Topmost node of the disk's tree.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
-    /// The overlay that is written to; 0 is the one that the machine began with.
+    /// Number of the overlay that is written to. 0 is the overlay that the VM started with.
     uppermost: u32,
-    /// The last overlay that was opened. One that could not be put on top stays open, unused: its number is not used again.
+    /// Number of the overlay opened last. An overlay that could not be put on top stays open and
+    /// unused, so its number is not used again.
     opened: u32,
 }
 
@@ -45,15 +47,16 @@ impl Disks {
 }
 
 impl QemuMachine {
-    /// Sets what every migration of this process needs.
+    /// Sets the options that every migration of this process needs.
     pub(super) async fn prepare(&mut self) -> Result<(), ControlError> {
         let capabilities = json!({ "capabilities": [
             { "capability": "x-ignore-shared", "state": true },
             { "capability": "events", "state": true },
         ] });
         self.tell("migrate-set-capabilities", capabilities).await?;
-        // A guest is where it was: the host's end of its link has a constant address. To announce itself would be among the first
-        // things that it does after a restore.
+        // A restored guest is reachable as before, because the host's end of its link has a
+        // constant address. An announcement would be among the guest's first actions after a
+        // restore.
         let parameters = json!({ "announce-rounds": 0 });
         self.tell("migrate-set-parameters", parameters).await
     }
@@ -67,11 +70,11 @@ impl QemuMachine {
     }
 
     pub(super) async fn save_devices(&mut self, file: OwnedFd) -> Result<(), ControlError> {
-        self.migrate("save its state", "migrate", file).await
+        self.migrate("save the device state", "migrate", file).await
     }
 
     pub(super) async fn load_devices(&mut self, file: OwnedFd) -> Result<(), ControlError> {
-        self.migrate("load its state", "migrate-incoming", file)
+        self.migrate("load the device state", "migrate-incoming", file)
             .await
     }
 
@@ -93,7 +96,7 @@ impl QemuMachine {
                 return self.await_finalized().await;
             }
             let info = self.qmp.command("query-migrate", Value::Null).await?;
-            let reason = info["error-desc"].as_str().unwrap_or("it gives no reason");
+            let reason = info["error-desc"].as_str().unwrap_or("no reason reported");
             Err(ControlError::Failed {
                 step,
                 reason: reason.to_owned(),
@@ -107,7 +110,8 @@ impl QemuMachine {
             }))
     }
 
-    /// A migration is told to have ended a moment before QEMU has left the state in which it refuses `cont`.
+    /// Waits until QEMU accepts `cont`. QEMU reports the end of a migration slightly before it
+    /// leaves the state in which it rejects `cont`.
     async fn await_finalized(&mut self) -> Result<(), ControlError> {
         loop {
             let info = self.qmp.command("query-status", Value::Null).await?;
@@ -126,7 +130,7 @@ impl QemuMachine {
         timeout(STATE_DEADLINE, add)
             .await
             .unwrap_or(Err(ControlError::Deadline {
-                step: "open a new layer of its disk",
+                step: "open a new disk layer",
                 deadline: STATE_DEADLINE,
             }))?;
         let switch = json!({ "node": below, "overlay": node });
@@ -135,7 +139,8 @@ impl QemuMachine {
         Ok(())
     }
 
-    /// The jail does not show the new file, so QEMU gets it as descriptors: one for each way in which it opens it.
+    /// Adds an overlay. The new file is not visible in the jail, so QEMU receives it as
+    /// descriptors, one per access mode in which it opens the file.
     async fn add_overlay(
         &mut self,
         number: u32,
@@ -151,15 +156,15 @@ impl QemuMachine {
             rustix::fs::Mode::empty(),
         )
         .map_err(|error| ControlError::Io {
-            step: "open a new layer of its disk",
+            step: "open a new disk layer",
             source: error.into(),
         })?;
         for fd in [&overlay, &read_only] {
             let set = json!({ "fdset-id": number });
             self.qmp.command_with_fd("add-fd", set, fd.as_fd()).await?;
         }
-        // Without locks: QEMU keeps its first descriptor of the set, and with it the lock for writing, when it opens the file again
-        // for reading only. Nobody else has the file.
+        // Locking is off: QEMU keeps the first descriptor of the set, and with it the write lock,
+        // when it reopens the file read-only. No other process uses the file.
         let file = json!({
             "driver": "file",
             "filename": format!("/dev/fdset/{number}"),

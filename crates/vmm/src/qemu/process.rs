@@ -1,4 +1,4 @@
-//! QEMU's process: its command line, its start in the jail, its end.
+//! QEMU process: command line, start in the jail, exit.
 
 use std::{
     fs, io,
@@ -26,28 +26,30 @@ use crate::{
     VmmDriver, jail::JailSpec,
 };
 
-/// How long QEMU may take to its first answer. Generous: it maps guest memory and links a hundred libraries first.
+/// Deadline for QEMU's first response. Generous, because QEMU first maps guest memory and links a
+/// hundred libraries.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How much of QEMU's standard error is kept for an error message, bytes.
+/// Maximum part of QEMU's standard error kept for an error message, in bytes.
 const STDERR_KEEP_BYTES: u64 = 4096;
 
-/// How much of what a running QEMU prints goes to the log, bytes.
+/// Maximum output of a running QEMU that is logged, in bytes.
 const STDERR_LOG_BYTES: usize = 64 * 1024;
 
-/// Starts QEMU machines.
+/// Starts QEMU VMs.
 #[derive(Debug, Clone)]
 pub struct Qemu {
-    /// The `wrenn` executable, for its `jail` verb.
+    /// Path of the `wrenn` executable, used for its `jail` command.
     wrenn_exe: PathBuf,
-    /// The library that goes into QEMU (`wrenn-preload`).
+    /// Path of the library that is loaded into QEMU (`wrenn-preload`).
     preload: PathBuf,
-    /// The QEMU executable.
+    /// Path of the QEMU executable.
     qemu_exe: PathBuf,
 }
 
 impl Qemu {
-    /// A driver that jails QEMU with `wrenn_exe`, and the library `preload` in it.
+    /// Creates a driver that runs QEMU in a jail made by `wrenn_exe`, with the library `preload`
+    /// loaded into it.
     #[must_use]
     pub fn new(wrenn_exe: PathBuf, preload: PathBuf) -> Self {
         Self {
@@ -60,7 +62,7 @@ impl Qemu {
     fn spawn(&self, config: &MachineConfig, fds: MachineFds) -> Result<Spawned, LaunchError> {
         let io = |step| move |source| LaunchError::Io { step, source };
         let (qmp, qemu_qmp) =
-            std::os::unix::net::UnixStream::pair().map_err(io("make a socket"))?;
+            std::os::unix::net::UnixStream::pair().map_err(io("create a socket pair"))?;
         let qemu_qmp = OwnedFd::from(qemu_qmp);
         let inherited = Inherited {
             memory: &fds.memory,
@@ -79,11 +81,11 @@ impl Qemu {
             argv: command_line(&self.qemu_exe, config, &inherited),
             env: environment(config.start, &inherited),
         };
-        let spec_file = spec_memfd(&spec).map_err(io("write the jail's specification"))?;
-        let (console, console_end) = console_pipe().map_err(io("make the console's pipe"))?;
+        let spec_file = spec_memfd(&spec).map_err(io("write the jail specification"))?;
+        let (console, console_end) = console_pipe().map_err(io("create the console pipe"))?;
         let passed = [&fds.memory, &fds.pager, &fds.tap, &qemu_qmp, &spec_file];
         for fd in passed.into_iter().chain(&fds.userfaultfd) {
-            keep_across_exec(fd).map_err(io("pass on a descriptor"))?;
+            keep_across_exec(fd).map_err(io("make a descriptor inheritable"))?;
         }
         let child = Command::new(&self.wrenn_exe)
             .args(["jail", "--spec"])
@@ -95,8 +97,9 @@ impl Qemu {
             .kill_on_drop(true)
             .spawn()
             .map_err(io("start the jail"))?;
-        qmp.set_nonblocking(true).map_err(io("set up a socket"))?;
-        let qmp = UnixStream::from_std(qmp).map_err(io("set up a socket"))?;
+        qmp.set_nonblocking(true)
+            .map_err(io("configure the QMP socket"))?;
+        let qmp = UnixStream::from_std(qmp).map_err(io("configure the QMP socket"))?;
         Ok(Spawned {
             child,
             console,
@@ -149,7 +152,7 @@ impl VmmDriver for Qemu {
     }
 }
 
-/// QEMU hung up before it greeted: says why.
+/// Builds the error for a QEMU that closed the connection before its greeting.
 async fn ended(child: &mut Child, stderr: Option<ChildStderr>) -> LaunchError {
     let grace = Duration::from_secs(2);
     let exit = match timeout(grace, child.wait()).await {
@@ -159,7 +162,7 @@ async fn ended(child: &mut Child, stderr: Option<ChildStderr>) -> LaunchError {
     let mut text = String::new();
     if let Some(stderr) = stderr {
         let mut limited = stderr.take(STDERR_KEEP_BYTES);
-        // Whatever could be read is shown; the exit itself is the error.
+        // Any output read so far is included. The exit itself is the error.
         let _ = timeout(grace, limited.read_to_string(&mut text)).await;
     }
     LaunchError::Ended {
@@ -168,8 +171,9 @@ async fn ended(child: &mut Child, stderr: Option<ChildStderr>) -> LaunchError {
     }
 }
 
-/// Reads what QEMU prints until QEMU is gone, so that its pipe never fills. The first of it goes to the supervisor's log,
-/// the rest nowhere: a guest may be able to make QEMU talk, and must not fill the host's disk.
+/// Reads QEMU's standard error until QEMU exits, so that the pipe never fills up. The first part
+/// goes to the supervisor's log and the rest is discarded: a guest may be able to make QEMU print,
+/// and must not fill the host's disk.
 fn log_stderr(mut stderr: ChildStderr) {
     tokio::spawn(async move {
         let mut buffer = [0; 1024];
@@ -177,14 +181,14 @@ fn log_stderr(mut stderr: ChildStderr) {
         while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
             if left > 0 {
                 let text = String::from_utf8_lossy(&buffer[..read]);
-                tracing::warn!(text = text.trim(), "QEMU says");
+                tracing::warn!(text = text.trim(), "QEMU output");
             }
             left = left.saturating_sub(read);
         }
     });
 }
 
-/// A QEMU that runs.
+/// Running QEMU VM.
 pub struct QemuMachine {
     child: Child,
     pid: u32,
@@ -237,12 +241,12 @@ impl Machine for QemuMachine {
         if let Some(exit) = &self.exit {
             return exit.clone();
         }
-        // QEMU says why it stops just before it does, so its words are read to the end first.
+        // QEMU reports the reason just before it exits, so the connection is read to its end first.
         self.qmp.drain().await;
         let exit = match self.child.wait().await {
             Ok(status) => exit_of(status, self.qmp.shutdown_reason()),
             Err(error) => {
-                tracing::error!(%error, "could not wait for QEMU");
+                tracing::error!(%error, "failed to wait for QEMU");
                 MachineExit::Exited { code: -1 }
             }
         };
@@ -281,7 +285,7 @@ fn exit_of(status: std::process::ExitStatus, reason: Option<&str>) -> MachineExi
     }
 }
 
-/// The jail's specification in a file without a name, so that nothing is left of it.
+/// Writes the jail specification to an unnamed file, so that nothing of it remains.
 fn spec_memfd(spec: &JailSpec) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create(c"jail", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = fs::File::from(fd);
@@ -289,7 +293,8 @@ fn spec_memfd(spec: &JailSpec) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The guest's console: what QEMU writes comes out of the first, non-blocking, end.
+/// Creates the pipe of the guest's console. The first end is non-blocking and yields what QEMU
+/// writes to the second.
 fn console_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&reader, true)?;
