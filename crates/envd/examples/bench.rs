@@ -1,6 +1,7 @@
-//! What the guest agent costs, beside the same thing done without it: `bench ENVD`, where `ENVD` is the agent's program.
+//! Benchmark of the guest agent against the same operations without it: `bench ENVD`, where `ENVD`
+//! is the path of the agent executable.
 //!
-//! Prints one JSON object; times are medians. Runs in a network name space of its own, so it needs root.
+//! Prints one JSON object; times are medians. Runs in its own network namespace, so it needs root.
 
 use std::{
     error::Error,
@@ -28,19 +29,19 @@ const TRANSFERS: usize = 9;
 const TRANSFER_BYTES: usize = 64 << 20;
 const ENTRIES: usize = 10_000;
 const STREAMS: usize = 1_000;
-/// What the agent may take when it has nothing to do, KiB.
+/// Maximum resident memory of an idle agent, KiB.
 const MOST_IDLE_KIB: u64 = 8 * 1024;
 const IDLE: Duration = Duration::from_secs(10);
 
 fn main() -> Outcome<()> {
     let program = std::env::args().nth(1).ok_or("usage: bench ENVD")?;
-    // Before there is a second thread: a name space is a thread's.
+    // Must run before a second thread exists, because a namespace belongs to a thread.
     unshare(CloneFlags::CLONE_NEWNET)?;
     let up = Command::new("ip")
         .args(["link", "set", "lo", "up"])
         .status()?;
     if !up.success() {
-        return Err("the loopback device does not come up".into());
+        return Err("failed to set the loopback device up".into());
     }
     let agent = Agent::start(&program)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -51,18 +52,18 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// The agent under test; dropping it ends it.
+/// Agent under test. Dropping it kills the agent.
 struct Agent(Child);
 
 impl Agent {
     fn start(program: &str) -> Outcome<Self> {
-        // Nothing is to be found where control groups and metadata would be.
+        // These settings point to no usable cgroup root and no metadata service.
         let quiet = ["--cgroup-root", "/proc", "--metadata", "127.0.0.1:1"];
         let agent = Self(Command::new(program).args(quiet).spawn()?);
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(address()).is_err() {
             if Instant::now() > deadline {
-                return Err("the agent does not listen".into());
+                return Err("timed out waiting for the agent to listen".into());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -77,7 +78,7 @@ impl Agent {
         Ok(word.ok_or("no VmRSS")?.parse()?)
     }
 
-    /// Time on a CPU, of its main thread.
+    /// CPU time of the agent's main thread.
     fn busy(&self) -> Outcome<Duration> {
         let text = fs::read_to_string(format!("/proc/{}/schedstat", self.0.id()))?;
         let word = text.split_whitespace().next().ok_or("no schedstat")?;
@@ -87,7 +88,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The agent may already have exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -122,7 +123,7 @@ async fn measure(agent: &Agent, program: &str) -> Outcome<Value> {
     }))
 }
 
-/// Reading the tables of sockets, as is done once a second, microseconds.
+/// Returns the time to read the socket tables, as the agent does once per second, in microseconds.
 fn tables_us() -> Outcome<u64> {
     let mut times = Vec::new();
     for _ in 0..RUNS {
@@ -134,7 +135,7 @@ fn tables_us() -> Outcome<u64> {
     Ok(u64::try_from(median(times).as_micros())?)
 }
 
-/// Start to exit, in microseconds.
+/// Measures the time from start to exit of a process, in microseconds.
 async fn processes(client: &ProcessClient<HttpClient>) -> Outcome<Value> {
     let mut agent = Vec::new();
     let mut bare = Vec::new();
@@ -160,7 +161,7 @@ async fn processes(client: &ProcessClient<HttpClient>) -> Outcome<Value> {
             ended |= matches!(event, Some(Event::End(_)));
         }
         if !ended {
-            return Err("a process has no end".into());
+            return Err("a process stream ended without an end event".into());
         }
         agent.push(begin.elapsed());
         let begin = Instant::now();
@@ -171,7 +172,7 @@ async fn processes(client: &ProcessClient<HttpClient>) -> Outcome<Value> {
     Ok(json!({ "agent": us(agent)?, "bare": us(bare)? }))
 }
 
-/// Up and down, in millions of bytes a second.
+/// Measures uploads and downloads, in millions of bytes per second.
 async fn transfers(dir: &Path) -> Outcome<Value> {
     let (here, there) = (dir.join("bare"), dir.join("agent"));
     let content: Vec<u8> = (0..251).cycle().take(TRANSFER_BYTES).collect();
@@ -194,7 +195,7 @@ async fn transfers(dir: &Path) -> Outcome<Value> {
         let got = client.get(&url).send().await?.bytes().await?;
         down.push(begin.elapsed());
         if got != content {
-            return Err("a file came back changed".into());
+            return Err("the downloaded file differs from the uploaded file".into());
         }
         let begin = Instant::now();
         fs::File::create(&here)?.write_all(&content)?;
@@ -213,7 +214,7 @@ async fn transfers(dir: &Path) -> Outcome<Value> {
     }))
 }
 
-/// A long directory, in milliseconds.
+/// Measures the listing of a large directory, in milliseconds.
 async fn list(client: &FilesystemClient<HttpClient>, dir: &Path) -> Outcome<Value> {
     let dir = dir.join("many");
     fs::create_dir(&dir)?;
@@ -230,7 +231,7 @@ async fn list(client: &FilesystemClient<HttpClient>, dir: &Path) -> Outcome<Valu
         let entries = client.list_dir(request).await?.into_owned().entries;
         agent.push(begin.elapsed());
         if entries.len() != ENTRIES {
-            return Err("entries are missing".into());
+            return Err("the listing is incomplete".into());
         }
         let begin = Instant::now();
         for entry in fs::read_dir(&dir)? {
@@ -242,7 +243,8 @@ async fn list(client: &FilesystemClient<HttpClient>, dir: &Path) -> Outcome<Valu
     Ok(json!({ "agent": ms(agent), "bare": ms(bare) }))
 }
 
-/// Memory of a stream that waits, KiB: many clients follow one process that says nothing.
+/// Measures the memory of a waiting stream, KiB: many clients follow one process that prints
+/// nothing.
 fn streams(agent: &Agent) -> Outcome<f64> {
     let _quiet = stream(
         "Start",
@@ -259,7 +261,7 @@ fn streams(agent: &Agent) -> Outcome<f64> {
     Ok((grown as f64 / STREAMS as f64 * 10.0).round() / 10.0)
 }
 
-/// Memory after the agent was told to get ready to be frozen, KiB.
+/// Measures resident memory after the agent prepared for a snapshot, KiB.
 fn prepared(agent: &Agent) -> Outcome<u64> {
     post(
         "/snapshot/prepare",
@@ -268,7 +270,7 @@ fn prepared(agent: &Agent) -> Outcome<u64> {
     agent.resident_kib()
 }
 
-/// A call whose answer does not matter.
+/// Sends a request and ignores the response.
 fn post(path: &str, body: &str) -> Outcome<()> {
     let mut connection = TcpStream::connect(address())?;
     write!(
@@ -297,7 +299,7 @@ fn stream(method: &str, message: &str) -> Outcome<TcpStream> {
     let mut piece = [0; 4096];
     while !String::from_utf8_lossy(&seen).contains("\"start\"") {
         match connection.read(&mut piece)? {
-            0 => return Err(format!("{method} ends at once").into()),
+            0 => return Err(format!("the {method} stream ended before its start event").into()),
             length => seen.extend(&piece[..length]),
         }
     }

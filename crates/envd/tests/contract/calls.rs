@@ -1,4 +1,4 @@
-//! Connect calls, with the generated clients.
+//! Connect calls through the generated clients.
 
 use std::time::Duration;
 
@@ -25,16 +25,16 @@ use crate::world::World;
 
 pub(crate) type Body = <HttpClient as ClientTransport>::ResponseBody;
 
-/// Which form messages have on the wire.
+/// Wire encoding of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Codec {
     Json,
     Binary,
-    /// Binary, in gRPC's frames over HTTP/2.
+    /// Binary, in gRPC frames over HTTP/2.
     Grpc,
 }
 
-/// All forms.
+/// All encodings.
 pub(crate) const CODECS: [Codec; 3] = [Codec::Json, Codec::Binary, Codec::Grpc];
 
 fn config(world: &World, codec: Codec) -> ClientConfig {
@@ -47,13 +47,13 @@ fn config(world: &World, codec: Codec) -> ClientConfig {
     }
 }
 
-/// Clients of both services.
+/// Clients for both services.
 pub(crate) struct Clients {
     pub(crate) process: ProcessClient<HttpClient>,
     pub(crate) files: FilesystemClient<HttpClient>,
 }
 
-/// Clients that speak binary protobuf.
+/// Creates clients that use binary protobuf.
 pub(crate) fn clients(world: &World) -> Clients {
     clients_by(world, Codec::Binary)
 }
@@ -70,21 +70,21 @@ pub(crate) fn clients_by(world: &World, codec: Codec) -> Clients {
     }
 }
 
-/// A call as a user.
+/// Call options that run a call as a guest user.
 pub(crate) fn as_user(name: &str) -> CallOptions {
     use base64::Engine as _;
     let word = base64::prelude::BASE64_STANDARD.encode(format!("{name}:"));
     header("authorization", &format!("Basic {word}"))
 }
 
-/// A call with a header.
+/// Call options with one additional header.
 pub(crate) fn header(name: &'static str, value: &str) -> CallOptions {
     CallOptions::default()
         .try_with_header(name, value)
         .expect("a header")
 }
 
-/// A program and its arguments, without standard input.
+/// Request to run a program with arguments, without standard input.
 pub(crate) fn program(words: &[&str]) -> StartRequest {
     StartRequest {
         process: ProcessConfig {
@@ -98,12 +98,12 @@ pub(crate) fn program(words: &[&str]) -> StartRequest {
     }
 }
 
-/// A shell script.
+/// Request to run a shell script.
 pub(crate) fn script(text: &str) -> StartRequest {
     program(&["/bin/sh", "-c", text])
 }
 
-/// A shell script with a pipe as its standard input.
+/// Request to run a shell script with a pipe as standard input.
 pub(crate) fn script_with_input(text: &str) -> StartRequest {
     StartRequest {
         stdin: Some(true),
@@ -125,14 +125,14 @@ pub(crate) fn by_tag(tag: &str) -> ProcessSelector {
     }
 }
 
-/// A stream of events, of either method.
+/// Event stream of `Start` or `Connect`.
 pub(crate) enum Events {
     Started(ServerStream<Body, StartResponseView<'static>>),
     Connected(ServerStream<Body, ConnectResponseView<'static>>),
 }
 
 impl Events {
-    /// The next event but keep-alives; `None` at the end.
+    /// Returns the next event that is not a keep-alive, or `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, ConnectError> {
         loop {
             match self.any().await? {
@@ -142,7 +142,7 @@ impl Events {
         }
     }
 
-    /// The next event.
+    /// Returns the next event of any kind, or `None` at the end of the stream.
     pub(crate) async fn any(&mut self) -> Result<Option<Event>, ConnectError> {
         let event = |event: Option<&ProcessEvent>| event.cloned().expect("an event").event;
         Ok(match self {
@@ -157,15 +157,15 @@ impl Events {
         })
     }
 
-    /// The pid of the first event.
+    /// Returns the PID in the first event.
     pub(crate) async fn pid(&mut self) -> u32 {
         match self.next().await.expect("started") {
             Some(Event::Start(start)) => start.pid,
-            other => panic!("first comes {other:?}"),
+            other => panic!("the first event is {other:?}"),
         }
     }
 
-    /// Output until it holds a text.
+    /// Collects output until it contains `text`.
     pub(crate) async fn until(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
         while !String::from_utf8_lossy(&seen).contains(text) {
@@ -183,14 +183,14 @@ impl Events {
         String::from_utf8_lossy(&seen).into_owned()
     }
 
-    /// All that is left.
+    /// Collects everything until the end of the stream.
     pub(crate) async fn rest(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         loop {
             match self.next().await {
                 Ok(Some(Event::Start(start))) => outcome.pid = start.pid,
                 Ok(Some(Event::Data(data))) => {
-                    assert_eq!(outcome.ends, 0, "nothing comes after the end");
+                    assert_eq!(outcome.ends, 0, "output after the end event");
                     match data.output.expect("output") {
                         Output::Stdout(bytes) => outcome.stdout.extend(bytes),
                         Output::Stderr(bytes) => outcome.stderr.extend(bytes),
@@ -212,7 +212,7 @@ impl Events {
     }
 }
 
-/// What a process did.
+/// Output and end of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) pid: u32,
@@ -221,12 +221,12 @@ pub(crate) struct Outcome {
     pub(crate) terminal: Vec<u8>,
     pub(crate) end: EndEvent,
     pub(crate) ends: u32,
-    /// How the stream failed, if it did.
+    /// Error of the stream, if it failed.
     pub(crate) error: Option<ConnectError>,
 }
 
 impl Outcome {
-    /// Standard output of a process that ended well.
+    /// Returns the standard output of a process that exited successfully.
     pub(crate) fn text(self) -> String {
         assert_eq!((self.ends, self.end.exit_code), (1, 0), "{self:?}");
         String::from_utf8(self.stdout).expect("UTF-8")
@@ -247,12 +247,12 @@ impl Clients {
         Ok(Events::Started(stream))
     }
 
-    /// Runs to the end.
+    /// Runs a process to its end.
     pub(crate) async fn run(&self, request: StartRequest) -> Outcome {
         self.start(request).await.expect("started").rest().await
     }
 
-    /// Runs a script to its good end.
+    /// Runs a script that must exit successfully.
     pub(crate) async fn sh(&self, text: &str) -> String {
         self.run(script(text)).await.text()
     }
@@ -301,7 +301,7 @@ impl Clients {
     }
 }
 
-/// How a stream fails: by refusing the call, or as its first word.
+/// Returns the error of a stream that fails at the call or as its first message.
 pub(crate) async fn refusal(events: Result<Events, ConnectError>) -> ConnectError {
     match events {
         Err(error) => error,
@@ -309,7 +309,7 @@ pub(crate) async fn refusal(events: Result<Events, ConnectError>) -> ConnectErro
     }
 }
 
-/// A limit of a process's life.
+/// Call options that limit the lifetime of a process.
 pub(crate) fn limit(limit: Duration) -> CallOptions {
     header("connect-timeout-ms", &limit.as_millis().to_string())
 }

@@ -1,4 +1,4 @@
-//! `/files/compose`: several files become one.
+//! `/files/compose`: concatenation of several files into one.
 
 use crate::{
     raw::{Answer, call},
@@ -90,7 +90,7 @@ fn what_fails_changes_nothing() {
         assert_eq!(refused(a, "/mnt/work/x", r#","username":"root123""#), 401);
         assert_eq!(compose("{").status, 400);
         assert_eq!(names(world, "/mnt/work"), ["a", "b", "c"]);
-        // No room for it: what was there stays, and no draft is left.
+        // Disk full: the previous file stays, and no temporary file is left.
         world.write("/mnt/work/big", vec![7; 3 << 20]);
         world.write("/mnt/small/old", "old");
         assert_eq!(
@@ -105,7 +105,7 @@ fn what_fails_changes_nothing() {
             ),
             ("old", "one ")
         );
-        // It is no file link: the token is needed.
+        // Signed file links do not cover this call: the token is required.
         let init = "POST /init HTTP/1.1\r\ncontent-type: application/json";
         assert_eq!(call(init, br#"{"accessToken":"t"}"#).status, 204);
         assert_eq!(refused(a, "/mnt/work/x", ""), 401);

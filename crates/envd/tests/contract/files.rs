@@ -1,4 +1,4 @@
-//! `/files`: what may be read and written, and by whom.
+//! `/files`: readable and writable paths, and access control.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ fn put(query: &str, headers: &str, body: &[u8]) -> Answer {
     )
 }
 
-/// A form of parts: name, file name, content.
+/// Sends a multipart form. Each part is a name, a file name and content.
 fn form(query: &str, parts: &[(&str, Option<&str>, &str)]) -> Answer {
     let mut body = String::new();
     for (name, file, content) in parts {
@@ -82,10 +82,10 @@ fn only_regular_files_are_read_and_written() {
             400
         );
         assert_eq!(put("", "", b"x").status, 400);
-        // Files of /proc have no length; their bytes come all the same.
+        // Files of /proc report no length; their content is returned nevertheless.
         let answer = get("path=/proc/sys/kernel/ostype", "");
         assert_eq!((answer.status, answer.text().as_str()), (200, "Linux\n"));
-        // Those of /sys say that they have a page's.
+        // Files of /sys report the length of a page.
         let answer = get("path=/sys/devices/system/cpu/online", "");
         assert!(answer.status == 200 && answer.complete, "{answer:?}");
         assert!(answer.text().starts_with('0'), "{answer:?}");
@@ -115,7 +115,7 @@ fn a_form_names_its_files_in_every_allowed_way() {
             (world.read("/mnt/work/a/b"), world.read("/mnt/work/c")),
             ("one".into(), "two".into())
         );
-        // The query's path wins, wherever it is.
+        // The path in the query takes precedence, regardless of its position.
         assert_eq!(
             form(
                 "username=user&path=d",
@@ -125,7 +125,7 @@ fn a_form_names_its_files_in_every_allowed_way() {
             200
         );
         assert_eq!(world.read("/home/user/d"), "three");
-        // A path that comes too late, or not at all, stores nothing.
+        // A path that comes after the file, or is missing, stores nothing.
         let answer = form(
             "",
             &[("file", None, "lost"), ("path", None, "/mnt/work/late")],
@@ -157,7 +157,7 @@ fn a_form_names_its_files_in_every_allowed_way() {
             .status,
             400
         );
-        // A form that breaks off, or is none.
+        // A truncated form, and a body that is no form.
         let head = "POST /files?path=/mnt/work/cut HTTP/1.1\r\ncontent-type: multipart/form-data";
         let part = b"--B\r\ncontent-disposition: form-data; name=\"file\"\r\n\r\nhalf";
         assert_eq!(call(&format!("{head}; boundary=B"), part).status, 400);
@@ -196,7 +196,7 @@ fn files_belong_to_the_user_and_are_replaced_in_place() {
         );
         let now = stat("/home/user/new/dir/f");
         assert_eq!((now.ino(), now.uid(), now.len()), (inode, 0, 5));
-        // A default user counts where none is named.
+        // The default user applies if the request names none.
         assert_eq!(init(world, r#"{"defaultUser":"user"}"#, ""), 204);
         assert_eq!(put("path=by-default", "", b"x").status, 200);
         assert_eq!(stat("/home/user/by-default").uid(), 1000);
@@ -368,7 +368,7 @@ fn links_are_signed_for_one_path_one_user_one_direction_and_a_time() {
         let stretched = old.replace(&(at(now) - 10).to_string(), &(at(now) + 1000).to_string());
         assert_eq!(told(get(&stretched, "")), refused("invalid signature"));
         assert_eq!(put(&link("write", "", None, "tok"), "", b"new").status, 200);
-        // A token is checked before a signature; the right one needs none.
+        // The token is checked before the signature. A valid token needs no signature.
         assert_eq!(get(&good, "\r\nx-access-token: wrong").status, 401);
         assert_eq!(
             get("path=/mnt/work/f", "\r\nx-access-token: tok").text(),
@@ -415,7 +415,7 @@ fn the_words_of_an_upload_are_kept_with_the_file() {
 #[test]
 fn a_browser_may_send_what_it_asks_for() {
     run(async |_| {
-        // A star would not cover the first, by the standard.
+        // By the standard, a wildcard does not cover `authorization`.
         let wanted = ["authorization", "x-access-token", "content-type"];
         let preflight = format!(
             "OPTIONS /files HTTP/1.1\r\norigin: http://a.example\r\naccess-control-request-method: POST\r\naccess-control-request-headers: {}",

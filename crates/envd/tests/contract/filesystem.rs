@@ -1,4 +1,4 @@
-//! Entries, directories, links.
+//! Entries, directories and links.
 
 use connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::rpc::filesystem::{
@@ -260,7 +260,7 @@ fn moving_makes_the_way_and_says_what_is_wrong() {
                 .expect("the link itself")
                 .is_symlink
         );
-        // Across file systems a rename cannot go; the client learns that.
+        // A rename cannot cross file systems; the client gets an error.
         let error = clients
             .rename("/mnt/work/over", "/home/user/over")
             .await
@@ -295,7 +295,7 @@ fn lists_are_sorted_as_deep_as_asked_and_stay_inside() {
             );
             assert!(
                 list("/proc/1", u32::MAX).await.is_ok(),
-                "what comes and goes does not matter"
+                "entries that change during the listing do not matter"
             );
         }
     });

@@ -1,4 +1,4 @@
-//! Bytes that no good client sends.
+//! Malformed input that no correct client sends.
 
 use std::{io::Write as _, net::Shutdown};
 
@@ -100,7 +100,7 @@ fn huge_lengths_are_refused_without_room_for_them() {
                 "{length}"
             );
         }
-        // As a body that says how long it is, and as one that does not.
+        // As a body with a declared length, and as one without.
         let mut stream = connect();
         raw::send(
             &mut stream,
@@ -165,7 +165,7 @@ fn wrong_codecs_methods_and_paths_are_named_as_such() {
                 (400, Some("invalid_argument"))
             );
         }
-        // What is not known is passed over, and both ways to write a name are.
+        // Unknown fields are ignored, and both styles of field names are accepted.
         assert_eq!(call(STAT, br#"{"path":"/etc","later":1}"#).status, 200);
         let watch = STAT.replace("Stat", "CreateWatcher");
         assert_eq!(
@@ -210,7 +210,7 @@ fn half_open_streams_leave_nothing_behind() {
         clients.sh("true").await;
         let before = world.descriptors();
         for _ in 0..30 {
-            // A request that is not finished, one that is answered to nobody, one half closed.
+            // An unfinished request, one whose response is never read, and one that is half closed.
             let mut unfinished = connect();
             unfinished
                 .write_all(format!("{STAT}\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{").as_bytes())
@@ -328,7 +328,7 @@ fn fields_may_have_their_names_in_either_style() {
             let events = ask("GetWatcherEvents", &format!(r#"{{"{id}":"{made}"}}"#));
             let event = &events["events"][0];
             assert_eq!(event["entry"]["path"], "/mnt/work/f", "{events}");
-            // Names for enumerations, text for numbers of 64 bits, RFC 3339 for times.
+            // Enumerations are sent as names, 64-bit numbers as strings, times as RFC 3339.
             assert_eq!(event["entry"]["type"], "FILE_TYPE_FILE");
             assert_eq!(event["entry"]["size"], "1");
             assert!(

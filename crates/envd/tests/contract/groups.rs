@@ -1,4 +1,4 @@
-//! Control groups: which process is in which.
+//! Cgroup membership of processes.
 
 use std::{fs, path::Path};
 
@@ -11,10 +11,10 @@ use crate::{
     world::{World, run_with},
 };
 
-/// Where the world mounts its control groups.
+/// Mount point of cgroups in the test environment.
 const MOUNT: &str = "/mnt/groups";
 
-/// The group of a process below the test's own, as it sees it itself.
+/// Returns a process's group relative to the test's own group, as the process itself sees it.
 async fn group_of(clients: &Clients, request: StartRequest) -> String {
     let outcome = clients.run(request).await;
     assert_eq!(outcome.end.exit_code, 0, "{outcome:?}");
@@ -28,7 +28,7 @@ fn group_of_agent(world: &World) -> String {
     line.expect("version 2").to_owned()
 }
 
-/// Runs in a world with control groups of its own; removes them afterwards.
+/// Runs a test in an environment with its own cgroups, and removes them afterwards.
 fn run(name: &str, test: impl AsyncFnOnce(&World, &str)) {
     let name = format!("wrenn-envd-{name}-{}", std::process::id());
     let root = format!("{MOUNT}/{name}");
@@ -39,12 +39,13 @@ fn run(name: &str, test: impl AsyncFnOnce(&World, &str)) {
     remove(&name);
 }
 
-/// Whatever this host has mounted where: a mount space of one thread sees the hierarchy.
+/// Removes the test's cgroups. Uses a mount namespace of one thread, so that the hierarchy is
+/// visible regardless of the host's mounts.
 fn remove(name: &str) {
     let name = name.to_owned();
     let thread = std::thread::spawn(move || {
         use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("root may");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare needs root");
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).expect("changed");
         mount("none", "/mnt", "cgroup2", MountFlags::empty(), None).expect("mounted");
@@ -52,7 +53,7 @@ fn remove(name: &str) {
         for group in ["envd", "ptys", "system", "user", "."] {
             crate::world::wait_for(group, || {
                 let removed = fs::remove_dir(root.join(group).components().as_path());
-                // Its processes are on their way out.
+                // The processes of the group are still exiting.
                 let busy = std::io::ErrorKind::ResourceBusy;
                 let waits = removed.as_ref().is_err_and(|error| error.kind() == busy);
                 (!waits).then(|| removed.expect(group))
@@ -67,7 +68,7 @@ fn each_process_is_born_into_its_group() {
     run("born", async |world, root| {
         let own = root.strip_prefix(MOUNT).expect("below").to_owned();
         let clients = clients(world);
-        // The shell itself asks: it was there from its first moment.
+        // The shell reads its own group, so it must have been in it from the start.
         let ask = || {
             script(
                 "while read -r line; do case $line in 0::*) echo ${line#0::};; esac; done </proc/self/cgroup",
@@ -104,7 +105,7 @@ fn children_stay_in_the_group() {
 fn a_group_that_somebody_removed_keeps_nothing_from_running() {
     run("removed", async |world, root| {
         let clients = clients(world);
-        // It listens before it has made its groups, and answers after.
+        // The agent listens before it has created its groups, and responds afterwards.
         assert_eq!(call("GET /health HTTP/1.1", b"").status, 204);
         let user = world.path(&format!("{root}/user"));
         fs::remove_dir(&user).expect("empty");

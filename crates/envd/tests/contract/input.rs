@@ -1,4 +1,4 @@
-//! What goes into processes.
+//! Input of processes.
 
 use connectrpc::ErrorCode;
 use wrenn_proto::rpc::process::{
@@ -107,7 +107,7 @@ fn a_process_that_reads_late_gets_all_and_can_be_killed_meanwhile() {
             .expect("sent once it was read");
         clients.close_stdin(pid).await.expect("closed");
         assert_eq!(events.rest().await.text().trim(), "1000000");
-        // One who never reads holds up the sender, but not a signal.
+        // A process that never reads blocks the sender, but not a signal.
         let mut events = clients
             .start(script_with_input("sleep 1000"))
             .await
@@ -121,7 +121,7 @@ fn a_process_that_reads_late_gets_all_and_can_be_killed_meanwhile() {
             .signal(pid, Signal::SIGNAL_SIGKILL)
             .await
             .expect("sent");
-        sending.await.expect_err("nobody reads it any more");
+        sending.await.expect_err("the reader was killed");
         assert_eq!(events.rest().await.end.exit_code, -1);
     });
 }
@@ -198,7 +198,7 @@ fn senders_who_wait_do_not_stay_when_the_client_goes() {
             let sending = other.send(by_pid(pid), stdin(&large));
             let _ = tokio::time::timeout(std::time::Duration::from_millis(1), sending).await;
         }
-        // Whatever of it arrived, the next piece comes whole and after it.
+        // However much of the first input arrived, the next input arrives complete and after it.
         clients
             .send(by_pid(pid), stdin("MARK\n"))
             .await

@@ -1,5 +1,6 @@
-//! The contract of the guest agent, checked from outside: the real executable in network, mount, PID and host name
-//! spaces of its own, called by generated Connect clients and by bytes on a socket. Needs root.
+//! Contract tests of the guest agent from outside. They run the real executable in its own network,
+//! mount, PID and UTS namespaces, and call it with generated Connect clients and with raw bytes on
+//! a socket. They need root.
 #![forbid(unsafe_code)]
 
 mod calls;

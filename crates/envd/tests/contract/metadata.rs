@@ -1,4 +1,4 @@
-//! The metadata service: who this machine is, and which token it may be given.
+//! Metadata service: identity of the VM, and the tokens that it accepts.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -22,22 +22,22 @@ const PORT: u16 = 8170;
 const ARGUMENTS: [&str; 2] = ["--metadata", "127.0.0.1:8170"];
 const TOKEN: &str = "metadata-token";
 
-/// How the service behaves.
+/// Behaviour of the service.
 #[derive(Debug, Clone)]
 enum Manner {
-    /// As the protocol says, with these data.
+    /// Serves this data as the protocol specifies.
     Tells(String),
-    /// It takes connections and says nothing.
+    /// Accepts connections and sends nothing.
     Silent,
-    /// An answer without an end.
+    /// Sends an endless response.
     Endless,
 }
 
-/// A service that speaks version 2 of the protocol, and only that.
+/// Metadata service that speaks version 2 of the protocol only.
 struct Service {
     manner: Arc<Mutex<Manner>>,
     questions: Arc<AtomicUsize>,
-    /// When it was about to tell its data, each time.
+    /// Times at which the service was about to send its data.
     told: Arc<Mutex<Vec<Instant>>>,
 }
 
@@ -75,13 +75,13 @@ impl Service {
         self.questions.load(Ordering::SeqCst)
     }
 
-    /// When it told its data since then.
+    /// Returns the times after `begin` at which the service sent its data.
     fn told_since(&self, begin: Instant) -> Vec<Instant> {
         let told = self.told.lock().expect("no panic");
         told.iter().copied().filter(|at| *at > begin).collect()
     }
 
-    /// Whoever connected before this is called is counted when it returns.
+    /// Returns once all connections made before this call are counted.
     fn counts_all(&self) {
         let mut mark = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).expect("open");
         mark.write_all(b"GET /mark HTTP/1.1\r\n\r\n").expect("sent");
@@ -102,7 +102,7 @@ fn answer(mut stream: TcpStream, manner: &Manner, told: &Mutex<Vec<Instant>>) {
     let has = |header: &str| head.iter().any(|line| line == header);
     let say = |mut stream: TcpStream, status: &str, body: &str| {
         let length = body.len();
-        // The agent may have gone.
+        // The agent may have closed the connection.
         let _ = write!(
             stream,
             "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}"
@@ -156,7 +156,7 @@ fn envs(token: &str) -> Answer {
     )
 }
 
-/// Sandbox and template of the machine, as its files have them, if they do.
+/// Returns the sandbox and template recorded in the VM's files, if they exist.
 fn files(world: &World, prefix: &str) -> Option<(String, String)> {
     let dir = format!("/run/{}", prefix.to_ascii_lowercase());
     let read =
@@ -178,7 +178,7 @@ async fn is(world: &World, sandbox: &str, template: &str) {
 #[test]
 fn a_machine_learns_who_it_is_at_its_start_and_after_each_restore() {
     run_with(&ARGUMENTS, &[], async |world| {
-        // It comes up after the agent.
+        // The service starts after the agent.
         let service = Service::tells(r#"{"instanceID":"sb-1","envID":"base","address":""}"#);
         is(world, "sb-1", "base").await;
         let tells = |sandbox: &str| {
@@ -194,7 +194,7 @@ fn a_machine_learns_who_it_is_at_its_start_and_after_each_restore() {
         service.change(tells("sb-4"));
         assert_eq!(init("{}").status, 204);
         is(world, "sb-4", "base").await;
-        // A machine that goes on as the one it was asks nobody.
+        // A VM that keeps its identity sends no query.
         let before = service.questions();
         assert_eq!(recover("{}"), 204);
         assert_eq!(envs("").status, 200);
@@ -232,11 +232,11 @@ fn a_field_that_is_missing_costs_no_other() {
             files(world, "E2B") == Some(("sb-1".into(), String::new()))
         })
         .await;
-        // What could not be a word is not written.
+        // An ID with invalid characters is not stored.
         service.change(Manner::Tells(r#"{"instanceID":"a\nb"}"#.into()));
         assert_eq!(init("{}").status, 204);
         let before = service.questions();
-        eventually("it is asked again", async || {
+        eventually("the service is queried again", async || {
             service.questions() > before + 4
         })
         .await;
@@ -250,7 +250,7 @@ fn a_token_is_set_anew_by_who_brings_the_one_of_the_hash() {
         assert_eq!(
             init(r#"{"accessToken":"one"}"#).status,
             204,
-            "nobody tells a hash yet"
+            "no hash is known yet"
         );
         let tells = |token: &str| {
             let hash = hash(token);
@@ -267,7 +267,7 @@ fn a_token_is_set_anew_by_who_brings_the_one_of_the_hash() {
         assert_eq!(envs("one").status, 200);
         assert_eq!(init(r#"{"accessToken":"two"}"#).status, 204);
         assert_eq!((envs("one").status, envs("two").status), (401, 200));
-        // The hash of nothing: there is to be no token.
+        // The hash of the empty string: no token is required.
         service.change(tells(""));
         is_not(
             &init(r#"{"accessToken":"three"}"#),
@@ -275,7 +275,7 @@ fn a_token_is_set_anew_by_who_brings_the_one_of_the_hash() {
         );
         assert_eq!(init("{}").status, 204);
         assert_eq!(envs("").status, 200);
-        // And now that it is known, none may be set.
+        // Once this hash is known, no token may be set.
         let _ = world;
         eventually("the hash is known", async || {
             init(r#"{"accessToken":"three"}"#).status == 401
@@ -294,8 +294,9 @@ fn is_not(answer: &Answer, message: &str) {
 fn a_service_that_is_silent_or_does_not_stop_holds_nothing_up() {
     run_with(&ARGUMENTS, &[], async |world| {
         let service = Service::open(Manner::Silent);
-        eventually("it is asked", async || service.questions() > 0).await;
-        // The service would be waited for for a second, each time; a busy machine is slow at some.
+        eventually("the service is queried", async || service.questions() > 0).await;
+        // The service would delay every call by a second. On a busy machine some calls are slow
+        // anyway, so one quick call is enough.
         let is_quick = || {
             let begin = Instant::now();
             assert_eq!(init("{}").status, 204);
@@ -327,11 +328,11 @@ fn nobody_asks_in_a_hurry_or_while_a_machine_is_being_frozen() {
         let service = Service::tells("{}");
         assert_eq!(init("{}").status, 204);
         let begin = Instant::now();
-        eventually("it is asked a few times", async || {
+        eventually("the service is queried a few times", async || {
             service.told_since(begin).len() >= 5
         })
         .await;
-        // Waits double. The first may still be told to who asked before.
+        // Intervals double. The first response may belong to a query sent before.
         let told = service.told_since(begin);
         for (pair, doublings) in told[1..].windows(2).zip(0_u32..) {
             let least = Duration::from_millis(50_u64 << doublings);

@@ -1,4 +1,4 @@
-//! No output is lost, whoever reads it and however slowly.
+//! Output is never lost, regardless of the reader and its speed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     world::{eventually, run},
 };
 
-/// 50 MB of text that differs everywhere.
+/// Number of lines that give 50 MB of non-repeating text.
 const LINES: u32 = 5_500_000;
 
 #[test]
@@ -47,7 +47,7 @@ fn a_slow_reader_gets_every_byte_and_the_agent_stores_none() {
             .await
             .expect("started");
         let pid = events.pid().await;
-        // The process is stopped by its full pipe, not by an end: nothing is read for now.
+        // The process is blocked by its full pipe and has not ended. Nothing is read for now.
         let mut switches = 0;
         eventually("the process waits for its reader", async || {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -76,7 +76,7 @@ fn a_slow_reader_gets_every_byte_and_the_agent_stores_none() {
     });
 }
 
-/// Bytes that a process has written so far.
+/// Returns the number of bytes that a process has written so far.
 fn io_bytes(world: &crate::world::World, pid: u32) -> u64 {
     let Ok(io) = std::fs::read_to_string(world.path(&format!("/proc/{pid}/io"))) else {
         return 0;
@@ -110,13 +110,14 @@ fn who_connects_later_hears_what_nobody_heard_and_what_comes() {
         };
         say("one").await;
         assert_eq!(first.until("\n").await, "got one\n");
-        // Two at once hear the same.
+        // Two concurrent subscribers receive the same output.
         let mut second = clients.connect(by_pid(pid)).await.expect("there");
         assert_eq!(second.pid().await, pid);
         say("two").await;
         assert_eq!(first.until("\n").await, "got two\n");
         assert_eq!(second.until("\n").await, "got two\n");
-        // Nobody listens once the agent knows that both are gone, and the process does not wait for anybody.
+        // Once the agent knows that both are gone, there are no subscribers, and the process is not
+        // blocked.
         let before = world.descriptors();
         drop((first, second));
         eventually("the agent closes both connections", async || {
@@ -135,7 +136,7 @@ fn who_connects_later_hears_what_nobody_heard_and_what_comes() {
         clients.close_stdin(pid).await.expect("closed");
         let outcome = third.rest().await;
         assert_eq!((outcome.ends, outcome.end.exit_code), (1, 0));
-        assert!(outcome.stdout.is_empty(), "nothing is heard twice");
+        assert!(outcome.stdout.is_empty(), "output was delivered twice");
     });
 }
 

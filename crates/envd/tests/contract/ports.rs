@@ -1,4 +1,4 @@
-//! Ports that are open inside only, from outside.
+//! Forwarding of ports that are open only inside the guest.
 
 use std::{
     io::{Read as _, Write as _},
@@ -16,11 +16,12 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// The contract's word for a port that opens is two seconds; this machine may be busy.
+/// Maximum time until an open port is forwarded. The contract says two seconds; the test machine
+/// may be busy.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A server that answers each connection with its name, and then with what it is sent, once all has come. Dropping it closes
-/// its port.
+/// Server that sends its name on each connection and, once the client has sent everything, echoes
+/// the input. Dropping it closes its port.
 struct Server {
     listener: Arc<TcpListener>,
 }
@@ -40,14 +41,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Ends `accept` of the other thread, which then drops the listener as well.
+        // Unblocks `accept` in the other thread, which then drops the listener as well.
         let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
     }
 }
 
 fn echo(mut stream: TcpStream, name: &str) {
     let mut all = Vec::new();
-    // The client may have gone.
+    // The client may have closed the connection.
     let _ = stream.write_all(name.as_bytes());
     let _ = stream.read_to_end(&mut all);
     let _ = stream.write_all(&all);
@@ -62,7 +63,7 @@ fn outside(port: u16) -> Option<TcpStream> {
     Some(stream)
 }
 
-/// The name of the server that is reached from outside; `None` if none is.
+/// Returns the name of the server that is reached from outside, or `None`.
 fn name_of(port: u16) -> Option<String> {
     let mut stream = outside(port)?;
     stream.shutdown(Shutdown::Write).ok()?;
@@ -71,14 +72,15 @@ fn name_of(port: u16) -> Option<String> {
     Some(name).filter(|name| !name.is_empty())
 }
 
-/// Waits until a port is served by a server; returns how long that took.
+/// Waits until a server is reached on a port. Returns how long that took.
 fn reached(port: u16, name: &str) -> Duration {
     let begin = Instant::now();
     wait_for(name, || (name_of(port)? == name).then_some(()));
     begin.elapsed()
 }
 
-/// Waits until nothing listens outside. Being refused is not enough: a forwarder hands that on.
+/// Waits until nothing listens on the outside address. A refused connection is not enough, because
+/// a forwarder passes a refusal on.
 fn closed(world: &World, port: u16) {
     wait_for("the port closes", || {
         (listeners(world, port) == 0).then_some(())
@@ -86,7 +88,8 @@ fn closed(world: &World, port: u16) {
     assert!(outside(port).is_none());
 }
 
-/// Sockets that listen on a port, on any address, as the world's kernel sees it.
+/// Number of sockets that listen on a port, on any address, as reported by the kernel in the test
+/// environment.
 fn listeners(world: &World, port: u16) -> usize {
     let port = format!(":{port:04X} ");
     let table = |path: &str| {
@@ -124,7 +127,7 @@ fn a_server_on_both_addresses_has_one_forwarder() {
         let _six = Server::open(V6, 8003, "six");
         reached(8003, "four");
         assert_eq!(listeners(world, 8003), 3);
-        // Still, after more looks.
+        // Still true after further scans of the ports.
         let later = Server::open(V4, 8004, "later");
         reached(8004, "later");
         drop(later);
@@ -139,13 +142,13 @@ fn what_is_reachable_already_is_left_alone() {
         let _everyone = Server::open(Ipv4Addr::UNSPECIFIED.into(), 8005, "everyone");
         let direct = Server::open(OUTSIDE.into(), 8006, "direct");
         let _inside = Server::open(V4, 8006, "inside");
-        // A look has passed when this one is forwarded.
+        // A scan has taken place once this port is forwarded.
         let _mark = Server::open(V4, 8007, "mark");
         reached(8007, "mark");
         assert_eq!(name_of(8005).as_deref(), Some("everyone"));
         assert_eq!(name_of(8006).as_deref(), Some("direct"));
         assert_eq!((listeners(world, 8005), listeners(world, 8006)), (1, 2));
-        // When it goes, the one inside is forwarded instead.
+        // Once the direct server is closed, the inner one is forwarded instead.
         drop(direct);
         reached(8006, "inside");
     });
@@ -199,7 +202,7 @@ fn two_hundred_connections_pass_and_leave_nothing() {
         }
         assert!(world.descriptors() >= 400, "both ends of each");
         drop(all);
-        wait_for("connections end", || {
+        wait_for("connections to end", || {
             (world.descriptors() <= before + 2).then_some(())
         });
     });
@@ -225,7 +228,7 @@ fn nothing_is_forwarded_while_a_machine_is_being_frozen_and_all_is_after() {
             let mut byte = [0];
             open.read_exact(&mut byte).expect("answered");
             assert_eq!((prepare(), prepare()), (204, 204));
-            // Already when it is answered.
+            // Forwarding has already stopped when the call returns.
             assert!(outside(8011).is_none());
             assert_eq!(listeners(world, 8011), 1);
             let rest = open.read(&mut byte);
@@ -233,7 +236,7 @@ fn nothing_is_forwarded_while_a_machine_is_being_frozen_and_all_is_after() {
             assert_eq!(recover(body), 204);
             assert!(reached(8011, "x") < SOON, "{body}");
         }
-        // Without having been asked first: still one.
+        // Recovering without a preceding prepare still leaves one forwarder.
         assert_eq!(recover("{}"), 204);
         assert_eq!(recover(r#"{"sandboxId":"sb-3"}"#), 204);
         reached(8011, "x");

@@ -1,4 +1,4 @@
-//! Starting processes and ending them.
+//! Starting and ending processes.
 
 use std::time::{Duration, Instant};
 
@@ -171,14 +171,15 @@ fn a_user_has_only_the_users_groups_and_rank() {
             as_("user", "grep ^Cap[EP] /proc/self/status | tr -d '\\t'").await,
             "CapPrm:0000000000000000\nCapEff:0000000000000000\n"
         );
-        // Nor are the agent's own limits.
+        // The agent's own limits are not inherited either: the soft limit is the one that the agent
+        // was started with.
         let own = std::fs::read_to_string("/proc/self/limits").expect("readable");
         let own = own.lines().find(|line| line.starts_with("Max open files"));
         let soft = own
             .and_then(|line| line.split_whitespace().nth(3))
             .expect("a limit");
         assert_eq!(as_("user", "ulimit -Sn").await, format!("{soft}\n"));
-        // The agent's own files are not handed down.
+        // The agent's own descriptors are not inherited.
         assert_eq!(as_("user", "ls /proc/self/fd").await, "0\n1\n2\n3\n");
         let error = refusal(clients.start_with(script("id"), as_user("root123")).await).await;
         assert_eq!(
@@ -356,7 +357,7 @@ fn the_end_waits_for_who_holds_the_pipes_unless_a_signal_was_sent() {
             .await;
         assert_eq!(outcome.text(), "early\nlate\n");
         assert!(began.elapsed() >= Duration::from_millis(500));
-        // In a session of its own, so that the signal does not reach it.
+        // In its own session, so that the signal does not reach the child.
         let mut events = clients
             .start(script("setsid sleep 1000 & echo early; wait"))
             .await
@@ -378,7 +379,7 @@ fn the_end_waits_for_who_holds_the_pipes_unless_a_signal_was_sent() {
 fn a_time_limit_kills_the_process_even_if_the_client_has_gone() {
     run(async |world| {
         let clients = clients(world);
-        // Enough to begin, on a busy machine.
+        // Long enough for the process to start on a busy machine.
         let time = Duration::from_secs(3);
         let began = Instant::now();
         let events = clients
@@ -390,7 +391,7 @@ fn a_time_limit_kills_the_process_even_if_the_client_has_gone() {
             (&outcome.stdout[..], outcome.end.error.as_deref()),
             (&b"out\n"[..], Some("signal: killed"))
         );
-        // Clients learn why from the stream's own end.
+        // The stream itself ends with the reason.
         assert_eq!(
             outcome.error.expect("said").code,
             ErrorCode::DeadlineExceeded
@@ -402,7 +403,7 @@ fn a_time_limit_kills_the_process_even_if_the_client_has_gone() {
         let pid = events.pid().await;
         drop(events);
         eventually("it is killed", async || !world.runs(pid)).await;
-        // No limit, and one that is not reached.
+        // No limit, and a limit that is not reached.
         assert_eq!(
             clients
                 .start_with(script("sleep 0.5; echo x"), limit(Duration::ZERO))
@@ -473,7 +474,7 @@ fn who_writes_for_ever_does_not_keep_the_end_of_who_was_killed() {
     run(async |world| {
         let clients = clients(world);
         for survivor in ["while :; do date; sleep .2; done", "yes"] {
-            // In a session of its own, so that the signal does not reach it.
+            // In its own session, so that the signal does not reach the child.
             let text = format!("setsid sh -c 'echo survivor; {survivor}' & wait");
             let mut events = clients.start(script(&text)).await.expect("started");
             let pid = events.pid().await;

@@ -1,4 +1,4 @@
-//! HTTP by bytes on a socket.
+//! HTTP as raw bytes on a socket.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,16 +8,16 @@ use std::{
 
 use crate::world::address;
 
-/// How long a silent agent is listened to.
+/// Read timeout for a silent agent.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// An answer.
+/// HTTP response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: String,
     pub(crate) body: Vec<u8>,
-    /// The body came to its own end: as long as promised, or with the last chunk.
+    /// True if the body is complete: it has the promised length or ended with the last chunk.
     pub(crate) complete: bool,
 }
 
@@ -37,7 +37,7 @@ impl Answer {
         Some(field.1.trim())
     }
 
-    /// The frames of a Connect stream: flags and payload.
+    /// Returns the frames of a Connect stream as flags and payload.
     pub(crate) fn frames(&self) -> Vec<(u8, serde_json::Value)> {
         let (mut frames, mut rest) = (Vec::new(), &self.body[..]);
         while let [flags, a, b, c, d, tail @ ..] = rest {
@@ -59,14 +59,14 @@ pub(crate) fn connect() -> TcpStream {
     stream
 }
 
-/// Sends a request line with headers and a body; reads the answer.
+/// Sends a request line with headers and a body, and reads the response.
 pub(crate) fn call(head: &str, body: &[u8]) -> Answer {
     let mut stream = connect();
     send(&mut stream, head, body);
     read(&mut stream)
 }
 
-/// A whole request on its own connection; adds the headers that every request has.
+/// Sends a whole request that closes its connection. Adds the headers that every request has.
 pub(crate) fn send(stream: &mut TcpStream, head: &str, body: &[u8]) {
     let mut request = format!("{head}\r\nhost: x\r\nconnection: close\r\n");
     if !head.to_ascii_lowercase().contains("transfer-encoding")
@@ -76,11 +76,11 @@ pub(crate) fn send(stream: &mut TcpStream, head: &str, body: &[u8]) {
     }
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).expect("sent");
-    // It may answer and close before it has read everything.
+    // The agent may respond and close the connection before it has read everything.
     let _ = stream.write_all(body);
 }
 
-/// Everything until the connection ends, as an answer.
+/// Reads until the connection ends and parses the result as a response.
 pub(crate) fn read(stream: &mut TcpStream) -> Answer {
     let mut all = Vec::new();
     let mut piece = [0; 65536];
@@ -102,7 +102,7 @@ pub(crate) fn read(stream: &mut TcpStream) -> Answer {
 
 fn parse(all: &[u8]) -> Answer {
     let end = all.windows(4).position(|four| four == b"\r\n\r\n");
-    let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(all)));
+    let end = end.unwrap_or_else(|| panic!("no response: {:?}", String::from_utf8_lossy(all)));
     let headers = String::from_utf8_lossy(&all[..end]).into_owned();
     let status = headers.split(' ').nth(1).and_then(|word| word.parse().ok());
     let mut answer = Answer {
@@ -140,7 +140,7 @@ fn unchunk(mut rest: &[u8]) -> (Vec<u8>, bool) {
     }
 }
 
-/// One frame of a Connect stream.
+/// Encodes one frame of a Connect stream.
 pub(crate) fn frame(flags: u8, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short");
     let mut frame = vec![flags];

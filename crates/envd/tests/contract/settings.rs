@@ -1,4 +1,4 @@
-//! `/init`, `/envs`, `/metrics`, `/health`, and who may call.
+//! `/init`, `/envs`, `/metrics`, `/health`, and authorization of callers.
 
 use std::io::{Read as _, Write as _};
 
@@ -53,7 +53,7 @@ fn a_token_once_set_is_asked_of_everyone() {
                 .await;
             assert_eq!(good.expect("admitted").rest().await.text(), "x\n");
         }
-        // An upgrade is no way around it.
+        // An upgrade request does not bypass the token.
         let upgrade = "GET /envs HTTP/1.1\r\nupgrade: websocket\r\nsec-websocket-key: eA==";
         assert_eq!(call(upgrade, b"").status, 401);
     });
@@ -66,7 +66,7 @@ fn a_refused_call_costs_its_connection_nothing() {
         let mut stream = connect();
         let refused = "POST /process.Process/List HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n";
         stream.write_all(refused.as_bytes()).expect("sent");
-        // Answered before its body has come, which is on its way with the next call.
+        // The response comes before the body, which arrives together with the next call.
         let mut answers = Vec::new();
         let mut piece = [0; 4096];
         while !String::from_utf8_lossy(&answers).contains("unauthorized") {

@@ -106,7 +106,8 @@ fn a_terminal_is_the_users_own_and_controls_the_session() {
                 24,
             );
             let events = clients.start_with(request, as_user(user)).await;
-            // nobody's home does not exist: it is refused with a reason.
+            // The home directory of user `nobody` does not exist, so the call is rejected with a
+            // reason.
             if user == "nobody" {
                 let error = refusal(events).await;
                 assert_eq!(error.code, ErrorCode::InvalidArgument);

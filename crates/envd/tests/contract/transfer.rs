@@ -1,4 +1,5 @@
-//! `/files`: bytes up and down, whole and unchanged, without room for them in the agent.
+//! `/files`: uploads and downloads are complete and unchanged, and use constant memory in the
+//! agent.
 
 use std::io::{Read as _, Write as _};
 
@@ -13,7 +14,7 @@ use crate::{
 
 const MB: usize = 1_000_000;
 
-/// Bytes that do not repeat (xorshift).
+/// Returns bytes that do not repeat (xorshift).
 fn bytes(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let next = move || {
@@ -212,7 +213,7 @@ fn an_upload_that_must_be_whole_leaves_what_was_there_when_it_breaks_off() {
         std::fs::set_permissions(world.path("/mnt/work/f"), mode).expect("changed");
         assert_eq!(upload("/mnt/work/f", &encoded, broken).status, 400);
         assert_eq!(world.read("/mnt/work/f"), "before");
-        // The client dies in the middle.
+        // The client disconnects in the middle.
         let mut stream = connect();
         let head = format!(
             "POST /files?path=/mnt/work/f&username=user HTTP/1.1{whole}\r\ncontent-type: application/octet-stream\r\n\
@@ -220,11 +221,11 @@ fn an_upload_that_must_be_whole_leaves_what_was_there_when_it_breaks_off() {
         );
         stream.write_all(head.as_bytes()).expect("sent");
         stream.write_all(&[1; 100_000]).expect("sent");
-        eventually("a draft is there", async || names() == 2).await;
+        eventually("a temporary file exists", async || names() == 2).await;
         drop(stream);
-        eventually("the draft is gone", async || names() == 1).await;
+        eventually("the temporary file is removed", async || names() == 1).await;
         assert_eq!(world.read("/mnt/work/f"), "before");
-        // It is replaced by one that is whole, and stays as it is otherwise.
+        // A complete upload replaces the content. The file's mode does not change.
         let path = "/mnt/work/f&username=user";
         assert_eq!(upload(path, whole, b"after").status, 200);
         assert_eq!(world.read("/mnt/work/f"), "after");

@@ -1,4 +1,4 @@
-//! Watches: followed as a stream, and asked for.
+//! Directory watches, streamed and polled.
 
 use connectrpc::ErrorCode;
 use wrenn_proto::rpc::filesystem::{
@@ -74,7 +74,7 @@ fn changes_can_be_asked_for_as_soon_as_they_are_made() {
             clients.sh("rm -rf /mnt/work/*; mkdir /mnt/work/dir").await;
             let id = clients.watcher("/mnt/work", false).await.expect("watched");
             assert!(id.starts_with('w'), "{id}");
-            // An upload is three events, in this order.
+            // An upload produces three events, in this order.
             assert_eq!(
                 call(
                     "POST /files?path=/mnt/work/f&username=user HTTP/1.1",
@@ -166,7 +166,8 @@ fn nothing_below_a_recursive_watch_is_missed() {
                 "{wanted:?} in {seen:?}"
             );
         }
-        // A directory that comes from elsewhere, and one that is renamed, are watched under their new names.
+        // A directory that was moved in from elsewhere, and a renamed directory, are watched under
+        // their new names.
         clients
             .sh("mv /mnt/away/in /mnt/work/came; mv /mnt/work/a /mnt/work/moved")
             .await;
@@ -188,7 +189,7 @@ fn nothing_below_a_recursive_watch_is_missed() {
                 && seen.contains(&("came/f".into(), WRITE)),
             "{seen:?}"
         );
-        // What was moved away is not watched any more.
+        // A directory that was moved away is no longer watched.
         clients
             .sh("mv /mnt/work/came /mnt/away/out; echo z > /mnt/away/out/f")
             .await;
@@ -231,7 +232,7 @@ fn a_stream_tells_what_happens_and_ends_with_its_client() {
                 let Event::Filesystem(event) = next().await else {
                     continue;
                 };
-                assert!(!event.entry.is_set(), "not asked for");
+                assert!(!event.entry.is_set(), "the entry was not requested");
                 seen.push((event.name.clone(), event.r#type.as_known().expect("known")));
             }
             assert_eq!(seen[0], ("d".to_owned(), CREATE));
@@ -284,7 +285,7 @@ fn more_changes_than_are_kept_do_not_go_unnoticed() {
         let clients = clients(world);
         clients.sh("mkdir /mnt/work/d").await;
         let id = clients.watcher("/mnt/work", true).await.expect("watched");
-        // More events than are kept, and than /proc/sys/fs/inotify/max_queued_events.
+        // More events than the agent keeps, and more than /proc/sys/fs/inotify/max_queued_events.
         clients.sh("cd /mnt/work/d; n=$(cat /proc/sys/fs/inotify/max_queued_events); seq -f 'f%.0f' $((n + 70000)) | xargs touch").await;
         let request = GetWatcherEventsRequest {
             watcher_id: id.clone(),
@@ -347,14 +348,16 @@ fn others_are_served_while_entries_are_described() {
             .await;
         let id = clients.watcher("/mnt/work", true).await.expect("watched");
         clients.sh("mv /mnt/away /mnt/work/d").await;
-        // Names of owners are read from here, and this file tells them only when it is fed.
+        // Owner names are read from /etc/passwd. It is replaced by a pipe, so a lookup blocks until
+        // the pipe is written to.
         let users = world.read("/etc/passwd");
         std::fs::remove_file(world.path("/etc/passwd")).expect("there");
         nix::unistd::mkfifo(&world.path("/etc/passwd"), nix::sys::stat::Mode::S_IRWXU)
             .expect("made");
         let path = world.path("/etc/passwd");
         let served = async {
-            // It opens once the names are looked up: that is the call's work.
+            // This open succeeds once the agent looks up the names, which is part of the call's
+            // work.
             let file = tokio::task::spawn_blocking(move || {
                 std::fs::OpenOptions::new().write(true).open(path)
             });
@@ -367,7 +370,7 @@ fn others_are_served_while_entries_are_described() {
             assert_eq!(health.expect("answered").status(), 204);
             std::io::Write::write_all(&mut file, users.as_bytes()).expect("fed");
         };
-        // Once is enough for all events.
+        // One write is enough for all events.
         let (events, ()) = tokio::join!(clients.events(&id), served);
         let owners = events
             .iter()
@@ -403,7 +406,8 @@ fn a_stream_ends_with_its_directory() {
                     matches!(&seen[0], Some(Event::Filesystem(event)) if event.name == "f"),
                     "{seen:?}"
                 );
-                // Whoever asks hears the rest, and then that there is nothing more.
+                // A poll returns the remaining events, and then an error, because the directory is
+                // gone.
                 assert_eq!(clients.changes(&id).await[0], ("f".to_owned(), CREATE));
                 let request = GetWatcherEventsRequest {
                     watcher_id: id,
@@ -426,7 +430,7 @@ fn an_upload_over_a_file_gives_it_away_before_it_writes() {
         let id = clients.watcher("/mnt/work", false).await.expect("watched");
         let head = "POST /files?path=/mnt/work/f&username=user HTTP/1.1";
         assert_eq!(call(head, b"new").status, 200);
-        // It is emptied and written: that may be told as one.
+        // The file is truncated and written, which may be reported as one event.
         let mut seen = clients.changes(&id).await;
         seen.dedup();
         assert_eq!(seen, named(&[("f", CHMOD), ("f", WRITE)]));

@@ -1,4 +1,4 @@
-//! A small world for one agent: name spaces, users, file systems.
+//! Isolated test environment for one agent: namespaces, users, file systems.
 
 use std::{
     fs,
@@ -11,13 +11,14 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-/// The agent's port.
+/// Port of the agent.
 pub(crate) const PORT: u16 = 49983;
 
-/// No test takes longer than this, on a slow and busy machine.
+/// Maximum duration of a test on a slow and busy machine.
 const TEST_DEADLINE: Duration = Duration::from_secs(240);
 
-/// Makes the world, starts the agent, and stays until the test's end closes standard input.
+/// Script that sets up the environment, starts the agent, and runs until the test closes standard
+/// input.
 const SCRIPT: &str = r#"
 mount --make-rprivate /
 mount -t tmpfs -o size=600m,mode=755 tmpfs /mnt
@@ -49,13 +50,13 @@ echo ready
 cat > /dev/null
 "#;
 
-/// One agent and what it lives in. Dropping it ends everything in it.
+/// One agent and its environment. Dropping it kills everything in it.
 pub(crate) struct World {
     unshare: Child,
     _stdin: ChildStdin,
-    /// The first process in the world, by its id outside.
+    /// First process in the environment, by its PID outside.
     init: u32,
-    /// The agent, by its id outside.
+    /// Agent, by its PID outside.
     pub(crate) agent: u32,
 }
 
@@ -88,7 +89,7 @@ impl World {
         let mut stdout = unshare.stdout.take().expect("a pipe");
         stdout
             .read_exact(&mut word)
-            .expect("the world was made: this test needs root");
+            .expect("the test environment is set up; this needs root");
         assert_eq!(&word, b"ready\n");
         let init = children(unshare.id())[0];
         let agent = wait_for("the agent's process", || {
@@ -104,39 +105,39 @@ impl World {
         }
     }
 
-    /// Moves the calling thread into the world's network.
+    /// Moves the calling thread into the environment's network namespace.
     fn enter_network(&self) {
         let space = fs::File::open(format!("/proc/{}/ns/net", self.init)).expect("there");
         setns(space, CloneFlags::CLONE_NEWNET).expect("entered");
     }
 
-    /// The first process in the world, by its id outside.
+    /// First process in the environment, by its PID outside.
     pub(crate) fn init_pid(&self) -> u32 {
         self.init
     }
 
-    /// Where a path of the world is outside of it.
+    /// Returns the path outside of a path in the environment.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.init))
     }
 
-    /// A file of the world.
+    /// Reads a file of the environment.
     pub(crate) fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path(path)).expect(path)
     }
 
-    /// Writes a file of the world.
+    /// Writes a file of the environment.
     pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) {
         fs::write(self.path(path), content).expect(path);
     }
 
-    /// Whether a process of the world still runs (and is no zombie), by its id in there.
+    /// True if a process of the environment, given by its PID inside, runs and is not a zombie.
     pub(crate) fn runs(&self, pid: u32) -> bool {
         let stat = fs::read_to_string(self.path(&format!("/proc/{pid}/stat")));
         stat.is_ok_and(|stat| !stat.rsplit_once(')').expect("a name").1.starts_with(" Z"))
     }
 
-    /// A field of the agent's `/proc/PID/status`, KiB or a count.
+    /// Returns a field of the agent's `/proc/PID/status`, in KiB or as a count.
     pub(crate) fn agent_status(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.agent)).expect("it runs");
         let line = status
@@ -146,18 +147,18 @@ impl World {
         word.parse().expect(field)
     }
 
-    /// Begins a new measurement of the agent's peak memory, `VmHWM`.
+    /// Restarts the measurement of the agent's peak memory, `VmHWM`.
     pub(crate) fn reset_peak(&self) {
         fs::write(format!("/proc/{}/clear_refs", self.agent), "5").expect("it runs");
     }
 
-    /// Descriptors that the agent has open.
+    /// Returns the number of open descriptors of the agent.
     pub(crate) fn descriptors(&self) -> usize {
         let list = fs::read_dir(format!("/proc/{}/fd", self.agent));
         list.expect("it runs").count()
     }
 
-    /// A URL of the agent.
+    /// Returns a URL of the agent.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", address())
     }
@@ -166,23 +167,23 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let init = nix::unistd::Pid::from_raw(i32::try_from(self.init).expect("a pid"));
-        // The end of its first process ends a PID space.
+        // The end of its first process ends a PID namespace.
         let _ = nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL);
         let _ = self.unshare.wait();
     }
 }
 
-/// The agent's address, for threads in the world's network.
+/// Address of the agent, for threads in the environment's network namespace.
 pub(crate) fn address() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))
 }
 
-/// Makes a world with an agent and runs a test on a thread in its network.
+/// Sets up an environment with an agent, and runs a test on a thread in its network namespace.
 pub(crate) fn run(test: impl AsyncFnOnce(&World)) {
     run_with(&[], &[], test);
 }
 
-/// [`run`], with arguments and environment of the agent.
+/// Same as [`run`], with arguments and environment variables for the agent.
 pub(crate) fn run_with(arguments: &[&str], envs: &[(&str, &str)], test: impl AsyncFnOnce(&World)) {
     let world = World::start(arguments, envs);
     world.enter_network();
@@ -197,7 +198,7 @@ pub(crate) fn run_with(arguments: &[&str], envs: &[(&str, &str)], test: impl Asy
     });
 }
 
-/// Ids of a process's children.
+/// Returns the PIDs of a process's children.
 fn children(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_whitespace()
@@ -205,23 +206,23 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Asks again and again until there is something.
+/// Polls until there is a value.
 pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// [`wait_for`] that lets other tasks of the test go on.
+/// Same as [`wait_for`], but other tasks of the test keep running.
 pub(crate) async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !ask().await {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
