@@ -55,7 +55,7 @@ pub(super) struct Names(PathBuf);
 
 impl Names {
     pub(super) fn open(dir: &Path) -> Result<Self, NameError> {
-        fs::create_dir_all(dir).map_err(failed("make", dir))?;
+        fs::create_dir_all(dir).map_err(failed("create", dir))?;
         Ok(Self(dir.to_owned()))
     }
 
