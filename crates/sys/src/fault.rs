@@ -1,12 +1,14 @@
-//! Named points at which a process dies, for tests of what is left then.
+//! Failpoints: named points in the code at which a process is killed, for crash tests.
 //!
-//! `WRENN_FAULT=VICTIM@POINT`, where `VICTIM` is `self` or `vmm`, kills this process or its VMM with SIGKILL when it comes to
-//! `POINT`. A build without debug assertions (a release) has no such points at all.
+//! Environment variable: `WRENN_FAULT=VICTIM@POINT`, where `VICTIM` is `self` or `vmm`. When this
+//! process reaches `POINT`, it sends SIGKILL to itself or to its VMM. Builds without debug
+//! assertions (release builds) contain no failpoints.
 
 /// Name of the environment variable.
 pub const VARIABLE: &str = "WRENN_FAULT";
 
-/// This process has come to `point`; `vmm` is the process id of the VMM that it supervises, if it does.
+/// Marks that this process has reached failpoint `point`. `vmm` is the process id of the VMM that
+/// this process supervises, if any.
 #[cfg(debug_assertions)]
 pub fn point(point: &str, vmm: Option<u32>) {
     use nix::{
@@ -31,6 +33,6 @@ pub fn point(point: &str, vmm: Option<u32>) {
     let _ = kill(pid, Signal::SIGKILL);
 }
 
-/// Nothing happens in a release.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub const fn point(_point: &str, _vmm: Option<u32>) {}

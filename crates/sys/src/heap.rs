@@ -1,13 +1,17 @@
-//! How much freed memory the C library's allocator keeps for itself.
+//! Limits on the freed memory that the C library's allocator retains.
 //!
-//! By default each thread gets an arena of its own, and what is freed in one stays with the process. For a process whose
-//! memory is frozen, copied and kept on disk, memory that nobody uses is not free of charge. Source: `mallopt(3)`.
+//! By default each thread gets its own arena, and memory freed in an arena stays with the process.
+//! The memory of a guest process is copied and stored on disk by snapshots, so unused memory has a
+//! cost. Source: `mallopt(3)`.
 
-/// Freed memory at the heap's end beyond this goes back to the kernel, and larger pieces never come from the heap, bytes.
+/// Trim and mmap threshold, in bytes. Freed memory at the end of the heap beyond this size is
+/// returned to the kernel. Larger allocations never come from the heap.
 const THRESHOLD_BYTES: libc::c_int = 128 * 1024;
 
-/// One arena for all threads, and thresholds that do not grow. For a program with little to do at a time; to be called before
-/// there is a second thread.
+/// Configures the allocator to use one arena for all threads and fixed thresholds.
+///
+/// Intended for programs with little concurrent work. Must be called before the process starts a
+/// second thread.
 pub fn keep_little() {
     let settings = [
         (libc::M_ARENA_MAX, 1),
@@ -15,14 +19,16 @@ pub fn keep_little() {
         (libc::M_TRIM_THRESHOLD, THRESHOLD_BYTES),
     ];
     for (name, value) in settings {
-        // SAFETY: takes its arguments by value. What is refused stays as it was, which is only less thrifty.
+        // SAFETY: `mallopt` takes its arguments by value. A rejected setting keeps its default,
+        // which only uses more memory.
         let _ = unsafe { libc::mallopt(name, value) };
     }
 }
 
-/// Gives back whole pages that nobody uses, wherever in the heap they are.
+/// Returns all unused whole pages of the heap to the kernel, wherever in the heap they are.
 pub fn give_back() {
-    // SAFETY: takes its argument by value, and locks the allocator for as long as it takes.
+    // SAFETY: `malloc_trim` takes its argument by value and holds the allocator's lock while it
+    // runs.
     let _ = unsafe { libc::malloc_trim(0) };
 }
 

@@ -1,7 +1,8 @@
-//! Asking the kernel whether it can make a virtual machine here.
+//! Probe that tests whether the kernel can create a virtual machine on this host.
 //!
-//! `/dev/kvm` also exists on machines whose processor offers no hardware virtualization, so the only honest question is
-//! to make a machine with one processor. Both are freed when their descriptors close, at the end of the call.
+//! `/dev/kvm` also exists on machines whose processor has no hardware virtualization. The only
+//! reliable test is to create a VM with one vCPU. Both are freed when their descriptors close, at
+//! the end of the call.
 
 use std::{
     fs::File,
@@ -10,7 +11,7 @@ use std::{
     path::Path,
 };
 
-/// The only version that the interface ever had.
+/// The only API version that KVM has ever had.
 const API_VERSION: i32 = 12;
 
 // `_IO(0xAE, n)` of <linux/kvm.h>: no direction, no size.
@@ -18,33 +19,33 @@ const KVM_GET_API_VERSION: libc::c_ulong = 0xAE00;
 const KVM_CREATE_VM: libc::c_ulong = 0xAE01;
 const KVM_CREATE_VCPU: libc::c_ulong = 0xAE41;
 
-/// Why no virtual machine could be made.
+/// Reason why no virtual machine could be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvmUnusable {
     /// The device cannot be opened.
-    #[error("cannot open {path}")]
+    #[error("failed to open {path}")]
     Open {
-        /// The device.
+        /// Path of the device.
         path: String,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
-    /// It is not KVM, or a version that nobody knows.
-    #[error("KVM answers with version {0}, expected {API_VERSION}")]
+    /// The device is not KVM, or has an unknown API version.
+    #[error("unsupported KVM API version {0}, expected {API_VERSION}")]
     Version(i32),
-    /// The kernel refused a machine.
-    #[error("KVM cannot make a virtual machine")]
+    /// The kernel rejected the creation of a VM.
+    #[error("failed to create a virtual machine with KVM")]
     CreateVm(#[source] io::Error),
-    /// The kernel refused a processor.
-    #[error("KVM cannot make a virtual processor")]
+    /// The kernel rejected the creation of a vCPU.
+    #[error("failed to create a vCPU with KVM")]
     CreateVcpu(#[source] io::Error),
 }
 
-/// Makes a machine with one processor by `device` (`/dev/kvm`), and throws both away.
+/// Creates a VM with one vCPU through `device` (`/dev/kvm`) and discards both.
 ///
 /// # Errors
-/// Names the step that failed.
+/// The error names the failed step.
 pub fn probe(device: &Path) -> Result<(), KvmUnusable> {
     let kvm = File::options()
         .read(true)
@@ -64,10 +65,11 @@ pub fn probe(device: &Path) -> Result<(), KvmUnusable> {
     Ok(())
 }
 
-/// One of the three requests above, with the argument 0.
+/// Sends one of the three requests above with the argument 0.
 fn ioctl(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<i32> {
-    // SAFETY: `fd` is open while it is borrowed, and each request that this module passes takes a plain integer (0 is
-    // "the default type" and "processor 0"), so the kernel reads and writes no memory of ours.
+    // SAFETY: `fd` is open while it is borrowed. Each request of this module takes a plain integer
+    // (0 means "the default type" and "processor 0"), so the kernel reads and writes no memory of
+    // this process.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, 0) };
     if answer < 0 {
         return Err(io::Error::last_os_error());
@@ -75,10 +77,11 @@ fn ioctl(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<i32> {
     Ok(answer)
 }
 
-/// A request whose answer is a new descriptor.
+/// Sends a request that returns a new descriptor.
 fn ioctl_fd(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<OwnedFd> {
     let raw = ioctl(fd, request)?;
-    // SAFETY: both callers pass a request that answers with a descriptor made for this call, which nobody else has.
+    // SAFETY: both callers pass a request that returns a descriptor created for this call. No other
+    // owner of that descriptor exists.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 

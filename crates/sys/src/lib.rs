@@ -1,7 +1,8 @@
 //! Thin, typed wrappers over Linux facilities that need `unsafe`, and nothing else.
 //!
-//! Every other crate forbids unsafe code and calls this one. File descriptors cross the edge as `OwnedFd` and
-//! `BorrowedFd`, never as numbers; each unsafe block says which invariant makes it sound.
+//! Every other crate forbids unsafe code and calls this one. File descriptors cross the API as
+//! `OwnedFd` and `BorrowedFd`, never as numbers. Each unsafe block names the invariant that makes
+//! it sound.
 #![allow(
     unsafe_code,
     reason = "this crate is the one place where unsafe code lives"

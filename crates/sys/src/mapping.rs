@@ -1,8 +1,9 @@
-//! Memory of our own from `mmap`: buffers that stay resident, and mappings as a VMM makes them.
+//! Memory obtained from `mmap`: resident buffers, and mappings like those of a VMM.
 //!
-//! A [`Mapping`] is shared, unordered memory, read and written eight bytes at a time by atomic accesses, because another
-//! process may change it at any moment. A [`PageBuffer`] belongs to one owner, begins at a page and is locked in memory
-//! where the limit allows it. Both are unmapped on drop.
+//! A [`Mapping`] is shared memory that is read and written eight bytes at a time by relaxed atomic
+//! accesses, because another process may change its content at any time. A [`PageBuffer`] has one
+//! owner, begins at a page boundary and is locked in memory where the limit allows that. Both are
+//! unmapped on drop.
 
 use std::{
     io,
@@ -14,43 +15,44 @@ use std::{
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-/// Size of a page on the machines that we run on, bytes.
+/// Page size on the supported machines, in bytes.
 pub const PAGE_BYTES: usize = 4096;
 
-/// A private mapping, readable and writable.
+/// Private mapping, readable and writable.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the mapping is only accessed through atomics, and unmapped by whoever drops it, once.
+// SAFETY: the mapping is only accessed through atomics, and its owner unmaps it once, on drop.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; no reference into it is ever handed out.
+// SAFETY: as above; no reference into the mapping is ever handed out.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `len` bytes of anonymous memory.
     ///
     /// # Errors
-    /// What the kernel says, or `InvalidInput` for no bytes at all.
+    /// The kernel's error, or `InvalidInput` if `len` is 0.
     pub fn anonymous(len: usize) -> io::Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: without MAP_FIXED the kernel chooses addresses that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel chooses an unused address range.
         let start =
             unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }?;
         Self::from_kernel(start.cast(), len)
     }
 
-    /// Maps the first `len` bytes of `fd` privately: reads come from the file, writes stay here.
+    /// Maps the first `len` bytes of `fd` privately. Reads come from the file; writes stay in this
+    /// mapping.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn private_of(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: without MAP_FIXED the kernel chooses addresses that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel chooses an unused address range.
         let start =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) }?;
         Self::from_kernel(start.cast(), len)
@@ -61,13 +63,13 @@ impl Mapping {
         Ok(Self { start, len })
     }
 
-    /// Address of the first byte.
+    /// Returns the address of the first byte.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.start.addr().get() as u64
     }
 
-    /// Length, bytes.
+    /// Returns the length, in bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
     pub fn len(&self) -> usize {
@@ -80,28 +82,28 @@ impl Mapping {
         }
         // SAFETY: the offset is within the mapping, as just checked.
         let word = unsafe { self.start.add(offset) };
-        // SAFETY: the word is aligned (the mapping begins at a page), lives as long as `self`, and every access in this
-        // process is atomic.
+        // SAFETY: the value is aligned (the mapping begins at a page boundary) and lives as long as
+        // `self`, and every access in this process is atomic.
         Some(unsafe { word.cast::<AtomicU64>().as_ref() })
     }
 
-    /// Reads eight bytes at `offset`, a multiple of 8; None outside of the mapping.
+    /// Reads eight bytes at `offset`, a multiple of 8. Returns `None` outside of the mapping.
     #[must_use]
     pub fn load(&self, offset: usize) -> Option<u64> {
         Some(self.word(offset)?.load(Ordering::Relaxed))
     }
 
-    /// Writes eight bytes at `offset`, a multiple of 8; None outside of the mapping.
+    /// Writes eight bytes at `offset`, a multiple of 8. Returns `None` outside of the mapping.
     #[must_use]
     pub fn store(&self, offset: usize, value: u64) -> Option<()> {
         self.word(offset)?.store(value, Ordering::Relaxed);
         Some(())
     }
 
-    /// Gives a range back to the kernel (`MADV_DONTNEED`).
+    /// Returns a range of pages to the kernel (`MADV_DONTNEED`).
     ///
     /// # Errors
-    /// `InvalidInput` for a range outside of the mapping; else what the kernel says.
+    /// `InvalidInput` for a range outside of the mapping; otherwise the kernel's error.
     pub fn discard(&self, offset: usize, len: usize) -> io::Result<()> {
         let end = offset.checked_add(len);
         if end.is_none_or(|end| end > self.len) {
@@ -109,7 +111,8 @@ impl Mapping {
         }
         // SAFETY: the offset is within the mapping, as just checked.
         let start = unsafe { self.start.add(offset) };
-        // SAFETY: the range is ours alone, and no reference into it exists outside of an atomic access.
+        // SAFETY: the range belongs to this mapping, and no reference into it exists outside of an
+        // atomic access.
         unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, Advice::LinuxDontNeed) }?;
         Ok(())
     }
@@ -117,30 +120,32 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by us with this length, and nothing refers to it any more.
+        // SAFETY: this type created the mapping with this length, and no reference into it is left.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
-/// A zeroed buffer of whole pages.
+/// Zeroed buffer of whole pages.
 ///
-/// Locked in memory where the limit allows it, so that a system call which reads it finds every page.
+/// The buffer is locked in memory where the limit allows that, so that a system call which reads it
+/// finds every page present.
 #[derive(Debug)]
 pub struct PageBuffer {
     mapping: Mapping,
 }
 
 impl PageBuffer {
-    /// A buffer of `pages` pages.
+    /// Allocates a buffer of `pages` pages.
     ///
     /// # Errors
-    /// What the kernel says, or `InvalidInput` for no pages or too many.
+    /// The kernel's error, or `InvalidInput` if `pages` is 0 or too large.
     pub fn new(pages: usize) -> io::Result<Self> {
         let len = pages
             .checked_mul(PAGE_BYTES)
             .ok_or(io::ErrorKind::InvalidInput)?;
         let mapping = Mapping::anonymous(len)?;
-        // SAFETY: the range is a mapping of ours. That it cannot be locked is no failure: it is then like other memory.
+        // SAFETY: the range is a mapping owned by this function. A failure to lock it is ignored:
+        // the buffer then behaves like ordinary memory.
         let _ = unsafe { rustix::mm::mlock(mapping.start.as_ptr().cast(), len) };
         Ok(Self { mapping })
     }
@@ -150,14 +155,15 @@ impl Deref for PageBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the mapping is anonymous and private to `self`, initialised with zeros, and lives as long.
+        // SAFETY: the mapping is anonymous, private to `self`, initialised with zeros, and lives as
+        // long as `self`.
         unsafe { std::slice::from_raw_parts(self.mapping.start.as_ptr(), self.mapping.len) }
     }
 }
 
 impl DerefMut for PageBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `self` is borrowed for writing, so no other reference exists.
+        // SAFETY: as above; `self` is also borrowed mutably, so no other reference exists.
         unsafe { std::slice::from_raw_parts_mut(self.mapping.start.as_ptr(), self.mapping.len) }
     }
 }

@@ -1,8 +1,9 @@
-//! Which pages of another process's mapping are its own, and what they hold.
+//! Private pages of another process's mapping, and their content.
 //!
-//! Reads `/proc/<pid>/pagemap`: by the PAGEMAP_SCAN request (Linux 6.7 and newer), or entry by entry. A page counts as
-//! dirty if it is anonymous: present or swapped out, not of a file, and not the kernel's page of zeros. The process must
-//! not run meanwhile, or the answer is of no one moment. Nothing is changed in it.
+//! Reads `/proc/<pid>/pagemap`, either by the PAGEMAP_SCAN request (Linux 6.7 and newer) or entry
+//! by entry. A page is dirty if it is anonymous: present or swapped out, not of a file, and not the
+//! kernel's zero page. The process must not run during the scan; otherwise the result is not
+//! consistent. The scan changes nothing in the process.
 //!
 //! Source: Documentation/admin-guide/mm/pagemap.rst, <linux/fs.h>, process_vm_readv(2).
 
@@ -31,26 +32,26 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 
-// Bits of an entry.
+// Bits of a pagemap entry.
 const ENTRY_PRESENT: u64 = 1 << 63;
 const ENTRY_SWAPPED: u64 = 1 << 62;
 const ENTRY_FILE: u64 = 1 << 61;
 const ENTRY_EXCLUSIVE: u64 = 1 << 56;
 const ENTRY_FRAME: u64 = (1 << 55) - 1;
 
-/// Regions that one request returns at most.
+/// Maximum number of regions returned per request.
 const REGIONS: usize = 512;
-/// Entries that are read at once.
+/// Number of entries read at once.
 const ENTRIES: usize = 4096;
-/// The most ranges of one `process_vm_readv`: IOV_MAX.
+/// Maximum number of ranges per `process_vm_readv` call: IOV_MAX.
 pub const MAX_RANGES: usize = 1024;
 
-/// A range of addresses in another process, whole pages.
+/// Range of addresses in another process, in whole pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressRange {
     /// First address.
     pub start: u64,
-    /// Length, bytes.
+    /// Length, in bytes.
     pub len: u64,
 }
 
@@ -82,7 +83,7 @@ struct ScanRegion {
 const _: () = assert!(size_of::<ScanArgument>() == 96);
 const _: () = assert!(size_of::<ScanRegion>() == 24);
 
-/// The page map of one process.
+/// Page map of one process.
 #[derive(Debug)]
 pub struct PageMap {
     file: File,
@@ -92,16 +93,17 @@ impl PageMap {
     /// Opens the page map of process `pid`.
     ///
     /// # Errors
-    /// What the kernel says; it asks for the right to trace the process.
+    /// The kernel's error. The kernel requires the right to trace the process.
     pub fn open(pid: u32) -> io::Result<Self> {
         let file = File::open(format!("/proc/{pid}/pagemap"))?;
         Ok(Self { file })
     }
 
-    /// The dirty pages among `len` bytes from `start`, in order, neighbours joined. Both are multiples of 4096.
+    /// Returns the dirty pages among `len` bytes from `start`, in order, with adjacent pages merged
+    /// into one range. `start` and `len` are multiples of 4096.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn dirty(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
         match self.dirty_by_request(start, len) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
@@ -111,10 +113,10 @@ impl PageMap {
         }
     }
 
-    /// As [`PageMap::dirty`], by PAGEMAP_SCAN only.
+    /// Like [`PageMap::dirty`], by PAGEMAP_SCAN only.
     ///
     /// # Errors
-    /// ENOTTY or EINVAL before Linux 6.7; else what the kernel says.
+    /// ENOTTY or EINVAL before Linux 6.7; otherwise the kernel's error.
     pub fn dirty_by_request(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
         let end = end_of(start, len)?;
         let mut found = Vec::new();
@@ -134,8 +136,8 @@ impl PageMap {
                 ..ScanArgument::default()
             };
             let pointer: *mut ScanArgument = &raw mut argument;
-            // SAFETY: the request reads and writes one argument, and writes at most `vec_len` regions to `vec`; both
-            // outlive the call.
+            // SAFETY: the request reads and writes one argument and writes at most `vec_len`
+            // regions to `vec`. Both outlive the call.
             let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, pointer) };
             if count < 0 {
                 return Err(io::Error::last_os_error());
@@ -148,17 +150,18 @@ impl PageMap {
                 );
             }
             if argument.walk_end <= position {
-                return Err(io::Error::other("PAGEMAP_SCAN makes no progress"));
+                return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
             }
             position = argument.walk_end;
         }
         Ok(found)
     }
 
-    /// As [`PageMap::dirty`], by reading the entry of each page: slower, but on every kernel.
+    /// Like [`PageMap::dirty`], by reading the entry of each page. Slower, but available on every
+    /// kernel.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn dirty_by_entries(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
         let end = end_of(start, len)?;
         let zero_frame = zero_frame()?;
@@ -182,8 +185,10 @@ impl PageMap {
     }
 }
 
-/// An entry that is not exclusive and whose frame is hidden (0) may be the page of zeros; it counts as dirty, which costs
-/// a page but loses nothing.
+/// True if the page of `entry` is dirty.
+///
+/// An entry that is not exclusive and whose frame number is hidden (0) may be the zero page. Such
+/// an entry counts as dirty, which costs one page but loses no data.
 fn is_dirty(entry: u64, zero_frame: Option<u64>) -> bool {
     if entry & ENTRY_FILE != 0 {
         return false;
@@ -195,7 +200,8 @@ fn is_dirty(entry: u64, zero_frame: Option<u64>) -> bool {
     entry & ENTRY_PRESENT != 0 && !is_zero
 }
 
-/// The frame of the kernel's page of zeros, learnt from a page of our own that was only read; None if frames are hidden.
+/// Returns the frame number of the kernel's zero page, or `None` if frame numbers are hidden. The
+/// number is read from a page of this process that was only read, never written.
 fn zero_frame() -> io::Result<Option<u64>> {
     let page = Mapping::anonymous(PAGE_BYTES)?;
     let _ = page.load(0);
@@ -220,11 +226,12 @@ fn join(ranges: &mut Vec<AddressRange>, start: u64, len: u64) {
     }
 }
 
-/// Reads `ranges` of process `pid` one after the other into `buffer`, which is exactly as long as they are in all.
+/// Reads `ranges` of process `pid`, one after the other, into `buffer`. The length of `buffer` is
+/// the total length of the ranges.
 ///
 /// # Errors
-/// What the kernel says; `InvalidInput` if the lengths differ or the ranges are more than [`MAX_RANGES`];
-/// `UnexpectedEof` if the process has no memory there.
+/// The kernel's error; `InvalidInput` if the lengths differ or there are more than [`MAX_RANGES`]
+/// ranges; `UnexpectedEof` if the process has no memory there.
 pub fn read_process(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]) -> io::Result<()> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let pid = Pid::from_raw(i32::try_from(pid).map_err(invalid)?);
@@ -257,7 +264,7 @@ pub fn read_process(pid: u32, ranges: &[AddressRange], buffer: &mut [u8]) -> io:
     Ok(())
 }
 
-/// Takes `done` bytes from the front of the ranges.
+/// Removes `done` bytes from the front of the ranges.
 fn advance(remote: &mut Vec<RemoteIoVec>, mut done: usize) {
     let mut finished = 0;
     for range in remote.iter_mut() {
@@ -273,10 +280,11 @@ fn advance(remote: &mut Vec<RemoteIoVec>, mut done: usize) {
     remote.drain(..finished);
 }
 
-/// The object behind a descriptor, as `/proc` names it: `anon_inode:[userfaultfd]`, a path, …
+/// Returns the object behind a descriptor as named by `/proc`, such as `anon_inode:[userfaultfd]`
+/// or a path.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn descriptor_name(fd: BorrowedFd<'_>) -> io::Result<String> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     Ok(link.to_string_lossy().into_owned())

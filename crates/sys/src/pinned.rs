@@ -1,9 +1,11 @@
-//! Writes whole pages into a file in memory, so that nobody who maps the file sees a page half written.
+//! Writer that copies whole pages into a memfd such that no mapping of the file sees a partly
+//! written page.
 //!
-//! A plain `pwrite` copies from user memory. If the kernel finds the source page unmapped in the middle (it is being
-//! migrated, for instance) it completes the file's page with zeros, lets go of it, and only then tries again: a mapping of
-//! the file may see the zeros. Here the source pages are pinned first, by way of a pipe (vmsplice(2), splice(2)), so that
-//! the copy cannot stop. A writer whose write failed is of no further use.
+//! A plain `pwrite` copies from user memory. If the kernel finds the source page unmapped in the
+//! middle of the copy (for example, because the page is being migrated), it fills the rest of the
+//! file's page with zeros, unlocks the page, and retries. A mapping of the file may see those
+//! zeros. This module first pins the source pages through a pipe (vmsplice(2), splice(2)), so that
+//! the copy cannot be interrupted. A writer is unusable after a failed write.
 
 use std::{
     io,
@@ -17,27 +19,28 @@ use rustix::{
 
 use crate::mapping::PAGE_BYTES;
 
-/// The most pages that are pinned at once.
+/// Maximum number of pages pinned at once.
 const MAX_PAGES: usize = 32;
 
-/// A pipe that holds pages while they are copied.
+/// Pipe that holds pages while they are copied.
 #[derive(Debug)]
 pub struct PinnedWriter {
     read: OwnedFd,
     write: OwnedFd,
-    /// What the pipe takes at once, bytes.
+    /// Capacity of the pipe, in bytes.
     capacity: usize,
 }
 
 impl PinnedWriter {
-    /// A writer that is fastest with up to `pages` at once.
+    /// Creates a writer that is fastest for up to `pages` pages per write.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn new(pages: usize) -> io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let wanted = pages.clamp(1, MAX_PAGES) * PAGE_BYTES;
-        // A refusal (the user has too many pipes) leaves a smaller one, which does.
+        // If the kernel rejects the size (the user has too many pipes), the smaller default size is
+        // sufficient.
         let capacity = rustix::pipe::fcntl_setpipe_size(&write, wanted)
             .or_else(|_| rustix::pipe::fcntl_getpipe_size(&write))?;
         Ok(Self {
@@ -47,11 +50,13 @@ impl PinnedWriter {
         })
     }
 
-    /// Writes `content`, which begins at a page boundary (as a [`crate::mapping::PageBuffer`] does) and is whole pages, to
-    /// `offset`, a multiple of the page size.
+    /// Writes `content` to `file` at `offset`.
+    ///
+    /// `content` consists of whole pages and begins at a page boundary (as a
+    /// [`crate::mapping::PageBuffer`] does). `offset` is a multiple of the page size.
     ///
     /// # Errors
-    /// `InvalidInput` if that is not so; else what the kernel says.
+    /// `InvalidInput` if one of these conditions does not hold; otherwise the kernel's error.
     pub fn write_at(
         &mut self,
         file: BorrowedFd<'_>,
@@ -77,12 +82,13 @@ impl PinnedWriter {
         Ok(())
     }
 
-    /// Puts pages into the empty pipe; answers with how many bytes it took.
+    /// Puts pages into the empty pipe and returns the number of bytes that the pipe accepted.
     fn pin(&self, pages: &[u8]) -> io::Result<usize> {
         let parts = [IoSliceRaw::from_slice(pages)];
         loop {
-            // SAFETY: the writing end only reads the memory, and it is not given away: the caller keeps it borrowed until
-            // the pipe is empty again. What is left in the pipe after an error is pinned, and read by nobody.
+            // SAFETY: the writing end only reads the memory and the pages are not gifted to the
+            // kernel: the caller keeps them borrowed until the pipe is empty again. Pages left in
+            // the pipe after an error stay pinned and are never read.
             let taken =
                 unsafe { rustix::pipe::vmsplice(&self.write, &parts, SpliceFlags::empty()) };
             match taken {
@@ -100,7 +106,7 @@ impl PinnedWriter {
         let mut left = len;
         while left > 0 {
             let flags = SpliceFlags::empty();
-            // The kernel moves `position` on.
+            // The kernel advances `position`.
             let copied =
                 rustix::pipe::splice(&self.read, None, file, Some(&mut position), left, flags);
             match copied {

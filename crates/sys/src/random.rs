@@ -1,18 +1,19 @@
-//! The kernel's random number generator, for those who know that its state may be another's too.
+//! Reseeding of the kernel's random number generator, for guests whose generator state may be
+//! shared with other guests.
 //!
 //! Source: `random(4)` and the kernel's `include/uapi/linux/random.h`.
 
 use std::{io, os::fd::AsRawFd as _};
 
-/// The most that is given at once, bytes.
+/// Maximum amount of entropy per call, in bytes.
 pub const MAX_ENTROPY_BYTES: usize = 256;
 
 /// `struct rand_pool_info` with room for [`MAX_ENTROPY_BYTES`].
 #[repr(C)]
 struct RandPoolInfo {
-    /// What the bytes are worth, bits.
+    /// Entropy credited for the bytes, in bits.
     entropy_count: libc::c_int,
-    /// How many bytes there are.
+    /// Number of bytes in `buf`.
     buf_size: libc::c_int,
     buf: [u8; MAX_ENTROPY_BYTES],
 }
@@ -22,11 +23,13 @@ const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 /// `_IO('R', 0x07)`
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
-/// Mixes `bytes` into the kernel's generator, as worth eight bits each, and has it make its next numbers from them. Needs
-/// `CAP_SYS_ADMIN`.
+/// Mixes `bytes` into the kernel's generator and reseeds the generator from its pool.
+///
+/// The kernel credits eight bits of entropy per byte. Needs `CAP_SYS_ADMIN`.
 ///
 /// # Errors
-/// If there are none or too many, or the kernel refuses.
+/// `InvalidInput` if `bytes` is empty or longer than [`MAX_ENTROPY_BYTES`]; otherwise the kernel's
+/// error.
 pub fn reseed(bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() || bytes.len() > MAX_ENTROPY_BYTES {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -42,8 +45,8 @@ pub fn reseed(bytes: &[u8]) -> io::Result<()> {
         .read(true)
         .write(true)
         .open("/dev/urandom")?;
-    // SAFETY: the request takes a pointer to a `rand_pool_info` that is followed by `buf_size` bytes; ours is, and lives
-    // through the call. The descriptor is open.
+    // SAFETY: the request takes a pointer to a `rand_pool_info` followed by `buf_size` bytes.
+    // `pool` has this layout and outlives the call. The descriptor is open.
     let added = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
     if added != 0 {
         return Err(io::Error::last_os_error());

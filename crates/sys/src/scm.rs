@@ -1,7 +1,8 @@
-//! One message with file descriptors over a unix stream socket (SCM_RIGHTS, unix(7)).
+//! Messages with file descriptors over a unix stream socket (SCM_RIGHTS, unix(7)).
 //!
-//! Received descriptors close on exec and on drop; those beyond what the caller wants are counted and closed at once, so
-//! that a peer cannot leave any behind.
+//! Received descriptors close on exec and on drop. Descriptors beyond the number that the caller
+//! accepts are counted and closed at once, so that a peer cannot leak descriptors into this
+//! process.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -14,26 +15,28 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
-/// The most descriptors of one message: SCM_MAX_FD of the kernel.
+/// Maximum number of descriptors per message: the kernel's SCM_MAX_FD.
 pub const MAX_DESCRIPTORS: usize = 253;
-/// The most descriptors that [`send`] takes.
+/// Maximum number of descriptors that [`send`] accepts.
 pub const MAX_SENT: usize = 8;
 
-/// What one receive call brought.
+/// Result of one receive call.
 #[derive(Debug)]
 pub struct Received {
-    /// Bytes written to the buffer; 0 at the end of the stream.
+    /// Number of bytes written to the buffer; 0 at the end of the stream.
     pub len: usize,
-    /// The first descriptors, at most as many as were wanted.
+    /// The first received descriptors, at most as many as the caller accepts.
     pub descriptors: Vec<OwnedFd>,
-    /// How many there were, with those that were closed.
+    /// Number of descriptors in the message, including the closed ones.
     pub descriptor_count: usize,
 }
 
-/// Sends `bytes` and `descriptors` as one message and allocates nothing. The peer gets copies of the descriptors.
+/// Sends `bytes` and `descriptors` as one message, without allocating. The peer receives duplicates
+/// of the descriptors.
 ///
 /// # Errors
-/// What the kernel says; `WriteZero` if only a part was taken; `InvalidInput` for more than [`MAX_SENT`] descriptors.
+/// The kernel's error; `WriteZero` if only a part was sent; `InvalidInput` for more than
+/// [`MAX_SENT`] descriptors.
 pub fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -61,10 +64,10 @@ pub fn send(
     }
 }
 
-/// Receives one message into `buffer`, and keeps at most `wanted` descriptors.
+/// Receives one message into `buffer` and keeps at most `wanted` descriptors.
 ///
 /// # Errors
-/// What the kernel says: `WouldBlock` when there is nothing yet on a socket that does not wait.
+/// The kernel's error; `WouldBlock` if nothing has arrived yet on a non-blocking socket.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wanted: usize) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -89,7 +92,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wanted: usize) -> io::
         }
     }
     if message.flags.contains(ReturnFlags::CTRUNC) {
-        // The kernel dropped some: there is no room for more in this process.
+        // The kernel dropped some descriptors because this process has no room for more.
         descriptor_count += 1;
     }
     Ok(Received {
@@ -120,7 +123,7 @@ mod tests {
         assert_eq!(received.len, 5);
         assert_eq!(received.descriptor_count, 3);
         assert_eq!(received.descriptors.len(), 1);
-        // Every writing end is closed, so the reading end is at its end.
+        // All writing ends are closed, so reading returns the end of the stream.
         let read = received.descriptors.into_iter().next().expect("one");
         assert_eq!(rustix::io::read(&read, &mut buffer).expect("reads"), 0);
         let flags = rustix::io::fcntl_getfd(&read).expect("flags");

@@ -1,4 +1,4 @@
-//! Processes that outlive the one that started them, and what they inherit.
+//! Processes that outlive the process that started them, and the descriptors that they inherit.
 
 use std::{
     io,
@@ -9,45 +9,49 @@ use std::{
     process::Command,
 };
 
-/// Makes `command` start as the leader of a session of its own: no signal to the caller's process group or terminal reaches it.
+/// Makes `command` start as the leader of a new session. Signals to the caller's process group or
+/// terminal do not reach the new process.
 pub fn in_new_session(command: &mut Command) -> &mut Command {
     let set_session = || {
         rustix::process::setsid()?;
         Ok::<(), io::Error>(())
     };
-    // SAFETY: `setsid` is async-signal-safe and the closure neither allocates nor takes a lock: it may run between fork
-    // and exec of a process with many threads.
+    // SAFETY: `setsid` is async-signal-safe, and the closure neither allocates nor takes a lock. It
+    // may therefore run between fork and exec of a multi-threaded process.
     unsafe { command.pre_exec(set_session) }
 }
 
-/// Makes `command` inherit `fd`, under the number that is returned.
+/// Makes `command` inherit `fd` and returns the descriptor's number in the child.
 pub fn inherit(command: &mut Command, fd: OwnedFd) -> RawFd {
     let number = fd.as_raw_fd();
     let keep = move || {
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
         Ok::<(), io::Error>(())
     };
-    // SAFETY: `fcntl` is async-signal-safe and the closure neither allocates nor takes a lock. The descriptor is the closure's
-    // own, so it is open in the child.
+    // SAFETY: `fcntl` is async-signal-safe, and the closure neither allocates nor takes a lock. The
+    // closure owns the descriptor, so the descriptor is open in the child.
     unsafe { command.pre_exec(keep) };
     number
 }
 
-/// Takes over a descriptor that this process inherited under `number`. Its own children do not get it.
+/// Takes ownership of a descriptor that this process inherited under `number`. Children of this
+/// process do not inherit the descriptor.
 ///
-/// Call it once for a number, before anything else opens files: whoever else uses the number would share the descriptor.
+/// Call this function once per number, before the process opens other files. Any other user of the
+/// number would share the descriptor.
 ///
 /// # Errors
-/// If there is none.
+/// `InvalidInput` if `number` is 2 or less; the kernel's error if no such descriptor is open.
 pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: only looked at; the number is not negative. If it is open it was inherited: the caller vouches that nothing of
-    // this process has opened it.
+    // SAFETY: the descriptor is only inspected, and the number is not negative. If the descriptor
+    // is open, it was inherited: the caller guarantees that this process has not opened it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, as the call before succeeded, and nobody else owns it, as the caller vouches.
+    // SAFETY: the descriptor is open, as the previous call succeeded, and the caller guarantees
+    // that it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

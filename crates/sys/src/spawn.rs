@@ -1,12 +1,13 @@
-//! Starts processes of another user, each in its control group from its first moment.
+//! Starts processes as another user, each a member of its control group from the start.
 //!
-//! `std::process::Command` cannot say into which group a process is born, and moving it there afterwards makes the kernel
-//! wait for all its CPUs (`cgroup.procs` takes a lock that costs a grace period): so this calls `clone3` itself. What
-//! happens between that and `execve` is in `child`; all it needs is made before, because the child of a process with
-//! threads may neither allocate nor take a lock.
+//! `std::process::Command` cannot choose the control group of a new process. Moving the process
+//! afterwards makes the kernel wait for all CPUs (`cgroup.procs` takes a lock that costs a grace
+//! period). This module therefore calls `clone3` directly. The steps between `clone3` and `execve`
+//! are in `child`. All data they need is prepared beforehand, because the child of a multi-threaded
+//! process may neither allocate nor take a lock.
 //!
-//! Nothing here waits for a process that was started: its owner does, by the pidfd. A process that could not be started is
-//! waited for here and leaves nothing behind.
+//! This module never waits for a process that started successfully: the process's owner does,
+//! through the pidfd. A process that failed to start is reaped here and leaves nothing behind.
 //!
 //! Sources: `clone(2)`, `cgroups(7)`, `execve(2)`, `credentials(7)`.
 
@@ -23,68 +24,72 @@ use std::{
     path::Path,
 };
 
-/// Who a process runs as, and how it is ranked.
+/// User, groups, priority and limits of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// All other groups.
+    /// Supplementary group ids.
     pub groups: Vec<u32>,
-    /// Written to `oom_score_adj`: above 0 it is killed before others when memory runs out; -1000 to 1000.
+    /// Value written to `oom_score_adj`, -1000 to 1000. If memory runs out, the kernel kills
+    /// processes with values above 0 before others.
     pub oom_score_adj: i16,
-    /// How many descriptors it may have open, soft and hard limit; `None`: as many as the caller.
+    /// Maximum number of open descriptors, as soft and hard limit. `None` keeps the caller's
+    /// limits.
     pub open_files: Option<(u64, u64)>,
-    /// Whether standard input is a terminal that becomes the process's controlling terminal.
+    /// True if standard input is a terminal that becomes the process's controlling terminal.
     pub controlling_terminal: bool,
 }
 
-/// What is started, and how.
+/// Description of a process to start.
 #[derive(Debug)]
 pub struct Launch<'a> {
-    /// A path, or a name that is looked for in the `PATH` of `envs`.
+    /// Path of the program, or a name that is searched in the `PATH` of `envs`.
     pub program: &'a str,
     /// Arguments, without the program's own name.
     pub args: &'a [String],
-    /// The whole environment.
+    /// Complete environment.
     pub envs: &'a BTreeMap<String, String>,
-    /// Working directory; it is entered with the caller's rights.
+    /// Working directory, entered with the caller's rights.
     pub directory: &'a Path,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
-    /// Who it runs as.
+    /// User, groups and limits that the program runs with.
     pub credentials: &'a Credentials,
-    /// The directory of the control group (version 2) that it is born into; `None`: the caller's.
+    /// Directory of the control group (version 2) that the process is created in. `None` means the
+    /// caller's group.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// A process that was started.
+/// A started process.
 #[derive(Debug)]
 pub struct Spawned {
-    /// Its id, which is that of its session and process group as well.
+    /// Process id, which is also the id of the process's session and process group.
     pub pid: u32,
-    /// Readable when it has ended.
+    /// Descriptor of the process; readable once the process has ended.
     pub pidfd: OwnedFd,
 }
 
-/// Why a program was not started.
+/// Reason why a program was not started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnError {
-    /// A text holds a NUL byte, or a descriptor would be overwritten while it is put in place.
-    #[error("the request cannot be put into the kernel's words")]
+    /// A string contains a NUL byte, or a standard descriptor would be overwritten while it is put
+    /// in place.
+    #[error("invalid spawn request: NUL byte in a string, or stdio descriptor below 3")]
     Invalid,
-    /// There was no new process: no memory, no number left, or no such control group.
-    #[error("no process could be made")]
+    /// The kernel created no process: no memory, no free process id, or no such control group.
+    #[error("failed to create a process")]
     NoProcess(#[source] io::Error),
-    /// There was one, and it did not become the program.
-    #[error("the program could not be executed")]
+    /// The kernel created a process, but the program could not be executed in it.
+    #[error("failed to execute the program")]
     NoProgram(#[source] io::Error),
 }
 
 impl SpawnError {
-    /// What the kernel said.
+    /// Converts into the kernel's error.
     #[must_use]
     pub fn into_io(self) -> io::Error {
         match self {
@@ -94,8 +99,10 @@ impl SpawnError {
     }
 }
 
-/// Starts a program in a session of its own, at nice 0 and the default I/O rank, with every signal handled by default and
-/// no descriptor of the caller's but the three. Returns when the program runs.
+/// Starts a program and returns when the program runs.
+///
+/// The program leads a new session, at nice 0 and the default I/O priority. Every signal has its
+/// default action. The program inherits no descriptor of the caller except the three standard ones.
 ///
 /// # Errors
 /// See [`SpawnError`].
@@ -108,7 +115,8 @@ pub fn spawn(launch: &Launch<'_>) -> Result<Spawned, SpawnError> {
     let spawned = clone_into(launch.cgroup, || image.become_program(launch, &reporter))
         .map_err(SpawnError::NoProcess)?;
     drop::<PipeWriter>(reporter);
-    // The end of file is the good news: the program has taken the child's place, and closed its end.
+    // End of file means success: the program has replaced the child, which closed its end of the
+    // pipe.
     let mut problem = [0; 4];
     let problem = match report.read_exact(&mut problem) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(spawned),
@@ -119,7 +127,7 @@ pub fn spawn(launch: &Launch<'_>) -> Result<Spawned, SpawnError> {
     Err(SpawnError::NoProgram(problem))
 }
 
-/// `struct clone_args` of `linux/sched.h`, as of its third version.
+/// `struct clone_args` of `linux/sched.h`, in its third version.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -138,13 +146,13 @@ struct CloneArgs {
 
 const _: () = assert!(size_of::<CloneArgs>() == 88, "CLONE_ARGS_SIZE_VER2");
 
-/// Signal that a child's end sends, as after `fork`.
+/// Signal sent to the parent when the child ends, as after `fork`.
 const EXIT_SIGNAL: u64 = 17;
 const _: () = assert!(libc::SIGCHLD == 17);
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Splits the process as `fork` does; the child, in `cgroup` from the start, runs `child` and never comes back.
+/// Forks the process. The child starts in `cgroup`, runs `child` and never returns.
 fn clone_into(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> std::convert::Infallible,
@@ -161,11 +169,13 @@ fn clone_into(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = number(group.as_raw_fd());
     }
-    // Its address goes to the kernel as a number: the compiler must not think that nobody writes there.
+    // The kernel receives the address of `pidfd` as a number. The compiler must not assume that
+    // `pidfd` is never written.
     std::hint::black_box(&raw mut pidfd);
-    // SAFETY: the structure is valid for its size, its unused fields are zero, and `pidfd` lives through the call. Memory is
-    // not shared (no CLONE_VM) and no stack is given, so the child goes on with a copy of this one, as after fork(2). The
-    // child runs `child` only, which keeps the rules of `child.rs`: no allocation, no lock, no return.
+    // SAFETY: the structure is valid for its size, its unused fields are zero, and `pidfd` outlives
+    // the call. Memory is not shared (no CLONE_VM) and no stack is given, so the child continues
+    // with a copy of this stack, as after fork(2). The child only runs `child`, which follows the
+    // rules of `child.rs`: no allocation, no lock, no return.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
     if pid == 0 {
         child();
@@ -175,15 +185,16 @@ fn clone_into(
     }
     Ok(Spawned {
         pid: u32::try_from(pid).unwrap_or_default(),
-        // SAFETY: the kernel has written a new descriptor there, which nobody else owns.
+        // SAFETY: the kernel has written a new descriptor to `pidfd`, which has no other owner.
         pidfd: unsafe { OwnedFd::from_raw_fd(std::hint::black_box(pidfd)) },
     })
 }
 
-/// A child that became nothing is on its way out: it has reported, and only exits.
+/// Waits for a child that did not become the program. The child has reported its error and only
+/// exits.
 fn reap(spawned: &Spawned) {
     let pid = libc::pid_t::try_from(spawned.pid).unwrap_or(-1);
-    // SAFETY: takes its arguments by value; without a status pointer nothing is written.
+    // SAFETY: `waitpid` takes its arguments by value, and writes nothing without a status pointer.
     while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } < 0
         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
     {}
@@ -193,7 +204,7 @@ fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString, SpawnError> {
     CString::new(bytes).map_err(|_| SpawnError::Invalid)
 }
 
-/// Where a program may be: as `execvp(3)` looks.
+/// Returns the paths at which the program may be, in the search order of `execvp(3)`.
 fn candidates(launch: &Launch<'_>) -> Result<Vec<CString>, SpawnError> {
     if launch.program.is_empty() {
         return Err(SpawnError::NoProgram(io::ErrorKind::NotFound.into()));

@@ -1,4 +1,4 @@
-//! TAP devices: a network interface whose other end is a file descriptor.
+//! TAP devices: network interfaces whose other end is a file descriptor.
 //!
 //! Source of the constants and of `struct ifreq`: `linux/if_tun.h`, `linux/if.h`, `netdevice(7)`.
 
@@ -12,7 +12,7 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 /// `_IOW('T', 203, int)`.
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 
-/// `struct ifreq` as `TUNSETIFF` reads it: 16 bytes of name, then flags; 40 bytes in all.
+/// `struct ifreq` as `TUNSETIFF` reads it: 16 bytes of name, then flags; 40 bytes in total.
 #[repr(C)]
 struct IfReq {
     name: [u8; libc::IFNAMSIZ],
@@ -29,14 +29,16 @@ const FLAGS: libc::c_short =
 
 const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
-/// Opens the TAP device `name` of the calling thread's network namespace, and makes it if it does not exist.
+/// Opens the TAP device `name` in the calling thread's network namespace, and creates the device if
+/// it does not exist.
 ///
-/// Packets carry a virtio-net header (`IFF_VNET_HDR`) and no packet information (`IFF_NO_PI`). A device that was made here
-/// goes away when the descriptor is closed, unless [`make_persistent`] was called.
+/// Packets carry a virtio-net header (`IFF_VNET_HDR`) and no packet information (`IFF_NO_PI`). A
+/// device created here is removed when the descriptor is closed, unless [`make_persistent`] was
+/// called.
 ///
 /// # Errors
-/// The operating system's; `InvalidInput` if the name is empty or longer than 15 bytes, `ResourceBusy` if another
-/// descriptor is attached.
+/// The operating system's error; `InvalidInput` if the name is empty, longer than 15 bytes or
+/// contains a NUL byte; `ResourceBusy` if another descriptor is attached.
 pub fn open(name: &str) -> io::Result<OwnedFd> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -51,7 +53,8 @@ pub fn open(name: &str) -> io::Result<OwnedFd> {
         _padding: [0; 22],
     };
     request.name[..name.len()].copy_from_slice(name.as_bytes());
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; `request` has its size (asserted above) and outlives the call.
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`. `request` has the size of that
+    // structure (asserted above) and outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -59,13 +62,14 @@ pub fn open(name: &str) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Keeps the device when its descriptor is closed; it then goes with its network namespace.
+/// Keeps the device when its descriptor is closed. The device is then removed with its network
+/// namespace.
 ///
 /// # Errors
-/// The operating system's.
+/// The operating system's error.
 pub fn make_persistent(tap: &OwnedFd) -> io::Result<()> {
     let on: libc::c_ulong = 1;
-    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory of ours.
+    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory of this process.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETPERSIST, on) };
     if result < 0 {
         return Err(io::Error::last_os_error());

@@ -1,4 +1,4 @@
-//! The processor's time stamp counter.
+//! The processor's time stamp counter (TSC).
 
 use std::{
     arch::x86_64::_rdtsc,
@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the counter is compared with the system's clock. The error is that of two readings, some 100 ns, in this.
+/// Period over which the counter is compared with the system's clock. The error is that of two
+/// readings, about 100 ns, per period.
 const WINDOW: Duration = Duration::from_millis(50);
 
-/// Readings of which the closest is taken: the thread may be interrupted between the two of one.
+/// Number of readings of which the closest is used, because the thread may be interrupted between
+/// the clock and the counter of one reading.
 const READINGS: usize = 10;
 
-/// How fast the counter counts, kHz. Takes 50 ms.
+/// Measures the frequency of the counter, in kHz. Takes 50 ms.
 #[must_use]
 pub fn frequency_khz() -> u32 {
     let (from, first) = reading();
@@ -23,12 +25,13 @@ pub fn frequency_khz() -> u32 {
     u32::try_from(khz).unwrap_or(u32::MAX)
 }
 
-/// A moment, and the counter then.
+/// Returns a point in time and the counter's value at that time.
 fn reading() -> (Instant, u64) {
     let readings = (0..READINGS).map(|_| {
         let before = Instant::now();
-        // SAFETY: every x86-64 processor has the instruction; Linux lets user space use it unless a process forbids it to itself
-        // (prctl PR_SET_TSC), which none of ours does.
+        // SAFETY: every x86-64 processor has the instruction. Linux allows it in user space unless
+        // a process disables it for itself (prctl PR_SET_TSC), which no process of this project
+        // does.
         let ticks = unsafe { _rdtsc() };
         (before.elapsed(), before, ticks)
     });

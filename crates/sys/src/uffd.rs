@@ -1,9 +1,12 @@
-//! userfaultfd: page faults of a mapping answered by a process of ours.
+//! userfaultfd: page faults of a mapping, resolved by a process in user space.
 //!
-//! Owns one descriptor. Opening and registering happens in the process that has the mapping (the VMM); answering happens
-//! wherever the descriptor was sent to. It never decides what a page holds. Every failure is a [`UffdError`] that the
-//! caller can act upon; the descriptor closes on drop, and with its last copy the kernel ends the registration and lets
-//! waiting threads go on *without* content: whoever may still run on that memory must be dead before.
+//! Owns one descriptor. The process that has the mapping (the VMM) opens and registers it; the
+//! process that received the descriptor resolves the faults. This module never decides the content
+//! of a page. Every failure is a [`UffdError`] on which the caller can act.
+//!
+//! The descriptor closes on drop. When its last copy closes, the kernel ends the registration and
+//! resumes waiting threads *without* content. Every process that may still run on that memory must
+//! be dead before then.
 //!
 //! Source: <linux/userfaultfd.h>, ioctl_userfaultfd(2), userfaultfd(2).
 
@@ -22,48 +25,49 @@ pub use event::{Event, MAX_BATCH, MESSAGE_BYTES};
 pub struct Features(u64);
 
 impl Features {
-    /// Nothing beyond faults of anonymous memory.
+    /// No features beyond faults of anonymous memory.
     pub const NONE: Self = Self(0);
-    /// `UFFD_EVENT_REMOVE` is sent when a range is given back by `madvise`.
+    /// `UFFD_EVENT_REMOVE` is sent when a range is discarded by `madvise`.
     pub const EVENT_REMOVE: Self = Self(1 << 3);
-    /// Missing pages of memfds and other shared memory, also where they are mapped privately.
+    /// Missing pages of memfds and other shared memory, also where these are mapped privately.
     pub const MISSING_SHMEM: Self = Self(1 << 5);
 
-    /// Both sets of features.
+    /// Returns the union of both sets of features.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether all of `other` is in here.
+    /// True if this set contains all features of `other`.
     #[must_use]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 }
 
-/// Why a request on a userfaultfd failed.
+/// Reason why a request on a userfaultfd failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UffdError {
-    /// EEXIST: the first page of the range is there already. Nothing was done.
-    #[error("the page is there already")]
+    /// EEXIST: the first page of the range is already present. Nothing was changed.
+    #[error("the page is already present")]
     Exists,
-    /// EAGAIN: the address space is changing, or a page further on exists; what was done before counts.
+    /// EAGAIN: the address space is changing, or a later page of the range is already present. The
+    /// first `done` bytes are complete.
     #[error("interrupted after {done} bytes")]
     Again {
-        /// Bytes from the start of the range that are done; a multiple of the page size.
+        /// Number of bytes done, from the start of the range; a multiple of the page size.
         done: u64,
     },
-    /// ESRCH: the process with the mapping is gone.
-    #[error("the process is gone")]
+    /// ESRCH: the process with the mapping has exited.
+    #[error("the process with the mapping has exited")]
     Gone,
-    /// Anything else.
+    /// Any other error.
     #[error("{request} failed")]
     Other {
-        /// The request, as the kernel's headers call it.
+        /// Name of the request, as in the kernel's headers.
         request: &'static str,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
 }
@@ -75,55 +79,60 @@ pub struct Uffd {
 }
 
 impl Uffd {
-    /// Makes one from an open `/dev/userfaultfd`; faults in the kernel's own accesses (system calls, KVM) are included.
-    /// It is non-blocking and closes on exec.
+    /// Creates a userfaultfd from an open `/dev/userfaultfd`, including faults of the kernel's own
+    /// accesses (system calls, KVM). The descriptor is non-blocking and closes on exec.
     ///
     /// # Errors
     /// [`UffdError::Other`]
     pub fn from_device(device: BorrowedFd<'_>) -> Result<Self, UffdError> {
         let flags = libc::c_ulong::try_from(libc::O_CLOEXEC | libc::O_NONBLOCK).unwrap_or(0);
-        // SAFETY: USERFAULTFD_IOC_NEW takes its argument by value and answers with a descriptor or -1.
+        // SAFETY: USERFAULTFD_IOC_NEW takes its argument by value and returns a descriptor or -1.
         let raw = unsafe { raw::ioctl_value(device, raw::USERFAULTFD_IOC_NEW, flags) };
         if raw < 0 {
             return Err(raw::last_error("USERFAULTFD_IOC_NEW"));
         }
-        // SAFETY: the descriptor was made for this call and nobody else has it.
+        // SAFETY: the descriptor was created for this call and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         Ok(Self { fd })
     }
 
-    /// Makes one by `/dev/userfaultfd`, and where that cannot be opened by the system call.
+    /// Creates a userfaultfd from `/dev/userfaultfd`, or by the system call if that device cannot
+    /// be opened.
     ///
     /// # Errors
-    /// [`UffdError::Other`] of the system call, which needs CAP_SYS_PTRACE or `vm.unprivileged_userfaultfd=1`.
+    /// [`UffdError::Other`] of the system call, which needs CAP_SYS_PTRACE or
+    /// `vm.unprivileged_userfaultfd=1`.
     pub fn open() -> Result<Self, UffdError> {
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
         if let Ok(device) = rustix::fs::open(c"/dev/userfaultfd", flags, rustix::fs::Mode::empty())
         {
             return Self::from_device(device.as_fd());
         }
-        // SAFETY: the system call takes its argument by value and answers with a descriptor or -1.
+        // SAFETY: the system call takes its argument by value and returns a descriptor or -1.
         let raw =
             unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
         let raw = i32::try_from(raw).unwrap_or(-1);
         if raw < 0 {
             return Err(raw::last_error("userfaultfd"));
         }
-        // SAFETY: the descriptor was made for this call and nobody else has it.
+        // SAFETY: the descriptor was created for this call and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         Ok(Self { fd })
     }
 
-    /// Takes a descriptor that another process made and sent. Whether it is one shows at the first request.
+    /// Wraps a descriptor that another process created and sent. A descriptor of another kind is
+    /// only detected by the first request.
     #[must_use]
     pub fn from_received(fd: OwnedFd) -> Self {
         Self { fd }
     }
 
-    /// Agrees with the kernel on the interface: once, before anything else. Answers with the features that are on.
+    /// Negotiates the interface with the kernel and returns the enabled features. Must be called
+    /// once, before any other request.
     ///
     /// # Errors
-    /// [`UffdError::Other`] if `required` is not to be had; `optional` may be missing.
+    /// [`UffdError::Other`] if a feature of `required` is not available; features of `optional` may
+    /// be missing.
     pub fn handshake(&self, required: Features, optional: Features) -> Result<Features, UffdError> {
         let wanted = required.and(optional);
         match self.request_api(wanted) {
@@ -149,7 +158,8 @@ impl Uffd {
         }
     }
 
-    /// Registers a mapping of the process that made the descriptor: from now on its missing pages are events.
+    /// Registers a mapping of the process that created the descriptor. From then on its missing
+    /// pages are reported as events.
     ///
     /// `start` and `len` are multiples of the page size.
     ///
@@ -161,18 +171,20 @@ impl Uffd {
             mode: raw::REGISTER_MODE_MISSING,
             ioctls: 0,
         };
-        // SAFETY: UFFDIO_REGISTER reads and writes one `Register`. Accesses to the range may wait from here on, but never
-        // see anything that the one who answers did not put there.
+        // SAFETY: UFFDIO_REGISTER reads and writes one `Register`. Accesses to the range may block
+        // from now on, but never see content that the fault handler did not install.
         match unsafe { raw::ioctl(self.fd.as_fd(), raw::UFFDIO_REGISTER, &mut request) } {
             0 => Ok(()),
             _ => Err(raw::last_error("UFFDIO_REGISTER")),
         }
     }
 
-    /// Installs `content` at `address`, a page at a time, and wakes who waits for them.
+    /// Installs `content` at `address`, page by page, and wakes the threads that wait for these
+    /// pages.
     ///
     /// # Errors
-    /// [`UffdError`]; after [`UffdError::Again`] the caller goes on behind what is done.
+    /// [`UffdError`]; after [`UffdError::Again`] the caller continues after the bytes that are
+    /// done.
     pub fn copy(&self, address: u64, content: &[u8]) -> Result<(), UffdError> {
         let len = content.len() as u64;
         let mut request = raw::Copy {
@@ -182,16 +194,19 @@ impl Uffd {
             mode: 0,
             copy: 0,
         };
-        // SAFETY: UFFDIO_COPY reads and writes one `Copy` and reads `len` bytes at `src`, which `content` keeps alive. It
-        // fills pages of a registered range that are missing, which nobody can hold a reference into.
+        // SAFETY: UFFDIO_COPY reads and writes one `Copy` and reads `len` bytes at `src`, which
+        // `content` keeps alive. The request only fills missing pages of a registered range, into
+        // which no reference can exist.
         let result = unsafe { raw::ioctl(self.fd.as_fd(), raw::UFFDIO_COPY, &mut request) };
         raw::outcome("UFFDIO_COPY", result, request.copy, len)
     }
 
-    /// Makes `len` bytes at `address` zero, a page at a time, and wakes who waits for them.
+    /// Fills `len` bytes at `address` with zeros, page by page, and wakes the threads that wait for
+    /// these pages.
     ///
     /// # Errors
-    /// [`UffdError`]; after [`UffdError::Again`] the caller goes on behind what is done.
+    /// [`UffdError`]; after [`UffdError::Again`] the caller continues after the bytes that are
+    /// done.
     pub fn zero(&self, address: u64, len: u64) -> Result<(), UffdError> {
         let mut request = raw::Zero {
             range: raw::Range {
@@ -201,12 +216,13 @@ impl Uffd {
             mode: 0,
             zeroed: 0,
         };
-        // SAFETY: UFFDIO_ZEROPAGE reads and writes one `Zero`; it fills missing pages only, as above.
+        // SAFETY: UFFDIO_ZEROPAGE reads and writes one `Zero` and only fills missing pages, as
+        // above.
         let result = unsafe { raw::ioctl(self.fd.as_fd(), raw::UFFDIO_ZEROPAGE, &mut request) };
         raw::outcome("UFFDIO_ZEROPAGE", result, request.zeroed, len)
     }
 
-    /// Wakes every thread that waits for a page in the range; each looks again.
+    /// Wakes every thread that waits for a page in the range. Each thread retries its access.
     ///
     /// # Errors
     /// [`UffdError::Other`]
@@ -222,14 +238,14 @@ impl Uffd {
         }
     }
 
-    /// Reads up to [`MAX_BATCH`] events without waiting, and appends them to `events`.
+    /// Reads up to [`MAX_BATCH`] events without waiting and appends them to `events`.
     ///
     /// # Errors
-    /// [`UffdError::Other`]; that there is none to read is no error.
+    /// [`UffdError::Other`]; having no event to read is not an error.
     pub fn read_events(&self, events: &mut Vec<Event>) -> Result<(), UffdError> {
         let mut messages = [0_u8; MAX_BATCH * MESSAGE_BYTES];
         let other = |source: io::Error| UffdError::Other {
-            request: "read of events",
+            request: "reading events",
             source,
         };
         let bytes = match rustix::io::read(&self.fd, &mut messages) {

@@ -1,8 +1,9 @@
-//! Between `clone3` and `execve`.
+//! Steps of the child between `clone3` and `execve`.
 //!
-//! Everything here runs in the child of a process that may have threads: it makes system calls on what was prepared before,
-//! and neither allocates nor takes a lock, not even when it fails. Sources: `execve(2)`, `execvp(3)`, `ioprio_set(2)`,
-//! `tty_ioctl(4)`, `proc_pid_oom_score_adj(5)`.
+//! All code here runs in the child of a process that may have threads. It makes system calls on
+//! data that was prepared before, and neither allocates nor takes a lock, not even when a call
+//! fails. Sources: `execve(2)`, `execvp(3)`, `ioprio_set(2)`, `tty_ioctl(4)`,
+//! `proc_pid_oom_score_adj(5)`.
 
 use std::{
     convert::Infallible,
@@ -17,32 +18,33 @@ use std::{
 
 use super::{Credentials, Launch, SpawnError, c_string, candidates};
 
-/// `ioprio_set`: the calling process.
+/// `which` argument of `ioprio_set` that selects the calling process.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-/// Class best effort (2) and level 4, as `IOPRIO_PRIO_VALUE` puts them together.
+/// Class best effort (2) and level 4, as combined by `IOPRIO_PRIO_VALUE`.
 const IOPRIO_BEST_EFFORT_4: libc::c_int = (2 << 13) | 4;
 /// Highest signal number of Linux.
 const LAST_SIGNAL: libc::c_int = 64;
-/// Bytes of a signal mask, as `rt_sigaction(2)` wants to be told.
+/// Size of a signal mask, in bytes, as passed to `rt_sigaction(2)`.
 const SIGNAL_MASK_BYTES: usize = 8;
-/// The kernel's `struct sigaction` with nothing set: `SIG_DFL`, no flags, no restorer, no mask.
+/// Zeroed kernel `struct sigaction`: `SIG_DFL`, no flags, no restorer, no mask.
 const DEFAULT_ACTION: [u64; 4] = [0; 4];
-/// No signal is blocked.
+/// Signal mask that blocks no signal.
 static EMPTY_MASK: u64 = 0;
-/// What runs a script that does not say what runs it.
+/// Interpreter for scripts without a `#!` line.
 const SHELL: &CStr = c"/bin/sh";
 
-/// All that the child needs, in the kernel's form.
+/// All data that the child needs, in the kernel's representation.
 pub(super) struct Image {
-    /// Where the program may be.
+    /// Paths at which the program may be.
     paths: Vec<CString>,
     directory: CString,
     oom_score_adj: Vec<u8>,
-    /// Pointers into `_args`, ended by a null.
+    /// Pointers into `_args`, terminated by a null pointer.
     argv: Vec<*const libc::c_char>,
-    /// The shell, room for the script's path, and the script's arguments, ended by a null.
+    /// Pointer to the shell's path, a slot for the script's path, and the script's arguments,
+    /// terminated by a null pointer.
     script_argv: Vec<*const libc::c_char>,
-    /// Pointers into `_envs`, ended by a null.
+    /// Pointers into `_envs`, terminated by a null pointer.
     envp: Vec<*const libc::c_char>,
     _args: Vec<CString>,
     _envs: Vec<CString>,
@@ -50,7 +52,7 @@ pub(super) struct Image {
 
 impl Image {
     /// # Errors
-    /// If a text holds a NUL byte, or there is no program.
+    /// Fails if a string contains a NUL byte, or the program name is empty.
     pub(super) fn new(launch: &Launch<'_>) -> Result<Self, SpawnError> {
         let mut args = vec![c_string(launch.program)?];
         for arg in launch.args {
@@ -79,7 +81,7 @@ impl Image {
         })
     }
 
-    /// Becomes the program, or reports why not and ends.
+    /// Executes the program, or reports the error and exits.
     pub(super) fn become_program(
         &mut self,
         launch: &Launch<'_>,
@@ -93,7 +95,8 @@ impl Image {
         let fd = reporter.as_raw_fd();
         // SAFETY: the bytes are valid for their length, and the descriptor is open.
         let _ = unsafe { libc::write(fd, number.as_ptr().cast(), number.len()) };
-        // SAFETY: ends the process at once, without running anything of the parent's.
+        // SAFETY: `_exit` ends the process at once, without running any of the parent's exit
+        // handlers.
         unsafe { libc::_exit(127) }
     }
 
@@ -106,9 +109,9 @@ impl Image {
         reset_signals();
         close_others_on_exec();
         write_once(c"/proc/self/oom_score_adj", &self.oom_score_adj);
-        // Ranks are a courtesy: a kernel that refuses them runs the process all the same.
+        // Priorities are best effort: if the kernel rejects them, the process runs nevertheless.
         set_ranks();
-        // SAFETY: the path ends with a NUL and outlives the call.
+        // SAFETY: the path is NUL-terminated and outlives the call.
         check(unsafe { libc::chdir(self.directory.as_ptr()) })?;
         if let Some(limits) = launch.credentials.open_files {
             limit_open_files(limits)?;
@@ -116,11 +119,13 @@ impl Image {
         become_user(launch.credentials)
     }
 
-    /// Tries each place, and the shell for what the kernel takes for a script; returns why none worked.
+    /// Tries each path, and runs the shell for a file that the kernel reports as not executable by
+    /// itself (ENOEXEC). Returns the reason why none worked.
     fn execute(&mut self) -> io::Error {
         let mut denied = false;
         for path in &self.paths {
-            // SAFETY: all three are NUL-terminated or end with a null pointer, and what they point to lives in `self`.
+            // SAFETY: the path is NUL-terminated, both lists end with a null pointer, and the
+            // memory they point to lives in `self`.
             unsafe { libc::execve(path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
             let mut error = io::Error::last_os_error();
             if error.raw_os_error() == Some(libc::ENOEXEC) {
@@ -140,20 +145,24 @@ impl Image {
     }
 }
 
-/// The copies stay open in the program; the originals do not.
+/// Duplicates the standard descriptors to the numbers 0 to 2. The duplicates stay open in the
+/// program; the originals do not.
 fn put_in_place(stdio: &[BorrowedFd<'_>; 3]) -> io::Result<()> {
     for (number, fd) in (0..).zip(stdio) {
-        // SAFETY: takes its arguments by value. The numbers 0 to 2 are no descriptor of `stdio`: the caller made sure.
+        // SAFETY: `dup2` takes its arguments by value. The caller has checked that no descriptor of
+        // `stdio` is numbered 0 to 2.
         check(unsafe { libc::dup2(fd.as_raw_fd(), number) })?;
     }
     Ok(())
 }
 
-/// Whoever started the caller may have made it ignore or block signals, and that is inherited: Ctrl-C would do nothing.
+/// Resets all signals. Ignored and blocked signals are inherited, possibly from the parent of the
+/// caller; Ctrl-C, for example, would have no effect.
 fn reset_signals() {
     for signal in 1..=LAST_SIGNAL {
-        // SAFETY: the action is valid for reads, and nothing is written. The raw call is used because the C library's hides
-        // the signals that it keeps for itself. KILL and STOP are refused, which is fine.
+        // SAFETY: the action is valid for reads, and nothing is written. The raw system call is
+        // used because the C library's function hides the signals that it reserves for itself. The
+        // kernel rejects KILL and STOP, which is harmless.
         let _ = unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -176,9 +185,9 @@ fn reset_signals() {
     };
 }
 
-/// Descriptors that the caller itself inherited are not the process's business.
+/// Marks all other descriptors close-on-exec, including those that the caller itself inherited.
 fn close_others_on_exec() {
-    // SAFETY: takes its arguments by value and marks descriptors only.
+    // SAFETY: `close_range` takes its arguments by value and only marks descriptors.
     let _ = unsafe {
         libc::syscall(
             libc::SYS_close_range,
@@ -194,23 +203,23 @@ fn take_terminal() -> io::Result<()> {
     check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })
 }
 
-/// Writes a file of /proc; a failure is ignored (the file may not be there in a container).
+/// Writes to a file of /proc. A failure is ignored (the file may not exist in a container).
 fn write_once(path: &CStr, content: &[u8]) {
     // SAFETY: `path` is NUL-terminated and outlives the call.
     let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
     if fd < 0 {
         return;
     }
-    // SAFETY: `content` is valid for its length, and `fd` is open and ours.
+    // SAFETY: `content` is valid for its length, and `fd` is open and owned by this function.
     let _ = unsafe { libc::write(fd, content.as_ptr().cast(), content.len()) };
-    // SAFETY: `fd` is ours and not used again.
+    // SAFETY: `fd` is owned by this function and not used again.
     let _ = unsafe { libc::close(fd) };
 }
 
 fn set_ranks() {
-    // SAFETY: both take their arguments by value.
+    // SAFETY: `setpriority` takes its arguments by value.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
-    // SAFETY: as above.
+    // SAFETY: `ioprio_set` takes its arguments by value.
     let _ = unsafe {
         libc::syscall(
             libc::SYS_ioprio_set,
@@ -230,16 +239,17 @@ fn limit_open_files((soft, hard): (u64, u64)) -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) })
 }
 
-/// Groups first, then the group, then the user: after that there is no right left to change the others.
+/// Sets the supplementary groups, then the group, then the user. After the user is set, the process
+/// has no right to change the groups.
 fn become_user(credentials: &Credentials) -> io::Result<()> {
     let groups = &credentials.groups;
-    // SAFETY: the pointer and the length are of one slice. The raw system calls are used because the C library's versions
-    // signal other threads, which do not exist here.
+    // SAFETY: the pointer and the length belong to one slice. The raw system calls are used because
+    // the C library's versions signal other threads, which do not exist here.
     check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
     let (uid, gid) = (credentials.uid, credentials.gid);
-    // SAFETY: takes its arguments by value.
+    // SAFETY: `setresgid` takes its arguments by value.
     check_long(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
-    // SAFETY: takes its arguments by value.
+    // SAFETY: `setresuid` takes its arguments by value.
     check_long(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
 }
 

@@ -5,7 +5,7 @@ use std::{
 
 use super::*;
 
-/// Runs a program to its end; returns its output and its exit code.
+/// Runs a program to its end and returns its output and exit code.
 fn run(
     program: &str,
     args: &[&str],
@@ -70,7 +70,7 @@ fn a_process_has_the_users_groups_and_no_other() {
 
 #[test]
 fn signals_and_descriptors_of_the_caller_are_not_handed_down() {
-    // Listing the folder would open one more: the shell asks for each number.
+    // Listing the directory would open one more descriptor, so the shell tests each number.
     let text = "grep -E 'Sig(Ign|Blk)' /proc/self/status; \
                 for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n; done";
     let seen = script(text, &root());
@@ -101,7 +101,7 @@ fn a_program_is_found_as_a_shell_finds_it() {
         fs::write(&path, content).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
     };
-    // No first line that says what runs it: the shell does.
+    // The script has no `#!` line, so the shell runs it.
     put("bare", "echo bare $0 $1", 0o755);
     put("locked", "echo locked", 0o644);
     let here = dir.path().display().to_string();
@@ -120,7 +120,8 @@ fn a_program_is_found_as_a_shell_finds_it() {
 #[test]
 fn a_process_is_born_into_its_control_group() {
     let mount = Path::new("/mnt");
-    // On this thread only, in a mount space that ends with it: the host's own hierarchy may be anywhere, or nowhere.
+    // The test uses one thread in a mount namespace that ends with the thread, because the host's
+    // own hierarchy may be mounted anywhere, or nowhere.
     let thread = std::thread::spawn(move || {
         mount_groups(mount);
         let group = mount.join(format!("wrenn-sys-test-{}", std::process::id()));
@@ -140,7 +141,7 @@ fn a_process_is_born_into_its_control_group() {
             .any(|line| line.starts_with("0::") && line.ends_with(&name));
         fs::remove_dir(&group).expect("empty");
         assert!(found, "{seen}");
-        // A group that is gone is an error, not another place.
+        // A removed group is an error; the process does not start in another group.
         run("true", &[], path, &root(), Some(directory.as_fd())).expect_err("gone");
     });
     thread.join().expect("it holds");

@@ -1,10 +1,10 @@
-//! Events as read from a userfaultfd.
+//! Events read from a userfaultfd.
 
 use std::io;
 
-/// Size of one message, bytes.
+/// Size of one message, in bytes.
 pub const MESSAGE_BYTES: usize = 32;
-/// The most events read at once.
+/// Maximum number of events read at once.
 pub const MAX_BATCH: usize = 16;
 
 const EVENT_PAGEFAULT: u8 = 0x12;
@@ -12,36 +12,36 @@ const EVENT_REMOVE: u8 = 0x15;
 const FLAG_WRITE_PROTECTED: u64 = 1 << 1;
 const FLAG_MINOR: u64 = 1 << 2;
 
-/// What happened in the mapping. Addresses are those of the process that has it.
+/// Event in a registered mapping. Addresses are those of the process that has the mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A thread waits for a page.
     Fault {
-        /// Address of the page, or inside of it.
+        /// Address of the page, or an address inside of it.
         address: u64,
-        /// Whether the page is missing; else it is another kind of fault, which was not asked for.
+        /// True if the page is missing. False means another kind of fault, which was not requested.
         missing: bool,
     },
-    /// A range was given back: it reads as zeros from now on.
+    /// A range was discarded and reads as zeros from now on.
     Remove {
         /// First address.
         start: u64,
-        /// Address behind the last.
+        /// Address after the last byte.
         end: u64,
     },
 }
 
 impl Event {
-    /// Decodes one message of the kernel, in its byte order.
+    /// Decodes one message of the kernel, in the machine's byte order.
     ///
-    /// | off | size | field                                        |
-    /// |   0 |    1 | event                                        |
+    /// | off | size | field                                         |
+    /// |   0 |    1 | event                                         |
     /// |   8 |    8 | flags of a fault, or start of a removed range |
     /// |  16 |    8 | address of a fault, or end of a removed range |
     ///
     /// # Errors
-    /// The message is short, or the event is none that was asked for.
+    /// Fails if the message is too short, or the event was not requested.
     pub fn decode(message: &[u8]) -> io::Result<Self> {
         let word = |at: usize| {
             message
@@ -60,7 +60,7 @@ impl Event {
                 end: word(16)?,
             }),
             Some(other) => Err(io::Error::other(format!(
-                "event {other:#x} was not asked for"
+                "unexpected userfaultfd event {other:#x}"
             ))),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }

@@ -1,4 +1,4 @@
-//! Structures and request numbers of <linux/userfaultfd.h>, and the call that takes them.
+//! Structures and request numbers of <linux/userfaultfd.h>, and the `ioctl` call that takes them.
 
 use std::{
     io,
@@ -61,15 +61,16 @@ const _: () = assert!(size_of::<Register>() == 0x20);
 const _: () = assert!(size_of::<Copy>() == 0x28);
 const _: () = assert!(size_of::<Zero>() == 0x20);
 
-/// Makes one request; a signal starts it again.
+/// Sends one request and retries when a signal interrupts the call.
 ///
 /// # Safety
-/// `request` reads and writes no more than one `T`, apart from memory that `T` names and the caller answers for.
+/// `request` reads and writes no more than one `T`, except for memory that `T` refers to and the
+/// caller is responsible for.
 pub(super) unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::c_ulong, argument: &mut T) -> i32 {
     loop {
         let argument: *mut T = argument;
-        // SAFETY: `fd` is open while it is borrowed, and the pointer is valid for one `T`, which the caller promised to be
-        // what the request takes.
+        // SAFETY: `fd` is open while it is borrowed, and the pointer is valid for one `T`. The
+        // caller guarantees that the request takes a `T`.
         let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
         if result < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
             continue;
@@ -78,7 +79,7 @@ pub(super) unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::c_ulong, argume
     }
 }
 
-/// Makes one request whose argument is a number.
+/// Sends one request whose argument is a number.
 ///
 /// # Safety
 /// `request` takes its argument by value.
@@ -87,7 +88,8 @@ pub(super) unsafe fn ioctl_value(
     request: libc::c_ulong,
     argument: libc::c_ulong,
 ) -> i32 {
-    // SAFETY: `fd` is open while it is borrowed; the caller promised that no memory is touched.
+    // SAFETY: `fd` is open while it is borrowed; the caller guarantees that the request touches no
+    // memory.
     unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) }
 }
 
@@ -98,7 +100,8 @@ pub(super) fn last_error(request: &'static str) -> UffdError {
     }
 }
 
-/// What came of a request that may stop half-way: `done` is the kernel's count, or an error number below zero.
+/// Returns the result of a request that may stop part-way. `done` is the kernel's count, or a
+/// negative error number.
 pub(super) fn outcome(
     request: &'static str,
     result: i32,
