@@ -1,11 +1,12 @@
-//! What the environment says, read once and removed from it.
+//! Configuration, read once from the environment and removed from the environment.
 //!
-//! | variable               | meaning                                                             |
-//! | `WRENN_MEMORY_PATH`    | absolute path that is answered; without it the library does nothing |
-//! | `WRENN_MEMORY_FD`      | inherited descriptor that is handed out: the memory, at most readable |
-//! | `WRENN_MEMORY_MODE`    | `paged` or `anonymous`                                              |
-//! | `WRENN_PAGER_SOCKET_FD`| inherited, connected unix stream socket of the page server          |
-//! | `WRENN_UFFD_DEVICE_FD` | inherited, open `/dev/userfaultfd`; may be missing                  |
+//! | variable                | meaning                                                            |
+//! | `WRENN_MEMORY_PATH`     | absolute path of guest memory; if unset, the library does nothing  |
+//! | `WRENN_MEMORY_FD`       | inherited descriptor of the memory, at most readable, returned for |
+//! |                         | that path                                                          |
+//! | `WRENN_MEMORY_MODE`     | `paged` or `anonymous`                                             |
+//! | `WRENN_PAGER_SOCKET_FD` | inherited, connected unix stream socket of the page server         |
+//! | `WRENN_UFFD_DEVICE_FD`  | inherited, open `/dev/userfaultfd`; optional                       |
 
 use std::{
     ffi::{CString, OsString},
@@ -18,7 +19,7 @@ use crate::report::fatal;
 
 static CONFIG: OnceLock<Config> = OnceLock::new();
 
-/// How guest memory is mapped.
+/// Mapping mode of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Paged,
@@ -30,34 +31,35 @@ pub(crate) struct Config {
     pub(crate) path: CString,
     pub(crate) memory: RawFd,
     pub(crate) identity: Identity,
-    /// Size of guest memory, bytes.
+    /// Size of guest memory, in bytes.
     pub(crate) len: usize,
     pub(crate) mode: Mode,
     pub(crate) socket: RawFd,
     pub(crate) device: Option<RawFd>,
-    /// Whether the one mapping was made.
+    /// True once the single mapping was made.
     pub(crate) mapped: AtomicBool,
 }
 
-/// Which file a descriptor stands for, whatever its number.
+/// Identity of the file behind a descriptor, independent of the descriptor's number.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: libc::dev_t,
     inode: libc::ino_t,
 }
 
-/// What was read at the start; None before that and where there is nothing to do. Takes no lock.
+/// Returns the configuration read at startup, or `None` before startup and if the library is
+/// inactive. Takes no lock.
 pub(crate) fn get() -> Option<&'static Config> {
     CONFIG.get()
 }
 
-/// Reads the environment. There are no other threads yet.
+/// Reads the environment. Must run before the process has other threads.
 pub(crate) fn read() {
     let Some(path) = take("WRENN_MEMORY_PATH") else {
         return;
     };
     let Ok(path) = CString::new(path.into_vec()) else {
-        fatal(&["WRENN_MEMORY_PATH has a byte 0"]);
+        fatal(&["WRENN_MEMORY_PATH contains a NUL byte"]);
     };
     if path.to_bytes().first() != Some(&b'/') {
         fatal(&["WRENN_MEMORY_PATH is not an absolute path"]);
@@ -67,7 +69,7 @@ pub(crate) fn read() {
         fatal(&["WRENN_MEMORY_FD is not an open descriptor"]);
     };
     if len == 0 {
-        fatal(&["WRENN_MEMORY_FD is empty"]);
+        fatal(&["WRENN_MEMORY_FD refers to an empty file"]);
     }
     let mode = match take("WRENN_MEMORY_MODE")
         .as_deref()
@@ -75,7 +77,7 @@ pub(crate) fn read() {
     {
         Some("paged") => Mode::Paged,
         Some("anonymous") => Mode::Anonymous,
-        _ => fatal(&["WRENN_MEMORY_MODE is neither paged nor anonymous"]),
+        _ => fatal(&["WRENN_MEMORY_MODE is invalid, expected `paged` or `anonymous`"]),
     };
     let config = Config {
         path,
@@ -88,18 +90,18 @@ pub(crate) fn read() {
         mapped: AtomicBool::new(false),
     };
     if CONFIG.set(config).is_err() {
-        fatal(&["started twice"]);
+        fatal(&["the library was initialized twice"]);
     }
 }
 
-/// The file behind `fd` and its size.
+/// Returns the identity and the size of the file behind `fd`.
 pub(crate) fn look_at(fd: RawFd) -> Option<(Identity, usize)> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the call writes one `stat` to the pointer, or fails.
     if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
         return None;
     }
-    // SAFETY: the call succeeded, so it is written.
+    // SAFETY: the call succeeded, so `stat` is initialized.
     let stat = unsafe { stat.assume_init() };
     let identity = Identity {
         device: stat.st_dev,
@@ -116,17 +118,18 @@ fn take(name: &str) -> Option<OsString> {
 }
 
 fn required_descriptor(name: &str) -> RawFd {
-    descriptor(name).unwrap_or_else(|| fatal(&[name, " is missing"]))
+    descriptor(name).unwrap_or_else(|| fatal(&[name, " is not set"]))
 }
 
-/// A descriptor by its number; it is not passed on to children.
+/// Reads a descriptor number and sets close-on-exec, so that children do not inherit the
+/// descriptor.
 fn descriptor(name: &str) -> Option<RawFd> {
     let value = take(name)?;
     let number = value.to_str().and_then(|text| text.parse::<RawFd>().ok());
     let Some(fd) = number.filter(|fd| *fd >= 0) else {
-        fatal(&[name, " is not the number of a descriptor"]);
+        fatal(&[name, " is not a descriptor number"]);
     };
-    // SAFETY: takes its arguments by value; a number that is not open is an error.
+    // SAFETY: `fcntl` takes its arguments by value; a number that is not open is an error.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         fatal(&[name, " is not an open descriptor"]);
     }

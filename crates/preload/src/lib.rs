@@ -1,18 +1,22 @@
-//! A library for `LD_PRELOAD` that gives QEMU lazily loaded guest memory.
+//! `LD_PRELOAD` library that gives QEMU lazily loaded guest memory.
 //!
-//! QEMU maps the file of its memory backend shared. This library answers its `open` of that path with an inherited,
-//! read-only descriptor of the snapshot's memory, and its `mmap` of it in one of two ways:
+//! QEMU maps the file of its memory backend shared. This library intercepts `open` of that path and
+//! returns an inherited, read-only descriptor of the snapshot's memory. It also intercepts `mmap`
+//! of that descriptor, in one of two modes:
 //!
-//! - `paged`: a *private* mapping, registered with userfaultfd; the page server is told by Firecracker's handshake. QEMU
-//!   still believes the memory to be shared, so a migration with `x-ignore-shared` skips it.
-//! - `anonymous`: private memory without content, for a cold boot; the same message without a descriptor tells where it is.
+//! - `paged`: maps the memory *privately* and registers the mapping with userfaultfd. The page
+//!   server is notified by Firecracker's handshake. QEMU still treats the memory as shared, so a
+//!   migration with `x-ignore-shared` skips it.
+//! - `anonymous`: maps private memory without content, for a cold boot. The same message, without a
+//!   descriptor, reports the address of the mapping.
 //!
-//! It never lets QEMU run on other memory than that: whatever fails is said on standard error and ends the process. Without
-//! `WRENN_MEMORY_PATH` in its environment (see `config.rs`) it does nothing. Everything is a system call; nothing is looked up in
-//! the C library that could call back, and no lock is taken after start.
+//! The library never lets QEMU run on any other memory: every failure is reported on standard error
+//! and ends the process. Without `WRENN_MEMORY_PATH` in the environment (see `config.rs`) the
+//! library does nothing. All work is done by direct system calls. The library calls nothing in the
+//! C library that could call back, and takes no lock after startup.
 //!
-//! The userfaultfd stays open in the process to its end: if the page server dies, threads that need a page wait, and are
-//! not given zeros.
+//! The userfaultfd stays open until the process ends. If the page server dies, threads that need a
+//! page wait; they are not given zeros.
 #![allow(
     unsafe_code,
     reason = "stands in for functions of the C library, whose arguments are plain pointers"
@@ -26,12 +30,13 @@ mod map;
 mod open;
 mod report;
 
-/// Runs when the library is loaded, before `main` and before there are threads.
+/// Runs when the library is loaded, before `main` and before the process has threads.
 extern "C" fn start() {
     config::read();
 }
 
 #[used]
-// SAFETY: the C library calls the entries of this section once, as functions that may ignore their arguments.
+// SAFETY: the C library calls the entries of this section once, as functions that may ignore their
+// arguments.
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = start;

@@ -1,4 +1,5 @@
-//! Stands in for `mmap`: the mapping of guest memory becomes a private one, and its faults go to the page server.
+//! Interposed `mmap`: the mapping of guest memory becomes private, and the page server handles its
+//! faults.
 
 use std::{
     ffi::{c_int, c_void},
@@ -29,7 +30,7 @@ unsafe extern "C" fn mmap(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         map_any(Request {
             address,
@@ -53,7 +54,7 @@ unsafe extern "C" fn mmap64(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         map_any(Request {
             address,
@@ -80,26 +81,27 @@ struct Request {
 unsafe fn map_any(mut request: Request) -> *mut c_void {
     let config = config::get().filter(|config| is_guest_memory(config, &request));
     let Some(config) = config else {
-        // SAFETY: passed on from the caller.
+        // SAFETY: guaranteed by the caller.
         return unsafe { map(&request) };
     };
     if request.len != config.len || request.offset != 0 {
-        fatal(&["a part of guest memory is to be mapped, not all of it"]);
+        fatal(&["attempt to map only a part of guest memory"]);
     }
     if config.mapped.swap(true, Ordering::SeqCst) {
-        fatal(&["guest memory is to be mapped a second time"]);
+        fatal(&["attempt to map guest memory a second time"]);
     }
-    // Not shared, and not populated: that would fill the memory before the page server is asked.
+    // The mapping is neither shared nor populated. Populating would fill the memory before the page
+    // server is involved.
     let kept = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE;
     request.flags = request.flags & kept | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     if config.mode == Mode::Anonymous {
         request.flags |= libc::MAP_ANONYMOUS;
         request.fd = -1;
     }
-    // SAFETY: the caller's mapping with another kind of memory behind it.
+    // SAFETY: this is the caller's mapping, backed by another kind of memory.
     let start = unsafe { map(&request) };
     if start == libc::MAP_FAILED {
-        fatal(&["guest memory cannot be mapped"]);
+        fatal(&["failed to map guest memory"]);
     }
     announce(config, start.addr() as u64);
     start
@@ -108,7 +110,8 @@ unsafe fn map_any(mut request: Request) -> *mut c_void {
 /// # Safety
 /// As for the C library's `mmap`.
 unsafe fn map(request: &Request) -> *mut c_void {
-    // SAFETY: the arguments are the caller's, who answers for what MAP_FIXED replaces.
+    // SAFETY: the arguments are the caller's, who is responsible for the memory that MAP_FIXED
+    // replaces.
     let start = unsafe {
         libc::syscall(
             libc::SYS_mmap,
@@ -124,7 +127,7 @@ unsafe fn map(request: &Request) -> *mut c_void {
     start as *mut c_void
 }
 
-/// Whether this maps the file of guest memory, by whichever descriptor.
+/// True if the request maps the file of guest memory, through any descriptor.
 fn is_guest_memory(config: &Config, request: &Request) -> bool {
     if request.fd < 0 || request.flags & libc::MAP_ANONYMOUS != 0 {
         return false;
@@ -132,7 +135,8 @@ fn is_guest_memory(config: &Config, request: &Request) -> bool {
     config::look_at(request.fd).is_some_and(|(identity, _)| identity == config.identity)
 }
 
-/// Tells the page server where guest memory is, and with `paged` gives it the faults.
+/// Reports the address of guest memory to the page server. In `paged` mode, also sends the
+/// userfaultfd.
 fn announce(config: &Config, start: u64) {
     let mut message = Message::default();
     let (len, page) = (config.len, wrenn_sys::mapping::PAGE_BYTES);
@@ -141,20 +145,20 @@ fn announce(config: &Config, start: u64) {
         r#"[{{"base_host_virt_addr":{start},"size":{len},"offset":0,"page_size":{page},"page_size_kib":{page}}}]"#
     );
     if written.is_err() {
-        fatal(&["the message to the page server does not fit"]);
+        fatal(&["message to the page server exceeds the buffer"]);
     }
-    // SAFETY: the descriptor was open at the start, belongs to this library, and is closed below.
+    // SAFETY: the descriptor was open at startup, is owned by this library, and is closed below.
     let socket = unsafe { BorrowedFd::borrow_raw(config.socket) };
     let sent = match config.mode {
         Mode::Anonymous => scm::send(socket, message.bytes(), &[]),
         Mode::Paged => {
-            // Open to the end of the process: see the top of this library.
+            // The userfaultfd stays open until the process ends; see the crate documentation.
             let uffd = ManuallyDrop::new(register(config, start));
             scm::send(socket, message.bytes(), &[uffd.as_fd()])
         }
     };
     if sent.is_err() {
-        fatal(&["the page server cannot be told"]);
+        fatal(&["failed to notify the page server"]);
     }
     close(config.socket);
     if let Some(device) = config.device {
@@ -171,20 +175,21 @@ fn register(config: &Config, start: u64) -> Uffd {
     match registered {
         Ok(uffd) => uffd,
         Err(UffdError::Other { request, .. }) => fatal(&[request, " failed"]),
-        Err(_) => fatal(&["guest memory cannot be registered"]),
+        Err(_) => fatal(&["failed to register guest memory with userfaultfd"]),
     }
 }
 
 fn make(config: &Config) -> Result<Uffd, UffdError> {
     match config.device {
-        // SAFETY: the descriptor was open at the start, belongs to this library, and is closed later.
+        // SAFETY: the descriptor was open at startup, is owned by this library, and is closed
+        // later.
         Some(device) => Uffd::from_device(unsafe { BorrowedFd::borrow_raw(device) }),
         None => Uffd::open(),
     }
 }
 
 fn close(fd: RawFd) {
-    // SAFETY: the descriptor was inherited for this library, which has no further use for it.
+    // SAFETY: the descriptor was inherited for this library, which does not use it again.
     let _ = unsafe { libc::close(fd) };
 }
 

@@ -1,48 +1,51 @@
-//! Stands in for the `open` family: the one path is answered with a copy of the inherited descriptor.
+//! Interposed `open` family: opening the configured path returns a duplicate of the inherited
+//! descriptor.
 //!
-//! Every other path goes to the kernel. The C library's functions take the mode as a variable argument; on 64-bit Linux it
-//! arrives where a fixed one would, and means nothing unless a file may be made.
+//! Every other path is passed to the kernel. The C library's functions take the mode as a variadic
+//! argument. On 64-bit Linux that argument is passed like a fixed one, and has no meaning unless
+//! the call may create a file.
 
 use std::ffi::{CStr, c_char, c_int};
 
 use crate::{config, report::fatal};
 
 /// # Safety
-/// `path` is NULL or a string, as for the C library's function; so for all of the family.
+/// `path` is NULL or a string, as for the C library's function. The same applies to the whole
+/// family.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(libc::AT_FDCWD, path, flags, mode) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: libc::mode_t) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(libc::AT_FDCWD, path, flags, mode) }
 }
 
-/// What a fortified program calls when there is no mode.
+/// Entry point that a fortified program calls when it passes no mode.
 ///
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(libc::AT_FDCWD, path, flags, 0) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(libc::AT_FDCWD, path, flags, 0) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn openat(
     directory: c_int,
@@ -50,12 +53,12 @@ unsafe extern "C" fn openat(
     flags: c_int,
     mode: libc::mode_t,
 ) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(directory, path, flags, mode) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn openat64(
     directory: c_int,
@@ -63,28 +66,28 @@ unsafe extern "C" fn openat64(
     flags: c_int,
     mode: libc::mode_t,
 ) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(directory, path, flags, mode) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __openat_2(directory: c_int, path: *const c_char, flags: c_int) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(directory, path, flags, 0) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __openat64_2(directory: c_int, path: *const c_char, flags: c_int) -> c_int {
-    // SAFETY: passed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { open_any(directory, path, flags, 0) }
 }
 
 /// # Safety
-/// As [`open`].
+/// As for [`open`].
 unsafe fn open_any(
     directory: c_int,
     path: *const c_char,
@@ -94,7 +97,7 @@ unsafe fn open_any(
     if let Some(config) = config::get()
         && !path.is_null()
     {
-        // SAFETY: the caller passes a string, and it is not NULL.
+        // SAFETY: the caller passes a string, and the pointer is not NULL.
         let wanted = unsafe { CStr::from_ptr(path) };
         if wanted == config.path.as_c_str() {
             return copy_of_memory(config.memory);
@@ -108,10 +111,10 @@ unsafe fn open_any(
 }
 
 fn copy_of_memory(memory: c_int) -> c_int {
-    // SAFETY: takes its arguments by value.
+    // SAFETY: `fcntl` takes its arguments by value.
     let fd = unsafe { libc::fcntl(memory, libc::F_DUPFD_CLOEXEC, 3) };
     if fd < 0 {
-        fatal(&["the memory's descriptor cannot be copied"]);
+        fatal(&["failed to duplicate the memory descriptor"]);
     }
     fd
 }

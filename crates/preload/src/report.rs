@@ -1,4 +1,4 @@
-//! The end: says why on standard error, and aborts. Allocates nothing.
+//! Fatal errors: reports the reason on standard error and aborts, without allocating.
 
 /// Writes the parts as one line and ends the process.
 pub(crate) fn fatal(parts: &[&str]) -> ! {
@@ -11,12 +11,13 @@ pub(crate) fn fatal(parts: &[&str]) -> ! {
     write(" (errno ");
     write(decimal(error.raw_os_error().unwrap_or(0), &mut digits));
     write(")\n");
-    // SAFETY: takes nothing and does not return.
+    // SAFETY: `abort` takes no arguments and does not return.
     unsafe { libc::abort() }
 }
 
 fn write(text: &str) {
-    // SAFETY: the pointer and the length are of one string. If nobody reads it there is nothing to be done.
+    // SAFETY: the pointer and the length belong to one string. A failed write is ignored, because
+    // there is no other way to report an error.
     let _ = unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
 }
 

@@ -1,4 +1,5 @@
-//! Opens and maps memory as QEMU's memory-backend-file does, and then does what its arguments say.
+//! Opens and maps memory as QEMU's memory-backend-file does, and then runs the commands in its
+//! arguments.
 //!
 //! `probe PATH LEN [sum | write OFFSET | map-again | map-half | wait]…`
 #![allow(unsafe_code, reason = "calls the C library as QEMU does")]
@@ -11,9 +12,9 @@ fn main() -> io::Result<()> {
     let len = arguments.next().and_then(|len| len.parse().ok());
     let len: usize = len.ok_or(io::ErrorKind::InvalidInput)?;
     let path = CString::new(path)?;
-    // SAFETY: the path is a string.
+    // SAFETY: the path is a NUL-terminated string.
     let fd = check(unsafe { libc::open64(path.as_ptr(), libc::O_RDWR) })?;
-    // SAFETY: takes its arguments by value.
+    // SAFETY: `lseek64` takes its arguments by value.
     let end = unsafe { libc::lseek64(fd, 0, libc::SEEK_END) };
     let memory = map_at_reserved(fd, len)?;
     for name in [
@@ -37,7 +38,7 @@ fn main() -> io::Result<()> {
                 let offset: usize = offset.ok_or(io::ErrorKind::InvalidInput)?;
                 // SAFETY: the offset is within the mapping.
                 let place = unsafe { memory.add(offset) };
-                // SAFETY: the mapping is writable and this is its only thread.
+                // SAFETY: the mapping is writable, and the program has no other thread.
                 unsafe { place.write_volatile(1) };
             }
             "map-again" => {
@@ -58,21 +59,21 @@ fn main() -> io::Result<()> {
 /// Reserves addresses, maps the file over them, and gives the same advice as QEMU.
 fn map_at_reserved(fd: i32, len: usize) -> io::Result<*mut u8> {
     let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: the kernel chooses addresses that nobody uses.
+    // SAFETY: the kernel chooses an unused address range.
     let area = unsafe { libc::mmap64(ptr::null_mut(), len, libc::PROT_NONE, reserve, -1, 0) };
     if area == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the area was just reserved for this.
+    // SAFETY: the range was just reserved for this mapping.
     let memory = unsafe { libc::mmap64(area, len, protection, flags, fd, 0) };
     if memory == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     assert_eq!(memory, area);
     for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTFORK] {
-        // SAFETY: changes nothing that this program can see.
+        // SAFETY: the advice changes nothing that this program can observe.
         let _ = unsafe { libc::madvise(memory, len, advice) };
     }
     Ok(memory.cast())
@@ -81,7 +82,7 @@ fn map_at_reserved(fd: i32, len: usize) -> io::Result<*mut u8> {
 fn sum(memory: *mut u8, len: usize) -> u64 {
     let mut sum = 0_u64;
     for at in 0..len {
-        // SAFETY: within the mapping.
+        // SAFETY: the offset is within the mapping.
         let place = unsafe { memory.add(at) };
         // SAFETY: the mapping is readable.
         let byte = unsafe { place.read_volatile() };

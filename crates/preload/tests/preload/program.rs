@@ -1,4 +1,4 @@
-//! In a program that opens and maps as QEMU does.
+//! Tests with a program that opens and maps memory as QEMU does.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -22,7 +22,7 @@ fn probe(arguments: &[&str]) -> Command {
     command
 }
 
-/// Waits for the end; answers with what was said on standard error.
+/// Waits for the program to end and returns its standard error.
 fn ends(child: Child, how: impl FnOnce(std::process::ExitStatus) -> bool) -> String {
     let output = child.wait_with_output().expect("ends");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -48,14 +48,14 @@ fn a_mapping_is_paged_from_the_server_and_writes_stay_private() {
     let mut line = || lines.next().expect("a line").expect("reads");
     assert_eq!(line(), format!("mapped {:#x} of {LEN}", region.address));
     assert_eq!(line(), format!("sum {}", source.sum()));
-    // The program writes, and then waits for us.
+    // The program writes, and then waits for this test.
     let expected = [PageRun {
         offset: 8192,
         len: 4096,
     }];
     let deadline = std::time::Instant::now() + crate::support::DEADLINE;
     while dirty::scan(child.id(), region.address, LEN).expect("scans") != expected {
-        assert!(std::time::Instant::now() < deadline, "it did not write");
+        assert!(std::time::Instant::now() < deadline, "no write in time");
     }
     let mut page = [0; 16];
     rustix::io::pread(&host.memory, &mut page, 8192).expect("reads");
@@ -81,7 +81,7 @@ fn anonymous_memory_is_zero_and_announced_without_a_descriptor() {
 #[test]
 fn a_second_mapping_or_a_part_ends_the_program() {
     for (arguments, expected) in [
-        (["map-again"], "mapped a second time"),
+        (["map-again"], "guest memory a second time"),
         (["map-half"], "a part of guest memory"),
     ] {
         let host = Host::new(LEN);
@@ -95,13 +95,13 @@ fn a_second_mapping_or_a_part_ends_the_program() {
 #[test]
 fn whatever_is_wrong_ends_the_program_before_it_runs_on_other_memory() {
     let null = std::fs::File::open("/dev/null").expect("opens");
-    // The page server is gone.
+    // The page server has closed the connection.
     let mut host = Host::new(LEN);
     let (server_end, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
     drop(std::mem::replace(&mut host.server_end, server_end));
     let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
-    assert!(said.contains("the page server cannot be told"), "{said}");
-    // The device is another one.
+    assert!(said.contains("failed to notify the page server"), "{said}");
+    // The device is not `/dev/userfaultfd`.
     let mut host = Host::new(LEN);
     host.device = null.into();
     let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
@@ -109,8 +109,8 @@ fn whatever_is_wrong_ends_the_program_before_it_runs_on_other_memory() {
     // The memory has another size.
     let host = Host::new(LEN * 2);
     let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
-    assert!(said.contains("not all of it"), "{said}");
-    // Nonsense in the environment.
+    assert!(said.contains("only a part of guest memory"), "{said}");
+    // The environment holds invalid values.
     let host = Host::new(LEN);
     let said = ends(host.spawn(&mut probe(&[]), "sideways"), aborted);
     assert!(said.contains("WRENN_MEMORY_MODE"), "{said}");
@@ -142,6 +142,6 @@ fn without_its_variables_the_library_does_nothing() {
         .status()
         .expect("runs");
     assert!(status.success());
-    // The mapping was shared: the write is in the file.
+    // The mapping was shared, so the write is in the file.
     assert_eq!(std::fs::read(&path).expect("reads")[4096], 1);
 }

@@ -1,4 +1,4 @@
-//! In QEMU itself, as an unprivileged user.
+//! Tests with QEMU itself, running as an unprivileged user.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -14,7 +14,7 @@ use crate::support::{DEADLINE, Host, Numbers, PATH};
 const LEN: u64 = 64 * 1024 * 1024;
 const NOBODY: u32 = 65_534;
 
-/// A stopped machine with a monitor on its standard input.
+/// Builds the command of a stopped VM with a monitor on its standard input.
 fn qemu(machine: &str) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     let backend = format!("memory-backend-file,id=ram,size={LEN},mem-path={PATH},share=on");
@@ -47,7 +47,7 @@ fn qemu(machine: &str) -> Command {
     command
 }
 
-/// Ends QEMU when the test ends, however that is.
+/// Kills QEMU when the test ends, even if the test fails.
 struct Running(Child);
 
 impl Drop for Running {
@@ -58,10 +58,10 @@ impl Drop for Running {
 }
 
 fn tell(monitor: &mut ChildStdin, command: &str) {
-    writeln!(monitor, "{command}").expect("it listens");
+    writeln!(monitor, "{command}").expect("QEMU reads its monitor");
 }
 
-/// The two words that QEMU prints for an address.
+/// Reads the two 8-byte values that QEMU prints for an address.
 fn words(lines: &mut impl Iterator<Item = std::io::Result<String>>, address: u64) -> [u64; 2] {
     let deadline = Instant::now() + DEADLINE;
     let prefix = format!("{address:016x}: ");

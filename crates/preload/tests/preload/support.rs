@@ -1,4 +1,4 @@
-//! Starts a program under the library, and serves its memory.
+//! Starts a program with the library and serves its memory.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ use wrenn_pager::{
 pub(crate) const PATH: &str = "/wrenn/guest-memory";
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The library as it was built for these tests.
+/// Returns the path of the library that was built for these tests.
 pub(crate) fn library() -> PathBuf {
     let program = std::env::current_exe().expect("has a path");
     let deps = program.parent().expect("is in a directory");
@@ -33,7 +33,8 @@ pub(crate) fn library() -> PathBuf {
     paths.find(|path| path.exists()).expect("was built")
 }
 
-/// What a supervisor has for one machine: the memory, writable and read-only, and both ends of the socket.
+/// Resources that a supervisor holds for one VM: the memory, writable and read-only, and both ends
+/// of the socket.
 pub(crate) struct Host {
     pub(crate) memory: OwnedFd,
     pub(crate) read_only: OwnedFd,
@@ -69,7 +70,7 @@ impl Host {
         }
     }
 
-    /// Starts `command` with the library and what it needs to know.
+    /// Starts `command` with the library and its environment variables.
     pub(crate) fn spawn(&self, command: &mut Command, mode: &str) -> Child {
         command
             .env("LD_PRELOAD", library())
@@ -111,7 +112,7 @@ impl Host {
     }
 }
 
-/// Memory in which every eight bytes hold their own offset, but every fourth page is zeros.
+/// Memory in which every eight bytes hold their own offset, except that every fourth page is zero.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbers(pub(crate) u64);
 
@@ -124,7 +125,7 @@ impl Numbers {
         }
     }
 
-    /// As the program computes it.
+    /// Returns the sum that the program computes over the same memory.
     pub(crate) fn sum(self) -> u64 {
         let words = (0..self.0).step_by(8).map(|offset| self.word(offset));
         let bytes = words.flat_map(u64::to_ne_bytes);
