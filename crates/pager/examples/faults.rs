@@ -1,10 +1,12 @@
-//! What a page server costs beside the least that is possible, in one run; prints JSON.
+//! Benchmark of the page server against a minimal handler, in one run; prints JSON.
 //!
-//! Demand faults: 1 and 2 threads touch every page once, answered by a [`PageServer`], and by a loop of poll, read of one
-//! event, read of the page and copy. Prefetch: the same memory loaded ahead, and by a bare loop of 64 KiB reads and copies.
-//! `shared` fills a memfd by pwrite, `private` uses UFFDIO_COPY. The content is a file in memory. Each figure is the median
-//! of the rounds, in which the two sides take turns. Where the scheduler puts the threads matters more than anything else:
-//! `taskset -c 0` before it shows what the handlers themselves cost.
+//! Demand faults: 1 and 2 threads touch every page once. The faults are resolved by a
+//! [`PageServer`], and by a loop of poll, read of one event, read of the page, and copy. Prefetch:
+//! the same memory is prefetched, and loaded by a bare loop of 64 KiB reads and copies. `shared`
+//! fills a memfd by pwrite, `private` uses UFFDIO_COPY. The content is a file in memory. Each
+//! figure is the median of the rounds, in which the two sides alternate. The scheduler's placement
+//! of the threads matters more than anything else: run with `taskset -c 0` to measure the cost of
+//! the handlers themselves.
 //!
 //! `cargo run --release -p wrenn-pager --example faults [PAGES] [ROUNDS]`
 
@@ -59,7 +61,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Medians of both sides, in turns.
+/// Measures both sides alternately and returns their medians.
 fn compare(
     rounds: usize,
     pages: usize,
@@ -123,7 +125,7 @@ impl MemorySource for FileSource {
     }
 }
 
-/// Memory of one machine, and what answers for it.
+/// Memory of one VM, and the userfaultfd that reports its faults.
 struct Machine {
     memory: Mapping,
     memfd: Option<OwnedFd>,
@@ -172,7 +174,7 @@ impl Machine {
         Ok(PageServer::start(handshake, backing, source, options)?)
     }
 
-    /// Every page once, by several threads.
+    /// Touches every page once, from several threads.
     fn touch(&self, threads: usize) -> Duration {
         let begun = Instant::now();
         thread::scope(|scope| {
@@ -197,7 +199,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The smallest handler: poll, read one event, read the page, copy.
+    /// Minimal handler: poll, read one event, read the page, copy.
     fn least(&self, source: &FileSource, stop: &AtomicBool) -> Result<(), Failure> {
         let mut page = PageBuffer::new(1)?;
         let mut events = Vec::new();

@@ -1,8 +1,9 @@
-//! What a machine changed: the anonymous pages of its memory, and their content.
+//! Pages that a VM changed: the anonymous pages of its memory, and their content.
 //!
-//! The machine must be stopped, and its process must be a child that nobody has waited for yet (so that its id is still
-//! its own). A page that was only loaded is not dirty where memory is mapped from a shared copy; where it was installed by
-//! copying (Firecracker) every loaded page is, and the caller compares with the parent. Nothing is changed here.
+//! The VM must be stopped, and the VMM must be an unreaped child process, so that its process id
+//! cannot be reused. Where memory is mapped from a shared memfd, a page that was only loaded is not
+//! dirty. Where pages were installed by copying (Firecracker), every loaded page is dirty, and the
+//! caller compares the pages with the parent snapshot. This module changes nothing in the VMM.
 
 use std::io;
 
@@ -10,44 +11,45 @@ use wrenn_sys::pagemap::{AddressRange, MAX_RANGES, PageMap, read_process};
 
 use crate::{PAGE_BYTES, run::PageRun};
 
-/// What one read takes, bytes.
+/// Maximum number of bytes per read.
 pub const BATCH_BYTES: u64 = 256 * 1024;
 
-/// Why changes cannot be found or read.
+/// Reason why changed pages cannot be found or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirtyError {
-    /// The page map of the process.
-    #[error("cannot read the page map of process {pid}")]
+    /// The page map of the process cannot be read.
+    #[error("failed to read the page map of process {pid}")]
     PageMap {
-        /// The process.
+        /// Process id.
         pid: u32,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
-    /// Its memory.
-    #[error("cannot read {len} bytes at offset {offset} of the memory of process {pid}")]
+    /// The memory of the process cannot be read.
+    #[error("failed to read {len} bytes at offset {offset} of the memory of process {pid}")]
     Memory {
-        /// The process.
+        /// Process id.
         pid: u32,
-        /// Offset from the start of the mapping, bytes.
+        /// Offset from the start of the mapping, in bytes.
         offset: u64,
-        /// Bytes wanted.
+        /// Requested length, in bytes.
         len: u64,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
-    /// A run lies beyond the address space, or is not of whole pages.
-    #[error("a run of {len} bytes at offset {offset} is not possible")]
+    /// A run lies beyond the address space, or does not consist of whole pages.
+    #[error("invalid page run of {len} bytes at offset {offset}")]
     Run {
-        /// Its offset, bytes.
+        /// Offset of the run, in bytes.
         offset: u64,
-        /// Its length, bytes.
+        /// Length of the run, in bytes.
         len: u64,
     },
 }
 
-/// The changed pages among `len` bytes that process `pid` has mapped at `base`, in order; offsets count from `base`.
+/// Returns the changed pages among the `len` bytes that process `pid` has mapped at `base`, in
+/// order. Offsets are relative to `base`.
 ///
 /// # Errors
 /// [`DirtyError::PageMap`]
@@ -55,7 +57,7 @@ pub fn scan(pid: u32, base: u64, len: u64) -> Result<Vec<PageRun>, DirtyError> {
     scan_by(pid, base, |map| map.dirty(base, len))
 }
 
-/// As [`scan`], by the page map's entries instead of the request of Linux 6.7.
+/// Like [`scan`], but reads the page map's entries instead of sending the request of Linux 6.7.
 ///
 /// # Errors
 /// [`DirtyError::PageMap`]
@@ -79,11 +81,13 @@ fn scan_by(
     Ok(ranges.iter().map(run).collect())
 }
 
-/// Reads `runs` of the memory that process `pid` has mapped at `base`, many at a time, and hands every piece to `take` with
-/// its offset, in the order of the runs. A long run comes in several pieces.
+/// Reads `runs` of the memory that process `pid` has mapped at `base`, in batches.
+///
+/// Passes every piece to `take` with its offset, in the order of the runs. A long run is passed in
+/// several pieces.
 ///
 /// # Errors
-/// [`DirtyError`], or what `take` answers; nothing is read after that.
+/// [`DirtyError`], or the error returned by `take`; nothing is read after an error.
 pub fn read_runs<E: From<DirtyError>>(
     pid: u32,
     base: u64,

@@ -1,8 +1,10 @@
-//! Firecracker's handshake: where guest memory lies in the VMM, and the userfaultfd that tells of its faults.
+//! Firecracker's handshake: the addresses of guest memory in the VMM, and the userfaultfd that
+//! reports its page faults.
 //!
-//! One message on a unix stream socket: a JSON array of regions, and exactly one descriptor by SCM_RIGHTS. There is no
-//! answer. The preload library of QEMU sends the same. A VMM may die before it connects, or say nothing: every wait has
-//! a deadline and ends when `cancel` becomes readable. Descriptors of a message that is refused are closed.
+//! The handshake is one message on a unix stream socket: a JSON array of regions, with exactly one
+//! descriptor attached by SCM_RIGHTS. There is no reply. The preload library sends the same message
+//! for QEMU. A VMM may die before it connects, or never send anything, so every wait has a deadline
+//! and ends when `cancel` becomes readable. The descriptors of a rejected message are closed.
 
 use std::{
     io,
@@ -25,67 +27,68 @@ use wrenn_sys::{
 
 use crate::region::{RegionError, Regions};
 
-/// The longest message, bytes: [`crate::region::MAX_REGIONS`] of the longest entries fit.
+/// Maximum message length, in bytes. [`crate::region::MAX_REGIONS`] entries of maximum length fit.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 
-/// How `/proc` names the right kind of descriptor.
+/// Name of a userfaultfd in `/proc`.
 const DESCRIPTOR_NAME: &str = "anon_inode:[userfaultfd]";
 
-/// What a VMM tells before it runs.
+/// Handshake of a VMM, sent before it runs.
 #[derive(Debug)]
 pub struct Handshake {
-    /// Where guest memory lies.
+    /// Addresses of guest memory.
     pub regions: Regions,
-    /// Tells of its missing pages.
+    /// Userfaultfd that reports missing pages of guest memory.
     pub uffd: Uffd,
 }
 
-/// Why there is no handshake.
+/// Reason why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// Nobody connected in time.
-    #[error("the VMM did not connect in time")]
+    /// No VMM connected before the deadline.
+    #[error("timed out waiting for the VMM to connect")]
     NotConnected,
-    /// Connected, but nothing came in time.
-    #[error("the VMM connected and sent nothing in time")]
+    /// The VMM connected, but sent nothing before the deadline.
+    #[error("timed out waiting for the handshake of the connected VMM")]
     Silent,
-    /// The caller gave up.
-    #[error("cancelled")]
+    /// The caller cancelled the handshake.
+    #[error("the handshake was cancelled")]
     Cancelled,
     /// The VMM closed the connection.
-    #[error("the VMM closed the connection without a message")]
+    #[error("the VMM closed the connection without sending a message")]
     Closed,
-    /// The message is longer than any of ours.
+    /// The message is longer than any valid message.
     #[error("the message is longer than {MAX_MESSAGE_BYTES} bytes")]
     TooLong,
-    /// Not the number of descriptors that belongs to the message.
-    #[error("{got} descriptors came with the message, expected {want}")]
+    /// The message carries another number of descriptors than expected.
+    #[error("received {got} descriptors with the message, expected {want}")]
     Descriptors {
-        /// How many came.
+        /// Number of received descriptors.
         got: usize,
-        /// How many belong there.
+        /// Number of expected descriptors.
         want: usize,
     },
-    /// A descriptor of another kind.
+    /// The descriptor is of another kind.
     #[error("the descriptor is {0}, not a userfaultfd")]
     NotUserfaultfd(String),
-    /// The description of memory is wrong.
-    #[error("the message is refused")]
+    /// The description of guest memory is invalid.
+    #[error("invalid handshake message")]
     Regions(#[from] RegionError),
     /// A system call failed.
     #[error("{call} failed")]
     Io {
-        /// Which.
+        /// Name of the system call.
         call: &'static str,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
 }
 
 /// Waits for a VMM to connect to `listener`, and for its message.
 ///
-/// The listener becomes non-blocking. `cancel` is any descriptor that becomes readable when the caller gives up.
+/// The listener becomes non-blocking. `cancel` is any descriptor that becomes readable when the
+/// caller gives up.
 ///
 /// # Errors
 /// [`HandshakeError`]
@@ -156,7 +159,8 @@ fn connection(
     }
 }
 
-/// The peer went away between poll and accept, or a signal came: wait for the next.
+/// True if the peer disconnected between poll and accept, or a signal interrupted the call. The
+/// caller then waits for the next connection.
 fn is_transient(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
     matches!(error, Errno::AGAIN | Errno::INTR | Errno::CONNABORTED)
@@ -195,7 +199,7 @@ fn message(
     Ok((regions, descriptors.pop()))
 }
 
-/// Whether `fd` became readable (or has an error to tell) before the deadline.
+/// True if `fd` became readable (or reported an error) before the deadline.
 fn readable(
     fd: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,

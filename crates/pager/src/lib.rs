@@ -1,11 +1,18 @@
-//! Page server: answers the page faults of a restored machine from a snapshot, and finds what the machine changed.
+//! Page server: resolves the page faults of a restored VM from a snapshot, and finds the pages that
+//! the VM changed.
 //!
-//! The life of a restore: the VMM maps its guest memory, registers it with userfaultfd and sends the descriptor in
-//! [`handshake`]; a [`PageServer`] answers each missing page from a [`MemorySource`]; before a snapshot, [`dirty`] finds
-//! the pages that the machine changed. It knows neither VMMs nor snapshot files, and starts no process.
+//! Steps of a restore:
 //!
-//! Whoever owns a [`PageServer`] owns the machine too, and must kill the machine before the server is stopped, and at
-//! once when [`PageServer::failed`] fires: memory without a page server is memory without content.
+//! 1. The VMM maps its guest memory, registers it with userfaultfd and sends the descriptor in the
+//!    [`handshake`].
+//! 2. A [`PageServer`] resolves each missing page from a [`MemorySource`].
+//! 3. Before the next snapshot, [`dirty`] finds the pages that the VM changed.
+//!
+//! This crate has no knowledge of VMMs or snapshot files, and starts no process.
+//!
+//! The owner of a [`PageServer`] also owns the VM. The owner must kill the VM before it stops the
+//! server, and at once when [`PageServer::failed`] fires: memory without a page server is memory
+//! without content.
 #![forbid(unsafe_code)]
 
 pub mod dirty;
@@ -22,5 +29,5 @@ pub use run::PageRun;
 pub use server::{Backing, Failed, Options, PageServer, StartError, Stats};
 pub use source::{Extent, MemorySource, SourceError, Zeros};
 
-/// Size of a page of guest memory, bytes.
+/// Size of a page of guest memory, in bytes.
 pub const PAGE_BYTES: u64 = 4096;

@@ -1,8 +1,8 @@
-//! A set of pages, one bit each. Takes no memory until the first page is put in.
+//! Set of pages, stored as one bit per page. Allocates nothing until the first page is inserted.
 
 use crate::PAGE_BYTES;
 
-/// Pages of guest memory, by offset in bytes.
+/// Set of pages of guest memory, addressed by offset in bytes.
 #[derive(Debug)]
 pub(crate) struct PageSet {
     words: Vec<u64>,
@@ -10,7 +10,7 @@ pub(crate) struct PageSet {
 }
 
 impl PageSet {
-    /// An empty set for memory of `len` bytes.
+    /// Creates an empty set for memory of `len` bytes.
     pub(crate) fn new(len: u64) -> Self {
         Self {
             words: Vec::new(),
@@ -18,7 +18,7 @@ impl PageSet {
         }
     }
 
-    /// Puts in every page of `offset..offset + len`; what lies beyond the memory is left out.
+    /// Inserts every page of `offset..offset + len`. Pages beyond the memory are ignored.
     pub(crate) fn insert(&mut self, offset: u64, len: u64) {
         if self.words.is_empty() {
             let words = usize::try_from(self.pages.div_ceil(64)).unwrap_or(0);
@@ -32,7 +32,7 @@ impl PageSet {
         }
     }
 
-    /// Whether the page at `offset` is in the set.
+    /// True if the page at `offset` is in the set.
     pub(crate) fn contains(&self, offset: u64) -> bool {
         let page = offset / PAGE_BYTES;
         let word = usize::try_from(page / 64)
@@ -41,7 +41,8 @@ impl PageSet {
         word.is_some_and(|word| word & (1 << (page % 64)) != 0)
     }
 
-    /// Length in bytes of the run from `offset`, at most `len`, whose pages are all in the set (`inside`) or all out.
+    /// Returns the length, in bytes, of the run from `offset` whose pages are all in the set
+    /// (`inside`) or all outside. The length is at most `len`.
     pub(crate) fn run(&self, offset: u64, len: u64, inside: bool) -> u64 {
         if self.words.is_empty() {
             return if inside { 0 } else { len };

@@ -1,61 +1,61 @@
-//! Where guest memory lies in the address space of the VMM.
+//! Addresses of guest memory in the address space of the VMM.
 //!
-//! The description is the VMM's word: nothing of it is used before it is checked here. Arithmetic on it cannot overflow
-//! afterwards.
+//! The description comes from the VMM and is untrusted: this module checks it completely before any
+//! part is used. Arithmetic on checked regions cannot overflow.
 
 use serde::Deserialize;
 
 use crate::PAGE_BYTES;
 
-/// The most regions of one machine. A VMM of ours has one or two.
+/// Maximum number of regions per VM. The supported VMMs have one or two.
 pub const MAX_REGIONS: usize = 64;
 
-/// A part of guest memory that is mapped in one piece.
+/// Contiguously mapped part of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     /// Address of the first byte in the VMM; a multiple of 4096.
     pub address: u64,
-    /// Length, bytes; a multiple of 4096, not 0.
+    /// Length, in bytes; a multiple of 4096, not 0.
     pub len: u64,
     /// Offset of the first byte in guest memory; a multiple of 4096.
     pub offset: u64,
 }
 
-/// What is wrong with a description of memory.
+/// Reason why a description of guest memory is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionError {
-    /// Not the JSON that was expected.
-    #[error("the description of memory is not as expected")]
+    /// The description is not the expected JSON.
+    #[error("failed to decode the description of guest memory")]
     Json(#[source] serde_json::Error),
-    /// There is nothing to serve, or too much.
-    #[error("{0} regions of memory, expected 1 to {MAX_REGIONS}")]
+    /// The number of regions is zero or too large.
+    #[error("{0} regions of guest memory, expected 1 to {MAX_REGIONS}")]
     Count(usize),
-    /// Neither `page_size` nor `page_size_kib` is there.
+    /// Neither `page_size` nor `page_size_kib` is present.
     #[error("region {0} has no page size")]
     NoPageSize(usize),
-    /// Pages of a size that is not supported.
+    /// The page size is not supported.
     #[error("region {region} has pages of {bytes} bytes, expected {PAGE_BYTES}")]
     PageSize {
-        /// Which, from 0.
+        /// Index of the region, from 0.
         region: usize,
-        /// Its page size.
+        /// Page size of the region, in bytes.
         bytes: u64,
     },
-    /// A field is no multiple of the page size.
-    #[error("{field} of region {region} is {value}, not a multiple of {PAGE_BYTES}")]
+    /// A field is not a multiple of the page size.
+    #[error("`{field}` of region {region} is {value}, not a multiple of {PAGE_BYTES}")]
     Unaligned {
-        /// Which, from 0.
+        /// Index of the region, from 0.
         region: usize,
-        /// The field, as in the JSON.
+        /// Name of the field, as in the JSON.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: u64,
     },
     /// The region has no bytes.
     #[error("region {0} is empty")]
     Empty(usize),
-    /// Its end is beyond 64 bits.
+    /// The region's end does not fit into 64 bits.
     #[error("region {0} ends beyond the address space")]
     Overflow(usize),
     /// Two regions have an address or an offset in common.
@@ -63,9 +63,9 @@ pub enum RegionError {
     Overlap(usize, usize),
 }
 
-/// One entry of the JSON array that Firecracker sends.
+/// Entry of the JSON array that Firecracker sends.
 ///
-/// `page_size_kib` is the older name; it too is in bytes.
+/// `page_size_kib` is the older name of `page_size`; both are in bytes.
 #[derive(Debug, Deserialize)]
 struct RegionMessage {
     base_host_virt_addr: u64,
@@ -75,7 +75,7 @@ struct RegionMessage {
     page_size_kib: Option<u64>,
 }
 
-/// The regions of one machine, checked: they do not overlap, and no sum of them overflows.
+/// Checked regions of one VM. The regions do not overlap, and no sum of their fields overflows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Regions {
     by_address: Vec<Region>,
@@ -85,7 +85,7 @@ impl Regions {
     /// Checks `regions`.
     ///
     /// # Errors
-    /// [`RegionError`]; regions are counted from 0 in the order given.
+    /// [`RegionError`]; regions are counted from 0 in the given order.
     pub fn new(regions: &[Region]) -> Result<Self, RegionError> {
         if regions.is_empty() || regions.len() > MAX_REGIONS {
             return Err(RegionError::Count(regions.len()));
@@ -130,13 +130,13 @@ impl Regions {
         Self::new(&regions)
     }
 
-    /// All regions, by address.
+    /// Returns all regions, sorted by address.
     #[must_use]
     pub fn as_slice(&self) -> &[Region] {
         &self.by_address
     }
 
-    /// The highest offset behind a region, bytes.
+    /// Returns the end of guest memory: the highest end offset of all regions, in bytes.
     #[must_use]
     pub fn end_offset(&self) -> u64 {
         let ends = self
@@ -146,7 +146,7 @@ impl Regions {
         ends.max().unwrap_or(0)
     }
 
-    /// The region that holds an address of the VMM.
+    /// Returns the region that contains an address of the VMM.
     #[must_use]
     pub fn at_address(&self, address: u64) -> Option<&Region> {
         let behind = self
@@ -156,7 +156,7 @@ impl Regions {
         (address - region.address < region.len).then_some(region)
     }
 
-    /// The region that holds an offset of guest memory.
+    /// Returns the region that contains an offset of guest memory.
     #[must_use]
     pub fn at_offset(&self, offset: u64) -> Option<&Region> {
         self.by_address.iter().find(|region| {
@@ -166,7 +166,8 @@ impl Regions {
         })
     }
 
-    /// The parts of the addresses `start..end` that belong to guest memory, as (offset, length).
+    /// Returns the parts of the addresses `start..end` that belong to guest memory, as (offset,
+    /// length).
     pub(crate) fn parts(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
         self.by_address.iter().filter_map(move |region| {
             let first = start.max(region.address);
@@ -178,7 +179,7 @@ impl Regions {
 }
 
 fn overlap(first: u64, second: u64, region: &Region, other: &Region) -> bool {
-    // No sum overflows: both regions passed `check`.
+    // No sum overflows, because both regions passed `check`.
     first < second + other.len && second < first + region.len
 }
 
@@ -244,7 +245,7 @@ mod tests {
         odd.offset += 1;
         assert_eq!(
             text(&[odd]),
-            "offset of region 0 is 4097, not a multiple of 4096"
+            "`offset` of region 0 is 4097, not a multiple of 4096"
         );
         let far = region(u64::MAX / 4096, 1, 0);
         assert_eq!(text(&[far]), "region 0 ends beyond the address space");

@@ -2,20 +2,22 @@
 
 use crate::PAGE_BYTES;
 
-/// A run of whole pages of guest memory.
+/// Run of whole pages of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageRun {
-    /// Offset in guest memory, bytes; a multiple of 4096.
+    /// Offset in guest memory, in bytes; a multiple of 4096.
     pub offset: u64,
-    /// Length, bytes; a multiple of 4096, not 0.
+    /// Length, in bytes; a multiple of 4096, not 0.
     pub len: u64,
 }
 
 impl PageRun {
-    /// The runs, in ascending order, that hold every page of `offsets` (bytes, any order, also twice) and what lies between
-    /// two of them if that is at most `max_gap_bytes`.
+    /// Returns runs, in ascending order, that cover every page of `offsets` (in bytes, in any
+    /// order, duplicates allowed). A gap between two pages of at most `max_gap_bytes` is covered as
+    /// well.
     ///
-    /// Makes a prefetch list of recorded faults: a gap of some pages costs less than one more request.
+    /// Used to build a prefetch list from recorded faults: loading a gap of a few pages costs less
+    /// than one more request.
     #[must_use]
     pub fn covering(offsets: &[u64], max_gap_bytes: u64) -> Vec<Self> {
         let mut pages: Vec<u64> = offsets
@@ -40,7 +42,7 @@ impl PageRun {
         runs
     }
 
-    /// The offset behind the last byte; at most 2^64 - 1.
+    /// Returns the offset after the last byte; at most 2^64 - 1.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.len)

@@ -1,23 +1,27 @@
-//! The page server of one machine: a thread that answers faults, and one that loads ahead.
+//! Page server of one VM: one thread that resolves faults, and one thread that prefetches pages.
 //!
-//! Owns the userfaultfd, its copy of the shared memory's descriptor, and two threads with small stacks; [`PageServer::stop`]
-//! and drop end and free all of them, however many faults are waiting. It never starts or kills a machine.
+//! Owns the userfaultfd, a duplicate of the shared memory's descriptor, and two threads with small
+//! stacks. [`PageServer::stop`] and drop end the threads and free these resources, however many
+//! faults are waiting. The server never starts or kills a VM.
 //!
 //! ```text
 //! fault ─ read events ─ REMOVE: the range is zero from now on
-//!                     └ MISSING ─ zero   ─ UFFDIO_ZEROPAGE over the run of zeros around it
-//!                               ├ shared ─ already in the memfd: wake; else read, write to the memfd, wake
+//!                     └ MISSING ─ zero    ─ UFFDIO_ZEROPAGE over the run of zeros around the page
+//!                               ├ shared  ─ present in the memfd: wake; else read, write, wake
 //!                               └ private ─ read, UFFDIO_COPY
 //! ```
 //!
-//! What fails: a source that cannot be read, or the kernel. Then faults are no longer answered (zeros would be a lie) and
-//! [`PageServer::failed`] says why. The owner kills the machine and then stops the server: as long as anyone holds the
-//! userfaultfd the machine's threads wait; when the last copy closes they would go on with zeros.
+//! Failures: the source cannot be read, or the kernel reports an error. The server then no longer
+//! resolves faults (zeros would be wrong content), and [`PageServer::failed`] reports the reason.
+//! The owner kills the VM and then stops the server. As long as any process holds the userfaultfd,
+//! the VM's threads wait. When the last copy closes, they would continue with zeros.
 //!
-//! A range that the machine gives back reads as zeros afterwards in private memory. In shared memory that is so for pages that
-//! nobody has loaded; a loaded one reads as in the snapshot again, so a machine on shared memory must not count on zeros.
+//! A range of private memory that the VM discards reads as zeros afterwards. In shared memory, this
+//! holds only for pages that no VM has loaded. A loaded page reads as in the snapshot again, so a
+//! VM on shared memory must not rely on zeros.
 //!
-//! Shared memory is written by system calls, from pinned pages, under each page's lock: no other machine sees half a page.
+//! Shared memory is written by system calls, from pinned pages, under each page's lock: no other VM
+//! sees a partly written page.
 
 mod core;
 mod demand;
@@ -40,58 +44,58 @@ use crate::{handshake::Handshake, page_set::PageSet, run::PageRun, source::Memor
 
 pub use self::{failure::Failed, progress::Stats};
 
-/// Stack of each of the two threads, bytes. Only what is used takes memory.
+/// Stack size of each of the two threads, in bytes. Only used pages of a stack take memory.
 const STACK_BYTES: usize = 256 * 1024;
 
-/// What lies behind the machine's mapping.
+/// Memory behind the VM's mapping.
 #[derive(Debug)]
 pub enum Backing {
-    /// A memfd that all machines of a snapshot map privately. This descriptor is writable.
+    /// A memfd that all VMs of a snapshot map privately. This descriptor is writable.
     Shared(OwnedFd),
-    /// Anonymous memory of this machine.
+    /// Anonymous memory of this VM.
     Private,
 }
 
-/// How to serve.
+/// Options of a page server.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// What to load ahead, in this order. Runs beyond the memory are left out.
+    /// Runs to prefetch, in this order. Runs beyond the memory are ignored.
     pub prefetch: Vec<PageRun>,
-    /// How many first faults to remember at most; 0 for none.
+    /// Maximum number of first faults to record; 0 for none.
     pub record_limit: usize,
 }
 
-/// Why a server did not start. The machine is still waiting, and must be killed.
+/// Reason why a server did not start. The VM is still waiting and must be killed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The machine has more memory than the snapshot.
-    #[error("the machine's memory ends at {memory} bytes, the snapshot at {source_len}")]
+    /// Guest memory is larger than the snapshot.
+    #[error("guest memory ends at {memory} bytes, the snapshot at {source_len}")]
     SourceTooSmall {
-        /// End of the last region, bytes.
+        /// End of the last region, in bytes.
         memory: u64,
-        /// Size of the source, bytes.
+        /// Size of the source, in bytes.
         source_len: u64,
     },
-    /// The machine has more memory than the shared copy.
-    #[error("the machine's memory ends at {memory} bytes, the shared memory at {shared}")]
+    /// Guest memory is larger than the shared memory.
+    #[error("guest memory ends at {memory} bytes, the shared memory at {shared}")]
     SharedTooSmall {
-        /// End of the last region, bytes.
+        /// End of the last region, in bytes.
         memory: u64,
-        /// Size of the memfd, bytes.
+        /// Size of the memfd, in bytes.
         shared: u64,
     },
     /// A system call failed.
     #[error("{call} failed")]
     Io {
-        /// Which.
+        /// Name of the system call.
         call: &'static str,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
 }
 
-/// Serves the faults of one machine until it is stopped or dropped.
+/// Resolves the faults of one VM until it is stopped or dropped.
 #[derive(Debug)]
 pub struct PageServer {
     core: Option<Arc<Core>>,
@@ -101,10 +105,10 @@ pub struct PageServer {
 }
 
 impl PageServer {
-    /// Starts to answer.
+    /// Starts to resolve faults.
     ///
     /// # Errors
-    /// [`StartError`]; the handshake's descriptor is closed then.
+    /// [`StartError`]; the handshake's descriptor is closed on failure.
     pub fn start(
         handshake: Handshake,
         backing: Backing,
@@ -114,7 +118,7 @@ impl PageServer {
         let Handshake { regions, uffd } = handshake;
         let memory = regions.end_offset();
         check_sizes(memory, source.len(), &backing)?;
-        // A userfaultfd that blocks cannot be polled.
+        // A blocking userfaultfd cannot be polled.
         rustix::io::ioctl_fionbio(&uffd, true).map_err(failed_call("fcntl"))?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let stop = rustix::event::eventfd(0, flags).map_err(failed_call("eventfd"))?;
@@ -132,7 +136,7 @@ impl PageServer {
             progress: Arc::clone(&progress),
             failed: failed.clone(),
         });
-        // From here on, drop ends what has begun.
+        // From here on, dropping `server` ends everything that was started.
         let mut server = Self {
             core: Some(Arc::clone(&core)),
             threads: Vec::with_capacity(2),
@@ -162,35 +166,39 @@ impl PageServer {
         Ok(())
     }
 
-    /// Fires when the server can no longer answer: the owner must kill the machine.
+    /// Returns the failure notification. When it fires, the server no longer resolves faults, and
+    /// the owner must kill the VM.
     #[must_use]
     pub fn failed(&self) -> Failed {
         self.failed.clone()
     }
 
-    /// What was done so far. Still there after [`PageServer::stop`].
+    /// Returns the counters so far. Available after [`PageServer::stop`] as well.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.progress.stats()
     }
 
-    /// Offsets of pages in the order of their first fault, each once, at most as many as [`Options::record_limit`].
+    /// Returns the offsets of pages in the order of their first fault, each page once, at most
+    /// [`Options::record_limit`].
     ///
-    /// A page that was loaded ahead has no fault: the next prefetch list is the last one and this.
+    /// A prefetched page causes no fault, so the next prefetch list is the previous list plus these
+    /// pages.
     #[must_use]
     pub fn recorded(&self) -> Vec<u64> {
         self.progress.recorded()
     }
 
-    /// Ends both threads and closes every descriptor. The machine must be dead. Doing it twice is fine.
+    /// Ends both threads and closes every descriptor. The VM must be dead. A second call has no
+    /// effect.
     ///
-    /// Waits for the read that is under way, if there is one.
+    /// Waits for a read of the source that is in progress.
     pub fn stop(&mut self) {
         if let Some(core) = self.core.take() {
             core.request_stop();
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has reported it by `failed`.
+            // A thread that panicked has reported the panic through `failed`.
             let _ = thread.join();
         }
     }

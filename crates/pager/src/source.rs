@@ -1,72 +1,75 @@
-//! Where the content of guest memory comes from.
+//! Sources of the content of guest memory.
 
 use std::{error::Error, io, path::PathBuf};
 
-/// A range of memory of one kind.
+/// Range of memory of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Whether it is all zeros; it need not be read then.
+    /// True if the range is all zeros; it then need not be read.
     pub zero: bool,
-    /// Length, bytes: at least one page, a multiple of 4096.
+    /// Length, in bytes: at least one page, a multiple of 4096.
     pub len: u64,
 }
 
-/// Why content cannot be had. Fatal for the machine that waits for it.
+/// Reason why content is not available. Fatal for the VM that waits for the content.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
     /// A file of the snapshot cannot be read, or ends too early.
-    #[error("cannot read {len} bytes at {offset} of {}", file.display())]
+    #[error("failed to read {len} bytes at offset {offset} of {}", file.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// Bytes from its start.
+        /// Offset in the file, in bytes.
         offset: u64,
-        /// Bytes wanted.
+        /// Requested length, in bytes.
         len: u64,
-        /// What the kernel said.
+        /// Error returned by the kernel.
         source: io::Error,
     },
-    /// Somebody asks for memory that the snapshot does not have.
-    #[error("{len} bytes at {offset} are outside of the {size} bytes of memory")]
+    /// The requested range lies outside of the snapshot's memory.
+    #[error("{len} bytes at offset {offset} are outside of the {size} bytes of guest memory")]
     OutOfRange {
-        /// Offset in guest memory, bytes.
+        /// Offset in guest memory, in bytes.
         offset: u64,
-        /// Bytes wanted.
+        /// Requested length, in bytes.
         len: u64,
-        /// Size of the memory, bytes.
+        /// Size of the memory, in bytes.
         size: u64,
     },
-    /// Anything else that the implementation has to say.
-    #[error("no content for offset {offset}")]
+    /// Any other error of the implementation.
+    #[error("failed to read guest memory at offset {offset}")]
     Other {
-        /// Offset in guest memory, bytes.
+        /// Offset in guest memory, in bytes.
         offset: u64,
-        /// The reason.
+        /// Cause of the failure.
         source: Box<dyn Error + Send + Sync>,
     },
 }
 
-/// Content of guest memory, by offset. Read by two threads at once; the same offset always has the same content.
+/// Content of guest memory, by offset. Two threads read it at once, and an offset always has the
+/// same content.
 pub trait MemorySource: Send + Sync {
-    /// Size of the memory, bytes; a multiple of 4096.
+    /// Returns the size of the memory, in bytes; a multiple of 4096.
     fn len(&self) -> u64;
 
-    /// Whether there is no memory at all.
+    /// True if the memory has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What begins at `offset` (a multiple of 4096, below [`MemorySource::len`]) and how far it goes.
+    /// Returns the kind and length of the extent that begins at `offset` (a multiple of 4096, below
+    /// [`MemorySource::len`]).
     ///
     /// # Errors
     /// [`SourceError`]
     fn extent(&self, offset: u64) -> Result<Extent, SourceError>;
 
-    /// Fills `buf` (whole pages) from `offset`, a multiple of 4096. It may reach over several extents.
+    /// Fills `buf` (whole pages) from `offset`, a multiple of 4096. The range may span several
+    /// extents.
     ///
     /// # Errors
-    /// [`SourceError`]; the content of `buf` is then undefined.
+    /// [`SourceError`]; the content of `buf` is undefined after an error.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError>;
 }
 
@@ -77,7 +80,7 @@ pub struct Zeros {
 }
 
 impl Zeros {
-    /// `len` bytes of zeros; a multiple of 4096.
+    /// Creates a source of `len` zero bytes; `len` is a multiple of 4096.
     #[must_use]
     pub fn new(len: u64) -> Self {
         Self { len }

@@ -1,6 +1,8 @@
-//! The faulting side of the tests: maps memory, hands its faults to a page server, and does what standard input says.
+//! Faulting side of the tests: maps memory, sends its userfaultfd to a page server, and runs the
+//! commands on standard input.
 //!
-//! One command a line, one answer a line. Whatever goes wrong ends the process, which the test sees as a missing answer.
+//! One command per line, one reply per line. Any error ends the process, which the test sees as a
+//! missing reply.
 
 use std::{
     error::Error,
@@ -21,7 +23,8 @@ const PAGE: usize = 4096;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Holds on to the userfaultfd, as a VMM does: its threads wait even if the page server is gone.
+/// State of the faulting process. The process keeps the userfaultfd open, as a VMM does, so its
+/// threads wait even if the page server exits.
 struct Machine {
     memory: Arc<Mapping>,
     uffd: Option<Uffd>,
@@ -78,7 +81,8 @@ impl Machine {
             ["checksum", offset, len] => {
                 checksum(&memory, offset.parse()?, len.parse()?)?.to_string()
             }
-            // As `load` and `discard`, each in a thread of its own that answers when it is through.
+            // Like `load` and `discard`, but each runs in its own thread, which replies when it is
+            // done.
             ["later", "load", offset] => {
                 let offset = offset.parse()?;
                 thread::spawn(move || reply(&value(memory.load(offset))?));
@@ -110,7 +114,7 @@ impl Machine {
         let (address, len) = (self.memory.address(), self.memory.len() as u64);
         uffd.register_missing(address, len)?;
         let half = len / 2 / 4096 * 4096;
-        // Two regions, the second one first, as a VMM with a hole in its memory may send them.
+        // Sends two regions, the second one first, as a VMM with a hole in its memory may do.
         let json = format!(
             r#"[{{"base_host_virt_addr":{},"size":{},"offset":{half},"page_size":4096,"page_size_kib":4096}},{{"base_host_virt_addr":{address},"size":{half},"offset":0,"page_size":4096,"page_size_kib":4096}}]"#,
             address + half,
@@ -127,7 +131,7 @@ fn value(loaded: Option<u64>) -> Result<String, Failure> {
     Ok(loaded.ok_or("outside")?.to_string())
 }
 
-/// FNV-1a, a word at a time.
+/// FNV-1a over 8-byte values.
 fn checksum(memory: &Mapping, offset: usize, len: usize) -> Result<u64, Failure> {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
     for at in (offset..offset + len).step_by(8) {
@@ -137,7 +141,7 @@ fn checksum(memory: &Mapping, offset: usize, len: usize) -> Result<u64, Failure>
     Ok(sum)
 }
 
-/// Reads every page; thread i of n those with page % n == i.
+/// Reads every page. Thread i of n reads the pages with page % n == i.
 fn touch(memory: &Arc<Mapping>, threads: usize) -> Result<(), Failure> {
     let spawn = |first: usize| {
         let memory = Arc::clone(memory);

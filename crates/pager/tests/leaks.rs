@@ -1,4 +1,5 @@
-//! Nothing is left of a server. Alone in its program, because it counts what the whole process has.
+//! Test that a server leaves no descriptors and threads behind. It has its own program, because it
+//! counts the resources of the whole process.
 
 #[path = "pager/support.rs"]
 #[allow(dead_code, reason = "the other tests use the rest of it")]
@@ -49,7 +50,7 @@ fn descriptors_and_threads_are_back_to_where_they_were() {
             server.stop();
         }
     }
-    // A thread that has ended is listed until the kernel has taken it away.
+    // An ended thread is listed until the kernel has removed it.
     until("as many as before", || {
         (count("fd"), count("task")) == before
     });

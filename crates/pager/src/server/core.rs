@@ -1,4 +1,4 @@
-//! What both threads of a server share: the machine's memory, and how a page gets there.
+//! State shared by both threads of a server: the VM's memory, and the ways to load a page into it.
 
 use std::{
     fmt, io,
@@ -29,8 +29,9 @@ pub(super) struct Core {
     pub(super) regions: Regions,
     pub(super) backing: Backing,
     pub(super) source: Arc<dyn MemorySource>,
-    /// Pages that the machine gave back. Whoever reads events or installs pages ahead holds this lock, so that no page is
-    /// installed on the strength of a set that lacks an event already read.
+    /// Pages that the VM discarded. A thread holds this lock while it reads events or installs
+    /// prefetched pages, so that no page is installed based on a set that lacks an event already
+    /// read.
     pub(super) removed: Mutex<PageSet>,
     pub(super) gate: Gate,
     pub(super) stop: OwnedFd,
@@ -39,35 +40,35 @@ pub(super) struct Core {
     pub(super) failed: Failed,
 }
 
-/// Why a thread of the server ends before it is told to.
+/// Reason why a thread of the server ends before it is stopped.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServeError {
-    /// The process with the memory is gone; nobody waits for anything.
-    #[error("the process is gone")]
+    /// The process with the memory has exited; no thread waits for pages.
+    #[error("the VMM process has exited")]
     Gone,
-    #[error("no content for the page at offset {offset}")]
+    #[error("failed to load the page at offset {offset}")]
     Source { offset: u64, source: SourceError },
-    #[error("the source says that {len} bytes begin at offset {offset}")]
+    #[error("the source returned an invalid extent of {len} bytes at offset {offset}")]
     Extent { offset: u64, len: u64 },
-    #[error("cannot write {len} bytes at offset {offset} of the shared memory")]
+    #[error("failed to write {len} bytes at offset {offset} of the shared memory")]
     Write {
         offset: u64,
         len: usize,
         source: io::Error,
     },
-    #[error("cannot look into the shared memory")]
+    #[error("failed to find holes in the shared memory")]
     Look(#[source] io::Error),
-    #[error("a fault at address {0:#x}, which belongs to no region")]
+    #[error("page fault at address {0:#x} outside of all regions")]
     Nowhere(u64),
-    #[error("a fault at address {0:#x} that is not of a missing page")]
+    #[error("page fault at address {0:#x} is not for a missing page")]
     NotMissing(u64),
-    #[error("an event that is not known")]
+    #[error("unknown userfaultfd event")]
     UnknownEvent,
-    #[error("page faults cannot be answered")]
+    #[error("failed to resolve page faults")]
     Uffd(#[source] UffdError),
-    #[error("cannot wait for page faults")]
+    #[error("failed to wait for page faults")]
     Poll(#[source] io::Error),
-    #[error("the userfaultfd is in error")]
+    #[error("poll reported an error on the userfaultfd")]
     Closed,
 }
 
@@ -83,7 +84,7 @@ impl From<UffdError> for ServeError {
 impl Core {
     pub(super) fn request_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        // Cannot be full: at most a few ones are written.
+        // The eventfd's counter cannot overflow: the server writes only a few times.
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
     }
 
@@ -95,7 +96,8 @@ impl Core {
         self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs one thread of the server: whatever ends it early ends the other one too, and all but a dead machine is told.
+    /// Runs one thread of the server. If the thread ends early, the other thread ends too. Every
+    /// cause is reported as a failure, except a dead VM.
     pub(super) fn run(&self, body: impl FnOnce() -> Result<(), ServeError>) {
         let guard = PanicGuard(self);
         let result = body();
@@ -108,7 +110,7 @@ impl Core {
         self.request_stop();
     }
 
-    /// What begins at `offset`, as the source says it.
+    /// Returns the extent that begins at `offset`, after checking the source's result.
     pub(super) fn extent(&self, offset: u64) -> Result<Extent, ServeError> {
         let extent = self
             .source
@@ -130,13 +132,13 @@ impl Core {
     }
 }
 
-/// Whether the shared memory has the page at `offset`.
+/// True if the shared memory contains the page at `offset`.
 pub(super) fn has_page(memfd: &OwnedFd, offset: u64) -> Result<bool, ServeError> {
     let hole = rustix::fs::seek(memfd, SeekFrom::Hole(offset));
     Ok(hole.map_err(|error| ServeError::Look(error.into()))? != offset)
 }
 
-/// The first run of `start..end` that the shared memory does not have yet, as (start, end).
+/// Returns the first run of `start..end` that is missing in the shared memory, as (start, end).
 pub(super) fn first_hole(
     memfd: &OwnedFd,
     start: u64,
@@ -149,13 +151,13 @@ pub(super) fn first_hole(
     }
     match rustix::fs::seek(memfd, SeekFrom::Data(hole)) {
         Ok(data) => Ok(Some((hole, data.min(end)))),
-        // No data behind the hole.
+        // No data after the hole.
         Err(Errno::NXIO) => Ok(Some((hole, end))),
         Err(error) => Err(look(error)),
     }
 }
 
-/// Puts whole pages into the shared memory.
+/// Writes whole pages to the shared memory.
 pub(super) fn fill(
     writer: &mut PinnedWriter,
     memfd: &OwnedFd,
@@ -172,7 +174,7 @@ pub(super) fn fill(
         })
 }
 
-/// A panic of a source must not leave the machine waiting forever.
+/// Reports a panic of the source as a failure, so that the VM does not wait forever.
 struct PanicGuard<'a>(&'a Core);
 
 impl Drop for PanicGuard<'_> {
@@ -180,7 +182,7 @@ impl Drop for PanicGuard<'_> {
         if thread::panicking() {
             self.0
                 .failed
-                .set("a thread of the page server panicked".to_owned());
+                .set("a page server thread panicked".to_owned());
             self.0.request_stop();
         }
     }

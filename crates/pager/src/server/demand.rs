@@ -1,4 +1,4 @@
-//! Answers faults, in the order in which they come.
+//! Resolves page faults, in the order of their arrival.
 
 use std::{
     io,
@@ -22,17 +22,18 @@ use super::{
 };
 use crate::{PAGE_BYTES, region::Region};
 
-/// Zeros are put around a fault within a window of this size, aligned: as much as one table of page entries covers.
+/// Size of the aligned window around a fault in which zeros are installed: the range covered by one
+/// page table.
 const ZERO_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
-/// How many extents before a fault are looked at, and how many pages that exist are stepped over.
+/// Maximum number of extents examined before a fault, and of existing pages skipped.
 const MAX_STEPS: usize = 32;
-/// When to try again what the kernel put off, if no event comes before.
+/// Delay before a postponed request is retried, if no event arrives earlier.
 const RETRY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 1_000_000,
 };
 
-/// The body of the thread, with everything allocated.
+/// Returns the body of the thread, with everything allocated.
 pub(super) fn prepare(core: Arc<Core>) -> io::Result<impl FnOnce() + Send + 'static> {
     let mut demand = Demand {
         page: PageBuffer::new(1)?,
@@ -49,15 +50,15 @@ struct Demand {
     page: PageBuffer,
     writer: PinnedWriter,
     events: Vec<Event>,
-    /// Addresses of faults that are not answered yet.
+    /// Addresses of unresolved faults.
     waiting: Vec<u64>,
 }
 
-/// What came of one fault.
+/// Result of one fault.
 #[derive(PartialEq)]
 enum Answer {
     Done,
-    /// The address space is changing: there is an event to read first.
+    /// The address space is changing: an event must be read first.
     Later,
 }
 
@@ -74,7 +75,7 @@ impl Demand {
         Ok(())
     }
 
-    /// Waits for events; false when it is time to stop.
+    /// Waits for events. Returns false when the server must stop.
     fn wait(&self) -> Result<bool, ServeError> {
         let mut fds = [
             PollFd::new(&self.core.stop, PollFlags::IN),
@@ -103,8 +104,8 @@ impl Demand {
         Ok(())
     }
 
-    /// Reads what there is. Ranges given back count before the faults that came with them: a thread that waits for such a
-    /// page gets zeros.
+    /// Reads the available events. Discarded ranges take effect before the faults of the same
+    /// batch: a thread that waits for such a page gets zeros.
     fn read_events(&mut self) -> Result<(), ServeError> {
         let mut removed = self.core.removed();
         self.events.clear();
@@ -164,7 +165,7 @@ impl Demand {
         self.settle(address, result)
     }
 
-    /// What an attempt to install the page at `address` means.
+    /// Interprets the result of an attempt to install the page at `address`.
     fn settle(&self, address: u64, result: Result<(), UffdError>) -> Result<Answer, ServeError> {
         match result {
             Ok(()) => Ok(Answer::Done),
@@ -181,7 +182,8 @@ impl Demand {
         }
     }
 
-    /// The offsets around `offset` that are all zeros, as (start, end); None if the page is data.
+    /// Returns the range around `offset` that is all zeros, as (start, end), or `None` if the page
+    /// is data.
     fn zeros_around(&self, region: &Region, offset: u64) -> Result<Option<(u64, u64)>, ServeError> {
         let window = offset / ZERO_WINDOW_BYTES * ZERO_WINDOW_BYTES;
         let first = window.max(region.offset);
@@ -214,7 +216,8 @@ impl Demand {
         Ok(Some((offset, end)))
     }
 
-    /// Whether zeros begin at `offset`, and how far that goes, at most `limit` bytes.
+    /// Returns true if zeros begin at `offset`, and the length of that range, at most `limit`
+    /// bytes.
     fn kind_at(&self, offset: u64, limit: u64) -> Result<(bool, u64), ServeError> {
         let removed = self.core.removed();
         let given_back = removed.run(offset, limit, true);
@@ -238,7 +241,7 @@ impl Demand {
         let address = address_of(region, offset);
         self.core.progress.zero_faults.fetch_add(1, Relaxed);
         let mut zeroed = 0;
-        // The page that is waited for, and what is behind it; the rest is a kindness that may fail.
+        // The requested page and the zeros after it come first. The zeros before it are optional.
         let mut result = self.core.uffd.zero(address, end - offset);
         if result.is_ok() {
             zeroed += end - offset;
@@ -257,7 +260,8 @@ impl Demand {
         Ok(answer)
     }
 
-    /// Makes what is missing zero, as far as that is easy; answers with the bytes done.
+    /// Fills missing pages with zeros as far as possible within `MAX_STEPS` requests. Returns the
+    /// number of bytes filled.
     fn zero_missing(&self, address: u64, len: u64) -> Result<u64, ServeError> {
         let mut at = 0;
         let mut zeroed = 0;
@@ -280,12 +284,12 @@ impl Demand {
     }
 }
 
-/// The address is within the region.
+/// Returns the offset of an address within the region.
 fn offset_in(region: &Region, address: u64) -> u64 {
     region.offset + (address - region.address)
 }
 
-/// The offset is within the region.
+/// Returns the address of an offset within the region.
 fn address_of(region: &Region, offset: u64) -> u64 {
     region.address + (offset - region.offset)
 }

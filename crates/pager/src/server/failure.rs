@@ -1,4 +1,4 @@
-//! The one message that a server has for its owner: it cannot go on.
+//! Failure notification of a server to its owner.
 
 use std::{
     error::Error,
@@ -10,9 +10,10 @@ use std::{
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
-/// Tells that a page server failed, and why. Clones tell the same, also after the server is stopped.
+/// Notification that a page server failed, with the reason. All clones report the same failure,
+/// also after the server is stopped.
 ///
-/// The descriptor becomes readable at a failure and stays so; nobody should read it.
+/// The descriptor becomes readable at a failure and stays readable. It must not be read.
 #[derive(Debug, Clone)]
 pub struct Failed {
     inner: Arc<Inner>,
@@ -33,26 +34,26 @@ impl Failed {
         })
     }
 
-    /// The first failure stays.
+    /// Records the reason. Only the first failure is kept.
     pub(super) fn set(&self, reason: String) {
         if self.inner.reason.set(reason).is_ok() {
-            // Cannot be full: it is written once.
+            // The eventfd's counter cannot overflow, because it is written once.
             let _ = rustix::io::write(&self.inner.event, &1_u64.to_ne_bytes());
         }
     }
 
-    /// Why the server failed, with all causes; None while it serves.
+    /// Returns the reason of the failure with all causes, or `None` while the server works.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         self.inner.reason.get().map(String::as_str)
     }
 
-    /// Waits at most `timeout` for a failure.
+    /// Waits up to `timeout` for a failure.
     #[must_use]
     pub fn wait(&self, timeout: Duration) -> Option<&str> {
         let timeout = Timespec::try_from(timeout).ok();
         let mut fds = [PollFd::new(&self.inner.event, PollFlags::IN)];
-        // Interrupted or not: what counts is whether there is a reason.
+        // The result of the poll is ignored, because only the presence of a reason counts.
         let _ = rustix::event::poll(&mut fds, timeout.as_ref());
         self.reason()
     }
@@ -64,7 +65,7 @@ impl AsFd for Failed {
     }
 }
 
-/// The error and its causes, joined by colons.
+/// Returns the error and its causes, joined by colons.
 pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Keeps loading ahead out of the way of faults.
+//! Gate that gives faults priority over prefetching.
 
 use std::{
     sync::{
@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-/// The longest wait before looking again.
+/// Maximum time of one wait before the state is checked again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// Closed while faults are being answered. Nothing is lost if a signal comes too early: a wait looks again by itself.
+/// Gate that is closed while faults are being resolved. A wakeup that arrives too early is
+/// harmless, because every wait is bounded and the state is checked again.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     closed: AtomicBool,
@@ -27,20 +28,20 @@ impl Gate {
 
     pub(crate) fn open(&self) {
         self.closed.store(false, Ordering::SeqCst);
-        // Waking costs a system call, which only one who waits is worth.
+        // A wakeup costs a system call, so it is sent only if a thread waits.
         if self.waiting.load(Ordering::SeqCst) {
             self.opened.notify_all();
         }
     }
 
-    /// Waits until no fault is being answered, or `stopping`.
+    /// Waits until no fault is being resolved, or until `stopping` is set.
     pub(crate) fn pass(&self, stopping: &AtomicBool) {
         while self.closed.load(Ordering::SeqCst) && !stopping.load(Ordering::Relaxed) {
             self.pause();
         }
     }
 
-    /// Waits for the next batch of faults to be answered, or a moment.
+    /// Waits until the next batch of faults is resolved, at most `LOOK_AGAIN`.
     pub(crate) fn pause(&self) {
         let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.store(true, Ordering::SeqCst);

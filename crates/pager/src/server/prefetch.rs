@@ -1,7 +1,8 @@
-//! Loads runs of pages ahead of their faults.
+//! Prefetch: loads runs of pages before they fault.
 //!
-//! Shared memory is filled by writing to it alone, and only where it has holes: the machine finds the pages there. Anonymous
-//! memory gets them by UFFDIO_COPY, except what the machine gave back. Between two pieces it lets faults go first.
+//! Shared memory is filled only by writing to the memfd, and only where the memfd has holes; the VM
+//! finds the pages there. Anonymous memory is filled by UFFDIO_COPY, except for pages that the VM
+//! discarded. Faults take precedence between two pieces.
 
 use std::{
     io,
@@ -18,10 +19,10 @@ use super::{
 };
 use crate::{PAGE_BYTES, run::PageRun};
 
-/// What is loaded at once, pages.
+/// Maximum number of pages loaded at once.
 const PIECE_PAGES: usize = 32;
 
-/// The body of the thread, with everything allocated.
+/// Returns the body of the thread, with everything allocated.
 pub(super) fn prepare(
     core: Arc<Core>,
     runs: Vec<PageRun>,
@@ -65,7 +66,7 @@ impl Prefetch {
         Ok(())
     }
 
-    /// Loads one piece of at most `limit` bytes from `offset`; answers with how far it got.
+    /// Loads one piece of at most `limit` bytes from `offset`. Returns the number of bytes done.
     fn piece(&mut self, offset: u64, limit: u64) -> Result<u64, ServeError> {
         let Some(region) = self.core.regions.at_offset(offset) else {
             return Ok(PAGE_BYTES);
@@ -112,7 +113,8 @@ impl Prefetch {
         Ok(())
     }
 
-    /// Installs `len` bytes from `offset` by `put(at, len)`, except what exists and what was given back.
+    /// Installs `len` bytes from `offset` by `put(at, len)`, except for existing and discarded
+    /// pages.
     fn install(
         &self,
         offset: u64,
@@ -135,7 +137,7 @@ impl Prefetch {
                 }
                 Err(UffdError::Exists) => at += PAGE_BYTES,
                 Err(UffdError::Again { done: 0 }) => {
-                    // The address space is changing, until the other thread has read of it.
+                    // The address space is changing until the other thread has read the event.
                     drop(removed);
                     self.core.gate.pause();
                 }

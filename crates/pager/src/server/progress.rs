@@ -1,4 +1,4 @@
-//! What a server has done: counters, and the order of first faults.
+//! Progress of a server: counters, and the order of first faults.
 
 use std::{
     sync::{
@@ -10,33 +10,33 @@ use std::{
 
 use crate::page_set::PageSet;
 
-/// What a server has done so far.
+/// Counters of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Missing pages that a thread of the machine waited for.
+    /// Missing pages that a thread of the VM waited for.
     pub demand_faults: u64,
-    /// Those of them that were zeros.
+    /// Demand faults on pages of zeros.
     pub zero_faults: u64,
-    /// Those of them that were there by the time they were looked at.
+    /// Demand faults on pages that were already present when the fault was handled.
     pub present_faults: u64,
-    /// Answers that the kernel put off because the address space was changing; each was tried again.
+    /// Requests that the kernel postponed because the address space was changing; each was retried.
     pub retries: u64,
     /// Pages read from the source for a fault.
     pub pages_loaded: u64,
-    /// Pages made zero around faults.
+    /// Pages filled with zeros around faults.
     pub pages_zeroed: u64,
-    /// Pages loaded ahead.
+    /// Prefetched pages.
     pub pages_prefetched: u64,
-    /// Pages that the machine gave back.
+    /// Pages that the VM discarded.
     pub pages_removed: u64,
-    /// Time spent on answering faults.
+    /// Time spent on resolving faults.
     pub fault_time: Duration,
-    /// Time spent on loading ahead, with its waits for faults.
+    /// Time spent on prefetching, including its waits for faults.
     pub prefetch_time: Duration,
-    /// Whether everything that was to be loaded ahead is loaded.
+    /// True if all requested pages are prefetched.
     pub prefetch_done: bool,
-    /// Whether the process with the memory was found to be gone.
+    /// True if the process with the memory was found to have exited.
     pub gone: bool,
 }
 
@@ -88,7 +88,7 @@ impl Progress {
         }
     }
 
-    /// Counts a fault and remembers it, if it is the page's first and there is room.
+    /// Counts a fault. Records the page if this is its first fault and the record has room.
     pub(crate) fn fault(&self, offset: u64) {
         self.demand_faults.fetch_add(1, Relaxed);
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);

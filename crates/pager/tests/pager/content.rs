@@ -1,4 +1,4 @@
-//! Every byte that a machine reads is the right one.
+//! Tests that every byte a VM reads is correct.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -24,7 +24,7 @@ fn memory_from_a_shared_copy_is_exact_and_second_machines_do_not_fault() {
     assert_eq!(stats.pages_loaded, source.data_pages());
     assert_eq!(filled(&memory), source.data_pages() * PAGE);
     assert!(stats.zero_faults > 0 && stats.zero_faults < PAGES - source.data_pages());
-    // A write stays with the one who wrote.
+    // A write is visible only in the process that wrote.
     let data = (0..PAGES)
         .map(|page| page * PAGE)
         .find(|at| !source.is_zero(*at));
@@ -112,7 +112,7 @@ fn what_was_loaded_ahead_does_not_fault() {
             offset: first * PAGE,
             len: pages * PAGE,
         };
-        // One over the border of the two regions, one beyond the end of memory.
+        // One run crosses the border of the two regions, one lies beyond the end of memory.
         let prefetch = vec![run(10, 1), run(700, 200), run(1490, 100), run(5000, 1)];
         let options = Options {
             prefetch,
@@ -138,7 +138,7 @@ fn runs_of_zeros_take_few_faults_and_never_touch_the_source_or_the_copy() {
     let memory = memfd(len);
     let mut machine = Faulter::private_of(&memory, len);
     let server = machine.serve(shared(&memory), &source, Options::default());
-    // From the middle of a window, then everything.
+    // Reads first from the middle of a window, then everything.
     assert_eq!(machine.load(777 * PAGE), 0);
     assert_eq!(machine.checksum(0, len), source.checksum(0, len));
     let stats = server.stats();
@@ -171,7 +171,8 @@ fn memory_given_back_is_zero_and_never_the_snapshot_again() {
     let mut machine = Faulter::anonymous(LEN);
     let server = machine.serve(Backing::Private, &source, Options::default());
     assert_eq!(machine.load(100 * PAGE), source.word(100 * PAGE));
-    // Pages that were loaded, pages that were not, and the border of the regions at 750.
+    // The range covers loaded pages, pages that were not loaded, and the border of the regions at
+    // 750.
     let (first, pages) = (90, 700);
     let discard = format!("discard {} {}", first * PAGE, pages * PAGE);
     assert_eq!(machine.ask(&discard), "ok");
@@ -183,7 +184,7 @@ fn memory_given_back_is_zero_and_never_the_snapshot_again() {
     });
     assert_eq!(machine.checksum(0, LEN), checksum(expected));
     assert_eq!(server.stats().pages_removed, pages);
-    // Again, after it was written: it is zero once more.
+    // A page that is discarded again after a write is zero again.
     assert_eq!(machine.ask(&format!("store {} 5", 100 * PAGE)), "ok");
     assert_eq!(machine.ask(&discard), "ok");
     assert_eq!(machine.load(100 * PAGE), 0);
@@ -204,7 +205,7 @@ fn a_prefetch_passes_over_what_was_given_back() {
         record_limit: 0,
     };
     let server = machine.serve(Backing::Private, &source, options);
-    // The prefetch has read the extent of its first piece and waits for the content.
+    // The prefetch thread has read the extent of its first piece and waits for the content.
     until("prefetch reads", || source.door.arrived() == 1);
     assert_eq!(
         machine.ask(&format!("discard {} {}", 4 * PAGE, 60 * PAGE)),
@@ -234,7 +235,7 @@ fn a_change_of_the_address_space_puts_an_answer_off_and_no_more() {
         until("the fault is being read", || source.door.arrived() == 1);
         let first = if given_back { 20 } else { 40 };
         machine.tell(&format!("later discard {} {}", first * PAGE, 8 * PAGE));
-        // Now the kernel refuses to install pages until the event is read.
+        // From now on the kernel rejects requests to install pages until the event is read.
         until("madvise waits", || {
             machine.threads_in("userfaultfd_event") == 1
         });
@@ -273,7 +274,7 @@ fn two_threads_that_wait_for_one_page_both_go_on() {
     expected.push(source.word(5 * PAGE).to_string());
     expected.sort();
     assert_eq!(answers, expected);
-    // The page was installed once, and found to exist twice. Counters may follow the answers.
+    // The page was installed once and found to exist twice. Counters may lag behind the replies.
     until("all are counted", || {
         let stats = server.stats();
         (stats.pages_loaded, stats.present_faults) == (2, 2)

@@ -1,4 +1,4 @@
-//! What a machine changed is found, all of it and nothing else.
+//! Tests that all pages changed by a VM are found, and no others.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ fn the_dirty_pages_are_exactly_those_written() {
     assert_eq!(scan(pid, base, LEN).expect("scans"), []);
     assert_eq!(scan_entries(pid, base, LEN).expect("reads"), []);
 
-    // Pages of data and of zeros, at both ends, over the border of the regions.
+    // The pages hold data and zeros, lie at both ends, and cross the border of the regions.
     let written = [0, 5, 6, 7, 999, 1000, 1001, 1500, PAGES - 1];
     for page in written {
         let store = format!("store {} {}", page * PAGE + 8, page + 1);

@@ -1,4 +1,4 @@
-//! Firecracker's handshake, and everything that is not.
+//! Tests of Firecracker's handshake, and of invalid messages.
 
 use std::{
     error::Error as _,
@@ -25,7 +25,7 @@ fn soon() -> Instant {
     Instant::now() + DEADLINE
 }
 
-/// What a server makes of one message.
+/// Returns the result of receiving one message.
 fn outcome(message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<Vec<Region>, HandshakeError> {
     let (near, far) = UnixStream::pair().expect("a pair");
     scm::send(near.as_fd(), message, descriptors).expect("sends");
@@ -69,19 +69,19 @@ fn every_malformed_message_is_an_error_that_says_what() {
     let two = [uffd.as_fd(), uffd.as_fd()];
     let other = [null.as_fd()];
     let cases: [(String, &[BorrowedFd<'_>], &str); 11] = [
-        ("no json at all".into(), &one, "not as expected"),
-        (good[..20].into(), &one, "not as expected"),
-        ("{}".into(), &one, "not as expected"),
+        ("no json at all".into(), &one, "failed to decode"),
+        (good[..20].into(), &one, "failed to decode"),
+        ("{}".into(), &one, "failed to decode"),
         ("[]".into(), &one, "0 regions"),
         (with(""), &one, "no page size"),
         (with(r#","page_size":2097152"#), &one, "2097152 bytes"),
-        (with(r#","page_size":-1"#), &one, "not as expected"),
+        (with(r#","page_size":-1"#), &one, "failed to decode"),
         (
             good.clone(),
             &[],
-            "0 descriptors came with the message, expected 1",
+            "received 0 descriptors with the message, expected 1",
         ),
-        (good.clone(), &two, "2 descriptors came"),
+        (good.clone(), &two, "received 2 descriptors"),
         (good.clone(), &other, "/dev/null, not a userfaultfd"),
         (" ".repeat(MAX_MESSAGE_BYTES + 1), &one, "longer than"),
     ];
@@ -101,7 +101,7 @@ fn a_description_without_a_descriptor_is_for_memory_that_is_not_paged() {
     let uffd = Uffd::open().expect("opens");
     scm::send(near.as_fd(), message.as_bytes(), &[uffd.as_fd()]).expect("sends");
     let error = receive_layout(&far, never().as_fd(), soon()).expect_err("has one too many");
-    assert!(text(error).contains("1 descriptors came with the message, expected 0"));
+    assert!(text(error).contains("received 1 descriptors with the message, expected 0"));
 }
 
 #[test]
@@ -136,10 +136,10 @@ fn a_vmm_that_never_connects_ends_at_the_deadline_or_when_cancelled() {
     let error = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| accept(&listener, cancel.as_fd(), soon()));
         rustix::io::write(&cancel, &1_u64.to_ne_bytes()).expect("writes");
-        waiting.join().expect("ends").expect_err("nobody connected")
+        waiting.join().expect("ends").expect_err("no VMM connected")
     });
     assert!(matches!(error, HandshakeError::Cancelled));
-    // Also when the VMM connected and then says nothing.
+    // Cancelling also works when the VMM has connected and sends nothing.
     let stream = UnixStream::connect(&path).expect("connects");
     assert!(matches!(
         receive(&stream, cancel.as_fd(), soon()),

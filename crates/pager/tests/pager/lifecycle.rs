@@ -1,4 +1,4 @@
-//! How a server ends: stopped, failed, or with its machine.
+//! Tests of the end of a server: stopped, failed, or with its VM.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -39,7 +39,7 @@ fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
         let reason = failed.wait(DEADLINE).expect("fails").to_owned();
         assert!(reason.contains("/snapshots/g7/memory.diff"), "{reason}");
         assert!(reason.contains("offset"), "{reason}");
-        // The thread waits, and goes on waiting when the server is gone: it can only be killed.
+        // The thread waits, and keeps waiting after the server has stopped. It can only be killed.
         until("the thread waits", || {
             machine.threads_in("handle_userfault") == 1
         });
@@ -47,7 +47,7 @@ fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
         assert_eq!(machine.threads_in("handle_userfault"), 1);
         assert_eq!(failed.reason(), Some(reason.as_str()));
         machine.kill();
-        assert_eq!(machine.answer(), "", "it got an answer");
+        assert_eq!(machine.answer(), "", "the process replied");
     }
 }
 
@@ -95,8 +95,8 @@ fn a_machine_that_is_killed_is_no_failure() {
         machine.kill();
         source.door.open();
         if private {
-            // The answer finds nobody.
-            until("it is noticed", || server.stats().gone);
+            // The process has exited before its fault is resolved.
+            until("the exit is noticed", || server.stats().gone);
         }
         server.stop();
         assert_eq!(server.failed().reason(), None);
@@ -150,7 +150,7 @@ fn an_extent_that_is_no_extent_is_a_failure_and_not_a_loop() {
     machine.tell("later load 4096");
     let failed = server.failed();
     let reason = failed.wait(DEADLINE).expect("fails");
-    assert!(reason.contains("0 bytes begin at offset"), "{reason}");
+    assert!(reason.contains("extent of 0 bytes at offset"), "{reason}");
 }
 
 #[test]

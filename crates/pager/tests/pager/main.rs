@@ -1,4 +1,4 @@
-//! The page server against a process of our own as the faulting side.
+//! Tests of the page server with a separate process as the faulting side.
 
 mod content;
 mod dirty;

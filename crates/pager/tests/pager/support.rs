@@ -1,4 +1,4 @@
-//! A process that faults, and memory with known content.
+//! Faulting process and memory with known content.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -31,15 +31,16 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Content that can be computed: pages of zeros mixed with pages of numbers.
+/// Computable content: pages of zeros mixed with pages of numbers.
 pub(crate) struct Pattern {
     seed: u64,
     len: u64,
-    /// A page is zero if its hash modulo this is 0; 0 for no such pages, 1 for all.
+    /// A page is zero if its hash modulo this value is 0. 0 means no zero pages, 1 means only zero
+    /// pages.
     zero_every: u64,
-    /// Reads of this page fail.
+    /// Page whose reads fail.
     pub(crate) broken: Option<u64>,
-    /// Reads of this page wait until the door is open.
+    /// Page whose reads wait until the door is open.
     pub(crate) guarded: Option<u64>,
     pub(crate) door: Door,
     pub(crate) reads: AtomicU64,
@@ -57,7 +58,7 @@ impl Door {
         self.changed.notify_all();
     }
 
-    /// How many wait or have waited.
+    /// Returns the number of reads that wait or have waited.
     pub(crate) fn arrived(&self) -> u64 {
         self.state.lock().expect("not poisoned").1
     }
@@ -101,7 +102,7 @@ impl Pattern {
             .count() as u64
     }
 
-    /// The eight bytes at `offset`.
+    /// Returns the eight bytes at `offset`.
     pub(crate) fn word(&self, offset: u64) -> u64 {
         if self.is_zero(offset) {
             return 0;
@@ -109,7 +110,7 @@ impl Pattern {
         mix(self.seed.wrapping_add(offset)) | 1
     }
 
-    /// As the faulting process computes it.
+    /// Returns the checksum that the faulting process computes over the same range.
     pub(crate) fn checksum(&self, offset: u64, len: u64) -> u64 {
         checksum((offset..offset + len).step_by(8).map(|at| self.word(at)))
     }
@@ -159,7 +160,7 @@ impl MemorySource for Pattern {
     }
 }
 
-/// A memfd of `len` bytes without content.
+/// Creates a memfd of `len` bytes without content.
 pub(crate) fn memfd(len: u64) -> OwnedFd {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let fd = rustix::fs::memfd_create("guest", flags).expect("makes a memfd");
@@ -167,13 +168,13 @@ pub(crate) fn memfd(len: u64) -> OwnedFd {
     fd
 }
 
-/// Bytes that the memfd really holds.
+/// Returns the number of bytes allocated in the memfd.
 pub(crate) fn filled(memfd: &OwnedFd) -> u64 {
     let stat = rustix::fs::fstat(memfd).expect("stat");
     u64::try_from(stat.st_blocks).expect("a count") * 512
 }
 
-/// A process with memory whose faults come to us.
+/// Process with memory whose faults this test resolves.
 pub(crate) struct Faulter {
     child: Child,
     input: ChildStdin,
@@ -186,7 +187,7 @@ impl Faulter {
         Self::start(&format!("anonymous {len}"))
     }
 
-    /// The child gets the memory read-only, as a VMM does.
+    /// Starts a process that maps the memfd read-only, as a VMM does.
     pub(crate) fn private_of(memfd: &OwnedFd, len: u64) -> Self {
         let path = format!("/proc/{}/fd/{}", std::process::id(), memfd.as_raw_fd());
         Self::start(&format!("private {path} {len}"))
@@ -215,7 +216,7 @@ impl Faulter {
     }
 
     pub(crate) fn tell(&mut self, command: &str) {
-        writeln!(self.input, "{command}").expect("it listens");
+        writeln!(self.input, "{command}").expect("the process reads its input");
     }
 
     pub(crate) fn answer(&mut self) -> String {
@@ -250,7 +251,7 @@ impl Faulter {
         handshake
     }
 
-    /// A server over this process's memory.
+    /// Starts a server for this process's memory.
     pub(crate) fn serve(
         &mut self,
         backing: Backing,
@@ -262,7 +263,7 @@ impl Faulter {
         PageServer::start(handshake, backing, source, options).expect("starts")
     }
 
-    /// How many of its threads wait in a function of the kernel with `name`.
+    /// Returns the number of the process's threads that wait in the kernel function `name`.
     pub(crate) fn threads_in(&self, name: &str) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("lives");
         let waits = |task: std::io::Result<std::fs::DirEntry>| {
@@ -285,7 +286,7 @@ impl Drop for Faulter {
     }
 }
 
-/// A descriptor that never becomes readable.
+/// Returns a descriptor that never becomes readable.
 pub(crate) fn never() -> OwnedFd {
     rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd")
 }
