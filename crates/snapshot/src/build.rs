@@ -1,19 +1,20 @@
-//! Build ids: names of snapshots, of memory diff files and of disk layers.
+//! Snapshot ids: names of snapshots, of memory diff files and of disk layers.
 
 use serde::{Deserialize, Serialize};
 
-/// 16 random bytes, written as 32 hexadecimal digits. All zero is nobody's.
+/// Snapshot id: 16 random bytes, written as 32 hexadecimal digits. No snapshot has the id that is
+/// all zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct BuildId(pub [u8; 16]);
 
-/// The text is not 32 hexadecimal digits.
+/// Error for text that is not 32 lowercase hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a build id (32 hexadecimal digits)")]
+#[error("invalid snapshot id `{0}`: expected 32 lowercase hexadecimal digits")]
 pub struct NotABuildId(String);
 
 impl BuildId {
-    /// A new one.
+    /// Generates a new random id.
     #[must_use]
     pub fn random() -> Self {
         Self(rand::random())
@@ -39,7 +40,7 @@ impl std::str::FromStr for BuildId {
         let mut bytes = [0; 16];
         let refused = || NotABuildId(text.chars().take(80).collect());
         hex::decode_to_slice(text, &mut bytes).map_err(|_| refused())?;
-        // One spelling only, as it becomes a file's name.
+        // Only one spelling is accepted, because the id becomes a file name.
         if hex::encode(bytes) == text {
             Ok(Self(bytes))
         } else {

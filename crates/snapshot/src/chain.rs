@@ -1,4 +1,4 @@
-//! Reading memory through its generations.
+//! Reader of guest memory that is stored in several generations of diff files.
 
 use std::{
     fs, io,
@@ -10,50 +10,50 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{BuildId, Header, Mapping, Source, mapping::lookup, store::diff_name};
 
-/// How much is read at once to check a file, bytes.
+/// Size of one read while a file is verified, in bytes.
 const VERIFY_BYTES: usize = 1024 * 1024;
 
-/// Why memory cannot be read.
+/// Reason why memory cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// A diff file is not there.
-    #[error("the memory file {} is missing", diff_name(*build))]
+    /// A diff file does not exist.
+    #[error("memory diff file {} is missing", diff_name(*build))]
     Missing {
-        /// Its name.
+        /// Snapshot id that names the file.
         build: BuildId,
     },
-    /// A diff file has another length than its header says.
-    #[error("{path} has {got} bytes instead of {want}: it is damaged")]
+    /// The length of a diff file differs from the length in the header.
+    #[error("{path} is damaged: {got} bytes, expected {want}")]
     Length {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its length.
+        /// Length of the file, in bytes.
         got: u64,
-        /// What the header says.
+        /// Length according to the header, in bytes.
         want: u64,
     },
-    /// A diff file has another content than was written.
-    #[error("{path} is damaged: its checksum does not fit")]
+    /// The content of a diff file differs from the written content.
+    #[error("{path} is damaged: checksum mismatch")]
     Checksum {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// A diff file cannot be read.
-    #[error("could not read {path}")]
+    #[error("failed to read {path}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its failure.
+        /// Error returned by the file system.
         #[source]
         source: io::Error,
     },
-    /// There is no such memory.
-    #[error("there is no memory at offset {0}")]
+    /// The offset lies beyond the end of memory.
+    #[error("offset {0} is outside of the snapshot's memory")]
     OutOfRange(u64),
 }
 
-/// An open diff file.
+/// Open diff file.
 #[derive(Debug)]
 pub struct Diff {
     path: PathBuf,
@@ -62,9 +62,9 @@ pub struct Diff {
     checksum: u64,
 }
 
-/// The memory of one moment, open for reading. May be read by many threads at once.
+/// Memory of one snapshot, open for reading. Several threads may read it at once.
 ///
-/// Its files stay readable when they are removed.
+/// The files stay readable after they are removed from the directory.
 #[derive(Debug)]
 pub struct Chain {
     diffs: Vec<Diff>,
@@ -72,10 +72,10 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Opens all files that a header names; they are searched in `dirs`, in this order.
+    /// Opens all diff files that a header references. They are searched in `dirs`, in this order.
     ///
     /// # Errors
-    /// Names the file that is missing or has the wrong length.
+    /// The error names the file that is missing or has the wrong length.
     pub fn open(dirs: &[PathBuf], header: &Header) -> Result<Self, ChainError> {
         let open = |diff: &crate::DiffFile| {
             let (path, file) = find(dirs, diff.build)?;
@@ -106,7 +106,8 @@ impl Chain {
         })
     }
 
-    /// Whether zeros begin at `offset`, and for how many bytes it goes on like that.
+    /// Returns the kind of the extent at `offset` (true for zeros) and its remaining length, in
+    /// bytes.
     ///
     /// # Errors
     /// `OutOfRange`
@@ -115,10 +116,10 @@ impl Chain {
         Ok((source == Source::Zero, len))
     }
 
-    /// Fills `buffer` with what is at `offset`, over as many pieces as it takes.
+    /// Fills `buffer` with the content at `offset`, from as many mappings as needed.
     ///
     /// # Errors
-    /// Names the file that could not be read, or ended too early.
+    /// The error names the file that cannot be read or ends too early.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
         let mut at = offset;
         let mut rest = buffer;
@@ -144,23 +145,24 @@ impl Chain {
         Ok(())
     }
 
-    /// The files that it is in.
+    /// Returns the diff files of the memory.
     #[must_use]
     pub fn files(&self) -> &[Diff] {
         &self.diffs
     }
 
-    /// Reads every file to its end and compares checksums. Takes as long as the files are.
+    /// Reads every file to its end and compares its checksum. The duration is proportional to the
+    /// size of the files.
     ///
     /// # Errors
-    /// Names the file that is damaged.
+    /// The error names the damaged file.
     pub fn verify(&self) -> Result<(), ChainError> {
         self.diffs.iter().try_for_each(Diff::verify)
     }
 }
 
 impl Diff {
-    /// What the file system says of it.
+    /// Returns the file's metadata.
     ///
     /// # Errors
     /// `Read`
@@ -168,7 +170,7 @@ impl Diff {
         self.file.metadata().map_err(|source| self.unread(source))
     }
 
-    /// Reads it to its end and compares the checksum.
+    /// Reads the file to its end and compares its checksum.
     ///
     /// # Errors
     /// `Read`, `Checksum`

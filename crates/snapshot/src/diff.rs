@@ -1,4 +1,4 @@
-//! Writing the next generation: the pages that are not as they were.
+//! Writer of the next generation: the pages that differ from the parent snapshot.
 
 use std::{fs, io, io::Write as _, path::Path, path::PathBuf, sync::Arc};
 
@@ -9,88 +9,90 @@ use crate::{
     header::Summary, is_zero, mapping::merged,
 };
 
-/// Length of a page, as a length of slices.
+/// Page size, in bytes, as a length of slices.
 const PAGE: usize = 4096;
 
-/// How much is collected before it is written, bytes.
+/// Number of bytes collected before they are written.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
-/// Why a diff could not be written.
+/// Reason why a diff cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiffError {
-    /// The file could not be made or written.
-    #[error("could not write {path}")]
+    /// The file cannot be created or written.
+    #[error("failed to write {path}")]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its failure.
+        /// Error returned by the file system.
         #[source]
         source: io::Error,
     },
-    /// The moment before cannot be read.
-    #[error("could not compare with the moment before")]
+    /// The memory of the parent snapshot cannot be read.
+    #[error("failed to read the memory of the parent snapshot")]
     Parent(#[from] ChainError),
     /// The caller's pages are not ascending, not whole, or outside of memory.
-    #[error("{len} bytes of pages at offset {offset} do not fit")]
+    #[error(
+        "invalid pages of {len} bytes at offset {offset}: unordered, unaligned or outside of memory"
+    )]
     Pages {
-        /// Where they should go.
+        /// Offset of the pages in memory, in bytes.
         offset: u64,
-        /// How many bytes.
+        /// Length of the pages, in bytes.
         len: usize,
     },
-    /// The moment before has another size.
-    #[error("the moment before has {parent} bytes of memory, this one {now}")]
+    /// The parent snapshot has another memory size.
+    #[error("memory size is {now} bytes, but {parent} bytes in the parent snapshot")]
     Size {
-        /// Of the moment before, bytes.
+        /// Memory size of the parent snapshot, in bytes.
         parent: u64,
-        /// Of this one, bytes.
+        /// Memory size of the new snapshot, in bytes.
         now: u64,
     },
-    /// What was put together is no header: a defect of this crate.
-    #[error("the header does not hold")]
+    /// The resulting header is invalid. This is a defect of this crate.
+    #[error("failed to build a valid memory header")]
     Header(#[from] HeaderError),
 }
 
-/// What a diff consists of.
+/// Page counts of a diff.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiffStats {
-    /// Pages that were given.
+    /// Pages passed to the writer.
     pub pages_seen: u64,
-    /// Of these, pages that are as they were.
+    /// Passed pages that equal the parent snapshot's pages.
     pub pages_equal: u64,
-    /// Of these, pages that changed to zeros.
+    /// Passed pages that changed to zeros.
     pub pages_zero: u64,
-    /// Of these, pages that were written to the file.
+    /// Passed pages that were written to the file.
     pub pages_written: u64,
 }
 
-/// Writes a diff file, and describes memory as it is with it.
+/// Writer of a diff file and of the header that describes the memory with it.
 pub struct DiffWriter {
     path: PathBuf,
     file: fs::File,
     buffer: Vec<u8>,
-    /// Written, or in the buffer, bytes.
+    /// Length of the file including the buffer, in bytes.
     stored: u64,
     hash: Xxh3,
     build: BuildId,
     memory_size: u64,
     parent: Option<(Header, Arc<Chain>)>,
     before: Vec<u8>,
-    /// Number of this file in the header's table.
+    /// Index of this file in the header's table.
     number: u32,
     changes: Vec<Mapping>,
-    /// Where the last page ended.
+    /// End of the last page, as an offset in memory.
     end: u64,
     stats: DiffStats,
 }
 
 impl DiffWriter {
-    /// Makes the file at `path` for the moment `build` of a memory of `memory_size` bytes, which was `parent` before. Without one,
-    /// what is not given is zeros.
+    /// Creates the diff file at `path` for snapshot `build` of a memory of `memory_size` bytes.
+    /// `parent` is the previous snapshot. Without a parent, pages that are not passed are zeros.
     ///
     /// # Errors
-    /// If the file cannot be made or the parent has another size.
+    /// Fails if the file cannot be created or the parent has another memory size.
     pub fn create(
         path: &Path,
         build: BuildId,
@@ -129,10 +131,11 @@ impl DiffWriter {
         })
     }
 
-    /// Takes whole pages that are at `offset`, behind those that were given before.
+    /// Appends whole pages at `offset`, which lies after all pages passed before.
     ///
     /// # Errors
-    /// If they do not fit, or a file cannot be read or written.
+    /// Fails if the pages are out of order, unaligned or out of range, or a file cannot be read or
+    /// written.
     pub fn push(&mut self, offset: u64, pages: &[u8]) -> Result<(), DiffError> {
         let end = offset.checked_add(pages.len() as u64);
         let fits = offset >= self.end
@@ -208,10 +211,11 @@ impl DiffWriter {
         })
     }
 
-    /// Writes the rest, and describes the memory. The file is not flushed to the disk yet.
+    /// Writes the remaining pages and returns the header of the memory. The file is not flushed to
+    /// disk yet.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn finish(mut self) -> Result<(Header, DiffStats), DiffError> {
         self.flush()?;
         let (base, generation, mut diffs, below) = match &self.parent {
@@ -247,7 +251,7 @@ impl DiffWriter {
     }
 }
 
-/// Takes out the files that no page is in any more.
+/// Removes the files that no mapping references any more.
 pub(crate) fn drop_unused(diffs: &mut Vec<DiffFile>, mappings: &mut [Mapping]) {
     let mut used = vec![false; diffs.len()];
     for mapping in mappings.iter() {

@@ -1,25 +1,36 @@
-//! The memory header: which page of a machine is in which diff file.
+//! Memory header: maps every page of a VM to a diff file.
 //!
-//! All numbers are little-endian; offsets and lengths are bytes.
+//! All numbers are little-endian; offsets and lengths are in bytes.
 //!
-//! | offset | size | field                                                                                  |
-//! |-------:|-----:|----------------------------------------------------------------------------------------|
-//! |      0 |    8 | magic, `WRENNMEM`                                                                      |
-//! |      8 |    4 | version of this format, 1                                                              |
-//! |     12 |    4 | block size, 4096                                                                       |
-//! |     16 |    8 | length of the whole header                                                             |
-//! |     24 |    8 | size of the memory, a multiple of 4096                                                 |
-//! |     32 |    8 | generation: 0 was written from a machine without a past                                |
-//! |     40 |   16 | build id of this moment                                                                |
-//! |     56 |   16 | build id of generation 0                                                               |
-//! |     72 |    4 | number of diff files, D                                                                |
-//! |     76 |    4 | number of mappings, M                                                                  |
-//! |     80 |    8 | XXH3-64 of the whole header, with this field zero                                      |
-//! |     88 |    8 | zero                                                                                   |
-//! |     96 | 32·D | diff files: build id (16), length (8), XXH3-64 of the content (8)                      |
-//! |      … | 32·M | mappings: offset (8), length (8), number of the diff file or `0xFFFF_FFFF` for zeros (4), zero (4), offset in the diff file (8) |
+//! | offset | size | field                                                             |
+//! |-------:|-----:|-------------------------------------------------------------------|
+//! |      0 |    8 | magic, `WRENNMEM`                                                 |
+//! |      8 |    4 | version of this format, 1                                         |
+//! |     12 |    4 | block size, 4096                                                  |
+//! |     16 |    8 | length of the whole header                                        |
+//! |     24 |    8 | size of the memory, a multiple of 4096                            |
+//! |     32 |    8 | generation; 0 has no parent snapshot                              |
+//! |     40 |   16 | id of this snapshot                                               |
+//! |     56 |   16 | snapshot id of generation 0                                       |
+//! |     72 |    4 | number of diff files, D                                           |
+//! |     76 |    4 | number of mappings, M                                             |
+//! |     80 |    8 | XXH3-64 of the whole header, with this field zero                 |
+//! |     88 |    8 | zero                                                              |
+//! |     96 | 32·D | diff files: snapshot id (16), length (8), XXH3-64 of content (8)  |
+//! |      … | 32·M | mappings, see below                                               |
 //!
-//! Mappings are sorted and cover the whole memory exactly once. The fixed part can be read alone ([`Header::summary`]).
+//! Mapping, 32 bytes:
+//!
+//! | offset | size | field                                                             |
+//! |-------:|-----:|-------------------------------------------------------------------|
+//! |      0 |    8 | offset in memory                                                  |
+//! |      8 |    8 | length                                                            |
+//! |     16 |    4 | index of the diff file, or `0xFFFF_FFFF` for zeros                |
+//! |     20 |    4 | zero                                                              |
+//! |     24 |    8 | offset in the diff file                                           |
+//!
+//! Mappings are sorted and cover the whole memory exactly once. The fixed part can be read alone
+//! ([`Header::summary`]).
 
 mod parse;
 
@@ -33,44 +44,45 @@ use crate::{BuildId, Mapping, PAGE_BYTES, Source, mapping::lookup};
 pub const MAGIC: [u8; 8] = *b"WRENNMEM";
 /// Version of the format.
 pub const VERSION: u32 = 1;
-/// Length of the fixed part, bytes.
+/// Length of the fixed part, in bytes.
 pub const FIXED_BYTES: usize = 96;
-/// Length of a diff file's or a mapping's entry, bytes.
+/// Length of the entry of a diff file or a mapping, in bytes.
 pub const ENTRY_BYTES: usize = 32;
-/// Where the checksum is.
+/// Offset of the checksum, in bytes.
 const CHECKSUM_AT: usize = 80;
-/// The number that stands for zeros.
+/// File index that denotes zeros.
 const ZERO_FILE: u32 = u32::MAX;
-/// The most mappings that are read; one a page of 1 TiB. A damaged number must not ask for all memory.
+/// Maximum number of mappings that are read: one per page of 1 TiB. The limit prevents a damaged
+/// count from requesting all memory.
 const MAX_MAPPINGS: u32 = 1 << 28;
-/// The most diff files that are read.
+/// Maximum number of diff files that are read.
 const MAX_DIFFS: u32 = 1 << 12;
 
-/// A file that pages are in.
+/// Diff file that contains pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiffFile {
-    /// Its name.
+    /// Snapshot id that names the file.
     pub build: BuildId,
-    /// Its length, bytes.
+    /// Length of the file, in bytes.
     pub len: u64,
-    /// XXH3-64 of its content.
+    /// XXH3-64 of the file's content.
     pub checksum: u64,
 }
 
-/// The fixed part of a header.
+/// Fixed part of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Size of the memory, bytes.
+    /// Size of the memory, in bytes.
     pub memory_size: u64,
     /// Generation; 0 is the first.
     pub generation: u64,
-    /// This moment.
+    /// Id of this snapshot.
     pub build: BuildId,
-    /// Generation 0.
+    /// Snapshot id of generation 0.
     pub base: BuildId,
 }
 
-/// A header, whose parts are known to fit together.
+/// Memory header whose parts are known to be consistent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     summary: Summary,
@@ -78,95 +90,95 @@ pub struct Header {
     mappings: Vec<Mapping>,
 }
 
-/// Why bytes are not a header.
+/// Reason why bytes are not a valid header.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// It ends too early, or goes on behind its end.
-    #[error("it has {got} bytes instead of {want}")]
+    /// The header is too short, or has trailing bytes.
+    #[error("header is {got} bytes, expected {want}")]
     Length {
-        /// What it has.
+        /// Actual length, in bytes.
         got: usize,
-        /// What it should have, as far as is known.
+        /// Expected length, in bytes, as far as it is known.
         want: u64,
     },
-    /// A field of the fixed part is wrong.
-    #[error("the {field} at byte {offset} is {value}")]
+    /// A field of the fixed part is invalid.
+    #[error("invalid {field} at byte {offset}: {value}")]
     Field {
-        /// Its name.
+        /// Name of the field.
         field: &'static str,
-        /// Where it is.
+        /// Offset of the field, in bytes.
         offset: usize,
-        /// What it says.
+        /// Value of the field.
         value: String,
     },
-    /// It is not what was written.
-    #[error("the checksum at byte {CHECKSUM_AT} does not fit: it was changed or only half written")]
+    /// The header differs from the written header.
+    #[error("checksum mismatch at byte {CHECKSUM_AT}: header changed or partly written")]
     Checksum,
-    /// An entry of a table is wrong.
-    #[error("entry {index} of the {table} (byte {offset}): {problem}")]
+    /// An entry of a table is invalid.
+    #[error("invalid entry {index} of the {table} at byte {offset}: {problem}")]
     Entry {
         /// `diff files` or `mappings`.
         table: &'static str,
-        /// Number of the entry, from 0.
+        /// Index of the entry, from 0.
         index: usize,
-        /// Where it is.
+        /// Offset of the entry, in bytes.
         offset: usize,
-        /// What is wrong.
+        /// Defect of the entry.
         problem: Problem,
     },
     /// The mappings end before the memory does.
-    #[error("the mappings end at {end} of {size} bytes of memory")]
+    #[error("mappings end at byte {end}, expected {size} bytes of memory")]
     Incomplete {
-        /// Where they end.
+        /// End of the last mapping, in bytes.
         end: u64,
-        /// Size of the memory.
+        /// Size of the memory, in bytes.
         size: u64,
     },
 }
 
-/// What is wrong with an entry.
+/// Defect of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
-    /// Not of whole pages.
+    /// Offset or length is not a multiple of the page size.
     Misaligned,
-    /// No length.
+    /// The length is 0.
     Empty,
-    /// Does not begin where the one before ends.
+    /// The mapping does not begin where the previous one ends.
     GapOrOverlap,
-    /// Reaches behind the memory's end.
+    /// The mapping extends beyond the end of memory.
     OutsideMemory,
-    /// There is no diff file of this number.
+    /// No diff file has this index.
     NoSuchFile,
-    /// Reaches behind the diff file's end.
+    /// The mapping extends beyond the end of its diff file.
     OutsideFile,
-    /// A field that must be zero is not.
+    /// A reserved field is not zero.
     NotZero,
-    /// The same file twice.
+    /// The same diff file is listed twice.
     Twice,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Misaligned => "it is not of whole pages",
-            Self::Empty => "it is empty",
-            Self::GapOrOverlap => "it does not begin where the one before ends",
-            Self::OutsideMemory => "it reaches behind the end of memory",
-            Self::NoSuchFile => "there is no diff file of this number",
-            Self::OutsideFile => "it reaches behind the end of its diff file",
-            Self::NotZero => "a field that must be zero is not",
-            Self::Twice => "the file is there already",
+            Self::Misaligned => "offset or length is not a multiple of the page size",
+            Self::Empty => "length is 0",
+            Self::GapOrOverlap => "does not begin where the previous entry ends",
+            Self::OutsideMemory => "extends beyond the end of memory",
+            Self::NoSuchFile => "no diff file has this index",
+            Self::OutsideFile => "extends beyond the end of its diff file",
+            Self::NotZero => "reserved field is not zero",
+            Self::Twice => "duplicate diff file",
         })
     }
 }
 
 impl Header {
-    /// A header of parts that must fit together.
+    /// Creates a header from its parts and checks that they are consistent.
     ///
     /// # Errors
-    /// Says which do not.
+    /// The error names the inconsistent part.
     pub fn new(
         summary: Summary,
         diffs: Vec<DiffFile>,
@@ -181,23 +193,23 @@ impl Header {
         Ok(header)
     }
 
-    /// Reads a header.
+    /// Parses a header.
     ///
     /// # Errors
-    /// Says what is wrong, and where.
+    /// The error names the defect and its position.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         parse::header(bytes)
     }
 
-    /// Reads the fixed part alone, without a look at the rest.
+    /// Parses the fixed part only, without reading the rest.
     ///
     /// # Errors
-    /// Says what is wrong, and where.
+    /// The error names the defect and its position.
     pub fn summary(bytes: &[u8]) -> Result<Summary, HeaderError> {
         parse::summary(bytes)
     }
 
-    /// The bytes of the file.
+    /// Encodes the header as the content of its file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let entries = self.diffs.len() + self.mappings.len();
@@ -235,49 +247,50 @@ impl Header {
         bytes
     }
 
-    /// Size of the memory, bytes.
+    /// Returns the size of the memory, in bytes.
     #[must_use]
     pub const fn memory_size(&self) -> u64 {
         self.summary.memory_size
     }
 
-    /// Generation; 0 is the first.
+    /// Returns the generation; 0 is the first.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.summary.generation
     }
 
-    /// This moment.
+    /// Returns the id of this snapshot.
     #[must_use]
     pub const fn build(&self) -> BuildId {
         self.summary.build
     }
 
-    /// Generation 0.
+    /// Returns the snapshot id of generation 0.
     #[must_use]
     pub const fn base(&self) -> BuildId {
         self.summary.base
     }
 
-    /// The files that pages are in.
+    /// Returns the diff files that contain pages.
     #[must_use]
     pub fn diffs(&self) -> &[DiffFile] {
         &self.diffs
     }
 
-    /// Which page is where.
+    /// Returns the mappings of all pages.
     #[must_use]
     pub fn mappings(&self) -> &[Mapping] {
         &self.mappings
     }
 
-    /// What is at `offset`, and how many bytes from there are of the same piece. `None` behind the end of memory.
+    /// Returns the source of the content at `offset` and the number of bytes from there in the same
+    /// mapping. Returns `None` beyond the end of memory.
     #[must_use]
     pub fn lookup(&self, offset: u64) -> Option<(Source, u64)> {
         lookup(&self.mappings, offset)
     }
 
-    /// Memory that is not zeros, bytes.
+    /// Returns the number of bytes of memory that are stored in diff files, that is, not zeros.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         let stored = self.mappings.iter().filter(|m| m.source != Source::Zero);
@@ -285,12 +298,12 @@ impl Header {
     }
 }
 
-/// A number of entries; there are never as many as do not fit.
+/// Converts a number of entries. Valid headers never exceed the range of `u32`.
 fn count(entries: usize) -> u32 {
     u32::try_from(entries).unwrap_or(u32::MAX)
 }
 
-/// Of a header, as if its checksum were zero.
+/// Returns the checksum of a header, computed as if its checksum field were zero.
 fn checksum(bytes: &[u8]) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(&bytes[..CHECKSUM_AT]);

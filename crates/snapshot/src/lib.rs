@@ -1,14 +1,16 @@
-//! Frozen moments of machines on disk.
+//! Snapshots of VMs on disk.
 //!
-//! The memory of a machine is described by a [`Header`], which maps every page to one of several generations of diff files, or
-//! to zeros; [`Chain`] reads through it, [`DiffWriter`] makes the next generation, [`merge_files`] bounds their number. A
-//! [`Store`] holds all that belongs to many moments, and gives back what nobody stands on any more.
+//! A [`Header`] describes the memory of a VM: it maps every page to one of several generations of
+//! diff files, or to zeros. [`Chain`] reads memory through a header, [`DiffWriter`] writes the next
+//! generation, and [`merge_files`] bounds the number of files. A [`Store`] holds the files of many
+//! snapshots and removes the files that no snapshot depends on any more.
 //!
-//! Knows no machine, no VMM and no process. Files appear whole (written under another name, flushed, renamed) and are never
-//! changed afterwards. What is read is checked: a damaged file is an error that names it and says where.
+//! This crate has no knowledge of VMs, VMMs or processes. Files appear atomically (written under
+//! another name, flushed, renamed) and are never changed afterwards. All data is checked when it is
+//! read: a damaged file is reported as an error with its path and the position of the defect.
 //!
-//! Format ([`header`]), files ([`store`]) and policy (what to keep: the caller's) are apart, so that other places, page sizes and
-//! memory sizes can come.
+//! Format ([`header`]), files ([`store`]) and policy (the caller decides which snapshots to keep)
+//! are separate, so that other storage locations, page sizes and memory sizes can be added.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -32,12 +34,12 @@ pub use merge::merge_files;
 pub use store::{Snapshot, Staging, Store, StoreError};
 pub use working_set::{WorkingSet, WorkingSetError};
 
-/// Size of a page, bytes.
+/// Page size, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// Whether there is nothing but zeros.
+/// True if all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // In words of 16 bytes, which the compiler turns into vector instructions.
+    // Compares chunks of 16 bytes, which the compiler turns into vector instructions.
     let words = bytes.chunks_exact(16);
     words.remainder().iter().all(|byte| *byte == 0) && words.into_iter().all(|word| word == [0; 16])
 }

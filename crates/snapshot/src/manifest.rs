@@ -1,4 +1,5 @@
-//! What a snapshot is of: everything but memory, devices and disk that is needed to bring the machine back.
+//! Manifest of a snapshot: all data required to restore the VM, except memory, device state and
+//! disk.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -10,64 +11,66 @@ use crate::BuildId;
 /// Version of this structure.
 const VERSION: u32 = 1;
 
-/// `manifest.json`. Fields are only added, with a default.
+/// Content of `manifest.json`. Fields are only added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// 1.
+    /// Version of the structure, 1.
     pub version: u32,
-    /// This moment.
+    /// Id of this snapshot.
     pub build: BuildId,
-    /// When it was frozen, milliseconds since 1970.
+    /// Time of the snapshot, in milliseconds since 1970.
     pub created_unix_ms: i64,
-    /// Kind of VMM whose device state this is, and its version: `qemu 7.2.22`.
+    /// Kind and version of the VMM that wrote the device state: `qemu 7.2.22`.
     pub vmm: String,
-    /// How guest code was run. Device state does not fit the other way.
+    /// Accelerator that ran guest code. The device state is not compatible with another
+    /// accelerator.
     pub accel: Accel,
-    /// Virtual CPUs.
+    /// Number of vCPUs.
     pub vcpus: u32,
-    /// Memory, MiB.
+    /// Memory size, in MiB.
     pub memory_mib: u32,
-    /// Disk as the guest sees it, MiB.
+    /// Disk size as seen by the guest, in MiB.
     pub disk_mib: u32,
-    /// Kernel that was booted.
+    /// Kernel that the VM booted.
     pub kernel: PathBuf,
-    /// Its initial RAM disk.
+    /// Initial RAM disk of the kernel.
     pub initrd: PathBuf,
-    /// The image under the disk.
+    /// Image at the base of the disk.
     pub base_disk: PathBuf,
-    /// Layers of the disk on that image, the lowest first; files of the store.
+    /// Layers of the disk on top of that image, lowest first; files of the store.
     pub disk_layers: Vec<BuildId>,
-    /// Template that the machine was made from.
+    /// Template that the sandbox was created from.
     pub template: String,
-    /// User that commands run as when a request names none.
+    /// User that commands run as if a request names none.
     pub default_user: String,
-    /// Token that the frozen guest agent asks of its clients.
+    /// Token that the guest agent in the snapshot requires from its clients.
     pub guest_token: String,
-    /// Environment that the machine's commands were given. None in snapshots of earlier versions.
+    /// Environment of the sandbox's commands. Empty in snapshots of earlier versions.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// XXH3-64 of the state of its devices. Filled in when the snapshot is published; none in snapshots of earlier versions.
+    /// XXH3-64 of the device state. Set when the snapshot is published; `None` in snapshots of
+    /// earlier versions.
     #[serde(default)]
     pub device_checksum: Option<u64>,
 }
 
-/// Why bytes are not a manifest.
+/// Reason why bytes are not a valid manifest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
-    /// Not the JSON that it should be.
-    #[error("it is not a manifest")]
+    /// The JSON does not have the expected structure.
+    #[error("failed to decode the manifest")]
     Json(#[from] serde_json::Error),
-    /// From a later Wrenn.
-    #[error("it is of version {0}; this Wrenn reads version {VERSION}")]
+    /// The manifest was written by a later version of Wrenn.
+    #[error("manifest version {0} is not supported, expected {VERSION}")]
     Version(u32),
 }
 
 impl Manifest {
-    /// Reads a manifest.
+    /// Parses a manifest.
     ///
     /// # Errors
-    /// If it is none, or of another version.
+    /// Fails if the bytes are not a manifest, or have another version.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let manifest: Self = serde_json::from_slice(bytes)?;
         if manifest.version == VERSION {

@@ -1,23 +1,23 @@
-//! Which page is where: sorted ranges of guest memory, without gaps and without overlaps.
+//! Mappings of pages to diff files: sorted ranges of guest memory, without gaps and overlaps.
 
 use crate::PAGE_BYTES;
 
-/// Where the content of a range is.
+/// Location of the content of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Nowhere: it is all zeros.
+    /// No location: the range is all zeros.
     Zero,
     /// In a diff file.
     Diff {
-        /// Number of the file in the header's table.
+        /// Index of the file in the header's table.
         file: u32,
-        /// Bytes from the file's start; a multiple of 4096.
+        /// Offset from the start of the file, in bytes; a multiple of 4096.
         offset: u64,
     },
 }
 
 impl Source {
-    /// The source of what lies `bytes` further on.
+    /// Returns the source of the content `bytes` further on.
     #[must_use]
     pub fn advanced(self, bytes: u64) -> Self {
         match self {
@@ -30,25 +30,25 @@ impl Source {
     }
 }
 
-/// A range of guest memory and where its content is.
+/// Range of guest memory and the location of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
-    /// Offset in guest memory, bytes; a multiple of 4096.
+    /// Offset in guest memory, in bytes; a multiple of 4096.
     pub offset: u64,
-    /// Length, bytes; a multiple of 4096, not 0.
+    /// Length, in bytes; a multiple of 4096, not 0.
     pub len: u64,
-    /// Where its content is.
+    /// Location of the content.
     pub source: Source,
 }
 
 impl Mapping {
-    /// The offset behind its last byte.
+    /// Returns the offset after the last byte.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.len)
     }
 
-    /// The part from `start` to `end`, both inside.
+    /// Returns the part from `start` to `end`, which both lie inside of the mapping.
     fn part(&self, start: u64, end: u64) -> Self {
         Self {
             offset: start,
@@ -58,7 +58,8 @@ impl Mapping {
     }
 }
 
-/// What is at `offset`, and how many bytes from there are of the same mapping. `None` if nothing is mapped there.
+/// Returns the source of the content at `offset` and the number of bytes from there in the same
+/// mapping. Returns `None` if `offset` is not mapped.
 ///
 /// O(log n).
 #[must_use]
@@ -69,7 +70,8 @@ pub fn lookup(mappings: &[Mapping], offset: u64) -> Option<(Source, u64)> {
     (inside < mapping.len).then(|| (mapping.source.advanced(inside), mapping.len - inside))
 }
 
-/// `base` with `changes` on top of it. Both are sorted and without overlaps; `changes` may have gaps.
+/// Returns the parts of `base` that `changes` does not cover. Both are sorted and do not overlap in
+/// themselves; `changes` may have gaps.
 ///
 /// O(n + m).
 #[must_use]
@@ -78,7 +80,8 @@ pub fn overlay(base: &[Mapping], changes: &[Mapping]) -> Vec<Mapping> {
     let mut changes = changes.iter().peekable();
     for below in base {
         let mut at = below.offset;
-        // Changes that begin in this mapping; one that began before reaches into it at most.
+        // Processes the changes that begin in this mapping. At most one earlier change extends into
+        // it.
         while at < below.end() {
             match changes.peek() {
                 Some(change) if change.end() <= at => {
@@ -101,7 +104,7 @@ pub fn overlay(base: &[Mapping], changes: &[Mapping]) -> Vec<Mapping> {
     result
 }
 
-/// Joins neighbours that are one piece, in memory and in their file.
+/// Merges adjacent mappings that are contiguous in memory and in their file.
 pub fn normalise(mappings: &mut Vec<Mapping>) {
     mappings.dedup_by(|next, first| {
         let joined = first.end() == next.offset && first.source.advanced(first.len) == next.source;
@@ -112,7 +115,7 @@ pub fn normalise(mappings: &mut Vec<Mapping>) {
     });
 }
 
-/// `base` with `changes` in it, sorted and joined.
+/// Returns `base` with `changes` applied, sorted and merged.
 pub(crate) fn merged(base: &[Mapping], changes: &[Mapping]) -> Vec<Mapping> {
     let mut all = overlay(base, changes);
     all.extend_from_slice(changes);
@@ -121,7 +124,7 @@ pub(crate) fn merged(base: &[Mapping], changes: &[Mapping]) -> Vec<Mapping> {
     all
 }
 
-/// Whether a number of bytes is one of whole pages.
+/// True if a number of bytes is a multiple of the page size.
 pub(crate) const fn is_aligned(bytes: u64) -> bool {
     bytes.is_multiple_of(PAGE_BYTES)
 }
@@ -133,7 +136,7 @@ mod tests {
 
     const PAGES: usize = 64;
 
-    /// What the model says of a page.
+    /// Source of each page according to the model.
     type Model = Vec<Source>;
 
     fn source(file: u32, page: u64) -> Source {
@@ -143,7 +146,7 @@ mod tests {
         }
     }
 
-    /// A list of mappings that says the same as a model, cut at the given pages too.
+    /// Returns the mappings of a model, also split at the pages in `cuts`.
     fn mappings_of(model: &Model, cuts: &[usize]) -> Vec<Mapping> {
         let mut list: Vec<Mapping> = Vec::new();
         for (page, source) in model.iter().enumerate() {
@@ -169,7 +172,7 @@ mod tests {
             Just(Source::Zero),
             (0..3_u32, 0..8_u64).prop_map(|(file, page)| source(file, page)),
         ];
-        // Runs, so that there is something to split.
+        // The model consists of runs, so that there are mappings to split.
         prop::collection::vec((page, 1..9_usize), PAGES).prop_map(|runs| {
             let mut model = Model::new();
             for (first, length) in runs {

@@ -1,4 +1,4 @@
-//! Bounding a chain: many diff files become one, with the same content.
+//! Chain compaction: copies many diff files into one file with the same content.
 
 use std::{fs::File, io::Write as _, path::Path};
 
@@ -6,15 +6,17 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{BuildId, Chain, DiffError, DiffFile, Header, Source, header::Summary};
 
-/// How much is copied at once, bytes.
+/// Size of one copy operation, in bytes.
 const COPY_BYTES: u64 = 1024 * 1024;
 
-/// Copies what a chain holds into one file at `path`, which is named `build`, and returns the header of a moment of that name, with
-/// the same memory and the same generation. What is in the files of `keep` is left there: they are shared with others. The file
-/// is flushed to the disk.
+/// Copies the memory of a chain into one file at `path`, named `build`.
+///
+/// Returns the header of a snapshot with the id `build`, the same memory and the same generation.
+/// Pages in the files of `keep` are not copied, because other snapshots share these files. The new
+/// file is flushed to disk.
 ///
 /// # Errors
-/// If a file cannot be read or written.
+/// Fails if a file cannot be read or written.
 pub fn merge_files(
     header: &Header,
     chain: &Chain,
@@ -52,7 +54,7 @@ pub fn merge_files(
     Ok(Header::new(summary, diffs, mappings)?)
 }
 
-/// The file that is written.
+/// Target file of the compaction.
 struct Target<'a> {
     path: &'a Path,
     file: File,
@@ -73,7 +75,7 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// Appends `len` bytes of memory from `offset`, and returns where in the file they are.
+    /// Appends `len` bytes of memory from `offset`, and returns their offset in the file.
     fn copy(&mut self, chain: &Chain, offset: u64, len: u64) -> Result<u64, DiffError> {
         let start = self.len;
         let (mut at, end) = (offset, offset + len);

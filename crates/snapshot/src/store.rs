@@ -1,16 +1,17 @@
-//! The place of many snapshots.
+//! Directory that stores many snapshots.
 //!
 //! ```text
 //! <root>/                       0700
-//!   memory/<build>.mem          pages of a generation; never changed
-//!   disks/<build>.qcow2         a frozen layer of a disk; never changed
+//!   memory/<build>.mem          pages of one generation; never changed
+//!   disks/<build>.qcow2         read-only layer of a disk; never changed
 //!   snapshots/<build>/          header, device, manifest.json, working-set
-//!   staging/<build>/            a snapshot in the making
-//!   lock                        shared: something is published; exclusive: something is collected
+//!   staging/<build>/            staged snapshot
+//!   lock                        shared: publishing; exclusive: garbage collection
 //! ```
 //!
-//! A snapshot is there when its directory below `snapshots` is: everything it stands on was flushed and put into its place
-//! before. Whatever a crash leaves is garbage, and removed by [`Store::collect`].
+//! A snapshot exists if its directory in `snapshots` exists. All files that it depends on are
+//! flushed and moved into place before. Files left behind by a crash are garbage, and are removed
+//! by [`Store::collect`].
 
 mod collect;
 mod staging;
@@ -29,45 +30,45 @@ use crate::{BuildId, Header, HeaderError, Manifest, ManifestError, layout};
 
 const DIRS: [&str; 4] = ["memory", "disks", "snapshots", "staging"];
 
-/// Why the store could not do as asked.
+/// Reason why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// There is no such snapshot.
-    #[error("there is no snapshot {0}")]
+    /// The snapshot does not exist.
+    #[error("snapshot {0} does not exist")]
     NotFound(BuildId),
     /// A manifest is damaged.
-    #[error("{path} is damaged")]
+    #[error("manifest {path} is damaged")]
     Manifest {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// How.
+        /// Defect of the manifest.
         #[source]
         source: ManifestError,
     },
     /// A header is damaged.
-    #[error("{path} is damaged")]
+    #[error("memory header {path} is damaged")]
     Header {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and how.
+        /// Defect of the header, with its position.
         #[source]
         source: HeaderError,
     },
-    /// A file is not what was written.
-    #[error("{0} is damaged: its checksum does not fit")]
+    /// The content of a file differs from the written content.
+    #[error("{0} is damaged: checksum mismatch")]
     Checksum(PathBuf),
-    /// A layer of the disk is not there.
-    #[error("the disk layer {0} is missing")]
+    /// A disk layer does not exist.
+    #[error("disk layer {0} is missing")]
     MissingLayer(PathBuf),
-    /// The file system refused.
-    #[error("could not {step} {path}")]
+    /// A file system operation failed.
+    #[error("failed to {step} {path}")]
     Io {
-        /// What was tried.
+        /// Attempted operation, as a verb.
         step: &'static str,
-        /// The file.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Its failure.
+        /// Error returned by the file system.
         #[source]
         source: io::Error,
     },
@@ -84,46 +85,46 @@ pub(crate) fn failed<'a>(
     }
 }
 
-/// Name of the file with a generation's pages.
+/// Returns the name of the file with a generation's pages.
 #[must_use]
 pub fn diff_name(build: BuildId) -> String {
     format!("{build}.mem")
 }
 
-/// Name of the file of a disk's layer.
+/// Returns the name of the file of a disk layer.
 #[must_use]
 pub fn layer_name(build: BuildId) -> String {
     format!("{build}.qcow2")
 }
 
-/// A directory of snapshots.
+/// Store of snapshots in a directory.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
 }
 
-/// A snapshot of a store.
+/// Snapshot in a store.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Its directory.
+    /// Directory of the snapshot.
     pub dir: PathBuf,
-    /// What it is of.
+    /// Manifest of the snapshot.
     pub manifest: Manifest,
 }
 
 impl Snapshot {
-    /// The header of its memory.
+    /// Reads the header of the snapshot's memory.
     ///
     /// # Errors
-    /// If it is missing or damaged.
+    /// Fails if the header is missing or damaged.
     pub fn header(&self) -> Result<Header, StoreError> {
         read_header(&self.dir)
     }
 
-    /// Compares the state of its devices with its checksum.
+    /// Compares the device state with its checksum.
     ///
     /// # Errors
-    /// Names the file if it is missing or damaged.
+    /// The error names the file if it is missing or damaged.
     pub fn verify_devices(&self) -> Result<(), StoreError> {
         let path = self.dir.join(layout::DEVICE);
         let found = checksum(&path)?;
@@ -135,10 +136,10 @@ impl Snapshot {
 }
 
 impl Store {
-    /// Opens a store, and makes its directories if they are not there.
+    /// Opens a store and creates its directories if they do not exist.
     ///
     /// # Errors
-    /// If they cannot be made.
+    /// Fails if a directory cannot be created.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         for dir in DIRS {
             let path = root.join(dir);
@@ -146,14 +147,14 @@ impl Store {
                 .mode(0o700)
                 .recursive(true)
                 .create(&path)
-                .map_err(failed("make", &path))?;
+                .map_err(failed("create", &path))?;
         }
         Ok(Self {
             root: root.to_owned(),
         })
     }
 
-    /// A store that is only read; nothing need be there.
+    /// Returns a read-only view of a store. The directories need not exist.
     #[must_use]
     pub fn at(root: &Path) -> Self {
         Self {
@@ -161,13 +162,13 @@ impl Store {
         }
     }
 
-    /// Where diff files are.
+    /// Returns the directory of the diff files.
     #[must_use]
     pub fn memory_dir(&self) -> PathBuf {
         self.root.join("memory")
     }
 
-    /// The file of a disk's layer.
+    /// Returns the path of a disk layer.
     #[must_use]
     pub fn layer(&self, build: BuildId) -> PathBuf {
         self.root.join("disks").join(layer_name(build))
@@ -177,10 +178,10 @@ impl Store {
         self.root.join("snapshots").join(build.to_string())
     }
 
-    /// A snapshot, whose disk layers are known to be there.
+    /// Reads a snapshot. The disk layers of a published snapshot exist.
     ///
     /// # Errors
-    /// If there is none, or its manifest is damaged.
+    /// Fails if the snapshot does not exist, or its manifest is damaged.
     pub fn snapshot(&self, build: BuildId) -> Result<Snapshot, StoreError> {
         let dir = self.snapshot_dir(build);
         let path = dir.join(layout::MANIFEST);
@@ -196,32 +197,33 @@ impl Store {
         Ok(Snapshot { dir, manifest })
     }
 
-    /// Whether a snapshot is one of this store.
+    /// True if a snapshot is in this store.
     #[must_use]
     pub fn holds(&self, snapshot: &Snapshot) -> bool {
         snapshot.dir.starts_with(&self.root)
     }
 
-    /// The header of a snapshot's memory.
+    /// Reads the header of a snapshot's memory.
     ///
     /// # Errors
-    /// If it is missing or damaged.
+    /// Fails if the header is missing or damaged.
     pub fn header(&self, build: BuildId) -> Result<Header, StoreError> {
         read_header(&self.snapshot_dir(build))
     }
 
-    /// All snapshots.
+    /// Returns the ids of all snapshots.
     ///
     /// # Errors
-    /// If the directory cannot be read.
+    /// Fails if the directory cannot be read.
     pub fn list(&self) -> Result<Vec<BuildId>, StoreError> {
         names(&self.root.join("snapshots"), "")
     }
 
-    /// What a snapshot alone takes on the disk, bytes: its own generation of memory, its own layer, its own directory.
+    /// Returns the disk space that a snapshot alone uses, in bytes: its own generation of memory,
+    /// its own disk layer, and its own directory.
     ///
     /// # Errors
-    /// If it is not there.
+    /// Fails if the snapshot does not exist.
     pub fn size(&self, build: BuildId) -> Result<u64, StoreError> {
         let snapshot = self.snapshot(build)?;
         let own = [
@@ -255,19 +257,19 @@ fn read_header(dir: &Path) -> Result<Header, StoreError> {
     Header::parse(&bytes).map_err(|source| StoreError::Header { path, source })
 }
 
-/// XXH3-64 of a small file.
+/// Returns the XXH3-64 of a small file.
 fn checksum(path: &Path) -> Result<u64, StoreError> {
     let bytes = fs::read(path).map_err(failed("read", path))?;
     Ok(xxhash_rust::xxh3::xxh3_64(&bytes))
 }
 
-/// What a file takes on the disk, bytes; holes take nothing, nor does a file that is not there.
+/// Returns the disk space that a file uses, in bytes. Holes and missing files use none.
 #[must_use]
 pub fn on_disk(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-/// Build ids of the files in a directory that end in `suffix`.
+/// Returns the snapshot ids of the files in a directory whose names end in `suffix`.
 fn names(dir: &Path, suffix: &str) -> Result<Vec<BuildId>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
@@ -278,7 +280,7 @@ fn names(dir: &Path, suffix: &str) -> Result<Vec<BuildId>, StoreError> {
     Ok(found)
 }
 
-/// Flushes a directory: what was renamed into it stays.
+/// Flushes a directory, so that renames into it are durable.
 fn sync_dir(path: &Path) -> Result<(), StoreError> {
     let dir = fs::File::open(path).map_err(failed("open", path))?;
     dir.sync_all().map_err(failed("flush", path))

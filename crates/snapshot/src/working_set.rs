@@ -1,7 +1,8 @@
-//! The pages that a restored machine needed first, so that the next one gets them before it asks.
+//! Working set: the pages that a restored VM needed first, prefetched at the next restore.
 //!
-//! Little-endian: magic `WRENNWS1` (8 bytes), number of runs (8), XXH3-64 of the runs (8), then for each run its offset in
-//! memory and its length, bytes (8 each). A set that is damaged is not used: nothing depends on it but speed.
+//! Format, little-endian: magic `WRENNWS1` (8 bytes), number of runs (8), XXH3-64 of the runs (8),
+//! then per run its offset in memory and its length, in bytes (8 each). A damaged working set is
+//! not used; only performance depends on it.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -11,40 +12,40 @@ const MAGIC: [u8; 8] = *b"WRENNWS1";
 const FIXED_BYTES: usize = 24;
 const RUN_BYTES: usize = 16;
 
-/// Runs of pages, in the order in which they are to be loaded.
+/// Runs of pages, in the order in which they are loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkingSet(Vec<(u64, u64)>);
 
-/// Why bytes are not a working set.
+/// Reason why bytes are not a valid working set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkingSetError {
-    /// Its first bytes or its length are not those of one.
-    #[error("it is not a working set")]
+    /// The magic or the length is invalid.
+    #[error("not a working set: invalid magic or length")]
     NotOne,
-    /// It is not what was written.
-    #[error("its checksum does not fit")]
+    /// The content differs from the written content.
+    #[error("checksum mismatch in the working set")]
     Checksum,
-    /// A run is not of whole pages, or outside of any memory.
-    #[error("run {0} is not possible")]
+    /// A run does not consist of whole pages, or lies outside of any memory.
+    #[error("run {0} of the working set is unaligned or out of range")]
     Run(usize),
 }
 
 impl WorkingSet {
-    /// A set of runs: offset and length, bytes.
+    /// Creates a working set from runs of offset and length, in bytes.
     pub fn from_runs(runs: impl IntoIterator<Item = (u64, u64)>) -> Self {
         Self(runs.into_iter().collect())
     }
 
-    /// Offset and length of each run, bytes.
+    /// Returns offset and length of each run, in bytes.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.0.iter().copied()
     }
 
-    /// Reads a set.
+    /// Parses a working set.
     ///
     /// # Errors
-    /// If it is none, or damaged.
+    /// Fails if the bytes are not a working set, or are damaged.
     pub fn parse(bytes: &[u8]) -> Result<Self, WorkingSetError> {
         let Some((fixed, runs)) = bytes.split_at_checked(FIXED_BYTES) else {
             return Err(WorkingSetError::NotOne);
@@ -71,7 +72,7 @@ impl WorkingSet {
         Ok(Self(runs.map(run).collect::<Result<_, _>>()?))
     }
 
-    /// The bytes of the file.
+    /// Encodes the working set as the content of its file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut runs = Vec::with_capacity(RUN_BYTES * self.0.len());

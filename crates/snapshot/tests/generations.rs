@@ -1,4 +1,4 @@
-//! Memory through many generations, beside a model that keeps it all.
+//! Tests of memory over many generations, against a model that keeps all content.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{path::Path, sync::Arc};
@@ -9,7 +9,7 @@ use wrenn_snapshot::{BuildId, Chain, ChainError, DiffError, DiffWriter, Header, 
 const PAGE: usize = 4096;
 const PAGES: usize = 48;
 
-/// A page of one byte's value; 0 is a page of zeros.
+/// Returns a page filled with one byte value; 0 yields a page of zeros.
 fn page(value: u8) -> Vec<u8> {
     vec![value; PAGE]
 }
@@ -60,7 +60,7 @@ proptest! {
                 model[*at] = *value;
             }
             let (header, chain, written) = write(dir.path(), parent.clone(), &dirty);
-            // No more is written than changed.
+            // Only changed pages are written.
             prop_assert_eq!(written, changed as u64);
             prop_assert_eq!(header.generation(), number as u64);
             prop_assert_eq!(content(&chain), model_bytes(&model));
@@ -70,7 +70,7 @@ proptest! {
         for (chain, model) in &history {
             prop_assert_eq!(content(chain), model_bytes(model));
         }
-        // All files in one, or all but the first: the same memory.
+        // All files merged into one, or all but the first, give the same memory.
         let (header, chain) = parent.unwrap();
         let first: Vec<_> = header.diffs().iter().map(|diff| diff.build).take(1).collect();
         for keep in [vec![], first] {
@@ -128,7 +128,7 @@ fn a_damaged_file_is_named() {
         "{error}"
     );
 
-    // Cut while it is open: an error, and no signal.
+    // A file that is truncated while it is open yields an error and no signal.
     std::fs::write(&path, &good).unwrap();
     let chain = Chain::open(&dirs, &header).unwrap();
     std::fs::File::options()

@@ -1,4 +1,4 @@
-//! What is in a store after each step, and after a crash between two.
+//! Tests of the content of a store after each step, and after a crash between two steps.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
@@ -30,7 +30,7 @@ fn manifest(build: BuildId, layers: Vec<BuildId>) -> Manifest {
     }
 }
 
-/// Writes a snapshot of one changed page and publishes it.
+/// Writes a snapshot with one changed page and publishes it.
 fn publish(
     store: &Store,
     parent: Option<&Header>,
@@ -76,7 +76,7 @@ fn what_is_stood_on_stays_and_the_rest_goes() {
     assert_eq!(store.list().unwrap().len(), 3);
     assert_eq!(files(root.path(), "staging"), 0);
 
-    // The third stands on the memory and the disks of both others.
+    // The third snapshot depends on the memory and the disks of both others.
     collect(&store, HashSet::from([third]));
     assert!(matches!(
         store.snapshot(first),
@@ -137,7 +137,7 @@ fn what_a_crash_left_is_collected() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let (kept, _) = publish(&store, None, &[]).unwrap();
-    // As after a crash in the middle of a publish: files in their places, but no snapshot.
+    // State after a crash during publishing: files are in place, but no snapshot exists.
     for path in ["memory/{}.mem", "disks/{}.qcow2"] {
         let path = path.replace("{}", &BuildId::random().to_string());
         fs::write(root.path().join(path), "garbage").unwrap();
@@ -187,7 +187,7 @@ fn a_damaged_device_state_is_named() {
     fs::write(&path, "stale").unwrap();
     let error = snapshot.verify_devices().unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
-    // One that an earlier version published has nothing to be compared with.
+    // A snapshot published by an earlier version has no checksum to compare with.
     let manifest = fs::read_to_string(snapshot.dir.join(layout::MANIFEST)).unwrap();
     let mut manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
     manifest.as_object_mut().unwrap().remove("device_checksum");

@@ -1,4 +1,4 @@
-//! From bytes to a header, with nothing taken on trust.
+//! Parser of untrusted header bytes.
 
 use super::{
     CHECKSUM_AT, DiffFile, ENTRY_BYTES, FIXED_BYTES, Header, HeaderError, MAGIC, MAX_DIFFS,
@@ -53,20 +53,20 @@ pub(super) fn summary(bytes: &[u8]) -> Result<Summary, HeaderError> {
     for (field, offset, want) in must_be {
         let got = u32_at(bytes, offset);
         if got != want {
-            return Err(wrong(field, offset, format!("{got} instead of {want}")));
+            return Err(wrong(field, offset, format!("{got}, expected {want}")));
         }
     }
     let memory_size = u64_at(bytes, 24);
     if memory_size == 0 || !is_aligned(memory_size) {
-        return Err(wrong("size of the memory", 24, memory_size.to_string()));
+        return Err(wrong("memory size", 24, memory_size.to_string()));
     }
     for (field, offset, most) in [
-        ("number of diff files", 72, MAX_DIFFS),
-        ("number of mappings", 76, MAX_MAPPINGS),
+        ("diff file count", 72, MAX_DIFFS),
+        ("mapping count", 76, MAX_MAPPINGS),
     ] {
         let got = u32_at(bytes, offset);
         if got > most {
-            return Err(wrong(field, offset, format!("{got}, more than {most}")));
+            return Err(wrong(field, offset, format!("{got}, maximum {most}")));
         }
     }
     if u64_at(bytes, 88) != 0 {
@@ -110,12 +110,12 @@ fn mapping(entry: &[u8], index: usize, diffs: usize) -> Result<Mapping, HeaderEr
     })
 }
 
-/// That the parts fit together.
+/// Checks that the parts of the header are consistent.
 pub(super) fn validate(header: &Header) -> Result<(), HeaderError> {
     let size = header.summary.memory_size;
     if size == 0 || !is_aligned(size) {
         return Err(HeaderError::Field {
-            field: "size of the memory",
+            field: "memory size",
             offset: 24,
             value: size.to_string(),
         });
@@ -183,7 +183,7 @@ fn problem_of(mapping: &Mapping, expected: u64, header: &Header) -> Option<Probl
     (!inside(offset.checked_add(mapping.len), diff.len)).then_some(Problem::OutsideFile)
 }
 
-/// The callers have checked that there are as many bytes.
+/// Returns `N` bytes at offset `at`. Callers have checked that the bytes exist.
 fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[at..at + N]);

@@ -1,4 +1,4 @@
-//! Golden bytes, round trips and damage.
+//! Tests with golden bytes, round trips and damaged headers.
 
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ fn example() -> Header {
         mapping(6, 2, diff(0, 4)),
     ];
     let diffs = vec![file(first, 6 * PAGE_BYTES), file(second, PAGE_BYTES)];
-    Header::new(summary, diffs, mappings).expect("it fits together")
+    Header::new(summary, diffs, mappings).expect("parts are consistent")
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn the_bytes_are_those_of_the_format() {
     assert_eq!(bytes[..8], MAGIC);
     assert_eq!(bytes[24..32], (8 * 4096_u64).to_le_bytes());
     assert_eq!(bytes[32..40], 1_u64.to_le_bytes());
-    // The second mapping: 3 pages of zeros from page 2.
+    // The second mapping covers 3 pages of zeros from page 2.
     let entry = &bytes[96 + 3 * 32..][..32];
     assert_eq!(entry[..8], (2 * 4096_u64).to_le_bytes());
     assert_eq!(entry[8..16], (3 * 4096_u64).to_le_bytes());
@@ -83,11 +83,11 @@ fn a_header_that_is_cut_or_changed_anywhere_is_refused() {
     ));
 }
 
-/// Changes one mapping of the example and asks what is wrong.
+/// Changes one mapping of the example and returns the reported problem.
 fn problem(index: usize, change: impl FnOnce(&mut Mapping)) -> Option<Problem> {
     let mut header = example();
     change(&mut header.mappings[index]);
-    // With a checksum that fits, so that the entries themselves are looked at.
+    // The checksum is valid, so that the entries themselves are checked.
     match Header::parse(&header.to_bytes()) {
         Err(HeaderError::Entry {
             index: at,

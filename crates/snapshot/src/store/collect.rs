@@ -1,4 +1,4 @@
-//! Giving back what nobody stands on.
+//! Garbage collection: removes files that no snapshot depends on.
 
 use std::{collections::HashSet, fs, io, path::Path};
 
@@ -8,15 +8,20 @@ use super::{Store, StoreError, diff_name, failed, layer_name, names, on_disk};
 use crate::BuildId;
 
 impl Store {
-    /// Removes every snapshot that is not in what `live` returns, then the diff files and disk layers that no remaining one needs,
-    /// and what was left half made. `live` also names those in the making. Returns what was given back, bytes.
+    /// Removes all snapshots that are not in the result of `live`, then the diff files and disk
+    /// layers that no remaining snapshot references, and incomplete snapshots. The result of `live`
+    /// also contains the staged snapshots. Returns the freed space, in bytes.
     ///
-    /// `live` is asked after it was seen what there is: who begins a snapshot says so first, and so is either not seen or known.
+    /// `live` is called after the existing snapshots were listed. A caller registers a snapshot
+    /// before it stages the snapshot, so a new snapshot is either not listed or in the result of
+    /// `live`.
     ///
-    /// Where one of the remaining snapshots cannot be read, no diff file and no layer is removed: it may stand on any of them.
+    /// If a remaining snapshot cannot be read, no diff file and no disk layer is removed, because
+    /// the snapshot may depend on any of them.
     ///
     /// # Errors
-    /// If `live` has one: then all stays. If something cannot be listed or removed.
+    /// Fails if `live` fails; nothing is removed in this case. Fails if a file cannot be listed or
+    /// removed.
     pub fn collect<E: From<StoreError>>(
         &self,
         live: impl FnOnce() -> Result<HashSet<BuildId>, E>,
@@ -40,7 +45,7 @@ impl Store {
             let (header, snapshot) = match (self.header(build), self.snapshot(build)) {
                 (Ok(header), Ok(snapshot)) => (header, snapshot),
                 (Err(error), _) | (_, Err(error)) => {
-                    tracing::warn!(%build, %error, "a snapshot cannot be read: nothing that it may stand on is removed");
+                    tracing::warn!(%build, %error, "snapshot unreadable, keeping all diff files and disk layers");
                     return Ok(freed);
                 }
             };
@@ -71,7 +76,8 @@ fn sweep(
     Ok(freed)
 }
 
-/// One in the making may go by itself meanwhile.
+/// Removes the directory of a snapshot and returns the freed space, in bytes. A staged snapshot may
+/// remove its own directory at the same time.
 fn remove_dir(path: &Path) -> Result<u64, StoreError> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let freed = match fs::read_dir(path) {

@@ -1,4 +1,4 @@
-//! A snapshot in the making.
+//! Staged snapshots, which are not published yet.
 
 use std::{
     fs,
@@ -10,7 +10,8 @@ use rustix::fs::FlockOperation;
 use super::{Store, StoreError, diff_name, failed, sync_dir};
 use crate::{BuildId, Header, Manifest, layout};
 
-/// A directory to write a snapshot to. Gone with all that is in it when it is dropped, unless it was published.
+/// Directory to which a snapshot is written. On drop, the directory is removed with its content,
+/// unless the snapshot was published.
 #[derive(Debug)]
 pub struct Staging {
     store: Store,
@@ -19,13 +20,13 @@ pub struct Staging {
 }
 
 impl Store {
-    /// Begins a snapshot.
+    /// Stages a new snapshot.
     ///
     /// # Errors
-    /// If its directory cannot be made.
+    /// Fails if the directory of the snapshot cannot be created.
     pub fn stage(&self, build: BuildId) -> Result<Staging, StoreError> {
         let dir = self.root.join("staging").join(build.to_string());
-        fs::create_dir(&dir).map_err(failed("make", &dir))?;
+        fs::create_dir(&dir).map_err(failed("create", &dir))?;
         Ok(Staging {
             store: self.clone(),
             build,
@@ -35,38 +36,43 @@ impl Store {
 }
 
 impl Staging {
-    /// Where to write it.
+    /// Returns the directory to which the snapshot is written.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// Its build id.
+    /// Returns the id of the snapshot.
     #[must_use]
     pub const fn build(&self) -> BuildId {
         self.build
     }
 
-    /// The header that was written to it.
+    /// Reads the header that was written to the directory.
     ///
     /// # Errors
-    /// If it is missing or damaged.
+    /// Fails if the header is missing or damaged.
     pub fn header(&self) -> Result<Header, StoreError> {
         super::read_header(&self.dir)
     }
 
-    /// Puts it into its place. `layers` are frozen files of its disk that are not in the store yet, with their names there; they
-    /// are linked, and stay where they are. So are diff files of the generations before that `other` has and this store may not.
+    /// Publishes the snapshot.
+    ///
+    /// `layers` are read-only disk layers that are not in the store yet, with their ids in the
+    /// store. They are linked, and also stay at their present paths. Diff files of earlier
+    /// generations are linked in the same way from `other`, if `other` has them.
     ///
     /// # Errors
-    /// If a file that it stands on is missing, or the disk is full. Then nothing of it is there.
+    /// Fails if a file that the snapshot depends on is missing, or the disk is full. The snapshot
+    /// does not exist in this case.
     pub fn publish(
         self,
         manifest: &Manifest,
         layers: &[(BuildId, PathBuf)],
         other: Option<&Store>,
     ) -> Result<(), StoreError> {
-        // From here on nothing is collected, so what is linked stays until the snapshot that needs it is there.
+        // While the lock is held, nothing is collected. The linked files therefore remain until the
+        // snapshot that needs them exists.
         let _lock = self.store.lock(FlockOperation::LockShared)?;
         let manifest = Manifest {
             device_checksum: Some(super::checksum(&self.dir.join(layout::DEVICE))?),
@@ -102,11 +108,11 @@ impl Staging {
         sync_dir(&self.store.root.join("disks"))?;
         let memory = self.store.memory_dir();
         let target = memory.join(diff_name(self.build));
-        fs::rename(self.dir.join(layout::MEMORY), &target).map_err(failed("place", &target))?;
+        fs::rename(self.dir.join(layout::MEMORY), &target).map_err(failed("publish", &target))?;
         sync_dir(&memory)?;
         sync_dir(&self.dir)?;
         let target = self.store.snapshot_dir(self.build);
-        fs::rename(&self.dir, &target).map_err(failed("place", &target))?;
+        fs::rename(&self.dir, &target).map_err(failed("publish", &target))?;
         sync_dir(&self.store.root.join("snapshots"))
     }
 }
@@ -115,7 +121,7 @@ impl Drop for Staging {
     fn drop(&mut self) {
         match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.dir.display(), %error, "a snapshot that was not finished is left");
+                tracing::warn!(path = %self.dir.display(), %error, "failed to remove a staged snapshot");
             }
             _ => {}
         }
@@ -123,7 +129,8 @@ impl Drop for Staging {
 }
 
 impl Staging {
-    /// Makes sure that a diff file of a generation before is in this store, where `other` may have it.
+    /// Ensures that a diff file of an earlier generation is in this store, and links it from
+    /// `other` if `other` has it.
     fn take_diff(&self, build: BuildId, other: Option<&Store>) -> Result<(), StoreError> {
         let target = self.store.memory_dir().join(diff_name(build));
         if let Some(other) = other {
@@ -137,7 +144,9 @@ impl Staging {
             .map_err(failed("find", &target))
     }
 
-    /// Fine if it is there already. Another file system cannot be linked to: a copy is made here first, where nobody else writes.
+    /// Links `source` to `target`. An existing target is not an error. Across file systems, the
+    /// file is first copied to the staging directory, where no other process writes, and then
+    /// renamed.
     fn link_or_copy(&self, source: &Path, target: &Path) -> Result<(), StoreError> {
         match fs::hard_link(source, target) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
