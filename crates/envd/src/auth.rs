@@ -1,4 +1,4 @@
-//! Who calls: the token, signatures of file links, and the user that a call acts for.
+//! Authentication: the access token, signatures of file links, and the user of a call.
 
 use std::{
     sync::Arc,
@@ -23,14 +23,14 @@ use crate::{
 
 const TOKEN_HEADER: &str = "x-access-token";
 
-/// The token that a caller shows.
+/// Returns the token in a request's headers.
 #[must_use]
 pub fn shown_token(headers: &HeaderMap) -> Option<&str> {
     headers.get(TOKEN_HEADER)?.to_str().ok()
 }
 
-/// Lets those through who show the token. Routes that check for themselves: health is open, settings have their own rule,
-/// and file links carry a signature instead.
+/// Middleware that admits requests with the access token. Some routes check by themselves:
+/// `/health` is open, `/init` has its own rule, and file links carry a signature instead.
 pub async fn check_token(
     State(settings): State<Arc<Settings>>,
     request: Request,
@@ -50,25 +50,26 @@ pub async fn check_token(
     )
 }
 
-/// Why a file link is refused. The texts are part of the contract.
+/// Reason for rejecting a file link. The texts are part of the contract.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkRefused {
-    /// The header's token is wrong.
+    /// The token in the header is wrong.
     #[error("access token present in header but does not match")]
     WrongToken,
-    /// Neither token nor signature.
+    /// The request has neither a token nor a signature.
     #[error("missing signature query parameter")]
     Unsigned,
-    /// The signature is not of this grant.
+    /// The signature does not match the grant.
     #[error("invalid signature")]
     Forged,
-    /// It was valid once.
+    /// The signature was valid and has expired.
     #[error("signature is already expired")]
     Expired,
 }
 
-/// Checks a file link: the header's token if there is one, else the signature, and only then its age.
+/// Checks a file link: the token in the header if there is one, else the signature and then its
+/// age.
 ///
 /// # Errors
 /// See [`LinkRefused`].
@@ -105,10 +106,11 @@ pub fn check_link(
     Ok(())
 }
 
-/// User name of an `Authorization: Basic` header; the password is not used. `None` if there is no such header.
+/// Returns the user name of an `Authorization: Basic` header. The password is not used. Returns
+/// `None` if there is no such header.
 ///
 /// # Errors
-/// If there is one that is not what it should be.
+/// Fails if the header is malformed.
 pub fn basic_user(header: Option<&str>) -> Result<Option<String>, &'static str> {
     let Some(header) = header else {
         return Ok(None);
@@ -127,17 +129,17 @@ pub fn basic_user(header: Option<&str>) -> Result<Option<String>, &'static str> 
     Ok(Some(user.to_owned()).filter(|user| !user.is_empty()))
 }
 
-/// The user that an RPC acts for: the one of its header, or the default.
+/// Returns the user of an RPC: the user in its header, or the default user.
 ///
 /// # Errors
-/// `unauthenticated` for a user who does not exist; the text is part of the contract.
+/// `unauthenticated` if the user does not exist. The text is part of the contract.
 pub fn rpc_user(context: &RequestContext, settings: &Settings) -> Result<User, ConnectError> {
     let header = context
         .header(header::AUTHORIZATION.as_str())
         .and_then(|v| v.to_str().ok());
     let name = basic_user(header)
         .map_err(|problem| {
-            ConnectError::unauthenticated(format!("bad Authorization header: {problem}"))
+            ConnectError::unauthenticated(format!("invalid `Authorization` header: {problem}"))
         })?
         .unwrap_or_else(|| settings.default_user());
     match users::find(&name) {
@@ -146,7 +148,7 @@ pub fn rpc_user(context: &RequestContext, settings: &Settings) -> Result<User, C
             "invalid username: '{name}'"
         ))),
         Err(error) => Err(ConnectError::internal(format!(
-            "cannot look up users: {error}"
+            "failed to look up users: {error}"
         ))),
     }
 }

@@ -1,20 +1,21 @@
-//! Control groups (version 2): who yields to whom when the guest is busy or full.
+//! Control groups (cgroup v2): priorities of processes when the guest's CPU or memory is exhausted.
 //!
-//! | group    | who                                         | CPU weight | memory                                    |
-//! |----------|---------------------------------------------|-----------:|-------------------------------------------|
-//! | `ptys`   | processes with a terminal                   |        200 | –                                         |
-//! | `envd`   | this agent, its forwarded ports among it    |        150 | 5 MiB are never taken, 8 MiB hardly ever  |
-//! | `system` | processes with the tag `_system`            |        100 | –                                         |
-//! | `user`   | all others                                  |         50 | slowed at `high`, killed at `max`         |
+//! | group    | processes                      | CPU weight | memory                              |
+//! |----------|--------------------------------|-----------:|-------------------------------------|
+//! | `ptys`   | with a terminal                |        200 | –                                   |
+//! | `envd`   | envd, with its forwarded ports |        150 | 5 MiB never reclaimed, 8 MiB rarely |
+//! | `system` | with the tag `_system`         |        100 | –                                   |
+//! | `user`   | all others                     |         50 | slowed at `high`, killed at `max`   |
 //!
-//! `high` is all memory but an eighth, or but 128 MiB if that is more. What lies above it cannot be reclaimed without swap:
-//! at `high` alone a hog would be slowed ever more and never end, with everything that waits for it. So `max` is 1 MiB above,
-//! which is passed before the kernel slows anybody noticeably: the hog dies, and nearly all of the reserve is still there
-//! for terminals, this agent and the kernel. Processes are born into their group
-//! ([`wrenn_sys::spawn`]).
+//! `high` is the total memory minus a reserve of one eighth, at most 128 MiB. Memory above `high`
+//! cannot be reclaimed without swap. With `high` alone, the kernel would slow a memory hog more and
+//! more and never end it, and everything that waits for the hog would wait forever. `max` is
+//! therefore 1 MiB above `high`. The hog passes `max` before the kernel slows any process
+//! noticeably. The hog is killed, and almost all of the reserve remains for terminals, envd and the
+//! kernel. Processes are created in their group ([`wrenn_sys::spawn`]).
 //!
-//! Owns the four groups below its root, and nothing else there. A kernel or a container that knows no such groups is said
-//! once in the log; then processes are where the agent is.
+//! Owns the four groups below its root, and nothing else there. If the kernel or a container does
+//! not support such groups, envd logs this once, and processes run in envd's own group.
 
 use std::{
     fs::{self, File},
@@ -23,7 +24,7 @@ use std::{
     path::Path,
 };
 
-/// The tag of processes that belong to the system.
+/// Tag of processes that belong to the system.
 pub const SYSTEM_TAG: &str = "_system";
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
@@ -31,25 +32,26 @@ const CGROUP2_MAGIC: u32 = 0x6367_7270;
 
 const MIB: u64 = 1024 * 1024;
 
-/// How far above `high` a hog is killed. A quarter of the reserve was never reached: the kernel slowed the hog too much.
+/// Distance from `high` to `max`, in bytes. A distance of a quarter of the reserve did not work:
+/// the kernel slowed the hog so much that it never reached `max`.
 const ABOVE_HIGH_BYTES: u64 = MIB;
 
-/// The most that is kept from the group `user`.
+/// Maximum memory that is reserved from the group `user`, in bytes.
 const MOST_RESERVE_BYTES: u64 = 128 * MIB;
 
-/// Which group a process belongs to.
+/// Group of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
-    /// It has a terminal.
+    /// Processes with a terminal.
     Terminal,
-    /// It is part of the system.
+    /// Processes of the system.
     System,
-    /// Any other.
+    /// All other processes.
     User,
 }
 
 impl Group {
-    /// The group of a process.
+    /// Returns the group of a process.
     #[must_use]
     pub fn of(tag: Option<&str>, has_terminal: bool) -> Self {
         match (tag, has_terminal) {
@@ -60,7 +62,7 @@ impl Group {
     }
 }
 
-/// The groups' directories; none where there are no groups.
+/// Directories of the groups. Empty if there are no groups.
 #[derive(Debug, Default)]
 pub struct Cgroups {
     groups: Option<Directories>,
@@ -74,14 +76,14 @@ struct Directories {
 }
 
 impl Cgroups {
-    /// Makes the groups below `root` and moves the caller into its own. What does not work is logged, once.
+    /// Creates the groups below `root` and moves the caller into its own. Failures are logged once.
     #[must_use]
     pub fn set_up(root: &Path) -> Self {
         match Self::try_set_up(root) {
             Ok((groups, missing)) => {
                 if !missing.is_empty() {
                     let missing = missing.join("; ");
-                    tracing::warn!(%missing, "control groups are without some of their limits");
+                    tracing::warn!(%missing, "failed to set some cgroup limits");
                 }
                 Self {
                     groups: Some(groups),
@@ -89,13 +91,13 @@ impl Cgroups {
             }
             Err(error) => {
                 let root = root.display();
-                tracing::warn!(%error, %root, "no control groups: processes run without limits");
+                tracing::warn!(%error, %root, "cgroups unavailable, processes run without limits");
                 Self::default()
             }
         }
     }
 
-    /// The directory of the group that a process is to be born into.
+    /// Returns the directory of the group in which a process is created.
     #[must_use]
     pub fn directory(&self, group: Group) -> Option<BorrowedFd<'_>> {
         let groups = self.groups.as_ref()?;
@@ -107,18 +109,19 @@ impl Cgroups {
         Some(directory.as_fd())
     }
 
-    /// The groups, and what could not be set.
+    /// Creates the groups. Returns them and a list of the settings that failed.
     fn try_set_up(root: &Path) -> io::Result<(Directories, Vec<String>)> {
         let kind = rustix::fs::statfs(root)?.f_type;
         if u32::try_from(kind) != Ok(CGROUP2_MAGIC) {
-            return Err(io::Error::other("not a hierarchy of version 2"));
+            return Err(io::Error::other("not a cgroup v2 hierarchy"));
         }
         let make = |name: &str| match fs::create_dir(root.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => File::open(root.join(name)),
         };
         make("envd")?;
-        // Before controllers are enabled: then a group with groups below it may have no processes.
+        // Written before controllers are enabled: after that, a group that has child groups may not
+        // have processes.
         fs::write(root.join("envd/cgroup.procs"), "0")?;
         let groups = Directories {
             ptys: make("ptys")?,
@@ -135,7 +138,7 @@ impl Cgroups {
     }
 }
 
-/// What is written where, for a machine with so much memory.
+/// Returns files and values to write, for a guest with `total_bytes` of memory.
 fn settings(total_bytes: u64) -> Vec<(&'static str, String)> {
     let limits = Limits::of(total_bytes);
     let words = [
@@ -152,7 +155,7 @@ fn settings(total_bytes: u64) -> Vec<(&'static str, String)> {
     words.into()
 }
 
-/// Limits of the group `user`.
+/// Memory limits of the group `user`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limits {
     high_bytes: u64,

@@ -1,9 +1,11 @@
-//! The machine's clock, right before a restored machine is reported running.
+//! Correction of the guest's clock before a restored guest is reported as running.
 //!
-//! A restored machine's clock stands where it was frozen: for a template's booted guest that is the age of the image. chronyd
-//! steps it within seconds; the first commands of a sandbox run before that. So this asks the gateway for the time, in the
-//! packets of RFC 5905 (SNTP), and steps the clock if it is off. An answer may be wrong by half of the time that it took: one
-//! that took long is asked for again. Nobody sets the clock from outside, and whatever fails is left to chronyd.
+//! A restored guest's clock shows the time of its snapshot. For a template snapshot, the difference
+//! is the age of the image. chronyd steps the clock within seconds, but the first commands of a
+//! sandbox run before that. envd therefore asks the gateway for the time, in packets of RFC 5905
+//! (SNTP), and steps the clock if it is off. A response may be wrong by half of its round-trip
+//! time, so a slow response is requested again. The host does not set the guest's clock. All
+//! failures are left to chronyd.
 
 use std::{
     io,
@@ -14,51 +16,52 @@ use std::{
 use rustix::time::{ClockId, Timespec, clock_settime};
 use wrenn_proto::limits::{GATEWAY_IP, NTP_PACKET_BYTES, NTP_UNIX_OFFSET_SEC};
 
-/// Port of the network time protocol.
+/// Port of the Network Time Protocol.
 const NTP_PORT: u16 = 123;
 
-/// How long the gateway, which is a process of the same host, may take; with all that is asked.
+/// Maximum time for all rounds. The gateway is a process on the same host.
 const DEADLINE: Duration = Duration::from_millis(300);
 
-/// How often it is asked, at most.
+/// Maximum number of requests.
 const ROUNDS: usize = 3;
 
-/// An answer within this is good enough.
+/// Round-trip time below which a response is accurate enough.
 const QUICK: Duration = Duration::from_millis(20);
 
-/// What chronyd may repair by itself, gently.
+/// Maximum difference that is left to chronyd, which corrects it gradually.
 const TOLERANCE: Duration = Duration::from_millis(100);
 
-/// Seconds after which the seconds of NTP begin anew.
+/// Number of seconds in an NTP era, after which NTP seconds start again at 0.
 const ERA: u64 = 1 << 32;
 
-/// An answer.
+/// Response of a time server.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
-    /// The right time when it came.
+    /// Correct time at the arrival of the response.
     time: SystemTime,
-    /// When that was, by the clock that nobody steps.
+    /// Arrival of the response, by the monotonic clock.
     came: Instant,
-    /// How long it took.
+    /// Time between request and response.
     round_trip: Duration,
 }
 
 impl Reading {
-    /// The right time now.
+    /// Returns the correct time now.
     fn now(&self) -> SystemTime {
         self.time + self.came.elapsed()
     }
 
-    /// Whether a clock that is off by so much is wrong, and not this reading.
+    /// True if a difference of `off` must be an error of the clock. False if the tolerance or the
+    /// possible error of this reading covers the difference.
     fn is_reason(&self, off: Duration) -> bool {
         off > TOLERANCE.max(self.round_trip / 2)
     }
 }
 
-/// Steps this machine's clock to the gateway's, if it is off.
+/// Steps the guest's clock to the gateway's, if the guest's clock is off.
 ///
 /// # Errors
-/// If the gateway does not answer, or the kernel refuses.
+/// Fails if the gateway does not respond or the kernel rejects the new time.
 pub fn step_to_gateway() -> io::Result<()> {
     let gateway = SocketAddr::from((GATEWAY_IP, NTP_PORT));
     let reading = best(|limit| ask(gateway, limit))?;
@@ -77,7 +80,7 @@ pub fn step_to_gateway() -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-/// Asks until an answer is quick, a few times; the quickest one counts.
+/// Asks until a response is fast enough, at most [`ROUNDS`] times. Returns the fastest response.
 fn best(mut ask: impl FnMut(Duration) -> io::Result<Reading>) -> io::Result<Reading> {
     let began = Instant::now();
     let mut best = ask(DEADLINE)?;
@@ -89,19 +92,20 @@ fn best(mut ask: impl FnMut(Duration) -> io::Result<Reading>) -> io::Result<Read
         match ask(left) {
             Ok(reading) if reading.round_trip < best.round_trip => best = reading,
             Ok(_) => {}
-            // There is one answer.
+            // There is a response already.
             Err(_) => break,
         }
     }
     Ok(best)
 }
 
-/// The time of a server.
+/// Asks a server for the time.
 fn ask(server: SocketAddr, limit: Duration) -> io::Result<Reading> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
     socket.set_read_timeout(Some(limit))?;
     socket.connect(server)?;
-    // Not this machine's time, which is nobody's business: only its answer has these.
+    // A random number instead of the guest's time, which the server need not know. Only the
+    // response to this request repeats the number.
     let mut nonce = [0; 8];
     rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
     let asked = Instant::now();
@@ -113,7 +117,7 @@ fn ask(server: SocketAddr, limit: Duration) -> io::Result<Reading> {
     let sent = read(&packet[..length], nonce);
     let time = sent
         .and_then(|sent| sent.checked_add(round_trip / 2))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no answer of a time server"))?;
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "invalid NTP response"))?;
     Ok(Reading {
         time,
         came,
@@ -121,7 +125,8 @@ fn ask(server: SocketAddr, limit: Duration) -> io::Result<Reading> {
     })
 }
 
-/// A client's packet: version 4, mode 3; its transmit time (at 40) comes back as the answer's origin time.
+/// Builds a client's packet: version 4, mode 3. The server returns its transmit time (at 40) as the
+/// origin time of the response.
 fn request(nonce: [u8; 8]) -> [u8; NTP_PACKET_BYTES] {
     let mut packet = [0; NTP_PACKET_BYTES];
     packet[0] = 0b00_100_011;
@@ -129,12 +134,13 @@ fn request(nonce: [u8; 8]) -> [u8; NTP_PACKET_BYTES] {
     packet
 }
 
-/// The transmit time (at 40, big-endian: seconds, then the fraction of a second in 2^-32) of a server's answer to `nonce`.
+/// Returns the transmit time (at 40, big-endian: seconds, then the fraction of a second in 2^-32)
+/// of a server's response to `nonce`.
 fn read(packet: &[u8], nonce: [u8; 8]) -> Option<SystemTime> {
     const MODE: u8 = 0b111;
     const SERVER: u8 = 4;
     let packet: &[u8; NTP_PACKET_BYTES] = packet.first_chunk()?;
-    // Stratum 0 is no time, but a message that there is none.
+    // Stratum 0 marks a message that the server has no time.
     if packet[0] & MODE != SERVER || packet[1] == 0 || packet[24..32] != nonce {
         return None;
     }
@@ -223,7 +229,8 @@ mod tests {
         })
     }
 
-    /// The round trip that counts, of answers in this order, and how many were asked for; 0 is a failure.
+    /// Returns the round trip of the chosen response and the number of requests. `answers` are
+    /// round-trip times in milliseconds, in order; 0 is a failure.
     fn choice(answers: &[u64]) -> (Option<u128>, usize) {
         let mut asked = 0;
         let best = best(|_| {

@@ -1,19 +1,20 @@
-//! Connections of clients, by the time in which they came.
+//! Client connections, grouped by generation.
 //!
-//! A machine that is frozen and goes on elsewhere has the connections of its past in its memory, and their other ends are
-//! gone. So connections belong to generations: at a freeze those of the running one are asked to end when they are idle; after
-//! a restore those that still hang are cut.
+//! A guest that is restored from a snapshot has the connections of its past in memory, but their
+//! other ends are gone. Connections therefore belong to generations. Before a snapshot, the
+//! connections of the current generation are asked to end when they are idle. After a restore,
+//! those that remain are cut.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// What a connection listens to.
+/// Signals to the connections of one generation.
 #[derive(Debug, Clone, Default)]
 pub struct Generation {
-    /// End when the answer that is under way is out.
+    /// Ends the connection after the response in progress.
     pub drain: CancellationToken,
-    /// End now.
+    /// Ends the connection immediately.
     pub cut: CancellationToken,
 }
 
@@ -28,13 +29,14 @@ struct Generations {
 pub struct Connections(Mutex<Generations>);
 
 impl Connections {
-    /// That of connections which come now.
+    /// Returns the current generation, to which new connections belong.
     #[must_use]
     pub fn running(&self) -> Generation {
         self.lock().running.clone()
     }
 
-    /// Those that there are end when they are idle; others belong to the next generation.
+    /// Ends existing connections when they are idle. Later connections belong to the next
+    /// generation.
     pub fn drain(&self) {
         let mut generations = self.lock();
         let drained = std::mem::take(&mut generations.running);
@@ -42,12 +44,12 @@ impl Connections {
         generations.frozen.push(drained);
     }
 
-    /// Those that were drained may go on: their clients are still there.
+    /// Keeps the drained connections: their clients are still connected.
     pub fn keep(&self) {
         self.lock().frozen.clear();
     }
 
-    /// Those that were drained are cut: their clients are gone.
+    /// Cuts the drained connections: their clients are gone.
     pub fn cut(&self) {
         for generation in self.lock().frozen.drain(..) {
             generation.cut.cancel();
@@ -55,7 +57,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Generations> {
-        // Each change leaves a state that holds.
+        // Each change leaves a consistent state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,5 @@
-//! The service `filesystem.Filesystem`: thin, over [`entry`] and [`watch`]. File work blocks, so it runs on threads of its own.
+//! Service `filesystem.Filesystem`, a thin layer over [`entry`] and [`watch`]. File operations
+//! block, so they run on separate threads.
 
 pub mod entry;
 pub mod metadata;
@@ -26,49 +27,49 @@ use crate::{auth, paths, settings::Settings, users::User};
 
 const KEEPALIVE: Duration = Duration::from_secs(90);
 
-/// The service.
+/// Implementation of the service.
 pub struct FilesystemService {
     settings: Arc<Settings>,
     watchers: Arc<Watchers>,
 }
 
-/// Why a call on a path failed, before it is put into the caller's words.
+/// Failure of a call on a path, before its conversion to the client's protocol.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// The kernel refused.
+    /// The kernel rejected the operation.
     #[error("path '{}': {source}", path.display())]
     Io {
-        /// The path.
+        /// Path of the operation.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// It is there already.
+    /// The directory exists already.
     #[error("directory already exists: {}", .0.display())]
     DirectoryExists(PathBuf),
-    /// Something else is there.
+    /// Something that is not a directory exists at the path.
     #[error("path already exists but it is not a directory: {}", .0.display())]
     NotADirectoryThere(PathBuf),
-    /// A directory was expected.
+    /// The path is not a directory.
     #[error("path is not a directory: {}", .0.display())]
     NotADirectory(PathBuf),
-    /// Links that lead to each other.
+    /// Symbolic links form a cycle.
     #[error("cyclic symlink or chain >255 links at '{}'", .0.display())]
     LinkCycle(PathBuf),
-    /// Changes came faster than they were asked for.
-    #[error("more changes than are kept: some events are lost")]
+    /// Changes came faster than the client took them.
+    #[error("too many changes, some events are lost")]
     EventsLost,
-    /// There is nothing to watch any more.
+    /// The watched directory no longer exists at its path.
     #[error("the watched directory was removed or moved: {}", .0.display())]
     WatchEnded(PathBuf),
-    /// Events of a network file system do not come.
+    /// The path is on a network file system, which reports no events.
     #[error("cannot watch path on network filesystem: {}", .0.display())]
     NetworkMount(PathBuf),
 }
 
 impl FileError {
-    /// An error at a path.
+    /// Returns a conversion of an I/O error at a path.
     pub fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
@@ -103,10 +104,10 @@ impl From<FileError> for ConnectError {
                 | io::ErrorKind::AlreadyExists
                 | io::ErrorKind::CrossesDevices
                 | io::ErrorKind::DirectoryNotEmpty
-                // The kernel refuses root only what cannot be done there, as in /sys.
+                // The kernel rejects operations of root only where they are impossible, as in /sys.
                 | io::ErrorKind::PermissionDenied
                 | io::ErrorKind::ReadOnlyFilesystem => Self::invalid_argument(text),
-                // A mount point, a program that runs.
+                // The path is a mount point or a program that is being executed.
                 io::ErrorKind::ResourceBusy | io::ErrorKind::ExecutableFileBusy => {
                     Self::failed_precondition(text)
                 }
@@ -119,7 +120,7 @@ impl From<FileError> for ConnectError {
     }
 }
 
-/// No descriptor or watch is left: the request is fine.
+/// True if no descriptor or watch is available. The request itself is valid.
 fn is_exhaustion(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
@@ -128,13 +129,13 @@ fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
-/// Links that lead to each other.
+/// True if symbolic links form a cycle.
 pub(crate) fn is_link_cycle(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 impl FilesystemService {
-    /// A service over shared state.
+    /// Creates a service over shared state.
     #[must_use]
     pub fn new(settings: Arc<Settings>, watchers: Arc<Watchers>) -> Self {
         Self { settings, watchers }
@@ -168,7 +169,9 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ConnectError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => Ok(result?),
-        Err(error) => Err(ConnectError::internal(format!("file work failed: {error}"))),
+        Err(error) => Err(ConnectError::internal(format!(
+            "file operation failed: {error}"
+        ))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Plain HTTP: health, settings, metrics, files.
+//! Plain HTTP routes: health, settings, metrics, files, snapshots.
 
 pub mod compose;
 pub mod download;

@@ -1,7 +1,7 @@
-//! Who this machine is, for programs that ask: files below `/run` and variables of the environment.
+//! Identity of the guest, for programs in it: files below `/run` and environment variables.
 //!
-//! The host tells it twice: by `/snapshot/recover`, at once, and by the metadata service ([`crate::mmds`]), a little later.
-//! Both go through here, so there is one form of it.
+//! The host provides the identity twice: immediately by `/snapshot/recover`, and a little later by
+//! the metadata service ([`crate::mmds`]). Both use this module, so the identity has one form.
 
 use std::{
     fs::{self, File},
@@ -9,20 +9,21 @@ use std::{
     path::Path,
 };
 
-/// Words of an identity are no longer.
+/// Maximum length of a value in an identity, in bytes.
 const MAX_WORD_BYTES: usize = 64;
 
-/// The sandbox that this machine is, and the template that it was made from.
+/// Ids of the sandbox that this guest is, and of its template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Id of the sandbox.
     pub sandbox_id: String,
-    /// Id of the template; if it is empty, what was told before stays.
+    /// Id of the template. If empty, the previous value stays.
     pub template_id: String,
 }
 
 impl Identity {
-    /// Variables of every process's environment, under our names and under those that E2B's clients look for.
+    /// Returns variables for every process's environment, under Wrenn's names and under those that
+    /// E2B's clients expect.
     pub fn variables(&self) -> Vec<(String, String)> {
         let mut all = Vec::new();
         for prefix in ["WRENN", "E2B"] {
@@ -35,10 +36,10 @@ impl Identity {
         all
     }
 
-    /// Writes the files. `root` is `/`, but for tests.
+    /// Writes the files. `root` is `/`, except in tests.
     ///
     /// # Errors
-    /// If one cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, root: &Path) -> io::Result<()> {
         for (dir, prefix) in [("run/wrenn", "WRENN"), ("run/e2b", "E2B")] {
             let dir = root.join(dir);
@@ -54,19 +55,21 @@ impl Identity {
     }
 }
 
-/// Whether a word may become a line of a file, a host's name, a variable's value.
+/// True if a value may be used as a line of a file, a host name or the value of a variable.
 #[must_use]
 pub fn is_word(word: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     word.len() <= MAX_WORD_BYTES && word.bytes().all(allowed)
 }
 
-/// Writes a file whose content is another one. Most of them stay what they were at a resume, and somebody waits for it.
+/// Writes a file if its content differs. On a resume most files stay unchanged, and the host waits
+/// for the resume.
 ///
-/// The new content goes over the old: emptying the file first would make the file system give its block back and look for another.
+/// The new content overwrites the old content. Truncating the file first would make the file system
+/// free the file's block and allocate another.
 ///
 /// # Errors
-/// If it cannot be written.
+/// Fails if the file cannot be written.
 pub fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
     let old = fs::read(path).ok();
     if old.as_deref() == Some(content.as_bytes()) {

@@ -1,18 +1,22 @@
-//! The agent in the guest: starts processes and moves files, for the host and for clients of E2B's SDKs.
+//! Guest agent (`envd`). Starts processes and transfers files for the host and for clients of E2B's
+//! SDKs.
 //!
-//! One HTTP port serves the Connect services `process.Process` and `filesystem.Filesystem` and a few plain routes. The
-//! wire contract is E2B's. It owns the processes that were started through it, and nothing else of the guest; it never
-//! is process 1 (tini is), so that its end ends no guest.
+//! One HTTP port serves the Connect services `process.Process` and `filesystem.Filesystem` and a
+//! few plain routes. The wire contract is E2B's. envd owns the processes that were started through
+//! it, and nothing else in the guest. envd is never process 1 (tini is), so its exit does not end
+//! the guest.
 //!
-//! - [`settings`]: what the host told by `/init`: token, environment, defaults.
-//! - [`users`], [`paths`]: names to ids and paths, read from `/etc/passwd` and `/etc/group` (a static executable has no NSS).
+//! - [`settings`]: values that the host sets by `/init`: token, environment, defaults.
+//! - [`users`], [`paths`]: resolution of names to ids and paths, read from `/etc/passwd` and
+//!   `/etc/group` (a static executable has no NSS).
 //! - [`auth`]: token, signatures, user of a call.
-//! - [`process`]: start, follow, feed, signal. Output is never lost: see [`process::output`].
+//! - [`process`]: start, output, input, signals. Output is never lost: see [`process::output`].
 //! - [`filesystem`]: entries, directories, watches.
-//! - [`http`]: health, settings, metrics, file transfer, and the host's word before and after a freeze.
-//! - [`ports`]: servers that listen inside only are made reachable.
-//! - [`cgroups`]: which processes yield to which.
-//! - [`mmds`], [`identity`]: who this machine is.
+//! - [`http`]: health, settings, metrics, file transfer, and the host's calls before and after a
+//!   snapshot.
+//! - [`ports`]: forwarding of loopback ports.
+//! - [`cgroups`]: resource priorities of processes.
+//! - [`mmds`], [`identity`]: identity of the guest.
 #![forbid(unsafe_code)]
 
 pub mod auth;

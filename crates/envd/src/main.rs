@@ -1,4 +1,4 @@
-//! The guest agent's program: see `USAGE`. It serves until it is killed.
+//! Program of the guest agent (see `USAGE`). Serves until it is killed.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -8,15 +8,15 @@ use wrenn_proto::limits::ENVD_CONTRACT_VERSION;
 
 const USAGE: &str = "\
 usage: envd [OPTION VALUE]...
-  --bind ADDRESS             address to listen on (0.0.0.0)
-  --port PORT                port to listen on (49983)
-  --forward-address ADDRESS  this machine's address: ports open on 127.0.0.1 or ::1 are forwarded from there (169.254.0.21)
-  --metadata ADDRESS:PORT    the metadata service (169.254.169.254:80)
-  --cgroup-root DIRECTORY    control groups, version 2 (/sys/fs/cgroup)
-  --version                  print the version of the contract that is kept";
+  --bind ADDRESS             address to listen on (default 0.0.0.0)
+  --port PORT                port to listen on (default 49983)
+  --forward-address ADDRESS  guest address on which ports of 127.0.0.1 and ::1 are forwarded (default 169.254.0.21)
+  --metadata ADDRESS:PORT    address of the metadata service (default 169.254.169.254:80)
+  --cgroup-root DIRECTORY    root of the cgroup v2 hierarchy (default /sys/fs/cgroup)
+  --version                  print the version of the envd contract and exit";
 
 fn main() -> ExitCode {
-    // Before there is a second thread.
+    // Must run before a second thread exists.
     wrenn_sys::heap::keep_little();
     let config = match parse(std::env::args().skip(1)) {
         Ok(Some(config)) => config,
@@ -43,15 +43,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is asked for; `None` if only the version is.
+/// Parses the arguments. Returns `None` if only the version was requested.
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Config>, String> {
     let mut config = Config::default();
     while let Some(flag) = args.next() {
         if flag == "--version" {
             return Ok(None);
         }
-        let mut value = || args.next().ok_or(format!("{flag} needs a value"));
-        let wrong = |error: &dyn std::fmt::Display| format!("{flag}: {error}");
+        let mut value = || args.next().ok_or(format!("`{flag}` requires a value"));
+        let wrong = |error: &dyn std::fmt::Display| format!("invalid value for `{flag}`: {error}");
         match flag.as_str() {
             "--bind" => config
                 .address
@@ -64,7 +64,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Config>, Strin
             }
             "--metadata" => config.metadata_address = value()?.parse().map_err(|e| wrong(&e))?,
             "--cgroup-root" => config.cgroup_root = value()?.into(),
-            other => return Err(format!("unknown argument {other}")),
+            other => return Err(format!("unknown argument `{other}`")),
         }
     }
     Ok(Some(config))

@@ -1,11 +1,13 @@
-//! The metadata service at the gateway: who this machine is, and which token it may be given.
+//! Metadata service at the gateway, which provides the guest's identity and the hash of its token.
 //!
-//! It is asked in the background: when the agent starts, after `/init`, and when the machine has become another sandbox.
-//! The answer's ids go to files and to the environment ([`crate::identity`]), its hash says which token `/init` may set. There may
-//! be no such service; then the host's own words (`/init`, `/snapshot/recover`) are all there is, and after a minute nobody
-//! asks any more.
+//! envd asks the service in the background: when envd starts, after `/init`, and when the guest has
+//! become another sandbox. The ids in the response go to files and to the environment
+//! ([`crate::identity`]). The hash determines which token `/init` may set. The service may be
+//! absent. In that case, `/init` and `/snapshot/recover` are the only sources, and envd stops
+//! asking after a minute.
 //!
-//! Nothing is asked while a machine is being frozen ([`Mmds::stop`]), and what was asked before is never taken for an answer after.
+//! envd sends no requests during a snapshot ([`Mmds::stop`]), and never uses the response to a
+//! request from before the snapshot.
 
 pub mod client;
 pub mod metadata;
@@ -25,13 +27,14 @@ use tokio::{
 use self::metadata::{Metadata, TokenHash};
 use crate::settings::Settings;
 
-/// For how long it is asked again if there is no answer.
+/// Maximum time for repeated requests without a response.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time before it is asked again: doubled each time, between these.
+/// Minimum delay before the next request. The delay doubles with each request, up to
+/// [`LONGEST_WAIT`].
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// The service, and what it told last.
+/// Client of the service, with the last response.
 #[derive(Debug)]
 pub struct Mmds {
     address: SocketAddr,
@@ -46,7 +49,7 @@ struct State {
 }
 
 impl Mmds {
-    /// The service at an address; its ids go to `settings`.
+    /// Creates a client of the service at an address. Ids go to `settings`.
     #[must_use]
     pub fn new(address: SocketAddr, settings: Arc<Settings>) -> Self {
         Self {
@@ -56,12 +59,14 @@ impl Mmds {
         }
     }
 
-    /// Asks in the background, until there is an answer with an id, or patience ends. Who asked before is forgotten.
+    /// Asks in the background, until a response contains an id or `PATIENCE` ends. Replaces a
+    /// request that is still in progress.
     pub fn ask(self: &Arc<Self>) {
         self.ask_after(Duration::ZERO);
     }
 
-    /// As [`ask`](Self::ask), in a moment: what it asks for is known already, and somebody is waiting for a first command.
+    /// Asks after a delay. Like [`ask`](Self::ask), but for a guest that knows the values already
+    /// and whose first command must not be delayed.
     pub fn ask_after(self: &Arc<Self>, moment: Duration) {
         let mmds = self.clone();
         let mut state = self.lock();
@@ -74,26 +79,26 @@ impl Mmds {
         }
     }
 
-    /// Asks no more.
+    /// Stops asking.
     pub fn stop(&self) {
         if let Some(asking) = self.lock().asking.take() {
             asking.abort();
         }
     }
 
-    /// What was told of another machine does not hold for this one.
+    /// Stops asking and discards the last hash, which does not apply to the new sandbox.
     pub fn forget(&self) {
         self.stop();
         self.lock().token_hash = None;
     }
 
-    /// The hash that was told last, without asking.
+    /// Returns the hash of the last response, without a request.
     #[must_use]
     pub fn known_token_hash(&self) -> Option<TokenHash> {
         self.lock().token_hash.clone()
     }
 
-    /// The hash that is told now; `None` if there is no answer, or none in it.
+    /// Requests the current hash. Returns `None` if there is no response or no hash in it.
     pub async fn token_hash(&self) -> Option<TokenHash> {
         match client::ask(self.address).await {
             Ok(metadata) => {
@@ -102,7 +107,7 @@ impl Mmds {
                 hash
             }
             Err(error) => {
-                tracing::debug!(%error, "no metadata");
+                tracing::debug!(%error, "metadata request failed");
                 None
             }
         }
@@ -115,7 +120,7 @@ impl Mmds {
             match client::ask(self.address).await {
                 Ok(metadata) if self.learn(&metadata) => return,
                 Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "no metadata yet"),
+                Err(error) => tracing::debug!(%error, "metadata request failed"),
             }
             if Instant::now() + wait > end {
                 return;
@@ -125,21 +130,21 @@ impl Mmds {
         }
     }
 
-    /// Takes an answer over; whether it says who this machine is.
+    /// Applies a response. Returns true if the response contains the guest's identity.
     fn learn(&self, metadata: &Metadata) -> bool {
         self.lock().token_hash = metadata.token_hash();
         let Some(identity) = metadata.identity() else {
             return false;
         };
         if let Err(error) = identity.write(Path::new("/")) {
-            tracing::error!(%error, "cannot write who this machine is");
+            tracing::error!(%error, "failed to write the guest identity");
         }
         self.settings.identify(&identity);
         true
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Each change is one assignment: a panic in between leaves nothing half done.
+        // Each change is one assignment, so a panic in between leaves a consistent state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

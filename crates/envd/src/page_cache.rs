@@ -1,36 +1,39 @@
-//! What of the page cache goes into a frozen moment.
+//! Size of the page cache in snapshots.
 //!
-//! A cache that holds much makes the moment large for nothing: its pages can be read from the disk again. But giving all of
-//! it back before every freeze is worse than keeping it: what is read again after a restore lands in other pages of memory,
-//! and every one of them is a change that the next moment has to hold. So the cache is given back only when it has grown by
-//! more than `MOST_GROWTH_BYTES` since the machine was last frozen; until then it is the same pages with the same content,
-//! which cost nothing. How large it was then is in the frozen memory itself: a restored guest need not ask.
+//! A large page cache makes a snapshot large without benefit, because its pages can be read from
+//! the disk again. Dropping the whole cache before every snapshot is worse than keeping it: after a
+//! restore, the same data is read into other pages of memory, and the next snapshot has to store
+//! each of these pages as changed. envd therefore drops the cache only if it has grown by more than
+//! `MOST_GROWTH_BYTES` since the last snapshot. Until then, the cache consists of the same pages
+//! with the same content, which cost nothing. The size at the last snapshot is stored in the
+//! guest's memory, so a restored guest has it.
 
 use std::{
     fs, io,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// How much more than at the last freeze may stay.
+/// Maximum growth since the last snapshot that is kept, in bytes.
 const MOST_GROWTH_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Remembers how large the cache was.
+/// Size of the page cache at the last snapshot.
 #[derive(Debug, Default)]
 pub struct PageCache {
-    /// At the last freeze; 0 since a boot.
+    /// Size at the last snapshot, in bytes; 0 after a boot.
     frozen_bytes: AtomicU64,
 }
 
 impl PageCache {
-    /// The machine is about to be frozen: gives the cache back if it has grown, unless it is to be kept, and remembers how
-    /// large it is.
+    /// Prepares the page cache for a snapshot: drops it if it has grown, unless `keep` is set, and
+    /// records its size.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// Fails if the kernel rejects the request to drop the cache.
     pub fn freeze(&self, keep: bool) -> io::Result<()> {
         let most = self.frozen_bytes.load(Ordering::Relaxed) + MOST_GROWTH_BYTES;
         if !keep && cached_bytes() > most {
-            // 1: the page cache only; what the kernel knows of files is small and soon needed again.
+            // 1 drops the page cache only. The kernel's cache of file metadata is small and soon
+            // needed again.
             fs::write("/proc/sys/vm/drop_caches", "1")?;
         }
         self.frozen_bytes.store(cached_bytes(), Ordering::Relaxed);
@@ -38,13 +41,15 @@ impl PageCache {
     }
 }
 
-/// Bytes in the page cache. If the kernel does not tell, more than there ever are: giving back is always right.
+/// Returns the size of the page cache, in bytes. If the kernel does not report the size, returns
+/// more than any guest has, because dropping the cache is always correct.
 fn cached_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     parse(&text).unwrap_or(u64::MAX / 2)
 }
 
-/// `Cached` without `Shmem`, which cannot be given back. Lines are `Name:  NUMBER kB` (proc_meminfo(5)).
+/// Returns `Cached` without `Shmem`, which cannot be dropped, in bytes. Lines have the form
+/// `Name:  NUMBER kB` (proc_meminfo(5)).
 fn parse(meminfo: &str) -> Option<u64> {
     let field = |name: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,23 +1,24 @@
-//! Paths as clients write them.
+//! Resolution of paths in requests.
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::users::User;
 
-/// A path that cannot be used.
+/// Invalid path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PathError {
-    /// Another user's home.
-    #[error("cannot expand `{0}`: only ~ and ~/… are understood, not another user's home")]
+    /// The path is in another user's home directory.
+    #[error("cannot expand `{0}`: only `~` and `~/…` are supported, not another user's home")]
     OtherHome(String),
-    /// No path of any file.
-    #[error("the path holds a NUL byte")]
+    /// The path contains a NUL byte, which no file name can have.
+    #[error("the path contains a NUL byte")]
     Nul,
 }
 
-/// Makes a path absolute: empty is the default directory (or home), `~` and `~/x` are the home, a relative path begins
-/// at the home. `.` and `..` are resolved by name.
+/// Makes a path absolute. An empty path is the default directory, or else the home directory. `~`
+/// and `~/x` are in the home directory. A relative path starts at the home directory. `.` and `..`
+/// are resolved by name.
 ///
 /// # Errors
 /// See [`PathError`].

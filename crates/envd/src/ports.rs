@@ -1,20 +1,26 @@
-//! Ports of servers that listen only inside, made reachable from outside.
+//! Forwarding of loopback ports, which makes them reachable from outside the guest.
 //!
-//! A server on 127.0.0.1 or ::1 cannot be reached through the guest's network device. For each such port this listens on the
-//! device's address and copies both ways, unless something is reachable there already. The kernel's tables of sockets
-//! ([`table`], [`scan`]) are looked at once a second; [`plan`] says from them which ports need a forwarder; [`forward`] is one.
+//! A server on 127.0.0.1 or ::1 is not reachable through the guest's network device. For each such
+//! port, envd listens on the device's address and copies in both directions, unless another server
+//! is reachable on that port already. The kernel's socket tables ([`table`], [`scan`]) are scanned
+//! once per second. [`plan`] derives from them the ports that need a forwarder. [`forward`] is one
+//! forwarder.
 //!
-//! Forwarders are tasks of this process. The original starts a `socat` for each port and forks it for each connection: a
-//! megabyte or more of the guest's memory each, a program that must be in every image, and processes that outlive a freeze
-//! and hold their ports. A task is a few hundred bytes, and is gone when this says so.
+//! Forwarders are tasks of envd. E2B's envd starts one `socat` per port, which forks for each
+//! connection. That costs at least a megabyte of the guest's memory per process, requires a program
+//! in every image, and leaves processes that survive a snapshot and hold their ports. A task takes
+//! a few hundred bytes and ends when envd stops it.
 //!
-//! - A forwarder belongs to a port and remembers the inode of its listener. A server that is started again between two looks
-//!   has another inode and the same port: the forwarder stays open and leads to the new one.
-//! - A listener that is gone takes its forwarder with it; connections that are open live on until an end closes them.
-//! - A port that cannot be bound is tried again at each look.
-//! - While a forwarder holds a port, nothing else can be bound to that port on all addresses; so for up to a second after
-//!   its server has gone, a server for everyone cannot take its place.
-//! - [`Ports::stop`] ends all of it, before a machine is frozen, and returns when every port is free; [`Ports::start`] begins anew.
+//! - A forwarder belongs to a port and remembers the inode of its listener. A server that restarts
+//!   between two scans has another inode and the same port: the forwarder stays open and connects
+//!   to the new server.
+//! - A forwarder ends with its listener. Open connections continue until one end closes them.
+//! - If a port cannot be bound, the next scan tries again.
+//! - While a forwarder holds a port, no other socket can bind that port on all addresses. After a
+//!   server ends, another server can therefore not bind its port on all addresses for up to one
+//!   second.
+//! - [`Ports::stop`] ends all forwarding before a snapshot and returns when all ports are free.
+//!   [`Ports::start`] starts it again.
 
 pub mod forward;
 pub mod plan;
@@ -36,20 +42,22 @@ use self::{
     scan::Scanner,
 };
 
-/// Time between two looks.
+/// Time between two scans.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Until the first look: after a restore, somebody is waiting for a first command.
+/// Delay of the first scan. After a restore, a client waits for its first command.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 
-/// Forwarded connections at once: each has two buffers of 8 KiB. More wait in the kernel.
+/// Maximum number of forwarded connections. Each has two buffers of 8 KiB. More connections wait in
+/// the kernel.
 const MAX_CONNECTIONS: usize = 1024;
 
 /// All forwarded ports.
 #[derive(Debug)]
 pub struct Ports {
     outside: IpAddr,
-    /// Held while they are started or stopped, so that one ends before another begins.
+    /// State while forwarding runs. Locked during start and stop, so that one run ends before the
+    /// next begins.
     running: Mutex<Option<Running>>,
 }
 
@@ -60,7 +68,7 @@ struct Running {
 }
 
 impl Ports {
-    /// Forwards nothing yet. `outside` is this machine's address.
+    /// Creates the state without forwarding any port. `outside` is the guest's address.
     #[must_use]
     pub fn new(outside: IpAddr) -> Self {
         Self {
@@ -69,7 +77,7 @@ impl Ports {
         }
     }
 
-    /// Forwards what there is now and what comes. Doing it twice is fine.
+    /// Forwards the current and future loopback ports. May be called twice.
     pub async fn start(&self) {
         let mut running = self.running.lock().await;
         if running.is_some() {
@@ -80,12 +88,13 @@ impl Ports {
         *running = Some(Running { stop, watching });
     }
 
-    /// Stops looking, closes all ports and cuts all connections; returns when that is done. Doing it twice is fine.
+    /// Stops scanning, closes all ports and cuts all connections. Returns when that is done. May be
+    /// called twice.
     pub async fn stop(&self) {
         let mut running = self.running.lock().await;
         if let Some(running) = running.take() {
             running.stop.cancel();
-            // It ends when it is told to.
+            // The task ends after the cancellation.
             let _ = running.watching.await;
         }
     }
@@ -96,7 +105,7 @@ async fn watch(outside: IpAddr, stop: CancellationToken) {
     let mut watcher = match Watcher::new(outside, stop.clone()) {
         Ok(watcher) => watcher,
         Err(error) => {
-            tracing::error!(%error, "ports are not forwarded: the table of sockets cannot be read");
+            tracing::error!(%error, "failed to open the socket tables, no port is forwarded");
             return;
         }
     };
@@ -107,14 +116,14 @@ async fn watch(outside: IpAddr, stop: CancellationToken) {
     watcher.end().await;
 }
 
-/// What one run of the watch has.
+/// State of one run of the watch.
 struct Watcher {
     outside: IpAddr,
     scanner: Scanner,
     plan: Plan,
     forwarders: BTreeMap<u16, Forwarder>,
     limits: Limits,
-    /// Problems are told once, not once a second.
+    /// True after the first problem was logged, so that problems are not logged once per second.
     has_complained: bool,
 }
 
@@ -133,7 +142,7 @@ impl Watcher {
         })
     }
 
-    /// Makes the forwarders what the table says they should be.
+    /// Scans the tables and updates the forwarders.
     async fn look(&mut self) {
         let Self {
             scanner,
@@ -147,7 +156,7 @@ impl Watcher {
             plan.add(listener, owned);
         });
         if let Err(error) = scanned {
-            // What is known from before goes on.
+            // The existing forwarders continue.
             self.complain(0, &error);
             return;
         }
@@ -186,7 +195,7 @@ impl Watcher {
 
     fn complain(&mut self, port: u16, error: &io::Error) {
         if !std::mem::replace(&mut self.has_complained, true) {
-            tracing::warn!(port, %error, "a port is not forwarded; it will be tried again");
+            tracing::warn!(port, %error, "port forwarding failed, will retry");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The service `process.Process`: thin, over [`registry`], [`spawn`] and [`output`].
+//! Service `process.Process`, a thin layer over [`registry`], [`spawn`] and [`output`].
 
 pub mod child;
 pub mod input;
@@ -37,18 +37,18 @@ use self::{
 };
 use crate::{auth, server::App};
 
-/// Silence after which a keep-alive is sent, unless the client asks otherwise.
+/// Silence after which a keep-alive is sent, unless the client requests another interval.
 const KEEPALIVE: Duration = Duration::from_secs(90);
-/// How long a call that kills waits for the death.
+/// Maximum time that a SIGKILL call waits for the process to die.
 const KILL_WAIT: Duration = Duration::from_secs(2);
 
-/// The service.
+/// Implementation of the service.
 pub struct ProcessService {
     app: App,
 }
 
 impl ProcessService {
-    /// A service over shared state.
+    /// Creates a service over shared state.
     #[must_use]
     pub fn new(app: App) -> Self {
         Self { app }
@@ -65,10 +65,10 @@ impl ProcessService {
 fn required(selector: Option<&rpc::ProcessSelector>) -> Result<&Selector, ConnectError> {
     selector
         .and_then(|s| s.selector.as_ref())
-        .ok_or_else(|| ConnectError::invalid_argument("process: a pid or a tag is needed"))
+        .ok_or_else(|| ConnectError::invalid_argument("`process` requires a pid or a tag"))
 }
 
-/// A message of a stream, of either method.
+/// Stream message of `Start` or `Connect`.
 trait FromEvent: Send + 'static {
     fn of(event: rpc::ProcessEvent) -> Self;
 }
@@ -93,8 +93,10 @@ impl FromEvent for rpc::ConnectResponse {
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 
-/// Start, then what comes, with keep-alives in silence, to the end; only the start for who does not listen. The stream of a process that was killed because the
-/// call's time was up fails after that end: clients tell a timeout from a kill by it.
+/// Returns the stream of a process's events: the start, then the output with keep-alives during
+/// silence, then the end. Without a subscription, the stream consists of the start only. If the
+/// process was killed because the call's timeout expired, the stream fails after the end event, so
+/// that clients can distinguish a timeout from a kill.
 fn events<T: FromEvent>(
     pid: u32,
     subscription: Option<Subscription>,
@@ -121,15 +123,21 @@ fn events<T: FromEvent>(
             }
             Ok(Some(Event::Data(data))) => Some((wire(data.into()), Some(subscription))),
             Ok(Some(Event::End(end))) => Some((wire(end.into()), None)),
-            // The process's owner is gone without a word: the stream must not look complete.
-            Ok(None) => Some((Err(ConnectError::internal("the process was lost")), None)),
+            // The task that owns the process ended without an end event. The stream must not look
+            // complete.
+            Ok(None) => Some((
+                Err(ConnectError::internal(
+                    "output of the process ended without an end event",
+                )),
+                None,
+            )),
         }
     });
     let last = stream::iter(started).filter_map(async |process| {
         let expired = process.expired.load(Ordering::SeqCst);
         expired.then(|| {
             Err(ConnectError::deadline_exceeded(
-                "the process ran out of time",
+                "process timed out and was killed",
             ))
         })
     });
@@ -169,7 +177,7 @@ impl rpc::Process for ProcessService {
             spawn::start(&self.app, &user, request, limit).map_err(ConnectError::from)?;
         let (pid, keepalive) = (process.pid, keepalive_of(&context));
         let subscription = if context.header(limits::DETACHED_HEADER).is_some() {
-            // From the first byte on it is unheard, and so kept.
+            // Without a subscriber, the output is kept from its first byte.
             None
         } else {
             Some(subscription)
@@ -183,7 +191,7 @@ impl rpc::Process for ProcessService {
         request: ServiceRequest<'_, rpc::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<rpc::ConnectResponse>> {
         let request = request.to_owned_message();
-        // One that ended a moment ago still has output to tell.
+        // A process that has just ended may still have output to deliver.
         let selector = required(request.process.as_option())?;
         let (pid, output) = self.app.processes.find_output(selector)?;
         let all = events(pid, Some(output.subscribe()), None, keepalive_of(&context));
@@ -257,13 +265,14 @@ impl rpc::Process for ProcessService {
             Some(rpc::Signal::SIGNAL_SIGKILL) => nix::sys::signal::Signal::SIGKILL,
             _ => {
                 return Err(ConnectError::unimplemented(
-                    "only SIGTERM and SIGKILL can be sent",
+                    "unsupported signal: only SIGTERM and SIGKILL can be sent",
                 ));
             }
         };
         process.signal(signal)?;
         if signal == nix::sys::signal::Signal::SIGKILL {
-            // Who was told that it is killed may look at once. One that the kernel holds dies later.
+            // The client may check for the process as soon as it gets this response. A process that
+            // is blocked in the kernel dies later.
             let _ = tokio::time::timeout(KILL_WAIT, process.reaped.cancelled()).await;
         }
         Response::ok(rpc::SendSignalResponse::default())
@@ -285,12 +294,12 @@ async fn send(process: &Running, input: Option<Input>) -> Result<(), ConnectErro
         Some(Input::Stdin(bytes)) => process.input.write_stdin(&bytes).await,
         Some(Input::Pty(bytes)) => process.input.write_terminal(&bytes).await,
         None => Err(ConnectError::invalid_argument(
-            "input: stdin or pty is needed",
+            "`input` requires `stdin` or `pty`",
         )),
     }
 }
 
-/// The selector of a pid.
+/// Returns a selector for a pid.
 #[must_use]
 pub fn by_pid(pid: u32) -> rpc::ProcessSelector {
     rpc::ProcessSelector {

@@ -1,4 +1,4 @@
-//! The port: routes, limits, and the life of the process.
+//! HTTP server: routes, limits, and the main loop of the program.
 
 use std::{
     io,
@@ -46,23 +46,24 @@ use crate::{
     settings::Settings,
 };
 
-/// How long a connection may wait for the headers of its next request: longer than clients keep idle connections (E2B's
-/// 300 s), so that a request never meets a connection that is being closed.
+/// Maximum time that a connection may wait for the headers of its next request. Longer than clients
+/// keep idle connections (E2B's SDKs: 300 s), so that no request arrives on a connection that is
+/// being closed.
 const IDLE_DEADLINE: Duration = Duration::from_secs(640);
 
-/// What a unary call's message may take, bytes.
+/// Maximum size of the message of a unary call, in bytes.
 const MAX_MESSAGE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Where the agent is, and what is around it.
+/// Addresses and paths of the agent's environment.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Address to listen on.
     pub address: SocketAddr,
-    /// The machine's address: ports that are open inside only are forwarded from there.
+    /// Address of the guest, on which loopback ports are forwarded.
     pub forward_address: IpAddr,
-    /// The metadata service.
+    /// Address of the metadata service.
     pub metadata_address: SocketAddr,
-    /// Where control groups are.
+    /// Root directory of the cgroup hierarchy.
     pub cgroup_root: PathBuf,
 }
 
@@ -77,26 +78,26 @@ impl Default for Config {
     }
 }
 
-/// What all calls share.
+/// State that is shared by all calls.
 #[derive(Clone)]
 pub struct App {
-    /// What the host told.
+    /// Settings from the host.
     pub settings: Arc<Settings>,
-    /// Processes that were started here.
+    /// Processes that were started by envd.
     pub processes: Arc<Registry>,
-    /// Who is connected.
+    /// Client connections.
     pub connections: Arc<Connections>,
-    /// What of the page cache is frozen.
+    /// Size of the page cache in snapshots.
     pub page_cache: Arc<PageCache>,
-    /// Groups that processes are born into.
+    /// Groups in which processes are created.
     pub cgroups: Arc<Cgroups>,
-    /// How many descriptors a process may have open, soft and hard limit.
+    /// Soft and hard limit of open descriptors per process.
     pub open_files: Option<(u64, u64)>,
-    /// Ports that are open inside only.
+    /// Forwarding of loopback ports.
     pub ports: Arc<Ports>,
-    /// The metadata service.
+    /// Client of the metadata service.
     pub mmds: Arc<Mmds>,
-    /// How busy the machine is.
+    /// CPU usage of the guest.
     pub cpu_use: Arc<info::CpuUse>,
 }
 
@@ -120,9 +121,10 @@ impl App {
 /// Serves until the process is killed.
 ///
 /// # Errors
-/// If the address cannot be bound.
+/// Fails if the address cannot be bound.
 pub fn run(config: &Config) -> io::Result<()> {
-    // One thread for the network, a few for files: a frozen guest should have little in flight.
+    // One thread for the network and a few for files, so that a snapshot has little work in
+    // progress.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -137,10 +139,10 @@ pub fn run(config: &Config) -> io::Result<()> {
     })
 }
 
-/// Serves on a listener.
+/// Accepts connections from a listener and serves them.
 ///
 /// # Errors
-/// None at present: failures to accept are logged and survived.
+/// None at present: failures to accept are logged, and the loop continues.
 async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
     let connections = app.connections.clone();
     let router = router(app);
@@ -148,13 +150,13 @@ async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
-                // For example, no descriptor left: it may pass.
+                tracing::warn!(%error, "accept failed");
+                // The cause may be temporary, for example no free descriptors.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        // Frames are small and someone waits for each.
+        // Frames are small, and a client waits for each of them.
         let _ = stream.set_nodelay(true);
         let router = router.clone();
         let service =
@@ -181,7 +183,7 @@ async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
                 }
             };
             if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended");
+                tracing::debug!(%error, "connection failed");
             }
         });
     }
@@ -222,21 +224,22 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Hooks of E2B's own host, of which ours has its own form (`/snapshot/…`).
+/// Hooks of E2B's own host. Wrenn has its own form of them (`/snapshot/…`).
 const HOOKS: [&str; 5] = ["/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw"];
 
 async fn not_built() -> Response {
     error_response(
         StatusCode::NOT_IMPLEMENTED,
-        "this agent does not do that: see /snapshot/prepare and /snapshot/recover",
+        "not implemented: use /snapshot/prepare and /snapshot/recover",
     )
 }
 
-/// What the Connect library does not do by itself.
+/// Middleware for rules of the contract that the Connect library does not implement.
 async fn prepare_call(mut request: Request, next: Next) -> Response {
     let headers = request.headers_mut();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    // A message that is too long is refused before it comes: a client may stop in the middle of it.
+    // A message that is too long is rejected before it is received, because a client may stop in
+    // the middle of it.
     let length: u64 = text("content-length")
         .and_then(|n| n.parse().ok())
         .unwrap_or(0);
@@ -248,10 +251,10 @@ async fn prepare_call(mut request: Request, next: Next) -> Response {
         return connect_error(
             StatusCode::TOO_MANY_REQUESTS,
             "resource_exhausted",
-            &format!("the message is longer than {MAX_MESSAGE_BYTES} bytes"),
+            &format!("message exceeds {MAX_MESSAGE_BYTES} bytes"),
         );
     }
-    // In the contract, 0 is no limit.
+    // In the contract, 0 means no limit.
     if text(TIMEOUT).is_some_and(|limit| limit.trim().bytes().all(|digit| digit == b'0')) {
         headers.remove(TIMEOUT);
     }
@@ -272,7 +275,7 @@ fn cross_origin() -> CorsLayer {
             Method::PATCH,
             Method::DELETE,
         ])
-        // For browsers, a star is all but Authorization.
+        // In browsers, `*` does not include `Authorization`.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
         .max_age(Duration::from_secs(2 * 3600))

@@ -1,7 +1,7 @@
-//! What the host told by `POST /init`: who may call, and what processes start with.
+//! Settings that the host provides by `POST /init`: access control and defaults of processes.
 //!
-//! The guest's clock is not among it: the host pushes no time, `chronyd` in the guest reads one. The timestamp of `/init`
-//! only tells older news from newer.
+//! The settings do not include the guest's clock. The host does not push the time; `chronyd` in the
+//! guest reads it. The timestamp of `/init` only orders the host's requests.
 
 use std::{
     collections::BTreeMap,
@@ -14,19 +14,20 @@ use subtle::ConstantTimeEq as _;
 
 use crate::{http::snapshot::Recover, identity::Identity};
 
-/// Body of `POST /init`. All fields may be absent.
+/// Body of `POST /init`. All fields are optional.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Init {
     /// Environment of every process.
     pub env_vars: Option<BTreeMap<String, String>>,
-    /// Token that clients must show from now on.
+    /// Token that clients must present from now on.
     pub access_token: Option<String>,
-    /// When the host said this (RFC 3339): what is older than the last is ignored.
+    /// Time of the host's request (RFC 3339). Requests that are not newer than the last one are
+    /// ignored.
     pub timestamp: Option<Timestamp>,
-    /// User of calls that name none.
+    /// User of calls that name no user.
     pub default_user: Option<String>,
-    /// Working directory of processes that name none.
+    /// Working directory of processes that name no directory.
     pub default_workdir: Option<String>,
     /// Network file systems to mount.
     pub volume_mounts: Option<serde_json::Value>,
@@ -38,7 +39,7 @@ pub struct Init {
 }
 
 impl Init {
-    /// The token that is to be set, if one is.
+    /// Returns the token to set, if the request contains one.
     #[must_use]
     pub fn token(&self) -> Option<&str> {
         self.access_token
@@ -46,7 +47,7 @@ impl Init {
             .filter(|token| !token.is_empty())
     }
 
-    /// The first field that asks for what this agent does not do.
+    /// Returns the first field that requests a feature that envd does not support.
     #[must_use]
     pub fn unsupported(&self) -> Option<&'static str> {
         let is_empty = |value: &serde_json::Value| match value {
@@ -65,27 +66,27 @@ impl Init {
     }
 }
 
-/// How a caller stands to the token in force.
+/// Relation of a caller to the current token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// There is none.
+    /// There is no token.
     Free,
-    /// The caller knows it.
+    /// The caller knows the token.
     Known,
-    /// The caller does not.
+    /// The caller does not know the token.
     Stranger,
 }
 
-/// What `/init` does with the token if it names none.
+/// Effect of an `/init` without a token on the current token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unnamed {
-    /// It stays as it is.
+    /// The current token stays.
     Keep,
-    /// It is cleared: the metadata service says that there is to be none.
+    /// The token is removed, because the metadata service reports that there is none.
     Clear,
 }
 
-/// The settings in force.
+/// Current settings.
 #[derive(Debug, Default)]
 pub struct Settings(Mutex<Current>);
 
@@ -99,7 +100,8 @@ struct Current {
 }
 
 impl Settings {
-    /// How a caller stands who shows a token in the header, or repeats it as the one to be set.
+    /// Returns the relation of a caller to the current token. The caller may present the token in
+    /// the header (`shown`) or repeat it as the token to set (`told`).
     #[must_use]
     pub fn standing(&self, shown: Option<&str>, told: Option<&str>) -> Standing {
         let current = self.lock();
@@ -114,7 +116,8 @@ impl Settings {
         }
     }
 
-    /// Applies what the host told, unless it is older than what was told last. Whether the caller may is not asked here.
+    /// Applies settings of the host. Ignores settings whose timestamp is not newer than the last
+    /// one. Does not check the caller's authorization.
     pub fn apply(&self, init: Init, unnamed: Unnamed) {
         let mut current = self.lock();
         if let (Some(told), Some(known)) = (init.timestamp, current.as_of)
@@ -140,7 +143,8 @@ impl Settings {
         }
     }
 
-    /// This machine is another sandbox from now on: what the one before was told is forgotten.
+    /// Applies the settings of a restore, after which the guest is another sandbox. They replace
+    /// the settings of the previous sandbox.
     pub fn become_sandbox(&self, recover: Recover) {
         let identity = recover.identity();
         let mut current = self.lock();
@@ -158,12 +162,12 @@ impl Settings {
         }
     }
 
-    /// Processes are told who this machine is.
+    /// Adds the guest's identity to the environment of processes.
     pub fn identify(&self, identity: &Identity) {
         self.lock().envs.extend(identity.variables());
     }
 
-    /// Whether a caller who shows `token` may go on: anyone may while none is set.
+    /// True if a caller with `token` is authorized. Any caller is authorized while no token is set.
     #[must_use]
     pub fn admits(&self, token: Option<&str>) -> bool {
         match &self.lock().token {
@@ -172,38 +176,39 @@ impl Settings {
         }
     }
 
-    /// The token, for signatures.
+    /// Returns the token, for signatures.
     #[must_use]
     pub fn token(&self) -> Option<String> {
         self.lock().token.clone()
     }
 
-    /// Environment of every process.
+    /// Returns the environment of every process.
     #[must_use]
     pub fn envs(&self) -> BTreeMap<String, String> {
         self.lock().envs.clone()
     }
 
-    /// User of calls that name none.
+    /// Returns the user of calls that name no user.
     #[must_use]
     pub fn default_user(&self) -> String {
         let user = self.lock().default_user.clone();
         user.unwrap_or_else(|| "root".to_owned())
     }
 
-    /// Working directory of processes that name none; `None`: the user's home.
+    /// Returns the working directory of processes that name no directory. `None` means the user's
+    /// home directory.
     #[must_use]
     pub fn default_workdir(&self) -> Option<String> {
         self.lock().default_workdir.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
-        // Each change is one assignment: a panic in between leaves nothing half done.
+        // Each change is one assignment, so a panic in between leaves a consistent state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Compares secrets in a time that does not tell where they differ.
+/// Compares secrets in constant time, so that the time does not reveal where they differ.
 #[must_use]
 pub fn same(a: &str, b: &str) -> bool {
     a.as_bytes().ct_eq(b.as_bytes()).into()

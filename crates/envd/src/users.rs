@@ -1,10 +1,10 @@
 //! Users and groups of the guest, from `/etc/passwd` and `/etc/group`.
 //!
-//! The files are read for each call: commands in the guest change them.
+//! The files are read for each call, because commands in the guest may change them.
 
 use std::{collections::HashMap, fs, io};
 
-/// A user.
+/// User of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// Name.
@@ -13,7 +13,7 @@ pub struct User {
     pub uid: u32,
     /// Primary group id.
     pub gid: u32,
-    /// Other groups that the user is a member of.
+    /// Ids of the user's other groups.
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: String,
@@ -21,7 +21,8 @@ pub struct User {
     pub shell: String,
 }
 
-/// A line of `/etc/passwd` (`passwd(5)`); its groups are empty. `None` if it is none.
+/// Parses a line of `/etc/passwd` (`passwd(5)`). The result has no groups. Returns `None` if the
+/// line is invalid.
 #[must_use]
 pub fn parse_passwd_line(line: &str) -> Option<User> {
     let mut fields = line.split(':');
@@ -39,7 +40,8 @@ pub fn parse_passwd_line(line: &str) -> Option<User> {
     })
 }
 
-/// A line of `/etc/group` (`group(5)`): name, id, members. `None` if it is none.
+/// Parses a line of `/etc/group` (`group(5)`) to name, id and members. Returns `None` if the line
+/// is invalid.
 #[must_use]
 pub fn parse_group_line(line: &str) -> Option<(&str, u32, Vec<&str>)> {
     let mut fields = line.split(':');
@@ -49,10 +51,10 @@ pub fn parse_group_line(line: &str) -> Option<(&str, u32, Vec<&str>)> {
     Some((name, gid, members.filter(|m| !m.is_empty()).collect()))
 }
 
-/// The user of a name, with all groups; `None` if there is none.
+/// Returns the user with a name, including all groups, or `None` if there is no such user.
 ///
 /// # Errors
-/// If the files cannot be read.
+/// Fails if the files cannot be read.
 pub fn find(name: &str) -> io::Result<Option<User>> {
     let passwd = fs::read_to_string("/etc/passwd")?;
     let user = passwd
@@ -72,7 +74,8 @@ pub fn find(name: &str) -> io::Result<Option<User>> {
     Ok(Some(user))
 }
 
-/// Names of ids, each looked up once: for one answer, in which the same few come again and again.
+/// Names of user and group ids. Looks up each id once, for one response in which the same few ids
+/// occur many times.
 #[derive(Debug, Default)]
 pub struct Names {
     users: HashMap<u32, String>,
@@ -80,13 +83,13 @@ pub struct Names {
 }
 
 impl Names {
-    /// Name of a user id; the number if it has none.
+    /// Returns the name of a user id, or the number if it has no name.
     pub fn user(&mut self, uid: u32) -> String {
         let name = self.users.entry(uid).or_insert_with(|| user_name(uid));
         name.clone()
     }
 
-    /// Name of a group id; the number if it has none.
+    /// Returns the name of a group id, or the number if it has no name.
     pub fn group(&mut self, gid: u32) -> String {
         let name = self.groups.entry(gid).or_insert_with(|| group_name(gid));
         name.clone()

@@ -1,4 +1,4 @@
-//! Files, directories and links: looked at, made, moved, listed, removed.
+//! Operations on files, directories and symbolic links: stat, create, move, list, remove.
 
 use std::{
     ffi::OsStr,
@@ -14,25 +14,25 @@ use wrenn_proto::rpc::filesystem::{EntryInfo, FileType};
 use super::{FileError, is_link_cycle, metadata};
 use crate::users::{Names, User};
 
-/// What is at a path.
+/// Describes the entry at a path.
 ///
 /// # Errors
-/// If nothing is.
+/// Fails if there is no entry.
 pub fn stat(path: &Path) -> Result<EntryInfo, FileError> {
     stat_as(path, path, &mut Names::default()).map_err(FileError::at(path))
 }
 
-/// What is at `real`, under the name `shown`.
+/// Describes the entry at `real`, under the path `shown`.
 ///
 /// # Errors
-/// If nothing is.
+/// Fails if there is no entry.
 pub(super) fn stat_as(shown: &Path, real: &Path, names: &mut Names) -> io::Result<EntryInfo> {
     let own = fs::symlink_metadata(real)?;
     Ok(describe(shown, real, &own, names))
 }
 
-/// Describes what is at `real`, under the name `shown`. Of a link: type and mode are its target's, size and permissions
-/// are its own.
+/// Describes the entry at `real`, under the path `shown`. For a symbolic link, type and mode are
+/// those of the target, and size and permissions are those of the link.
 fn describe(shown: &Path, real: &Path, own: &Metadata, names: &mut Names) -> EntryInfo {
     let is_symlink = own.is_symlink();
     let target = if is_symlink {
@@ -56,7 +56,7 @@ fn describe(shown: &Path, real: &Path, own: &Metadata, names: &mut Names) -> Ent
         r#type: kind.into(),
         path: shown.display().to_string(),
         size: i64::try_from(own.len()).unwrap_or(i64::MAX),
-        // As of what is not there: a link's own mode says nothing.
+        // 0 if the target does not exist: a link's own mode has no meaning.
         mode: target.as_ref().map_or(0, Metadata::mode) & 0o777,
         permissions: permissions(own),
         owner: names.user(own.uid()),
@@ -84,8 +84,9 @@ fn file_type(metadata: &Metadata) -> FileType {
     }
 }
 
-/// As Go writes them, which is the contract's way: the letters of what it is and of its special bits, or `-`, and then the
-/// nine of its permissions: `-rw-r--r--`, `drwxr-xr-x`, `dtrwxrwxrwx`, `Lrwxrwxrwx`, `Dcrw-rw-rw-`.
+/// Formats permissions like Go, as the contract requires: the letters of the file type and of the
+/// special bits, or `-` if there are none, then the nine permission characters. Examples:
+/// `-rw-r--r--`, `drwxr-xr-x`, `dtrwxrwxrwx`, `Lrwxrwxrwx`, `Dcrw-rw-rw-`.
 fn permissions(metadata: &Metadata) -> String {
     let kind = metadata.file_type();
     let mode = metadata.mode();
@@ -114,10 +115,11 @@ fn permissions(metadata: &Metadata) -> String {
     text
 }
 
-/// Makes a directory and those above it, mode 0755, owned by the user.
+/// Creates a directory and its missing parents, with mode 0755, owned by the user.
 ///
 /// # Errors
-/// `DirectoryExists` if it is there, `NotADirectoryThere` if something else is.
+/// `DirectoryExists` if the directory exists, `NotADirectoryThere` if something else exists at the
+/// path.
 pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, FileError> {
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => return Err(FileError::DirectoryExists(path.to_owned())),
@@ -129,7 +131,7 @@ pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, FileError> {
         Err(error) => return Err(FileError::at(path)(error)),
     }
     match make_directories(path, user) {
-        // A link to nothing.
+        // A dangling symbolic link.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(FileError::NotADirectoryThere(path.to_owned()))
         }
@@ -138,10 +140,10 @@ pub fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, FileError> {
     }
 }
 
-/// Makes the missing ones of a directory and those above it; returns how many there were.
+/// Creates a directory and its missing parents. Returns the number of missing directories.
 ///
 /// # Errors
-/// The kernel's.
+/// Returns the kernel's error.
 pub fn make_directories(path: &Path, user: &User) -> io::Result<usize> {
     let mut missing: Vec<PathBuf> = Vec::new();
     let mut at = path;
@@ -153,7 +155,7 @@ pub fn make_directories(path: &Path, user: &User) -> io::Result<usize> {
     for dir in missing.iter().rev() {
         match fs::DirBuilder::new().mode(0o755).create(dir) {
             Ok(()) => chown(dir, Some(user.uid), Some(user.gid))?,
-            // Another call was faster.
+            // Another call created the directory first.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
             Err(error) => return Err(error),
         }
@@ -164,10 +166,11 @@ pub fn make_directories(path: &Path, user: &User) -> io::Result<usize> {
     Ok(missing.len())
 }
 
-/// Moves within a file system, over what is at the destination; makes the directories above it.
+/// Moves an entry within a file system and replaces an existing destination. Creates missing
+/// parents of the destination.
 ///
 /// # Errors
-/// `not_found` if there is no source.
+/// `not_found` if the source does not exist.
 pub fn rename(source: &Path, destination: &Path, user: &User) -> Result<EntryInfo, FileError> {
     fs::symlink_metadata(source).map_err(FileError::at(source))?;
     if let Some(parent) = destination.parent() {
@@ -177,10 +180,10 @@ pub fn rename(source: &Path, destination: &Path, user: &User) -> Result<EntryInf
     stat(destination)
 }
 
-/// Removes a file, link or whole directory. Nothing there is fine.
+/// Removes a file, a symbolic link or a directory with its content. Succeeds if there is no entry.
 ///
 /// # Errors
-/// The kernel's.
+/// Returns the kernel's error.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(there) if there.is_dir() => fs::remove_dir_all(path),
@@ -200,11 +203,11 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Lists a directory down to a depth, each directory before what it holds, by name. A link at the root is followed, others
-/// are not; paths begin as the caller wrote them.
+/// Lists a directory down to a depth, sorted by name, each directory before its content. Follows a
+/// symbolic link at the root only. The paths begin as in the client's request.
 ///
 /// # Errors
-/// If it is not a directory.
+/// Fails if the path is not a directory.
 pub fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, FileError> {
     let real = match fs::canonicalize(path) {
         Ok(real) => real,
@@ -233,7 +236,7 @@ fn walk(
     children.sort_by_key(fs::DirEntry::file_name);
     for child in children {
         let (shown, real) = (shown.join(child.file_name()), child.path());
-        // It may be gone by now.
+        // The entry may have been removed in the meantime.
         let Ok(own) = fs::symlink_metadata(&real) else {
             continue;
         };

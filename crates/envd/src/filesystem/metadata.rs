@@ -1,4 +1,4 @@
-//! Words that clients attach to files: extended attributes `user.e2b.<name>`.
+//! Metadata that clients attach to files, stored as extended attributes `user.e2b.<name>`.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -9,10 +9,10 @@ const HEADER_PREFIX: &str = "x-metadata-";
 const MAX_NAME_BYTES: usize = 246;
 const MAX_TOTAL_BYTES: usize = 4096;
 
-/// The words of an upload's headers `X-Metadata-<name>: <value>`.
+/// Returns the metadata in an upload's headers `X-Metadata-<name>: <value>`.
 ///
 /// # Errors
-/// A message if a name or value is not printable ASCII, or they are too long.
+/// Returns a message if a name or value is not printable ASCII or the headers are too long.
 pub fn from_headers(headers: &HeaderMap) -> Result<BTreeMap<String, String>, String> {
     let mut words = BTreeMap::new();
     let mut total = 0;
@@ -23,14 +23,12 @@ pub fn from_headers(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Str
         let printable = |bytes: &[u8]| bytes.iter().all(|b| (0x20..0x7f).contains(b));
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !printable(value.as_bytes()) {
             return Err(format!(
-                "header {HEADER_PREFIX}{name}: 1 to {MAX_NAME_BYTES} bytes of name and printable ASCII are allowed"
+                "invalid header `{HEADER_PREFIX}{name}`: expected a name of 1 to {MAX_NAME_BYTES} bytes and a value of printable ASCII"
             ));
         }
         total += PREFIX.len() + name.len() + value.len();
         if total > MAX_TOTAL_BYTES {
-            return Err(format!(
-                "metadata headers take more than {MAX_TOTAL_BYTES} bytes"
-            ));
+            return Err(format!("metadata headers exceed {MAX_TOTAL_BYTES} bytes"));
         }
         words.insert(
             name.to_owned(),
@@ -40,7 +38,8 @@ pub fn from_headers(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Str
     Ok(words)
 }
 
-/// The words of a file; none where there are none or the file system knows none.
+/// Returns the metadata of a file. Empty if there are none or the file system does not support
+/// them.
 #[must_use]
 pub fn read(path: &Path) -> BTreeMap<String, String> {
     let Ok(names) = xattr::list_deref(path) else {
@@ -55,10 +54,10 @@ pub fn read(path: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Replaces all words of a file; false if the file system knows none.
+/// Replaces all metadata of a file. Returns false if the file system does not support metadata.
 ///
 /// # Errors
-/// The kernel's, other than for not knowing them.
+/// Returns the kernel's error, except for missing support.
 pub fn replace(path: &Path, words: &BTreeMap<String, String>) -> io::Result<bool> {
     let apply = || -> io::Result<bool> {
         for old in read(path).keys().filter(|old| !words.contains_key(*old)) {

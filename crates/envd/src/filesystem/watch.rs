@@ -1,15 +1,16 @@
-//! Watches of directories, by inotify.
+//! Watches of directories, through inotify.
 //!
-//! A task follows the kernel's queue of each watch, so that new directories below a recursive watch are watched soon and
-//! the queue is short; what it saw is kept until the client takes it. A new directory is watched before its creation is
-//! told, and what is in it by then is told as created and, where it was written here, as written: nothing falls between.
-//! Events can be asked for right after a write returns, because the queue is read once more at the moment of asking. A
-//! directory that is removed or moved ends its watch.
+//! A task per watch follows the kernel's queue, so that new directories below a recursive watch are
+//! watched soon and the queue stays short. The task keeps the changes until the client takes them.
+//! A new directory is watched before its creation is reported. Its existing content is reported as
+//! created and, if the content was written here, as written, so no change is missed. A client can
+//! ask for events right after a write returns, because the queue is read again when the client
+//! asks. A watch ends when its directory is removed or moved.
 //!
 //! - `queue`: the kernel's queue.
-//! - `tree`: the directories, and the kernel's events in the contract's words.
-//! - `ready`: what waits to be told.
-//! - `watchers`: watches that are asked.
+//! - `tree`: the directories, and the translation of kernel events to the contract's events.
+//! - `ready`: changes that wait for delivery.
+//! - `watchers`: watches that clients poll.
 
 mod below;
 mod queue;
@@ -38,37 +39,38 @@ use self::{
 use super::{FileError, entry, mount};
 use crate::users::Names;
 
-/// Events that a stream takes at once.
+/// Maximum number of changes that a stream takes at once.
 const PIECE: usize = 1024;
 
-/// What is asked of a watch.
+/// Options of a watch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WatchOptions {
-    /// Directories below too.
+    /// Also watches the directories below.
     pub recursive: bool,
-    /// Describe the entry of an event, where it still is.
+    /// Includes a description of the entry in each event, if the entry still exists.
     pub include_entry: bool,
-    /// Watch though some changes may not be seen.
+    /// Watches network file systems too, although some changes may not be reported.
     pub allow_network_mounts: bool,
 }
 
-/// A watch. Dropping it ends it.
+/// Watch of a directory. The watch ends when this value is dropped.
 pub struct Watch {
     ready: Arc<Ready>,
-    /// To the one who follows the kernel's queue: look now, and say when you have.
+    /// Requests to the task that follows the kernel's queue: read the queue now, then reply.
     asks: mpsc::Sender<oneshot::Sender<()>>,
     place: Place,
-    /// Events that [`next`](Self::next) tells before it takes others.
+    /// Events that [`next`](Self::next) returns before it takes more changes.
     told: VecDeque<FilesystemEvent>,
-    /// Makes these events. Here, so that they survive a `next` that is given up.
+    /// Task that makes the next events. Stored here, so that the events survive a cancelled `next`.
     describing: Option<JoinHandle<Vec<FilesystemEvent>>>,
 }
 
 impl Watch {
-    /// Watches a directory. Blocks; to be called where there is a runtime.
+    /// Watches a directory. Blocks. Must be called in the context of a runtime.
     ///
     /// # Errors
-    /// If it is not one, or is on a network file system and that was not allowed.
+    /// Fails if the path is not a directory, or is on a network file system and the options do not
+    /// allow that.
     pub fn open(path: &Path, options: WatchOptions) -> Result<Self, FileError> {
         let root = fs::canonicalize(path).map_err(FileError::at(path))?;
         if !root.is_dir() {
@@ -100,10 +102,11 @@ impl Watch {
         })
     }
 
-    /// Waits for the next event; `None` if the directory is gone. Cancel safe.
+    /// Waits for the next event. Returns `None` if the directory is gone. Cancel safe.
     ///
     /// # Errors
-    /// If events were lost (it goes on after that), or the directory cannot be watched any more.
+    /// Fails if events were lost (the watch continues after that), or if the directory can no
+    /// longer be watched.
     pub async fn next(&mut self) -> Option<Result<FilesystemEvent, FileError>> {
         loop {
             if let Some(event) = self.told.pop_front() {
@@ -127,14 +130,14 @@ impl Watch {
         }
     }
 
-    /// All events until now.
+    /// Returns all events until now.
     ///
     /// # Errors
-    /// As [`next`](Self::next), and if the directory is gone and everything was told.
+    /// Fails like [`next`](Self::next), and if the directory is gone and all events were delivered.
     pub async fn take(&self) -> Result<Vec<FilesystemEvent>, FileError> {
         let (done, looked) = oneshot::channel();
         if self.asks.send(done).await.is_ok() {
-            // It may end by this look; what it saw is there all the same.
+            // The task may end in this round. Its changes are in `ready` nevertheless.
             let _ = looked.await;
         }
         let changes = self.ready.take(usize::MAX)?;
@@ -144,7 +147,7 @@ impl Watch {
     }
 }
 
-/// Follows the kernel's queue until nobody wants its events, or none will come.
+/// Follows the kernel's queue until the watch is dropped or no more events will come.
 async fn follow(
     mut tree: Tree,
     mut asked: mpsc::Receiver<oneshot::Sender<()>>,
@@ -171,23 +174,23 @@ async fn follow(
             return Ok(());
         }
         if let Some(ask) = ask {
-            // Whoever asked may be gone by now.
+            // The caller may have given up.
             let _ = ask.send(());
         }
     }
 }
 
-/// Where a watch is.
+/// Location of a watch.
 #[derive(Debug, Clone)]
 struct Place {
     root: PathBuf,
-    /// The root as it was asked for: there may be links in it.
+    /// Root as in the client's request, possibly with symbolic links.
     shown: PathBuf,
     include_entry: bool,
 }
 
 impl Place {
-    /// Makes the events of changes.
+    /// Starts a task that makes events from changes.
     fn describe(&self, changes: Vec<Change>) -> JoinHandle<Vec<FilesystemEvent>> {
         let place = self.clone();
         spawn_blocking(move || {
@@ -216,7 +219,7 @@ impl Place {
     }
 
     fn entry(&self, name: &Path, names: &mut Names) -> Option<EntryInfo> {
-        // No slash after the root's own name.
+        // The root's own name gets no slash after it.
         let at = |top: &Path| -> PathBuf { top.components().chain(name.components()).collect() };
         entry::stat_as(&at(&self.shown), &at(&self.root), names).ok()
     }

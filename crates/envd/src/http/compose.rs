@@ -1,7 +1,8 @@
-//! `POST /files/compose`: several files become one.
+//! `POST /files/compose`: concatenates several files into one.
 //!
-//! The parts are copied, one after the other, to a draft of the destination. When that has taken its place, the parts are
-//! removed. If something fails, all is as it was.
+//! The parts are copied in order to a draft of the destination. After the draft has replaced the
+//! destination, the parts are removed. If a part cannot be read or the draft cannot be written, the
+//! parts and the destination stay unchanged.
 
 use std::{
     fs::{self, File},
@@ -21,36 +22,37 @@ use super::{
 };
 use crate::{server::App, users::User};
 
-/// Parts of one file, at most.
+/// Maximum number of parts of one file.
 const MAX_PARTS: usize = 10_000;
 
 /// Body of `/files/compose`.
 #[derive(Debug, Deserialize)]
 pub struct Compose {
-    /// The parts, in their order.
+    /// Paths of the parts, in order.
     source_paths: Vec<String>,
-    /// The file that they become.
+    /// Path of the resulting file.
     destination: String,
-    /// User whose home and ownership count.
+    /// User whose home directory and ownership apply.
     #[serde(default)]
     username: Option<String>,
 }
 
-/// Puts files together.
+/// Concatenates files.
 ///
 /// # Errors
-/// 400 for no parts or what is not a regular file, 401 for an unknown user, 404 for a part that is not there, 507.
+/// 400 if there are no parts or a part is not a regular file, 401 for an unknown user, 404 if a
+/// part does not exist, 507 if the disk is full.
 pub async fn compose(
     State(app): State<App>,
     request: Result<Json<Compose>, JsonRejection>,
 ) -> Result<Json<Written>, HttpError> {
     let Json(request) = request.map_err(|e| HttpError::bad_request(e.body_text()))?;
     if request.source_paths.is_empty() || request.source_paths.len() > MAX_PARTS {
-        let problem = format!("source_paths: 1 to {MAX_PARTS} paths");
+        let problem = format!("`source_paths` must contain 1 to {MAX_PARTS} paths");
         return Err(HttpError::bad_request(problem));
     }
     if request.destination.is_empty() {
-        return Err(HttpError::bad_request("destination: must not be empty"));
+        return Err(HttpError::bad_request("`destination` must not be empty"));
     }
     let user = link::user_of(&app, request.username.as_deref())?;
     let destination = link::resolve(&request.destination, &app, &user)?;
@@ -73,7 +75,7 @@ pub async fn compose(
 fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<(), HttpError> {
     let at = |path: &Path, error: &io::Error| HttpError::of_file(path, error);
     for part in parts {
-        // One is opened at a time; this only asks whether all are there.
+        // The parts are opened one at a time. This only checks that all of them exist.
         let there = fs::metadata(part).map_err(|e| at(part, &e))?;
         refuse_irregular(part, &there)?;
     }
@@ -86,7 +88,7 @@ fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<()
             continue;
         }
         match fs::remove_file(part) {
-            // Named twice, or removed by another.
+            // The part was listed twice or was removed by another process.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(part, &error)),
             _ => {}
         }
@@ -97,13 +99,14 @@ fn put_together(parts: &[PathBuf], destination: &Path, user: &User) -> Result<()
 fn append(parts: &[PathBuf], mut file: File) -> Result<(), HttpError> {
     for part in parts {
         let mut source = open_regular(part)?;
-        // The kernel copies, or shares the blocks where it can.
+        // The kernel copies the data, or shares the blocks where it can.
         io::copy(&mut source, &mut file).map_err(|e| HttpError::of_file(part, &e))?;
     }
     Ok(())
 }
 
-/// Not blocking: what was a file may have become a pipe, whose open would wait for a writer.
+/// Opens a regular file without blocking. The path may have become a pipe in the meantime, and
+/// opening a pipe would wait for a writer.
 fn open_regular(path: &Path) -> Result<File, HttpError> {
     let failed = |error: io::Error| HttpError::of_file(path, &error);
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);

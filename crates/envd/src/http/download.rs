@@ -1,4 +1,4 @@
-//! `GET /files`: a regular file, whole or in part, plain or gzipped.
+//! `GET /files`: sends a regular file, whole or in part, plain or gzipped.
 
 use std::{
     fs::Metadata,
@@ -22,10 +22,10 @@ use wrenn_proto::limits::FILE_CHUNK_BYTES;
 use super::{draft::refuse_irregular, error::HttpError, link::FileQuery};
 use crate::server::App;
 
-/// Serves a file.
+/// Sends a file.
 ///
 /// # Errors
-/// 400 for what is not a regular file, 401, 404, 406, 416.
+/// 400 if the path is not a regular file, 401, 404, 406, 416.
 pub async fn download(
     State(app): State<App>,
     query: Result<Query<FileQuery>, QueryRejection>,
@@ -84,12 +84,14 @@ pub async fn download(
     }
 }
 
-/// Opens a file for reading if it is one; a device, pipe or directory would never end, or has no bytes.
+/// Opens a regular file for reading. Rejects devices, pipes and directories, which never end or
+/// have no content.
 async fn open_regular(path: &Path) -> Result<(tokio::fs::File, Metadata), HttpError> {
     let fails = |error: io::Error| HttpError::of_file(path, &error);
     let before = tokio::fs::metadata(path).await.map_err(fails)?;
     refuse_irregular(path, &before)?;
-    // Not blocking: what was a file may have become a pipe in the meantime, whose open would wait for a writer.
+    // Opened without blocking: the path may have become a pipe in the meantime, and opening a pipe
+    // would wait for a writer.
     let mut options = tokio::fs::OpenOptions::new();
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = options
@@ -143,20 +145,20 @@ async fn send(
     response
         .headers_mut()
         .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    // Never more than was promised, though the file may grow; if it shrinks, the connection is cut, so that the
-    // client sees an error and not a short file.
+    // Sends no more than the announced length, even if the file grows. If the file shrinks, the
+    // connection is cut, so that the client sees an error and not a short file.
     let stream = ReaderStream::with_capacity(file.take(length), FILE_CHUNK_BYTES);
     *response.body_mut() = Body::from_stream(stream);
     Ok(response)
 }
 
-/// Whether a file's length says nothing of what can be read: the kernel's own have none (`/proc`) or a page's (`/sys`), and no
-/// place on a disk.
+/// True if a file's length does not tell how much can be read. Files of the kernel have the length
+/// 0 (`/proc`) or that of a page (`/sys`), and no blocks on a disk.
 fn is_unmeasured(metadata: &Metadata) -> bool {
     metadata.len() == 0 || (metadata.blocks() == 0 && metadata.len() <= 4096)
 }
 
-/// Sends a file to wherever its end is found to be.
+/// Sends a file of unknown length up to its end.
 async fn send_unmeasured(
     mut response: Response,
     mut file: tokio::fs::File,
@@ -193,7 +195,7 @@ fn not_modified(headers: &HeaderMap, tag: &str, modified: SystemTime) -> bool {
         .is_some_and(|since| whole_seconds(modified) <= whole_seconds(since))
 }
 
-/// What of a file is sent, and how.
+/// Content of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
     Whole,
@@ -214,18 +216,18 @@ fn plan(headers: &HeaderMap, tag: &str, modified: SystemTime, len: u64) -> Resul
         });
     }
     match accepted(header_text(headers, header::ACCEPT_ENCODING)) {
-        // A conditional request compares what it has: the plain bytes.
+        // In a conditional request, the client compares the plain bytes that it has.
         _ if headers.contains_key(header::RANGE) => Ok(Plan::Whole),
         Accepted::Gzip => Ok(Plan::Gzip),
         Accepted::Identity => Ok(Plan::Whole),
         Accepted::Neither => Err(HttpError::new(
             StatusCode::NOT_ACCEPTABLE,
-            "no acceptable encoding: gzip and identity are known",
+            "no acceptable encoding: gzip and identity are supported",
         )),
     }
 }
 
-/// A `Range` header's meaning for a file of a length.
+/// Meaning of a `Range` header for a file of a given length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Range {
     /// From byte `first` to byte `last`, both included.
@@ -235,13 +237,13 @@ pub enum Range {
         /// Last byte.
         last: u64,
     },
-    /// Not understood, or several parts: the whole file is a legal answer.
+    /// Not understood, or several ranges. The whole file is a valid response.
     Ignored,
-    /// Beyond the end.
+    /// Beyond the end of the file.
     OutOfRange,
 }
 
-/// Reads a `Range` header (RFC 9110, section 14.2).
+/// Parses a `Range` header (RFC 9110, section 14.2).
 #[must_use]
 pub fn parse_range(header: &str, len: u64) -> Range {
     let Some((first, last)) = header
@@ -289,7 +291,7 @@ enum Accepted {
     Neither,
 }
 
-/// Which encoding to use (RFC 9110, section 12.5.3).
+/// Returns the encoding for an `Accept-Encoding` header (RFC 9110, section 12.5.3).
 fn accepted(header: Option<&str>) -> Accepted {
     let Some(header) = header.filter(|h| !h.trim().is_empty()) else {
         return Accepted::Identity;

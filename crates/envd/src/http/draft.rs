@@ -1,4 +1,5 @@
-//! A file that takes its place when it is whole: whoever looks sees the old one or the new one, and what fails leaves the old one.
+//! Draft of a file: written beside its destination, then renamed over it when complete. Readers see
+//! the old file or the new one. A failure leaves the old file.
 
 use std::{
     fs::{self, File, Metadata},
@@ -11,10 +12,11 @@ use std::{
 use super::error::HttpError;
 use crate::{filesystem::entry, users::User};
 
-/// Mode of a file that was not there before.
+/// Mode of a file that did not exist before.
 const MODE: u32 = 0o644;
 
-/// A file beside its place. Gone when it is dropped, unless it took its place.
+/// Draft beside its destination. Dropping the draft removes it, unless it has replaced the
+/// destination.
 #[derive(Debug)]
 pub struct Draft {
     path: PathBuf,
@@ -23,11 +25,12 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins a file of a user, with the mode of the one that is in its place. A link there stays one: what it leads to is
-    /// replaced. Missing directories are made.
+    /// Creates a draft for a user, with the mode of the existing file. If the destination is a
+    /// symbolic link, the link stays and its target is replaced. Creates missing directories.
     ///
     /// # Errors
-    /// 400 if something else than a file is there; what the kernel says.
+    /// 400 if something that is not a regular file exists at the destination, else the kernel's
+    /// error.
     pub fn begin(place: &Path, user: &User) -> Result<(Self, File), HttpError> {
         let there = fs::metadata(place);
         let mode = match &there {
@@ -54,22 +57,22 @@ impl Draft {
             placed: false,
         };
         fchown(&file, Some(user.uid), Some(user.gid)).map_err(failed)?;
-        // After the owner: a change of that takes set-user-id bits away.
+        // Set after the owner, because a change of the owner clears the set-user-id bits.
         file.set_permissions(fs::Permissions::from_mode(mode))
             .map_err(failed)?;
         Ok((draft, file))
     }
 
-    /// Where it belongs, links resolved.
+    /// Destination, with symbolic links resolved.
     #[must_use]
     pub fn place(&self) -> &Path {
         &self.place
     }
 
-    /// Puts it there.
+    /// Replaces the destination by the draft.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Returns the kernel's error.
     pub fn take_place(mut self) -> Result<(), HttpError> {
         fs::rename(&self.path, &self.place).map_err(|e| HttpError::of_file(&self.place, &e))?;
         self.placed = true;
@@ -80,16 +83,16 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.placed {
-            // Whatever comes of it, the file of this name is nobody's.
+            // Errors are ignored: no other program uses a file of this name.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// 400 for what is not a regular file.
+/// Rejects everything that is not a regular file.
 ///
 /// # Errors
-/// As said.
+/// 400 if the file is not a regular file.
 pub fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<(), HttpError> {
     let path = path.display();
     if metadata.is_dir() {
@@ -105,7 +108,7 @@ pub fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<(), HttpErro
     Ok(())
 }
 
-/// A name that nobody else uses.
+/// Returns an unused file name.
 fn name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

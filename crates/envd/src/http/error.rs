@@ -1,4 +1,4 @@
-//! The body of a failure: `{"code": <HTTP status>, "message": "…"}`.
+//! Error response: `{"code": <HTTP status>, "message": "…"}`.
 
 use std::io;
 
@@ -10,17 +10,17 @@ use http::StatusCode;
 
 use crate::filesystem::is_link_cycle;
 
-/// A failure.
+/// Failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpError {
     /// HTTP status.
     pub status: StatusCode,
-    /// For a user.
+    /// Message for the user.
     pub message: String,
 }
 
 impl HttpError {
-    /// A failure with a message.
+    /// Creates a failure with a message.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -28,17 +28,17 @@ impl HttpError {
         }
     }
 
-    /// 400.
+    /// Creates a failure with status 400.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// 401.
+    /// Creates a failure with status 401.
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
-    /// What a file system's refusal is to a client.
+    /// Converts a file system error to a failure.
     #[must_use]
     pub fn of_file(path: &std::path::Path, error: &io::Error) -> Self {
         let path = path.display();
@@ -54,7 +54,8 @@ impl HttpError {
             io::ErrorKind::IsADirectory => {
                 Self::bad_request(format!("path '{path}' is a directory"))
             }
-            // What is there does not allow it, not even to root: a program that runs, what the kernel shows as files.
+            // The file itself does not allow the operation, even to root, for example a program
+            // that is being executed or a file of the kernel.
             io::ErrorKind::NotADirectory
             | io::ErrorKind::InvalidFilename
             | io::ErrorKind::InvalidInput
@@ -80,14 +81,15 @@ impl axum::response::IntoResponse for HttpError {
     }
 }
 
-/// The response of a failure.
+/// Creates the response of a failure.
 #[must_use]
 pub fn error_response(status: StatusCode, message: &str) -> Response {
     let body = serde_json::json!({ "code": status.as_u16(), "message": message });
     (status, Json(body)).into_response()
 }
 
-/// The response of a unary call that fails before it reaches its service: `{"code": "<Connect's code>", "message": "…"}`.
+/// Creates the response of a unary call that fails before it reaches its service:
+/// `{"code": "<Connect's code>", "message": "…"}`.
 #[must_use]
 pub fn connect_error(status: StatusCode, code: &str, message: &str) -> Response {
     let body = serde_json::json!({ "code": code, "message": message });

@@ -1,4 +1,4 @@
-//! `/health`, `/init`, `/envs`, `/metrics`.
+//! Routes `/health`, `/init`, `/envs` and `/metrics`.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
     settings::{Init, Standing, Unnamed},
 };
 
-/// `GET /health`: 204, for everybody.
+/// `GET /health`: 204, without authentication.
 pub async fn health() -> Response {
     (
         StatusCode::NO_CONTENT,
@@ -32,14 +32,15 @@ pub async fn health() -> Response {
         .into_response()
 }
 
-/// `POST /init`: settings of the host. An empty body is one without fields.
+/// `POST /init`: applies settings of the host. An empty body counts as a body without fields.
 ///
-/// Who may: anyone while there is no token; who knows the token; and who brings the one whose hash the metadata service
-/// tells. The hash is asked for only if the answer depends on it.
+/// Authorized callers: any caller while there is neither a token nor a known hash of one, a caller
+/// that knows the token, and a caller that brings the token whose hash the metadata service
+/// returns. envd asks the metadata service only if the result depends on it.
 ///
 /// # Errors
-/// 400 if the body is not JSON of that form, 401 if the caller may not, 501 for what this agent does not do. Then nothing
-/// is changed.
+/// 400 if the body is not valid JSON of this form, 401 if the caller is not authorized, 501 for
+/// features that envd does not support. On an error, nothing is changed.
 pub async fn init(
     State(app): State<App>,
     headers: HeaderMap,
@@ -48,13 +49,14 @@ pub async fn init(
     let init: Init = if body.is_empty() {
         Init::default()
     } else {
-        serde_json::from_slice(&body).map_err(|e| HttpError::bad_request(format!("body: {e}")))?
+        serde_json::from_slice(&body)
+            .map_err(|e| HttpError::bad_request(format!("invalid body: {e}")))?
     };
     let unnamed = authorize(&app, &init, auth::shown_token(&headers)).await?;
     if let Some(field) = init.unsupported() {
         return Err(HttpError::new(
             StatusCode::NOT_IMPLEMENTED,
-            format!("{field}: this agent does not do that"),
+            format!("`{field}` is not supported by this agent"),
         ));
     }
     app.settings.apply(init, unnamed);
@@ -66,7 +68,7 @@ pub async fn init(
     Ok((StatusCode::NO_CONTENT, headers).into_response())
 }
 
-/// Whether the caller may, and what becomes of the token if the body names none.
+/// Checks that the caller is authorized. Returns the effect on the token if the body contains none.
 async fn authorize(app: &App, init: &Init, shown: Option<&str>) -> Result<Unnamed, HttpError> {
     let told = init.token();
     let hash = match app.settings.standing(shown, told) {
@@ -87,12 +89,12 @@ async fn authorize(app: &App, init: &Init, shown: Option<&str>) -> Result<Unname
     }))
 }
 
-/// `GET /envs`: environment of every process.
+/// `GET /envs`: returns the environment of every process.
 pub async fn envs(State(app): State<App>) -> Json<BTreeMap<String, String>> {
     Json(app.settings.envs())
 }
 
-/// What `/metrics` answers. Sizes are bytes where the name does not say otherwise.
+/// Response of `/metrics`. Sizes are in bytes unless the name has another unit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Metrics {
     ts: u64,
@@ -107,14 +109,17 @@ pub struct Metrics {
     disk_total: u64,
 }
 
-/// Over how long the CPU's use is measured if nobody asked lately.
+/// Measurement time of the CPU usage if there is no recent sample.
 const CPU_WINDOW: Duration = Duration::from_millis(100);
-/// Who asks again within this hears the same: over less, the kernel's ticks are too coarse.
+/// Minimum time between two samples. Requests within this time get the last value, because the
+/// kernel's ticks are too coarse for a shorter time.
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
-/// What was measured longer ago says nothing about now.
+/// Maximum age of a sample that is used as the start of a measurement. An older sample does not
+/// describe the present.
 const LONGEST_WINDOW: Duration = Duration::from_secs(60);
 
-/// The CPU's use since the last time that somebody asked. Nothing is measured when nobody does: an idle guest is left alone.
+/// CPU usage since the last request. Nothing is measured without requests, so an idle guest stays
+/// idle.
 #[derive(Debug, Default)]
 pub struct CpuUse(tokio::sync::Mutex<Option<CpuSample>>);
 
@@ -148,7 +153,7 @@ impl CpuUse {
     }
 }
 
-/// `GET /metrics`: what the guest uses now.
+/// `GET /metrics`: returns the current resource usage of the guest.
 ///
 /// # Errors
 /// 500 if the kernel's tables cannot be read.
@@ -181,7 +186,8 @@ pub async fn metrics(State(app): State<App>) -> Result<Json<Metrics>, HttpError>
     }))
 }
 
-/// Busy and all ticks since boot: first line of `/proc/stat`, of which fields 4 and 5 are idle time (`proc_stat(5)`).
+/// Returns busy and total ticks since boot, from the first line of `/proc/stat`. Fields 4 and 5 of
+/// that line are idle time (`proc_stat(5)`).
 fn cpu_times(stat: &str) -> (u64, u64) {
     let fields: Vec<u64> = stat
         .lines()
@@ -197,7 +203,7 @@ fn cpu_times(stat: &str) -> (u64, u64) {
     (all - idle, all)
 }
 
-/// In percent of all CPUs, two digits behind the point.
+/// Returns the usage in percent of all CPUs, with two decimal places.
 fn used_percent(before: (u64, u64), after: (u64, u64)) -> f64 {
     let busy = u32::try_from(after.0.saturating_sub(before.0)).unwrap_or(u32::MAX);
     let all = u32::try_from(after.1.saturating_sub(before.1)).unwrap_or(u32::MAX);
@@ -207,7 +213,7 @@ fn used_percent(before: (u64, u64), after: (u64, u64)) -> f64 {
     (f64::from(busy) / f64::from(all) * 10_000.0).round() / 100.0
 }
 
-/// A field of `/proc/meminfo`, KiB; 0 if it is not there.
+/// Returns a field of `/proc/meminfo` in KiB, or 0 if the field does not exist.
 fn memory_field(meminfo: &str, name: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.trim().trim_end_matches(" kB").trim().parse().ok())

@@ -1,4 +1,4 @@
-//! The query of `/files`, and who may use it.
+//! Query of `/files`, and its authorization.
 
 use std::{io, path::PathBuf};
 
@@ -15,38 +15,38 @@ use crate::{
     users::{self, User},
 };
 
-/// The query of `/files`.
+/// Query of `/files`.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct FileQuery {
     /// Path in the guest.
     #[serde(default)]
     pub path: String,
-    /// User whose home and ownership count.
+    /// User whose home directory and ownership apply.
     #[serde(default)]
     pub username: Option<String>,
-    /// See [`Grant::sign`].
+    /// Signature of the link (see [`Grant::sign`]).
     #[serde(default)]
     pub signature: Option<String>,
-    /// Seconds since 1970.
+    /// Expiry of the signature, in seconds since 1970.
     #[serde(default)]
     pub signature_expiration: Option<i64>,
 }
 
 impl FileQuery {
-    /// The query, or why it is none.
+    /// Returns the parsed query.
     ///
     /// # Errors
-    /// 400.
+    /// 400 if the query is malformed.
     pub fn checked(query: Result<Query<Self>, QueryRejection>) -> Result<Self, HttpError> {
         query
             .map(|Query(query)| query)
             .map_err(|rejected| HttpError::bad_request(rejected.body_text()))
     }
 
-    /// Checks the caller's right and finds the user.
+    /// Checks the caller's authorization and returns the user.
     ///
     /// # Errors
-    /// 401 with the contract's texts.
+    /// 401 with the texts of the contract.
     pub fn admit(
         &self,
         app: &App,
@@ -69,19 +69,19 @@ impl FileQuery {
         user_of(app, self.username.as_deref())
     }
 
-    /// The path, absolute.
+    /// Returns the absolute path.
     ///
     /// # Errors
-    /// 400.
+    /// 400 if the path is invalid.
     pub fn resolve(&self, path: &str, app: &App, user: &User) -> Result<PathBuf, HttpError> {
         resolve(path, app, user)
     }
 }
 
-/// The user of a name, or the default if it is absent or empty.
+/// Returns the user of a name, or the default user if the name is absent or empty.
 ///
 /// # Errors
-/// 401 with the contract's text.
+/// 401 with the text of the contract.
 pub fn user_of(app: &App, name: Option<&str>) -> Result<User, HttpError> {
     let named = name.filter(|name| !name.is_empty()).map(str::to_owned);
     let name = named.unwrap_or_else(|| app.settings.default_user());
@@ -94,16 +94,16 @@ pub fn user_of(app: &App, name: Option<&str>) -> Result<User, HttpError> {
     }
 }
 
-/// A path as a client writes it, absolute.
+/// Makes a client's path absolute.
 ///
 /// # Errors
-/// 400.
+/// 400 if the path is invalid.
 pub fn resolve(path: &str, app: &App, user: &User) -> Result<PathBuf, HttpError> {
     paths::resolve(path, user, app.settings.default_workdir().as_deref())
         .map_err(|e| HttpError::bad_request(e.to_string()))
 }
 
 fn lookup_failed(error: &io::Error) -> HttpError {
-    let message = format!("cannot look up users: {error}");
+    let message = format!("failed to look up users: {error}");
     HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
 }

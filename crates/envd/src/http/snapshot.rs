@@ -1,13 +1,17 @@
-//! `/snapshot/prepare` and `/snapshot/recover`: before the machine is frozen, and after.
+//! Routes `/snapshot/prepare` and `/snapshot/recover`, which the host calls before and after a
+//! snapshot.
 //!
-//! Preparing makes a frozen moment small and whole: what is in the page cache is written, the cache is given back if it has
-//! grown ([`crate::page_cache`]), idle connections are closed, forwarded ports and their connections too, nothing goes on in
-//! the background, and memory that the agent does not use is given back. It is tied to the snapshot that it is for; nothing but `/snapshot/recover` ends it.
+//! `prepare` makes the snapshot small and consistent. It writes the page cache to the disk, drops
+//! the cache if it has grown ([`crate::page_cache`]), closes idle connections, closes forwarded
+//! ports and their connections, stops background work, and returns unused memory of envd to the
+//! kernel. A preparation belongs to one snapshot. Only `/snapshot/recover` ends it.
 //!
-//! Recovering has two forms. Without `sandboxId` the machine goes on as the one it was (it was frozen and thawed, or not
-//! frozen after all): it gets fresh randomness, as the frozen moment may become another's past. With it, the machine was
-//! restored, perhaps as another sandbox: before this is answered it has its own randomness, names, environment and token, and
-//! the connections of its past are cut. Either form forwards ports again.
+//! `recover` has two forms. Without `sandboxId`, the guest continues as the same sandbox: the vCPUs
+//! were resumed after the snapshot, or no snapshot was taken. The guest gets fresh randomness,
+//! because another sandbox may be restored from the same snapshot. With `sandboxId`, the guest was
+//! restored, perhaps as another sandbox. Before the response, the guest gets its own randomness,
+//! names, environment and token, and the connections from before the snapshot are cut. Both forms
+//! start port forwarding again.
 
 use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path, time::Duration};
 
@@ -23,46 +27,48 @@ use crate::{
     server::App,
 };
 
-/// How long a restored machine leaves its metadata alone: the recover has told it what is there.
+/// Delay of the first metadata request of a restored guest. `/snapshot/recover` has provided the
+/// same values already.
 const METADATA_DELAY: Duration = Duration::from_secs(2);
 
 /// Body of `/snapshot/prepare`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Prepare {
-    /// The snapshot that is to be taken.
+    /// Id of the snapshot that will be taken.
     pub snapshot_id: String,
-    /// Leave the page cache as it is: the moment becomes larger, and what comes from it starts faster.
+    /// Keeps the page cache. The snapshot becomes larger, and sandboxes restored from it start
+    /// faster.
     #[serde(default)]
     pub keep_cache: bool,
 }
 
-/// Body of `/snapshot/recover`. What is absent stays.
+/// Body of `/snapshot/recover`. Absent fields leave the current values.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Recover {
-    /// Random bytes, base64.
+    /// Random bytes, in base64.
     pub entropy: Option<String>,
-    /// The sandbox that this machine is now.
+    /// Id of the sandbox that the guest is now.
     pub sandbox_id: Option<String>,
-    /// The template that it was made from.
+    /// Id of the sandbox's template.
     pub template_id: Option<String>,
-    /// Name of the machine.
+    /// Host name of the guest.
     pub hostname: Option<String>,
     /// Content of `/etc/machine-id`.
     pub machine_id: Option<String>,
-    /// Environment of every process from now on, instead of what was.
+    /// Environment of every process from now on. Replaces the current environment.
     pub env_vars: Option<BTreeMap<String, String>>,
-    /// Token that clients must show from now on.
+    /// Token that clients must present from now on.
     pub access_token: Option<String>,
-    /// User of calls that name none.
+    /// User of calls that name no user.
     pub default_user: Option<String>,
-    /// Nameservers of the machine; an empty list: none.
+    /// Nameservers of the guest. An empty list means no nameservers.
     pub nameservers: Option<Vec<Ipv4Addr>>,
 }
 
 impl Recover {
-    /// Who the machine is now, if it is told.
+    /// Returns the guest's new identity, if the request contains one.
     #[must_use]
     pub fn identity(&self) -> Option<Identity> {
         Some(Identity {
@@ -72,23 +78,24 @@ impl Recover {
     }
 }
 
-/// `POST /snapshot/prepare`. Doing it twice is fine.
+/// `POST /snapshot/prepare`. May be called twice.
 ///
 /// # Errors
-/// 400 without a snapshot, 500 if the kernel does not do as it is told.
+/// 400 without a snapshot id, 500 if the kernel rejects an operation.
 pub async fn prepare(
     State(app): State<App>,
     Json(request): Json<Prepare>,
 ) -> Result<StatusCode, HttpError> {
     if request.snapshot_id.is_empty() {
-        return Err(HttpError::bad_request("snapshotId: must not be empty"));
+        return Err(HttpError::bad_request("`snapshotId` must not be empty"));
     }
     tracing::info!(
         snapshot_id = request.snapshot_id,
-        "getting ready to be frozen"
+        "preparing for a snapshot"
     );
     app.connections.drain();
-    // The host has let its calls end by now: what is still open would only be dead after the freeze.
+    // The host has drained its calls before this. Connections that are still open would be dead
+    // after the snapshot.
     app.ports.stop().await;
     app.mmds.stop();
     let page_cache = app.page_cache.clone();
@@ -104,7 +111,8 @@ pub async fn prepare(
 /// `POST /snapshot/recover`.
 ///
 /// # Errors
-/// 400 if a field is wrong, 500 if the kernel refuses randomness or a file cannot be written.
+/// 400 if a field is invalid, 500 if the kernel rejects the random bytes or a file cannot be
+/// written.
 pub async fn recover(
     State(app): State<App>,
     Json(request): Json<Recover>,
@@ -114,16 +122,17 @@ pub async fn recover(
     check(&request)?;
     if restored {
         app.mmds.forget();
-        // If it was frozen without being asked first: what is forwarded belongs to the past.
+        // Needed if the snapshot was taken without a preparation: the forwarded ports belong to the
+        // past.
         app.ports.stop().await;
     }
-    // Not aside, in a thread, though some of it may block: whoever restored this machine waits for nothing else, nobody else knows
-    // of it yet, and a thread's start is time, too.
+    // Not on a separate thread, although some steps may block. The host waits for this call only,
+    // other clients do not know the sandbox yet, and starting a thread takes time, too.
     if let Some(entropy) = entropy {
         wrenn_sys::random::reseed(&entropy).map_err(failed)?;
     }
     if restored && let Err(error) = clock::step_to_gateway() {
-        tracing::info!(%error, "the clock is left to chronyd");
+        tracing::info!(%error, "failed to step the clock, leaving it to chronyd");
     }
     write_identity(Path::new("/"), &request).map_err(failed)?;
     if restored {
@@ -143,18 +152,18 @@ fn entropy(text: Option<&str>) -> Result<Option<Vec<u8>>, HttpError> {
     };
     let bytes = BASE64_STANDARD
         .decode(text)
-        .map_err(|e| HttpError::bad_request(format!("entropy: {e}")))?;
+        .map_err(|e| HttpError::bad_request(format!("invalid `entropy`: {e}")))?;
     let most = wrenn_sys::random::MAX_ENTROPY_BYTES;
     if bytes.is_empty() || bytes.len() > most {
         let got = bytes.len();
         return Err(HttpError::bad_request(format!(
-            "entropy: {got} bytes; must be 1 to {most}"
+            "`entropy` has {got} bytes, expected 1 to {most}"
         )));
     }
     Ok(Some(bytes))
 }
 
-/// Names become lines of files.
+/// Checks that the names can be lines of files.
 fn check(request: &Recover) -> Result<(), HttpError> {
     let words = [
         ("sandboxId", &request.sandbox_id),
@@ -165,14 +174,15 @@ fn check(request: &Recover) -> Result<(), HttpError> {
     for (field, word) in words {
         if !word.as_deref().is_none_or(is_word) {
             return Err(HttpError::bad_request(format!(
-                "{field}: letters, digits, `-`, `.` and `_` only, 64 at most"
+                "invalid `{field}`: expected at most 64 letters, digits, `-`, `.` and `_`"
             )));
         }
     }
     Ok(())
 }
 
-/// Writes who this machine is to the places where programs look. `root` is `/`, but for tests.
+/// Writes the guest's identity to the files where programs look for it. `root` is `/`, except in
+/// tests.
 fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
     if let Some(id) = &request.machine_id {
         write_if_other(&root.join("etc/machine-id"), &format!("{id}\n"))?;
@@ -197,10 +207,11 @@ fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
     }
 }
 
-/// Comment behind the line that is ours.
+/// Comment that marks the line of `/etc/hosts` that envd owns.
 const HOSTS_MARK: &str = "# this machine";
 
-/// So that `sudo` and others find the machine's own name without asking a server.
+/// Adds the guest's own name to a hosts file, so that `sudo` and other programs resolve the name
+/// without a nameserver.
 fn name_in_hosts(path: &Path, name: &str) -> io::Result<()> {
     let old = fs::read_to_string(path).unwrap_or_default();
     let others = old.lines().filter(|line| !line.ends_with(HOSTS_MARK));
@@ -209,7 +220,7 @@ fn name_in_hosts(path: &Path, name: &str) -> io::Result<()> {
     write_if_other(path, &new)
 }
 
-/// Flushing blocks for as long as the disk takes.
+/// Runs work on a separate thread, because flushing blocks for as long as the disk takes.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, HttpError> {

@@ -1,7 +1,9 @@
-//! `POST /files`: files from a multipart form, or one as the raw body; gzipped or not.
+//! `POST /files`: receives files in a multipart form, or one file as the raw body, optionally
+//! gzipped.
 //!
-//! What watchers see is part of the contract: the file is created, given to its user, and then written. A host asks for more:
-//! that an upload which breaks off leaves the file that was there ([`Draft`]).
+//! The events that watchers see are part of the contract: the file is created, gets its owner, and
+//! is then written. The host agent requests a stronger guarantee: an aborted upload leaves the old
+//! file ([`Draft`]).
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +28,7 @@ use wrenn_proto::limits::{FILE_CHUNK_BYTES, WHOLE_UPLOAD_HEADER};
 use super::{draft::Draft, error::HttpError, link::FileQuery};
 use crate::{filesystem::metadata, server::App, users::User};
 
-/// A file that was written.
+/// File that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Written {
     path: String,
@@ -38,7 +40,7 @@ pub struct Written {
 }
 
 impl Written {
-    /// A file without words.
+    /// Describes a file without metadata.
     #[must_use]
     pub fn plain(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -54,7 +56,7 @@ impl Written {
 /// Writes files.
 ///
 /// # Errors
-/// 400 for a bad form or path, 401, 507 when the disk is full.
+/// 400 for an invalid form or path, 401, 507 if the disk is full.
 pub async fn upload(
     State(app): State<App>,
     query: Result<Query<FileQuery>, QueryRejection>,
@@ -80,7 +82,7 @@ pub async fn upload(
     } else {
         if query.path.is_empty() {
             return Err(HttpError::bad_request(
-                "the query needs a path for a body that is one file",
+                "a raw body requires `path` in the query",
             ));
         }
         let path = query.resolve(&query.path, &app, &user)?;
@@ -94,7 +96,7 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 
-/// The body's bytes as they were before compression.
+/// Returns a reader of the uncompressed body.
 fn decoded(body: Body, headers: &HeaderMap) -> Result<Reader, HttpError> {
     let stream = body.into_data_stream().map_err(io::Error::other);
     let reader = StreamReader::new(stream);
@@ -110,15 +112,16 @@ fn decoded(body: Body, headers: &HeaderMap) -> Result<Reader, HttpError> {
     }
 }
 
-/// Each part named `file` is a file; others are passed over.
+/// Writes each part named `file` as a file. Ignores other parts.
 async fn write_form(
     target: &Target<'_>,
     parts: Parts,
     body: Reader,
 ) -> Result<Vec<Written>, HttpError> {
     let bad =
-        |e: &dyn std::fmt::Display| HttpError::bad_request(format!("bad multipart form: {e}"));
-    // The parts say what the boundary is, and that there is no limit.
+        |e: &dyn std::fmt::Display| HttpError::bad_request(format!("invalid multipart form: {e}"));
+    // The headers in `parts` contain the boundary, and the extensions in `parts` the absence of a
+    // limit.
     let body = Body::from_stream(tokio_util::io::ReaderStream::new(body));
     let plain = Request::from_parts(parts, body);
     let mut form = Multipart::from_request(plain, &())
@@ -133,7 +136,7 @@ async fn write_form(
         let shown = path.display().to_string();
         if written.iter().any(|w| w.path == shown) {
             return Err(HttpError::bad_request(format!(
-                "'{shown}' is in the form twice"
+                "path '{shown}' occurs more than once in the form"
             )));
         }
         let content = StreamReader::new(part.map_err(io::Error::other).boxed());
@@ -150,17 +153,17 @@ struct Target<'a> {
     query: &'a FileQuery,
     user: &'a User,
     metadata: BTreeMap<String, String>,
-    /// A file takes its place when all of it is there.
+    /// True if a file replaces its destination only when it is complete.
     whole: bool,
 }
 
 impl Target<'_> {
-    /// The query's path, or the part's whole file name, directories and all.
+    /// Returns the path in the query, or the part's whole file name including directories.
     fn path_of_part(&self, file_name: Option<&str>) -> Result<PathBuf, HttpError> {
         let path = match (self.query.path.as_str(), file_name) {
             ("", None | Some("")) => {
                 return Err(HttpError::bad_request(
-                    "neither the query nor the part names a path",
+                    "neither the query nor the form part contains a path",
                 ));
             }
             ("", Some(name)) => name,
@@ -224,8 +227,8 @@ async fn make_parents(path: &Path, user: &User) -> Result<(), HttpError> {
     }
 }
 
-/// Opens the file empty and owned by the user. What is there and not a regular file is refused: a pipe would block, a
-/// device would be written to.
+/// Opens the file empty and owned by the user. Rejects an existing entry that is not a regular
+/// file: a pipe would block, and a device would be written to.
 async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> {
     let (target, uid, gid) = (path.to_owned(), user.uid, user.gid);
     let opened = tokio::task::spawn_blocking(move || {
@@ -250,7 +253,8 @@ async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> 
             .custom_flags(nonblocking);
         let file = options.open(&target)?;
         std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
-        // Only now, as emptying it is writing; a new file is empty, and was not written yet.
+        // Truncated only now, because truncation counts as a write. A new file is empty and was not
+        // written yet.
         if there.is_ok() || file.metadata()?.len() > 0 {
             file.set_len(0)?;
         }
@@ -263,7 +267,7 @@ async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> 
     }
 }
 
-/// Copies in pieces of one size, so that a small file is one write.
+/// Copies in chunks of one size, so that a small file is one write.
 async fn copy(
     mut content: impl AsyncRead + Unpin,
     mut file: tokio::fs::File,
@@ -276,9 +280,10 @@ async fn copy(
         let limit = u64::try_from(FILE_CHUNK_BYTES).unwrap_or(u64::MAX);
         let mut limited = (&mut content).take(limit);
         let read = limited.read_to_end(&mut piece).await;
-        // A file in its place keeps what came before: the client knows that it broke off.
-        let read =
-            read.map_err(|e| HttpError::bad_request(format!("the upload broke off: {e}")))?;
+        // A file written in place keeps the data received so far. The client knows that the upload
+        // was aborted.
+        let read = read
+            .map_err(|e| HttpError::bad_request(format!("failed to read the request body: {e}")))?;
         if read == 0 {
             break;
         }
@@ -286,6 +291,6 @@ async fn copy(
             .await
             .map_err(|e| HttpError::of_file(path, &e))?;
     }
-    // A write's error may come only now: tokio writes behind.
+    // A write error may be reported only here, because tokio writes in the background.
     file.flush().await.map_err(|e| HttpError::of_file(path, &e))
 }

@@ -1,5 +1,6 @@
-//! One question to the metadata service, by version 2 of its protocol (Firecracker's MMDS): a token first, then the data.
-//! Each request has its own connection: none is left open for a machine to be frozen with.
+//! Request to the metadata service, by version 2 of its protocol (Firecracker's MMDS): first a
+//! token, then the data. Each request uses its own connection, so that no open connection becomes
+//! part of a snapshot.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,41 +12,41 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::metadata::{Metadata, MetadataError};
 
-/// How long a request may take, from its connection to the end of its answer.
+/// Maximum time for a request, from connecting to the end of the response.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Longest answer, bytes.
+/// Maximum size of a response, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// How long the token is good for, seconds.
+/// Lifetime of the token, in seconds.
 const TOKEN_TTL: &str = "60";
 
-/// Why there is no answer.
+/// Failure of a request to the metadata service.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// Nobody answers there.
-    #[error("the metadata service cannot be reached")]
+    /// The service does not accept connections.
+    #[error("failed to connect to the metadata service")]
     Connect(#[source] io::Error),
-    /// It does not speak HTTP, or broke off.
-    #[error("the metadata service broke off")]
+    /// The service does not speak HTTP or closed the connection early.
+    #[error("failed to exchange a request with the metadata service")]
     Http(#[source] hyper::Error),
-    /// It is silent.
-    #[error("the metadata service did not answer within {DEADLINE:?}")]
+    /// The service did not respond in time.
+    #[error("the metadata service did not respond within {DEADLINE:?}")]
     Late,
-    /// It does not want to.
-    #[error("the metadata service answered {0}")]
+    /// The service responded with an error status.
+    #[error("the metadata service responded with status {0}")]
     Status(StatusCode),
-    /// It says too much.
-    #[error("the metadata service's answer is longer than {MAX_ANSWER_BYTES} bytes, or broke off")]
+    /// The response is too long or incomplete.
+    #[error("the metadata service's response exceeds {MAX_ANSWER_BYTES} bytes or is incomplete")]
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Its token is none.
-    #[error("the metadata service's token cannot be a header")]
+    /// The token is not a valid header value.
+    #[error("the metadata service's token is not a valid header value")]
     Token(#[source] http::Error),
-    /// Its answer cannot be used.
+    /// The content of the response is invalid.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
 }
 
-/// Asks for the metadata.
+/// Requests the metadata.
 ///
 /// # Errors
 /// See [`AskError`].
@@ -93,11 +94,12 @@ async fn exchange(address: SocketAddr, request: Request<Empty<Bytes>>) -> Result
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect();
         Ok(body.await.map_err(AskError::Body)?.to_bytes())
     };
-    // Both on this task: when it is dropped, nothing of the connection is left.
+    // The request and the connection run on the same task. When the task is dropped, nothing of the
+    // connection remains.
     tokio::pin!(answer);
     tokio::select! {
         answer = &mut answer => answer,
-        // The connection's end may come before its last bytes were taken.
+        // The connection may end before its last bytes were read.
         _ = connection => answer.await,
     }
 }

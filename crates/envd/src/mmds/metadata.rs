@@ -1,4 +1,4 @@
-//! What the metadata service tells. No I/O.
+//! Content of the metadata service's response. No I/O.
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha512};
@@ -6,8 +6,8 @@ use subtle::ConstantTimeEq as _;
 
 use crate::identity::{Identity, is_word};
 
-/// The service's answer. A field that is absent or null is empty, and what is not known is passed over: one new or missing
-/// field must not cost the others.
+/// Response of the service. An absent or null field is empty, and unknown fields are ignored, so
+/// that a new or missing field does not affect the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Metadata {
@@ -22,25 +22,23 @@ pub struct Metadata {
     access_token_hash: Option<String>,
 }
 
-/// The answer cannot be used.
+/// Invalid response.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetadataError {
-    /// It is not JSON of that form.
-    #[error("the metadata are not what they should be")]
+    /// The response is not JSON of the expected form.
+    #[error("failed to parse the metadata")]
     NotJson(#[source] serde_json::Error),
-    /// An id that would not be a word in a file.
-    #[error(
-        "{field} is longer than 64 bytes, or holds others than letters, digits, `-`, `.` and `_`"
-    )]
+    /// An id cannot be a line of a file.
+    #[error("invalid `{field}`: expected at most 64 bytes of letters, digits, `-`, `.` and `_`")]
     BadWord {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
     },
 }
 
 impl Metadata {
-    /// Reads an answer.
+    /// Parses a response.
     ///
     /// # Errors
     /// See [`MetadataError`].
@@ -57,7 +55,7 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// Who this machine is; `None` if the service does not know yet.
+    /// Returns the guest's identity, or `None` if the service does not know it yet.
     #[must_use]
     pub fn identity(&self) -> Option<Identity> {
         let sandbox_id = self.instance_id.clone().filter(|id| !id.is_empty())?;
@@ -67,7 +65,7 @@ impl Metadata {
         })
     }
 
-    /// Which token may be set; `None` if the service does not say.
+    /// Returns the hash of the token that may be set, or `None` if the response contains none.
     #[must_use]
     pub fn token_hash(&self) -> Option<TokenHash> {
         let hash = self.access_token_hash.as_deref()?;
@@ -76,12 +74,12 @@ impl Metadata {
     }
 }
 
-/// Says which token may be set, without telling it.
+/// SHA-512 of the token that may be set. Does not reveal the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenHash(String);
 
 impl TokenHash {
-    /// Whether this is the hash of a token; that of no token is that of the empty one.
+    /// True if this is the hash of `token`. The hash for no token is that of the empty token.
     #[must_use]
     pub fn allows(&self, token: Option<&str>) -> bool {
         let mut right = String::with_capacity(128);

@@ -1,4 +1,5 @@
-//! One forwarded port: a listener outside, and what goes through it.
+//! Forwarder of one port: a listener on the guest's address, and its connections to the loopback
+//! server.
 
 use std::{
     io,
@@ -19,41 +20,42 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::Target;
 
-/// How long the server inside may take to accept.
+/// Maximum time for the loopback server to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// A peer that has gone without a word is found out after this long, and the probes that follow.
+/// Idle time before keepalive probes, which detect a peer that has disappeared.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// A forwarder. Its listener lives as long as it does; its connections until they end, or are cut.
+/// Forwarder of a port. The listener lives as long as this value. Connections live until they end
+/// or are cut.
 #[derive(Debug)]
 pub struct Forwarder {
     target: watch::Sender<Target>,
     accepting: JoinHandle<()>,
 }
 
-/// What all forwarders share.
+/// Limits that all forwarders share.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// A permit a connection.
+    /// One permit per connection.
     pub connections: Arc<Semaphore>,
-    /// All connections end now.
+    /// Ends all connections immediately.
     pub cut: CancellationToken,
 }
 
 impl Forwarder {
-    /// Listens outside, on the target's port.
+    /// Listens on the guest's address, on the target's port.
     ///
     /// # Errors
-    /// If the port is taken there, or the address is not this machine's.
+    /// Fails if the port is in use there, or the address is not the guest's.
     pub async fn open(outside: IpAddr, target: Target, limits: Limits) -> io::Result<Self> {
-        // With SO_REUSEADDR, which the runtime sets: connections of the past do not stand in the way.
+        // The runtime sets SO_REUSEADDR, so old connections do not prevent the bind.
         let listener = TcpListener::bind(SocketAddr::new(outside, target.address.port())).await?;
         let (target, current) = watch::channel(target);
         let accepting = tokio::spawn(accept(listener, current, limits));
         Ok(Self { target, accepting })
     }
 
-    /// Leads elsewhere from now on.
+    /// Changes the target for new connections.
     pub fn aim(&self, target: Target) {
         self.target.send_if_modified(|current| {
             let is_other = *current != target;
@@ -62,17 +64,18 @@ impl Forwarder {
         });
     }
 
-    /// Listens no more; returns when the port is free.
+    /// Stops listening. Returns when the port is free.
     pub async fn close(self) {
         self.accepting.abort();
-        // Only ever ends by being aborted.
+        // The task ends only by being aborted.
         let _ = self.accepting.await;
     }
 }
 
 async fn accept(listener: TcpListener, target: watch::Receiver<Target>, limits: Limits) {
     loop {
-        // Before a connection is taken: what waits in the kernel costs nothing here.
+        // Acquired before a connection is accepted, because connections that wait in the kernel
+        // cost nothing here.
         let Ok(permit) = limits.connections.clone().acquire_owned().await else {
             return;
         };
@@ -82,15 +85,16 @@ async fn accept(listener: TcpListener, target: watch::Receiver<Target>, limits: 
                 tokio::spawn(serve(outside, inside, permit, limits.cut.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection to a forwarded port");
-                // For example, no descriptor left: it may pass.
+                tracing::warn!(%error, "accept on a forwarded port failed");
+                // The cause may be temporary, for example no free descriptors.
                 sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
 
-/// Copies both ways until both are at their end; the end of one way is handed on while the other goes on.
+/// Copies in both directions until both have ended. The end of one direction is passed on while the
+/// other continues.
 async fn serve(
     mut outside: TcpStream,
     inside: SocketAddr,
@@ -105,24 +109,24 @@ async fn serve(
         tune(&outside);
         let _ = inside.set_nodelay(true);
         if let Err(error) = copy_bidirectional(&mut outside, &mut inside).await {
-            tracing::debug!(%error, "a forwarded connection broke");
-            // What broke on one side must not look like a good end on the other.
+            tracing::debug!(%error, "forwarded connection failed");
+            // A failure on one side must not look like a normal end on the other.
             refuse(&outside);
             refuse(&inside);
         }
     };
     let done = cut.run_until_cancelled(copy).await;
     if done.is_none() {
-        tracing::debug!(%inside, "a forwarded connection was cut");
+        tracing::debug!(%inside, "forwarded connection cut");
     }
 }
 
-/// The peer gets a reset instead of an end.
+/// Makes the stream end with a reset instead of a normal end.
 fn refuse(stream: &TcpStream) {
     let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
 }
 
-/// Refusals are harmless: the connection is slower, or lives longer.
+/// Sets socket options. Failures are harmless: the connection is slower or lives longer.
 fn tune(outside: &TcpStream) {
     let _ = outside.set_nodelay(true);
     let _ = sockopt::set_socket_keepalive(outside, true);

@@ -1,27 +1,28 @@
-//! Which ports need a forwarder, from what listens. No I/O.
+//! Selection of the ports that need a forwarder, from the current listeners. No I/O.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::table::Listener;
 
-/// Ports that are forwarded at once; what listens beyond is not reachable from outside.
+/// Maximum number of forwarded ports. Listeners beyond this limit are not reachable from outside.
 pub const MAX_FORWARDERS: usize = 512;
 
-/// Where a forwarder leads.
+/// Target of a forwarder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// The listener.
+    /// Address of the listener.
     pub address: SocketAddr,
-    /// Its socket.
+    /// Inode of the listener's socket.
     pub inode: u64,
 }
 
-/// What one look at the tables found. It is filled again and again, so that a look allocates nothing once it has room.
+/// Result of one scan of the tables. The value is reused, so that a scan allocates nothing once
+/// there is enough capacity.
 #[derive(Debug)]
 pub struct Plan {
-    /// The address that is reachable from outside.
+    /// Address that is reachable from outside.
     outside: IpAddr,
-    /// By port.
+    /// Ports with listeners, sorted by number.
     found: Vec<Found>,
 }
 
@@ -33,7 +34,7 @@ struct Found {
 }
 
 impl Plan {
-    /// A plan for a machine with this address.
+    /// Creates a plan for a guest with this address.
     #[must_use]
     pub fn new(outside: IpAddr) -> Self {
         Self {
@@ -42,12 +43,12 @@ impl Plan {
         }
     }
 
-    /// Forgets what was found.
+    /// Removes the results of the last scan.
     pub fn clear(&mut self) {
         self.found.clear();
     }
 
-    /// Takes a listener into account. `owned` says that we ourselves listen on its port outside.
+    /// Adds a listener. `owned` is true if envd itself forwards the listener's port.
     pub fn add(&mut self, listener: Listener, owned: bool) {
         let Listener {
             address,
@@ -70,14 +71,15 @@ impl Plan {
         });
         let found = &mut self.found[at];
         found.is_outside |= outside;
-        // A server on both is one server: the first found, which is version 4, is as good as the other.
+        // A server on both loopback addresses is one server. The first address, which is IPv4, is
+        // as good as the other.
         if inside && found.inside.is_none() {
             let address = SocketAddr::new(address, port);
             found.inside = Some(Target { address, inode });
         }
     }
 
-    /// Ports that must have a forwarder, and where to.
+    /// Returns the ports that need a forwarder, and their targets.
     pub fn wanted(&self) -> impl Iterator<Item = (u16, Target)> {
         self.found
             .iter()
@@ -86,7 +88,7 @@ impl Plan {
             .take(MAX_FORWARDERS)
     }
 
-    /// Where a port's forwarder must lead, if it must have one.
+    /// Returns the target of a port's forwarder, if the port needs one.
     #[must_use]
     pub fn target(&self, port: u16) -> Option<Target> {
         let found = &self.found[self.place(port).ok()?];
@@ -133,7 +135,7 @@ mod tests {
             assert_eq!(plan(&[("127.0.0.1", 80), (everywhere, 80)]), []);
             assert_eq!(plan(&[(everywhere, 80), ("::1", 80)]), []);
         }
-        // Other addresses are somebody's choice.
+        // Listeners on other addresses were bound there on purpose.
         assert_eq!(plan(&[("127.0.0.53", 53), ("10.0.0.1", 80)]), []);
     }
 

@@ -1,8 +1,9 @@
-//! Reads the kernel's tables of sockets, over and over, without allocating.
+//! Repeated scan of the kernel's socket tables, without allocations.
 //!
-//! What a look costs is the kernel's walk over its table of connections, which is made for each table even if it is empty and grows
-//! with the machine's memory: microseconds in a guest of half a gigabyte, a millisecond on a host of 24. (`sock_diag(7)` would
-//! walk listeners only, but is a module that a guest need not have.)
+//! The cost of a scan is the kernel's walk over its table of connections. The walk happens for each
+//! table, even for an empty one, and grows with the machine's memory: microseconds in a guest of
+//! half a gigabyte, a millisecond on a host of 24 GB. (`sock_diag(7)` would walk listeners only,
+//! but needs a kernel module that a guest may not have.)
 
 use std::{
     fs::File,
@@ -11,10 +12,10 @@ use std::{
 
 use super::table::{Line, Listener, parse_line};
 
-/// Lines are shorter than this by far, and the kernel hands out a page at a time.
+/// Size of the buffer. Lines are much shorter, and the kernel returns one page per read.
 const BUFFER_BYTES: usize = 4096;
 
-/// The tables, opened once.
+/// Socket tables, opened once.
 #[derive(Debug)]
 pub struct Scanner {
     tables: Vec<File>,
@@ -22,10 +23,11 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Opens the tables of the caller's network. A kernel without version 6 has only one.
+    /// Opens the tables of the caller's network namespace. A kernel without IPv6 has only one
+    /// table.
     ///
     /// # Errors
-    /// If there is none.
+    /// Fails if there is no table.
     pub fn open() -> io::Result<Self> {
         let mut tables = vec![File::open("/proc/net/tcp")?];
         tables.extend(File::open("/proc/net/tcp6"));
@@ -35,10 +37,10 @@ impl Scanner {
         })
     }
 
-    /// Calls `each` for each listener there is now.
+    /// Calls `each` for each current listener.
     ///
     /// # Errors
-    /// If a table cannot be read.
+    /// Fails if a table cannot be read.
     pub fn scan(&mut self, mut each: impl FnMut(Listener)) -> io::Result<()> {
         for table in &mut self.tables {
             table.rewind()?;
@@ -48,7 +50,7 @@ impl Scanner {
     }
 }
 
-/// Reads lines up to the first connection. A line that does not fit into the buffer is passed over.
+/// Reads lines up to the first connection. Skips lines that do not fit into the buffer.
 fn scan(
     table: &mut impl io::Read,
     buffer: &mut [u8],
@@ -83,7 +85,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Hands out its bytes in pieces of one size.
+    /// Reader that returns its bytes in pieces of one size.
     struct Pieces<'a>(&'a [u8], usize);
 
     impl io::Read for Pieces<'_> {

@@ -1,45 +1,47 @@
 //! Listeners in `/proc/net/tcp` and `/proc/net/tcp6`.
 //!
-//! One line a socket; fields are separated by spaces. The kernel lists all listeners before all connections
-//! (`Documentation/networking/proc_net_tcp.rst`), so reading may stop at the first line that is none.
+//! Each line is one socket. Fields are separated by spaces. The kernel lists all listeners before
+//! all connections (`Documentation/networking/proc_net_tcp.rst`), so a reader may stop at the first
+//! line that is not a listener.
 //!
-//! | field | content                                                                                            |
-//! |------:|----------------------------------------------------------------------------------------------------|
-//! |     0 | number of the line and a colon                                                                     |
-//! |     1 | local address and port in hexadecimal; the address in words of 32 bits, each in the machine's order |
-//! |     2 | remote address and port                                                                            |
-//! |     3 | state in hexadecimal; `0A` is LISTEN                                                               |
-//! |   4-8 | queues, timers, retransmissions, user id, timeout                                                  |
-//! |     9 | inode                                                                                              |
+//! | field | content                                                                        |
+//! |------:|--------------------------------------------------------------------------------|
+//! |     0 | line number and a colon                                                        |
+//! |     1 | local address and port in hexadecimal; the address is a sequence of 32-bit     |
+//! |       | words, each in native byte order                                               |
+//! |     2 | remote address and port                                                        |
+//! |     3 | state in hexadecimal; `0A` is LISTEN                                           |
+//! |   4-8 | queues, timers, retransmissions, user id, timeout                              |
+//! |     9 | inode                                                                          |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// `TCP_LISTEN` of the kernel's `net/tcp_states.h`, as it is printed.
+/// `TCP_LISTEN` of the kernel's `net/tcp_states.h`, as the kernel prints it.
 const LISTEN: &[u8] = b"0A";
 
-/// A socket that listens.
+/// Listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listener {
-    /// Address that it is bound to.
+    /// Bound address.
     pub address: IpAddr,
-    /// Its port.
+    /// Bound port.
     pub port: u16,
-    /// Number of the socket: another one is another socket, though it has the same port.
+    /// Inode of the socket. Another inode means another socket, even on the same port.
     pub inode: u64,
 }
 
-/// What a line says.
+/// Content of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line {
     /// A listener.
     Listener(Listener),
     /// A connection: no listener follows.
     Connection,
-    /// The heading, or nothing that is understood.
+    /// The heading, or a line that cannot be parsed.
     Other,
 }
 
-/// Reads a line.
+/// Parses a line.
 #[must_use]
 pub fn parse_line(line: &[u8]) -> Line {
     parse(line).unwrap_or(Line::Other)
@@ -78,14 +80,14 @@ fn parse_address(text: &[u8]) -> Option<IpAddr> {
             for (place, text) in bytes.chunks_exact_mut(4).zip(text.chunks_exact(8)) {
                 place.copy_from_slice(&word(text)?);
             }
-            // What listens on a mapped address listens for version 4.
+            // A listener on an IPv4-mapped address listens for IPv4.
             Some(Ipv6Addr::from(bytes).to_canonical())
         }
         _ => None,
     }
 }
 
-/// Four bytes of an address, in the order of the wire.
+/// Returns four bytes of an address, in network byte order.
 fn word(text: &[u8]) -> Option<[u8; 4]> {
     Some(hexadecimal(text)?.to_ne_bytes())
 }

@@ -1,4 +1,4 @@
-//! A process that was started: its end.
+//! End of a started process.
 
 use std::{
     io,
@@ -13,22 +13,22 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use tokio::io::{Interest, unix::AsyncFd};
 use wrenn_sys::spawn::Spawned;
 
-/// Bit of a wait status that says that memory was written to a core file.
+/// Bit of a wait status that reports a core dump.
 const CORE_DUMPED: i32 = 0x80;
 
-/// A process that is to be waited for.
+/// Started process whose end must be waited for.
 #[derive(Debug)]
 pub struct Child {
-    /// Its id; it stays its own until [`wait`](Self::wait) has returned.
+    /// Process id. No other process can have it until [`wait`](Self::wait) has returned.
     pub pid: u32,
     pidfd: AsyncFd<OwnedFd>,
 }
 
 impl Child {
-    /// A process that was just started.
+    /// Takes over a process that was just started.
     ///
     /// # Errors
-    /// If its end cannot be listened for.
+    /// Fails if the pidfd cannot be registered with the runtime.
     pub fn new(spawned: Spawned) -> io::Result<Self> {
         #[expect(
             deprecated,
@@ -41,10 +41,10 @@ impl Child {
         })
     }
 
-    /// Waits for the end. Cancel safe.
+    /// Waits for the end of the process. Cancel safe.
     ///
     /// # Errors
-    /// If somebody else waited for it.
+    /// Fails if other code has waited for the process.
     pub async fn wait(&self) -> io::Result<ExitStatus> {
         loop {
             let mut readable = self.pidfd.readable().await?;
@@ -57,7 +57,7 @@ impl Child {
     }
 }
 
-/// The same end as `wait(2)` writes it.
+/// Converts the end of a process to the status format of `wait(2)`.
 fn status(end: &WaitIdStatus) -> ExitStatus {
     let raw = match (end.exit_status(), end.terminating_signal()) {
         (Some(code), _) => (code & 0xff) << 8,

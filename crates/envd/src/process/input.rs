@@ -1,4 +1,5 @@
-//! What goes into a process: its standard input, or its terminal. Pieces go in the order of the calls.
+//! Input of a process: its standard input or its terminal. Data is written in the order of the
+//! calls.
 
 use std::{
     io,
@@ -13,18 +14,18 @@ use tokio::{
     sync::Mutex,
 };
 
-/// Where input goes.
+/// Destination of a process's input.
 #[derive(Debug)]
 pub enum InputSink {
-    /// Nowhere: the process reads the end of file.
+    /// No input. The process reads the end of file.
     Null,
-    /// A pipe; `None` once it is closed.
+    /// Pipe; `None` after it was closed.
     Pipe(Mutex<Option<pipe::Sender>>),
-    /// A terminal's master side. The lock keeps pieces whole.
+    /// Terminal.
     Terminal(Terminal),
 }
 
-/// A terminal's master side.
+/// Master side of a terminal. The lock keeps concurrent writes from mixing.
 #[derive(Debug)]
 pub struct Terminal {
     master: std::sync::Arc<AsyncFd<OwnedFd>>,
@@ -32,7 +33,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// A terminal whose output is read elsewhere.
+    /// Creates the input side of a terminal. The output is read elsewhere.
     #[must_use]
     pub fn new(master: std::sync::Arc<AsyncFd<OwnedFd>>) -> Self {
         Self {
@@ -55,10 +56,10 @@ impl Terminal {
 }
 
 impl InputSink {
-    /// Writes to standard input; waits while the process does not read.
+    /// Writes to standard input. Waits while the process does not read.
     ///
     /// # Errors
-    /// `internal` if there is none, it is closed, or the process does not read any more.
+    /// `internal` if there is no standard input, it is closed, or the process no longer reads it.
     pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), ConnectError> {
         let Self::Pipe(pipe) = self else {
             return Err(ConnectError::internal("the process has no standard input"));
@@ -76,7 +77,7 @@ impl InputSink {
     /// Writes to the terminal.
     ///
     /// # Errors
-    /// `internal` if there is none, or the process is gone.
+    /// `internal` if there is no terminal or the process is gone.
     pub async fn write_terminal(&self, bytes: &[u8]) -> Result<(), ConnectError> {
         let Self::Terminal(terminal) = self else {
             return Err(ConnectError::internal("tty not assigned to process"));
@@ -87,10 +88,10 @@ impl InputSink {
             .map_err(|e| ConnectError::internal(format!("error writing to tty: {e}")))
     }
 
-    /// Closes standard input. Doing it twice is fine.
+    /// Closes standard input. May be called twice.
     ///
     /// # Errors
-    /// `unknown` for a terminal, which has none.
+    /// `unknown` for a terminal, which has no standard input to close.
     pub async fn close(&self) -> Result<(), ConnectError> {
         match self {
             Self::Null => Ok(()),
@@ -99,15 +100,15 @@ impl InputSink {
                 Ok(())
             }
             Self::Terminal(_) => Err(ConnectError::unknown(
-                "cannot close the input of a terminal: send it Ctrl-D (0x04)",
+                "cannot close the input of a terminal: send Ctrl-D (0x04) instead",
             )),
         }
     }
 
-    /// Sets the terminal's size.
+    /// Sets the size of the terminal.
     ///
     /// # Errors
-    /// `internal` if there is no terminal; `invalid_argument` for a size that no terminal has.
+    /// `internal` if there is no terminal, `invalid_argument` if the size is out of range.
     pub fn resize(&self, columns: u32, rows: u32) -> Result<(), ConnectError> {
         let Self::Terminal(terminal) = self else {
             return Err(ConnectError::internal("tty not assigned to process"));
@@ -118,14 +119,16 @@ impl InputSink {
     }
 }
 
-/// A terminal's size.
+/// Converts a terminal size.
 ///
 /// # Errors
 /// `invalid_argument` for more than 65535 columns or rows.
 pub fn window_size(columns: u32, rows: u32) -> Result<Winsize, ConnectError> {
     let number = |name: &str, value: u32| {
         u16::try_from(value).map_err(|_| {
-            ConnectError::invalid_argument(format!("pty.size.{name}: {value} is more than 65535"))
+            ConnectError::invalid_argument(format!(
+                "`pty.size.{name}` is {value}, the maximum is 65535"
+            ))
         })
     };
     Ok(Winsize {

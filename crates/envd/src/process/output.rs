@@ -1,13 +1,17 @@
-//! From a process's pipes to everyone who listens: nothing is lost, next to nothing is stored.
+//! Distribution of a process's output to its subscribers, without loss and with minimal buffering.
 //!
-//! Each subscriber has a short queue. The one who reads the pipe waits until every subscriber has taken a piece before it
-//! reads the next: a slow subscriber slows the process (its pipe fills), and no queue grows. Who goes away stops counting at
-//! once, and what was for nobody else counts as unheard. Without subscribers a process never hangs: the newest [`UNHEARD_BYTES`] that nobody heard are kept, the rest is
-//! dropped.
+//! Each subscriber has a short queue. The reader of a pipe waits until every subscriber's queue has
+//! accepted a chunk before it reads the next one. A slow subscriber therefore slows the process,
+//! because the pipe fills up, and no queue grows. A subscriber that disconnects no longer applies
+//! back-pressure, and output that was queued for no other subscriber counts as undelivered. With no
+//! subscribers, a process never blocks: the newest [`UNHEARD_BYTES`] of undelivered output are kept
+//! and the rest is dropped.
 //!
-//! The starter subscribes before the process exists, so even the first byte finds it. Who comes when nobody listened
-//! first hears what is kept, so that a client that lost its connection misses nothing it did not see; who joins others
-//! hears what comes from then on. Nobody is told anything twice, and everyone hears the end.
+//! The caller that starts a process subscribes before any output is read, so it gets the first
+//! byte. A client that subscribes when there are no subscribers first gets the kept output, so a
+//! client that reconnects misses none of the kept output. A client that joins other subscribers
+//! gets the output from then on. No output is delivered twice to a subscriber, and all subscribers
+//! get the end event.
 
 use std::{
     collections::VecDeque,
@@ -23,33 +27,34 @@ use wrenn_proto::rpc::process::{
     __buffa::oneof::process_event::data_event::Output as Stream, process_event,
 };
 
-/// Pieces of output in a subscriber's queue: with pieces of 32 KiB, half a megabyte at most.
+/// Maximum number of chunks in a subscriber's queue. Chunks have at most 32 KiB, so a queue holds
+/// at most half a megabyte.
 const QUEUE: usize = 16;
 
-/// Output that nobody heard and that is kept for the next subscriber, bytes at most.
+/// Maximum amount of undelivered output that is kept for the next subscriber, in bytes.
 pub const UNHEARD_BYTES: usize = 64 * 1024;
 
-/// What a subscriber hears.
+/// Event for a subscriber.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A piece of output.
+    /// Chunk of output.
     Data(process_event::DataEvent),
-    /// The process has ended, and all its output came before.
+    /// End of the process. All output precedes this event.
     End(process_event::EndEvent),
 }
 
-/// Which stream a piece is of.
+/// Source of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
-    /// A terminal: both.
+    /// Terminal: standard output and standard error.
     Terminal,
 }
 
-/// A process's output and its listeners.
+/// Output of a process, and its subscribers.
 #[derive(Debug, Default)]
 pub struct Output {
     listeners: Mutex<Listeners>,
@@ -57,7 +62,7 @@ pub struct Output {
     done: AtomicU64,
 }
 
-/// How much was handed out so far: two equal values mean that nothing happened in between.
+/// Progress of the delivery. Two equal values mean that nothing was delivered in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activity {
     begun: u64,
@@ -65,7 +70,7 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Whether a listener was being waited for.
+    /// True if the delivery was waiting for a subscriber.
     #[must_use]
     pub fn is_busy(self) -> bool {
         self.begun != self.done
@@ -75,7 +80,7 @@ impl Activity {
 #[derive(Debug, Default)]
 struct Listeners {
     senders: Vec<mpsc::Sender<Event>>,
-    /// Subscriptions that have a queue, also after the end.
+    /// Number of subscriptions that have a queue, including those that remain after the end.
     queues: usize,
     unheard: VecDeque<process_event::DataEvent>,
     unheard_bytes: usize,
@@ -83,14 +88,14 @@ struct Listeners {
 }
 
 impl Listeners {
-    /// Keeps a piece for who comes next, and forgets the oldest beyond the limit.
+    /// Keeps a chunk for the next subscriber, and drops the oldest chunks beyond the limit.
     fn keep(&mut self, data: process_event::DataEvent) {
         self.unheard_bytes += length(&data);
         self.unheard.push_back(data);
         self.forget_oldest();
     }
 
-    /// Keeps what was taken out before, or came before, all that is kept.
+    /// Puts chunks that are older than the kept chunks back in front of them.
     fn put_back(&mut self, pieces: Vec<process_event::DataEvent>) {
         for data in pieces.into_iter().rev() {
             self.unheard_bytes += length(&data);
@@ -116,18 +121,18 @@ fn length(data: &process_event::DataEvent) -> usize {
     }
 }
 
-/// One who listens. Dropping it ends that.
+/// Subscription to a process's output. Ends when it is dropped.
 #[derive(Debug)]
 pub struct Subscription {
     output: Arc<Output>,
-    /// What was there before the queue.
+    /// Events that precede the queue.
     backlog: VecDeque<Event>,
-    /// None if it came after the end.
+    /// `None` if the subscription began after the end.
     queue: Option<mpsc::Receiver<Event>>,
 }
 
 impl Subscription {
-    /// The next event; `None` if the process was lost without an end. Cancel safe.
+    /// Returns the next event, or `None` if the output ended without an end event. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         match self.backlog.pop_front() {
             Some(event) => Some(event),
@@ -137,7 +142,8 @@ impl Subscription {
 }
 
 impl Drop for Subscription {
-    /// Its client may come again: what it did not take is kept, unless others hear it.
+    /// Keeps the events that the client did not take, because the client may reconnect. Queued
+    /// events that other subscribers get as well are not kept.
     fn drop(&mut self) {
         let mut listeners = self.output.lock();
         let mut untaken: Vec<_> = self.backlog.drain(..).collect();
@@ -157,7 +163,8 @@ impl Drop for Subscription {
 }
 
 impl Output {
-    /// Listens: to what nobody heard, if nobody listens, and to what comes from now on, if the process has not ended.
+    /// Subscribes to the output: first the kept undelivered output, then, unless the process has
+    /// ended, the output from now on.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>) -> Subscription {
         let mut listeners = self.lock();
@@ -182,7 +189,8 @@ impl Output {
         }
     }
 
-    /// Hands a piece to everyone; returns when all have room for the next.
+    /// Delivers a chunk to all subscribers. Returns when the queues of all of them have accepted
+    /// it.
     pub async fn publish(&self, kind: Kind, piece: Bytes) {
         let piece = piece.to_vec();
         let output = match kind {
@@ -203,7 +211,7 @@ impl Output {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Who listens. If nobody does, the piece is kept.
+    /// Returns the current subscribers. If there are none, keeps the chunk.
     fn audience(&self, data: &process_event::DataEvent) -> Option<Vec<mpsc::Sender<Event>>> {
         let mut listeners = self.lock();
         listeners.senders.retain(|sender| !sender.is_closed());
@@ -214,7 +222,7 @@ impl Output {
         Some(listeners.senders.clone())
     }
 
-    /// What was handed out so far.
+    /// Returns the progress of the delivery.
     #[must_use]
     pub fn activity(&self) -> Activity {
         Activity {
@@ -223,7 +231,7 @@ impl Output {
         }
     }
 
-    /// Tells everyone that it is over. Later subscribers are told at once.
+    /// Delivers the end event to all subscribers. Later subscribers get it immediately.
     pub async fn finish(&self, end: process_event::EndEvent) {
         let senders = {
             let mut listeners = self.lock();
@@ -234,14 +242,14 @@ impl Output {
     }
 
     fn lock(&self) -> MutexGuard<'_, Listeners> {
-        // Each change is one step: a panic in between leaves nothing half done.
+        // Each change is one step, so a panic in between leaves a consistent state.
         self.listeners
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Hands an event to each; true if one of them took it.
+/// Delivers an event to each subscriber. Returns true if at least one of them accepted it.
 async fn send(senders: &[mpsc::Sender<Event>], event: &Event) -> bool {
     let mut heard = false;
     for sender in senders {

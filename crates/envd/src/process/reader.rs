@@ -1,4 +1,4 @@
-//! Reads what a process writes, piece by piece.
+//! Reader of a process's output.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::{Kind, Output};
 
-/// Largest piece of output of a pipe, bytes.
+/// Maximum size of a chunk of a pipe's output, in bytes.
 const PIPE_PIECE_BYTES: usize = 32 * 1024;
-/// Largest piece of output of a terminal, bytes.
+/// Maximum size of a chunk of a terminal's output, in bytes.
 const TERMINAL_PIECE_BYTES: usize = 16 * 1024;
-/// What a pipe may hold, bytes: its owner may have made it larger than it was, up to this.
+/// Maximum content of a pipe, in bytes. A process may have enlarged its pipe up to this size.
 const PIPE_BYTES: usize = 1024 * 1024;
 
-/// What output is read from.
+/// Source of output.
 pub(super) enum Source {
     Pipe {
         kind: Kind,
@@ -42,8 +42,8 @@ impl Source {
         Self::Terminal { master, buffer }
     }
 
-    /// Hands all that is written to an output, until nobody can write any more or, once that is asked for, until nothing is
-    /// left of what was written by then.
+    /// Publishes all data until every writer has closed its end. After a cancellation of `stop`,
+    /// publishes the data that was written by then and returns.
     pub(super) async fn read(mut self, output: Arc<Output>, stop: CancellationToken) {
         let kind = self.kind();
         loop {
@@ -55,7 +55,7 @@ impl Source {
             let Some(piece) = piece else { return };
             output.publish(kind, piece).await;
         }
-        // Who goes on writing finds no end of it here.
+        // Bounded, because a process that continues to write would keep this loop running.
         let mut left = PIPE_BYTES;
         while left > 0
             && let Some(piece) = self.ready()
@@ -72,7 +72,7 @@ impl Source {
         }
     }
 
-    /// The next piece; `None` at the end. Cancel safe.
+    /// Returns the next chunk, or `None` at the end. Cancel safe.
     async fn next(&mut self) -> Option<Bytes> {
         match self {
             Self::Pipe { pipe, buffer, .. } => {
@@ -82,14 +82,14 @@ impl Source {
             }
             Self::Terminal { master, buffer } => {
                 let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut buffer[..])?);
-                // EIO is a terminal's end of file: nobody has its other side open.
+                // EIO is the end of file of a terminal: no process has its other side open.
                 let length = master.async_io(Interest::READABLE, read).await.ok()?;
                 (length > 0).then(|| Bytes::copy_from_slice(&buffer[..length]))
             }
         }
     }
 
-    /// A piece that is there.
+    /// Returns a chunk that is available without waiting.
     fn ready(&mut self) -> Option<Bytes> {
         match self {
             Self::Pipe { pipe, buffer, .. } => {

@@ -1,4 +1,4 @@
-//! Processes that run, and those that ended a moment ago.
+//! Running processes, and processes that ended recently.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,47 +23,49 @@ use wrenn_proto::rpc::process::{
 
 use super::{input::InputSink, output::Output};
 
-/// How long the end of a process can still be asked for.
+/// Time for which an ended process can be found.
 const KEEP_ENDED: Duration = Duration::from_secs(30);
 
-/// How many of those that ended are remembered: each may hold output that nobody heard.
+/// Maximum number of ended processes that are kept. Each may hold undelivered output.
 const MAX_ENDED: usize = 256;
 
-/// A process that was started here.
+/// Process that was started by envd.
 #[derive(Debug)]
 pub struct Running {
-    /// Its process id, which is that of its group and session as well.
+    /// Process id, which is also the id of the process's group and session.
     pub pid: u32,
-    /// The name that it was given.
+    /// Tag from the client.
     pub tag: Option<String>,
-    /// What was started.
+    /// Configuration with which the process was started.
     pub config: ProcessConfig,
-    /// Where input goes.
+    /// Destination of input.
     pub input: InputSink,
-    /// Where output comes from.
+    /// Source of output.
     pub output: Arc<Output>,
-    /// A signal was asked for: whoever holds its pipes open is not waited for any more.
+    /// Notified when a signal was requested. From then on, envd does not wait for other holders of
+    /// the pipes.
     pub signalled: Notify,
-    /// Cancelled once it was waited for: its id may belong to another process now.
+    /// Cancelled after the process was waited for. The id may belong to another process from then
+    /// on.
     pub reaped: CancellationToken,
-    /// It was asked to be killed.
+    /// True if SIGKILL was requested.
     pub killed: AtomicBool,
-    /// It was killed because its time was up.
+    /// True if the process was killed because its time limit expired.
     pub expired: AtomicBool,
 }
 
 impl Running {
-    /// Sends a signal to the process and all that it started in its session's group.
+    /// Sends a signal to the process and to all members of its process group.
     ///
     /// # Errors
-    /// `internal` if the kernel refuses.
+    /// `internal` if the kernel rejects the signal.
     pub fn signal(&self, signal: Signal) -> Result<(), ConnectError> {
-        // Waited for and signalled on one thread, so the id cannot change hands in between.
+        // Waiting and signalling happen on one thread, so the id cannot be reused in between.
         if signal == Signal::SIGKILL {
             self.killed.store(true, Ordering::SeqCst);
         }
         if self.reaped.is_cancelled() {
-            // What it left behind holds its output open, and is let go.
+            // Descendants hold the output open. Stop waiting for them.
             self.signalled.notify_one();
             return Ok(());
         }
@@ -79,13 +81,14 @@ impl Running {
         }
     }
 
-    /// Whether nobody need be told of it any more, though its last output may still be read: it was killed, and is dead.
+    /// True if the process was killed and is dead, so clients need not see it any more. Its last
+    /// output may still be read.
     fn is_gone(&self) -> bool {
         self.killed.load(Ordering::SeqCst) && self.reaped.is_cancelled()
     }
 }
 
-/// All processes that can be found.
+/// Running and recently ended processes.
 #[derive(Debug, Default)]
 pub struct Registry(Mutex<Tables>);
 
@@ -95,7 +98,7 @@ struct Tables {
     ended: VecDeque<Ended>,
 }
 
-/// What is left of a process: not its input, which holds descriptors.
+/// Remains of an ended process, without the input, which holds descriptors.
 #[derive(Debug)]
 struct Ended {
     at: Instant,
@@ -110,10 +113,10 @@ impl Registry {
         self.lock().running.insert(process.pid, process);
     }
 
-    /// Moves a process to those that ended.
+    /// Moves a process to the ended processes.
     pub fn end(&self, process: &Arc<Running>) {
         let mut tables = self.lock();
-        // Another process may have its id by now.
+        // Another process may have this id by now.
         if tables
             .running
             .get(&process.pid)
@@ -137,17 +140,18 @@ impl Registry {
         }
     }
 
-    /// The process of a pid or tag, if it runs.
+    /// Returns the running process with a pid or tag.
     ///
     /// # Errors
-    /// `not_found`, also for one that has ended.
+    /// `not_found`, also if the process has ended.
     pub fn find_running(&self, selector: &Selector) -> Result<Arc<Running>, ConnectError> {
         let tables = self.lock();
         let found = tables.find(selector).filter(|process| !process.is_gone());
         found.cloned().ok_or_else(|| not_found(selector))
     }
 
-    /// Id and output of the process of a pid or tag: one that runs, else the last that ended a moment ago.
+    /// Returns id and output of the process with a pid or tag: a running process, else the process
+    /// that ended last, if that was recently.
     ///
     /// # Errors
     /// `not_found`.
@@ -163,7 +167,7 @@ impl Registry {
             .ok_or_else(|| not_found(selector))
     }
 
-    /// Processes that run, by id.
+    /// Returns the running processes, sorted by id.
     #[must_use]
     pub fn list(&self) -> Vec<ProcessInfo> {
         let mut list: Vec<_> = self
@@ -183,7 +187,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
-        // Each change is one step: a panic in between leaves nothing half done.
+        // Each change is one step, so a panic in between leaves a consistent state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

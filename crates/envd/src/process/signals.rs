@@ -1,10 +1,11 @@
-//! How a process ended, in the words of the contract.
+//! Conversion of a process's exit status to the contract's end event.
 
 use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
 use wrenn_proto::rpc::process::process_event::EndEvent;
 
-/// The end of a process: `exit status 3` and its code, or `signal: killed` and -1.
+/// Returns the end event of a process: `exit status 3` and the exit code, or `signal: killed` and
+/// -1.
 #[must_use]
 pub fn end_event(status: ExitStatus) -> EndEvent {
     if let Some(code) = status.code() {
@@ -33,7 +34,7 @@ pub fn end_event(status: ExitStatus) -> EndEvent {
     }
 }
 
-/// A signal's description, as clients know it.
+/// Returns the description of a signal that clients expect.
 fn signal_text(signal: i32) -> String {
     let text = match signal {
         1 => "hangup",

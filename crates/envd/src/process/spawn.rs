@@ -1,4 +1,4 @@
-//! Starts processes and sees them to their end.
+//! Start of processes, and supervision until their end.
 
 use std::{
     collections::BTreeMap,
@@ -45,27 +45,27 @@ use super::{
 };
 use crate::{cgroups::Group, paths, server::App, users::User};
 
-/// After a signal: the silence that says that the process's own output was read. A grandchild may hold the pipes open for
-/// ever.
+/// Silence which, after a signal, means that the process's own output was read completely. A
+/// grandchild may hold the pipes open forever.
 const SILENCE: Duration = Duration::from_millis(500);
-/// After a signal: how long silence is waited for. A grandchild may write for ever, too.
+/// Maximum time to wait for silence after a signal. A grandchild may also write forever.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
-/// Processes are killed before the agent when memory runs out.
+/// OOM score adjustment of processes, which are killed before envd when memory runs out.
 const OOM_SCORE_ADJ: i16 = 100;
 
-/// Why a process was not started.
+/// Failure to start a process.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The request is wrong.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
     /// The program cannot be executed.
     #[error("error starting process: {program}: {source}")]
     Spawn {
-        /// The program.
+        /// Name of the program.
         program: String,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
 }
@@ -74,7 +74,7 @@ impl From<StartError> for ConnectError {
     fn from(error: StartError) -> Self {
         let text = error.to_string();
         match error {
-            // No memory, no process, no descriptor left: the request is fine.
+            // Memory, processes or descriptors are exhausted. The request itself is valid.
             StartError::Spawn { source, .. } if is_exhaustion(&source) => {
                 Self::resource_exhausted(text)
             }
@@ -89,7 +89,8 @@ fn is_exhaustion(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| all.contains(&errno))
 }
 
-/// Starts a process and returns it and its whole output. `limit` is how long it may run.
+/// Starts a process. Returns the process and a subscription to its whole output. `limit` is the
+/// maximum run time.
 ///
 /// # Errors
 /// See [`StartError`].
@@ -103,7 +104,7 @@ pub fn start(
         .process
         .as_option()
         .cloned()
-        .ok_or_else(|| StartError::Invalid("process: is missing".to_owned()))?;
+        .ok_or_else(|| StartError::Invalid("`process` is missing".to_owned()))?;
     let failed = |program: &str| {
         let program = program.to_owned();
         move |source| StartError::Spawn { program, source }
@@ -121,10 +122,11 @@ pub fn start(
     let group = Group::of(request.tag.as_deref(), plumbing.is_terminal());
     let child = launch(app, user, &config, &ends, group)?;
     let child = Child::new(child).map_err(failed(&config.cmd))?;
-    // The process has its own now; while these were open it would never see an end.
+    // The process has its own copies. While these are open, the readers would never see an end of
+    // file.
     drop(ends);
     let (process, readers) = assemble(&child, config, request.tag, plumbing);
-    // Before anything is read: the first byte must find its listener.
+    // Subscribed before anything is read, so that the first byte has a subscriber.
     let subscription = process.output.subscribe();
     app.processes.add(process.clone());
     let registry = app.processes.clone();
@@ -145,7 +147,7 @@ fn launch(
     group: Group,
 ) -> Result<Spawned, StartError> {
     if config.cmd.is_empty() {
-        return Err(StartError::Invalid("process.cmd: is empty".to_owned()));
+        return Err(StartError::Invalid("`process.cmd` is empty".to_owned()));
     }
     let envs = environment(app, user, config);
     let directory = directory(app, user, config)?;
@@ -170,8 +172,8 @@ fn launch(
     if let Err(SpawnError::NoProcess(error)) = &spawned
         && launch.cgroup.take().is_some()
     {
-        // Somebody in the guest has removed or divided the group: no reason to start nothing.
-        tracing::warn!(%error, ?group, "a process is not in its control group");
+        // A program in the guest has removed or divided the group. Start the process without it.
+        tracing::warn!(%error, ?group, "cgroup unusable, starting process without it");
         spawned = wrenn_sys::spawn::spawn(&launch);
     }
     spawned.map_err(|error| StartError::Spawn {
@@ -180,7 +182,8 @@ fn launch(
     })
 }
 
-/// PATH of the agent, the user's variables, the host's, the request's: the last wins.
+/// Returns the environment: `PATH` of envd, the user's variables, the host's, the request's. Later
+/// values replace earlier ones.
 fn environment(app: &App, user: &User, config: &ProcessConfig) -> BTreeMap<String, String> {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
     let mut all: BTreeMap<_, _> = [
@@ -198,7 +201,7 @@ fn environment(app: &App, user: &User, config: &ProcessConfig) -> BTreeMap<Strin
             .iter()
             .map(|(name, value)| (name.clone(), value.clone())),
     );
-    // No process can have these: the kernel's form of an environment has no way to write them.
+    // The kernel's format of an environment cannot represent these variables.
     all.retain(|name, value| {
         !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
     });
@@ -209,7 +212,7 @@ fn directory(app: &App, user: &User, config: &ProcessConfig) -> Result<PathBuf, 
     let default = app.settings.default_workdir();
     let wanted = config.cwd.clone().unwrap_or_default();
     let path = paths::resolve(&wanted, user, default.as_deref())
-        .map_err(|e| StartError::Invalid(format!("process.cwd: {e}")))?;
+        .map_err(|e| StartError::Invalid(format!("invalid `process.cwd`: {e}")))?;
     if path.is_dir() {
         Ok(path)
     } else {
@@ -220,7 +223,7 @@ fn directory(app: &App, user: &User, config: &ProcessConfig) -> Result<PathBuf, 
     }
 }
 
-/// Our ends of what a process reads and writes.
+/// envd's ends of a process's input and output.
 enum Plumbing {
     Pipes {
         stdin: Option<pipe::Sender>,
@@ -236,7 +239,8 @@ impl Plumbing {
     }
 }
 
-/// The process's ends of three pipes, and ours; without `stdin` it reads the end of file.
+/// Creates three pipes. Returns the process's ends and envd's ends. Without `stdin`, the process
+/// reads the end of file.
 fn pipes(stdin: bool) -> io::Result<([OwnedFd; 3], Plumbing)> {
     let (input, stdin) = if stdin {
         let (reader, writer) = io::pipe()?;
@@ -257,7 +261,8 @@ fn pipes(stdin: bool) -> io::Result<([OwnedFd; 3], Plumbing)> {
     Ok(([input, output.into(), error.into()], plumbing))
 }
 
-/// A new terminal: three times its side for the process, and its master side.
+/// Creates a terminal. Returns three descriptors of its slave side for the process, and its master
+/// side.
 fn terminal(user: &User, size: (u32, u32)) -> Result<([OwnedFd; 3], Plumbing), StartError> {
     let size = window_size(size.0, size.1)
         .map_err(|e| StartError::Invalid(e.message.unwrap_or_default()))?;
@@ -280,7 +285,7 @@ fn terminal(user: &User, size: (u32, u32)) -> Result<([OwnedFd; 3], Plumbing), S
         Ok((ends, Plumbing::Terminal(Arc::new(master))))
     };
     open().map_err(|source| StartError::Spawn {
-        program: "a terminal".to_owned(),
+        program: "pseudo-terminal".to_owned(),
         source,
     })
 }
@@ -324,8 +329,8 @@ fn assemble(
     (Arc::new(process), sources)
 }
 
-/// Reads all output and waits for the end. The end is told after the last output, or, once a signal was asked for, soon
-/// after it: a grandchild may keep the pipes open.
+/// Reads all output and waits for the end of the process. Returns after the last output or, if a
+/// signal was requested, soon after the end, because a grandchild may keep the pipes open.
 async fn attend(
     child: Child,
     process: &Arc<Running>,
@@ -345,7 +350,7 @@ async fn attend(
             status = child.wait() => break status,
             () = &mut deadline, if limited => {
                 limited = false;
-                // It may have ended this moment.
+                // The process may have just ended.
                 let _ = process.signal(Signal::SIGKILL);
             }
         }
@@ -361,7 +366,7 @@ async fn attend(
     let let_go = async {
         tokio::select! {
             () = process.signalled.notified() => {}
-            // Its time is up for those who hold its output open, too.
+            // The time limit also applies to descendants that hold the output open.
             () = &mut deadline, if limited => {}
         }
     };
@@ -369,20 +374,21 @@ async fn attend(
         () = &mut all_read => {}
         () = let_go => {
             if !read_in_time(&process.output, &mut all_read).await {
-                // What is there by now is told, however slow its listener is.
+                // Delivers the data that was written by now, however slow the subscriber is.
                 stop.cancel();
                 all_read.await;
             }
         }
     }
     status.unwrap_or_else(|error| {
-        tracing::error!(%error, pid = process.pid, "could not wait for a process");
+        tracing::error!(%error, pid = process.pid, "failed to wait for process");
         ExitStatus::from_raw(255 << 8)
     })
 }
 
-/// Waits until all output was read, or until what comes is not the process's own any more; true if it was all. A slow
-/// listener keeps silence from being one.
+/// Waits until all output was read, or until the remaining output is no longer the process's own.
+/// Returns true if all output was read. Time in which a slow subscriber delays the output does not
+/// count as silence.
 async fn read_in_time(output: &Output, mut all: impl Future<Output = ()> + Unpin) -> bool {
     let late = Instant::now() + LAST_OUTPUT;
     let mut seen = output.activity();

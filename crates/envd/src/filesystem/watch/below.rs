@@ -1,4 +1,4 @@
-//! A directory's name in the names of what is below it.
+//! Operations on a directory's name and on the names below it.
 
 use std::{
     collections::BTreeSet,
@@ -7,9 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Removes a name and all below it.
+/// Removes a name and all names below it.
 pub(super) fn remove_below(names: &mut BTreeSet<PathBuf>, top: &Path) {
-    // Paths are ordered by their components: those below follow each other.
+    // Paths are ordered by their components, so the names below `top` are adjacent.
     let from = names.range(top.to_owned()..);
     let below: Vec<_> = from
         .take_while(|name| name.starts_with(top))
@@ -20,19 +20,20 @@ pub(super) fn remove_below(names: &mut BTreeSet<PathBuf>, top: &Path) {
     }
 }
 
-/// Whether a name is another one's or below it.
+/// True if a name equals `top` or is below it.
 pub(super) fn is_below(name: &Path, top: &Path) -> bool {
     rest(name, top).is_some()
 }
 
-/// A name at or below `old`, with `new` in its place.
+/// Replaces `old` by `new` in a name at or below `old`. Returns `None` for other names.
 pub(super) fn replaced(name: &Path, old: &Path, new: &Path) -> Option<PathBuf> {
-    // Not `join`, which puts a slash before nothing.
+    // Not `join`, which adds a slash before an empty path.
     let rest = rest(name, old)?;
     Some(new.components().chain(rest.components()).collect())
 }
 
-/// By bytes, which is fast: all directories of a watch are gone through for each that is moved.
+/// Returns the part of a name below `top`. Compares bytes, which is fast, because each move of a
+/// directory checks all directories of a watch.
 fn rest<'a>(name: &'a Path, top: &Path) -> Option<&'a Path> {
     let top = top.as_os_str().as_bytes();
     let rest = match name.as_os_str().as_bytes().strip_prefix(top)? {

@@ -1,4 +1,4 @@
-//! The kernel's queue of what changed (`inotify(7)`).
+//! The kernel's queue of changes (`inotify(7)`).
 
 use std::{
     ffi::OsString,
@@ -11,7 +11,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::{Interest, unix::AsyncFd};
 use wrenn_proto::rpc::filesystem::EventType;
 
-/// One queue, and the directories that it is filled from.
+/// One queue, and the directories whose changes go into it.
 pub(super) struct Queue(AsyncFd<Descriptor>);
 
 struct Descriptor(Inotify);
@@ -22,14 +22,14 @@ impl AsRawFd for Descriptor {
     }
 }
 
-/// An event as the kernel tells it.
+/// Event as reported by the kernel.
 pub(super) struct RawEvent {
-    /// Which directory's.
+    /// Descriptor of the directory.
     pub(super) descriptor: WatchDescriptor,
     pub(super) mask: EventMask,
-    /// The same of both halves of a move, else 0.
+    /// Number that both halves of a move share, else 0.
     pub(super) cookie: u32,
-    /// Of what is in the directory; none if it is the directory itself.
+    /// Name of the entry in the directory. `None` for the directory itself.
     pub(super) name: Option<OsString>,
 }
 
@@ -43,14 +43,15 @@ impl Queue {
         Ok(Self(queue))
     }
 
-    /// Waits until something came since the last time. Who was told must read until nothing is left. Cancel safe.
+    /// Waits for events that arrived since the last call. After that, the caller must read until
+    /// the queue is empty. Cancel safe.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        // Before it is read: what comes in between wakes again.
+        // Cleared before the queue is read, so events that arrive in between wake the caller again.
         self.0.readable().await?.clear_ready();
         Ok(())
     }
 
-    /// A few events; none if the queue is empty.
+    /// Reads a few events. Returns none if the queue is empty.
     pub(super) fn read(&mut self) -> io::Result<Vec<RawEvent>> {
         let mut buffer = [0; 8192];
         match self.0.get_mut().0.read_events(&mut buffer) {
@@ -67,8 +68,8 @@ impl Queue {
         }
     }
 
-    /// Watches a directory; one that is watched already keeps its descriptor, whatever its name was. `None` if there is
-    /// none.
+    /// Watches a directory. A directory that is watched already keeps its descriptor, whatever its
+    /// name was. Returns `None` if there is no directory at the path.
     pub(super) fn watch(&self, path: &Path) -> io::Result<Option<WatchDescriptor>> {
         let mask = WatchMask::CREATE
             | WatchMask::MODIFY
@@ -81,7 +82,7 @@ impl Queue {
             | WatchMask::DONT_FOLLOW;
         match self.0.get_ref().0.watches().add(path, mask) {
             Ok(descriptor) => Ok(Some(descriptor)),
-            // It is gone again, or something else is there.
+            // The directory is gone again, or the path is something else.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -94,14 +95,14 @@ impl Queue {
         }
     }
 
-    /// Watches a directory no more.
+    /// Stops watching a directory.
     pub(super) fn forget(&self, descriptor: WatchDescriptor) {
-        // It may be deleted by now.
+        // The directory may have been deleted.
         let _ = self.0.get_ref().0.watches().remove(descriptor);
     }
 }
 
-/// What an event is in the contract's words, in its order.
+/// Returns the contract's types of an event, in the contract's order.
 pub(super) fn kinds(mask: EventMask) -> impl Iterator<Item = EventType> {
     [
         (

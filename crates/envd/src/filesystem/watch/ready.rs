@@ -1,4 +1,4 @@
-//! Changes between the one who follows the kernel's queue and the one who tells them.
+//! Changes between the task that follows the kernel's queue and the call that delivers them.
 
 use std::{
     collections::VecDeque,
@@ -12,24 +12,24 @@ use tokio::sync::Notify;
 use super::tree::{Change, Look};
 use crate::filesystem::FileError;
 
-/// Changes that wait to be told, at most.
+/// Maximum number of changes that wait for delivery.
 pub(super) const MAX_READY: usize = 65_536;
 
-/// What is ready to be told.
+/// Changes that are ready for delivery.
 pub(super) struct Ready {
     list: Mutex<List>,
     changed: Notify,
-    /// What is watched, as it was asked for.
+    /// Watched directory, as in the client's request.
     root: PathBuf,
 }
 
 #[derive(Default)]
 struct List {
     changes: VecDeque<Change>,
-    /// There is a gap: nothing is kept until that was told.
+    /// True if changes were lost. No changes are kept until the client was informed.
     lost: bool,
     over: bool,
-    /// Why it is over, if it was not the directory's end.
+    /// Reason for the end, if it was not the removal or move of the directory.
     failure: Option<FileError>,
 }
 
@@ -42,7 +42,7 @@ impl Ready {
         }
     }
 
-    /// Adds what was seen.
+    /// Adds the changes of a look.
     pub(super) fn add(&self, look: Look) {
         let mut list = self.lock();
         list.lost |= look.lost || list.changes.len() + look.changes.len() > MAX_READY;
@@ -55,7 +55,7 @@ impl Ready {
         self.changed.notify_one();
     }
 
-    /// Nothing comes any more.
+    /// Ends the watch with a failure. No more changes will come.
     pub(super) fn fail(&self, failure: FileError) {
         let mut list = self.lock();
         list.failure = Some(failure);
@@ -63,10 +63,11 @@ impl Ready {
         self.changed.notify_one();
     }
 
-    /// Takes the oldest changes. `None` if none will come any more.
+    /// Takes the oldest changes. Returns `None` if no more changes will come.
     ///
     /// # Errors
-    /// If some were lost (it goes on after that), or why it is over; once.
+    /// Fails if changes were lost (the watch continues after that), or with the reason for the end.
+    /// Reports each of them once.
     pub(super) fn take(&self, most: usize) -> Result<Option<Vec<Change>>, FileError> {
         let mut list = self.lock();
         if std::mem::take(&mut list.lost) {
@@ -80,23 +81,23 @@ impl Ready {
         Ok(Some(std::mem::replace(&mut list.changes, rest).into()))
     }
 
-    /// Waits for the next change. For one waiter; cancel safe.
+    /// Waits for the next change. Supports one waiter. Cancel safe.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// The error of one who asks after the end.
+    /// Returns the error for a call after the end of the watch.
     pub(super) fn ended(&self) -> FileError {
         FileError::WatchEnded(self.root.clone())
     }
 
-    /// The error of a watch that cannot go on.
+    /// Returns the error of a watch that cannot continue.
     pub(super) fn broken(&self, error: io::Error) -> FileError {
         FileError::at(&self.root)(error)
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
-        // Each change is one step: a panic in between leaves nothing half done.
+        // Each change is one step, so a panic in between leaves a consistent state.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -68,14 +68,14 @@ async fn more_is_kept_than_the_kernel_does_but_not_without_end() {
             fs::write(dir.path().join("f"), "").expect("written");
             fs::remove_file(dir.path().join("f")).expect("removed");
             if round % 1000 == 0 {
-                // The kernel's queue must not be full, however busy the one who follows it is.
+                // The kernel's queue must not overflow, however busy the task that follows it is.
                 let (done, looked) = oneshot::channel();
                 watch.asks.send(done).await.expect("it goes on");
                 looked.await.expect("it looks");
             }
         }
     };
-    // More than the kernel keeps by default.
+    // More changes than the kernel keeps by default.
     change(10_000).await;
     assert_eq!(seen(&watch).await.len(), 20_000);
     change(MAX_READY / 2 + 1).await;
@@ -96,7 +96,7 @@ async fn an_event_survives_a_next_that_is_given_up() {
     for number in 0..200 {
         fs::write(dir.path().join(number.to_string()), "").expect("written");
         let event = loop {
-            // Given up wherever it is.
+            // Cancelled at an arbitrary point.
             let next = tokio::time::timeout(Duration::from_micros(50), watch.next());
             if let Ok(event) = next.await {
                 break event;

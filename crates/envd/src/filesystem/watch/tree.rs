@@ -1,7 +1,9 @@
-//! The directories of a watch, and what happens in them. Looking blocks.
+//! Directories of a watch, and the changes in them. A *look* ([`Tree::look`]) reads the changes
+//! that the kernel has queued, and blocks.
 //!
-//! The kernel tells of a name what happened to it; by the time it is looked at, something else may have that name. So
-//! directories are known by their descriptors, which stay theirs whatever they are called.
+//! The kernel reports changes by name. When an event is read, something else may have that name.
+//! This module therefore identifies directories by their watch descriptors, which stay the same
+//! when a directory is renamed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,27 +22,29 @@ use super::{
     ready::MAX_READY,
 };
 
-/// Events that one look reads, about: all that were there before it, as the kernel's queue is no longer (see
-/// `fs.inotify.max_queued_events` of the guest's init), and no endless number of new ones.
+/// Approximate maximum number of events that one look reads. One look reads all events that were
+/// queued before it, because the kernel's queue is not longer than this (see
+/// `fs.inotify.max_queued_events` in the guest's init). One look does not read an endless number of
+/// new events.
 const EVENTS_A_LOOK: usize = 65_536;
 
-/// A file's times are those of the kernel's last tick.
+/// Granularity of file times, which are the time of the kernel's last tick.
 const TICK: Duration = Duration::from_millis(20);
 
-/// A change of what has a name, relative to the root.
+/// Change of an entry: path relative to the root, and type.
 pub(super) type Change = (PathBuf, EventType);
 
-/// What was seen.
+/// Result of one look at the kernel's queue.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     pub(super) changes: Vec<Change>,
-    /// There were more than are kept, or than the kernel keeps.
+    /// True if there were more changes than this module or the kernel keeps.
     pub(super) lost: bool,
-    /// The root is gone: it was removed or moved.
+    /// True if the root was removed or moved.
     pub(super) ended: bool,
 }
 
-/// A directory and, with a recursive watch, those below it.
+/// Watched directory and, in a recursive watch, the directories below it.
 pub(super) struct Tree {
     queue: Queue,
     root: PathBuf,
@@ -48,30 +52,34 @@ pub(super) struct Tree {
     root_descriptor: WatchDescriptor,
     /// Directory of each descriptor, relative to the root.
     directories: HashMap<WatchDescriptor, PathBuf>,
-    /// Told because they were found; the kernel may still tell of their creation.
+    /// Entries that were reported because they were found in a directory. The kernel may still
+    /// report their creation.
     found: BTreeSet<PathBuf>,
-    /// Told as written in this look: one word is enough for all that was written until its end.
+    /// Entries that were reported as written in this look. One event covers all writes until the
+    /// look's end.
     written: BTreeSet<PathBuf>,
-    /// The last directory that was moved away, until it is known where to.
+    /// Cookie and name of the last directory that was moved away, until its destination is known.
     moving: Option<(u32, PathBuf)>,
-    /// The kernel has told of all that was done to known directories before this.
+    /// Time until which the kernel has reported all changes in known directories.
     since: SystemTime,
-    /// The last look left something in the queue.
+    /// True if the last look left events in the queue.
     behind: bool,
-    /// The kernel's queue was full.
+    /// True if the kernel's queue overflowed.
     overflowed: bool,
-    /// Of this look.
+    /// Result of the current look.
     look: Look,
 }
 
-/// What is told of what a directory holds already.
+/// Policy for reporting the existing content of a directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tell {
-    /// Nothing: the client has looked itself, or will.
+    /// Reports nothing: the client has listed the directory itself, or will do so.
     Nothing,
-    /// What came unseen, in directories that are not watched yet. The others were moved with all they hold.
+    /// Reports the content of directories that are not watched yet, because it was created unseen.
+    /// The other directories were moved with their content.
     Unwatched,
-    /// Everything: it came with the directory. But a directory that was watched under another name was moved here.
+    /// Reports all content, because it came with the directory. Exception: the content of a
+    /// directory that was watched under another name, because that directory was moved here.
     Everything,
 }
 
@@ -87,7 +95,7 @@ impl Tell {
 }
 
 impl Tree {
-    /// Watches a directory, whose path has no links in it.
+    /// Watches a directory. The path must not contain symbolic links.
     pub(super) fn open(root: PathBuf, options: WatchOptions) -> io::Result<Self> {
         let queue = Queue::open()?;
         let since = SystemTime::now();
@@ -110,7 +118,7 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Waits until there is something to look at. Cancel safe.
+    /// Waits until there are events to read. Cancel safe.
     pub(super) async fn readable(&self) -> io::Result<()> {
         if self.behind {
             return Ok(());
@@ -118,11 +126,11 @@ impl Tree {
         self.queue.readable().await
     }
 
-    /// All changes until now.
+    /// Returns all changes until now.
     pub(super) fn look(&mut self) -> io::Result<Look> {
         self.written.clear();
         if SystemTime::now() < self.since {
-            // The clock was set back: what was written since is not known by its time.
+            // The clock was set back, so file times do not show what was written since then.
             self.since = UNIX_EPOCH;
         }
         self.drain()?;
@@ -139,7 +147,8 @@ impl Tree {
             let now = SystemTime::now();
             let events = self.queue.read()?;
             if events.is_empty() {
-                // Whatever was found was made before this: the kernel has told of all of it.
+                // All found entries were created before this read, so the kernel has reported all
+                // of them.
                 self.found.clear();
                 self.since = now;
                 self.behind = false;
@@ -172,7 +181,8 @@ impl Tree {
             Some(name) => directory.join(name),
             None if is_root => PathBuf::new(),
             None => {
-                // Both halves of its move come before this, so it was moved out of sight. Its parent tells the rest.
+                // Both halves of a move precede this event, so the directory was moved out of the
+                // watch. The events of its parent cover the rest.
                 if mask.contains(EventMask::MOVE_SELF) && self.is_moving(directory) {
                     self.forget_moved();
                 }
@@ -193,14 +203,14 @@ impl Tree {
             .is_some_and(|(_, old)| old == directory)
     }
 
-    /// The name of a directory that appears under another one.
+    /// Returns the previous name of a directory that appears under a new name.
     fn origin(&mut self, event: &RawEvent, name: &Path) -> Option<PathBuf> {
         let (cookie, old) = self.moving.as_ref()?;
         if event.mask.contains(EventMask::MOVED_TO) && event.cookie == *cookie {
             return self.moving.take().map(|(_, old)| old);
         }
         if name.starts_with(old) {
-            // Another has the name now, or this happened out of sight.
+            // Another entry has the name now, or this event happened outside the watch.
             self.forget_moved();
         }
         None
@@ -215,7 +225,7 @@ impl Tree {
             .mask
             .intersects(EventMask::DELETE | EventMask::MOVED_FROM)
         {
-            // The next one of that name holds something else.
+            // The next entry of that name has other content.
             remove_below(&mut self.found, name);
             remove_below(&mut self.written, name);
         }
@@ -231,7 +241,7 @@ impl Tree {
         }
     }
 
-    /// Keeps the watched directories right.
+    /// Updates the watched directories.
     fn follow(
         &mut self,
         event: &RawEvent,
@@ -260,12 +270,13 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives watched directories the name that they have now. Whatever had it has changed places with them, or is gone.
+    /// Gives watched directories their current name. A directory that had this name was exchanged
+    /// with them or is gone.
     fn rename(&mut self, origin: Option<&Path>, new: &Path) -> io::Result<()> {
         let old = match self.queue.watch(&self.root.join(new))? {
-            // The truth, whatever was told.
+            // The descriptor decides, whatever the events say.
             Some(there) => self.directories.get(&there).cloned(),
-            // It went on, and will be told of under its next name.
+            // The directory was moved again. A later event reports its next name.
             None => origin.map(ToOwned::to_owned),
         };
         let Some(old) = old.filter(|old| old != new) else {
@@ -280,7 +291,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What was moved out of sight is not watched any more.
+    /// Stops watching the directories that were moved out of the watch.
     fn forget_moved(&mut self) {
         let Some((_, gone)) = self.moving.take() else {
             return;
@@ -295,7 +306,8 @@ impl Tree {
         });
     }
 
-    /// Watches a directory, and with a recursive watch those below it. What they hold already is told as `tell` has it.
+    /// Watches a directory and, in a recursive watch, the directories below it. Reports their
+    /// existing content according to `tell`.
     fn add(&mut self, top: &Path, tell: Tell) -> io::Result<()> {
         let mut left = vec![top.to_owned()];
         while let Some(directory) = left.pop() {
@@ -336,8 +348,9 @@ impl Tree {
         }
     }
 
-    /// Whether a file that was found got its content here, and not before it came: since then it was written or, where its
-    /// maker gave it an older time, made.
+    /// True if a found file got its content here, and not before it came here. Such a file was
+    /// modified since the last complete read or, if its creator gave it an older modification time,
+    /// created since then.
     fn was_written(&self, child: &fs::DirEntry) -> bool {
         let Ok(metadata) = child.metadata() else {
             return false;
@@ -348,7 +361,8 @@ impl Tree {
         metadata.is_file() && metadata.len() > 0 && times.into_iter().flatten().any(is_new)
     }
 
-    /// After a gap: directories that were made unseen are watched from now on, and those that are gone are not.
+    /// Recovers from an overflow: watches directories that were created unseen, and stops watching
+    /// those that are gone.
     fn start_over(&mut self) -> io::Result<()> {
         let before = std::mem::take(&mut self.directories);
         self.found.clear();

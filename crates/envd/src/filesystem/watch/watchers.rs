@@ -1,4 +1,4 @@
-//! Watches that are asked instead of followed.
+//! Watches that clients poll instead of streaming.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,10 @@ use wrenn_proto::rpc::filesystem::FilesystemEvent;
 use super::Watch;
 use crate::filesystem::FileError;
 
-/// Watches at once: each holds a queue in the kernel.
+/// Maximum number of watches. Each watch holds a queue in the kernel.
 const MAX_WATCHERS: usize = 1024;
 
-/// Watches by their ids.
+/// Watches by id.
 #[derive(Default)]
 pub struct Watchers {
     next: AtomicU64,
@@ -24,15 +24,15 @@ pub struct Watchers {
 }
 
 impl Watchers {
-    /// Keeps a watch; returns its id.
+    /// Adds a watch and returns its id.
     ///
     /// # Errors
-    /// A message if there are too many.
+    /// Returns a message if there are too many watches.
     pub fn add(&self, watch: Watch) -> Result<String, String> {
         let mut all = self.lock();
         if all.len() >= MAX_WATCHERS {
             return Err(format!(
-                "there are {MAX_WATCHERS} watchers already: remove some"
+                "limit of {MAX_WATCHERS} watchers reached: remove some"
             ));
         }
         let id = format!("w{:016x}", self.next.fetch_add(1, Ordering::Relaxed) + 1);
@@ -40,19 +40,19 @@ impl Watchers {
         Ok(id)
     }
 
-    /// Events since the last time; `None` if there is no such watch.
+    /// Returns the events since the last call, or `None` if the watch does not exist.
     pub async fn take_events(&self, id: &str) -> Option<Result<Vec<FilesystemEvent>, FileError>> {
         let watch = self.lock().get(id)?.clone();
         Some(watch.take().await)
     }
 
-    /// Ends a watch; false if there is none.
+    /// Ends a watch. Returns false if the watch does not exist.
     pub fn remove(&self, id: &str) -> bool {
         self.lock().remove(id).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Watch>>> {
-        // Each change is one step: a panic in between leaves nothing half done.
+        // Each change is one step, so a panic in between leaves a consistent state.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

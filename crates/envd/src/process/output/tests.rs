@@ -122,13 +122,13 @@ async fn what_the_last_listener_did_not_take_is_told_to_the_next() {
     let mut again = output.subscribe();
     let heard = [again.next().await.expect("kept")];
     assert_eq!(words(&heard), ["first"]);
-    // Some of it was left over already, and some comes only to its queue.
+    // Some chunks are in the backlog already, and others are only in the queue.
     say(&output, "fourth").await;
     drop(again);
     let late = output.subscribe();
     output.finish(end()).await;
     drop(late);
-    // After the end, and twice.
+    // Subscribes after the end, twice.
     drop(output.subscribe());
     let mut late = output.subscribe();
     let mut heard = Vec::new();

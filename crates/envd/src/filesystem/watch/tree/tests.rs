@@ -6,7 +6,7 @@ const CREATE: EventType = EventType::EVENT_TYPE_CREATE;
 const WRITE: EventType = EventType::EVENT_TYPE_WRITE;
 const RENAME: EventType = EventType::EVENT_TYPE_RENAME;
 
-/// A watched directory and one beside it.
+/// A watched directory and a directory beside it.
 struct Scene {
     _dir: tempfile::TempDir,
     top: PathBuf,
@@ -14,7 +14,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// With what a script makes before the watch begins.
+    /// Creates the scene. A script runs before the watch begins.
     fn after(script: &str) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let top = dir.path().canonicalize().expect("there");
@@ -30,7 +30,7 @@ impl Scene {
         Self { _dir, top, tree }
     }
 
-    /// What is told of all that a script does in the watched directory.
+    /// Returns the reported changes of a script that runs in the watched directory.
     fn told(&mut self, script: &str) -> Vec<(String, EventType)> {
         sh(&self.top.join("w"), script);
         let look = self.tree.look().expect("readable");
@@ -64,7 +64,7 @@ async fn a_directory_that_was_made_again_is_told_again_with_its_files() {
         named(&[("d", CREATE), ("d/f", CREATE), ("d/f", WRITE)]),
         "{told:?}"
     );
-    // The same of one that was moved away.
+    // The same for a directory that was moved away.
     let told = scene.told("mkdir e; echo x > e/f; mv e ../away/e; mkdir e; echo x > e/f");
     let last = told
         .iter()
@@ -92,7 +92,7 @@ async fn a_rename_inside_tells_two_names_and_what_is_below_is_followed() {
         ("c/d/b/new/f", CREATE),
     ];
     assert_eq!(told, named(&wanted));
-    // Twice before the look, and away in the end.
+    // Renamed twice before the look, and a part of it moved away at the end.
     let told = scene.told("mv c/d e; mv e g; echo x > g/f; mv g/b ../away/b; echo x > ../away/b/f");
     let wanted = [
         ("c/d", RENAME),
@@ -147,7 +147,7 @@ async fn what_is_made_and_renamed_before_the_look_is_told_with_what_it_holds() {
         ("b/f", WRITE),
     ];
     assert_eq!(told, named(&wanted));
-    // Below one that was watched.
+    // The same below a watched directory.
     let told = scene.told("mkdir d/new; echo x > d/new/f; mv d e");
     let wanted = [
         ("d/new", CREATE),
@@ -165,7 +165,7 @@ async fn what_is_made_and_renamed_before_the_look_is_told_with_what_it_holds() {
 
 #[tokio::test]
 async fn what_comes_with_a_moved_directory_was_not_written_here() {
-    // So long before that no clock is too coarse.
+    // Written early enough that no clock is too coarse.
     let mut scene = Scene::after("mkdir away/d; echo x > away/d/old; sleep .2");
     let told = scene.told("mkdir made; mv ../away/d made/d; cp made/d/old made/copy");
     let written: Vec<_> = told.iter().filter(|(_, kind)| *kind == WRITE).collect();
@@ -180,7 +180,7 @@ async fn what_is_written_between_a_move_into_the_watch_and_the_look_is_told() {
     let told = scene.told("mv ../away/d d; echo x > d/f");
     let wanted = [("d", CREATE), ("d/f", CREATE), ("d/f", WRITE)];
     assert_eq!(told, named(&wanted));
-    // Unpacked with an old time: made here all the same.
+    // Extracted with an old modification time, but created here.
     let told = scene.told("mkdir t; echo x > t/f; touch -d 2001-01-01 t/f");
     assert!(told.contains(&("t/f".to_owned(), WRITE)), "{told:?}");
 }
