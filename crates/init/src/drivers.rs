@@ -1,29 +1,32 @@
-//! Kernel modules of the initramfs, each behind what it needs.
+//! Kernel modules of the initramfs.
 //!
-//! `/modules` lists them, a line each: file name in `/lib/modules`. An empty line ends those that the machine needs to find its
-//! disk and network; the others are loaded once the guest agent serves.
+//! `/modules` lists the modules, one file name in `/lib/modules` per line, each after the modules
+//! that it depends on. An empty line ends the modules that the guest needs to find its disk and
+//! network. The others are loaded once envd serves requests.
 
 use std::{fs, io};
 
 use rustix::{fd::AsFd as _, system::finit_module};
 
-/// The list. Whether it exists tells whether this is the initramfs.
+/// Path of the module list. The file exists only in the initramfs.
 pub(crate) const LIST: &str = "/modules";
 
-/// Where the modules are in the initramfs.
+/// Directory of the modules in the initramfs.
 pub(crate) const DIR: &str = "/lib/modules";
 
-/// Where [`load_late`] finds the modules once the root has changed: in memory, until it has loaded them.
+/// Directory in which [`load_late`] finds its modules after the change of root. The directory is in
+/// memory and exists until the modules are loaded.
 pub(crate) const LATE_DIR: &str = "/run/wrenn-modules";
 
-/// Loads what the machine needs to find its disk and network. Some are for other machines: what matters is that the disk appears.
+/// Loads the modules that the guest needs to find its disk and network. Load errors are ignored,
+/// because some modules are for other machine types. Only the appearance of the disk matters.
 pub(crate) fn load_early() {
     for name in names().0 {
         let _ = load(DIR, &name);
     }
 }
 
-/// Names of the modules that come first, and of those that can wait.
+/// Returns the names of the early modules and of the late modules.
 pub(crate) fn names() -> (Vec<String>, Vec<String>) {
     split(&fs::read_to_string(LIST).unwrap_or_default())
 }
@@ -34,7 +37,7 @@ fn split(list: &str) -> (Vec<String>, Vec<String>) {
     (names(early), names(late))
 }
 
-/// Loads what could wait, and forgets it.
+/// Loads the late modules and removes their files.
 pub(crate) fn load_late() {
     let Ok(order) = fs::read_to_string(format!("{LATE_DIR}/order")) else {
         return;
@@ -45,7 +48,7 @@ pub(crate) fn load_late() {
     let _ = fs::remove_dir_all(LATE_DIR);
 }
 
-/// Keeps what can wait in `/run` of the new root, which is mounted there.
+/// Saves the late modules in `/run` of the new root, which must be mounted.
 pub(crate) fn keep_late(files: &[(String, Vec<u8>)]) -> io::Result<()> {
     fs::create_dir(LATE_DIR)?;
     let mut order = String::new();

@@ -1,6 +1,7 @@
-//! Who this machine is, in `/run/wrenn/etc`: files of `/etc` are links to these.
+//! Identity of the guest at boot, in `/run/wrenn/etc`. Files in `/etc` are links to these files.
 //!
-//! A guest that is restored is told anew by its agent; this is what it is until then.
+//! The values apply until the guest is restored from a snapshot. The guest agent then writes new
+//! ones.
 
 use std::{fs, io};
 
@@ -8,7 +9,7 @@ use wrenn_proto::limits::GUEST_HOSTNAME;
 
 const DIR: &str = "/run/wrenn/etc";
 
-/// Word of the kernel's command line that lists nameservers, with commas between them.
+/// Parameter of the kernel command line that lists nameservers, separated by commas.
 const NAMESERVERS: &str = "wrenn.dns=";
 
 /// Writes hostname, hosts, machine-id and resolv.conf.
@@ -27,7 +28,8 @@ pub(crate) fn write() -> io::Result<()> {
     put("resolv.conf", &nameservers(&words))
 }
 
-/// Of a UUID of the kernel's: machine-id(5) is its digits, without the dashes.
+/// Converts a UUID of the kernel to a machine id, which is the UUID's digits without dashes
+/// (machine-id(5)).
 fn machine_id(uuid: &str) -> String {
     uuid.replace('-', "")
 }

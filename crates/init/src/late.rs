@@ -1,7 +1,9 @@
-//! What can wait until the guest agent serves: drivers that no request needs, the size of the disk, time.
+//! Work that can wait until the guest agent serves requests: drivers that no request needs, the
+//! size of the disk, time.
 //!
-//! Done by a child, as the guest agent's start would compete with it for the CPU. It is the least urgent of all until it is
-//! done; then it writes [`SETTLED`], so that whoever freezes the first moment of a guest can wait for that.
+//! A child process does this work, because the work would compete with the guest agent's start for
+//! the CPU. The child runs at the lowest priority. When it is done, it writes [`SETTLED`], so that
+//! the creator of a guest's first snapshot can wait for it.
 
 use std::{
     fs, io,
@@ -18,11 +20,11 @@ use wrenn_proto::limits::{ENVD_PORT, SETTLED};
 
 use crate::{ENVIRONMENT, LATE, drivers};
 
-/// How long the guest agent, and then chronyd, are waited for.
+/// Maximum time to wait for the guest agent, and then for chronyd.
 const DEADLINE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Starts the child.
+/// Starts the child process.
 pub(crate) fn start() -> io::Result<()> {
     Command::new("/proc/self/exe")
         .arg0(LATE)
@@ -33,7 +35,7 @@ pub(crate) fn start() -> io::Result<()> {
         .map(drop)
 }
 
-/// The child.
+/// Runs the child process.
 pub(crate) fn run() {
     let _ = setpriority_process(None, 19);
     let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, ENVD_PORT));
@@ -51,7 +53,7 @@ fn until(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The disk may be larger than the image was made.
+/// Grows the file system to the size of the disk, which may be larger than the image.
 fn grow_file_system() {
     let number = |path: &str| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
     let disk = number("/sys/block/vda/size").unwrap_or(0);
@@ -60,7 +62,8 @@ fn grow_file_system() {
     }
 }
 
-/// Time from the host's clock where the machine shows it, else from the gateway.
+/// Starts chronyd. Time comes from the host's clock if the machine provides one, else from the
+/// gateway.
 fn start_chronyd() {
     let has_clock = Path::new("/dev/ptp0").exists();
     let config = if has_clock { "ptp" } else { "gateway" };
@@ -69,7 +72,7 @@ fn start_chronyd() {
         .args(["-n", "-f", &format!("/etc/chrony/wrenn-{config}.conf")])
         .spawn();
     let Ok(mut chronyd) = chronyd else { return };
-    // Written when it is ready.
+    // chronyd writes this file when it is ready.
     until(|| {
         Path::new("/run/chrony/chronyd.pid").exists() || !matches!(chronyd.try_wait(), Ok(None))
     });

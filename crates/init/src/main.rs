@@ -1,16 +1,22 @@
-//! First program of the guest's kernel, and its init until tini takes over.
+//! First program of the guest's kernel, and the guest's init until tini takes over.
 //!
-//! One static program that starts no other: a shell script that does the same starts some twenty, and each costs the better
-//! part of 20 ms where the CPU is emulated. It lies in the initramfs and goes on from there in the root file system, without
-//! being loaded again; a kernel that mounts its root by itself finds it at `/usr/local/bin/wrenn-init`.
+//! `wrenn-init` is one static program that starts no other program. A shell script for the same
+//! work starts about twenty programs, and each start costs almost 20 ms where the CPU is emulated.
+//! The program is in the initramfs and continues from there in the root file system without being
+//! loaded again. A kernel that mounts its root by itself finds the program at
+//! `/usr/local/bin/wrenn-init`.
 //!
 //! ```text
-//!   kernel ─► drivers ─► disk, new root ─► mounts, identity, network ─► exec tini ─► envd
-//!             (only in the initramfs)                  └─► "late", a child: waits for envd, then other drivers, time, disk size
+//!   kernel ─► drivers ─► disk, new root ─► mounts, identity, network ─┬─► exec tini ─► envd
+//!             (only in the initramfs)                                 └─► child "late"
 //! ```
 //!
-//! Owns the guest until tini is process 1. What fails after the root is mounted is told on the console and tolerated: a guest
-//! without, say, a clock is better than none. Without a root it ends, which ends the kernel, and the host sees that.
+//! The child "late" waits for envd. It then loads the other drivers, grows the file system to the
+//! disk size and starts the time service.
+//!
+//! Owns the guest until tini is process 1. A failure after the root is mounted is printed on the
+//! console and tolerated: a guest without a clock, for example, is better than no guest. Without a
+//! root, the program exits. The exit stops the kernel, and the host detects that.
 #![forbid(unsafe_code)]
 
 mod console;
@@ -27,13 +33,13 @@ use wrenn_proto::supervise::marks;
 
 use console::{report, say};
 
-/// Name by which the program calls itself for what can wait.
+/// Program name (`argv[0]`) of the child that does the late work.
 const LATE: &str = "wrenn-init-late";
 
-/// Where packages put the two kinds of tini. The static one need not load libraries.
+/// Paths at which packages install the two variants of tini. The static variant loads no libraries.
 const TINI: [&str; 2] = ["/usr/bin/tini-static", "/usr/bin/tini"];
 
-/// Environment of everything in the guest.
+/// Environment of all programs in the guest.
 const ENVIRONMENT: [(&str, &str); 3] = [
     (
         "PATH",
@@ -53,20 +59,20 @@ fn main() {
         drivers::load_early();
         kept = match root::enter() {
             Ok(kept) => kept,
-            Err(error) => return say(&format!("wrenn: no root file system: {error}")),
+            Err(error) => return say(&format!("wrenn: failed to mount root: {error}")),
         };
     }
     report("mount the file systems", mounts::mount_all());
-    report("keep drivers for later", drivers::keep_late(&kept));
-    report("write the machine's identity", identity::write());
+    report("save the late drivers", drivers::keep_late(&kept));
+    report("write the guest's identity", identity::write());
     report("set up the network", network::configure());
-    report("prepare what can wait", late::start());
+    report("start the late setup", late::start());
     say(marks::INIT_DONE);
     let error = hand_over();
-    say(&format!("wrenn: tini was not started: {error}"));
+    say(&format!("wrenn: failed to start tini: {error}"));
 }
 
-/// Becomes tini, with the guest agent below it. Returns only if that fails.
+/// Executes tini, with the guest agent as its child. Returns only on failure.
 fn hand_over() -> std::io::Error {
     let tini = TINI.into_iter().find(|path| Path::new(path).exists());
     Command::new(tini.unwrap_or(TINI[1]))

@@ -1,4 +1,4 @@
-//! File systems of the kernel's and in memory, and what programs expect in them.
+//! Kernel and in-memory file systems, and the files that programs expect in them.
 
 use std::{ffi::CStr, fs, io, os::unix::fs::symlink};
 
@@ -7,8 +7,8 @@ use rustix::mount::{MountFlags, mount};
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NO_PROGRAMS: MountFlags = PLAIN.union(MountFlags::NOEXEC);
 
-/// Type, place, flags, options. `/dev` is there already; `/tmp` is on the disk, so that it holds what the disk holds, takes no memory
-/// from programs and from every snapshot, and survives a boot.
+/// Mounts: type, mount point, flags, options. `/dev` is mounted already. `/tmp` is on the disk: it
+/// can hold as much as the disk, takes no memory from programs or snapshots, and survives a reboot.
 const MOUNTS: [(&str, &str, MountFlags, &CStr); 6] = [
     ("proc", "/proc", NO_PROGRAMS, c""),
     ("sysfs", "/sys", NO_PROGRAMS, c""),
@@ -23,7 +23,7 @@ const MOUNTS: [(&str, &str, MountFlags, &CStr); 6] = [
     ("cgroup2", "/sys/fs/cgroup", NO_PROGRAMS, c""),
 ];
 
-/// Links of `/dev` that programs expect and no kernel makes: name and target.
+/// Links in `/dev` that programs expect and that the kernel does not create: name and target.
 const DEVICE_LINKS: [(&str, &str); 4] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -31,14 +31,15 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Settings of the kernel: file and value.
+/// Kernel settings: file and value.
 const SETTINGS: [(&str, &str); 5] = [
-    // The guest agent watches directories for clients, an instance each.
+    // The guest agent watches directories for clients, with one inotify instance per watch.
     ("/proc/sys/fs/inotify/max_user_instances", "2048"),
     ("/proc/sys/fs/inotify/max_user_watches", "1048576"),
-    // As many as the agent keeps: a burst is not lost before it is read.
+    // Same limit as in the guest agent, so that a burst is not lost before it is read.
     ("/proc/sys/fs/inotify/max_queued_events", "65536"),
-    // Looks for something to move twice a second, for nobody.
+    // Disabled: proactive compaction looks for pages to move twice per second, without benefit
+    // here.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
     (
         "/sys/fs/cgroup/cgroup.subtree_control",
@@ -46,13 +47,14 @@ const SETTINGS: [(&str, &str); 5] = [
     ),
 ];
 
-/// Mounts all, then makes links and settings. Everything is tried; the first failure is told.
+/// Mounts the file systems, then creates the links and writes the settings. Tries all of them and
+/// returns the first mount error.
 pub(crate) fn mount_all() -> io::Result<()> {
     let mut outcome = Ok(());
     for (kind, place, flags, options) in MOUNTS {
         let _ = fs::create_dir(place);
         if let Err(error) = mount(kind, place, kind, flags, options) {
-            // A kernel without an initramfs has mounted /dev itself, and perhaps more.
+            // A kernel without an initramfs has mounted /dev itself, and perhaps others.
             let error = io::Error::other(format!("{place}: {error}"));
             outcome = outcome.and(Err(error));
         }

@@ -1,4 +1,4 @@
-//! The guest's link, which is the same in every sandbox, by rtnetlink(7).
+//! Setup of the guest's network link through rtnetlink(7). The link is the same in every sandbox.
 
 use std::{
     fs, io,
@@ -23,10 +23,11 @@ const PREFIX_LENGTH: u8 = 30;
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 const MAIN_TABLE: u8 = 254;
 
-/// The first interface that every kernel makes.
+/// Index of the loopback interface, which every kernel creates first.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// Sets up `lo` and `eth0`, with the route to the gateway. There is IPv6 within the machine only: programs listen on `::1`.
+/// Sets up `lo`, `eth0` and the route to the gateway. IPv6 exists only within the guest, because
+/// programs listen on `::1`.
 pub(crate) fn configure() -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
@@ -74,7 +75,7 @@ fn default_route() -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(message)
 }
 
-/// Sends a request and waits for the kernel's word on it.
+/// Sends a request and waits for the kernel's reply.
 fn request(socket: &Socket, payload: RouteNetlinkMessage) -> io::Result<()> {
     let mut message = NetlinkMessage::from(payload);
     message.header.flags = NLM_F_REQUEST | NLM_F_ACK;

@@ -1,4 +1,4 @@
-//! From the initramfs into the root file system on the disk.
+//! Change from the initramfs to the root file system on the disk.
 
 use std::{
     fs, io,
@@ -17,17 +17,21 @@ use crate::drivers;
 const DISK: &str = "/dev/vda";
 const NEW_ROOT: &str = "/newroot";
 
-/// How long the disk may take to appear. Drivers find it while they are loaded, nearly always.
+/// Maximum time until the disk appears. Almost always, the drivers find the disk while they are
+/// loaded.
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Background work on tables that the image has ready, and reading all of a disk's bitmaps ahead, would be repeated by every
-/// guest that is restored from a moment soon after its boot. Kernels that do not know these words do without.
+/// Mount options, in the order in which they are tried. The first set turns off the background
+/// initialization of inode tables, which the image has done already, and the prefetching of all
+/// block bitmaps. Every guest that is restored from a snapshot taken soon after boot would repeat
+/// that work. Kernels that do not know these options use the second set.
 const OPTIONS: [&str; 2] = ["discard,noinit_itable,no_prefetch_block_bitmaps", "discard"];
 
-/// A module that is to be loaded later: its file's name and content.
+/// Modules to load later: file name and content.
 pub(crate) type Kept = Vec<(String, Vec<u8>)>;
 
-/// Makes the disk's file system the root, and returns the modules that can wait. The initramfs is emptied: its files take memory.
+/// Makes the disk's file system the root. Returns the modules that can wait. Empties the initramfs,
+/// because its files take memory.
 pub(crate) fn enter() -> io::Result<Kept> {
     mount("dev", "/dev", "devtmpfs", MountFlags::NOSUID, None)?;
     await_disk()?;
@@ -46,7 +50,7 @@ fn await_disk() -> io::Result<()> {
     let begun = Instant::now();
     while !Path::new(DISK).exists() {
         if begun.elapsed() > DISK_DEADLINE {
-            let message = format!("no disk {DISK}");
+            let message = format!("disk {DISK} did not appear");
             return Err(io::Error::new(io::ErrorKind::NotFound, message));
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -81,7 +85,8 @@ fn keep() -> Kept {
     late.into_iter().filter_map(read).collect()
 }
 
-/// Removes the files of the initramfs: of its own file system only, and what cannot be removed stays.
+/// Removes the files of the initramfs from its own file system only. Files that cannot be removed
+/// remain.
 fn empty(root: &Path) {
     for name in ["modules", "init"] {
         let _ = fs::remove_file(root.join(name));
