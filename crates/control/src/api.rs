@@ -1,11 +1,18 @@
-//! The REST API: routes, and what every request passes through.
+//! The REST API: routes and the middleware that every request passes through.
 //!
-//! Owns the mapping between HTTP and the rest of this crate. Never decides what becomes of a sandbox (`lifecycle`), and
-//! never holds a file or an output whole unless the caller asked for it whole.
+//! Owns the mapping between HTTP and the rest of this crate. Never decides the fate of a sandbox
+//! (`lifecycle` does), and never buffers a whole file or a whole output unless the caller asked for
+//! it in one piece.
 //!
-//! A request passes, from the outside in: a span for the log, what browsers are told of the E2B API (pages of elsewhere may use
-//! that one, not `/v1`; what a browser asks before has no key), the guard against panics, the check of the key (everything but
-//! `/health` and what is not built for clients without one; before any upgrade), the route.
+//! Middleware, from the outside in:
+//!
+//! 1. A tracing span for the log.
+//! 2. CORS headers for the E2B API, and answers to preflight requests, which carry no key. Pages of
+//!    other origins may use the E2B API, not `/v1`.
+//! 3. The panic handler.
+//! 4. The check of the API key, before any upgrade. Exempt are `/health` and those paths of the E2B
+//!    API that are not implemented and whose clients send no key.
+//! 5. The route.
 
 mod api_keys;
 mod controls;
@@ -56,34 +63,34 @@ use crate::{
 };
 use error::{ApiError, Code};
 
-/// Header that carries the key.
+/// Name of the header that carries the API key.
 const KEY_HEADER: &str = "x-api-key";
 
-/// How long a call waits for a sandbox that still boots.
+/// Maximum time that a call waits for a sandbox that is still booting.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
 
-/// What handlers share.
+/// State shared by all handlers.
 pub(crate) struct App {
     pub(crate) db: Db,
     pub(crate) agent: AgentClient,
     pub(crate) host: Host,
     pub(crate) auth: Arc<Auth>,
     pub(crate) lifecycle: Arc<Lifecycle>,
-    /// What sandboxes used.
+    /// Resource usage of sandboxes over time.
     pub(crate) samples: Arc<Samples>,
     pub(crate) default_egress: Egress,
-    /// Cancelled when the server ends: long sessions say good-bye.
+    /// Cancelled when the server shuts down, so that long sessions close their connections.
     pub(crate) shutdown: CancellationToken,
-    /// Sessions over WebSockets, which are no longer the HTTP server's.
+    /// WebSocket sessions. The HTTP server does not track a connection after its upgrade.
     pub(crate) sessions: TaskTracker,
 }
 
-/// State of the handlers.
+/// Shared state, as handlers extract it.
 pub(crate) type AppState = Arc<App>;
 
 impl App {
-    /// A sandbox that runs (one that boots is waited for, a paused one resumed if it was created so), marked as used until
-    /// the guard is dropped.
+    /// Returns a running sandbox, which counts as active until the guard is dropped. Waits for a
+    /// sandbox that is booting, and resumes a paused sandbox that was created with `auto_resume`.
     async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
         Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
     }
@@ -129,13 +136,13 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(e2b::routes())
 }
 
-/// The service, with all that every request passes through.
+/// Builds the service: all routes and the middleware around them.
 pub(crate) fn router(app: AppState) -> Router {
     let (router, _) = routes().split_for_parts();
     router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        // Each handler has its own limit; uploads have none in memory.
+        // Each handler has its own limit. Uploads are not buffered, so they need none.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(e2b::mark_retries))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), authorize))
@@ -152,14 +159,14 @@ async fn no_route(method: Method, uri: Uri) -> Response {
     if e2b::has(uri.path()) {
         return e2b::no_route(&method, uri.path()).into_response();
     }
-    ApiError::new(Code::NotFound, "there is no such route").into_response()
+    ApiError::new(Code::NotFound, "no such route").into_response()
 }
 
 async fn no_method(method: Method, uri: Uri) -> Response {
     if e2b::has(uri.path()) {
         return e2b::no_method(&method, uri.path()).into_response();
     }
-    ApiError::new(Code::InvalidRequest, "this route does not know this method")
+    ApiError::new(Code::InvalidRequest, "method not allowed on this route")
         .with_status(StatusCode::METHOD_NOT_ALLOWED)
         .into_response()
 }
@@ -173,11 +180,11 @@ async fn authorize(State(app): State<AppState>, request: Request, next: Next) ->
         .get(KEY_HEADER)
         .and_then(|value| value.to_str().ok());
     let refusal = match key {
-        None => ApiError::new(Code::Unauthorized, "the header `X-API-Key` is missing"),
+        None => ApiError::new(Code::Unauthorized, "missing header `X-API-Key`"),
         Some(key) => match app.auth.is_good(key).await {
             Ok(true) => return next.run(request).await,
             Ok(false) => {
-                let message = "the key in the header `X-API-Key` is not known";
+                let message = "invalid API key in the header `X-API-Key`";
                 ApiError::new(Code::Unauthorized, message)
             }
             Err(error) => error.into(),
@@ -189,7 +196,7 @@ async fn authorize(State(app): State<AppState>, request: Request, next: Next) ->
     refusal.into_response()
 }
 
-/// One span a request: never its headers, query or body.
+/// Opens one span per request. Headers, query and body are never logged.
 async fn trace(request: Request, next: Next) -> Response {
     let span =
         tracing::info_span!("request", method = %request.method(), path = request.uri().path());
@@ -197,7 +204,11 @@ async fn trace(request: Request, next: Next) -> Response {
     async move {
         let response = next.run(request).await;
         let elapsed_ms = begun.elapsed().as_millis();
-        tracing::debug!(status = response.status().as_u16(), elapsed_ms, "answered");
+        tracing::debug!(
+            status = response.status().as_u16(),
+            elapsed_ms,
+            "request completed"
+        );
         response
     }
     .instrument(span)
@@ -213,7 +224,7 @@ fn panicked(cause: Box<dyn std::any::Any + Send + 'static>) -> Response {
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| cause.downcast_ref::<&str>().copied());
-    tracing::error!(cause = text, "a handler panicked");
-    let message = "the server made a mistake; its log says more";
+    tracing::error!(cause = text, "handler panicked");
+    let message = "internal server error; see the log of the control plane";
     ApiError::new(Code::Internal, message).into_response()
 }

@@ -1,10 +1,12 @@
 //! API keys.
 //!
-//! Owns the making and checking of keys and a short memory of keys that were found good. Never stores or logs a key:
-//! the database has its SHA-256 and its first eight characters, by which it is looked up; the hash is then compared in
-//! constant time. Keys have 128 random bits or more, so a plain hash is enough.
+//! Owns the generation and the check of keys, and a short-lived cache of valid keys. Never stores
+//! or logs a key: the database holds its SHA-256 and its first eight characters. A key is looked up
+//! by these characters; the hash is then compared in constant time. Keys have at least 128 random
+//! bits, so a plain hash is sufficient.
 //!
-//! A key that is deleted here stops at once; deleted by another process with the same database, after [`REMEMBER`].
+//! A key deleted by this process stops working at once. A key deleted by another process with the
+//! same database stops working after [`REMEMBER`].
 
 mod first_key;
 
@@ -25,7 +27,8 @@ use crate::{
 
 pub(crate) use first_key::ensure_first_keys;
 
-/// The forms of keys. Each opens everything: clients of the E2B API check the form of theirs.
+/// Form of a key. All forms grant the same access. Clients of the E2B API check the form of their
+/// key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyForm {
     /// `wrn_` and 32 hexadecimal digits.
@@ -44,7 +47,7 @@ impl KeyForm {
         }
     }
 
-    /// Hexadecimal digits after the prefix.
+    /// Number of hexadecimal digits after the prefix.
     const fn digits(self) -> usize {
         match self {
             Self::Wrenn => 32,
@@ -62,32 +65,32 @@ impl KeyForm {
     }
 }
 
-/// How much of a key the database knows.
+/// Number of leading characters of a key that the database stores.
 const SHOWN: usize = 8;
 
-/// How long a good key is not looked up again.
+/// Time for which a valid key is cached.
 const REMEMBER: Duration = Duration::from_secs(5);
 
-/// Good keys remembered at most.
+/// Maximum number of cached keys.
 const MAX_REMEMBERED: usize = 1024;
 
-/// How exact the time of last use is.
+/// Minimum time between two updates of a key's last use, in milliseconds.
 const TOUCH_EVERY_MS: i64 = 60_000;
 
 type Hash = [u8; 32];
 
-/// The keys.
+/// Generates and checks API keys.
 #[derive(Debug)]
 pub(crate) struct Auth {
     db: Db,
     good: Mutex<HashMap<Hash, (String, Instant)>>,
 }
 
-/// A key that was just made; the only moment in which it can be shown.
+/// New key. The secret is not available later.
 pub(crate) struct NewKey {
     /// The key itself.
     pub(crate) secret: String,
-    /// What is stored.
+    /// Stored row of the key.
     pub(crate) row: ApiKey,
 }
 
@@ -99,7 +102,7 @@ impl Auth {
         })
     }
 
-    /// Whether a text is a key that was made and not deleted.
+    /// True if the text is a key that exists in the database.
     pub(crate) async fn is_good(&self, key: &str) -> Result<bool, DbError> {
         if !has_the_form(key) {
             return Ok(false);
@@ -113,7 +116,7 @@ impl Auth {
         };
         let wanted = hex::encode(hash);
         let mut found = None;
-        // All candidates are compared, however early one fits.
+        // All candidates are compared, even after a match.
         for row in self.db.api_keys_by_prefix(prefix).await? {
             if bool::from(row.key_hash.as_bytes().ct_eq(wanted.as_bytes())) {
                 found = Some(row);
@@ -124,13 +127,13 @@ impl Auth {
         if now.saturating_sub(row.last_used_at) >= TOUCH_EVERY_MS
             && let Err(error) = self.db.touch_api_key(&row.id, now).await
         {
-            tracing::warn!(%error, "cannot note the use of a key");
+            tracing::warn!(%error, "failed to record API key use");
         }
         self.remember(hash, row.id);
         Ok(true)
     }
 
-    /// Makes a key and stores it.
+    /// Generates a key and stores it.
     pub(crate) async fn make(&self, name: &str, form: KeyForm) -> Result<NewKey, DbError> {
         let mut digits = vec![0_u8; form.digits() / 2];
         rand::rng().fill(&mut digits[..]);
@@ -147,7 +150,7 @@ impl Auth {
         Ok(NewKey { secret, row })
     }
 
-    /// Deletes a key unless it is the last. False if nothing was deleted.
+    /// Deletes a key unless it is the last one. Returns false if nothing was deleted.
     pub(crate) async fn delete(&self, id: &str) -> Result<bool, DbError> {
         let deleted = self.db.delete_api_key(id).await?;
         self.good().retain(|_, (known, _)| known != id);

@@ -1,10 +1,13 @@
-//! The E2B API, for clients that nobody here wrote: the same sandboxes and templates as under `/v1`, in that API's words.
+//! The E2B API, for unmodified E2B clients: the same sandboxes and templates as under `/v1`, with
+//! the names and formats of that API.
 //!
-//! Owns the routes, their bodies and answers, and what of that API differs: failures have its form (`error`), ids that cannot
-//! be are not found, a sandbox has a deadline and not an idle time, and what has ended is not there any more. Never keeps
-//! anything itself: `lifecycle` carries it out, rows remember.
+//! Owns the routes, their bodies and responses, and the differences of that API: errors have its
+//! format (`error`), malformed ids are not found, a sandbox has a deadline instead of an idle time,
+//! and a sandbox that has ended is not found. Never keeps state of its own: `lifecycle` carries out
+//! the operations, and the rows hold the state.
 //!
-//! What is part of that API and not built answers 501 (`not_built`), so that no client takes silence for success.
+//! Unimplemented parts of the API answer 501 (`not_built`), so that no client mistakes a missing
+//! feature for success.
 
 mod create;
 pub(crate) mod cross_origin;
@@ -28,10 +31,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::api::AppState;
 use error::E2bError;
 
-/// Whether clients are told not to repeat a call that failed.
+/// Name of the header that tells clients not to repeat a failed call.
 const SHOULD_RETRY: &str = "should-retry";
 
-/// What the API's paths begin with.
+/// First path segments of the API.
 const ROOTS: [&str; 9] = [
     "sandboxes",
     "v2",
@@ -44,14 +47,15 @@ const ROOTS: [&str; 9] = [
     "default-templates",
 ];
 
-/// Whether a path is of this API.
+/// True if a path belongs to this API.
 pub(crate) fn has(path: &str) -> bool {
     let root = path.split('/').nth(1).unwrap_or_default();
     ROOTS.contains(&root)
 }
 
-/// Whether its clients bring no key of this server's: those of volumes have a token of the volume. As there are none, nothing is
-/// behind these paths that a key would guard.
+/// True if clients of this path send no API key. Clients of volume content send a token of the
+/// volume instead. Volumes are not implemented, so these paths expose nothing that a key would
+/// protect.
 pub(crate) fn is_without_key(path: &str) -> bool {
     path.split('/').nth(1) == Some("volumecontent")
 }
@@ -80,27 +84,28 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(templates::delete))
 }
 
-/// The answer where there is no route.
+/// Returns the error for a path without a route.
 pub(crate) fn no_route(method: &Method, path: &str) -> E2bError {
     not_built::what(method, path).map_or_else(
-        || E2bError::new(StatusCode::NOT_FOUND, "there is no such route"),
+        || E2bError::new(StatusCode::NOT_FOUND, "no such route"),
         E2bError::not_built,
     )
 }
 
-/// The answer where a route does not know the method.
+/// Returns the error for a method that a route does not support.
 pub(crate) fn no_method(method: &Method, path: &str) -> E2bError {
     not_built::what(method, path).map_or_else(
         || {
-            let message = "this route does not know this method";
+            let message = "method not allowed on this route";
             E2bError::new(StatusCode::METHOD_NOT_ALLOWED, message)
         },
         E2bError::not_built,
     )
 }
 
-/// Tells clients which failed calls must not be repeated by themselves: those that, done twice, may have made two of something.
-/// A create with an idempotency key makes one, however often it is sent.
+/// Marks failed calls that clients must not repeat automatically, because a repetition could create
+/// a second resource. A create with an idempotency key creates one sandbox, however often it is
+/// sent.
 pub(crate) async fn mark_retries(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let named = request.headers().contains_key(create::IDEMPOTENCY_KEY);
@@ -113,7 +118,8 @@ pub(crate) async fn mark_retries(request: Request, next: Next) -> Response {
     response
 }
 
-/// Whether doing it twice is the same as doing it once. `named`: by an idempotency key, which creates heed.
+/// True if a repeated call has the same effect as a single one. `named` is true if the request has
+/// an idempotency key, which creates honor.
 fn may_be_repeated(path: &str, named: bool) -> bool {
     let harmless = ["/connect", "/timeout", "/refreshes"];
     (named && path.ends_with("/sandboxes")) || harmless.iter().any(|end| path.ends_with(end))

@@ -127,7 +127,7 @@ async fn a_command_that_takes_too_long_is_killed_in_the_guest() -> Result<()> {
         .send(&json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "timeout_sec": 1 }))
         .await?;
     let exit = socket.next_of("exit").await?;
-    assert_eq!(exit["error"], "its time was over: signal: killed", "{exit}");
+    assert_eq!(exit["error"], "timed out: signal: killed", "{exit}");
     until("it is gone", GENEROUS, async || {
         Ok((sandbox.shell("pgrep -x sleep").await?.code == 1).then_some(()))
     })

@@ -16,10 +16,12 @@ use super::{
 };
 use crate::{auth::KeyForm, db::api_keys::ApiKey as Row};
 
-/// Makes a key. The answer is the only place in which it is shown.
+/// Creates an API key.
+///
+/// The secret is returned in this response only.
 #[utoipa::path(
     post, path = "/v1/api-keys", tag = "api keys", operation_id = "create_api_key", request_body = CreateApiKey,
-    responses((status = 201, description = "The key.", body = CreatedApiKey), CommonErrors, BodyErrors)
+    responses((status = 201, description = "The new API key.", body = CreatedApiKey), CommonErrors, BodyErrors)
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
@@ -39,21 +41,23 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(reply)))
 }
 
-/// All keys, oldest first, without their secrets.
+/// Lists all API keys, oldest first, without their secrets.
 #[utoipa::path(
     get, path = "/v1/api-keys", tag = "api keys", operation_id = "list_api_keys",
-    responses((status = 200, description = "The keys.", body = [ApiKey]), CommonErrors)
+    responses((status = 200, description = "The API keys.", body = [ApiKey]), CommonErrors)
 )]
 pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<ApiKey>>, ApiError> {
     let rows = app.db.api_keys().await?;
     Ok(Json(rows.into_iter().map(Row::into_rest).collect()))
 }
 
-/// Deletes a key; it stops at once. The last one stays: 409 `conflict`.
+/// Deletes an API key.
+///
+/// The key stops working at once. The last key cannot be deleted (409 `conflict`).
 #[utoipa::path(
     delete, path = "/v1/api-keys/{key_id}", tag = "api keys", operation_id = "delete_api_key",
     params(("key_id" = String, Path, description = "The key's `id`.")),
-    responses((status = 204, description = "It is gone."), CommonErrors, SandboxErrors)
+    responses((status = 204, description = "The API key was deleted."), CommonErrors, SandboxErrors)
 )]
 pub(super) async fn delete(
     State(app): State<AppState>,
@@ -65,8 +69,8 @@ pub(super) async fn delete(
         return Ok(StatusCode::NO_CONTENT);
     }
     if app.db.api_keys().await?.iter().any(|key| key.id == id) {
-        let message = "this is the last key: make another one first";
+        let message = "cannot delete the last API key; create another one first";
         return Err(ApiError::new(Code::Conflict, message));
     }
-    Err(ApiError::new(Code::NotFound, "there is no such key"))
+    Err(ApiError::new(Code::NotFound, "no such API key"))
 }

@@ -1,11 +1,13 @@
-//! From a client's messages to the process: input, size, signals.
+//! Delivery of a client's messages to a process: input, terminal size, signals.
 //!
-//! Reading the socket never waits for a call to the agent. Input goes through a queue that is emptied in order, in calls of
-//! up to 64 KiB; size and signals go beside it, so that a process which takes no input can still be killed. Only the last size
-//! counts. Nothing is dropped: when 1 MiB of input waits for the process, reading the socket stops until some of it is
-//! taken (and with it whatever the client says after that).
+//! Reading the socket never waits for a call to the agent. Input goes through a queue, which is
+//! drained in order, in calls of up to 64 KiB. Size and signals bypass the queue, so that a process
+//! that reads no input can still be killed. Only the newest size counts. Nothing is dropped: when
+//! 1 MiB of input waits for the process, reading the socket stops until the process has taken some
+//! of it. Later messages of the client wait, too.
 //!
-//! When the client goes away, what it has said is delivered, within [`DELIVER_TIMEOUT`].
+//! When the client disconnects, messages that it has already sent are delivered within
+//! [`DELIVER_TIMEOUT`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,41 +23,41 @@ use wrenn_proto::{
 use super::process::{Selector, signal};
 use crate::agent_client::{AgentClient, AgentError};
 
-/// Input that may wait, bytes.
+/// Maximum queued input, in bytes.
 const MAX_WAITING_BYTES: usize = 1024 * 1024;
 
-/// What a waiting message weighs beside its bytes.
+/// Accounted overhead of a queued message, in bytes.
 const MESSAGE_WEIGHT_BYTES: usize = 64;
 
-/// Input of one call.
+/// Maximum input per call to the agent, in bytes.
 const MAX_CALL_BYTES: usize = 64 * 1024;
 
-/// What is left to do when the client has gone.
+/// Maximum time to deliver queued messages after the client has disconnected.
 const DELIVER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between the polite signal and the other one.
+/// Time between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
-/// How often a signal that could not be sent is sent again.
+/// Maximum number of attempts to send a signal. Only lost connections are retried.
 const SIGNAL_ATTEMPTS: usize = 3;
 
-/// How a client ends a process.
+/// Way in which a client ends a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kill {
-    /// SIGTERM; SIGKILL after 5 s, or when asked a second time.
+    /// SIGTERM, then SIGKILL after 5 s or at the client's second request.
     Politely,
-    /// SIGKILL.
+    /// SIGKILL at once.
     AtOnce,
 }
 
-/// Which kind of input it takes.
+/// Kind of input that a process takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InputKind {
     Stdin,
     Pty,
 }
 
-/// The process that is controlled.
+/// Process that a session controls.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) agent: AgentClient,
@@ -70,7 +72,7 @@ enum Waiting {
     Close,
 }
 
-/// The reader's end.
+/// Sending half, used by the reader of the socket.
 pub(super) struct Controls {
     room: Arc<Semaphore>,
     input: mpsc::UnboundedSender<Waiting>,
@@ -78,7 +80,7 @@ pub(super) struct Controls {
     kills: watch::Sender<u32>,
 }
 
-/// The other end: what carries it out.
+/// Receiving half, which calls the agent.
 pub(super) struct Pumps {
     target: Target,
     input: mpsc::UnboundedReceiver<Waiting>,
@@ -106,11 +108,11 @@ pub(super) fn controls(target: Target) -> (Controls, Pumps) {
 }
 
 impl Controls {
-    /// Queues input; waits while too much is queued.
+    /// Queues input. Waits while too much input is queued.
     pub(super) async fn input(&self, bytes: Vec<u8>) {
         let weight = (bytes.len() + MESSAGE_WEIGHT_BYTES).min(MAX_WAITING_BYTES);
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        // Fails only when the process is gone, and then nobody wants it.
+        // Fails only when the process has ended, and then the input is not needed.
         if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(weight).await {
             let _ = self.input.send(Waiting::Bytes(bytes, room));
         }
@@ -133,7 +135,8 @@ impl Controls {
 }
 
 impl Pumps {
-    /// Carries out what the reader says, while it reads; then what is left, within bounds. Failures go to `complain`.
+    /// Delivers messages while the reader runs, then the remaining ones within a deadline. Failures
+    /// are passed to `complain`.
     pub(super) async fn run(
         self,
         reading: impl Future<Output = ()>,
@@ -147,7 +150,7 @@ impl Pumps {
         } = self;
         let complain = |result: Result<(), AgentError>| {
             if let Err(error) = result
-                // It has ended, and its output says so.
+                // The process has ended. The output stream reports that.
                 && !error.is_not_found()
             {
                 complain(error);
@@ -163,7 +166,7 @@ impl Pumps {
         let mut pumping = std::pin::pin!(pumping);
         tokio::select! {
             () = reading => {}
-            // Not before the reader has gone.
+            // Only after the reader has ended.
             () = &mut pumping => return,
         }
         let _ = tokio::time::timeout(DELIVER_TIMEOUT, pumping).await;
@@ -239,7 +242,7 @@ async fn pump_kills(
         kills.borrow_and_update();
         if target.kill == Kill::Politely {
             complain(target.signal(process::Signal::SIGNAL_SIGTERM).await);
-            // A second demand ends the grace; the client's end does not.
+            // A second request cuts the grace period short. A disconnect of the client does not.
             let demanded = async {
                 if kills.changed().await.is_err() {
                     std::future::pending::<()>().await;

@@ -1,22 +1,24 @@
-//! The one place where failures become HTTP.
+//! The only place where failures become HTTP responses.
 //!
-//! | what | status | code |
+//! | failure | status | code |
 //! |---|---|---|
-//! | a field, path, header or message is wrong | 400 (415 wrong content type, 405 wrong method) | `invalid_request` |
-//! | no key, or a wrong one | 401 | `unauthorized` |
+//! | invalid field, path, header or message | 400 | `invalid_request` |
+//! | wrong content type | 415 | `invalid_request` |
+//! | wrong method | 405 | `invalid_request` |
+//! | missing or invalid key | 401 | `unauthorized` |
 //! | no such sandbox, template, process, file, key or route | 404 | `not_found` |
-//! | the sandbox's status does not allow it | 409 | `invalid_state` |
-//! | others are changing it, or it cannot be given up | 409 | `conflict` |
-//! | what is to be made exists | 409 | `already_exists` |
-//! | body, file or output is larger than this call takes | 413 | `too_large` |
-//! | the host or the guest has no room for it | 503 | `resource_exhausted` |
-//! | the host or the guest does not answer | 503 | `unavailable` |
-//! | it took too long | 504 | `timeout` |
-//! | the host failed otherwise | 502 | `agent_error` |
-//! | the database failed | 500 | `db_error` |
-//! | a bug here | 500 | `internal` |
+//! | operation not allowed in the sandbox's status | 409 | `invalid_state` |
+//! | concurrent change, existing path, or resource that cannot be deleted | 409 | `conflict` |
+//! | resource to be created exists | 409 | `already_exists` |
+//! | body, file or output exceeds the limit of this call | 413 | `too_large` |
+//! | no room on the host or in the guest | 503 | `resource_exhausted` |
+//! | host or guest does not answer | 503 | `unavailable` |
+//! | timeout | 504 | `timeout` |
+//! | any other failure of the host | 502 | `agent_error` |
+//! | database failure | 500 | `db_error` |
+//! | bug in the control plane | 500 | `internal` |
 //!
-//! Causes inside the server go to its log, not to the client.
+//! Internal causes are written to the server's log, not sent to the client.
 
 use axum::{
     Json,
@@ -28,7 +30,7 @@ use wrenn_proto::rest::{ErrorBody, ErrorDetail};
 
 use crate::{agent_client::AgentError, db::DbError, lifecycle::LifecycleError};
 
-/// The word for programs.
+/// Machine-readable error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     InvalidRequest,
@@ -47,7 +49,7 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    /// As it stands in the body.
+    /// Returns the code as it appears in the response body.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid_request",
@@ -66,7 +68,7 @@ impl Code {
         }
     }
 
-    /// The status that goes with it.
+    /// Returns the HTTP status that belongs to the code.
     pub(crate) const fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -82,7 +84,7 @@ impl Code {
     }
 }
 
-/// A failure as the client sees it.
+/// Error as the client receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
@@ -91,7 +93,7 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    /// With the code's own status.
+    /// Creates an error with the status that belongs to the code.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             status: code.status(),
@@ -100,20 +102,20 @@ impl ApiError {
         }
     }
 
-    /// A field is wrong.
+    /// Creates an error for an invalid field.
     pub(crate) fn field(name: &str, why: impl std::fmt::Display) -> Self {
         Self::new(Code::InvalidRequest, format!("`{name}`: {why}"))
     }
 
-    /// With another status.
+    /// Replaces the status.
     pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         self.status = status;
         self
     }
 
-    /// The body is larger than allowed.
+    /// Creates an error for a body, file or output that exceeds its limit.
     pub(crate) fn too_large(what: &str, limit_bytes: usize) -> Self {
-        let message = format!("{what} is larger than {limit_bytes} bytes");
+        let message = format!("{what} exceeds the limit of {limit_bytes} bytes");
         Self::new(Code::TooLarge, message)
     }
 }
@@ -130,7 +132,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// What an RPC code of the agent is to a client of ours.
+/// Maps an RPC code of the agent to an error code of the REST API.
 const fn rpc_code(code: RpcCode) -> Code {
     match code {
         RpcCode::NotFound => Code::NotFound,
@@ -141,7 +143,8 @@ const fn rpc_code(code: RpcCode) -> Code {
         RpcCode::ResourceExhausted => Code::ResourceExhausted,
         RpcCode::Unavailable => Code::Unavailable,
         RpcCode::DeadlineExceeded => Code::Timeout,
-        // `Unauthenticated` and `PermissionDenied` are between us and the agent, not the user's.
+        // `Unauthenticated` and `PermissionDenied` concern the control plane and the agent, not the
+        // user.
         _ => Code::AgentError,
     }
 }
@@ -149,20 +152,21 @@ const fn rpc_code(code: RpcCode) -> Code {
 impl From<AgentError> for ApiError {
     fn from(error: AgentError) -> Self {
         if error.connection_lost {
-            tracing::warn!(%error, "lost a call to the host agent");
-            return Self::new(Code::Unavailable, "the host does not answer");
+            tracing::warn!(%error, "agent connection lost");
+            return Self::new(Code::Unavailable, "the host agent does not answer");
         }
         match rpc_code(error.code) {
-            // The agent's own words are written for users: which file is damaged, what could not start.
+            // The agent's message is written for users: it names the damaged file or the part that
+            // failed to start.
             Code::AgentError if error.code == RpcCode::Internal => {
-                tracing::error!(%error, "the host agent failed");
+                tracing::error!(%error, "agent call failed");
                 Self::new(Code::AgentError, error.message)
             }
             Code::AgentError => {
-                tracing::error!(%error, "the host agent failed");
+                tracing::error!(%error, "agent call failed");
                 Self::new(
                     Code::AgentError,
-                    "the host failed to do this; its log says why",
+                    "unexpected failure of the host agent; see the log of the control plane",
                 )
             }
             code => Self::new(code, error.message),
@@ -179,10 +183,10 @@ impl From<DbError> for ApiError {
 impl From<&DbError> for ApiError {
     fn from(error: &DbError) -> Self {
         let cause = std::error::Error::source(error).map(ToString::to_string);
-        tracing::error!(%error, cause, "the database failed");
+        tracing::error!(%error, cause, "database query failed");
         Self::new(
             Code::DbError,
-            "the database failed; the server's log says why",
+            "failed to access the database; see the log of the control plane",
         )
     }
 }
@@ -215,7 +219,7 @@ mod tests {
     fn from_agent(code: RpcCode, connection_lost: bool) -> (u16, &'static str, String) {
         let error = ApiError::from(AgentError {
             code,
-            message: "the agent's words".to_owned(),
+            message: "the agent's message".to_owned(),
             connection_lost,
         });
         (error.status.as_u16(), error.code.as_str(), error.message)
@@ -223,8 +227,8 @@ mod tests {
 
     #[test]
     fn every_code_of_the_agent_has_its_status() {
-        let told = "the agent's words";
-        let hidden = "the host failed to do this; its log says why";
+        let told = "the agent's message";
+        let hidden = "unexpected failure of the host agent; see the log of the control plane";
         let table = [
             (RpcCode::Canceled, 502, "agent_error", hidden),
             (RpcCode::Unknown, 502, "agent_error", hidden),
@@ -251,7 +255,7 @@ mod tests {
             );
             let (status, word, message) = from_agent(code, true);
             assert_eq!((status, word), (503, "unavailable"), "{code:?}");
-            assert!(!message.contains("agent's words"), "{code:?}");
+            assert!(!message.contains("agent's message"), "{code:?}");
         }
     }
 

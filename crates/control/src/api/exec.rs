@@ -1,4 +1,4 @@
-//! Commands that are waited for, or left running.
+//! Commands that run to their end, or in the background.
 
 use std::time::{Duration, Instant};
 
@@ -28,17 +28,20 @@ use super::{
 };
 use crate::agent_client::AgentError;
 
-/// Until a process in the background has told its number.
+/// Maximum time until a background process reports its process id.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Runs a command: to its end (200), or with `background` until it has started (202). A sandbox that still boots is waited
-/// for. A collected output has 16 MiB a stream at most (413): `exec/stream` has no limit.
+/// Runs a command.
+///
+/// Without `background`, the response is sent when the command has ended (200). With `background`,
+/// it is sent when the process has started (202). A sandbox that is still booting is waited for.
+/// Collected output is limited to 16 MiB per stream (413); `exec/stream` has no limit.
 #[utoipa::path(
     post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses(
-        (status = 200, description = "It ended.", body = ExecResult),
-        (status = 202, description = "It runs in the background.", body = BackgroundProcess),
+        (status = 200, description = "The command ended.", body = ExecResult),
+        (status = 202, description = "The process runs in the background.", body = BackgroundProcess),
         CommonErrors, BodyErrors, SandboxErrors, HostErrors
     )
 )]
@@ -67,7 +70,7 @@ pub(super) async fn exec(
     Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
 }
 
-/// What is out of range at the agent is the size of the command's output.
+/// Converts an agent error. `OutOfRange` means that the output of the command is too large.
 fn too_much_output(error: AgentError) -> ApiError {
     let out_of_range = error.code == ErrorCode::OutOfRange;
     let mut error = ApiError::from(error);
@@ -91,7 +94,7 @@ fn result(id: &SandboxId, cmd: String, done: rpc::ExecResponse, took: Duration) 
     }
 }
 
-/// Both streams as text, or both as base64 if either is not UTF-8.
+/// Encodes both streams as text, or both as base64 if either is not UTF-8.
 fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, &'static str) {
     let texts = String::from_utf8(stdout)
         .map_err(|e| (e.into_bytes(), None))
@@ -129,7 +132,7 @@ async fn background(
         start: start.into(),
         user: request.user.unwrap_or_default(),
         timeout_sec,
-        // What it prints from its first byte on is for who opens its stream.
+        // The output from the first byte on is kept for the client that opens the process's stream.
         detached: true,
         ..Default::default()
     };
@@ -138,7 +141,7 @@ async fn background(
         .unwrap_or_else(|_| {
             Err(ApiError::new(
                 Code::Timeout,
-                "the process did not start in time",
+                "timed out waiting for the process to start",
             ))
         })?;
     Ok(BackgroundProcess {
@@ -149,7 +152,8 @@ async fn background(
     })
 }
 
-/// Reads a stream of events up to the process's start. The process lives on when the stream is dropped.
+/// Reads a stream of events up to the start of the process. Dropping the stream does not end the
+/// process.
 async fn started(app: &AppState, call: rpc::ExecStreamRequest) -> Result<u32, ApiError> {
     let mut stream = app.agent.exec_stream(call).await?;
     while let Some(message) = stream.message().await.map_err(AgentError::from)? {
@@ -162,7 +166,7 @@ async fn started(app: &AppState, call: rpc::ExecStreamRequest) -> Result<u32, Ap
     }
     Err(ApiError::new(
         Code::AgentError,
-        "the process ended without having started",
+        "the process ended before it reported its start",
     ))
 }
 

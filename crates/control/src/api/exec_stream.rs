@@ -1,17 +1,25 @@
-//! Commands whose output is read as it comes, over a WebSocket.
+//! Commands with streamed output, over a WebSocket.
 //!
-//! | client | |
-//! |---|---|
-//! | `{"type":"start","cmd":…,"args":[…],"envs":{…},"cwd":…,"user":…,"timeout_sec":…,"stdin":false}` | first message |
-//! | `{"type":"stdin","data":BASE64}`, `{"type":"close_stdin"}` | if `stdin` was true |
-//! | `{"type":"stop"}` | SIGTERM, after 5 s or a second `stop` SIGKILL |
+//! First message of the client. All fields but `type` and `cmd` are optional:
 //!
-//! | server | |
+//! ```text
+//! {"type":"start","cmd":TEXT,"args":[TEXT],"envs":{TEXT:TEXT},"cwd":TEXT,"user":TEXT,
+//!  "timeout_sec":N,"tag":TEXT,"stdin":BOOL}
+//! ```
+//!
+//! | later message of the client | meaning |
 //! |---|---|
-//! | `{"type":"start","pid":N}` | it runs |
-//! | `{"type":"stdout","data":TEXT}`, `stderr` | with `"encoding":"base64"` where it is not UTF-8 |
-//! | `{"type":"exit","exit_code":N}` | with `"error"` where it ended otherwise than by exit; the server then closes |
-//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | something went wrong; after a fatal one the server closes |
+//! | `{"type":"stdin","data":BASE64}` | input; only if `stdin` was true |
+//! | `{"type":"close_stdin"}` | end of the input; only if `stdin` was true |
+//! | `{"type":"stop"}` | SIGTERM, then SIGKILL after 5 s or at a second `stop` |
+//!
+//! | message of the server | meaning |
+//! |---|---|
+//! | `{"type":"start","pid":N}` | the process runs |
+//! | `{"type":"stdout","data":TEXT}` | with `"encoding":"base64"` if not UTF-8 |
+//! | `{"type":"stderr","data":TEXT}` | as `stdout` |
+//! | `{"type":"exit","exit_code":N}` | `"error"` unless it exited by itself; the server closes |
+//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | failure; the server closes after a fatal one |
 
 use std::collections::BTreeMap;
 
@@ -46,15 +54,18 @@ use super::{
 };
 use crate::agent_client::ProcessStream;
 
-/// Runs a command and streams its output, as a WebSocket of JSON messages. The first message of the client is
-/// `{"type":"start","cmd":…}` with the fields of `exec`; later `{"type":"stop"}`. The server says `start` with `pid`, `stdout`
-/// and `stderr` with `data` (and `encoding`: `base64` where that is not UTF-8), `exit` with `exit_code`, `error` with `data`
-/// and `fatal`.
-/// With `"stdin":true` in `start`, `{"type":"stdin","data":BASE64}` and `{"type":"close_stdin"}` feed the command. It
-/// lives on if the client goes away.
+/// Runs a command and streams its output over a WebSocket.
+///
+/// Messages are JSON objects. The first message of the client is `{"type":"start","cmd":…}` with
+/// the fields of `exec`. With `"stdin":true` in it, later messages `{"type":"stdin","data":BASE64}`
+/// and `{"type":"close_stdin"}` write to the command's input. `{"type":"stop"}` ends the command.
+///
+/// The server sends `start` with `pid`, `stdout` and `stderr` with `data` (and `encoding`: `base64`
+/// if the data is not UTF-8), `exit` with `exit_code`, and `error` with `data` and `fatal`. The
+/// command keeps running if the client disconnects.
 #[utoipa::path(
     get, path = "/{id}/exec/stream", tag = "processes", operation_id = "exec_stream",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 101, description = "The WebSocket is open."), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn exec_stream(
@@ -65,7 +76,7 @@ pub(super) async fn exec_stream(
     socket.open(app, id, run).await
 }
 
-/// What a client says.
+/// Message of a client.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Said {
@@ -75,7 +86,7 @@ pub(super) enum Said {
     Stop,
 }
 
-/// What to run.
+/// Command to run.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Start {
@@ -92,7 +103,7 @@ pub(super) struct Start {
     stdin: bool,
 }
 
-/// What the server says.
+/// Message of the server.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Out {
@@ -112,7 +123,7 @@ pub(super) enum Out {
     },
 }
 
-/// A piece of output.
+/// Piece of output.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Data {
     data: String,
@@ -135,7 +146,7 @@ impl From<Piece> for Data {
     }
 }
 
-/// The language of `exec/stream` and `processes/…/stream`.
+/// Protocol of `exec/stream` and `processes/…/stream`.
 #[derive(Debug, Default)]
 pub(super) struct ExecDialect {
     stdout: TextStream,
@@ -148,11 +159,11 @@ impl Dialect for ExecDialect {
 
     async fn hear(said: Said, controls: &Controls) -> Result<(), String> {
         match said {
-            Said::Start(_) => Err("it was started already".to_owned()),
+            Said::Start(_) => Err("unexpected `start`: the session has already started".to_owned()),
             Said::Stdin { data } => {
                 let bytes = BASE64
                     .decode(data)
-                    .map_err(|e| format!("`data` is not base64: {e}"))?;
+                    .map_err(|e| format!("`data` is not valid base64: {e}"))?;
                 controls.input(bytes).await;
                 Ok(())
             }
@@ -222,7 +233,7 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     }
 }
 
-/// The process that a session of this language controls.
+/// Returns the process that a session of this protocol controls.
 pub(super) fn target(app: &AppState, id: SandboxId, process: Selector) -> Target {
     Target {
         agent: app.agent.clone(),

@@ -1,4 +1,4 @@
-//! What handlers take from a request, with our error body when it is not there or wrong.
+//! Extractors of request parts. A missing or invalid part is rejected with the error body of `/v1`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,16 +14,16 @@ use wrenn_proto::SandboxId;
 
 use super::error::{ApiError, Code};
 
-/// The largest JSON body.
+/// Maximum size of a JSON body, in bytes.
 pub(crate) const MAX_JSON_BYTES: usize = 1024 * 1024;
 
-/// What a JSON body may take to arrive.
+/// Maximum time to receive a JSON body.
 const JSON_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A JSON object.
 pub(crate) struct ApiJson<T>(pub(crate) T);
 
-/// A JSON object; no body at all is `{}`.
+/// A JSON object. An absent body counts as `{}`.
 pub(crate) struct ApiJsonOrEmpty<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
@@ -50,8 +50,9 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for ApiJsonOr
     }
 }
 
-/// JSON, or what clients say that were not told of what kind their data is: `curl -d` names a form. Only a body of another
-/// kind is refused; what is taken for JSON must still be JSON. The key in a header keeps forms of foreign web pages out.
+/// Checks the content type. Accepts JSON, no content type, and the form type that `curl -d` sends
+/// by default. Any other type is rejected. The body must be JSON in all cases. Requiring the API
+/// key in a header keeps forms of foreign web pages out.
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(kind) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
@@ -93,28 +94,25 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
         .unwrap_or_else(|_| {
             Err(ApiError::new(
                 Code::InvalidRequest,
-                "the body did not arrive in time",
+                "timed out reading the body",
             ))
         })?;
     Ok(read.freeze())
 }
 
-/// The body's length, where its client told.
+/// Returns the length of the body, if the client announced it.
 pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
     let value = headers.get(header::CONTENT_LENGTH)?;
     value.to_str().ok()?.parse().ok()
 }
 
-/// The client stopped sending.
+/// Error of a client that stopped sending before the end of the body.
 pub(crate) fn broken_off() -> ApiError {
-    ApiError::new(
-        Code::InvalidRequest,
-        "the body was broken off before its end",
-    )
+    ApiError::new(Code::InvalidRequest, "the body ended prematurely")
 }
 
 fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // Without this an array would be taken for the fields in their order.
+    // Without this check, an array would be deserialized as the fields in their order.
     let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
     if first != Some(&b'{') {
         return Err(ApiError::new(
@@ -127,7 +125,10 @@ fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let path = error.path().to_string();
         let cause = error.into_inner();
         if path == "." {
-            ApiError::new(Code::InvalidRequest, format!("the body: {cause}"))
+            ApiError::new(
+                Code::InvalidRequest,
+                format!("invalid JSON in the body: {cause}"),
+            )
         } else {
             ApiError::field(&path, cause)
         }
@@ -135,13 +136,14 @@ fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     json.end().map_err(|error| {
         ApiError::new(
             Code::InvalidRequest,
-            format!("after the JSON object: {error}"),
+            format!("unexpected data after the JSON object: {error}"),
         )
     })?;
     Ok(value)
 }
 
-/// `{id}` of the path: 404 for a name that no sandbox can have, 400 for what is no name at all.
+/// `{id}` of the path. Rejected with 404 if its characters are valid but no sandbox can have that
+/// id, and with 400 if the characters are invalid.
 pub(crate) struct SandboxPath(pub(crate) SandboxId);
 
 impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
@@ -152,14 +154,14 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
         id.parse().map(Self).map_err(|error| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
             if id.bytes().all(plain) {
-                return ApiError::new(Code::NotFound, format!("there is no sandbox {id}"));
+                return ApiError::new(Code::NotFound, format!("there is no sandbox `{id}`"));
             }
             ApiError::field("id", error)
         })
     }
 }
 
-/// A part of the path, by its name in the route.
+/// Returns a path parameter by its name in the route.
 pub(crate) async fn path_part<S: Send + Sync>(
     parts: &mut Parts,
     state: &S,
@@ -171,12 +173,12 @@ pub(crate) async fn path_part<S: Send + Sync>(
     found.remove(name).ok_or_else(|| {
         ApiError::new(
             Code::Internal,
-            format!("the route has no part named {name}"),
+            format!("the route has no path parameter `{name}`"),
         )
     })
 }
 
-/// The query of the URL.
+/// Query of the URL.
 pub(crate) struct ApiQuery<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ApiQuery<T> {

@@ -1,4 +1,4 @@
-//! Files of a sandbox: whole ones up to 100 MiB, and what is in directories. Larger files: `files_stream`.
+//! Files of a sandbox, up to 100 MiB each, and directories. Larger files: `files_stream`.
 
 pub(super) mod upload;
 
@@ -31,28 +31,30 @@ use crate::{
     clock,
 };
 
-/// What the guest may take for the next piece of a file.
+/// Maximum time that the guest may take for the next piece of a file.
 pub(super) const PIECE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A multipart form, for the documentation.
+/// Fields of a multipart upload, for the OpenAPI document.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(super) struct UploadForm {
-    /// Where in the guest. Comes before `file`.
+    /// Path in the guest. Must precede `file`.
     path: String,
-    /// User whose file it becomes. Comes before `file`.
+    /// User who will own the file. Must precede `file`.
     user: Option<String>,
-    /// The content.
+    /// Content of the file.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
 
-/// Writes a file of up to 100 MiB. The part `path` comes before the part `file`. Directories above it are made.
+/// Writes a file of up to 100 MiB.
+///
+/// The part `path` must precede the part `file`. Missing parent directories are created.
 #[utoipa::path(
     post, path = "/{id}/files/write", tag = "files", operation_id = "write_file",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
-    responses((status = 204, description = "It is written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+    responses((status = 204, description = "The file was written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn write(
     State(app): State<AppState>,
@@ -63,12 +65,14 @@ pub(super) async fn write(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Reads a file of up to 100 MiB. The answer begins when the whole file was read; for larger ones use `files/stream/read`.
+/// Reads a file of up to 100 MiB.
+///
+/// The response begins after the whole file was read. Use `files/stream/read` for larger files.
 #[utoipa::path(
     post, path = "/{id}/files/read", tag = "files", operation_id = "read_file", request_body = FilePath,
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses(
-        (status = 200, description = "The content.", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, description = "Content of the file.", body = Vec<u8>, content_type = "application/octet-stream"),
         CommonErrors, BodyErrors, SandboxErrors, HostErrors
     )
 )]
@@ -86,7 +90,7 @@ pub(super) async fn read(
         if total > limits::MAX_FILE_MESSAGE_BYTES {
             let limit = limits::MAX_FILE_MESSAGE_BYTES;
             let mut error = ApiError::too_large("the file", limit);
-            error.message.push_str("; use files/stream/read");
+            error.message.push_str("; use `files/stream/read`");
             return Err(error);
         }
         pieces.push(Ok::<_, std::convert::Infallible>(piece));
@@ -99,10 +103,10 @@ pub(super) async fn read(
     Ok(response)
 }
 
-/// What raw bytes are called.
+/// Content type of raw bytes.
 pub(super) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// The next piece of a file; `None` at its end.
+/// Returns the next piece of a file, or `None` at its end.
 pub(super) async fn next_piece(stream: &mut FileStream) -> Result<Option<Bytes>, ApiError> {
     match tokio::time::timeout(PIECE_TIMEOUT, stream.message()).await {
         Ok(Ok(Some(message))) => Ok(Some(Bytes::from(message.to_owned_message().chunk))),
@@ -110,16 +114,16 @@ pub(super) async fn next_piece(stream: &mut FileStream) -> Result<Option<Bytes>,
         Ok(Err(error)) => Err(AgentError::from(error).into()),
         Err(_) => Err(ApiError::new(
             Code::Timeout,
-            "the guest does not go on reading the file",
+            "timed out waiting for the guest to read the file",
         )),
     }
 }
 
-/// What a directory holds.
+/// Lists a directory.
 #[utoipa::path(
     post, path = "/{id}/files/list", tag = "files", operation_id = "list_files", request_body = ListFiles,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 200, description = "The entries.", body = FileList), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 200, description = "The directory entries.", body = FileList), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn list(
     State(app): State<AppState>,
@@ -140,10 +144,12 @@ pub(super) async fn list(
     Ok(Json(FileList { entries }))
 }
 
-/// Makes a directory, and those above it. 409 `conflict` if it is there.
+/// Creates a directory and its missing parents.
+///
+/// Fails with 409 `conflict` if the path exists.
 #[utoipa::path(
     post, path = "/{id}/files/mkdir", tag = "files", operation_id = "make_directory", request_body = FilePath,
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 200, description = "The directory.", body = FileEntryReply), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn mkdir(
@@ -158,7 +164,8 @@ pub(super) async fn mkdir(
     Ok(Json(FileEntryReply { entry }))
 }
 
-/// A path that is taken is a `conflict`; `already_exists` is for what has a name of its own, such as a template.
+/// Converts an agent error. An existing path is a `conflict`; `already_exists` is reserved for
+/// resources with a name of their own, such as templates.
 fn taken(error: AgentError) -> ApiError {
     match error.code {
         RpcCode::AlreadyExists => ApiError::new(Code::Conflict, error.message),
@@ -166,11 +173,13 @@ fn taken(error: AgentError) -> ApiError {
     }
 }
 
-/// Removes a file, or a directory with all that is in it. What is not there is removed.
+/// Removes a file, or a directory with its contents.
+///
+/// Succeeds if the path does not exist.
 #[utoipa::path(
     post, path = "/{id}/files/remove", tag = "files", operation_id = "remove_file", request_body = FilePath,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is gone."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The file or directory was removed."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn remove(
     State(app): State<AppState>,
@@ -183,7 +192,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A checked path in a sandbox.
+/// Checks a path and builds the file reference for the agent.
 pub(super) fn meta(id: &SandboxId, path: FilePath) -> Result<rpc::FileMeta, ApiError> {
     validate::check_path("path", &path.path)?;
     validate::check_user(path.user.as_deref())?;

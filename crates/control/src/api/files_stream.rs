@@ -1,7 +1,7 @@
-//! Files of any size, up and down, piece by piece.
+//! Streamed uploads and downloads of files of any size.
 //!
-//! A download that fails after its first byte ends without the end that HTTP gives to a whole answer: the connection is cut,
-//! so that the client sees a failure and not a short file.
+//! A download that fails after its first byte does not end like a complete HTTP response. The
+//! connection is cut instead, so that the client sees a failure and not a truncated file.
 
 use axum::{
     body::Body,
@@ -21,12 +21,15 @@ use super::{
 };
 use crate::{agent_client::FileStream, lifecycle::UseGuard};
 
-/// Writes a file of any size. The part `path` comes before the part `file`. A broken upload leaves what was there before.
+/// Writes a file of any size.
+///
+/// The part `path` must precede the part `file`. A failed upload leaves the previous content of the
+/// path unchanged.
 #[utoipa::path(
     post, path = "/{id}/files/stream/write", tag = "files", operation_id = "write_file_stream",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
-    responses((status = 204, description = "It is written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+    responses((status = 204, description = "The file was written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn write(
     State(app): State<AppState>,
@@ -37,12 +40,14 @@ pub(super) async fn write(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Reads a file of any size. If reading fails midway, the connection is cut before the answer's end.
+/// Reads a file of any size.
+///
+/// If reading fails midway, the connection is cut before the end of the response.
 #[utoipa::path(
     post, path = "/{id}/files/stream/read", tag = "files", operation_id = "read_file_stream", request_body = FilePath,
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses(
-        (status = 200, description = "The content.", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, description = "Content of the file.", body = Vec<u8>, content_type = "application/octet-stream"),
         CommonErrors, BodyErrors, SandboxErrors, HostErrors
     )
 )]
@@ -54,7 +59,7 @@ pub(super) async fn read(
     let meta = meta(&id, request)?;
     let (_row, used) = app.ready(&id).await?;
     let mut stream = app.agent.read_file(meta).await?;
-    // What is wrong from the start is told in the status.
+    // Failures before the first piece are reported by the HTTP status.
     let Some(first) = next_piece(&mut stream).await? else {
         return Ok(([(header::CONTENT_TYPE, OCTETS)], Body::empty()).into_response());
     };
@@ -62,7 +67,8 @@ pub(super) async fn read(
     Ok(([(header::CONTENT_TYPE, OCTETS)], body).into_response())
 }
 
-/// The pieces of a file. An error is the last item; the server then cuts the connection.
+/// Returns the pieces of a file as a stream. An error is the last item; the server then cuts the
+/// connection.
 fn pieces(
     first: Bytes,
     stream: FileStream,
@@ -77,7 +83,7 @@ fn pieces(
         match next_piece(&mut stream).await {
             Ok(piece) => piece.map(|bytes| (Ok(bytes), (None, Some(stream), used))),
             Err(error) => {
-                tracing::warn!(message = %error.message, "a download broke");
+                tracing::warn!(message = %error.message, "file download failed");
                 let error = std::io::Error::other(error.message);
                 Some((Err(error), (None, None, used)))
             }

@@ -1,17 +1,19 @@
-//! Whether the server is there.
+//! Health check of the server.
 
 use axum::{Json, extract::State};
 use wrenn_proto::rest::Health;
 
 use super::{AppState, error::ApiError, openapi::ServerErrors};
 
-/// The only path that needs no key.
+/// Path of the health check, the only implemented route that needs no API key.
 pub(super) const PATH: &str = "/health";
 
-/// Whether the server and its database answer. Needs no key.
+/// Checks that the server and its database respond.
+///
+/// Needs no API key.
 #[utoipa::path(
     get, path = "/health", tag = "server", security(()),
-    responses((status = 200, description = "They do.", body = Health), ServerErrors)
+    responses((status = 200, description = "The server and its database respond.", body = Health), ServerErrors)
 )]
 pub(super) async fn health(State(app): State<AppState>) -> Result<Json<Health>, ApiError> {
     app.db.ping().await?;

@@ -1,4 +1,4 @@
-//! How much of itself a sandbox uses, now and before.
+//! Resource usage of a sandbox, current and past.
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{clock, samples::Sample};
 
-/// Words for how far back the points reach, with their minutes.
+/// Values of `range`, with their length in minutes.
 const RANGES: [(&str, i64); 7] = [
     ("5m", 5),
     ("10m", 10),
@@ -27,12 +27,13 @@ const RANGES: [(&str, i64); 7] = [
     ("24h", 1440),
 ];
 
-/// Which points.
+/// Query parameters of the metrics call.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MetricsQuery {
-    /// How far back: `5m`, `10m`, `1h`, `2h`, `6h`, `12h` or `24h`. Default: `10m`.
+    /// Time span of the returned points: `5m`, `10m`, `1h`, `2h`, `6h`, `12h` or `24h`. Default:
+    /// `10m`.
     range: Option<String>,
 }
 
@@ -47,12 +48,14 @@ impl MetricsQuery {
     }
 }
 
-/// What a sandbox uses, as its own kernel counts; of a paused one what it used before, as far as this service saw it (404 if
-/// not). Does not count as use, and resumes nothing.
+/// Returns the resource usage of a sandbox, as its own kernel reports it.
+///
+/// For a paused sandbox, returns its usage before the pause; 404 if this server has taken no sample
+/// of it. The call does not count as activity and resumes nothing.
 #[utoipa::path(
     get, path = "/{id}/metrics", tag = "sandboxes", operation_id = "get_metrics",
-    params(("id" = String, Path, description = "The sandbox."), MetricsQuery),
-    responses((status = 200, description = "The numbers.", body = Metrics), CommonErrors, SandboxErrors, HostErrors)
+    params(("id" = String, Path, description = "Sandbox id."), MetricsQuery),
+    responses((status = 200, description = "The resource usage.", body = Metrics), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn get(
     State(app): State<AppState>,
@@ -77,13 +80,16 @@ pub(super) async fn get(
     }))
 }
 
-/// A sample of now, or where the sandbox does not run, its last one.
+/// Takes a sample of a running sandbox. Returns the last stored sample of a paused one.
 async fn newest(app: &AppState, id: &SandboxId) -> Result<Sample, ApiError> {
     let row = app.lifecycle.get(id).await?;
     match row.status {
         SandboxStatus::Pausing | SandboxStatus::Paused => {}
         SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
-            let message = format!("sandbox {id} is {}: it uses nothing", row.status.as_str());
+            let message = format!(
+                "sandbox `{id}` is `{}` and has no metrics",
+                row.status.as_str()
+            );
             return Err(ApiError::new(Code::NotFound, message));
         }
         _ => {
@@ -93,7 +99,7 @@ async fn newest(app: &AppState, id: &SandboxId) -> Result<Sample, ApiError> {
     }
     app.samples.last(id).ok_or_else(|| {
         let message =
-            format!("sandbox {id} is paused, and the service has not seen it run since it started");
+            format!("sandbox `{id}` is paused and has no samples since the control plane started");
         ApiError::new(Code::NotFound, message)
     })
 }

@@ -15,55 +15,55 @@ use wrenn_proto::rest::{ErrorBody, ErrorDetail};
 
 use super::error::{ApiError, Code};
 
-/// Failures that every call can have.
+/// Errors that any call can return.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(crate) enum CommonErrors {
-    /// A field, path or query is wrong; the message names it.
+    /// Invalid field, path or query. The message names it.
     #[response(status = 400)]
     InvalidRequest(#[to_schema] ErrorBody),
-    /// No key, or a wrong one.
+    /// Missing or invalid API key.
     #[response(status = 401)]
     Unauthorized(#[to_schema] ErrorBody),
-    /// The database failed, or there is a bug.
+    /// Database failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] ErrorBody),
 }
 
-/// Failures of a call that needs no key.
+/// Errors of a call that needs no API key.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(crate) enum ServerErrors {
-    /// The database failed, or there is a bug.
+    /// Database failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] ErrorBody),
 }
 
-/// Failures of a call with a body.
+/// Errors of a call with a request body.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(crate) enum BodyErrors {
-    /// The body is too large.
+    /// The request body is too large.
     #[response(status = 413)]
     TooLarge(#[to_schema] ErrorBody),
-    /// The body is of a wrong kind.
+    /// The request body has the wrong content type.
     #[response(status = 415)]
     WrongKind(#[to_schema] ErrorBody),
 }
 
-/// Failures of a call that names a sandbox.
+/// Errors of a call that names a sandbox.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(crate) enum SandboxErrors {
-    /// There is no such sandbox, process or file.
+    /// No such sandbox, process or file.
     #[response(status = 404)]
     NotFound(#[to_schema] ErrorBody),
-    /// The sandbox's status does not allow it, or what is to be made exists.
+    /// The status of the sandbox does not allow the call, or the resource to be created exists.
     #[response(status = 409)]
     Conflict(#[to_schema] ErrorBody),
 }
 
-/// Failures of a call that asks the host.
+/// Errors of a call that reaches the host.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(crate) enum HostErrors {
@@ -73,7 +73,7 @@ pub(crate) enum HostErrors {
     /// The host or the guest does not answer, or has no room.
     #[response(status = 503)]
     Unavailable(#[to_schema] ErrorBody),
-    /// It took too long.
+    /// The call timed out.
     #[response(status = 504)]
     Timeout(#[to_schema] ErrorBody),
 }
@@ -82,9 +82,9 @@ pub(crate) enum HostErrors {
 #[openapi(
     info(
         title = "Wrenn",
-        description = "Sandboxes: virtual machines to run code in. Every call but `/health` needs the header `X-API-Key`."
+        description = "Sandboxes: virtual machines that run code. Every call except `/health` requires the header `X-API-Key`."
     ),
-    // The failures' body, which every operation refers to by name only.
+    // Body of all error responses. Operations refer to it by name only.
     components(schemas(ErrorBody, ErrorDetail)),
     modifiers(&KeyHeader),
     security(("api_key" = []))
@@ -103,17 +103,17 @@ impl Modify for KeyHeader {
     }
 }
 
-/// What the document holds before any route.
+/// Returns the document without any routes.
 pub(super) fn base() -> OpenApi {
     Base::openapi()
 }
 
-/// The OpenAPI document of the whole API.
+/// Returns the OpenAPI document of the whole API.
 #[must_use]
 pub fn openapi() -> OpenApi {
     let (_, mut document) = super::routes().split_for_parts();
     for (path, item) in &mut document.paths.paths {
-        // The same handlers stand under two names, but an operation's id may occur only once.
+        // The same handlers are mounted under two prefixes, but operation ids must be unique.
         if path.starts_with("/v1/capsules") {
             for operation in operations(item) {
                 if let Some(id) = operation.operation_id.as_mut() {
@@ -136,10 +136,10 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut utoipa::openapi:
     .flatten()
 }
 
-/// This document.
+/// Returns this OpenAPI document.
 #[utoipa::path(
     get, path = "/openapi.yaml", tag = "server", operation_id = "openapi",
-    responses((status = 200, description = "OpenAPI as YAML.", body = String, content_type = "application/yaml"), CommonErrors)
+    responses((status = 200, description = "The OpenAPI document, as YAML.", body = String, content_type = "application/yaml"), CommonErrors)
 )]
 pub(super) async fn document() -> Result<Response, ApiError> {
     static TEXT: OnceLock<Option<String>> = OnceLock::new();
@@ -150,7 +150,7 @@ pub(super) async fn document() -> Result<Response, ApiError> {
         }
         None => Err(ApiError::new(
             Code::Internal,
-            "the document cannot be written",
+            "failed to write the OpenAPI document",
         )),
     }
 }

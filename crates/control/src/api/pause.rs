@@ -1,4 +1,4 @@
-//! Pause, resume, fork: they go on whether their client waits or not.
+//! Pause, resume and fork. These operations complete even if the client disconnects.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -19,11 +19,14 @@ use crate::{
     lifecycle::{CopyAs, LifecycleError},
 };
 
-/// Pauses a running sandbox: memory, processor and disk are saved, everything it has on its host but files is given back.
-/// If that fails it runs on, its `warning` says why, and so does the answer. 409 unless it is `running`.
+/// Pauses a running sandbox.
+///
+/// Memory, processor state and disk are saved. All resources on the host except files are released.
+/// If the pause fails, the sandbox keeps running, and both the response and the sandbox's `warning`
+/// give the reason. Fails with 409 unless the sandbox is `running`.
 #[utoipa::path(
     post, path = "/{id}/pause", tag = "sandboxes", operation_id = "pause_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 200, description = "The paused sandbox.", body = Sandbox), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn pause(
@@ -34,10 +37,12 @@ pub(super) async fn pause(
     answer(&app, &id, done).await
 }
 
-/// Resumes a paused sandbox where it stood. If that fails it stays paused. 409 unless it is `paused`.
+/// Resumes a paused sandbox from its saved state.
+///
+/// If the resume fails, the sandbox stays paused. Fails with 409 unless the sandbox is `paused`.
 #[utoipa::path(
     post, path = "/{id}/resume", tag = "sandboxes", operation_id = "resume_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 200, description = "The running sandbox.", body = Sandbox), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn resume(
@@ -48,11 +53,13 @@ pub(super) async fn resume(
     answer(&app, &id, done).await
 }
 
-/// Makes copies of this very moment of a running sandbox, which goes on. All copies run when this answers, or none exists.
-/// 409 unless it is `running`.
+/// Forks a running sandbox; the original keeps running.
+///
+/// Either all copies run when the call returns, or none exists. Fails with 409 unless the sandbox
+/// is `running`.
 #[utoipa::path(
     post, path = "/{id}/fork", tag = "sandboxes", operation_id = "fork_sandbox", request_body = Option<ForkSandbox>,
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses(
         (status = 201, description = "The copies.", body = [Sandbox]),
         CommonErrors, BodyErrors, SandboxErrors, HostErrors
@@ -69,7 +76,8 @@ pub(super) async fn fork(
     Ok((StatusCode::CREATED, Json(copies)))
 }
 
-/// The sandbox; or why not, and what it is now.
+/// Returns the sandbox, or an error. An error of the host is extended by the sandbox's current
+/// status.
 async fn answer(
     app: &AppState,
     id: &SandboxId,

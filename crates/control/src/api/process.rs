@@ -1,4 +1,4 @@
-//! What commands of all kinds share on their way to the agent.
+//! Helpers shared by all calls that start or address processes.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use wrenn_proto::{
 
 use super::{error::ApiError, validate};
 
-/// A process, by number or by name.
+/// Reference to a process, by process id or by tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Selector {
     Pid(u32),
@@ -18,12 +18,12 @@ pub(super) enum Selector {
 }
 
 impl Selector {
-    /// Reads `{process}` of a path: a number is a process id, anything else a tag.
+    /// Parses `{process}` of a path. A number is a process id, anything else a tag.
     pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             return match text.parse() {
                 Ok(pid) if pid > 0 => Ok(Self::Pid(pid)),
-                _ => Err(ApiError::field("process", "is not a process id")),
+                _ => Err(ApiError::field("process", "is not a valid process id")),
             };
         }
         validate::check_tag("process", text)?;
@@ -43,12 +43,12 @@ impl Selector {
     }
 }
 
-/// A tag of ours: `proc-` or `pty-` and 8 hexadecimal digits.
+/// Generates a tag: `proc-` or `pty-` and 8 hexadecimal digits.
 pub(super) fn new_tag(kind: &str) -> String {
     format!("{kind}-{:08x}", rand::rng().random::<u32>())
 }
 
-/// Program, arguments, environment and directory.
+/// Builds a process configuration from program, arguments, environment and directory.
 pub(super) fn config(
     cmd: String,
     args: Vec<String>,
@@ -64,7 +64,7 @@ pub(super) fn config(
     }
 }
 
-/// A request to send a signal.
+/// Builds a request to send a signal.
 pub(super) fn signal(
     id: &SandboxId,
     process: &Selector,

@@ -1,4 +1,4 @@
-//! Processes that were started through the API and still run.
+//! Running processes that were started through the API.
 
 use axum::{
     Json,
@@ -37,10 +37,10 @@ impl<S: Send + Sync> FromRequestParts<S> for ProcessPath {
     }
 }
 
-/// Processes that were started through the API and still run.
+/// Lists running processes that were started through the API.
 #[utoipa::path(
     get, path = "/{id}/processes", tag = "processes", operation_id = "list_processes",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 200, description = "The processes.", body = ProcessList), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn list(
@@ -63,20 +63,20 @@ pub(super) async fn list(
     }))
 }
 
-/// Which signal to send.
+/// Query parameters of the signal call.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SignalQuery {
-    /// `SIGTERM` or `SIGKILL`; default `SIGKILL`.
+    /// `SIGTERM` or `SIGKILL`. Default: `SIGKILL`.
     signal: Option<String>,
 }
 
-/// Sends a process a signal.
+/// Sends a signal to a process.
 #[utoipa::path(
     delete, path = "/{id}/processes/{process}", tag = "processes", operation_id = "signal_process",
     params(
-        ("id" = String, Path, description = "The sandbox."),
+        ("id" = String, Path, description = "Sandbox id."),
         ("process" = String, Path, description = "Process id or tag."),
         SignalQuery
     ),
@@ -99,11 +99,13 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Streams the output of a running process from now on, with the messages of `exec/stream`; the client may say `stop`.
+/// Streams the output of a running process from now on, over a WebSocket.
+///
+/// Uses the messages of `exec/stream`. The client may send `stop`.
 #[utoipa::path(
     get, path = "/{id}/processes/{process}/stream", tag = "processes", operation_id = "stream_process",
     params(
-        ("id" = String, Path, description = "The sandbox."),
+        ("id" = String, Path, description = "Sandbox id."),
         ("process" = String, Path, description = "Process id or tag.")
     ),
     responses((status = 101, description = "The WebSocket is open."), CommonErrors, SandboxErrors, HostErrors)

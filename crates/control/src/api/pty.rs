@@ -1,19 +1,26 @@
 //! Terminals, over a WebSocket.
 //!
-//! | client | |
-//! |---|---|
-//! | `{"type":"start","cmd":…,"args":[…],"cols":80,"rows":24,"envs":{…},"cwd":…,"user":…}` | first message, or … |
-//! | `{"type":"connect","tag":…}` | … this one: back to a terminal that runs |
-//! | `{"type":"input","data":BASE64}` | typed |
-//! | `{"type":"resize","cols":N,"rows":N}` | |
-//! | `{"type":"kill"}` | SIGKILL, also when input waits |
+//! First message of the client. It starts a terminal (all fields but `type` are optional) or
+//! reconnects to a running one:
 //!
-//! | server | |
+//! ```text
+//! {"type":"start","cmd":TEXT,"args":[TEXT],"envs":{TEXT:TEXT},"cwd":TEXT,"user":TEXT,
+//!  "cols":N,"rows":N}
+//! {"type":"connect","tag":TEXT}
+//! ```
+//!
+//! | later message of the client | meaning |
 //! |---|---|
-//! | `{"type":"started","tag":…,"pid":N}` | |
-//! | `{"type":"output","data":BASE64}` | |
-//! | `{"type":"exit","exit_code":N}` | the server then closes |
-//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | after a fatal one the server closes |
+//! | `{"type":"input","data":BASE64}` | keyboard input |
+//! | `{"type":"resize","cols":N,"rows":N}` | new size of the terminal |
+//! | `{"type":"kill"}` | SIGKILL, even while input is queued |
+//!
+//! | message of the server | meaning |
+//! |---|---|
+//! | `{"type":"started","tag":TEXT,"pid":N}` | the terminal runs |
+//! | `{"type":"output","data":BASE64}` | output |
+//! | `{"type":"exit","exit_code":N}` | `"error"` unless it exited by itself; the server closes |
+//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | failure; the server closes after a fatal one |
 //! | `{"type":"ping"}` | every 30 s |
 //!
 //! The terminal has no idle limit and outlives its client.
@@ -51,24 +58,29 @@ use super::{
 };
 use crate::{agent_client::ProcessStream, lifecycle::UseGuard};
 
-/// Shell of a terminal that asks for no program.
+/// Program of a terminal whose client names none.
 const DEFAULT_SHELL: &str = "/bin/bash";
 
-/// Size of a terminal that asks for none.
+/// Size of a terminal whose client gives none, in columns and rows.
 const DEFAULT_COLS: u32 = 80;
 const DEFAULT_ROWS: u32 = 24;
 
-/// The largest size, as the kernel keeps it.
+/// Maximum number of columns or rows; the kernel stores 16 bits.
 const MAX_SIZE: u32 = u16::MAX as u32;
 
-/// Opens a terminal, or comes back to one, as a WebSocket of JSON messages. First message of the client:
-/// `{"type":"start","cols":80,"rows":24}` (with `cmd`, `args`, `envs`, `cwd`, `user` as wanted; default `/bin/bash`) or
-/// `{"type":"connect","tag":…}`; then `input` with `data` in base64, `resize` with `cols` and `rows`, `kill`. The server says
-/// `started` with `tag` and `pid`, `output` with `data` in base64, `exit` with `exit_code`, `error` with `data` and `fatal`, and
-/// `ping` every 30 s. A terminal outlives its client; its `tag` leads back to it.
+/// Opens a terminal, or reconnects to one, over a WebSocket.
+///
+/// Messages are JSON objects. The first message of the client is
+/// `{"type":"start","cols":80,"rows":24}`, with optional `cmd` (default `/bin/bash`), `args`,
+/// `envs`, `cwd` and `user`, or `{"type":"connect","tag":…}`. Later messages are `input` with
+/// `data` in base64, `resize` with `cols` and `rows`, and `kill`.
+///
+/// The server sends `started` with `tag` and `pid`, `output` with `data` in base64, `exit` with
+/// `exit_code`, `error` with `data` and `fatal`, and `ping` every 30 s. A terminal outlives its
+/// client, which can reconnect with the `tag`.
 #[utoipa::path(
     get, path = "/{id}/pty", tag = "processes", operation_id = "pty",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 101, description = "The WebSocket is open."), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn pty(
@@ -135,11 +147,13 @@ impl Dialect for PtyDialect {
 
     async fn hear(said: Said, controls: &Controls) -> Result<(), String> {
         match said {
-            Said::Start(_) | Said::Connect { .. } => Err("it was started already".to_owned()),
+            Said::Start(_) | Said::Connect { .. } => {
+                Err("unexpected `start` or `connect`: the session has already started".to_owned())
+            }
             Said::Input { data } => {
                 let bytes = BASE64
                     .decode(data)
-                    .map_err(|e| format!("`data` is not base64: {e}"))?;
+                    .map_err(|e| format!("`data` is not valid base64: {e}"))?;
                 controls.input(bytes).await;
                 Ok(())
             }
@@ -230,7 +244,7 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     }
 }
 
-/// A terminal that runs.
+/// Running terminal.
 struct Begun {
     events: ProcessStream,
     tag: String,

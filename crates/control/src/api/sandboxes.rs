@@ -24,18 +24,22 @@ use crate::{
     lifecycle::{Creation, LifecycleError},
 };
 
-/// When a create answers, whatever the sandbox's status is then. Its clients may count on 5 s.
+/// Time after which a create is answered, whatever the status of the sandbox. Clients may rely on
+/// 5 s.
 const ANSWER_AFTER: Duration = Duration::from_millis(4500);
 
-/// Creates a sandbox. The answer comes within 5 s: with `running`, or with `pending` or `starting` while it boots; commands
-/// and file calls wait for it. A client that leaves before the answer leaves no sandbox behind.
+/// Creates a sandbox.
 ///
-/// An unknown template is 404. A create that fails before the answer is answered with the failure; the record stays,
-/// as `error`.
+/// The response is sent within 5 s. The status is `running`, or `pending` or `starting` while the
+/// sandbox boots; commands and file calls wait for the boot. If the client disconnects before the
+/// response, the sandbox is destroyed.
+///
+/// An unknown template is 404. A create that fails before the response is answered with the
+/// failure. Its record stays, with the status `error`.
 #[utoipa::path(
     post, path = "/", tag = "sandboxes", operation_id = "create_sandbox", request_body = Option<CreateSandbox>,
     responses(
-        (status = 201, description = "The sandbox.", body = Sandbox,
+        (status = 201, description = "The new sandbox.", body = Sandbox,
          headers(("location" = String, description = "Path of the sandbox."))),
         CommonErrors, BodyErrors, SandboxErrors, HostErrors
     )
@@ -46,15 +50,18 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, [(header::HeaderName, String); 1], Json<Sandbox>), ApiError> {
     let deadline = Instant::now() + ANSWER_AFTER;
     let template = validate::create_shape(&request)?;
-    let host = timeout_at(deadline, app.host.facts())
-        .await
-        .map_err(|_| ApiError::new(Code::Timeout, "the host is slow to say what it has"))??;
+    let host = timeout_at(deadline, app.host.facts()).await.map_err(|_| {
+        ApiError::new(
+            Code::Timeout,
+            "timed out reading the templates and capacity of the host",
+        )
+    })??;
     let new = validate::create_fits(request, template, &host, app.default_egress)?;
-    // From here on a drop of this future destroys the sandbox.
+    // From here on, dropping this future destroys the sandbox.
     let mut creation = app.lifecycle.create(new, None);
     let id = match timeout_at(deadline, creation.id()).await {
         Ok(id) => id?,
-        Err(_) => return Err(ApiError::new(Code::Timeout, "the database is slow")),
+        Err(_) => return Err(ApiError::new(Code::Timeout, "database write timed out")),
     };
     let row = settled(&app, &mut creation, &id, deadline).await;
     match row {
@@ -66,7 +73,7 @@ pub(super) async fn create(
         }
         Err(mut error) => {
             if error.code != Code::DbError {
-                // The record tells how it failed.
+                // The record keeps the reason of the failure.
                 creation.keep();
                 error.message = format!("{} (sandbox {id})", error.message);
             }
@@ -75,7 +82,7 @@ pub(super) async fn create(
     }
 }
 
-/// The row when the create has ended, or at the deadline.
+/// Returns the row when the create has ended, or at the deadline.
 async fn settled(
     app: &AppState,
     creation: &mut Creation,
@@ -88,18 +95,20 @@ async fn settled(
     Ok(app.lifecycle.get(id).await?)
 }
 
-/// Which sandboxes to list.
+/// Query parameters of the list call.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
-    /// Statuses, separated by commas, or `all`. Default: all but `stopped` and `error`.
+    /// Comma-separated statuses, or `all`. Default: all except `stopped` and `error`.
     status: Option<String>,
-    /// How many at most, 1 to 1000. Default: 1000.
+    /// Maximum number of entries, 1 to 1000. Default: 1000.
     limit: Option<i64>,
 }
 
-/// Sandboxes, newest first. Without `status`, those that are there: neither `stopped` nor `error`.
+/// Lists sandboxes, newest first.
+///
+/// Without `status`, sandboxes that are `stopped` or `error` are left out.
 #[utoipa::path(
     get, path = "/", tag = "sandboxes", operation_id = "list_sandboxes", params(ListQuery),
     responses((status = 200, description = "The sandboxes.", body = [Sandbox]), CommonErrors)
@@ -143,10 +152,12 @@ fn statuses(words: Option<&str>) -> Result<Vec<SandboxStatus>, ApiError> {
     }
 }
 
-/// One sandbox. A destroyed one stays readable, as `stopped`.
+/// Returns one sandbox.
+///
+/// A destroyed sandbox stays readable, with the status `stopped`.
 #[utoipa::path(
     get, path = "/{id}", tag = "sandboxes", operation_id = "get_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 200, description = "The sandbox.", body = Sandbox), CommonErrors, SandboxErrors)
 )]
 pub(super) async fn get(
@@ -156,12 +167,14 @@ pub(super) async fn get(
     Ok(Json(app.lifecycle.get(&id).await?.into_rest()))
 }
 
-/// Destroys a sandbox, also while it is being created. One that is `stopped` already is 204 again. While the host does not
-/// answer: 503, and it is destroyed as soon as the host does.
+/// Destroys a sandbox, even while it is being created.
+///
+/// A sandbox that is already `stopped` is 204 again. If the host does not answer, the response is
+/// 503, and the sandbox is destroyed as soon as the host responds.
 #[utoipa::path(
     delete, path = "/{id}", tag = "sandboxes", operation_id = "destroy_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is gone."), CommonErrors, SandboxErrors, HostErrors)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The sandbox was destroyed."), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn destroy(
     State(app): State<AppState>,
@@ -172,7 +185,7 @@ pub(super) async fn destroy(
         Err(LifecycleError::Agent(error)) => {
             let mut error = ApiError::from(error);
             error.message = format!(
-                "{}; the sandbox is `stopping` and will be destroyed when the host can",
+                "{}; the sandbox is `stopping` and will be destroyed when the host responds",
                 error.message
             );
             Err(error)
@@ -181,11 +194,11 @@ pub(super) async fn destroy(
     }
 }
 
-/// Counts as use: the idle time of the sandbox begins again.
+/// Resets the idle time of a sandbox.
 #[utoipa::path(
     post, path = "/{id}/ping", tag = "sandboxes", operation_id = "ping_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is noted."), CommonErrors, SandboxErrors, HostErrors)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The activity was recorded."), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn ping(
     State(app): State<AppState>,

@@ -1,8 +1,8 @@
-//! A client and a process, connected by a WebSocket.
+//! A session: one client and one process, connected by a WebSocket.
 //!
-//! Three things run side by side in one task: the process's events go out, the client's messages come in, and what they ask
-//! for is carried out (`controls`). The session ends with the process, with the client, or with the server. A process
-//! lives on without its client.
+//! Three activities run side by side in one task: process events go out, client messages come in,
+//! and `controls` delivers them to the agent. The session ends with the process, with the client,
+//! or with the server. A process outlives its client.
 
 use std::time::Duration;
 
@@ -25,55 +25,58 @@ use super::{
 };
 use crate::agent_client::{AgentError, ProcessStream};
 
-/// Complaints to the client that may wait. They are about its own messages; more than this are not worth a wait.
+/// Maximum number of queued error messages to the client. These messages concern the client's own
+/// messages; further ones are dropped.
 const MAX_COMPLAINTS: usize = 16;
 
-/// Until the stream of a process that has ended is at its end.
+/// Maximum time until the stream of a process that has ended is at its end.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a kind of session talks.
+/// Protocol of a kind of session.
 pub(super) trait Dialect: Send {
-    /// A client's message.
+    /// Message of a client.
     type Said: DeserializeOwned + Send;
-    /// A message to the client.
+    /// Message to a client.
     type Out: Serialize + Send + Sync;
 
-    /// Does what the client says. The error is for the client, which may go on.
+    /// Handles a client message. An error is sent to the client and does not end the session.
     fn hear(
         said: Self::Said,
         controls: &Controls,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// What to tell of an event.
+    /// Encodes a process event as messages to the client.
     fn tell(&mut self, event: Event) -> Vec<Self::Out>;
 
-    /// Something went wrong; `fatal` if the session ends with it.
+    /// Encodes an error. `fatal` is true if the error ends the session.
     fn error(text: String, fatal: bool) -> Self::Out;
 
-    /// A sign of life in the session's own language, if it has one.
+    /// Returns the keep-alive message of the protocol, if the protocol has one.
     fn ping() -> Option<Self::Out>;
 }
 
-/// How a process ended, if not by exit. The guest agent has words for that too.
+/// Returns the reason for which a process ended without exiting. The guest agent also reports a
+/// reason for normal exits, which is dropped.
 pub(super) fn other_end(end: &EndEvent) -> Option<String> {
     end.error
         .clone()
         .filter(|text| !end.exited && !text.is_empty())
 }
 
-/// Finds out whether a process was killed because its time was up: the guest agent says so after its end.
+/// Detects that a process was killed by its timeout. The guest agent reports this after the end
+/// event.
 async fn explain(mut end: Box<EndEvent>, events: &mut ProcessStream) -> Event {
     let after = tokio::time::timeout(EXPLAIN_TIMEOUT, events.message()).await;
     if let Ok(Err(after)) = after
         && after.code == ErrorCode::DeadlineExceeded
     {
         let how = end.error.take().unwrap_or_default();
-        end.error = Some(format!("its time was over: {how}"));
+        end.error = Some(format!("timed out: {how}"));
     }
     Event::End(end)
 }
 
-/// Runs a session to its end, and closes the connection.
+/// Runs a session to its end and closes the connection.
 pub(super) async fn run<D: Dialect>(
     app: &AppState,
     mut outbox: Outbox,
@@ -99,7 +102,7 @@ pub(super) async fn run<D: Dialect>(
     outbox.close(inbox, app).await;
 }
 
-/// Refuses a session, and closes the connection.
+/// Rejects a session and closes the connection.
 pub(super) async fn refuse<D: Dialect>(
     app: &AppState,
     mut outbox: Outbox,
@@ -111,12 +114,12 @@ pub(super) async fn refuse<D: Dialect>(
     }
 }
 
-/// Reads until the client is gone.
+/// Reads until the client has disconnected.
 async fn read<D: Dialect>(inbox: &mut Inbox, controls: Controls, complain: mpsc::Sender<String>) {
     while let Ok(said) = inbox.next::<D::Said>().await {
         let heard = match said {
             Ok(said) => D::hear(said, &controls).await,
-            Err(why) => Err(format!("a message is not understood: {why}")),
+            Err(why) => Err(format!("invalid message: {why}")),
         };
         if let Err(text) = heard {
             let _ = complain.try_send(text);
@@ -124,8 +127,9 @@ async fn read<D: Dialect>(inbox: &mut Inbox, controls: Controls, complain: mpsc:
     }
 }
 
-/// Tells the client of the process until that ends. If the client is gone first, waits for the reader to find out, so that
-/// what the client had said is still delivered.
+/// Sends process events to the client until the process ends. If the client disconnects first,
+/// waits until the reader notices, so that messages which the client has already sent are still
+/// delivered.
 async fn tell<D: Dialect>(
     outbox: &mut Outbox,
     events: ProcessStream,
@@ -163,7 +167,7 @@ async fn tell_all<D: Dialect>(
                     }
                 }
                 Ok(None) => {
-                    let text = "the process's output broke off".to_owned();
+                    let text = "the output stream of the process ended unexpectedly".to_owned();
                     return outbox.say(&D::error(text, true)).await;
                 }
                 Err(error) => {

@@ -1,4 +1,4 @@
-//! Snapshots: moments of sandboxes as templates, and the templates of all kinds.
+//! Snapshots of sandboxes, stored as templates, and templates of all kinds.
 
 use std::sync::Arc;
 
@@ -22,17 +22,20 @@ use super::{
 };
 use crate::{agent_client::AgentError, host, lifecycle::LifecycleError};
 
-/// How to make one.
+/// Query parameters of the snapshot call.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateQuery {
-    /// Replace a snapshot of this name. Sandboxes that stand on the old one are not touched.
+    /// Replace an existing snapshot of this name. Sandboxes that depend on the old snapshot are not
+    /// affected.
     overwrite: Option<bool>,
 }
 
-/// Makes a template of this very moment of a running or paused sandbox, which goes on as it was. 409 `already_exists` if the
-/// name is taken, 409 `invalid_state` unless it is `running` or `paused`.
+/// Creates a snapshot of a running or paused sandbox, as a template.
+///
+/// The sandbox keeps running, or stays paused. Fails with 409 `already_exists` if the name is
+/// taken, and with 409 `invalid_state` unless the sandbox is `running` or `paused`.
 #[utoipa::path(
     post, path = "/v1/snapshots", tag = "templates", operation_id = "create_snapshot", request_body = CreateSnapshot,
     params(CreateQuery),
@@ -69,7 +72,7 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, [(header::LOCATION, place)], Json(made)))
 }
 
-/// Makes a snapshot, and notes of which sandbox. Goes on if the client goes away.
+/// Creates a snapshot and records its source sandbox. Completes even if the client disconnects.
 pub(crate) async fn make(
     app: &AppState,
     id: SandboxId,
@@ -80,12 +83,12 @@ pub(crate) async fn make(
     let task = app.lifecycle.spawn(async move {
         let app = app_of_task;
         let made = app.lifecycle.snapshot(&id, name, overwrite).await;
-        // What is asked of the host from here on knows of it.
+        // Later reads of the host's templates include the snapshot.
         app.host.changed().await;
         let made = host::template(made?);
         if let Err(error) = app.db.record_snapshot(&made, id.as_str()).await {
-            // It is then a snapshot like any other, of an unknown sandbox.
-            tracing::warn!(sandbox_id = %id, template = %made.name, %error, "cannot note whose snapshot it is");
+            // The snapshot is usable. Only its source sandbox is unknown.
+            tracing::warn!(sandbox_id = %id, template = %made.name, %error, "snapshot source not recorded");
         }
         Ok(made)
     });
@@ -93,7 +96,7 @@ pub(crate) async fn make(
         .unwrap_or_else(|_| Err(AgentError::task_ended("snapshot").into()))
 }
 
-/// Which templates to list.
+/// Query parameters of the list call.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
@@ -103,7 +106,9 @@ pub(super) struct ListQuery {
     kind: Option<String>,
 }
 
-/// All templates, by name, or those of one type. While the host does not answer: those that it had.
+/// Lists templates by name, optionally of one type only.
+///
+/// If the host does not answer, returns the templates that it last reported.
 #[utoipa::path(
     get, path = "/v1/snapshots", tag = "templates", operation_id = "list_snapshots", params(ListQuery),
     responses((status = 200, description = "The templates.", body = [Template]), CommonErrors)
@@ -122,10 +127,10 @@ pub(super) async fn list(
     Ok(Json(templates))
 }
 
-/// One template.
+/// Returns one template.
 #[utoipa::path(
     get, path = "/v1/snapshots/{name}", tag = "templates", operation_id = "get_snapshot",
-    params(("name" = String, Path, description = "The template.")),
+    params(("name" = String, Path, description = "Name of the template.")),
     responses((status = 200, description = "The template.", body = Template), CommonErrors, SandboxErrors)
 )]
 pub(super) async fn get(
@@ -136,11 +141,13 @@ pub(super) async fn get(
     Ok(Json(find(&app, &name).await?))
 }
 
-/// Deletes a snapshot. 409 `conflict` while something stands on it that needs it, and for a `base` template.
+/// Deletes a snapshot.
+///
+/// Fails with 409 `conflict` while a sandbox created from it exists, and for a `base` template.
 #[utoipa::path(
     delete, path = "/v1/snapshots/{name}", tag = "templates", operation_id = "delete_snapshot",
-    params(("name" = String, Path, description = "The template.")),
-    responses((status = 204, description = "It is gone."), CommonErrors, SandboxErrors, HostErrors)
+    params(("name" = String, Path, description = "Name of the template.")),
+    responses((status = 204, description = "The snapshot was deleted."), CommonErrors, SandboxErrors, HostErrors)
 )]
 pub(super) async fn delete(
     State(app): State<AppState>,
@@ -149,7 +156,7 @@ pub(super) async fn delete(
     let name = name(&app, request).await?;
     if find(&app, &name).await?.kind == host::BASE {
         let message =
-            format!("template `{name}` is an image, not a snapshot: it is removed on its host");
+            format!("template `{name}` is a base image, not a snapshot; remove it on its host");
         return Err(ApiError::new(Code::Conflict, message));
     }
     let done = app.agent.delete_snapshot(name.as_str(), false).await;
@@ -170,7 +177,8 @@ async fn name(app: &AppState, request: Request) -> Result<TemplateName, ApiError
     name.parse().map_err(|error| ApiError::field("name", error))
 }
 
-/// What the host has; or had, while it does not answer.
+/// Returns the templates of the host. If the host does not answer, returns those that it last
+/// reported.
 pub(crate) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
     match app.host.facts().await {
         Ok(facts) => {
@@ -179,7 +187,7 @@ pub(crate) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
             Ok(templates)
         }
         Err(error) => {
-            tracing::debug!(%error, "listing templates as they were");
+            tracing::debug!(%error, "host unavailable, listing stored templates");
             Ok(app.db.templates().await?)
         }
     }

@@ -1,7 +1,8 @@
-//! WebSockets: opening, talking JSON, closing.
+//! WebSockets: opening, JSON messages, closing.
 //!
-//! A message is handed to the connection and flushed before the next one is asked for, so a client that reads slowly
-//! slows whatever is being sent. Nothing is dropped, and nothing is stored beyond that one message.
+//! A message is handed to the connection and flushed before the next one is requested, so a client
+//! that reads slowly slows down the sender. Nothing is dropped, and at most that one message is
+//! buffered.
 
 use std::time::Duration;
 
@@ -26,26 +27,28 @@ use super::{
 };
 use crate::lifecycle::Lifecycle;
 
-/// The largest message of a client: as text, some more than the 3 MiB of input that it carries at most.
+/// Maximum size of a client message, in bytes. A message carries at most 3 MiB of input, which is
+/// somewhat longer as text.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Larger ones are not even read: the connection is cut. Between the two, the client is told.
+/// Messages above this size are not read: the connection is cut. Messages between
+/// [`MAX_MESSAGE_BYTES`] and this size are answered with an error.
 const MAX_READ_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
-/// Until the client says what it wants.
+/// Maximum time until the client's first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the client may take to read what is left and to close in its turn. The connection must not be cut before:
-/// what the client has not read yet would be lost.
+/// Maximum time for the client to read the remaining messages and to close its side. The connection
+/// must stay open until then: messages that the client has not read would be lost.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The same, when the server ends.
+/// The same limit while the server shuts down.
 const SHUTDOWN_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a silent client is pinged.
+/// Interval between pings to a silent client.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(30);
 
-/// A request to become a WebSocket.
+/// Request for a WebSocket upgrade.
 pub(super) struct ApiSocket(WebSocketUpgrade);
 
 impl<S: Send + Sync> FromRequestParts<S> for ApiSocket {
@@ -55,7 +58,10 @@ impl<S: Send + Sync> FromRequestParts<S> for ApiSocket {
         match WebSocketUpgrade::from_request_parts(parts, state).await {
             Ok(upgrade) => Ok(Self(upgrade)),
             Err(rejection) => {
-                let message = format!("this route speaks WebSocket: {}", rejection.body_text());
+                let message = format!(
+                    "this route requires a WebSocket upgrade: {}",
+                    rejection.body_text()
+                );
                 let error = ApiError::new(Code::InvalidRequest, message);
                 Err(match rejection.status() {
                     StatusCode::UPGRADE_REQUIRED => error.with_status(StatusCode::UPGRADE_REQUIRED),
@@ -67,7 +73,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ApiSocket {
 }
 
 impl ApiSocket {
-    /// Checks the sandbox, upgrades, and runs the session, which ends in its own time after the server was told to.
+    /// Checks the sandbox, upgrades the connection and runs the session. A shutdown of the server
+    /// waits for the session to end.
     pub(super) async fn open<F>(
         self,
         app: AppState,
@@ -90,14 +97,14 @@ impl ApiSocket {
     }
 }
 
-/// The client is gone.
+/// Error of a connection whose client has disconnected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gone;
 
-/// The half towards the client.
+/// Sending half, towards the client.
 pub(super) struct Outbox(SplitSink<WebSocket, Message>);
 
-/// The half from the client.
+/// Receiving half, from the client.
 pub(super) struct Inbox(SplitStream<WebSocket>);
 
 pub(super) fn split(socket: WebSocket) -> (Outbox, Inbox) {
@@ -108,12 +115,12 @@ pub(super) fn split(socket: WebSocket) -> (Outbox, Inbox) {
 impl Outbox {
     /// Sends a message and waits until the connection has taken it.
     pub(super) async fn say(&mut self, message: &impl Serialize) -> Result<(), Gone> {
-        // Messages are structs of texts and numbers, which always are JSON.
+        // Messages are structs of strings and numbers, which always serialize to JSON.
         let text = serde_json::to_string(message).unwrap_or_default();
         self.send(Message::text(text)).await
     }
 
-    /// Sends a ping of the protocol.
+    /// Sends a WebSocket ping frame.
     pub(super) async fn ping(&mut self) -> Result<(), Gone> {
         self.send(Message::Ping(bytes::Bytes::new())).await
     }
@@ -122,7 +129,7 @@ impl Outbox {
         self.0.send(message).await.map_err(|_| Gone)
     }
 
-    /// Ends the session and waits, within bounds, until the client has read everything.
+    /// Closes the session and waits, within a deadline, until the client has read everything.
     pub(super) async fn close(mut self, mut inbox: Inbox, app: &AppState) {
         let ending = app.shutdown.is_cancelled();
         let (code, limit) = if ending {
@@ -150,18 +157,23 @@ impl Outbox {
 }
 
 impl Inbox {
-    /// The client's next message. The inner error says why a message cannot be understood; the client may go on.
+    /// Returns the client's next message. The inner error is the reason for which a message is
+    /// invalid; the session continues.
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
         loop {
             match self.0.next().await {
                 Some(Ok(Message::Text(text))) if text.len() > MAX_MESSAGE_BYTES => {
-                    return Ok(Err(format!("it has more than {MAX_MESSAGE_BYTES} bytes")));
+                    return Ok(Err(format!(
+                        "the message exceeds the limit of {MAX_MESSAGE_BYTES} bytes"
+                    )));
                 }
                 Some(Ok(Message::Text(text))) => {
                     return Ok(serde_json::from_str(&text).map_err(|e| e.to_string()));
                 }
                 Some(Ok(Message::Binary(_))) => {
-                    return Ok(Err("messages are JSON in text frames".to_owned()));
+                    return Ok(Err(
+                        "expected JSON in a text frame, got a binary frame".to_owned()
+                    ));
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Gone),
@@ -169,10 +181,10 @@ impl Inbox {
         }
     }
 
-    /// The first message, which says what to do.
+    /// Returns the first message, which determines the session.
     pub(super) async fn first<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
         tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, self.next())
             .await
-            .unwrap_or_else(|_| Ok(Err("no message came in time".to_owned())))
+            .unwrap_or_else(|_| Ok(Err("timed out waiting for the message".to_owned())))
     }
 }

@@ -1,11 +1,13 @@
-//! What sandboxes are made from.
+//! Templates, from which sandboxes are created.
 
 use axum::{Json, extract::State};
 use wrenn_proto::rest::Template;
 
 use super::{AppState, error::ApiError, openapi::CommonErrors, snapshots};
 
-/// All templates, by name. While the host does not answer: those that it had.
+/// Lists all templates by name.
+///
+/// If the host does not answer, returns the templates that it last reported.
 #[utoipa::path(
     get, path = "/v1/templates", tag = "templates", operation_id = "list_templates",
     responses((status = 200, description = "The templates.", body = [Template]), CommonErrors)

@@ -1,16 +1,16 @@
-//! Output as text, where it is text.
+//! Encoding of output: text where it is UTF-8, base64 otherwise.
 //!
-//! Pieces of output end anywhere, also in the middle of a character. What may still become one is kept for the next
-//! piece: three bytes at most.
+//! A piece of output may end in the middle of a character. An incomplete character at the end is
+//! kept for the next piece: at most three bytes.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
-/// A piece of output as it goes into a message.
+/// Piece of output, encoded for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// Text.
+    /// UTF-8 text.
     Text(String),
-    /// Not UTF-8: base64 of the bytes.
+    /// Bytes that are not UTF-8, in base64.
     Base64(String),
 }
 
@@ -23,14 +23,14 @@ impl Piece {
     }
 }
 
-/// One stream of output.
+/// Decoder of one output stream.
 #[derive(Debug, Default)]
 pub(super) struct TextStream {
     kept: Vec<u8>,
 }
 
 impl TextStream {
-    /// The next bytes; `None` if there is nothing to tell yet.
+    /// Takes the next bytes. Returns `None` if they complete no character yet.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Option<Piece> {
         let mut all = std::mem::take(&mut self.kept);
         all.extend_from_slice(bytes);
@@ -38,14 +38,14 @@ impl TextStream {
         (!all.is_empty()).then(|| Piece::of(all))
     }
 
-    /// The end of the stream: what was kept is no character.
+    /// Ends the stream. Returns the kept bytes, which are an incomplete character.
     pub(super) fn finish(&mut self) -> Option<Piece> {
         let kept = std::mem::take(&mut self.kept);
         (!kept.is_empty()).then(|| Piece::of(kept))
     }
 }
 
-/// How many bytes at the end begin a character that more bytes may finish.
+/// Returns the length of the incomplete character at the end of `bytes`, or 0.
 fn unfinished(bytes: &[u8]) -> usize {
     (1..=bytes.len().min(3))
         .find(|&length| {

@@ -1,4 +1,4 @@
-//! Checks of what users send, each naming its field. No I/O.
+//! Checks of request fields. Each error names its field. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -17,41 +17,41 @@ use crate::{
 /// Template of a request that names none.
 const DEFAULT_TEMPLATE: &str = "minimal";
 
-/// Memory where neither request nor template says, MiB.
+/// Memory in MiB, if neither the request nor the template gives a size.
 const DEFAULT_MEMORY_MIB: u32 = 512;
 
-/// The smallest disk where its template does not say, MiB.
+/// Minimum disk size in MiB, if the template does not give one.
 const MIN_DISK_MIB: u32 = 64;
 
-/// Virtual CPUs of one sandbox for each processor of the host.
+/// Maximum virtual CPUs of one sandbox, per processor of the host.
 const VCPUS_PER_CPU: u32 = 4;
 
-/// Number and size of metadata.
+/// Maximum number and sizes of metadata entries.
 const MAX_METADATA: usize = 64;
 const MAX_METADATA_KEY_BYTES: usize = 128;
 const MAX_METADATA_VALUE_BYTES: usize = 4096;
 
-/// Number and size of an environment.
+/// Maximum number and sizes of environment entries.
 const MAX_ENVS: usize = 1000;
 const MAX_ENV_BYTES: usize = 128 * 1024;
 const MAX_ENVS_BYTES: usize = 512 * 1024;
 
-/// What the kernel of the guest takes as one argument, bytes.
+/// Maximum size of one argument in the guest's kernel, in bytes.
 const MAX_ARG_BYTES: usize = 128 * 1024;
 
-/// The longest path, bytes.
+/// Maximum length of a path, in bytes.
 const MAX_PATH_BYTES: usize = 4096;
 
-/// The longest user name and tag, bytes.
+/// Maximum length of a user name or tag, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// How deep a listing goes.
+/// Maximum depth of a directory listing.
 const MAX_DEPTH: i64 = 100;
 
-/// Seconds that a foreground command gets when the request does not say.
+/// Timeout of a foreground command in seconds, if the request gives none.
 const DEFAULT_EXEC_TIMEOUT_SEC: u32 = 30;
 
-/// A number within bounds.
+/// Checks that a number is within bounds.
 fn ranged(name: &str, value: i64, min: u32, max: u32) -> Result<u32, ApiError> {
     u32::try_from(value)
         .ok()
@@ -74,7 +74,7 @@ fn optional(
     value.map_or(Ok(default), |n| ranged(name, n, min, max))
 }
 
-/// A create's fields, as far as they can be judged without asking the host.
+/// Checks the fields of a create that need no knowledge of the host. Returns the template's name.
 pub(crate) fn create_shape(request: &CreateSandbox) -> Result<TemplateName, ApiError> {
     let name = request.template.as_deref().unwrap_or(DEFAULT_TEMPLATE);
     let template = name
@@ -98,7 +98,9 @@ pub(crate) fn create_shape(request: &CreateSandbox) -> Result<TemplateName, ApiE
             .sum();
         if bytes > limits::MAX_SANDBOX_ENVS_BYTES {
             let max = limits::MAX_SANDBOX_ENVS_BYTES;
-            let why = format!("has {bytes} bytes in all, at most {max}; a command takes more");
+            let why = format!(
+                "{bytes} bytes in total exceed the limit of {max}; `envs` of a command may be larger"
+            );
             return Err(ApiError::field("envs", why));
         }
     }
@@ -108,7 +110,7 @@ pub(crate) fn create_shape(request: &CreateSandbox) -> Result<TemplateName, ApiE
     Ok(template)
 }
 
-/// The disk's size; never below that of the template's image, where it is known.
+/// Returns the disk size, in MiB. It is never below that of the template's image, if that is known.
 fn disk_size(request: &CreateSandbox, image_mb: Option<u32>) -> Result<u32, ApiError> {
     optional(
         "disk_size_mb",
@@ -129,7 +131,7 @@ fn timeout(request: &CreateSandbox) -> Result<u32, ApiError> {
     )
 }
 
-/// A create's fields against what the host has.
+/// Checks the fields of a create against the templates and capacity of the host.
 pub(crate) fn create_fits(
     request: CreateSandbox,
     template: TemplateName,
@@ -146,7 +148,7 @@ pub(crate) fn create_fits(
     };
     let timeout_sec = timeout(&request)?;
     let (vcpus, memory_mb, disk_size_mb) = if known.kind == host::SNAPSHOT {
-        // A frozen machine has the size that it was frozen with, whatever the request says.
+        // A snapshot determines the size of the VM, whatever the request asks for.
         let memory_mb = known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB);
         let disk = known.disk_size_mb.unwrap_or(limits::DEFAULT_DISK_MIB);
         (known.vcpus.unwrap_or(1), memory_mb, disk)
@@ -171,7 +173,8 @@ pub(crate) fn create_fits(
     })
 }
 
-/// Processors and memory of a sandbox that boots: the request's, or else the template's, within what the host has.
+/// Returns virtual CPUs and memory of a sandbox that boots: those of the request, else those of the
+/// template, within the capacity of the host.
 fn chosen_size(
     request: &CreateSandbox,
     known: &Template,
@@ -197,63 +200,67 @@ fn chosen_size(
     Ok((vcpus, memory_mb))
 }
 
-/// How many copies a fork makes.
+/// Returns the number of copies of a fork.
 pub(crate) fn fork_count(request: &ForkSandbox) -> Result<u32, ApiError> {
     optional("count", request.count, 1, limits::MAX_FORK_COPIES, 1)
 }
 
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), ApiError> {
     if metadata.len() > MAX_METADATA {
-        let why = format!("has {} entries, at most {MAX_METADATA}", metadata.len());
+        let why = format!(
+            "{} entries exceed the limit of {MAX_METADATA}",
+            metadata.len()
+        );
         return Err(ApiError::field("metadata", why));
     }
     for (key, value) in metadata {
         if key.is_empty() || key.len() > MAX_METADATA_KEY_BYTES {
-            let why = format!("a key has 1 to {MAX_METADATA_KEY_BYTES} bytes");
+            let why = format!("expected keys of 1 to {MAX_METADATA_KEY_BYTES} bytes");
             return Err(ApiError::field("metadata", why));
         }
         if value.len() > MAX_METADATA_VALUE_BYTES {
-            let why =
-                format!("the value of `{key}` has more than {MAX_METADATA_VALUE_BYTES} bytes");
+            let why = format!(
+                "the value of `{key}` exceeds the limit of {MAX_METADATA_VALUE_BYTES} bytes"
+            );
             return Err(ApiError::field("metadata", why));
         }
-        // PostgreSQL's TEXT cannot hold it.
+        // PostgreSQL's TEXT cannot hold a NUL character.
         no_nul("metadata", key)?;
         no_nul("metadata", value)?;
     }
     Ok(())
 }
 
-/// An environment that a process can be given.
+/// Checks the environment of a process.
 pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), ApiError> {
     if envs.len() > MAX_ENVS {
-        let why = format!("has {} entries, at most {MAX_ENVS}", envs.len());
+        let why = format!("{} entries exceed the limit of {MAX_ENVS}", envs.len());
         return Err(ApiError::field("envs", why));
     }
     let mut total = 0;
     for (key, value) in envs {
         if key.is_empty() || key.contains('=') {
             let shown: String = key.chars().take(80).collect();
-            let why = format!("`{shown}` is not a name of a variable: not empty, without `=`");
+            let why = format!("invalid variable name `{shown}`: must not be empty or contain `=`");
             return Err(ApiError::field("envs", why));
         }
         no_nul("envs", key)?;
         no_nul("envs", value)?;
         let size = key.len() + value.len() + 2;
         if size > MAX_ENV_BYTES {
-            let why = format!("an entry has more than {MAX_ENV_BYTES} bytes");
+            let why = format!("an entry exceeds the limit of {MAX_ENV_BYTES} bytes");
             return Err(ApiError::field("envs", why));
         }
         total += size;
     }
     if total > MAX_ENVS_BYTES {
-        let why = format!("has more than {MAX_ENVS_BYTES} bytes in all");
+        let why = format!("exceeds the limit of {MAX_ENVS_BYTES} bytes in total");
         return Err(ApiError::field("envs", why));
     }
     Ok(())
 }
 
-/// A command with all that goes with it. Returns its limit in seconds.
+/// Checks all fields of a command. Returns its timeout, in seconds.
 pub(crate) fn check_exec(request: &ExecRequest) -> Result<u32, ApiError> {
     check_command(&request.cmd, &request.args)?;
     check_envs(&request.envs)?;
@@ -273,29 +280,29 @@ pub(crate) fn check_exec_timeout(value: Option<i64>, default: u32) -> Result<u32
     optional("timeout_sec", value, 0, limits::MAX_TIMEOUT_SEC, default)
 }
 
-/// A program and its arguments.
+/// Checks a program and its arguments.
 pub(crate) fn check_command(cmd: &str, args: &[String]) -> Result<(), ApiError> {
     if cmd.is_empty() {
-        return Err(ApiError::field("cmd", "is empty"));
+        return Err(ApiError::field("cmd", "must not be empty"));
     }
     no_nul("cmd", cmd)?;
     for (place, arg) in args.iter().enumerate() {
         no_nul(&format!("args[{place}]"), arg)?;
     }
     if cmd.len() >= MAX_ARG_BYTES {
-        let why = format!("has more than {MAX_ARG_BYTES} bytes");
+        let why = format!("must be shorter than {MAX_ARG_BYTES} bytes");
         return Err(ApiError::field("cmd", why));
     }
     match args.iter().position(|arg| arg.len() >= MAX_ARG_BYTES) {
         Some(place) => {
-            let why = format!("has more than {MAX_ARG_BYTES} bytes");
+            let why = format!("must be shorter than {MAX_ARG_BYTES} bytes");
             Err(ApiError::field(&format!("args[{place}]"), why))
         }
         None => Ok(()),
     }
 }
 
-/// Where, and as whom, a command runs.
+/// Checks working directory and user of a command.
 pub(crate) fn check_place(cwd: Option<&str>, user: Option<&str>) -> Result<(), ApiError> {
     if let Some(cwd) = cwd {
         check_path("cwd", cwd)?;
@@ -303,7 +310,8 @@ pub(crate) fn check_place(cwd: Option<&str>, user: Option<&str>) -> Result<(), A
     check_user(user)
 }
 
-/// A user's name: it becomes the name of an HTTP basic authorization in the guest, so without a colon.
+/// Checks a user name. A colon is rejected, because the name becomes the user of an HTTP basic
+/// authorization in the guest.
 pub(crate) fn check_user(user: Option<&str>) -> Result<(), ApiError> {
     let Some(user) = user else { return Ok(()) };
     let bad = user.is_empty()
@@ -312,24 +320,26 @@ pub(crate) fn check_user(user: Option<&str>) -> Result<(), ApiError> {
             .chars()
             .any(|c| c.is_control() || c.is_whitespace() || matches!(c, ':' | '/'));
     if bad {
-        return Err(ApiError::field("user", "is not the name of a user"));
+        return Err(ApiError::field("user", "is not a valid user name"));
     }
     Ok(())
 }
 
-/// A path in the guest. Which paths are allowed is the guest's to say: it is the user's own machine.
+/// Checks a path in the guest. The guest decides which paths are allowed: the machine belongs to
+/// the user.
 pub(crate) fn check_path(name: &str, path: &str) -> Result<(), ApiError> {
     if path.is_empty() {
-        return Err(ApiError::field(name, "is empty"));
+        return Err(ApiError::field(name, "must not be empty"));
     }
     if path.len() > MAX_PATH_BYTES {
-        let why = format!("has more than {MAX_PATH_BYTES} bytes");
+        let why = format!("exceeds the limit of {MAX_PATH_BYTES} bytes");
         return Err(ApiError::field(name, why));
     }
     no_nul(name, path)
 }
 
-/// A process's tag: not a number, so that it cannot be taken for a process id.
+/// Checks the tag of a process. Numbers are rejected, so that a tag cannot be taken for a process
+/// id.
 pub(crate) fn check_tag(name: &str, tag: &str) -> Result<(), ApiError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if tag.is_empty() || tag.len() > MAX_NAME_BYTES || !tag.bytes().all(plain) {
@@ -339,23 +349,23 @@ pub(crate) fn check_tag(name: &str, tag: &str) -> Result<(), ApiError> {
     if tag.bytes().all(|b| b.is_ascii_digit()) {
         return Err(ApiError::field(
             name,
-            "must not be a number, which would be a process id",
+            "must not be a number: numbers are process ids",
         ));
     }
     Ok(())
 }
 
-/// How deep to list.
+/// Checks the depth of a directory listing.
 pub(crate) fn check_depth(depth: Option<i64>) -> Result<u32, ApiError> {
     let depth = depth.unwrap_or(1);
     if !(0..=MAX_DEPTH).contains(&depth) {
-        let why = format!("{depth} is out of range, expected 0 (as 1) to {MAX_DEPTH}");
+        let why = format!("{depth} is out of range, expected 0 to {MAX_DEPTH} (0 counts as 1)");
         return Err(ApiError::field("depth", why));
     }
     Ok(u32::try_from(depth).unwrap_or(1).max(1))
 }
 
-/// The name of an API key.
+/// Checks the name of an API key.
 pub(crate) fn check_key_name(name: &str) -> Result<(), ApiError> {
     if name.trim().is_empty() || name.len() > MAX_METADATA_KEY_BYTES {
         let why = format!("expected 1 to {MAX_METADATA_KEY_BYTES} bytes");
@@ -366,7 +376,7 @@ pub(crate) fn check_key_name(name: &str) -> Result<(), ApiError> {
 
 fn no_nul(name: &str, text: &str) -> Result<(), ApiError> {
     if text.contains('\0') {
-        return Err(ApiError::field(name, "holds a NUL character"));
+        return Err(ApiError::field(name, "contains a NUL character"));
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The first API keys: made where there is none, and written to files that only their owner reads.
+//! First API keys. They are generated if missing and written to files that only their owner can
+//! read.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,10 +11,11 @@ use std::{
 use super::{Auth, KeyForm};
 use crate::{config::ControlConfig, db::Db, error::ControlError};
 
-/// Name of a key made here.
+/// Name of a key that is generated here.
 const NAME: &str = "first key";
 
-/// Makes a key of each form whose file is missing or holds no key of this database, and writes them to their files.
+/// Generates a key for each form whose file is missing or holds no key of this database, and writes
+/// it to that file.
 pub(crate) async fn ensure_first_keys(
     db: &Db,
     auth: &Auth,
@@ -33,7 +35,8 @@ pub(crate) async fn ensure_first_keys(
     Ok(())
 }
 
-/// Whether a file holds a key that opens. It does not when the database is a new one, an older one or another one.
+/// True if the file holds a valid key. A key is not valid if the database is new, restored from an
+/// older copy, or another one.
 async fn is_good_file(auth: &Auth, file: &Path) -> Result<bool, ControlError> {
     match fs::read_to_string(file) {
         Ok(key) => Ok(auth.is_good(key.trim()).await?),
@@ -52,30 +55,30 @@ async fn write_first_key(
     let written = tokio::task::spawn_blocking(move || write(&path, &secret)).await;
     let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
     if let Err(source) = written {
-        // A key that nobody can read is of no use, and would be taken for the first one at the next start.
+        // A key that is in no file is useless, and would count as the first key at the next start.
         db.drop_api_key(&key.row.id).await?;
         let path = file.to_owned();
         return Err(ControlError::KeyFile { path, source });
     }
-    tracing::info!(file = %file.display(), "wrote a first API key");
+    tracing::info!(file = %file.display(), "first API key written");
     Ok(())
 }
 
-/// Writes it whole or not at all: beside its place, then renamed.
+/// Writes the file completely or not at all: to a temporary name, then renamed.
 fn write(file: &Path, secret: &str) -> io::Result<()> {
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let beside = PathBuf::from(name);
     let result = write_new(&beside, secret).and_then(|()| fs::rename(&beside, file));
     if result.is_err() {
-        // It may not have been made.
+        // The file may not exist.
         let _ = fs::remove_file(&beside);
     }
     result
 }
 
 fn write_new(path: &Path, secret: &str) -> io::Result<()> {
-    // Left by a process of the same number that was killed.
+    // Left over from a killed process with the same process id.
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new()
         .write(true)

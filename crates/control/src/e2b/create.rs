@@ -1,7 +1,8 @@
-//! Creating: the answer comes when the guest agent answers, and not before.
+//! Creating sandboxes. The response is sent when the guest agent answers, and not before.
 //!
-//! A client that leaves before the answer leaves no sandbox behind. With an `Idempotency-Key` the same request made again is
-//! answered with the same sandbox, also while the first is still under way.
+//! If the client disconnects before the response, the sandbox is destroyed. A repeated request with
+//! the same `Idempotency-Key` is answered with the same sandbox, even while the first request is
+//! still in progress.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,71 +28,72 @@ use crate::{
     lifecycle::{Creation, Earlier, NewSandbox},
 };
 
-/// Header that names a request.
+/// Name of the header with the idempotency key.
 pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// The longest name of a request, bytes.
+/// Maximum length of an idempotency key, in bytes.
 const MAX_KEY_BYTES: usize = 255;
 
-/// What a create may take: a little more than its call to the host.
+/// Maximum time of a create. Slightly longer than its call to the host.
 const ANSWER_WITHIN: Duration = Duration::from_secs(125);
 
-/// Lifetime where the request does not say, seconds.
+/// Default lifetime in seconds.
 const DEFAULT_TIMEOUT_SEC: u32 = 300;
 
-/// The same in the first version.
+/// Default lifetime in seconds, in version 1.
 const DEFAULT_TIMEOUT_V1_SEC: u32 = 15;
 
-/// The farthest deadline that can be asked for, seconds: 24 hours, the most that the contract's own service gives. Its clients
-/// expect more to be refused, and a larger number is most often one of milliseconds.
+/// Maximum lifetime in seconds: 24 hours, the maximum of E2B's own service. Its clients expect
+/// longer lifetimes to be rejected, and a larger number is usually one of milliseconds.
 const MAX_LIFETIME_SEC: u32 = 86_400;
 
-/// What a client asks for.
+/// Body of a create request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bNewSandbox {
-    /// A template or a snapshot: `[wrenn/]name[:tag]`.
+    /// Template or snapshot: `[wrenn/]name[:tag]`.
     #[serde(rename = "templateID")]
     template_id: Option<String>,
-    /// Seconds until its deadline; 300 if omitted, in the first version 15.
+    /// Seconds until the deadline. Default: 300, in version 1: 15.
     timeout: Option<i64>,
     metadata: Option<BTreeMap<String, String>>,
-    /// Environment of every process.
+    /// Environment of every process in the sandbox.
     env_vars: Option<BTreeMap<String, String>>,
-    /// At its deadline it is paused, not destroyed.
+    /// Pause the sandbox at its deadline instead of destroying it. Default: false.
     auto_pause: Option<bool>,
-    /// `false`: that keeps its disk only.
+    /// `false`: the pause at the deadline keeps the disk only.
     auto_pause_memory: Option<bool>,
     auto_resume: Option<AutoResume>,
-    /// Whether it may reach the world; this server's choice if omitted.
+    /// Access to the internet. Default: the server's setting.
     #[serde(rename = "allow_internet_access")]
     allow_internet_access: Option<bool>,
     network: Option<NetworkConfig>,
-    /// First version only: whether its guest agent asks for a token.
+    /// Version 1 only: require a token for access to the guest agent. Default: false.
     secure: Option<bool>,
-    /// Accepted, and nothing is done with it: the client itself starts the gateway, in a sandbox of a template that has one.
+    /// Accepted and ignored. The client itself starts the gateway, in a sandbox whose template
+    /// includes it.
     #[schema(value_type = Option<Object>)]
     #[expect(dead_code, reason = "it is there for the API's document")]
     mcp: Option<Value>,
-    /// Not built.
+    /// Not implemented.
     #[schema(value_type = Option<Object>)]
     iam: Option<Map<String, Value>>,
-    /// Not built.
+    /// Not implemented.
     #[schema(value_type = Option<Vec<Object>>)]
     volume_mounts: Option<Vec<Value>>,
 }
 
-/// Whether a call to a paused sandbox resumes it.
+/// Automatic resume of a paused sandbox by a call to it.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 struct AutoResume {
     #[serde(default)]
     enabled: bool,
 }
 
-/// Creates a sandbox and answers when it can be used.
+/// Creates a sandbox and waits until it is usable.
 #[utoipa::path(
     post, path = "/v2/sandboxes", tag = "e2b", operation_id = "e2b_create_sandbox", request_body = E2bNewSandbox,
-    responses((status = 201, description = "The sandbox.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
+    responses((status = 201, description = "The new sandbox.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
@@ -101,10 +103,10 @@ pub(super) async fn create(
     create_as(&app, &headers, body, Version::V2).await
 }
 
-/// Creates a sandbox and answers when it can be used. The first version of the call.
+/// Creates a sandbox and waits until it is usable (version 1).
 #[utoipa::path(
     post, path = "/sandboxes", tag = "e2b", operation_id = "e2b_create_sandbox_v1", request_body = E2bNewSandbox,
-    responses((status = 201, description = "The sandbox.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
+    responses((status = 201, description = "The new sandbox.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn create_v1(
     State(app): State<AppState>,
@@ -150,16 +152,16 @@ async fn create_as(
         idempotency_key: key.unwrap_or_default().to_owned(),
         ..new
     };
-    // From here on a drop of this future destroys the sandbox.
+    // From here on, dropping this future destroys the sandbox.
     let creation = app.lifecycle.create(new, ticket);
     let row = made(app, creation, deadline).await?;
     Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))))
 }
 
-/// The row of the sandbox that runs now.
+/// Waits for the end of the create. Returns the row of the running sandbox.
 async fn made(app: &AppState, mut creation: Creation, deadline: Instant) -> Result<Row, E2bError> {
     let late = || {
-        let message = "the sandbox did not start in time; it is destroyed";
+        let message = "timed out starting the sandbox; it will be destroyed";
         E2bError::new(StatusCode::GATEWAY_TIMEOUT, message)
     };
     let id = timeout_at(deadline, creation.id())
@@ -169,14 +171,14 @@ async fn made(app: &AppState, mut creation: Creation, deadline: Instant) -> Resu
         .await
         .map_err(|_| late())?;
     if let Err(error) = done {
-        // The record tells how it failed.
+        // The record keeps the reason of the failure.
         creation.failed().await;
         return Err(error.into());
     }
     let row = app.lifecycle.get(&id).await?;
     if row.status == SandboxStatus::Error {
         creation.failed().await;
-        let message = format!("the sandbox could not be created: {}", row.error);
+        let message = format!("failed to create the sandbox: {}", row.error);
         return Err(E2bError::new(StatusCode::INTERNAL_SERVER_ERROR, message));
     }
     creation.keep();
@@ -187,11 +189,12 @@ async fn made(app: &AppState, mut creation: Creation, deadline: Instant) -> Resu
 }
 
 impl E2bNewSandbox {
-    /// What is asked for, as the rest of the server knows it.
+    /// Checks the request. Returns it in the form of `/v1`, with the options that only this API
+    /// has.
     fn checked(self, version: Version) -> Result<(CreateSandbox, Options), E2bError> {
         self.refuse_not_built()?;
         let text = self.template_id.as_deref().filter(|text| !text.is_empty());
-        let text = text.ok_or_else(|| E2bError::field("templateID", "is missing"))?;
+        let text = text.ok_or_else(|| E2bError::field("templateID", "is required"))?;
         let template = names::parse(text).map_err(|error| match error {
             names::NameError::Namespace => E2bError::no_template(text),
             error => E2bError::field("templateID", error),
@@ -200,7 +203,7 @@ impl E2bNewSandbox {
         let auto_resume = self.auto_resume.is_some_and(|resume| resume.enabled);
         let disk_only = self.auto_pause_memory == Some(false);
         if disk_only && (!auto_pause || auto_resume) {
-            let why = "`false` needs `autoPause`, and cannot go with `autoResume`";
+            let why = "`false` requires `autoPause` and excludes `autoResume`";
             return Err(E2bError::field("autoPauseMemory", why));
         }
         let default = match version {
@@ -219,7 +222,7 @@ impl E2bNewSandbox {
         }
         let base = CreateSandbox {
             template: Some(template.into()),
-            // Its life has a deadline instead.
+            // A sandbox of this API has a deadline instead of an idle time.
             timeout_sec: Some(0),
             on_timeout: Some(if auto_pause {
                 OnTimeout::Pause
@@ -259,7 +262,7 @@ impl E2bNewSandbox {
     }
 }
 
-/// Seconds until a deadline: at least one, and no more than a day.
+/// Checks a lifetime in seconds: at least one second, at most one day.
 pub(super) fn lifetime(name: &str, asked: Option<i64>, default: u32) -> Result<u32, E2bError> {
     let Some(asked) = asked else {
         return Ok(default);
@@ -268,13 +271,15 @@ pub(super) fn lifetime(name: &str, asked: Option<i64>, default: u32) -> Result<u
         .ok()
         .filter(|sec| (1..=MAX_LIFETIME_SEC).contains(sec))
         .ok_or_else(|| {
-            let why = format!("{asked} s; expected 1 to {MAX_LIFETIME_SEC} seconds (24 hours)");
+            let why = format!(
+                "{asked} is out of range, expected 1 to {MAX_LIFETIME_SEC} seconds (24 hours)"
+            );
             E2bError::field(name, why)
         })
 }
 
 fn template_error(error: crate::api::error::ApiError) -> E2bError {
-    // Its words are made for another name of the field.
+    // The message was written for the field name of `/v1`.
     let mut told = E2bError::from(error.clone());
     if error.code == Code::NotFound {
         told.message = told.message.replace("`template`: ", "");
@@ -282,7 +287,7 @@ fn template_error(error: crate::api::error::ApiError) -> E2bError {
     told
 }
 
-/// The name that a client gave its request.
+/// Returns the idempotency key of a request.
 fn request_key(headers: &HeaderMap) -> Result<Option<&str>, E2bError> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
@@ -294,12 +299,13 @@ fn request_key(headers: &HeaderMap) -> Result<Option<&str>, E2bError> {
         .filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(plain))
         .map(Some)
         .ok_or_else(|| {
-            let why = format!("expected 1 to {MAX_KEY_BYTES} of a-z, 0-9 and `-`");
+            let why = format!("expected 1 to {MAX_KEY_BYTES} characters of a-z, 0-9 and `-`");
             E2bError::field("Idempotency-Key", why)
         })
 }
 
-/// The same for requests that ask for the same, however their JSON is spaced or ordered.
+/// Hashes a request. Equal requests have equal hashes, regardless of whitespace and field order in
+/// their JSON.
 fn request_hash(body: &Value, version: Version) -> String {
     let mut hash = Sha256::new();
     hash.update(match version {

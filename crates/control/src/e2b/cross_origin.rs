@@ -1,5 +1,7 @@
-//! Pages of elsewhere that use the E2B API from a browser: its SDK does. Each call shows its key, which no browser adds of its
-//! own accord, so any page may ask. The `/v1` API has none of this.
+//! Cross-origin requests (CORS) to the E2B API. Its JavaScript SDK also runs in browsers.
+//!
+//! Pages of any origin may call the API: each call needs the API key in a header, which no browser
+//! adds by itself. The `/v1` API allows no cross-origin requests.
 
 use std::time::Duration;
 
@@ -14,10 +16,10 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::paging::NEXT_TOKEN;
 
-/// How long a browser need not ask again: the most that any of them heeds.
+/// Lifetime of a cached preflight response: the longest that any browser honors.
 const MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// What browsers are told.
+/// Returns the CORS layer.
 pub(crate) fn layer() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::any())
@@ -34,13 +36,14 @@ pub(crate) fn layer() -> CorsLayer {
         .max_age(MAX_AGE)
 }
 
-/// Tells them on this API's paths, and answers what they ask before a call: that comes without the call's key.
+/// Adds CORS headers to responses of this API and answers preflight requests, which carry no API
+/// key.
 pub(crate) async fn allow(
     State(layer): State<CorsLayer>,
     request: Request,
     next: Next,
 ) -> Response {
-    // The layer would answer every `OPTIONS`.
+    // The layer would answer every `OPTIONS` request.
     let is_other = request.method() == Method::OPTIONS
         && !request
             .headers()

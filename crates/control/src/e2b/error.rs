@@ -1,19 +1,21 @@
-//! Failures in the E2B API's form: `{"code": 404, "message": "..."}`, where `code` repeats the status.
+//! Errors in the format of the E2B API: `{"code": 404, "message": "..."}`, where `code` repeats the
+//! status.
 //!
-//! | what | status |
+//! | failure | status |
 //! |---|---|
-//! | a field, path, header or query is wrong | 400 |
-//! | no key, or a wrong one | 401 |
+//! | invalid field, path, header or query | 400 |
+//! | missing or invalid key | 401 |
 //! | no such sandbox, template or route; a sandbox that has ended | 404 |
-//! | the sandbox's status does not allow it, or others are changing it | 409 |
-//! | an idempotency key of another request | 422 |
-//! | a bug, the database, or the host failed | 500 |
-//! | part of the contract, but not built | 501 |
-//! | the host or the guest does not answer, or has no room | 503 |
-//! | it took too long | 504 |
+//! | status of the sandbox does not allow the call, or concurrent change | 409 |
+//! | idempotency key of another request | 422 |
+//! | bug, database failure or host failure | 500 |
+//! | part of the contract that is not implemented | 501 |
+//! | host or guest does not answer, or has no room | 503 |
+//! | timeout | 504 |
 //!
-//! Clients repeat calls that failed with 429, 502, 503 or 504, unless `Should-Retry` is `false`. It is that wherever doing it
-//! twice would make two of something (`e2b::mark_retries`).
+//! Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
+//! `false`. The server sends `false` where a repetition would create a second resource
+//! (`e2b::mark_retries`).
 
 use axum::{
     Json,
@@ -31,32 +33,32 @@ use crate::{
     lifecycle::{LifecycleError, RequestError},
 };
 
-/// What clients are told of a guest agent that does not answer.
+/// Error code of a guest agent that does not answer.
 const GUEST_UNRESPONSIVE: &str = "sandbox_snapshot_guest_agent_unresponsive";
 
-/// A failure, as the E2B API tells it.
+/// Error body of the E2B API.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct E2bErrorBody {
-    /// The status.
+    /// HTTP status.
     code: u16,
-    /// What is wrong.
+    /// Description of the failure.
     message: String,
-    /// A word for programs, where one is needed.
+    /// Machine-readable code, present for some failures only.
     #[serde(skip_serializing_if = "Option::is_none")]
     error_code: Option<&'static str>,
 }
 
-/// Failures that every call can have.
+/// Errors that any call can return.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(super) enum E2bErrors {
-    /// A field, path, header or query is wrong.
+    /// Invalid field, path, header or query.
     #[response(status = 400)]
     InvalidRequest(#[to_schema] E2bErrorBody),
-    /// No key, or a wrong one.
+    /// Missing or invalid API key.
     #[response(status = 401)]
     Unauthorized(#[to_schema] E2bErrorBody),
-    /// The database or the host failed, or there is a bug.
+    /// Database failure, host failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] E2bErrorBody),
     /// The host or the guest does not answer, or has no room.
@@ -64,25 +66,25 @@ pub(super) enum E2bErrors {
     Unavailable(#[to_schema] E2bErrorBody),
 }
 
-/// Failures of a call that names a sandbox or a template.
+/// Errors of a call that names a sandbox or a template.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(super) enum E2bNotFound {
-    /// There is none of that name.
+    /// No such sandbox or template.
     #[response(status = 404)]
     NotFound(#[to_schema] E2bErrorBody),
 }
 
-/// Failures of a call that changes what may not be in a state for it.
+/// Errors of a call that depends on the state of a resource.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(super) enum E2bConflict {
-    /// Its state does not allow it.
+    /// The state of the resource does not allow the call.
     #[response(status = 409)]
     Conflict(#[to_schema] E2bErrorBody),
 }
 
-/// A failure as a client of the E2B API sees it.
+/// Error as a client of the E2B API receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct E2bError {
     pub(crate) status: StatusCode,
@@ -99,20 +101,20 @@ impl E2bError {
         }
     }
 
-    /// A field is wrong.
+    /// Creates an error for an invalid field.
     pub(super) fn field(name: &str, why: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, format!("`{name}`: {why}"))
     }
 
-    /// What the contract has and this server has not.
+    /// Creates an error for a part of the contract that this server does not implement.
     pub(super) fn not_built(what: &str) -> Self {
         Self::new(
             StatusCode::NOT_IMPLEMENTED,
-            format!("{what}: this server does not have this yet"),
+            format!("{what}: not implemented by this server"),
         )
     }
 
-    /// There is no such sandbox, or no more.
+    /// Creates an error for a sandbox that does not exist or has ended.
     pub(super) fn no_sandbox(id: impl std::fmt::Display) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
@@ -120,7 +122,7 @@ impl E2bError {
         )
     }
 
-    /// There is no such template or snapshot.
+    /// Creates an error for a template or snapshot that does not exist.
     pub(super) fn no_template(name: &str) -> Self {
         let shown: String = name.chars().take(80).collect();
         Self::new(
@@ -129,7 +131,8 @@ impl E2bError {
         )
     }
 
-    /// The guest agent did not answer when its client asked for a healthy guest.
+    /// Creates an error for a guest agent that does not answer, although the client requires a
+    /// healthy guest.
     pub(super) fn guest_unresponsive(id: impl std::fmt::Display) -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -158,7 +161,7 @@ impl From<E2bError> for E2bErrorBody {
 impl From<ApiError> for E2bError {
     fn from(error: ApiError) -> Self {
         let status = match error.code {
-            // 502 stands for a lost sandbox where these clients look for it.
+            // Clients take a 502 for a lost sandbox.
             Code::AgentError => StatusCode::INTERNAL_SERVER_ERROR,
             _ => error.status,
         };
@@ -187,7 +190,7 @@ impl From<LifecycleError> for E2bError {
             }
             LifecycleError::WrongStatus { id, status, .. } => Self::new(
                 StatusCode::CONFLICT,
-                format!("the sandbox `{id}` is {status}, which does not allow this"),
+                format!("the sandbox `{id}` is {status}; the call is not allowed in this state"),
             ),
             _ => ApiError::from(error).into(),
         }
@@ -205,7 +208,7 @@ impl From<RequestError> for E2bError {
     }
 }
 
-/// Whether clients of the E2B API see nothing of it any more.
+/// True if the sandbox is no longer visible to clients of the E2B API.
 pub(super) const fn has_ended(status: SandboxStatus) -> bool {
     matches!(
         status,

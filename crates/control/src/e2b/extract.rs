@@ -1,4 +1,5 @@
-//! What handlers take from a request, with the E2B API's error body when it is not there or wrong.
+//! Extractors of request parts. A missing or invalid part is rejected with the error body of the
+//! E2B API.
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::request::Parts;
@@ -8,7 +9,7 @@ use wrenn_proto::SandboxId;
 use super::error::E2bError;
 use crate::api::extract::{ApiJsonOrEmpty, ApiQuery, path_part};
 
-/// A JSON object; no body at all is `{}`.
+/// A JSON object. An absent body counts as `{}`.
 pub(super) struct E2bJson<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for E2bJson<T> {
@@ -20,7 +21,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for E2bJson<T
     }
 }
 
-/// The query of the URL.
+/// Query of the URL.
 pub(super) struct E2bQuery<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for E2bQuery<T> {
@@ -32,7 +33,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for E2bQuery<T> {
     }
 }
 
-/// `{id}` of the path. What cannot be an id names no sandbox.
+/// `{id}` of the path. A malformed id is rejected as not found.
 pub(super) struct E2bSandboxPath(pub(super) SandboxId);
 
 impl<S: Send + Sync> FromRequestParts<S> for E2bSandboxPath {

@@ -1,4 +1,4 @@
-//! Copies of a running sandbox.
+//! Forks of a running sandbox.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -14,19 +14,19 @@ use super::{
 };
 use crate::{api::AppState, lifecycle::CopyAs};
 
-/// Lifetime of a copy where the request does not say, seconds.
+/// Default lifetime of a copy, in seconds.
 const DEFAULT_TIMEOUT_SEC: u32 = 15;
 
-/// How to copy.
+/// Body of a fork request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct E2bFork {
-    /// Seconds until the copies' deadline; 15 if omitted.
+    /// Seconds until the deadline of the copies. Default: 15.
     timeout: Option<i64>,
-    /// How many copies, 1 to 100; default 1.
+    /// Number of copies, 1 to 100. Default: 1.
     count: Option<i64>,
 }
 
-/// One copy, or why it is not there.
+/// One copy, or the reason for which it does not exist.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum E2bForked {
@@ -34,10 +34,12 @@ pub(super) enum E2bForked {
     Error(E2bErrorBody),
 }
 
-/// Makes copies of this very moment of a running sandbox, which goes on. Each has a token and a deadline of its own.
+/// Forks a running sandbox; the original keeps running.
+///
+/// Each copy has its own token and its own deadline.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/fork", tag = "e2b", operation_id = "e2b_fork_sandbox", request_body = Option<E2bFork>,
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 201, description = "The copies.", body = [E2bForked]), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn fork(

@@ -1,7 +1,8 @@
-//! Sandboxes in pages, filtered.
+//! Lists of sandboxes, with filters and pages.
 //!
-//! A page's token is the place of its last sandbox in the order (when it first ran, then its id), so a sandbox that appears
-//! or ends between two pages neither repeats nor hides another.
+//! The token of a page is the position of its last sandbox in the order (time of the first start,
+//! then id). A sandbox that appears or ends between two pages therefore neither repeats nor hides
+//! another one.
 
 use std::collections::BTreeMap;
 
@@ -27,31 +28,32 @@ use crate::{
     },
 };
 
-/// Rows read in one go where metadata decides: the database does not know it.
+/// Number of rows per query if metadata is filtered. The database cannot filter by metadata.
 const SCAN: u32 = 500;
 
-/// Which sandboxes to list.
+/// Query parameters of the list call.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ListQuery {
-    /// Pairs that all must be there: `key=value`, joined by `&`, keys and values escaped, and all of it escaped once more.
+    /// Pairs that a sandbox must have: `key=value`, joined by `&`. Keys and values are
+    /// percent-encoded, and the whole text is percent-encoded once more.
     metadata: Option<String>,
-    /// `running`, `paused` or both with a comma. Default: both; in the first version `running`.
+    /// `running`, `paused` or both, comma-separated. Default: both; in version 1: `running`.
     state: Option<String>,
-    /// `asc` or `desc`, by the time when it first ran. Default: `desc`.
+    /// `asc` or `desc`, by the time of the first start. Default: `desc`.
     order: Option<String>,
-    /// First ran at this moment or later.
+    /// Earliest time of the first start, inclusive.
     started_after: Option<String>,
-    /// Made from this template.
+    /// Template from which the sandboxes were created.
     template: Option<String>,
-    /// Where the last page ended.
+    /// Token from the header `x-next-token` of the previous page.
     next_token: Option<String>,
-    /// How many at most. Default and most: 100.
+    /// Maximum number of entries. Default and maximum: 100.
     limit: Option<i64>,
 }
 
-/// What a query asks for, understood.
+/// Parsed query.
 struct Wanted {
     metadata: BTreeMap<String, String>,
     statuses: Vec<SandboxStatus>,
@@ -62,12 +64,12 @@ struct Wanted {
     limit: usize,
 }
 
-/// Sandboxes that run or are paused, in pages.
+/// Lists running and paused sandboxes, in pages.
 #[utoipa::path(
     get, path = "/v2/sandboxes", tag = "e2b", operation_id = "e2b_list_sandboxes", params(ListQuery),
     responses(
         (status = 200, description = "The sandboxes.", body = [E2bListedSandbox],
-         headers(("x-next-token" = String, description = "Where the next page begins; absent on the last."))),
+         headers(("x-next-token" = String, description = "Token of the next page; absent on the last page."))),
         E2bErrors
     )
 )]
@@ -79,12 +81,12 @@ pub(super) async fn list(
     answer(&app, wanted).await
 }
 
-/// Sandboxes that run, or are in the states asked for. The first version of the call.
+/// Lists running sandboxes, or those in the given states (version 1).
 #[utoipa::path(
     get, path = "/sandboxes", tag = "e2b", operation_id = "e2b_list_sandboxes_v1", params(ListQuery),
     responses(
         (status = 200, description = "The sandboxes.", body = [E2bListedSandbox],
-         headers(("x-next-token" = String, description = "Where the next page begins; absent on the last."))),
+         headers(("x-next-token" = String, description = "Token of the next page; absent on the last page."))),
         E2bErrors
     )
 )]
@@ -92,7 +94,7 @@ pub(super) async fn list_v1(
     State(app): State<AppState>,
     E2bQuery(query): E2bQuery<ListQuery>,
 ) -> Result<(HeaderMap, Json<Vec<E2bListedSandbox>>), E2bError> {
-    // Its clients know of no pages.
+    // Clients of version 1 do not support pages.
     let most = usize::try_from(MAX_LIST).unwrap_or(usize::MAX);
     answer(&app, query.checked(&[E2bState::Running], most)?).await
 }
@@ -110,7 +112,7 @@ async fn answer(
     Ok((headers, Json(rows.iter().filter_map(listed).collect())))
 }
 
-/// The page, and whether there is another.
+/// Returns a page of rows, and true if another page follows.
 async fn find(app: &AppState, wanted: &Wanted) -> Result<(Vec<Row>, bool), E2bError> {
     let mut found: Vec<Row> = Vec::new();
     let mut after = wanted.after.clone();
@@ -164,7 +166,7 @@ impl ListQuery {
         };
         let template = match self.template.as_deref().filter(|text| !text.is_empty()) {
             None => String::new(),
-            // What names no template has made no sandbox.
+            // No sandbox was created from an invalid template name.
             Some(text) => names::parse(text).map_or_else(|_| "/".to_owned(), String::from),
         };
         Ok(Wanted {
@@ -218,17 +220,18 @@ fn statuses(words: Option<&str>, default: &[E2bState]) -> Result<Vec<SandboxStat
         .collect())
 }
 
-/// The first millisecond that is not before a time.
+/// Returns the first millisecond that is not before the given time.
 fn started_from(text: &str) -> Result<i64, E2bError> {
     let time: Timestamp = text
         .parse()
-        .map_err(|_| E2bError::field("startedAfter", "expected a time as in RFC 3339"))?;
+        .map_err(|_| E2bError::field("startedAfter", "expected an RFC 3339 timestamp"))?;
     let up = i64::from(time.as_nanosecond().rem_euclid(1_000_000) > 0);
     let down = time.as_nanosecond().div_euclid(1_000_000);
     Ok(i64::try_from(down).unwrap_or(i64::MIN) + up)
 }
 
-/// Pairs of a filter: the query's own escapes are gone, two more layers are there.
+/// Parses the pairs of a filter. The encoding of the query itself is already removed; two more
+/// layers remain.
 fn metadata(text: &str) -> Result<BTreeMap<String, String>, E2bError> {
     let decode = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8();

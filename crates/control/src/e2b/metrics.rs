@@ -1,4 +1,4 @@
-//! What sandboxes used, from the samples in memory, and one of now.
+//! Resource usage of sandboxes: samples in memory, and a current one.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,23 @@ use super::{
 };
 use crate::{api::AppState, clock, samples::Sample};
 
-/// Sandboxes of one call.
+/// Maximum number of sandboxes per call.
 const MAX_IDS: usize = 100;
 
-/// Which samples.
+/// Query parameters of the metrics call.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct MetricsQuery {
-    /// Seconds since 1970, included.
+    /// Start of the time range, in seconds since 1970, inclusive.
     start: Option<i64>,
-    /// Seconds since 1970: nothing is told of what came later, were it in the same second.
+    /// End of the time range, in seconds since 1970. Samples after exactly this time are excluded,
+    /// even within the same second.
     end: Option<i64>,
 }
 
 impl MetricsQuery {
-    /// The first and the last millisecond. Clients send whole seconds, rounded down, and take a sample of a later moment than
-    /// `end` for a mistake.
+    /// Returns the first and the last millisecond. Clients send whole seconds, rounded down, and
+    /// treat a sample after `end` as an error.
     fn span_ms(&self) -> (i64, i64) {
         let ms = |sec: i64| sec.saturating_mul(1000);
         (
@@ -57,11 +58,13 @@ impl From<Sample> for E2bMetric {
     }
 }
 
-/// What a sandbox used in the last hour, oldest first: a sample every 15 s, and of a running one this moment's, unless `end` is
-/// in the past. Of a paused one what it used before.
+/// Returns the resource usage of a sandbox in the last hour, oldest first.
+///
+/// There is one sample per 15 s. For a running sandbox, a current sample is added unless `end` is
+/// in the past. For a paused sandbox, returns its usage before the pause.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/metrics", tag = "e2b", operation_id = "e2b_get_metrics",
-    params(("id" = String, Path, description = "The sandbox."), MetricsQuery),
+    params(("id" = String, Path, description = "Sandbox id."), MetricsQuery),
     responses((status = 200, description = "The samples.", body = [E2bMetric]), E2bErrors, E2bNotFound)
 )]
 pub(super) async fn get(
@@ -74,7 +77,7 @@ pub(super) async fn get(
         return Err(E2bError::field("start", "is after `end`"));
     }
     let (_, state) = visible(&app, &id).await?;
-    // What is taken now is of no use to who asks for the past.
+    // A current sample is of no use to a client that asks for the past.
     if state == E2bState::Running && (start..=end).contains(&clock::now_ms()) {
         app.samples.take_now(&id).await;
     }
@@ -82,21 +85,23 @@ pub(super) async fn get(
     Ok(Json(samples.into_iter().map(E2bMetric::from).collect()))
 }
 
-/// Which sandboxes.
+/// Query parameters of the call for many sandboxes.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ManyQuery {
-    /// Their ids, with commas between them; 100 at most.
+    /// Comma-separated sandbox ids, at most 100.
     sandbox_ids: String,
 }
 
-/// The newest sample of each sandbox.
+/// Newest sample of each sandbox.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct E2bManyMetrics {
     sandboxes: BTreeMap<String, E2bMetric>,
 }
 
-/// The newest samples of many sandboxes. One that is not known, or of which there is none yet, is left out.
+/// Returns the newest sample of each of many sandboxes.
+///
+/// Unknown sandboxes and sandboxes without a sample are left out.
 #[utoipa::path(
     get, path = "/sandboxes/metrics", tag = "e2b", operation_id = "e2b_get_many_metrics", params(ManyQuery),
     responses((status = 200, description = "The samples.", body = E2bManyMetrics), E2bErrors)
@@ -107,7 +112,7 @@ pub(super) async fn get_many(
 ) -> Result<Json<E2bManyMetrics>, E2bError> {
     let ids: Vec<&str> = query.sandbox_ids.split(',').collect();
     if ids.len() > MAX_IDS {
-        return Err(E2bError::field("sandbox_ids", "holds more than 100 ids"));
+        return Err(E2bError::field("sandbox_ids", "more than 100 ids"));
     }
     let mut sandboxes = BTreeMap::new();
     for id in ids.iter().filter_map(|id| id.parse::<SandboxId>().ok()) {

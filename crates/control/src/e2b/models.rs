@@ -1,4 +1,4 @@
-//! What the E2B API's answers look like. Field names are the contract's.
+//! Response bodies of the E2B API. The contract fixes the field names.
 
 use std::collections::BTreeMap;
 
@@ -13,44 +13,44 @@ use wrenn_proto::{
 use super::names::Shown;
 use crate::{clock, db::sandboxes::Sandbox as Row};
 
-/// What every answer says of its client: there is one host.
+/// `clientID` of all responses: there is one host.
 const CLIENT_ID: &str = "wrenn";
 
-/// Which version of the API a call is of; what has no number in its path is of the first.
+/// Version of the API that a call belongs to. Paths without a version belong to version 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
     V1,
-    /// It knows no sandboxes whose guest agent needs no token.
+    /// Version 2, in which every sandbox requires a token for its guest agent.
     V2,
 }
 
-/// How a client reaches a sandbox.
+/// Access data of a sandbox.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bSandbox {
-    /// Template it was made from.
+    /// Template from which the sandbox was created.
     #[serde(rename = "templateID")]
     template_id: String,
     #[serde(rename = "sandboxID")]
     sandbox_id: String,
-    /// The same for all.
+    /// Same value for all sandboxes.
     #[serde(rename = "clientID")]
     client_id: &'static str,
-    /// The contract that its guest agent keeps.
+    /// Version of the contract that the guest agent implements.
     envd_version: &'static str,
-    /// The template's name.
+    /// Name of the template.
     alias: String,
-    /// What the guest agent asks of clients; in the first version none where they need none.
+    /// Token that the guest agent requires. Absent in version 1 if the guest agent requires none.
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
-    /// What its other ports ask of clients; none where they ask nothing.
+    /// Token that the other ports require; null if they require none.
     traffic_access_token: Option<String>,
-    /// Always none: clients are told where sandboxes are by their own settings.
+    /// Always null. Clients find sandboxes by their own settings.
     domain: Option<String>,
 }
 
 impl E2bSandbox {
-    /// As the answer of a call of this version.
+    /// Builds the response of a call of this version.
     pub(super) fn of(row: &Row, version: Version) -> Self {
         Self {
             template_id: row.template.clone(),
@@ -65,7 +65,7 @@ impl E2bSandbox {
     }
 }
 
-/// Running or paused.
+/// State of a sandbox: running or paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum E2bState {
@@ -74,7 +74,7 @@ pub(super) enum E2bState {
 }
 
 impl E2bState {
-    /// Statuses that clients see as this.
+    /// Returns the statuses that clients see as this state.
     pub(super) const fn statuses(self) -> &'static [SandboxStatus] {
         match self {
             Self::Running => &[SandboxStatus::Running],
@@ -86,7 +86,7 @@ impl E2bState {
         }
     }
 
-    /// What clients see; nothing of one that boots or has ended.
+    /// Returns the state that clients see; `None` if the sandbox is booting or has ended.
     pub(super) fn of(status: SandboxStatus) -> Option<Self> {
         [Self::Running, Self::Paused]
             .into_iter()
@@ -100,7 +100,7 @@ impl E2bState {
 pub(super) struct E2bListedSandbox {
     #[serde(rename = "templateID")]
     template_id: String,
-    /// The template's name.
+    /// Name of the template.
     alias: String,
     #[serde(rename = "sandboxID")]
     sandbox_id: String,
@@ -108,7 +108,7 @@ pub(super) struct E2bListedSandbox {
     client_id: &'static str,
     #[schema(value_type = String, format = DateTime)]
     started_at: Timestamp,
-    /// Its deadline.
+    /// Deadline of the sandbox.
     #[schema(value_type = String, format = DateTime)]
     end_at: Timestamp,
     cpu_count: u32,
@@ -140,7 +140,7 @@ impl E2bListedSandbox {
     }
 }
 
-/// All of a sandbox.
+/// All data of a sandbox.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bSandboxDetail {
@@ -149,31 +149,31 @@ pub(super) struct E2bSandboxDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
     domain: Option<String>,
-    /// Whether it may reach the world; none if its client left that to this server.
+    /// Access to the internet; null if the client left the choice to the server.
     allow_internet_access: Option<bool>,
     network: E2bNetwork,
     lifecycle: E2bLifecycle,
-    /// What of a paused sandbox was kept.
+    /// Saved parts of a paused sandbox: `full` or `filesystem`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
     /// Always empty.
     volume_mounts: Vec<String>,
 }
 
-/// What a sandbox may reach, and who may reach it.
+/// Network access from and to a sandbox.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct E2bNetwork {
     allow_out: Vec<String>,
     deny_out: Vec<String>,
-    /// Whether its ports need no token.
+    /// True if the ports require no token.
     allow_public_traffic: bool,
-    /// What its servers see as the host of requests.
+    /// `Host` of requests, as the servers in the sandbox see it.
     #[serde(skip_serializing_if = "Option::is_none")]
     mask_request_host: Option<String>,
 }
 
-/// What becomes of it when its time is over.
+/// Behaviour of a sandbox at its deadline and while it is paused.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct E2bLifecycle {
@@ -193,7 +193,8 @@ impl E2bSandboxDetail {
         Self {
             envd_access_token: envd_token(row, Version::V1),
             domain: None,
-            // One that was made by another API has no choice of a client's to tell.
+            // For a sandbox of the `/v1` API, which has no such field, the effective setting is
+            // returned.
             allow_internet_access: match options.lifetime_sec {
                 0 => Some(row.egress == Egress::Allow),
                 _ => options.internet,
@@ -218,7 +219,7 @@ impl E2bSandboxDetail {
     }
 }
 
-/// What a sandbox used at a moment.
+/// Resource usage of a sandbox at a point in time.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bMetric {
@@ -228,7 +229,7 @@ pub(super) struct E2bMetric {
     pub(super) timestamp_unix: i64,
     pub(super) cpu_count: u32,
     pub(super) cpu_used_pct: f64,
-    /// Bytes, as all that follow.
+    /// Used memory, in bytes. All memory and disk fields are in bytes.
     pub(super) mem_used: u64,
     pub(super) mem_total: u64,
     pub(super) mem_cache: u64,
@@ -236,18 +237,18 @@ pub(super) struct E2bMetric {
     pub(super) disk_total: u64,
 }
 
-/// A moment of a sandbox, from which others can be made.
+/// Snapshot of a sandbox, from which sandboxes can be created.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct E2bSnapshot {
-    /// What a create takes as its `templateID`.
+    /// Id of the snapshot, accepted as `templateID` of a create.
     #[serde(rename = "snapshotID")]
     snapshot_id: String,
-    /// Its names with their namespace; none if nobody named it.
+    /// Names with namespace; empty for an unnamed snapshot.
     names: Vec<String>,
 }
 
 impl E2bSnapshot {
-    /// Of a template that is called so here.
+    /// Builds the response from the template's internal name.
     pub(super) fn of(internal: &str) -> Self {
         let shown = Shown::of(internal);
         Self {
@@ -257,7 +258,7 @@ impl E2bSnapshot {
     }
 }
 
-/// The token of its guest agent. Clients of the first version are told of none where they need none.
+/// Returns the token of the guest agent. In version 1, `None` if the guest agent requires none.
 fn envd_token(row: &Row, version: Version) -> Option<String> {
     if row.options.open && version == Version::V1 {
         return None;
@@ -269,7 +270,8 @@ fn given(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// When it ends. One without a deadline has an idle time that may run out, or lives for as long as can be asked for.
+/// Returns the end of a sandbox's life. A sandbox without a deadline ends when its idle time runs
+/// out, or else after the longest timeout that a client can request.
 fn end_at(row: &Row) -> Timestamp {
     let seconds = |sec: u32| i64::from(sec) * 1000;
     clock::timestamp(match (row.expires_at, row.timeout_sec) {

@@ -1,43 +1,47 @@
-//! How clients of the E2B API call a template, and how it is called here. No I/O.
+//! Template names: the form that clients of the E2B API use, and the internal form. No I/O.
 //!
 //! ```text
-//! [wrenn/]name[:tag]    there        here
-//! name, name:default    wrenn/name:default    name
-//! name:tag              wrenn/name:tag        name..tag
-//! template-0123abcd     template-0123abcd:default    template-0123abcd   (a snapshot that nobody named)
+//! client                   full form                    internal
+//! name, name:default       wrenn/name:default           name
+//! name:tag                 wrenn/name:tag               name..tag
+//! template-0123abcd        template-0123abcd:default    template-0123abcd   (unnamed snapshot)
 //! ```
 //!
-//! A name with a tag becomes `name..tag`. No two become the same: a name that is given with a tag holds no `..` and does not
-//! end with a dot, so the first `..` is where the tag begins. A name without `/` and `:` stands for the template that is
-//! called exactly so here. `wrenn` is the only namespace there is; a name in another one names nothing.
+//! Clients write `[wrenn/]name[:tag]`. A name with a tag becomes `name..tag` internally. This
+//! mapping is unambiguous: a name given with a tag contains no `..` and does not end with a dot, so
+//! the tag begins after the first `..`. A name without `/` and `:` refers to the template with
+//! exactly that internal name. `wrenn` is the only namespace; names in other namespaces refer to
+//! nothing.
 
 use wrenn_proto::TemplateName;
 
-/// The namespace of all templates.
+/// Namespace of all templates.
 pub(super) const NAMESPACE: &str = "wrenn";
 
-/// The tag of a name without one.
+/// Tag of a name that is given without one.
 const DEFAULT_TAG: &str = "default";
 
-/// Between name and tag.
+/// Separator of name and tag in the internal form.
 const SEPARATOR: &str = "..";
 
-/// Why a text names no template.
+/// Reason for which a text is not a template name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NameError {
     #[error("expected `[{NAMESPACE}/]name[:tag]`")]
     Form,
-    #[error("there is no namespace but `{NAMESPACE}`")]
+    #[error("unknown namespace; the only namespace is `{NAMESPACE}`")]
     Namespace,
-    #[error("a name has letters, digits, `_`, `-` and single dots, and no dot at its ends")]
+    #[error(
+        "expected a name of letters, digits, `_`, `-` and single dots, without a dot at its ends"
+    )]
     Name,
-    #[error("a tag has letters, digits, `.`, `_`, `-`")]
+    #[error("expected a tag of letters, digits, `.`, `_`, `-`")]
     Tag,
-    #[error("name and tag together have more than 62 characters")]
+    #[error("name and tag together exceed the limit of 62 characters")]
     TooLong,
 }
 
-/// What a template is called here, by what a client calls it.
+/// Converts a name from the client's form to the internal one.
 pub(super) fn parse(text: &str) -> Result<TemplateName, NameError> {
     let (name, tag) = split(text)?;
     let Some(tag) = tag.filter(|tag| *tag != DEFAULT_TAG) else {
@@ -55,7 +59,7 @@ pub(super) fn parse(text: &str) -> Result<TemplateName, NameError> {
         .map_err(|_| NameError::TooLong)
 }
 
-/// Name and tag of a text, as far as they are in it.
+/// Splits a text into name and tag. The tag is `None` if the text has none.
 pub(super) fn split(text: &str) -> Result<(&str, Option<&str>), NameError> {
     let rest = match text.split_once('/') {
         None => text,
@@ -72,18 +76,18 @@ pub(super) fn split(text: &str) -> Result<(&str, Option<&str>), NameError> {
     Ok((name, tag))
 }
 
-/// A template as clients see it.
+/// Template name as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shown {
-    /// Its name without namespace and tag.
+    /// Name without namespace and tag.
     pub(super) name: String,
     pub(super) tag: String,
-    /// Its user gave it a name.
+    /// True if a user chose the name.
     pub(super) named: bool,
 }
 
 impl Shown {
-    /// Of a template that is called so here.
+    /// Converts an internal name.
     pub(super) fn of(internal: &str) -> Self {
         let (name, tag) = match internal.split_once(SEPARATOR) {
             Some((name, tag)) if !tag.is_empty() && tag != DEFAULT_TAG => (name, tag),
@@ -96,7 +100,7 @@ impl Shown {
         }
     }
 
-    /// What creates from it: a text that [`parse`] takes.
+    /// Returns the id for use in a create, which [`parse`] accepts.
     pub(super) fn id(&self) -> String {
         let Self { name, tag, named } = self;
         if *named {
@@ -106,14 +110,14 @@ impl Shown {
         }
     }
 
-    /// Its names with their namespace: none if nobody named it.
+    /// Returns the names with namespace; empty for an unnamed snapshot.
     pub(super) fn names(&self) -> Vec<String> {
         let name = || format!("{NAMESPACE}/{}", self.name);
         self.named.then(name).into_iter().collect()
     }
 }
 
-/// Whether it is a name as [`TemplateName::random`] makes them.
+/// True if the name has the form that [`TemplateName::random`] generates.
 fn is_made_up(name: &str) -> bool {
     name.strip_prefix("template-")
         .is_some_and(|rest| rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -190,7 +194,8 @@ mod tests {
 
         #[test]
         fn what_is_shown_leads_back(name in "[a-z0-9][a-z0-9._-]{0,12}") {
-            // A name may end in what looks like a tag that no reference can hold; it is then found by its plain name.
+            // An internal name may end in a text that is not a valid tag. Such a template is found
+            // by its plain name.
             let shown = Shown::of(&name);
             if let Ok(back) = parse(&shown.id()) {
                 prop_assert_eq!(back.as_str(), name.as_str());

@@ -1,4 +1,4 @@
-//! What a sandbox may reach: the checks of what clients ask for, and changing it while it runs.
+//! Network access of a sandbox: checks of the requested rules, and changes while it runs.
 
 use axum::extract::State;
 use http::StatusCode;
@@ -16,58 +16,58 @@ use crate::{
     db::options::{NetworkLists, Options},
 };
 
-/// Entries of both lists together.
+/// Maximum number of entries in both lists together.
 const MAX_ENTRIES: usize = 256;
 
-/// The longest entry, bytes: what a host name can have.
+/// Maximum length of an entry, in bytes: that of a host name.
 const MAX_ENTRY_BYTES: usize = 253;
 
-/// The block of all addresses.
+/// CIDR block of all addresses.
 const EVERYTHING: &str = "0.0.0.0/0";
 
-/// What a client asks of the network at a create.
+/// Network settings of a create request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NetworkConfig {
     #[serde(flatten)]
     out: OutConfig,
-    /// `false`: its ports ask for a token.
+    /// `false`: the ports of the sandbox require a token.
     allow_public_traffic: Option<bool>,
-    /// What its servers see as the host of requests; `${PORT}` stands for the port.
+    /// `Host` of requests, as the servers in the sandbox see it; `${PORT}` stands for the port.
     mask_request_host: Option<String>,
-    /// Not built.
+    /// Not implemented.
     https_ports: Option<Vec<i64>>,
 }
 
-/// What a client asks of outbound traffic; omitted is cleared.
+/// Rules for outbound traffic. An omitted field is cleared.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct OutConfig {
-    /// IPv4 addresses and blocks. Wins over `denyOut`.
+    /// IPv4 addresses and CIDR blocks. Take precedence over `denyOut`.
     allow_out: Option<Vec<String>>,
-    /// IPv4 addresses and blocks.
+    /// IPv4 addresses and CIDR blocks.
     deny_out: Option<Vec<String>>,
-    /// Not built.
+    /// Not implemented.
     dns_servers: Option<Vec<String>>,
-    /// Not built.
+    /// Not implemented.
     #[schema(value_type = Option<Object>)]
     rules: Option<Map<String, Value>>,
-    /// Not built.
+    /// Not implemented.
     #[schema(value_type = Option<Object>)]
     egress_proxy: Option<Value>,
 }
 
-/// What replaces what a sandbox may reach.
+/// Body of a network update. Replaces the rules for outbound traffic.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct NetworkUpdate {
     #[serde(flatten)]
     out: OutConfig,
-    /// Whether it may reach the world; this server's choice if omitted.
+    /// Access to the internet. Default: the server's setting.
     allow_internet_access: Option<bool>,
 }
 
 impl NetworkConfig {
-    /// Writes it into a sandbox's options.
+    /// Checks the settings and stores them in a sandbox's options.
     pub(super) fn apply(&self, options: &mut Options) -> Result<(), E2bError> {
         if self
             .https_ports
@@ -115,17 +115,19 @@ impl OutConfig {
     }
 }
 
-/// Only addresses and blocks are filtered. Host names may be asked for where all else is denied, and are not built; elsewhere
-/// they would allow what is allowed anyway, which their client cannot have meant.
+/// Checks both lists. Only addresses and CIDR blocks can be filtered. Host names are valid only if
+/// everything else is denied, and are not implemented. Otherwise they would allow traffic that is
+/// allowed anyway, which the client cannot have intended.
 fn check_lists(prefix: &str, allow: &[String], deny: &[String]) -> Result<(), E2bError> {
     let (allow_name, deny_name) = (format!("{prefix}allowOut"), format!("{prefix}denyOut"));
     if allow.len() + deny.len() > MAX_ENTRIES {
-        let why = format!("has with `{deny_name}` more than {MAX_ENTRIES} entries");
+        let why =
+            format!("exceeds, together with `{deny_name}`, the limit of {MAX_ENTRIES} entries");
         return Err(E2bError::field(&allow_name, why));
     }
     for entry in deny {
         if kind(&deny_name, entry)? == Entry::Host {
-            let why = format!("`{entry}` is a host name; expected an IPv4 address or block");
+            let why = format!("`{entry}` is a host name; expected an IPv4 address or CIDR block");
             return Err(E2bError::field(&deny_name, why));
         }
     }
@@ -133,7 +135,7 @@ fn check_lists(prefix: &str, allow: &[String], deny: &[String]) -> Result<(), E2
         if kind(&allow_name, entry)? == Entry::Host {
             if !deny.iter().any(|denied| denied == EVERYTHING) {
                 let why = format!(
-                    "`{entry}` is a host name, which needs `{EVERYTHING}` in `{deny_name}`"
+                    "`{entry}` is a host name, which requires `{EVERYTHING}` in `{deny_name}`"
                 );
                 return Err(E2bError::field(&allow_name, why));
             }
@@ -162,11 +164,11 @@ fn kind(name: &str, entry: &str) -> Result<Entry, E2bError> {
         let fits = bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= 32));
         return match fits {
             true => Ok(Entry::Block),
-            false => bad("is no block of addresses"),
+            false => bad("is not a valid CIDR block"),
         };
     }
     if entry.contains(':') {
-        return bad("is no IPv4 address: sandboxes have no other");
+        return bad("is not an IPv4 address; sandboxes have no IPv6");
     }
     let plain = |label: &str| {
         !label.is_empty()
@@ -177,12 +179,12 @@ fn kind(name: &str, entry: &str) -> Result<Entry, E2bError> {
     let host = entry.strip_prefix("*.").unwrap_or(entry);
     let numeric = host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     if entry.len() > MAX_ENTRY_BYTES || numeric || !host.split('.').all(plain) {
-        return bad("is neither an IPv4 address, nor a block, nor a host name");
+        return bad("is not an IPv4 address, CIDR block or host name");
     }
     Ok(Entry::Host)
 }
 
-/// A host with an optional port, as it can stand in a `Host` header.
+/// Checks a host with an optional port, as it may appear in a `Host` header.
 fn check_host(host: &str) -> Result<(), E2bError> {
     let plain = host.replace("${PORT}", "0");
     let fits = !plain.is_empty() && plain.len() <= MAX_ENTRY_BYTES;
@@ -192,11 +194,11 @@ fn check_host(host: &str) -> Result<(), E2bError> {
     }
     Err(E2bError::field(
         "network.maskRequestHost",
-        "is not a host with an optional port",
+        "expected a host with an optional port",
     ))
 }
 
-/// The egress of what a client said, or left to this server.
+/// Returns the egress that the client asked for, else the server's default.
 pub(super) fn egress(asked: Option<bool>, default: Egress) -> Egress {
     match asked {
         None => default,
@@ -205,11 +207,13 @@ pub(super) fn egress(asked: Option<bool>, default: Egress) -> Egress {
     }
 }
 
-/// Replaces what a running or paused sandbox may reach; what is omitted is cleared. Connections that are open stay open.
+/// Replaces the rules for outbound traffic of a running or paused sandbox.
+///
+/// Omitted fields are cleared. Open connections stay open.
 #[utoipa::path(
     put, path = "/sandboxes/{id}/network", tag = "e2b", operation_id = "e2b_update_network", request_body = NetworkUpdate,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is done."), E2bErrors, E2bNotFound, E2bConflict)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The rules were replaced."), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn update(
     State(app): State<AppState>,

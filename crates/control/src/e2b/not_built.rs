@@ -1,8 +1,8 @@
-//! What is part of the E2B API and not built. No I/O.
+//! Unimplemented calls of the E2B API. No I/O.
 
 use http::Method;
 
-/// Method, path (`*` stands for any one part) and what it would be.
+/// Unimplemented calls: method, path (`*` matches any one segment) and feature.
 const CALLS: [(Method, &str, &str); 33] = [
     (Method::POST, "/v3/templates", BUILDS),
     (Method::POST, "/v2/templates", BUILDS),
@@ -45,7 +45,7 @@ const LOGS: &str = "sandbox logs";
 const VOLUMES: &str = "volumes";
 const SECRETS: &str = "secrets";
 
-/// What a call would be, if it is one of those.
+/// Returns the feature that a call belongs to, if the call is not implemented.
 pub(super) fn what(method: &Method, path: &str) -> Option<&'static str> {
     let fits = |pattern: &str| {
         let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));

@@ -1,32 +1,33 @@
-//! Pages: where one ended is a token, which only this server reads. No I/O.
+//! Pagination. A page ends with a token, which is opaque to clients. No I/O.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::error::E2bError;
 
-/// Header with the token of the next page; absent on the last.
+/// Header with the token of the next page; absent on the last page.
 pub(super) const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 
-/// Entries of a page, at most and where the request does not say.
+/// Maximum and default number of entries per page.
 pub(super) const MAX_LIMIT: usize = 100;
 
-/// The longest token, bytes.
+/// Maximum length of a token, in bytes.
 const MAX_TOKEN_BYTES: usize = 256;
 
-/// The token of a place: a time in milliseconds since 1970, and a name among those of that time.
+/// Builds the token of a position: a time in milliseconds since 1970, and a name that orders
+/// entries of the same time.
 fn token(time_ms: i64, name: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{time_ms} {name}"))
 }
 
-/// The header of a page behind which there is another: the place of its last entry.
+/// Returns the header of a page that is followed by another one: the position of its last entry.
 pub(super) fn next_page((time_ms, name): (i64, &str)) -> HeaderMap {
     // A token is plain ASCII.
     let token = HeaderValue::from_str(&token(time_ms, name)).ok();
     token.map(|token| (NEXT_TOKEN, token)).into_iter().collect()
 }
 
-/// The place of a token; nothing for none.
+/// Returns the position of a token; `None` without a token.
 pub(super) fn place(token: Option<&str>) -> Result<Option<(i64, String)>, E2bError> {
     let Some(token) = token.filter(|token| !token.is_empty()) else {
         return Ok(None);
@@ -43,10 +44,10 @@ pub(super) fn place(token: Option<&str>) -> Result<Option<(i64, String)>, E2bErr
 }
 
 pub(super) fn bad_token() -> E2bError {
-    E2bError::field("nextToken", "is not one that this server has given")
+    E2bError::field("nextToken", "not a token issued by this server")
 }
 
-/// How many entries; more than a page can have is as many as it can have.
+/// Returns the number of entries per page. A request for more than the maximum gets the maximum.
 pub(super) fn limit(asked: Option<i64>, most: usize) -> Result<usize, E2bError> {
     match asked {
         None => Ok(most),

@@ -1,4 +1,4 @@
-//! One sandbox: what it is, its deadline, its pause, its end, and coming back to it.
+//! Single sandboxes: details, deadline, pause, kill and connect.
 
 use std::time::Duration;
 
@@ -23,29 +23,31 @@ use crate::{
     lifecycle::{Connected, Connection, LifecycleError},
 };
 
-/// Lifetime of a connect that does not say, seconds.
+/// Default lifetime of a connect, in seconds.
 const DEFAULT_CONNECT_SEC: u32 = 300;
 
-/// The same of the older resume.
+/// Default lifetime of the older resume call, in seconds.
 const DEFAULT_RESUME_SEC: u32 = 15;
 
-/// The most that a refresh adds, seconds.
+/// Maximum seconds that a refresh adds.
 const MAX_REFRESH_SEC: i64 = 3600;
 
-/// Within which a healthy guest agent answers.
+/// Maximum response time of a healthy guest agent.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(5);
 
-/// The row of a sandbox that clients of this API can see.
+/// Returns the row of a sandbox that is visible to clients of this API.
 pub(super) async fn visible(app: &AppState, id: &SandboxId) -> Result<(Row, E2bState), E2bError> {
     let row = app.lifecycle.get(id).await?;
     let state = E2bState::of(row.status).ok_or_else(|| E2bError::no_sandbox(id))?;
     Ok((row, state))
 }
 
-/// One sandbox. One that has ended is not found.
+/// Returns one sandbox.
+///
+/// A sandbox that has ended is not found.
 #[utoipa::path(
     get, path = "/sandboxes/{id}", tag = "e2b", operation_id = "e2b_get_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
+    params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 200, description = "The sandbox.", body = E2bSandboxDetail), E2bErrors, E2bNotFound)
 )]
 pub(super) async fn get(
@@ -56,11 +58,13 @@ pub(super) async fn get(
     Ok(Json(E2bSandboxDetail::of(&row, state)))
 }
 
-/// Destroys a sandbox, whatever it is doing. One that has ended is not found.
+/// Destroys a sandbox in any state.
+///
+/// A sandbox that has ended is not found.
 #[utoipa::path(
     delete, path = "/sandboxes/{id}", tag = "e2b", operation_id = "e2b_kill_sandbox",
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is gone."), E2bErrors, E2bNotFound)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The sandbox was destroyed."), E2bErrors, E2bNotFound)
 )]
 pub(super) async fn kill(
     State(app): State<AppState>,
@@ -74,18 +78,18 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// When it shall end.
+/// Body of a timeout request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct E2bTimeout {
-    /// Seconds from now; 0 ends it at once.
+    /// Seconds from now until the deadline. 0 ends the sandbox at once.
     timeout: Option<i64>,
 }
 
-/// Sets the deadline of a running sandbox, nearer or farther.
+/// Sets the deadline of a running sandbox, earlier or later.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/timeout", tag = "e2b", operation_id = "e2b_set_timeout", request_body = E2bTimeout,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is set."), E2bErrors, E2bNotFound)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The deadline was set."), E2bErrors, E2bNotFound)
 )]
 pub(super) async fn set_timeout(
     State(app): State<AppState>,
@@ -93,7 +97,7 @@ pub(super) async fn set_timeout(
     E2bJson(request): E2bJson<E2bTimeout>,
 ) -> Result<StatusCode, E2bError> {
     let seconds = match request.timeout {
-        None => return Err(E2bError::field("timeout", "is missing")),
+        None => return Err(E2bError::field("timeout", "is required")),
         Some(0) => 0,
         asked => lifetime("timeout", asked, 0)?,
     };
@@ -104,18 +108,20 @@ pub(super) async fn set_timeout(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// How much longer it shall live.
+/// Body of a refresh request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct E2bRefresh {
-    /// Seconds from now, 0 to 3600.
+    /// Seconds from now, 0 to 3600. Default: 15.
     duration: Option<i64>,
 }
 
-/// Moves the deadline of a running sandbox farther, never nearer.
+/// Extends the deadline of a running sandbox.
+///
+/// The deadline is never moved to an earlier time.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/refreshes", tag = "e2b", operation_id = "e2b_refresh", request_body = E2bRefresh,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is set."), E2bErrors, E2bNotFound)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The deadline was set."), E2bErrors, E2bNotFound)
 )]
 pub(super) async fn refresh(
     State(app): State<AppState>,
@@ -135,7 +141,8 @@ pub(super) async fn refresh(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Deadlines are known of running sandboxes only: a paused one is not found.
+/// Converts an error. Only running sandboxes have a deadline, so a paused one is reported as not
+/// found.
 fn not_running(error: LifecycleError) -> E2bError {
     let mut told = E2bError::from(error);
     if told.status == StatusCode::CONFLICT {
@@ -144,21 +151,23 @@ fn not_running(error: LifecycleError) -> E2bError {
     told
 }
 
-/// How to pause.
+/// Body of a pause request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bPause {
-    /// `false`: keep the disk only; it boots when it is resumed. Default: true.
+    /// `false`: keep the disk only; the resume boots the sandbox. Default: true.
     memory: Option<bool>,
-    /// Refuse if the guest agent does not answer. Default: false.
+    /// Fail if the guest agent does not answer. Default: false.
     require_healthy_guest: Option<bool>,
 }
 
-/// Pauses a running sandbox. One that is paused is a conflict.
+/// Pauses a running sandbox.
+///
+/// Fails with 409 if the sandbox is already paused.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/pause", tag = "e2b", operation_id = "e2b_pause_sandbox", request_body = Option<E2bPause>,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 204, description = "It is paused."), E2bErrors, E2bNotFound, E2bConflict)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The sandbox was paused."), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn pause(
     State(app): State<AppState>,
@@ -173,30 +182,30 @@ pub(super) async fn pause(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Asks something that only the guest agent knows.
+/// Checks that the guest agent answers, by a call that only the guest agent can answer.
 async fn require_healthy(app: &AppState, id: &SandboxId) -> Result<(), E2bError> {
     let row = app.lifecycle.get(id).await?;
     if row.status != SandboxStatus::Running {
-        // The pause says what is wrong with it.
+        // The pause reports the wrong status.
         return Ok(());
     }
     match tokio::time::timeout(HEALTHY_WITHIN, app.agent.metrics(id.as_str())).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
-            tracing::info!(sandbox_id = %id, %error, "a guest is not healthy");
+            tracing::info!(sandbox_id = %id, %error, "guest agent health check failed");
             Err(E2bError::guest_unresponsive(id))
         }
         Err(_) => Err(E2bError::guest_unresponsive(id)),
     }
 }
 
-/// How to come back.
+/// Body of a connect request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bConnect {
-    /// Seconds from now that it lives at least; 300 if omitted.
+    /// Minimum seconds from now until the deadline. Default: 300.
     timeout: Option<i64>,
-    /// `false`: a paused one boots from its disk. Default: true.
+    /// `false`: boot a paused sandbox from its disk. Default: true.
     memory: Option<bool>,
 }
 
@@ -212,13 +221,15 @@ impl E2bConnect {
     }
 }
 
-/// Comes back to a sandbox: one that runs lives for the given time at least (200), a paused one is resumed (201).
+/// Connects to a sandbox, resuming it if it is paused.
+///
+/// A running sandbox lives at least for the given time (200). A paused one is resumed (201).
 #[utoipa::path(
     post, path = "/v2/sandboxes/{id}/connect", tag = "e2b", operation_id = "e2b_connect_sandbox",
-    request_body = Option<E2bConnect>, params(("id" = String, Path, description = "The sandbox.")),
+    request_body = Option<E2bConnect>, params(("id" = String, Path, description = "Sandbox id.")),
     responses(
-        (status = 200, description = "It ran.", body = E2bSandbox),
-        (status = 201, description = "It was paused, and runs again.", body = E2bSandbox),
+        (status = 200, description = "The sandbox was running.", body = E2bSandbox),
+        (status = 201, description = "The sandbox was paused and has been resumed.", body = E2bSandbox),
         E2bErrors, E2bNotFound, E2bConflict
     )
 )]
@@ -231,13 +242,15 @@ pub(super) async fn connect(
     connect_as(&app, &id, wanted, Version::V2).await
 }
 
-/// Comes back to a sandbox, as the call of the second version; one that needs no token is told without it.
+/// Connects to a sandbox, resuming it if it is paused (version 1).
+///
+/// As in version 2, but the response contains no token if the sandbox requires none.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/connect", tag = "e2b", operation_id = "e2b_connect_sandbox_v1",
-    request_body = E2bConnect, params(("id" = String, Path, description = "The sandbox.")),
+    request_body = E2bConnect, params(("id" = String, Path, description = "Sandbox id.")),
     responses(
-        (status = 200, description = "It ran.", body = E2bSandbox),
-        (status = 201, description = "It was paused, and runs again.", body = E2bSandbox),
+        (status = 200, description = "The sandbox was running.", body = E2bSandbox),
+        (status = 201, description = "The sandbox was paused and has been resumed.", body = E2bSandbox),
         E2bErrors, E2bNotFound, E2bConflict
     )
 )]
@@ -271,21 +284,23 @@ async fn connect_as(
     }
 }
 
-/// How to resume.
+/// Body of a resume request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct E2bResume {
     #[serde(flatten)]
     connect: E2bConnect,
-    /// From then on: whether it is paused at its deadline, not destroyed.
+    /// From now on, pause the sandbox at its deadline instead of destroying it.
     auto_pause: Option<bool>,
 }
 
-/// Resumes a paused sandbox. One that runs is a conflict. The older form of a connect.
+/// Resumes a paused sandbox. Older form of `connect`.
+///
+/// Fails with 409 if the sandbox is running.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/resume", tag = "e2b", operation_id = "e2b_resume_sandbox", request_body = Option<E2bResume>,
-    params(("id" = String, Path, description = "The sandbox.")),
-    responses((status = 201, description = "It runs again.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 201, description = "The sandbox was resumed.", body = E2bSandbox), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn resume(
     State(app): State<AppState>,
@@ -294,7 +309,7 @@ pub(super) async fn resume(
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
     let wanted = request.connect.checked(DEFAULT_RESUME_SEC)?;
     let running = || {
-        let message = format!("the sandbox `{id}` is running already");
+        let message = format!("the sandbox `{id}` is already running");
         E2bError::new(StatusCode::CONFLICT, message)
     };
     let row = app.lifecycle.get(&id).await?;

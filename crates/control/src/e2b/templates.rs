@@ -1,7 +1,7 @@
-//! Templates and snapshots: what sandboxes are made from.
+//! Templates and snapshots, from which sandboxes are created.
 //!
-//! A template's `templateID` is what it is called here; `names` says how that is shown. Images are removed on their host,
-//! snapshots here.
+//! The `templateID` of a template is its internal name. Module `names` defines how the name is
+//! presented. Base images are removed on their host, snapshots through this API.
 
 use std::cmp::Reverse;
 
@@ -31,7 +31,7 @@ use crate::{
 pub(super) struct E2bTemplate {
     #[serde(rename = "templateID")]
     template_id: String,
-    /// Made of its name and time, so that it changes when the template does.
+    /// Derived from name and creation time, so that it changes with the template.
     #[serde(rename = "buildID")]
     build_id: String,
     cpu_count: u32,
@@ -39,7 +39,7 @@ pub(super) struct E2bTemplate {
     memory_mb: u32,
     #[serde(rename = "diskSizeMB")]
     disk_size_mb: u32,
-    /// Always false: there is one owner.
+    /// Always false: all templates have the same owner.
     public: bool,
     aliases: Vec<String>,
     names: Vec<String>,
@@ -47,11 +47,11 @@ pub(super) struct E2bTemplate {
     created_at: Timestamp,
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
-    /// Not known.
+    /// Not known; always null.
     created_by: Option<String>,
-    /// Not known.
+    /// Not known; always null.
     last_spawned_at: Option<String>,
-    /// Not counted: always 0.
+    /// Not counted; always 0.
     spawn_count: u32,
     build_count: u32,
     build_status: &'static str,
@@ -94,7 +94,7 @@ fn build_id(template: &Template) -> String {
         .to_string()
 }
 
-/// All templates, snapshots too.
+/// Lists all templates, including snapshots.
 #[utoipa::path(
     get, path = "/templates", tag = "e2b", operation_id = "e2b_list_templates",
     responses((status = 200, description = "The templates.", body = [E2bTemplate]), E2bErrors)
@@ -104,7 +104,7 @@ pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<E2bTemp
     Ok(Json(templates.iter().map(E2bTemplate::of).collect()))
 }
 
-/// All templates, snapshots too. The second version of the call.
+/// Lists all templates, including snapshots (version 2).
 #[utoipa::path(
     get, path = "/v2/templates", tag = "e2b", operation_id = "e2b_list_templates_v2",
     responses((status = 200, description = "The templates.", body = [E2bTemplate]), E2bErrors)
@@ -116,7 +116,7 @@ pub(super) async fn list_v2(
     Ok(Json(templates.iter().map(E2bTemplate::of).collect()))
 }
 
-/// What a name stands for.
+/// Template that a name refers to.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct E2bAlias {
     #[serde(rename = "templateID")]
@@ -124,10 +124,10 @@ pub(super) struct E2bAlias {
     public: bool,
 }
 
-/// Which template a name stands for.
+/// Resolves a name to its template.
 #[utoipa::path(
     get, path = "/templates/aliases/{name}", tag = "e2b", operation_id = "e2b_get_alias",
-    params(("name" = String, Path, description = "`[wrenn/]name[:tag]`, escaped as one part of the path.")),
+    params(("name" = String, Path, description = "`[wrenn/]name[:tag]`, percent-encoded as one path segment.")),
     responses((status = 200, description = "The template.", body = E2bAlias), E2bErrors, E2bNotFound)
 )]
 pub(super) async fn alias(
@@ -141,23 +141,26 @@ pub(super) async fn alias(
     }))
 }
 
-/// Deletes a snapshot. Sandboxes that were made from it keep what they stand on. An image is a conflict.
+/// Deletes a snapshot.
+///
+/// Sandboxes that were created from the snapshot keep the files they depend on. Fails with 409 for
+/// a base image.
 #[utoipa::path(
     delete, path = "/templates/{name}", tag = "e2b", operation_id = "e2b_delete_template",
-    params(("name" = String, Path, description = "`[wrenn/]name[:tag]`, escaped as one part of the path.")),
-    responses((status = 204, description = "It is gone."), E2bErrors, E2bNotFound, E2bConflict)
+    params(("name" = String, Path, description = "`[wrenn/]name[:tag]`, percent-encoded as one path segment.")),
+    responses((status = 204, description = "The snapshot was deleted."), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn delete(
     State(app): State<AppState>,
     E2bNamePath(text): E2bNamePath,
 ) -> Result<StatusCode, E2bError> {
     if text == "tags" {
-        // Another call of that API, which has the same form.
+        // The path is that of another call of the API, which is not implemented.
         return Err(E2bError::not_built("template tags"));
     }
     let template = find(&app, &text).await?;
     if template.kind == host::BASE {
-        let message = "this template is an image, not a snapshot: it is removed on its host";
+        let message = "this template is a base image, not a snapshot; remove it on its host";
         return Err(E2bError::new(StatusCode::CONFLICT, message));
     }
     let done = app.agent.delete_snapshot(&template.name, true).await;
@@ -171,7 +174,7 @@ pub(super) async fn delete(
     }
 }
 
-/// The template of a name. What cannot be a name names none.
+/// Finds a template by name. A malformed name is reported as not found.
 async fn find(app: &AppState, text: &str) -> Result<Template, E2bError> {
     let name = names::parse(text).map_err(|_| E2bError::no_template(text))?;
     let known = snapshots::known(app).await?;
@@ -179,19 +182,22 @@ async fn find(app: &AppState, text: &str) -> Result<Template, E2bError> {
     found.ok_or_else(|| E2bError::no_template(text))
 }
 
-/// How to make a snapshot.
+/// Body of a snapshot request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct E2bNewSnapshot {
-    /// `[wrenn/]name[:tag]`; a snapshot of that name is replaced. Without one it gets an id only.
+    /// `[wrenn/]name[:tag]`. An existing snapshot of that name is replaced. Default: an unnamed
+    /// snapshot with a generated id.
     name: Option<String>,
-    /// `false` is not built.
+    /// `false` is not implemented.
     memory: Option<bool>,
 }
 
-/// Makes a snapshot of a running or paused sandbox, which goes on as it was.
+/// Creates a snapshot of a running or paused sandbox.
+///
+/// The sandbox keeps running, or stays paused.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/snapshots", tag = "e2b", operation_id = "e2b_create_snapshot",
-    request_body = Option<E2bNewSnapshot>, params(("id" = String, Path, description = "The sandbox.")),
+    request_body = Option<E2bNewSnapshot>, params(("id" = String, Path, description = "Sandbox id.")),
     responses((status = 201, description = "The snapshot.", body = E2bSnapshot), E2bErrors, E2bNotFound, E2bConflict)
 )]
 pub(super) async fn create_snapshot(
@@ -213,12 +219,13 @@ pub(super) async fn create_snapshot(
     Ok((StatusCode::CREATED, Json(E2bSnapshot::of(&made.name))))
 }
 
-/// A snapshot replaces a snapshot of its name, and never an image, which others boot from.
+/// Rejects the name of a base image. A snapshot may replace a snapshot of the same name, but never
+/// an image, from which sandboxes boot.
 async fn refuse_image(app: &AppState, name: &TemplateName) -> Result<(), E2bError> {
     let known = snapshots::known(app).await?;
     let image = |template: &Template| template.kind == host::BASE && template.name == name.as_str();
     if known.iter().any(image) {
-        let message = format!("`{name}` is the name of an image, which no snapshot replaces");
+        let message = format!("`{name}` is a base image, which a snapshot cannot replace");
         return Err(E2bError::new(StatusCode::CONFLICT, message));
     }
     Ok(())
@@ -227,7 +234,7 @@ async fn refuse_image(app: &AppState, name: &TemplateName) -> Result<(), E2bErro
 fn new_name(text: &str) -> Result<TemplateName, E2bError> {
     let bad = |error: NameError| E2bError::field("name", error);
     let name = names::parse(text).map_err(bad)?;
-    // It is to be shown as it was given.
+    // The name must be presented as it was given.
     let (plain, tag) = names::split(text).map_err(bad)?;
     let shown = Shown::of(name.as_str());
     if shown.name != plain || tag.is_some_and(|tag| tag != shown.tag) {
@@ -236,28 +243,28 @@ fn new_name(text: &str) -> Result<TemplateName, E2bError> {
     Ok(name)
 }
 
-/// Which snapshots to list.
+/// Query parameters of the snapshot list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SnapshotQuery {
-    /// Made of this sandbox.
+    /// Sandbox from which the snapshots were created.
     #[serde(rename = "sandboxID")]
     sandbox_id: Option<String>,
-    /// `[wrenn/]name[:tag]`; without a tag, all tags.
+    /// `[wrenn/]name[:tag]`. Without a tag, all tags match.
     name: Option<String>,
-    /// How many at most. Default and most: 100.
+    /// Maximum number of entries. Default and maximum: 100.
     limit: Option<i64>,
-    /// Where the last page ended.
+    /// Token from the header `x-next-token` of the previous page.
     next_token: Option<String>,
 }
 
-/// Snapshots, newest first, in pages.
+/// Lists snapshots, newest first, in pages.
 #[utoipa::path(
     get, path = "/snapshots", tag = "e2b", operation_id = "e2b_list_snapshots", params(SnapshotQuery),
     responses(
         (status = 200, description = "The snapshots.", body = [E2bSnapshot],
-         headers(("x-next-token" = String, description = "Where the next page begins; absent on the last."))),
+         headers(("x-next-token" = String, description = "Token of the next page; absent on the last page."))),
         E2bErrors
     )
 )]

@@ -1,4 +1,4 @@
-//! What is wrong with a request is told with its field's name, and nothing is begun.
+//! Invalid requests: the error names the field, and nothing is started.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ async fn a_create_names_the_field_that_is_wrong() {
             "invalid_request",
             "`vcpus`",
         ),
-        // The host has two processors: eight are the limit there.
+        // The host has two processors, so the maximum is eight virtual CPUs.
         (json!({ "vcpus": 9 }), 400, "invalid_request", "`vcpus`"),
         (json!({ "vcpus": 1.5 }), 400, "invalid_request", "`vcpus`"),
         (json!({ "vcpus": "1" }), 400, "invalid_request", "`vcpus`"),
@@ -169,7 +169,7 @@ async fn a_create_names_the_field_that_is_wrong() {
     }
     assert_eq!(agent.calls("CreateSandbox"), 0);
     let (_, list) = control.get("/v1/sandboxes?status=all").await;
-    assert_eq!(list, json!([]), "no row is left of any of them");
+    assert_eq!(list, json!([]), "rejected requests leave no rows");
 }
 
 #[tokio::test]
@@ -201,7 +201,8 @@ async fn a_body_that_is_not_a_json_object_is_refused() {
     }
     let got = send("/v1/sandboxes", json, vec![b'{', 0xff, b'}']).await;
     assert_failure(&got, 400, "invalid_request", &[]);
-    // What `curl -d` calls its data, and what others do not call anything, is read as JSON, and must be.
+    // The content type that `curl -d` sends, and a missing one, are accepted, but the body must be
+    // JSON.
     for kind in [None, Some("application/x-www-form-urlencoded")] {
         let got = send("/v1/sandboxes", kind, b"{\"vcpus\":0}".to_vec()).await;
         assert_failure(&got, 400, "invalid_request", &["`vcpus`"]);
@@ -233,7 +234,7 @@ async fn a_body_that_is_too_large_is_413_and_its_client_sees_it() {
     };
     let got = answer(json(body.clone().into())).await;
     assert_failure(&got, 413, "too_large", &["the body"]);
-    // The same without an announced length.
+    // The same without a `Content-Length`.
     let pieces: Vec<_> = body
         .chunks(64 << 10)
         .map(|c| Ok::<_, std::io::Error>(c.to_vec()))

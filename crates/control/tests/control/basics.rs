@@ -1,4 +1,4 @@
-//! A sandbox's plain life.
+//! The ordinary life of a sandbox.
 
 use reqwest::{Method, StatusCode, multipart};
 use serde_json::json;

@@ -1,4 +1,5 @@
-//! Pages that use the E2B API from a browser, and what its versions tell of a sandbox that needs no token.
+//! Browser access to the E2B API, and responses of both API versions for a sandbox that requires no
+//! token.
 
 use reqwest::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use crate::support::{Control, FakeAgent, assert_failure};
 
 const ORIGIN: &str = "https://page.example";
 
-/// What a browser asks before a page's call; it has no key.
+/// Sends the preflight request of a browser. Preflight requests carry no key.
 async fn preflight(control: &Control, path: &str, method: &str) -> Response {
     reqwest::Client::new()
         .request(Method::OPTIONS, control.url(path))
@@ -55,7 +56,7 @@ async fn a_preflight_of_the_e2b_api_is_answered_without_a_key() {
         );
         assert_eq!(text(&answer, "access-control-max-age"), "7200");
     }
-    // Any other `OPTIONS` is a call like others.
+    // Any other `OPTIONS` request is an ordinary call.
     let other = reqwest::Client::new().request(Method::OPTIONS, control.url("/v2/sandboxes"));
     let answer = other.header("Origin", ORIGIN).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);

@@ -1,4 +1,4 @@
-//! Commands, by the call that waits for them and by the streams.
+//! Commands, by the waiting call and by the streams.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use reqwest::StatusCode;
@@ -22,7 +22,7 @@ async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
     })).await;
     assert_eq!(done["stdout"], "A=ü=1,B=2|/tmp|joe|7", "{done}");
     let (_, done) = exec(&control, &id, json!({ "cmd": "env" })).await;
-    assert_eq!(done["stdout"], "|||30", "a limit is always sent: {done}");
+    assert_eq!(done["stdout"], "|||30", "a timeout is always sent: {done}");
     let (_, done) = exec(&control, &id, json!({ "cmd": "env", "timeout_sec": 0 })).await;
     assert_eq!(done["stdout"], "|||0");
     let (_, done) = exec(
@@ -106,12 +106,12 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
         (ErrorCode::ResourceExhausted, 503, "resource_exhausted"),
         (ErrorCode::Unavailable, 503, "unavailable"),
         (ErrorCode::DeadlineExceeded, 504, "timeout"),
-        // Which file of the host is damaged, say: who has a key may know.
+        // For example the name of a damaged file on the host, which key holders may see.
         (ErrorCode::Internal, 502, "agent_error"),
     ] {
-        agent.fail("Exec", code, "the agent's words");
+        agent.fail("Exec", code, "the agent's message");
         let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
-        assert_failure(&got, status, word, &["the agent's words"]);
+        assert_failure(&got, status, word, &["the agent's message"]);
     }
     agent.mend("Exec");
     agent.drop_replies("Exec", 1);
@@ -132,7 +132,7 @@ async fn a_command_that_hangs_holds_nobody_else_up() {
     let mut hang = std::pin::pin!(hang);
     for _ in 0..20 {
         tokio::select! {
-            _ = &mut hang => panic!("it hangs"),
+            _ = &mut hang => panic!("the command must not end"),
             (status, _) = exec(&control, &quick, json!({ "cmd": "echo" })) => assert_eq!(status, StatusCode::OK),
         }
     }
@@ -169,7 +169,11 @@ async fn a_background_process_is_listed_followed_and_killed() {
         (&exit["exit_code"], &exit["error"]),
         (&json!(-1), &json!("signal: 15"))
     );
-    assert_eq!(socket.next().await, None, "the server closes");
+    assert_eq!(
+        socket.next().await,
+        None,
+        "the server closes the connection"
+    );
     let got = control.delete(&format!("{processes}/job")).await;
     assert_failure(&got, 404, "not_found", &["process"]);
     assert_eq!(control.get(&processes).await.1, json!({ "processes": [] }));
@@ -209,7 +213,7 @@ async fn a_stream_tells_start_output_and_exit() {
             json!({ "type": "exit", "exit_code": 0 }),
         ]
     );
-    // A character in two pieces, then what is no character.
+    // A character in two pieces, then a byte that is not UTF-8.
     let mut socket = Socket::open(&control, &path).await;
     socket
         .send(json!({ "type": "start", "cmd": "raw", "args": ["61c3", "bc", "ff"] }))
@@ -269,7 +273,7 @@ async fn a_stream_says_what_it_does_not_understand() {
         );
         assert_eq!(socket.next().await, None);
     }
-    // Later mistakes do not end it.
+    // Later invalid messages do not end the session.
     let mut socket = Socket::open(&control, &path).await;
     socket
         .send(json!({ "type": "start", "cmd": "cat", "stdin": true }))
@@ -320,14 +324,14 @@ async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_th
             .flooded
             .load(std::sync::atomic::Ordering::SeqCst)
     };
-    // Nothing is read: what is given away stands still, long before the end.
-    let stood = until("the flood stands still", async || {
+    // The client reads nothing: the output must stop long before its end.
+    let stood = until("the output stops", async || {
         let before = flooded();
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         (before > 0 && before == flooded()).then_some(before)
     })
     .await;
-    assert!(stood < length, "{stood} bytes are kept somewhere");
+    assert!(stood < length, "{stood} bytes are buffered");
     let mut got = 0;
     loop {
         let message = socket.next().await.unwrap();
@@ -366,7 +370,11 @@ async fn figures_have_a_history_that_outlives_a_pause() {
     let (status, before) = control.get(&path).await;
     assert_eq!(status, StatusCode::OK, "{before}");
     assert_eq!(before["mem_bytes"], now["mem_bytes"]);
-    assert_eq!(control.status(&id).await, "paused", "it is not resumed");
+    assert_eq!(
+        control.status(&id).await,
+        "paused",
+        "metrics must not resume the sandbox"
+    );
     control.delete(&format!("/v1/sandboxes/{id}")).await;
     let got = control.get(&path).await;
     assert_failure(&got, 404, "not_found", &["stopped"]);

@@ -1,4 +1,4 @@
-//! Creates: how soon they answer, and what is left of those that nobody waits for.
+//! Creates: response times, and cleanup after creates whose client has disconnected.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
     assert_eq!(made["status"], "starting");
     let id = made["id"].as_str().unwrap().to_owned();
     let path = format!("/v1/sandboxes/{id}");
-    // What cannot wait says so; what can waits, and works once it runs.
+    // Calls that cannot wait for the boot fail; the others wait and succeed once the sandbox runs.
     for route in ["pause", "resume", "fork"] {
         let got = control.post(&format!("{path}/{route}"), Value::Null).await;
         assert_failure(&got, 409, "invalid_state", &["`starting`"]);
@@ -87,12 +87,12 @@ async fn a_create_whose_reply_is_lost_leaves_nothing_at_the_host() {
     agent.drop_replies("CreateSandbox", 1);
     let got = control.post("/v1/sandboxes", json!({})).await;
     assert_failure(&got, 503, "unavailable", &["does not answer"]);
-    until("it is destroyed", async || {
+    until("the sandbox is destroyed", async || {
         agent.ids().is_empty().then_some(())
     })
     .await;
     let (_, list) = control.get("/v1/sandboxes").await;
-    assert_eq!(list, json!([]), "it is not there");
+    assert_eq!(list, json!([]), "the sandbox is not listed");
     let (_, list) = control.get("/v1/sandboxes?status=error").await;
     assert_eq!(list[0]["status"], "error", "{list}");
 }
@@ -104,7 +104,7 @@ async fn a_client_that_leaves_during_a_create_leaves_nothing() {
     agent.state.create_gate.shut();
     let request = control.request(reqwest::Method::POST, "/v1/sandboxes");
     create_and_leave(&agent, request).await;
-    until("it is asked to be destroyed", async || {
+    until("the host receives the destroy", async || {
         (agent.calls("DestroySandbox") > 0).then_some(())
     })
     .await;
@@ -116,7 +116,7 @@ async fn a_client_that_leaves_during_a_create_leaves_nothing() {
         row["error"].as_str().unwrap().contains("client went away"),
         "{row}"
     );
-    until("nothing is left", async || {
+    until("all resources are freed", async || {
         agent.ids().is_empty().then_some(())
     })
     .await;
@@ -135,8 +135,9 @@ async fn clients_that_leave_at_any_moment_before_the_answer_leave_nothing() {
         let left = tokio::time::timeout(Duration::from_millis(moment), send).await;
         assert!(left.is_err(), "{left:?}");
     }
-    // Whether an answer that was sent has been read, no server can know: none is before it saw them leave.
-    until("all are being undone", async || {
+    // A server cannot know whether a client has read a sent response. Here no response is sent
+    // before the server sees the disconnect.
+    until("all creates are being undone", async || {
         let (_, list) = control.get(NOT_STOPPED).await;
         let rows = list.as_array().unwrap();
         rows.iter()
@@ -145,7 +146,7 @@ async fn clients_that_leave_at_any_moment_before_the_answer_leave_nothing() {
     })
     .await;
     agent.state.create_gate.open();
-    until("nothing is left", async || {
+    until("all resources are freed", async || {
         let (_, list) = control.get(NOT_STOPPED).await;
         (list == json!([]) && agent.ids().is_empty()).then_some(())
     })
@@ -160,7 +161,7 @@ async fn a_destroy_during_a_create_wins() {
     let (_, made) = control.post("/v1/sandboxes", json!({})).await;
     let path = format!("/v1/sandboxes/{}", made["id"].as_str().unwrap());
     let destroy = tokio::spawn(control.request(reqwest::Method::DELETE, &path).send());
-    until("the host is asked", async || {
+    until("the host receives the call", async || {
         (agent.calls("DestroySandbox") > 0).then_some(())
     })
     .await;
@@ -183,14 +184,14 @@ async fn creates_are_answered_in_time_by_a_host_that_does_not_answer() {
     for got in futures::future::join_all(creates).await {
         assert_failure(&got, 504, "timeout", &[]);
     }
-    // One after the other would take 20 s.
+    // Sequential calls would take 20 s.
     assert!(
         begun.elapsed() < Duration::from_secs(10),
-        "one after the other: {:?}",
+        "calls were sequential: {:?}",
         begun.elapsed()
     );
     agent.state.host_gate.open();
-    until("the host is asked again", async || {
+    until("the host receives the second call", async || {
         (control.post("/v1/sandboxes", json!({})).await.0 == StatusCode::CREATED).then_some(())
     })
     .await;
@@ -203,7 +204,7 @@ async fn an_unreachable_host_is_503_and_comes_back() {
     let id = control.create().await;
     agent.down().await;
     let path = format!("/v1/sandboxes/{id}");
-    until("the last facts are old", async || {
+    until("the cached host facts have expired", async || {
         let got = control.post("/v1/sandboxes", json!({})).await;
         (got.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
     })
@@ -215,10 +216,13 @@ async fn an_unreachable_host_is_503_and_comes_back() {
     assert_eq!(
         control.status(&id).await,
         "running",
-        "nothing changes meanwhile"
+        "the status does not change while the host is down"
     );
     let (_, templates) = control.get("/v1/templates").await;
-    assert_eq!(templates[0]["name"], "minimal", "as it was");
+    assert_eq!(
+        templates[0]["name"], "minimal",
+        "the stored templates are listed"
+    );
     let got = control.delete(&path).await;
     assert_failure(
         &got,

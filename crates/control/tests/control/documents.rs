@@ -1,4 +1,4 @@
-//! The OpenAPI document, and the routes that it tells of.
+//! The OpenAPI document and the routes that it documents.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Control, FakeAgent};
 
-/// Every operation below a sandbox; both spellings have all of them.
+/// All operations below a sandbox. Both prefixes have all of them.
 const SANDBOX: [&str; 22] = [
     "get /",
     "post /",
@@ -46,7 +46,7 @@ const OTHERS: [&str; 10] = [
     "get /v1/templates",
 ];
 
-/// The E2B API's.
+/// Operations of the E2B API.
 const E2B: [&str; 22] = [
     "delete /sandboxes/{id}",
     "delete /templates/{name}",
@@ -146,7 +146,7 @@ async fn every_route_of_the_document_is_served_and_its_other_methods_are_not() {
                     "{method} {path}: {message}"
                 );
             } else if status == StatusCode::NOT_IMPLEMENTED {
-                // Of the E2B API, and not built.
+                // Part of the E2B API, and not implemented.
                 assert_eq!(body["code"], 501, "{method} {path}: {body}");
             } else {
                 assert_eq!(
@@ -159,7 +159,7 @@ async fn every_route_of_the_document_is_served_and_its_other_methods_are_not() {
     }
 }
 
-/// A route that is not made by `routes!` would not be in the document.
+/// A route that is not registered with `routes!` is missing in the document.
 #[test]
 fn routes_are_made_in_one_way_only() {
     fn look(dir: &std::path::Path, handlers: &mut usize) {
@@ -218,7 +218,7 @@ async fn the_document_is_whole() {
             .collect();
         assert_eq!(named, in_path, "{place}");
     }
-    // Every reference leads somewhere.
+    // Every reference resolves.
     let text = document.to_string();
     for reference in text.split("\"$ref\":\"#").skip(1) {
         let pointer = reference.split('"').next().unwrap();

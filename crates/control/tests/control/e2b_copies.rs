@@ -1,4 +1,4 @@
-//! Snapshots, forks and templates by the E2B API.
+//! Snapshots, forks and templates of the E2B API.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ async fn a_snapshot_is_made_created_from_listed_and_deleted_by_its_id() {
     }
     assert_eq!(all[1].0, "wrenn/mine:default");
     assert_eq!(all[3].0, "wrenn/mine:v2");
-    // The source goes on.
+    // The source keeps running.
     assert_eq!(control.status(&id).await, "running");
     let escaped = |text: &str| text.replace('/', "%2F").replace(':', "%3A");
     for (snapshot, name) in &all {
@@ -174,7 +174,7 @@ async fn copies_have_ids_tokens_and_deadlines_of_their_own() {
         let lives = time("endAt").as_second() - time("startedAt").as_second();
         assert!((59..=61).contains(&lives), "{lives}");
     }
-    // Of a sandbox of the other API, copies are of this one.
+    // Copies of a `/v1` sandbox belong to the E2B API.
     let plain = control.create().await;
     let (_, forked) = control
         .post(&format!("/sandboxes/{plain}/fork"), Value::Null)
@@ -195,7 +195,7 @@ async fn copies_have_ids_tokens_and_deadlines_of_their_own() {
     agent.fail(
         "ForkSandbox",
         ErrorCode::ResourceExhausted,
-        "no memory is left",
+        "no memory left",
     );
     let request = control.request(Method::POST, &path).send().await.unwrap();
     assert_eq!(request.status(), StatusCode::SERVICE_UNAVAILABLE);

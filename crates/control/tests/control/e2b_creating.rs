@@ -1,4 +1,4 @@
-//! Creating by the E2B API.
+//! Creating sandboxes by the E2B API.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ async fn both_versions_answer_with_a_sandbox_that_runs() {
         assert_eq!(made["domain"], Value::Null);
         assert_eq!(made["trafficAccessToken"], Value::Null);
         assert_eq!(agent.last_create().envs["A"], "1");
-        // It is the same resource under both APIs.
+        // The sandbox is the same resource in both APIs.
         assert_eq!(control.status(id).await, "running");
     }
     let plain = control.create().await;
@@ -107,11 +107,11 @@ async fn a_slow_create_is_waited_for_and_a_failed_one_told() {
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
     let (made, ()) = tokio::join!(control.e2b_create(json!({})), async {
-        until("it is asked for", async || {
+        until("the host receives the create", async || {
             (agent.state.create_gate.waiting() == 1).then_some(())
         })
         .await;
-        // What has no answer yet is not there for clients of this API.
+        // A sandbox without a response is not visible to clients of this API.
         let (_, list) = control.get("/v2/sandboxes").await;
         assert_eq!(list, json!([]));
         agent.state.create_gate.open();
@@ -124,7 +124,7 @@ async fn a_slow_create_is_waited_for_and_a_failed_one_told() {
     agent.fail(
         "CreateSandbox",
         ErrorCode::ResourceExhausted,
-        "no memory is left",
+        "no memory left",
     );
     let request = control.request(Method::POST, "/v2/sandboxes");
     let response = request
@@ -135,7 +135,7 @@ async fn a_slow_create_is_waited_for_and_a_failed_one_told() {
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(response.headers()["should-retry"], "false");
     let body: Value = response.json().await.unwrap();
-    assert_eq!(body, json!({ "code": 503, "message": "no memory is left" }));
+    assert_eq!(body, json!({ "code": 503, "message": "no memory left" }));
     let (_, list) = control.get("/v2/sandboxes").await;
     assert_eq!(list.as_array().unwrap().len(), 1);
 }
@@ -149,12 +149,12 @@ async fn a_client_that_leaves_before_the_answer_leaves_nothing() {
         .request(Method::POST, "/v2/sandboxes")
         .json(&json!({ "templateID": "minimal" }));
     create_and_leave(&agent, request).await;
-    until("it is asked to be destroyed", async || {
+    until("the host receives the destroy", async || {
         (agent.calls("DestroySandbox") > 0).then_some(())
     })
     .await;
     agent.state.create_gate.open();
-    until("nothing is left", async || {
+    until("all resources are freed", async || {
         let (_, list) = control.get(NOT_STOPPED).await;
         (list == json!([]) && agent.ids().is_empty()).then_some(())
     })
@@ -212,7 +212,7 @@ async fn a_gateway_that_the_client_will_start_itself_is_no_reason_to_refuse() {
         .e2b_create(json!({ "mcp": { "github": { "token": "x" } } }))
         .await;
     assert_eq!(made["templateID"], "minimal");
-    // The template that clients name for it is not here.
+    // This server has no template of the name that clients use for `mcp`.
     let body = json!({ "templateID": "mcp-gateway", "mcp": { "x": {} } });
     let got = control.post("/v2/sandboxes", body).await;
     assert_e2b_failure(&got, 404, &["mcp-gateway"]);
@@ -268,9 +268,9 @@ async fn what_is_not_built_says_so() {
         (Method::GET, "/sandboxes/i0/logs"),
     ] {
         let got = control.call(method.clone(), path, &Value::Null).await;
-        assert_e2b_failure(&got, 501, &["does not have this yet"]);
+        assert_e2b_failure(&got, 501, &["not implemented"]);
     }
-    // Clients of a volume have its token, and no key.
+    // Clients of a volume send the volume's token, and no API key.
     let client = reqwest::Client::new();
     for (method, what) in [
         (Method::GET, "path"),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Control, FakeAgent, assert_e2b_failure};
 
-/// A page, and the token of the next.
+/// Returns a page, and the token of the next one.
 async fn page(control: &Control, query: &str) -> (Vec<String>, Option<String>) {
     let request = control.request(Method::GET, &format!("/v2/sandboxes?{query}"));
     let response = request.send().await.unwrap();
@@ -22,7 +22,7 @@ async fn page(control: &Control, query: &str) -> (Vec<String>, Option<String>) {
     )
 }
 
-/// All pages, one behind the other.
+/// Returns the entries of all pages, in order.
 async fn walk(control: &Control, query: &str) -> Vec<String> {
     let (mut all, mut token) = page(control, query).await;
     while let Some(next) = token {
@@ -71,7 +71,7 @@ async fn metadata_state_and_template_choose() {
         ids(&format!("startedAfter={from}&order=asc")).await,
         [b.clone(), c.clone()]
     );
-    // The first version tells of those that run.
+    // Version 1 lists running sandboxes.
     let (_, first) = control.get("/sandboxes").await;
     assert_eq!(first.as_array().unwrap().len(), 2);
     for bad in [
@@ -87,7 +87,7 @@ async fn metadata_state_and_template_choose() {
     }
 }
 
-/// What clients can do between and before pages.
+/// Actions of a client before and between pages.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Create { marked: bool },
@@ -103,7 +103,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Whatever was done: pages of any size, in both orders and with any filter, are the whole list once.
+/// Checks that after any steps, pages of any size, in both orders and with any filter, contain each
+/// entry of the list exactly once.
 async fn pages_are_the_list(steps: Vec<Step>, limit: usize) {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;

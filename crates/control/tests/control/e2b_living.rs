@@ -1,4 +1,4 @@
-//! The life of a sandbox by the E2B API: deadlines, pause, coming back, the end.
+//! The life of a sandbox in the E2B API: deadlines, pause, connect, end.
 
 use std::{
     ops::RangeInclusive,
@@ -16,7 +16,8 @@ async fn end_at(control: &Control, id: &str) -> jiff::Timestamp {
     seen["endAt"].as_str().unwrap().parse().unwrap()
 }
 
-/// Where the end is of what was given so many seconds since this moment.
+/// Returns the possible deadlines, in milliseconds since 1970, of a lifetime that was set between
+/// `begun` and now.
 fn end_since(begun: jiff::Timestamp, seconds: i64) -> RangeInclusive<i64> {
     let (begun, now) = (
         begun.as_millisecond(),
@@ -85,14 +86,14 @@ async fn a_deadline_kills_within_a_second_however_much_it_is_used() {
     let control = Control::start(&agent).await;
     let far = control.e2b_id(json!({ "timeout": 600 })).await;
     let id = control.e2b_id(json!({ "timeout": 2 })).await;
-    until("it is killed", async || {
+    until("the sandbox is killed", async || {
         state(&control, &id).await.is_none().then_some(())
     })
     .await;
     let row = control.until_status(&id, "stopped").await;
     let time = |field: &str| -> jiff::Timestamp { row[field].as_str().unwrap().parse().unwrap() };
     let late_ms = time("last_updated").as_millisecond() - time("expires_at").as_millisecond();
-    // A deadline that nobody was told of is looked for after 30 s.
+    // A deadline without a notification is noticed after 30 s only.
     assert!((0..10_000).contains(&late_ms), "{late_ms}");
     assert_eq!(row["error"], "its lifetime was over");
     assert_eq!(state(&control, &far).await.as_deref(), Some("running"));
@@ -107,17 +108,17 @@ async fn a_deadline_pauses_what_asked_for_it_and_it_is_seen_as_paused_while_the_
         .e2b_create(json!({ "timeout": 1, "autoPause": true }))
         .await;
     let id = made["sandboxID"].as_str().unwrap();
-    until("it is paused", async || {
+    until("the sandbox is paused", async || {
         (state(&control, id).await.as_deref() == Some("paused")).then_some(())
     })
     .await;
     assert_eq!(control.status(id).await, "pausing");
-    // Who comes back meanwhile waits.
+    // A connect during the pause waits for its end.
     let path = format!("/v2/sandboxes/{id}/connect");
     let begun = jiff::Timestamp::now();
     let ((status, back), ()) =
         tokio::join!(control.post(&path, json!({ "timeout": 100 })), async {
-            until("the host is asked", async || {
+            until("the host receives the pause", async || {
                 (agent.state.pause_gate.waiting() == 1).then_some(())
             })
             .await;
@@ -144,7 +145,7 @@ async fn a_pause_at_the_deadline_that_fails_is_tried_again() {
     let id = control
         .e2b_id(json!({ "timeout": 1, "autoPause": true }))
         .await;
-    let row = until("it failed", async || {
+    let row = until("the pause has failed", async || {
         let (_, row) = control.get(&format!("/v1/sandboxes/{id}")).await;
         row["warning"].is_string().then_some(row)
     })
@@ -167,7 +168,7 @@ async fn a_deadline_that_passed_while_the_server_was_down_is_kept() {
     let id = control.e2b_id(json!({ "timeout": 2 })).await;
     let dir = control.stop().await;
     let over = jiff::Timestamp::now().as_millisecond() + 2000;
-    until("its time is over", async || {
+    until("the lifetime is over", async || {
         (jiff::Timestamp::now().as_millisecond() > over).then_some(())
     })
     .await;
@@ -267,7 +268,7 @@ async fn a_connect_and_a_refresh_make_a_life_longer_and_never_shorter() {
     assert!((99..=130).contains(&left), "{left}");
     let got = act(&control, id, "refreshes", json!({ "duration": 3601 })).await;
     assert_e2b_failure(&got, 400, &["duration"]);
-    // One that has no deadline keeps that.
+    // A sandbox without a deadline gets none.
     let plain = control.create().await;
     let (status, _) = act(&control, &plain, "connect", json!({ "timeout": 1 })).await;
     assert_eq!(status, StatusCode::OK);
@@ -365,7 +366,11 @@ async fn a_guest_that_must_be_healthy_and_is_not_is_not_paused() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({})).await;
-    agent.fail("GetMetrics", ErrorCode::Unavailable, "it does not answer");
+    agent.fail(
+        "GetMetrics",
+        ErrorCode::Unavailable,
+        "the guest does not answer",
+    );
     let body = json!({ "requireHealthyGuest": true });
     let got = act(&control, &id, "pause", body.clone()).await;
     assert_e2b_failure(&got, 503, &[&id]);
@@ -388,14 +393,15 @@ async fn a_deadline_that_is_moved_while_a_pause_begins_is_never_lost() {
     let id = control
         .e2b_id(json!({ "timeout": 1, "autoPause": true }))
         .await;
-    // Again and again around the deadline: each answer is kept, whatever the order.
+    // Connects repeatedly around the deadline. Each response must hold, in any order of connect and
+    // pause.
     for _ in 0..60 {
         let path = format!("/v2/sandboxes/{id}/connect");
         let begun = Instant::now();
         let (status, body) = control.post(&path, json!({ "timeout": 1 })).await;
         assert!(status.is_success(), "{body}");
         let seen = state(&control, &id).await;
-        // A machine that is slow enough looks when that deadline has passed too.
+        // On a slow machine, the new deadline may already have passed.
         assert!(
             seen.as_deref() == Some("running") || begun.elapsed() > Duration::from_secs(1),
             "{seen:?}"
@@ -439,7 +445,7 @@ async fn a_network_is_replaced_at_the_host_and_what_is_omitted_is_cleared() {
     agent.fail(
         "UpdateNetwork",
         ErrorCode::Internal,
-        "the rules were refused",
+        "the rules were rejected",
     );
     let got = control
         .call(Method::PUT, &path, &json!({ "denyOut": ["1.1.1.1"] }))
@@ -498,14 +504,14 @@ async fn a_first_sample_comes_by_itself_and_none_is_later_than_what_was_asked_fo
     let id = control.e2b_id(json!({})).await;
     let path = format!("/sandboxes/{id}/metrics");
     let many = format!("/sandboxes/metrics?sandbox_ids={id}");
-    let first = until("there is a sample that nobody asked for", async || {
+    let first = until("a sample exists without a request", async || {
         let (_, seen) = control.get(&many).await;
         seen["sandboxes"].get(&id).cloned()
     })
     .await;
     let taken: jiff::Timestamp = first["timestamp"].as_str().unwrap().parse().unwrap();
     let (floor, next) = (taken.as_second(), taken.as_second() + 1);
-    // As a client asks whose clock stands in the second of the sample: rounded down.
+    // The request of a client whose clock is in the second of the sample, rounded down.
     let asked = agent.calls("GetMetrics");
     let (_, seen) = control.get(&format!("{path}?end={floor}")).await;
     let wanted = match taken.as_millisecond() % 1000 {
@@ -516,7 +522,7 @@ async fn a_first_sample_comes_by_itself_and_none_is_later_than_what_was_asked_fo
     assert_eq!(
         agent.calls("GetMetrics"),
         asked,
-        "the past is not asked for"
+        "a request for the past takes no sample"
     );
     let (_, seen) = control
         .get(&format!("{path}?start={floor}&end={next}"))
@@ -526,8 +532,12 @@ async fn a_first_sample_comes_by_itself_and_none_is_later_than_what_was_asked_fo
     for sample in seen.as_array().unwrap() {
         assert!(sample["timestampUnix"].as_i64().unwrap() >= next, "{seen}");
     }
-    // A guest that does not answer has no sample, and its create is none the worse for it.
-    agent.fail("GetMetrics", ErrorCode::Unavailable, "it does not answer");
+    // A guest that does not answer has no sample. Its create still succeeds.
+    agent.fail(
+        "GetMetrics",
+        ErrorCode::Unavailable,
+        "the guest does not answer",
+    );
     let deaf = control.e2b_id(json!({})).await;
     assert_eq!(state(&control, &deaf).await.as_deref(), Some("running"));
 }

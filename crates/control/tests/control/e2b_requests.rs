@@ -1,4 +1,4 @@
-//! Creates that name their request by an idempotency key.
+//! Creates with an idempotency key.
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ async fn requests_at_the_same_time_share_one_create() {
     agent.state.create_gate.shut();
     let ask = async || answer(named(&control, "k", &body())).await;
     let (a, b, c, ()) = tokio::join!(ask(), ask(), ask(), async {
-        until("it is asked for", async || {
+        until("the host receives the create", async || {
             (agent.state.create_gate.waiting() == 1).then_some(())
         })
         .await;
@@ -70,7 +70,7 @@ async fn a_request_whose_client_left_can_be_made_again() {
     agent.state.create_gate.shut();
     create_and_leave(&agent, named(&control, "k", &body())).await;
     let (again, ()) = tokio::join!(answer(named(&control, "k", &body())), async {
-        until("the first is being undone", async || {
+        until("the first create is being undone", async || {
             (agent.calls("DestroySandbox") > 0).then_some(())
         })
         .await;
@@ -80,7 +80,7 @@ async fn a_request_whose_client_left_can_be_made_again() {
     assert_eq!(agent.calls("CreateSandbox"), 2);
     assert_eq!(again.0, StatusCode::CREATED, "{}", again.1);
     let id = again.1["sandboxID"].as_str().unwrap().to_owned();
-    until("only the second is there", async || {
+    until("only the second sandbox exists", async || {
         (agent.ids() == [id.clone()]).then_some(())
     })
     .await;

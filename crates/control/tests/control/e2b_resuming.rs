@@ -1,4 +1,4 @@
-//! Coming back to a paused sandbox when the resume fails, or nobody hears how it went.
+//! Connects to a paused sandbox when the resume fails, or when its result is lost.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -22,14 +22,15 @@ async fn pause_mode(control: &Control, id: &str) -> Value {
     control.get(&format!("/sandboxes/{id}")).await.1["pauseMode"].clone()
 }
 
-/// Seconds that it has still to live.
+/// Returns the remaining lifetime, in seconds.
 async fn left(control: &Control, id: &str) -> i64 {
     let (_, seen) = control.get(&format!("/sandboxes/{id}")).await;
     let end: jiff::Timestamp = seen["endAt"].as_str().unwrap().parse().unwrap();
     end.as_second() - jiff::Timestamp::now().as_second()
 }
 
-/// Begins a connect at a control plane that ends while the host works on it; the row stays `resuming`.
+/// Starts a connect on a control plane that shuts down while the host works on it. The row stays
+/// `resuming`.
 async fn broken_off(agent: &FakeAgent, control: &Control, id: &str, body: Value) {
     let options = Options {
         poll_interval: Duration::from_secs(3600),
@@ -44,7 +45,7 @@ async fn broken_off(agent: &FakeAgent, control: &Control, id: &str, body: Value)
     let path = format!("/v2/sandboxes/{id}/connect");
     let call = other.request(Method::POST, &path).json(&body);
     let call = tokio::spawn(call.send());
-    until("the host works on it", async || {
+    until("the host works on the call", async || {
         (agent.state.resume_gate.waiting() == 1).then_some(())
     })
     .await;
@@ -64,9 +65,13 @@ async fn a_boot_from_the_disk_that_fails_leaves_the_memory_to_go_on_from() {
     ] {
         let id = control.e2b_id(json!({})).await;
         pause(&control, &id, paused).await;
-        agent.fail("ResumeSandbox", ErrorCode::ResourceExhausted, "no room");
+        agent.fail(
+            "ResumeSandbox",
+            ErrorCode::ResourceExhausted,
+            "no room left",
+        );
         let got = connect(&control, &id, json!({ "memory": false })).await;
-        assert_e2b_failure(&got, 503, &["no room"]);
+        assert_e2b_failure(&got, 503, &["no room left"]);
         assert!(booted());
         assert_eq!(pause_mode(&control, &id).await, mode);
         agent.mend("ResumeSandbox");

@@ -1,4 +1,4 @@
-//! Keys: what is answered without one, and their life.
+//! API keys: responses without a valid key, and the life of a key.
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -37,7 +37,7 @@ async fn without_a_good_key_nothing_is_answered_not_even_an_upgrade() {
             let got = Socket::try_open(&control, &path, key).await.err().unwrap();
             assert_failure(&got, 401, "unauthorized", &["X-API-Key"]);
         }
-        // An upgrade header on an ordinary route opens nothing.
+        // An upgrade header on an ordinary route does not bypass the check.
         let request = client
             .get(control.url("/v1/sandboxes"))
             .header("Upgrade", "websocket")
@@ -56,7 +56,7 @@ async fn keys_are_made_listed_and_deleted_but_never_the_last() {
     assert_eq!(status, StatusCode::CREATED, "{made}");
     let secret = made["key"].as_str().unwrap().to_owned();
     let (_, keys) = control.get("/v1/api-keys").await;
-    // The first keys, one of each form, and this one.
+    // The first keys, one per form, and the new one.
     assert_eq!(keys.as_array().unwrap().len(), 3);
     assert!(!keys.to_string().contains(&secret));
     let with = |key: &str| {

@@ -1,4 +1,4 @@
-//! The control plane against a fake host agent: no machine is booted here.
+//! Tests of the control plane against a fake host agent. No VM is booted.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 mod support;

@@ -1,4 +1,4 @@
-//! Pause and resume, and what can go wrong with them.
+//! Pause and resume, and their failures.
 
 use std::time::Duration;
 
@@ -153,7 +153,7 @@ async fn a_lost_reply_changes_nothing_of_what_became_of_it() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    // The host did it: so it is.
+    // The host has paused the sandbox, so the call succeeds.
     agent.drop_replies("PauseSandbox", 1);
     let (status, row) = pause(&control, &id).await;
     assert_eq!(
@@ -168,7 +168,7 @@ async fn a_lost_reply_changes_nothing_of_what_became_of_it() {
         (StatusCode::OK, &json!("running")),
         "{row}"
     );
-    // The look after it is lost too: the reconciler sees it later.
+    // The list call after it is lost, too. The reconciler notices the pause later.
     agent.drop_replies("PauseSandbox", 1);
     agent.drop_replies("ListSandboxes", 3);
     let got = pause(&control, &id).await;
@@ -188,7 +188,7 @@ async fn a_host_that_loses_it_while_pausing_makes_it_an_error() {
         agent.drop_replies("PauseSandbox", 1);
         let path = format!("/v1/sandboxes/{id}/pause");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (agent.state.pause_gate.waiting() == 1).then_some(())
         })
         .await;
@@ -217,7 +217,7 @@ async fn an_agent_that_restarts_in_the_middle_of_a_pause_finishes_it_or_not() {
         agent.state.pause_gate.shut();
         let path = format!("/v1/sandboxes/{id}/pause");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (agent.state.pause_gate.waiting() == 1).then_some(())
         })
         .await;
@@ -270,11 +270,11 @@ async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
         gate.shut();
         let path = format!("/v1/sandboxes/{id}/{verb}");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (gate.waiting() == 1).then_some(())
         })
         .await;
-        // What the host lists meanwhile is as wrong as can be.
+        // Meanwhile, the host lists contradictory states.
         for wrong in [
             SandboxState::SANDBOX_STATE_RUNNING,
             SandboxState::SANDBOX_STATE_PAUSED,
@@ -282,7 +282,7 @@ async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
         ] {
             agent.change(&id, |sandbox| sandbox.state = wrong);
             let looks = agent.calls("ListSandboxes");
-            until("it has looked ten times", async || {
+            until("the reconciler has polled ten times", async || {
                 (agent.calls("ListSandboxes") > looks + 10).then_some(())
             })
             .await;
@@ -307,7 +307,7 @@ async fn a_client_that_leaves_does_not_stop_a_pause() {
         gate.shut();
         let path = format!("/v1/sandboxes/{id}/{verb}");
         let call = tokio::spawn(control.request(Method::POST, &path).send());
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (gate.waiting() == 1).then_some(())
         })
         .await;

@@ -1,4 +1,4 @@
-//! Everything at once on one sandbox.
+//! Concurrent calls to one sandbox.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Control, FakeAgent, NOT_STOPPED, Options, answer, until};
 
-/// Sends a hundred calls at once and counts their answers.
+/// Sends a hundred concurrent calls and counts their statuses.
 async fn storm(control: &Control, calls: &[(Method, String, Value)]) -> BTreeMap<u16, usize> {
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..100 {
@@ -104,7 +104,7 @@ async fn a_hundred_pauses_resumes_execs_and_copies_never_meet_at_the_host() {
         assert_eq!(agent.overlaps(), 0);
         let status = control.status(id).await;
         assert!(["running", "paused"].contains(&status.as_str()), "{status}");
-        // It still obeys.
+        // The sandbox is still usable.
         if status == "paused" {
             let (status, row) = control.post(&format!("{path}/resume"), Value::Null).await;
             assert_eq!(status, StatusCode::OK, "{row}");
@@ -182,7 +182,7 @@ async fn lost_replies_and_restarts_in_a_storm_end_in_agreement() {
         agent.drop_replies(method, 0);
     }
     for id in &ids {
-        until("rows and host agree", async || {
+        until("the rows agree with the host", async || {
             use wrenn_proto::rpc::hostagent::v1::SandboxState as S;
             let host = agent.sandbox(id).unwrap().state;
             let status = control.status(id).await;

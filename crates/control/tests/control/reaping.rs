@@ -1,7 +1,8 @@
-//! A use that comes between the look which found a sandbox idle and the step that would end it.
+//! Activity between the check that finds a sandbox idle and the step that would end it.
 //!
-//! Each test is of a control plane that looks once, as it starts. Its look and its step both ask the host for a list, so a gate
-//! at the list holds the step until the test has done what it wants to be done in between.
+//! In each test, the reconciler polls only once, at its start. Both the poll and the step list the
+//! host's sandboxes. A gate at the list call therefore holds the step until the test has done its
+//! work in between.
 
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use crate::support::{Control, ErrorCode, FakeAgent, Options, Socket, fake_agent::now_ms, until};
 
-/// Longer than it may be idle.
+/// Idle time of the sandbox. Longer than its timeout.
 const IDLE_MS: i64 = 3_600_000;
 
-/// What becomes of an idle sandbox, and the status that is then its.
+/// Actions on an idle sandbox, and the resulting statuses.
 const ENDS: [(&str, &str); 2] = [("pause", "paused"), ("kill", "stopped")];
 
 struct Held {
@@ -25,7 +26,7 @@ struct Held {
 }
 
 impl Held {
-    /// A sandbox whose idleness has been seen, and the step of which stands at the gate.
+    /// Creates a sandbox that was found idle and whose step waits at the gate.
     async fn new(on_timeout: &str) -> Self {
         let agent = FakeAgent::start().await;
         let once = || Options {
@@ -51,7 +52,7 @@ impl Held {
         held.until_waiting().await;
         let looked = held.agent.calls("ListSandboxes");
         held.agent.state.list_gate.admit_one();
-        until("the step asks the host", async || {
+        until("the step calls the host", async || {
             (held.agent.calls("ListSandboxes") > looked).then_some(())
         })
         .await;
@@ -60,7 +61,7 @@ impl Held {
     }
 
     async fn until_waiting(&self) {
-        until("a list waits", async || {
+        until("a list call waits at the gate", async || {
             (self.agent.state.list_gate.waiting() == 1).then_some(())
         })
         .await;
@@ -72,7 +73,8 @@ impl Held {
         assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
     }
 
-    /// Lets the step go on and waits for its end: this call waits for the lock that the step has. It changes nothing.
+    /// Releases the step and waits for its end. The refresh waits for the lock that the step holds,
+    /// and changes nothing.
     async fn go_on(&self) -> StatusCode {
         self.agent.state.list_gate.open();
         let path = format!("/sandboxes/{}/refreshes", self.id);
@@ -97,7 +99,7 @@ async fn what_nobody_uses_meanwhile_is_ended() {
     for (on_timeout, wanted) in ENDS {
         let held = Held::new(on_timeout).await;
         assert_eq!(held.control.status(&held.id).await, "running");
-        // Paused or gone, it has no deadline that could be moved.
+        // The sandbox is paused or gone, so it has no deadline to move.
         assert_eq!(held.go_on().await, StatusCode::NOT_FOUND);
         let row = held.control.until_status(&held.id, wanted).await;
         let why = row["error"].as_str().unwrap_or_default();

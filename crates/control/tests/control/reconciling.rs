@@ -1,4 +1,4 @@
-//! Losses, restarts, idleness: what the reconciler sees.
+//! Losses, restarts and idleness, as the reconciler sees them.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ async fn a_machine_that_dies_becomes_an_error_with_its_reason() {
     )
     .await;
     assert_failure(&got.err().unwrap(), 409, "invalid_state", &["`error`"]);
-    until("the host may forget it", async || {
+    until("the loss is acknowledged to the host", async || {
         (agent.ids() == [lives.as_str()]).then_some(())
     })
     .await;
@@ -122,11 +122,11 @@ async fn idle_sandboxes_are_paused_or_destroyed_as_they_were_created() {
     control.until_status(&paused, "paused").await;
     let row = control.until_status(&killed, "stopped").await;
     assert!(row["error"].as_str().unwrap().contains("idle"), "{row}");
-    // Long after.
+    // Much later.
     agent.change(&used, |sandbox| sandbox.last_active_ms = now_ms() - 60_000);
     tokio::time::sleep(Duration::from_millis(5500)).await;
     let looks = agent.calls("ListSandboxes");
-    until("it has looked again", async || {
+    until("the reconciler has polled again", async || {
         (agent.calls("ListSandboxes") > looks + 2).then_some(())
     })
     .await;
@@ -171,7 +171,7 @@ async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_agai
         .await;
     let id = made["id"].as_str().unwrap();
     let path = format!("/v1/sandboxes/{id}");
-    let row = until("there is a warning", async || {
+    let row = until("the row has a warning", async || {
         let (_, row) = control.get(&path).await;
         row["warning"]
             .as_str()
@@ -188,8 +188,9 @@ async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_agai
     let (status, _) = control
         .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
         .await;
-    assert_eq!(status, StatusCode::OK, "it works meanwhile");
-    // An eager reconciler would have tried a hundred times in this second. The third attempt is 6 s after the first.
+    assert_eq!(status, StatusCode::OK, "the sandbox works meanwhile");
+    // A reconciler without backoff would have retried a hundred times in this second. The third
+    // attempt is 6 s after the first.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let attempts = agent.calls("PauseSandbox");
     assert!(
@@ -239,7 +240,7 @@ async fn paused_sandboxes_are_left_alone_also_when_their_host_does_not_have_them
 async fn what_either_side_left_half_done_is_settled_by_what_the_host_has() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
-    // A row is left `pausing` or `resuming` by a control plane that ends while the host works.
+    // A control plane that shuts down while the host works leaves a row `pausing` or `resuming`.
     for (resuming, found, wanted) in [
         (false, SandboxState::SANDBOX_STATE_PAUSED, "paused"),
         (false, SandboxState::SANDBOX_STATE_RUNNING, "running"),
@@ -274,18 +275,18 @@ async fn what_either_side_left_half_done_is_settled_by_what_the_host_has() {
                 .request(Method::POST, &format!("{path}/{verb}"))
                 .send(),
         );
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (gate.waiting() == 1).then_some(())
         })
         .await;
         assert_eq!(control.status(&id).await, during);
-        // Ends without having written anything more: its detached task is given up after some seconds.
+        // Shuts down without another write: its detached task is abandoned after some seconds.
         other.stop().await;
         call.abort();
         assert_eq!(
             control.status(&id).await,
             during,
-            "what works is waited for"
+            "the reconciler waits for work in progress"
         );
         agent.change(&id, |sandbox| sandbox.state = found);
         let row = control.until_status(&id, wanted).await;

@@ -1,4 +1,4 @@
-//! Calls to paused sandboxes: refused, or resuming them first.
+//! Calls to paused sandboxes: rejected, or resuming the sandbox first.
 
 use std::time::Duration;
 
@@ -78,8 +78,8 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
     }));
     let mut calls = std::pin::pin!(calls);
     tokio::select! {
-        _ = &mut calls => panic!("it is paused"),
-        () = until("the host works on it", async || (agent.state.resume_gate.waiting() == 1).then_some(())) => {}
+        _ = &mut calls => panic!("calls must wait for the resume"),
+        () = until("the host works on the call", async || (agent.state.resume_gate.waiting() == 1).then_some(())) => {}
     }
     agent.state.resume_gate.open();
     for (n, (status, done)) in calls.await.into_iter().enumerate() {
@@ -138,10 +138,11 @@ async fn a_resume_that_fails_fails_all_the_calls_that_wait_for_it_and_not_the_ne
     );
     let mut calls = std::pin::pin!(calls);
     tokio::select! {
-        _ = &mut calls => panic!("it is paused"),
+        _ = &mut calls => panic!("calls must wait for the resume"),
         () = async {
-            until("the host works on it", async || (agent.state.resume_gate.waiting() == 1).then_some(())).await;
-            // Nothing tells that the others have read the row. What asks for it after them, again and again, has by now.
+            until("the host works on the call", async || (agent.state.resume_gate.waiting() == 1).then_some(())).await;
+            // No signal shows that the other calls have read the row. Repeated status calls, which
+            // start later, ensure it.
             for _ in 0..20 {
                 futures::future::join_all((0..10).map(|_| control.status(&id))).await;
             }
@@ -168,7 +169,7 @@ async fn a_call_during_a_pause_waits_for_its_end_and_resumes() {
     agent.state.pause_gate.shut();
     let pausing = pause(&control, &id);
     let calling = async {
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (agent.state.pause_gate.waiting() == 1).then_some(())
         })
         .await;

@@ -1,4 +1,4 @@
-//! Snapshots, what is made from them, and forks.
+//! Snapshots, sandboxes created from them, and forks.
 
 use std::time::Duration;
 
@@ -38,7 +38,11 @@ async fn a_snapshot_is_made_listed_spawned_and_deleted() {
         ),
         (&json!(2), &json!(512), &json!(2048), &json!(1))
     );
-    assert_eq!(control.status(id).await, "running", "it goes on");
+    assert_eq!(
+        control.status(id).await,
+        "running",
+        "the sandbox keeps running"
+    );
     assert_eq!(control.get("/v1/snapshots/mine").await.1, template);
     let names = async |query: &str| {
         let (_, list) = control.get(&format!("/v1/snapshots{query}")).await;
@@ -63,7 +67,8 @@ async fn a_snapshot_is_made_listed_spawned_and_deleted() {
         2
     );
 
-    // The sizes are the snapshot's, whatever is asked; but what is asked must make sense.
+    // The sizes are those of the snapshot, whatever the request asks for. The request must still be
+    // valid.
     let body = json!({ "template": "mine", "vcpus": 1, "memory_mb": 128, "disk_size_mb": 9999 });
     let (status, spawned) = control.post("/v1/sandboxes", body).await;
     assert_eq!(status, StatusCode::CREATED, "{spawned}");
@@ -89,10 +94,10 @@ async fn a_snapshot_is_made_listed_spawned_and_deleted() {
     agent.fail(
         "DeleteSnapshot",
         ErrorCode::FailedPrecondition,
-        "sandbox sb-1 stands on it",
+        "sandbox sb-1 depends on it",
     );
     let got = control.delete("/v1/snapshots/mine").await;
-    assert_failure(&got, 409, "conflict", &["sandbox sb-1 stands on it"]);
+    assert_failure(&got, 409, "conflict", &["sandbox sb-1 depends on it"]);
     agent.mend("DeleteSnapshot");
     assert_eq!(
         control.delete("/v1/snapshots/mine").await.0,
@@ -136,7 +141,7 @@ async fn a_name_is_taken_once_unless_it_is_overwritten() {
     assert_eq!(
         row.get("warning"),
         None,
-        "a wrong name says nothing of the sandbox"
+        "an invalid name reveals nothing about the sandbox"
     );
     assert_eq!(
         snapshot(&control, "?overwrite=true", body()).await.0,
@@ -144,7 +149,7 @@ async fn a_name_is_taken_once_unless_it_is_overwritten() {
     );
     let got = snapshot(&control, "?overwrite=perhaps", body()).await;
     assert_failure(&got, 400, "invalid_request", &["overwrite"]);
-    // Without a name, of a paused one.
+    // An unnamed snapshot of a paused sandbox.
     let (status, _) = control
         .post(&format!("/v1/sandboxes/{id}/pause"), Value::Null)
         .await;
@@ -157,7 +162,11 @@ async fn a_name_is_taken_once_unless_it_is_overwritten() {
         digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()),
         "{name}"
     );
-    assert_eq!(control.status(&id).await, "paused", "it goes on as it was");
+    assert_eq!(
+        control.status(&id).await,
+        "paused",
+        "the sandbox stays paused"
+    );
 }
 
 #[tokio::test]
@@ -183,7 +192,7 @@ async fn a_snapshot_that_fails_leaves_the_sandbox_running_and_says_so() {
         "{row}"
     );
     agent.mend("CreateSnapshot");
-    // A lost reply: the template is there, and listed.
+    // A lost reply: the template exists and is listed.
     agent.drop_replies("CreateSnapshot", 1);
     let got = snapshot(&control, "", body.clone()).await;
     assert_failure(&got, 503, "unavailable", &[]);
@@ -218,20 +227,20 @@ async fn an_eager_reconciler_and_a_client_that_leaves_do_not_disturb_a_snapshot(
                 .json(&body)
                 .send(),
         );
-        until("the host works on it", async || {
+        until("the host works on the call", async || {
             (agent.state.snapshot_gate.waiting() == 1).then_some(())
         })
         .await;
         call.abort();
-        // Meanwhile the host lists it as paused.
+        // Meanwhile, the host lists the sandbox as paused.
         let looks = agent.calls("ListSandboxes");
-        until("it has looked ten times", async || {
+        until("the reconciler has polled ten times", async || {
             (agent.calls("ListSandboxes") > looks + 10).then_some(())
         })
         .await;
         assert_eq!(control.status(&id).await, "running");
         agent.state.snapshot_gate.open();
-        until("the template is there", async || {
+        until("the template exists", async || {
             let (status, _) = control.get(&format!("/v1/snapshots/s{round}")).await;
             (status == StatusCode::OK).then_some(())
         })
@@ -304,11 +313,7 @@ async fn a_fork_makes_running_copies_with_all_that_the_source_was_given() {
     let (_, copies) = control
         .post(&format!("/v1/sandboxes/{id}/fork"), Value::Null)
         .await;
-    assert_eq!(
-        copies.as_array().unwrap().len(),
-        1,
-        "one, where nothing is said"
-    );
+    assert_eq!(copies.as_array().unwrap().len(), 1, "one copy by default");
     let (status, copies) = control
         .post(&format!("/v1/sandboxes/{id}/fork"), json!({ "count": 100 }))
         .await;
@@ -342,7 +347,7 @@ async fn a_fork_that_fails_leaves_no_copy_and_no_row() {
     assert_failure(&got, 503, "resource_exhausted", &["no memory left"]);
     assert_eq!(rows().await, 1);
     agent.mend("ForkSandbox");
-    // A lost reply: the copies were made, and must not stay.
+    // A lost reply: the copies exist on the host and must be destroyed.
     agent.drop_replies("ForkSandbox", 1);
     let got = control.post(&path, json!({ "count": 5 })).await;
     assert_failure(&got, 503, "unavailable", &[]);
@@ -372,7 +377,7 @@ async fn copies_under_way_are_seen_and_can_be_destroyed() {
         .request(Method::POST, &format!("/v1/sandboxes/{id}/fork"))
         .json(&json!({ "count": 2 }));
     let call = tokio::spawn(answer(request));
-    until("the host works on it", async || {
+    until("the host works on the call", async || {
         (agent.state.fork_gate.waiting() == 1).then_some(())
     })
     .await;
@@ -381,7 +386,7 @@ async fn copies_under_way_are_seen_and_can_be_destroyed() {
     let unwanted = list[0]["id"].as_str().unwrap().to_owned();
     let request = control.request(Method::DELETE, &format!("/v1/sandboxes/{unwanted}"));
     let destroy = tokio::spawn(answer(request));
-    until("the host is asked", async || {
+    until("the host receives the call", async || {
         (agent.calls("DestroySandbox") > 0).then_some(())
     })
     .await;
@@ -390,7 +395,7 @@ async fn copies_under_way_are_seen_and_can_be_destroyed() {
     let (status, copies) = call.await.unwrap();
     assert_eq!(status, StatusCode::CREATED, "{copies}");
     assert_eq!(control.status(&unwanted).await, "stopped");
-    until("two are left", async || {
+    until("two sandboxes are left", async || {
         (agent.ids().len() == 2).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! A control plane of its own for each test, and a fake agent for it to talk to.
+//! Per-test control plane, and the fake agent that it talks to.
 
 pub(crate) mod fake_agent;
 mod processes;
@@ -16,10 +16,10 @@ use wrenn_proto::rest::Egress;
 pub(crate) use fake_agent::{ErrorCode, FakeAgent};
 pub(crate) use socket::Socket;
 
-/// What anything in these tests may take.
+/// Maximum time of any step in these tests.
 pub(crate) const GENEROUS: Duration = Duration::from_secs(30);
 
-/// A running control plane.
+/// Running control plane.
 pub(crate) struct Control {
     address: SocketAddr,
     traffic: SocketAddr,
@@ -30,7 +30,7 @@ pub(crate) struct Control {
     client: reqwest::Client,
 }
 
-/// How to start one.
+/// Options of a control plane.
 pub(crate) struct Options {
     pub(crate) dir: Arc<tempfile::TempDir>,
     pub(crate) database_url: Option<String>,
@@ -47,7 +47,7 @@ impl Default for Options {
     }
 }
 
-/// The list of all sandboxes but those that were destroyed.
+/// List of all sandboxes except destroyed ones.
 pub(crate) const NOT_STOPPED: &str =
     "/v1/sandboxes?status=pending,starting,running,pausing,paused,resuming,stopping,error";
 
@@ -93,7 +93,8 @@ impl Control {
         }
     }
 
-    /// Ends it as a signal would, and gives back what the next one needs.
+    /// Stops the control plane as a signal would. Returns the directory, for the next control
+    /// plane.
     pub(crate) async fn stop(mut self) -> Arc<tempfile::TempDir> {
         self.shutdown.cancel();
         let task = self.task.take().unwrap();
@@ -109,12 +110,12 @@ impl Control {
         self.address
     }
 
-    /// Where requests to ports of sandboxes are taken.
+    /// Address of the listener for requests to ports of sandboxes.
     pub(crate) fn traffic(&self) -> SocketAddr {
         self.traffic
     }
 
-    /// The first key in the form of the E2B API.
+    /// First key in the form of the E2B API.
     pub(crate) fn e2b_key(&self) -> String {
         let file = self.dir.path().join("e2b-api-key");
         std::fs::read_to_string(file).unwrap().trim().to_owned()
@@ -138,7 +139,7 @@ impl Control {
             .header("X-API-Key", &self.key)
     }
 
-    /// Sends JSON (none for `null`); the answer's body is `null` where it has none.
+    /// Sends JSON (no body for `null`). Returns `null` for an empty response body.
     pub(crate) async fn call(
         &self,
         method: Method,
@@ -164,7 +165,7 @@ impl Control {
         self.call(Method::DELETE, path, &Value::Null).await
     }
 
-    /// Creates a sandbox that runs, and returns its id.
+    /// Creates a running sandbox and returns its id.
     pub(crate) async fn create(&self) -> String {
         let (status, body) = self.post("/v1/sandboxes", serde_json::json!({})).await;
         assert_eq!(status, StatusCode::CREATED, "{body}");
@@ -172,7 +173,7 @@ impl Control {
         body["id"].as_str().unwrap().to_owned()
     }
 
-    /// Creates a sandbox as a client of the E2B API does, with more fields, and returns what is answered.
+    /// Creates a sandbox by the E2B API, with additional fields, and returns the response.
     pub(crate) async fn e2b_create(&self, more: Value) -> Value {
         let mut body = serde_json::json!({ "templateID": "minimal" });
         let more = more.as_object().unwrap().clone();
@@ -182,13 +183,13 @@ impl Control {
         body
     }
 
-    /// The same; returns its id.
+    /// Creates a sandbox by the E2B API and returns its id.
     pub(crate) async fn e2b_id(&self, more: Value) -> String {
         let made = self.e2b_create(more).await;
         made["sandboxID"].as_str().unwrap().to_owned()
     }
 
-    /// The status of a sandbox's record.
+    /// Returns the status of a sandbox's record.
     pub(crate) async fn status(&self, id: &str) -> String {
         let (status, body) = self.get(&format!("/v1/sandboxes/{id}")).await;
         assert_eq!(status, StatusCode::OK, "{body}");
@@ -211,7 +212,8 @@ impl Drop for Control {
     }
 }
 
-/// Asserts that an answer is a failure of this kind whose message holds these words.
+/// Asserts that a response is an error with this status and code, and that its message contains all
+/// texts.
 #[track_caller]
 pub(crate) fn assert_failure(got: &(StatusCode, Value), status: u16, code: &str, words: &[&str]) {
     let (got_status, body) = got;
@@ -219,12 +221,12 @@ pub(crate) fn assert_failure(got: &(StatusCode, Value), status: u16, code: &str,
     assert_eq!(body["error"]["code"], code, "{body}");
     let message = body["error"]["message"].as_str().unwrap();
     for word in words {
-        assert!(message.contains(word), "{message:?} without {word:?}");
+        assert!(message.contains(word), "{message:?} lacks {word:?}");
     }
     assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
 }
 
-/// The same for the E2B API's form.
+/// Same as [`assert_failure`], for the format of the E2B API.
 #[track_caller]
 pub(crate) fn assert_e2b_failure(got: &(StatusCode, Value), status: u16, words: &[&str]) {
     let (got_status, body) = got;
@@ -232,11 +234,11 @@ pub(crate) fn assert_e2b_failure(got: &(StatusCode, Value), status: u16, words: 
     assert_eq!(body["code"], status, "{body}");
     let message = body["message"].as_str().unwrap();
     for word in words {
-        assert!(message.contains(word), "{message:?} without {word:?}");
+        assert!(message.contains(word), "{message:?} lacks {word:?}");
     }
 }
 
-/// Sends a request; the answer's body is `null` where it is not JSON.
+/// Sends a request. Returns `null` for a response body that is not JSON.
 pub(crate) async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
@@ -244,10 +246,11 @@ pub(crate) async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     (status, serde_json::from_slice(&body).unwrap_or_default())
 }
 
-/// Sends a request for a sandbox, and leaves when the host works on it: its gate for creates is shut.
+/// Sends a create request and disconnects while the host works on it. The gate for creates must be
+/// closed.
 pub(crate) async fn create_and_leave(agent: &FakeAgent, request: RequestBuilder) {
     let waiting = tokio::spawn(request.send());
-    until("the create is at the host", async || {
+    until("the host works on the create", async || {
         (agent.state.create_gate.waiting() == 1).then_some(())
     })
     .await;
@@ -255,14 +258,17 @@ pub(crate) async fn create_and_leave(agent: &FakeAgent, request: RequestBuilder)
     let _ = waiting.await;
 }
 
-/// Polls until there is something, or fails the test.
+/// Polls until there is a result. Fails the test at the deadline.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + GENEROUS;
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "timed out waiting until {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Terminals, by their WebSocket.
+//! Terminals, over their WebSocket.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::json;
@@ -36,7 +36,10 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
         assert_eq!(socket.expect("error").await["fatal"], false);
     }
     drop(socket);
-    assert!(agent.state.processes.runs(&tag), "it outlives its client");
+    assert!(
+        agent.state.processes.runs(&tag),
+        "the terminal outlives its client"
+    );
     let mut socket = Socket::open(&control, &path).await;
     socket.send(json!({ "type": "connect", "tag": tag })).await;
     assert_eq!(socket.expect("started").await["pid"], started["pid"]);

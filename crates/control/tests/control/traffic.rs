@@ -1,4 +1,4 @@
-//! Requests to ports of sandboxes, as far as the control plane decides on them.
+//! Control plane decisions on requests to ports of sandboxes.
 
 use std::sync::atomic::Ordering;
 
@@ -112,7 +112,7 @@ async fn what_was_paused_without_its_memory_is_resumed_by_a_connect_only() {
     assert_eq!(status, StatusCode::CREATED);
     assert!(agent.state.cold_boot.load(Ordering::SeqCst));
     assert!(message(&visit(&control, &id, 8080).await).contains("port is not open"));
-    // A pause with its memory wakes again as it was created.
+    // After a pause with memory, the resume uses the memory again.
     let (status, _) = control.post(&format!("{path}/pause"), json!({})).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     assert!(message(&visit(&control, &id, 8080).await).contains("port is not open"));
@@ -148,7 +148,7 @@ async fn what_a_call_woke_lives_five_minutes_at_least() {
             assert!((wanted - 1..=wanted + 10).contains(&left), "{left}");
         }
     }
-    // One without a deadline gets none.
+    // A sandbox without a deadline gets none.
     let body = json!({ "auto_resume": true });
     let (_, made) = control.post("/v1/sandboxes", body).await;
     let id = made["id"].as_str().unwrap();

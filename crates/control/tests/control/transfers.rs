@@ -1,4 +1,4 @@
-//! Files, up and down.
+//! Uploads and downloads of files.
 
 use std::sync::atomic::Ordering;
 
@@ -8,12 +8,12 @@ use serde_json::json;
 
 use crate::support::{Control, FakeAgent, answer, assert_failure, until};
 
-/// Name and content of a part of a form.
+/// Name and content of a form part.
 type Part<'a> = (&'a str, &'a [u8]);
 
 const BOUNDARY: &str = "xxBOUNDARYxx";
 
-/// A form of these parts, as bytes.
+/// Encodes parts as a form.
 fn form(parts: &[Part<'_>]) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, content) in parts {
@@ -125,12 +125,12 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let whole = form(&[("path", b"/f"), ("file", &[b'x'; 300_000])]);
-    // The form ends without its end.
+    // The form lacks its final boundary.
     for route in ["write", "stream/write"] {
         let cut = whole[..200_000].to_vec();
         let got = answer(upload(&control, &id, route, cut)).await;
         assert_failure(&got, 400, "invalid_request", &[]);
-        // The client dies, when some of it has arrived.
+        // The client disconnects after a part of the upload has arrived.
         let cut = whole[..200_000].to_vec();
         let before = agent.state.upload_bytes.load(Ordering::SeqCst);
         let (tell, told) = tokio::sync::oneshot::channel::<()>();
@@ -141,7 +141,7 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
         let pieces = stream::iter([Ok(cut)]).chain(stream::once(dies));
         let body = reqwest::Body::wrap_stream(pieces);
         let arrived = async {
-            until("some of it has arrived", async || {
+            until("a part of the upload has arrived", async || {
                 (agent.state.upload_bytes.load(Ordering::SeqCst) > before).then_some(())
             })
             .await;
@@ -150,7 +150,7 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
         let (sent, ()) = tokio::join!(upload(&control, &id, route, body).send(), arrived);
         assert!(sent.is_err());
     }
-    until("the agent has seen all four break", async || {
+    until("the agent has seen all four uploads break", async || {
         (agent.state.broken_uploads.load(Ordering::SeqCst) == 4).then_some(())
     })
     .await;
@@ -210,9 +210,9 @@ async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
     assert_eq!(response.status(), StatusCode::OK);
     assert!(
         response.bytes().await.is_err(),
-        "a short file must not look whole"
+        "a truncated file must not look complete"
     );
-    // The call that collects can still say so.
+    // The collecting call can still report the failure.
     let got = control
         .post(
             &format!("/v1/sandboxes/{id}/files/read"),
@@ -229,7 +229,7 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    // Down: a client that does not read.
+    // Download: a client that does not read.
     let path = format!("/v1/sandboxes/{id}/files/stream/read");
     let length = 64 << 20;
     let request = control
@@ -237,19 +237,19 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
         .json(&json!({ "path": format!("/zeros/{length}") }));
     let response = request.send().await.unwrap();
     let given = || agent.state.download_bytes.load(Ordering::SeqCst);
-    let stood = until("the download stands still", async || {
+    let stood = until("the download stops", async || {
         let before = given();
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         (before > 0 && before == given()).then_some(before)
     })
     .await;
-    assert!(stood < length, "{stood} bytes are kept somewhere");
+    assert!(stood < length, "{stood} bytes are buffered");
     drop(response);
-    // Up: a guest that does not write.
+    // Upload: a guest that does not write.
     agent.state.upload_gate.shut();
     let body = form(&[("path", b"/f"), ("file", &vec![b'x'; 64 << 20])]);
     let sending = tokio::spawn(upload(&control, &id, "stream/write", body).send());
-    until("the upload stands at the gate", async || {
+    until("the upload waits at the gate", async || {
         (agent.state.upload_gate.waiting() == 1).then_some(())
     })
     .await;

@@ -1,10 +1,12 @@
 //! A multipart upload, passed on piece by piece.
 //!
-//! Holds a few pieces of 64 KiB beside what the HTTP library has read; a guest that writes slowly slows the client.
+//! Buffers a few pieces of 64 KiB beside the data that the HTTP library has read. A guest that
+//! writes slowly slows down the client.
 //!
-//! A file must not look whole if it is not. The call to the agent ends normally in one case only: the form was read to
-//! its end. In every other case (the client is gone, the form is wrong, the file too large) the call is dropped while
-//! its stream of pieces has *not* ended, so that the agent sees a broken request.
+//! An incomplete file must not look complete. The call to the agent ends normally in one case only:
+//! the form was read to its end. In every other case (client disconnected, form invalid, file too
+//! large) the call is dropped while its stream of pieces has *not* ended, so that the agent sees an
+//! aborted request.
 
 use std::{pin::Pin, time::Duration};
 
@@ -32,19 +34,19 @@ use crate::{
     },
 };
 
-/// How long a client may pause within an upload; as long as a connection may be idle.
+/// Maximum pause of the client within an upload. Equal to the idle limit of a connection.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(620);
 
-/// How long the guest may take to accept the next piece, or to finish the file.
+/// Maximum time for the guest to accept the next piece, or to finish the file.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What a form is larger than its file.
+/// Maximum overhead of a form over its file, in bytes.
 const FORM_OVERHEAD_BYTES: u64 = 64 * 1024;
 
-/// The largest text part.
+/// Maximum size of a text part, in bytes.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// Receives a form and writes its file. Returns its size.
+/// Receives a form and writes its file. Returns the size of the file.
 pub(crate) async fn receive(
     app: &AppState,
     id: &SandboxId,
@@ -85,7 +87,7 @@ async fn receive_form(
     let (mut path, mut user) = (None, None);
     loop {
         let Some(field) = in_time(form.next_field()).await? else {
-            return Err(ApiError::field("file", "the form has no such part"));
+            return Err(ApiError::field("file", "missing from the form"));
         };
         let name = field.name().unwrap_or_default().to_owned();
         match name.as_str() {
@@ -93,7 +95,7 @@ async fn receive_form(
             "user" => user = Some(text(field, "user").await?),
             "file" => {
                 let Some(path) = path else {
-                    let why = "this part must come before the part `file`";
+                    let why = "must precede the part `file`";
                     return Err(ApiError::field("path", why));
                 };
                 let meta = meta(id, FilePath { path, user })?;
@@ -113,11 +115,11 @@ fn unknown_part(name: &str) -> ApiError {
     let shown: String = name.chars().take(80).collect();
     ApiError::field(
         &shown,
-        "the form takes the parts `path`, `user` and, as the last one, `file`",
+        "unexpected part; expected `path`, `user` and, as the last part, `file`",
     )
 }
 
-/// One step of an upload.
+/// Step of an upload.
 enum Piece {
     Data(Bytes),
     /// The form was read to its end.
@@ -126,7 +128,7 @@ enum Piece {
 
 type Call = Pin<Box<dyn Future<Output = Result<u64, AgentError>> + Send>>;
 
-/// A file on its way to the agent.
+/// File transfer to the agent.
 struct Transfer {
     call: Call,
     pieces: mpsc::Sender<Piece>,
@@ -143,7 +145,7 @@ impl Transfer {
         }
     }
 
-    /// Feeds the call. If the call ends meanwhile, the agent has refused the file.
+    /// Runs the call while feeding it. If the call ends meanwhile, the agent has rejected the file.
     async fn run(
         &mut self,
         feeding: impl Future<Output = Result<(), ApiError>>,
@@ -152,8 +154,11 @@ impl Transfer {
             biased;
             done = &mut self.call => {
                 done?;
-                tracing::error!("the agent took a file for whole before its end");
-                Err(ApiError::new(Code::AgentError, "the host failed to do this; its log says why"))
+                tracing::error!("agent accepted an incomplete upload");
+                Err(ApiError::new(
+                    Code::AgentError,
+                    "unexpected failure of the host agent; see the log of the control plane",
+                ))
             }
             fed = feeding => fed,
         }
@@ -167,7 +172,7 @@ impl Transfer {
     }
 }
 
-/// The messages of the call. Ends after [`Piece::End`] and never otherwise.
+/// Returns the messages of the call. The stream ends after [`Piece::End`] and never otherwise.
 fn messages(
     meta: rpc::FileMeta,
     pieces: mpsc::Receiver<Piece>,
@@ -188,7 +193,7 @@ fn messages(
     })
 }
 
-/// Passes the part `file` on.
+/// Passes on the part `file`.
 async fn feed(
     mut field: Field<'_>,
     pieces: &mpsc::Sender<Piece>,
@@ -210,7 +215,7 @@ async fn feed(
     Ok(())
 }
 
-/// Reads the end of the form, and tells the call of it.
+/// Reads the end of the form, then ends the call's stream.
 async fn end(form: &mut Multipart, pieces: &mpsc::Sender<Piece>) -> Result<(), ApiError> {
     if let Some(field) = in_time(form.next_field()).await? {
         return Err(unknown_part(field.name().unwrap_or_default()));
@@ -221,7 +226,7 @@ async fn end(form: &mut Multipart, pieces: &mpsc::Sender<Piece>) -> Result<(), A
 async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), ApiError> {
     let sending = async {
         if pieces.send(piece).await.is_err() {
-            // The call is about to end; its result says why.
+            // The call is about to end. Its result has the reason.
             std::future::pending::<()>().await;
         }
     };
@@ -231,15 +236,18 @@ async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), ApiError
 }
 
 fn guest_is_slow() -> ApiError {
-    ApiError::new(Code::Timeout, "the guest does not go on writing the file")
+    ApiError::new(
+        Code::Timeout,
+        "timed out waiting for the guest to write the file",
+    )
 }
 
-/// A text part.
+/// Reads a text part.
 async fn text(mut field: Field<'_>, name: &str) -> Result<String, ApiError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = in_time(field.chunk()).await? {
         if bytes.len() + chunk.len() > MAX_TEXT_BYTES {
-            let why = format!("has more than {MAX_TEXT_BYTES} bytes");
+            let why = format!("exceeds the limit of {MAX_TEXT_BYTES} bytes");
             return Err(ApiError::field(name, why));
         }
         bytes.extend_from_slice(&chunk);
@@ -255,12 +263,12 @@ async fn in_time<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if error.status() == StatusCode::BAD_REQUEST => Err(ApiError::new(
             Code::InvalidRequest,
-            format!("the form: {}", error.body_text()),
+            format!("invalid form: {}", error.body_text()),
         )),
         Ok(Err(_)) => Err(broken_off()),
         Err(_) => Err(ApiError::new(
             Code::InvalidRequest,
-            "the upload does not go on",
+            "timed out waiting for more data of the upload",
         )),
     }
 }

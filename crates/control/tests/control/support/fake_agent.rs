@@ -1,4 +1,5 @@
-//! A host agent without machines: it keeps lists, obeys the tests' knobs, and counts.
+//! A fake host agent without VMs. It keeps lists, follows the settings of the tests, and counts
+//! calls.
 
 mod files;
 mod machine;
@@ -28,10 +29,10 @@ use wrenn_proto::rpc::hostagent::v1 as rpc;
 use super::processes::Processes;
 use service::Service;
 
-/// What it asks of its callers.
+/// Token that the fake requires.
 pub(crate) const TOKEN: &str = "secret-of-the-tests";
 
-/// A running fake.
+/// Running fake.
 pub(crate) struct FakeAgent {
     address: SocketAddr,
     pub(crate) state: Arc<State>,
@@ -39,14 +40,14 @@ pub(crate) struct FakeAgent {
     down: CancellationToken,
 }
 
-/// A gate that calls stop at: open, or shut until the test opens it.
+/// Gate that calls wait at. It is open, or closed until the test opens it.
 pub(crate) struct Gate {
-    /// Calls that may still pass.
+    /// Number of calls that may still pass.
     room: watch::Sender<usize>,
     waiting: AtomicUsize,
 }
 
-/// Room for all.
+/// Room for any number of calls.
 const OPEN: usize = usize::MAX;
 
 impl Gate {
@@ -65,12 +66,12 @@ impl Gate {
         self.room.send_replace(OPEN);
     }
 
-    /// Lets one call through a gate that is shut: one that stands at it, or the next.
+    /// Lets one call through a closed gate: a waiting call, or else the next one.
     pub(crate) fn admit_one(&self) {
         self.room.send_modify(|room| *room += 1);
     }
 
-    /// Calls that stand at it.
+    /// Returns the number of waiting calls.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
@@ -88,7 +89,7 @@ impl Gate {
         while !self.enter() && room.changed().await.is_ok() {}
     }
 
-    /// Takes room if there is some.
+    /// Takes room, if there is any.
     fn enter(&self) -> bool {
         let mut entered = false;
         self.room.send_if_modified(|room| {
@@ -102,7 +103,7 @@ impl Gate {
     }
 }
 
-/// A machine that is not one.
+/// Fake sandbox, without a VM.
 #[derive(Clone)]
 pub(crate) struct FakeSandbox {
     pub(crate) state: rpc::SandboxState,
@@ -112,49 +113,49 @@ pub(crate) struct FakeSandbox {
     request: rpc::CreateSandboxRequest,
 }
 
-/// What it knows, and its knobs.
+/// State and settings of the fake.
 pub(crate) struct State {
     sandboxes: Mutex<HashMap<String, FakeSandbox>>,
     pub(crate) files: Mutex<HashMap<String, Vec<u8>>>,
     pub(crate) processes: Processes,
-    /// Creates stop here, after the sandbox is listed as starting.
+    /// Creates wait here, after the sandbox is listed as starting.
     pub(crate) create_gate: Gate,
     pub(crate) host_gate: Gate,
-    /// Lists stop here before they are made.
+    /// List calls wait here before the list is made.
     pub(crate) list_gate: Gate,
-    /// Destroys stop here.
+    /// Destroys wait here.
     pub(crate) destroy_gate: Gate,
-    /// Uploads stop here before each piece is read.
+    /// Uploads wait here before each piece is read.
     pub(crate) upload_gate: Gate,
     pub(crate) pause_gate: Gate,
     pub(crate) resume_gate: Gate,
-    /// Snapshots stop here, while the machine is stopped.
+    /// Snapshots wait here, while the VM is paused.
     pub(crate) snapshot_gate: Gate,
     pub(crate) fork_gate: Gate,
-    /// Calls that fail, by the method's name.
+    /// Errors of calls that fail, by method name.
     errors: Mutex<HashMap<String, ConnectError>>,
-    /// Replies that are not sent, by the method's name: the connection breaks when the work is done.
+    /// Number of replies to drop, by method name. The connection breaks after the work is done.
     dropped_replies: Mutex<HashMap<String, usize>>,
-    /// Calls that came, by the method's name.
+    /// Number of received calls, by method name.
     calls: Mutex<HashMap<String, usize>>,
     /// Sandboxes that are being paused, resumed or copied.
     busy: Mutex<HashSet<String>>,
-    /// How often that was begun on one of them.
+    /// Number of operations that were started on a busy sandbox.
     overlaps: AtomicUsize,
     templates: Mutex<Vec<rpc::TemplateInfo>>,
-    /// What every create takes.
+    /// Duration of every create.
     pub(crate) create_delay: Mutex<Duration>,
     last_create: Mutex<Option<rpc::CreateSandboxRequest>>,
-    /// The last resume asked for a boot.
+    /// True if the last resume requested a boot from disk.
     pub(crate) cold_boot: AtomicBool,
     last_network: Mutex<Option<rpc::UpdateNetworkRequest>>,
-    /// Uploads that ended without their end.
+    /// Number of uploads that were aborted before their end.
     pub(crate) broken_uploads: AtomicUsize,
-    /// Pieces of uploads that came so far.
+    /// Number of upload bytes received so far.
     pub(crate) upload_bytes: AtomicUsize,
-    /// Bytes of downloads that were given so far.
+    /// Number of download bytes sent so far.
     pub(crate) download_bytes: AtomicUsize,
-    /// A download of more than one piece breaks after the first.
+    /// If true, a download of more than one piece fails after the first piece.
     pub(crate) break_downloads: AtomicBool,
 }
 
@@ -207,7 +208,7 @@ impl FakeAgent {
         agent
     }
 
-    /// Starts to listen, where it listened before.
+    /// Starts to listen, at the previous address.
     pub(crate) async fn up(&mut self) {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
@@ -229,7 +230,7 @@ impl FakeAgent {
         }));
     }
 
-    /// Stops to listen and breaks all connections; what it works on goes on.
+    /// Stops listening and breaks all connections. Work in progress continues.
     pub(crate) async fn down(&mut self) {
         self.down.cancel();
         if let Some(server) = self.server.take() {
@@ -242,14 +243,14 @@ impl FakeAgent {
         format!("http://{}", self.address)
     }
 
-    /// Ids that it has, sorted.
+    /// Returns the ids of all sandboxes, sorted.
     pub(crate) fn ids(&self) -> Vec<String> {
         let mut ids: Vec<_> = lock(&self.state.sandboxes).keys().cloned().collect();
         ids.sort();
         ids
     }
 
-    /// How often a method was called.
+    /// Returns the number of calls of a method.
     pub(crate) fn calls(&self, method: &str) -> usize {
         lock(&self.state.calls).get(method).copied().unwrap_or(0)
     }
@@ -270,7 +271,7 @@ impl FakeAgent {
         lock(&self.state.dropped_replies).insert(method.to_owned(), count);
     }
 
-    /// How often work on a sandbox was begun while other work on it was under way.
+    /// Returns the number of operations that were started on a busy sandbox.
     pub(crate) fn overlaps(&self) -> usize {
         self.state.overlaps.load(Ordering::SeqCst)
     }
@@ -292,7 +293,7 @@ impl FakeAgent {
         lock(&self.state.sandboxes).get(id).cloned()
     }
 
-    /// Changes what it says of a sandbox.
+    /// Changes a sandbox as the fake reports it.
     pub(crate) fn change(&self, id: &str, change: impl FnOnce(&mut FakeSandbox)) {
         change(lock(&self.state.sandboxes).get_mut(id).unwrap());
     }
@@ -302,7 +303,7 @@ impl FakeAgent {
         lock(&self.state.sandboxes).remove(id);
     }
 
-    /// Has a sandbox that nobody asked for.
+    /// Adds a sandbox that no client has requested.
     pub(crate) fn plant(&self, id: &str, state: rpc::SandboxState) {
         let sandbox = FakeSandbox {
             state,
@@ -326,9 +327,9 @@ impl Drop for FakeAgent {
     }
 }
 
-/// No port of any sandbox is open.
+/// Rejects all tunnels: no port of any sandbox is open.
 async fn tunnel() -> HttpResponse {
-    let body = r#"{"code":"port_closed","message":"nobody listens there"}"#;
+    let body = r#"{"code":"port_closed","message":"connection refused"}"#;
     (http::StatusCode::BAD_GATEWAY, body).into_response()
 }
 
@@ -340,7 +341,7 @@ async fn authorize(request: Request, next: Next) -> HttpResponse {
     http::StatusCode::UNAUTHORIZED.into_response()
 }
 
-/// Counts calls, and breaks the connection where a reply is to be lost, or the agent is down.
+/// Counts calls. Breaks the connection if the reply is to be dropped or the agent is down.
 async fn count(
     Shared((state, down)): Shared<(Arc<State>, CancellationToken)>,
     request: Request,
@@ -360,7 +361,7 @@ async fn count(
     response
 }
 
-/// Ends the connection's task, without the noise of a panic.
+/// Ends the task of the connection, without the output of a panic.
 fn break_connection() -> ! {
     std::panic::resume_unwind(Box::new("the connection is lost"))
 }

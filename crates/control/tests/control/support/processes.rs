@@ -1,15 +1,15 @@
-//! Processes that are not: what they do is said by their program's name.
+//! Fake processes. The name of the program determines the behaviour.
 //!
-//! | program | does |
+//! | program | behaviour |
 //! |---|---|
 //! | `echo A…` | prints its arguments and a line feed, exits 0 |
 //! | `fail N` | exits N |
-//! | `raw HEX…` | prints each argument's bytes as one piece, exits 0 |
-//! | `flood N` | prints N bytes in pieces of 64 KiB, as fast as they are taken, exits 0 |
+//! | `raw HEX…` | prints the bytes of each argument as one piece, exits 0 |
+//! | `flood N` | prints N bytes in pieces of 64 KiB, as fast as they are read, exits 0 |
 //! | `hang` | waits for a signal |
 //! | `break` | prints `half`, then the stream fails |
-//! | `cat` | prints what it is fed, exits 0 when its input is closed |
-//! | `deaf` | never takes input; waits for a signal |
+//! | `cat` | prints its input, exits 0 when the input is closed |
+//! | `deaf` | never reads input; waits for a signal |
 
 use std::{
     collections::HashMap,
@@ -29,14 +29,14 @@ use wrenn_proto::rpc::{
 
 type Event = Result<rpc::ExecStreamResponse, ConnectError>;
 
-/// A process.
+/// Fake process.
 struct Process {
     sandbox: String,
     pid: u32,
     tag: Option<String>,
     config: process::ProcessConfig,
     pty: bool,
-    /// Number of the signal that ended it.
+    /// Number of the signal that ended the process.
     killed: watch::Sender<Option<i32>>,
     input: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
@@ -48,7 +48,7 @@ struct Process {
 pub(crate) struct Processes {
     next_pid: AtomicU32,
     table: Arc<Mutex<HashMap<u32, Arc<Process>>>>,
-    /// Bytes that `flood` has given away.
+    /// Number of bytes that `flood` has printed.
     pub(crate) flooded: Arc<AtomicUsize>,
 }
 
@@ -92,7 +92,7 @@ fn end_event(exit_code: i32, error: Option<&str>) -> rpc::ExecStreamResponse {
     })
 }
 
-/// A collected command.
+/// Runs a command and collects its output.
 pub(crate) async fn collect(request: rpc::ExecRequest) -> Result<rpc::ExecResponse, ConnectError> {
     let config = request.process.into_option().unwrap_or_default();
     let mut done = rpc::ExecResponse::default();
@@ -216,7 +216,7 @@ impl Processes {
         found
     }
 
-    /// Takes as long as the process takes to read.
+    /// Passes on input. Waits as long as the process takes to read it.
     pub(crate) async fn input(&self, request: rpc::SendInputRequest) -> Result<(), ConnectError> {
         let process = self.find(&request.id, request.process.as_option())?;
         let bytes = match request.input.into_option().and_then(|i| i.input) {
@@ -227,14 +227,14 @@ impl Processes {
         let Some(mut input) = input else {
             return Err(ConnectError::new(
                 ErrorCode::FailedPrecondition,
-                "its input is closed",
+                "the input of the process is closed",
             ));
         };
         let mut killed = process.killed.subscribe();
         let killed = async { killed.wait_for(Option::is_some).await.map(|_| ()) };
         tokio::select! {
-            sent = input.send(bytes) => sent.map_err(|_| ConnectError::new(ErrorCode::NotFound, "it ended")),
-            _ = killed => Err(ConnectError::new(ErrorCode::NotFound, "it ended")),
+            sent = input.send(bytes) => sent.map_err(|_| ConnectError::new(ErrorCode::NotFound, "the process has ended")),
+            _ = killed => Err(ConnectError::new(ErrorCode::NotFound, "the process has ended")),
         }
     }
 
@@ -260,14 +260,14 @@ impl Processes {
         Ok(())
     }
 
-    /// Sizes that a process's terminal was given, in their order.
+    /// Returns the sizes that the terminal of a process was set to, in order.
     pub(crate) fn sizes(&self, tag: &str) -> Vec<(u32, u32)> {
         let table = self.table.lock().unwrap();
         let found = table.values().find(|p| p.tag.as_deref() == Some(tag));
         found.map_or_else(Vec::new, |p| p.sizes.lock().unwrap().clone())
     }
 
-    /// Whether a process of this tag runs.
+    /// True if a process with this tag runs.
     pub(crate) fn runs(&self, tag: &str) -> bool {
         let table = self.table.lock().unwrap();
         table.values().any(|p| p.tag.as_deref() == Some(tag))
@@ -296,7 +296,8 @@ impl Processes {
 }
 
 impl Process {
-    /// Tells all who listen, as fast as the slowest; those who are gone are forgotten.
+    /// Sends an event to all subscribers, at the pace of the slowest. Disconnected subscribers are
+    /// removed.
     async fn tell(&self, event: Event) {
         let listeners = std::mem::take(&mut *self.listeners.lock().unwrap());
         for mut listener in listeners {
@@ -348,7 +349,7 @@ impl Process {
                     self.print(bytes).await;
                 }
             }
-            // `hang`, `deaf`, and whatever else.
+            // `hang`, `deaf`, and any other program.
             _ => std::future::pending().await,
         }
         Ok(0)

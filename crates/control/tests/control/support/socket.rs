@@ -1,4 +1,4 @@
-//! WebSockets as a client uses them.
+//! WebSocket client.
 
 use futures::{SinkExt, StreamExt};
 use reqwest::StatusCode;
@@ -11,7 +11,7 @@ use tokio_tungstenite::{
 
 use super::{Control, GENEROUS};
 
-/// An open WebSocket that carries JSON.
+/// Open WebSocket that carries JSON.
 pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
@@ -22,7 +22,7 @@ impl Socket {
         }
     }
 
-    /// The refusal's status and body, if it is refused.
+    /// Opens a WebSocket. A rejection is returned as status and body.
     pub(crate) async fn try_open(
         control: &Control,
         path: &str,
@@ -60,7 +60,7 @@ impl Socket {
         self.0.send(Message::binary(bytes)).await.unwrap();
     }
 
-    /// The next message; `None` when the server has closed.
+    /// Returns the next message; `None` if the server has closed.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             let message = tokio::time::timeout(GENEROUS, self.0.next()).await;
@@ -75,14 +75,14 @@ impl Socket {
         }
     }
 
-    /// The next message, which must be of this type.
+    /// Returns the next message, which must be of this type.
     pub(crate) async fn expect(&mut self, kind: &str) -> Value {
         let message = self.next().await.unwrap_or_default();
         assert_eq!(message["type"], kind, "{message}");
         message
     }
 
-    /// All messages until the server closes.
+    /// Returns all messages until the server closes.
     pub(crate) async fn rest(&mut self) -> Vec<Value> {
         let mut all = Vec::new();
         while let Some(message) = self.next().await {

@@ -1,4 +1,4 @@
-//! What becomes of its sandboxes.
+//! Life of the fake sandboxes.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -8,7 +8,7 @@ use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxState as S};
 use super::{FakeSandbox, State, lock, now_ms};
 
 impl State {
-    /// A use of a machine that runs.
+    /// Fails unless the sandbox runs. Counts as activity.
     pub(super) fn require(&self, id: &str) -> Result<(), ConnectError> {
         self.require_running(id)?;
         if let Some(sandbox) = lock(&self.sandboxes).get_mut(id) {
@@ -17,13 +17,13 @@ impl State {
         Ok(())
     }
 
-    /// As [`require`](Self::require), for what is no use.
+    /// Same as [`require`](Self::require), without counting as activity.
     pub(super) fn require_running(&self, id: &str) -> Result<(), ConnectError> {
         match self.state(id)? {
             S::SANDBOX_STATE_RUNNING => Ok(()),
             _ => Err(ConnectError::new(
                 ErrorCode::FailedPrecondition,
-                "it does not run",
+                "the sandbox does not run",
             )),
         }
     }
@@ -59,7 +59,7 @@ impl State {
     }
 }
 
-/// Removes a half-made sandbox when its create is given up.
+/// Removes an unfinished sandbox when its create is dropped.
 struct Undo<'a>(&'a State, String, bool);
 
 impl Drop for Undo<'_> {
@@ -79,7 +79,10 @@ impl State {
         {
             let mut sandboxes = lock(&self.sandboxes);
             if sandboxes.contains_key(&id) {
-                return Err(ConnectError::new(ErrorCode::AlreadyExists, "it exists"));
+                return Err(ConnectError::new(
+                    ErrorCode::AlreadyExists,
+                    "the sandbox exists",
+                ));
             }
             let sandbox = FakeSandbox {
                 state: rpc::SandboxState::SANDBOX_STATE_STARTING,
@@ -103,14 +106,14 @@ impl State {
             }
             None => Err(ConnectError::new(
                 ErrorCode::Aborted,
-                "it was destroyed while it was being created",
+                "the sandbox was destroyed while it was being created",
             )),
         }
     }
 }
 
 impl State {
-    /// Fails if the test wants this call to.
+    /// Fails if the test has set an error for this call.
     pub(super) fn check(&self, call: &str) -> Result<(), ConnectError> {
         match lock(&self.errors).get(call) {
             Some(error) => Err(error.clone()),
@@ -118,8 +121,8 @@ impl State {
         }
     }
 
-    /// Does work in a task of its own, as the real one: a caller that goes away does not stop it. Counts work on one sandbox
-    /// that begins while other work on it is under way.
+    /// Runs work in a task of its own, as the real agent does: the work continues if the caller
+    /// disconnects. Counts operations that start on a busy sandbox.
     pub(super) async fn detached<T: Send + 'static, F>(
         self: &Arc<Self>,
         id: &str,
@@ -148,7 +151,10 @@ impl State {
                 warning.clone_into(&mut sandbox.warning);
                 Ok(())
             }
-            None => Err(ConnectError::new(ErrorCode::Aborted, "it was destroyed")),
+            None => Err(ConnectError::new(
+                ErrorCode::Aborted,
+                "the sandbox was destroyed",
+            )),
         }
     }
 
@@ -169,7 +175,7 @@ impl State {
             _ => {
                 return Err(ConnectError::new(
                     ErrorCode::FailedPrecondition,
-                    "it does not run",
+                    "the sandbox does not run",
                 ));
             }
         }
@@ -189,7 +195,7 @@ impl State {
             _ => {
                 return Err(ConnectError::new(
                     ErrorCode::FailedPrecondition,
-                    "it is not paused",
+                    "the sandbox is not paused",
                 ));
             }
         }
@@ -214,7 +220,7 @@ impl State {
                 "the name is taken",
             ));
         }
-        // A machine that runs is stopped for it.
+        // The snapshot pauses a running VM.
         if before == S::SANDBOX_STATE_RUNNING {
             self.set(&request.id, S::SANDBOX_STATE_PAUSED, "")?;
         }
@@ -222,7 +228,8 @@ impl State {
         self.set(&request.id, before, "")?;
         self.check("CreateSnapshot")?;
         let sandbox = lock(&self.sandboxes).get(&request.id).cloned();
-        let sandbox = sandbox.ok_or_else(|| ConnectError::new(ErrorCode::Aborted, "it is gone"))?;
+        let sandbox =
+            sandbox.ok_or_else(|| ConnectError::new(ErrorCode::Aborted, "the sandbox is gone"))?;
         let template = rpc::TemplateInfo {
             name: request.name.clone(),
             vcpus: sandbox.request.vcpus,
@@ -261,14 +268,14 @@ impl State {
         if self.state(&request.id)? != S::SANDBOX_STATE_RUNNING {
             return Err(ConnectError::new(
                 ErrorCode::FailedPrecondition,
-                "it does not run",
+                "the sandbox does not run",
             ));
         }
         self.fork_gate.pass().await;
         self.check("ForkSandbox")?;
         let mut sandboxes = lock(&self.sandboxes);
         let Some(source) = sandboxes.get(&request.id).cloned() else {
-            return Err(ConnectError::new(ErrorCode::Aborted, "it is gone"));
+            return Err(ConnectError::new(ErrorCode::Aborted, "the sandbox is gone"));
         };
         for id in &request.copy_ids {
             let mut copy = source.clone();

@@ -1,4 +1,4 @@
-//! The calls that the fake answers.
+//! The calls of the fake.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -14,7 +14,7 @@ use wrenn_proto::rpc::{
 use super::{State, lock};
 use crate::support::processes;
 
-/// The service.
+/// RPC service of the fake.
 pub(super) struct Service(pub(super) Arc<State>);
 
 #[expect(
@@ -46,7 +46,7 @@ impl HostAgentService for Service {
         let request = request.to_owned_message();
         let id = request.id.clone();
         *lock(&self.0.last_create) = Some(request.clone());
-        // As the real one: a caller that goes away does not stop it.
+        // As in the real agent, the work continues if the caller disconnects.
         let state = Arc::clone(&self.0);
         let task = tokio::spawn(async move { state.create(request).await });
         task.await.unwrap()?;
@@ -350,7 +350,10 @@ impl HostAgentService for Service {
         let meta = request.meta.into_option().unwrap_or_default();
         self.0.require(&meta.id)?;
         if meta.path == "/dir" {
-            return Err(ConnectError::new(ErrorCode::AlreadyExists, "it exists"));
+            return Err(ConnectError::new(
+                ErrorCode::AlreadyExists,
+                "the sandbox exists",
+            ));
         }
         Response::ok(rpc::MakeDirResponse {
             entry: entry(meta.path).into(),
