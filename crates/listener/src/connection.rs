@@ -1,15 +1,17 @@
-//! One client's connection: its deadlines, and its end.
+//! One client connection: its deadlines and its end.
 //!
 //! ```text
 //!            first byte            head complete
 //!  Idle ───────────────► Head ───────────────────► Busy
 //!   ▲  620 s: close        10 s: close               │
 //!   └────────────────────────────────────────────────┘
-//!                 the answer has been sent
+//!                   response sent
 //! ```
-//! A new connection begins in `Head`: it has 10 s to say what it wants. hyper's own header timeout would also end a
-//! connection that is merely kept open for the next request, hence this. While a request is answered there is no deadline:
-//! commands and streams live as long as they like. A client that goes away ends what it had asked for.
+//! A new connection starts in `Head`: the client has 10 s to send a complete request head. hyper's
+//! own header timeout would also close a connection that is merely kept open for the next request,
+//! so the deadlines are implemented here. There is no deadline while a request is answered:
+//! commands and streams may run for any length of time. When a client disconnects, the request that
+//! it had sent is cancelled.
 
 use std::{
     convert::Infallible,
@@ -30,25 +32,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Received, watched::Watched};
 
-/// Until a request's head is complete.
+/// Time within which a request's head must be complete.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two requests.
+/// Time that a connection may stay idle between two requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
 
-/// What is read ahead of a client, bytes; bounds its request's head too.
+/// Size of the read buffer per client, in bytes. Also limits the size of a request's head.
 const MAX_BUFFER_BYTES: usize = 128 * 1024;
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Idle(Instant),
     Head(Instant),
-    /// So many requests have something left to be read or written: the last one's body may still come in while the next
-    /// is answered.
+    /// Number of requests that still have something to be read or written. It can exceed one: the
+    /// body of the previous request may still be arriving while the next request is answered.
     Busy(usize),
 }
 
-/// What a connection is doing, seen by its reader, its service and its watch.
+/// State of a connection, shared by its reader, its service and its watch.
 #[derive(Debug)]
 pub(crate) struct Activity {
     phase: Mutex<Phase>,
@@ -75,7 +77,7 @@ impl Activity {
         }
     }
 
-    /// A request is there, and is answered until what is returned is gone.
+    /// Marks the start of a request. The connection stays busy until the returned guard is dropped.
     fn answering(self: &Arc<Self>) -> Arc<Answering> {
         let mut phase = self.phase();
         *phase = match *phase {
@@ -95,7 +97,7 @@ impl Activity {
         self.changed.notify_one();
     }
 
-    /// Ends when the connection has been silent for too long.
+    /// Returns when the deadline of the current phase has passed.
     async fn watch(&self) {
         loop {
             let deadline = match *self.phase() {
@@ -116,7 +118,8 @@ impl Activity {
     }
 }
 
-/// A request being answered; back to idle when its body and the answer's are gone.
+/// Guard of a request in progress. The connection becomes idle again when the request body and the
+/// response body no longer hold it.
 #[derive(Debug)]
 pub(crate) struct Answering(Arc<Activity>);
 
@@ -126,7 +129,7 @@ impl Drop for Answering {
     }
 }
 
-/// The body of an answer, which is being given as long as this lives.
+/// Response body that keeps the connection busy for as long as it is being sent.
 struct Given<B> {
     body: B,
     _busy: Arc<Answering>,
@@ -152,8 +155,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
     }
 }
 
-/// Serves a connection until it closes, is silent for too long, or `shutdown` is cancelled and its request is answered.
-/// A request of more than `max_headers` fields is refused with 431.
+/// Serves a connection until it closes, a deadline passes, or `shutdown` is cancelled and the
+/// current request is answered. A request with more than `max_headers` header fields is rejected
+/// with 431.
 pub(crate) async fn serve<F, B>(
     stream: TcpStream,
     max_headers: usize,
@@ -189,12 +193,12 @@ pub(crate) async fn serve<F, B>(
         tokio::select! {
             done = connection.as_mut() => {
                 if let Err(error) = done {
-                    tracing::debug!(%error, "a client's connection broke");
+                    tracing::debug!(%error, "client connection failed");
                 }
                 return;
             }
             () = activity.watch() => {
-                tracing::debug!("closing a silent connection");
+                tracing::debug!("connection timed out");
                 return;
             }
             () = shutdown.cancelled(), if !stopping => {

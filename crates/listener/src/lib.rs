@@ -1,12 +1,14 @@
-//! Clients' HTTP/1.1 connections: accepts them, times them, and lets them finish at the end.
+//! HTTP/1.1 server for client connections: accepts them, enforces deadlines, and drains them at
+//! shutdown.
 //!
-//! Owns a listener, the tasks of its connections and their deadlines (`connection`), and what handlers leave of bodies
-//! ([`Received`]). Never: knows what is asked or answered,
-//! buffers a body, or guesses a protocol: HTTP/1.1 is what WebSockets need here, and a connection that says nothing is timed
-//! from its start.
+//! Owns a listener, the tasks of its connections and their deadlines (`connection`), and the part
+//! of request bodies that handlers leave unread ([`Received`]). Never interprets requests or
+//! responses, never buffers a body, and never guesses a protocol. HTTP/1.1 is what WebSockets need
+//! here. A connection on which nothing arrives is timed from its start.
 //!
-//! What fails: a process out of file descriptors accepts again 100 ms later; more clients than [`Limits::clients`] wait to be
-//! accepted; a request that does not end is dropped [`DRAIN_DEADLINE`] after the shutdown began.
+//! Failures: when the process is out of file descriptors, accepting is retried after 100 ms. When
+//! there are more clients than [`Limits::clients`], the others wait to be accepted. A request that
+//! does not finish is dropped [`DRAIN_DEADLINE`] after shutdown began.
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -32,23 +34,26 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use received::Received;
 
-/// What requests get to finish at the end.
+/// Time that requests have to finish after shutdown began.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Pause after an accept that failed: the process is out of file descriptors.
+/// Delay after a failed accept: the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a listener lets in.
+/// Limits of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at the same time; more wait to be accepted.
+    /// Maximum number of concurrent connections. Further clients wait to be accepted.
     pub clients: usize,
-    /// Header fields of one request; more are answered with 431.
+    /// Maximum number of header fields per request. A request with more is answered with 431.
     pub headers: usize,
 }
 
-/// Answers what comes in on a listener until `shutdown` is cancelled; then requests get [`DRAIN_DEADLINE`] to finish, and the
-/// rest is dropped. `answer` gets the client's address too. An upgraded connection is its owner's, and not waited for.
+/// Serves connections of `listener` until `shutdown` is cancelled. Requests in progress then have
+/// [`DRAIN_DEADLINE`] to finish; the remaining ones are dropped.
+///
+/// `answer` also receives the client's address. An upgraded connection belongs to the code that
+/// took it over and is not waited for.
 pub async fn serve<A, F, B>(
     listener: TcpListener,
     limits: Limits,
@@ -94,13 +99,13 @@ async fn drain(connections: &TaskTracker, drop_all: &CancellationToken) {
     let drained = tokio::time::timeout(DRAIN_DEADLINE, connections.wait()).await;
     if drained.is_err() {
         let left = connections.len();
-        tracing::info!(left, "dropping requests that do not end");
+        tracing::info!(left, "drain deadline exceeded, dropping requests");
         drop_all.cancel();
         connections.wait().await;
     }
 }
 
-/// The next connection, when there is room for it.
+/// Accepts the next connection once a slot is free.
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
@@ -111,6 +116,6 @@ async fn accept(
         .map_err(io::Error::other)?;
     let accepted = listener.accept().await;
     let (stream, peer) = accepted
-        .inspect_err(|error| tracing::warn!(%error, "cannot accept a client's connection"))?;
+        .inspect_err(|error| tracing::warn!(%error, "failed to accept client connection"))?;
     Ok((stream, peer, slot))
 }

@@ -1,9 +1,10 @@
-//! The body of a request, of which nothing stays unread.
+//! Request body that is always read to its end.
 //!
-//! A handler often knows its answer before it has read what the client sends: a token is wrong, a disk is full. If the
-//! connection were closed then, a client that still sends would see a reset instead of the answer, and one that had just sent
-//! the rest would send its next request into a connection that ends. So what a handler leaves is read and thrown away behind
-//! its back, while the answer is under way.
+//! A handler often knows its response before it has read the whole request: the token is wrong, or
+//! the disk is full. If the connection were closed at that point, a client that is still sending
+//! would see a reset instead of the response. A client that has just sent the rest would send its
+//! next request into a connection that is closing. The unread part is therefore read and discarded
+//! in the background while the response is sent.
 
 use std::{
     pin::Pin,
@@ -21,24 +22,26 @@ use tokio::runtime::Handle;
 
 use crate::connection::Answering;
 
-/// How long a body is read that nobody wants; then its connection is closed.
+/// Maximum time for which an unread body is discarded. The connection is closed afterwards.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a client sends with its request. What is left of it when this is dropped is read on for five seconds and forgotten,
-/// unless the client asked whether to send it (`Expect: 100-continue`) and was not told to. To be dropped within a tokio
-/// runtime.
+/// Body of a client's request.
+///
+/// When this is dropped, the unread part of the body is read and discarded for up to five seconds.
+/// The exception is a client that sent `Expect: 100-continue` and has not been asked to continue:
+/// nothing will arrive from it. Must be dropped within a tokio runtime.
 #[derive(Debug)]
 pub struct Received {
-    /// `None` after its end, or after it broke off.
+    /// `None` after the body ended or failed.
     body: Option<Incoming>,
-    /// The client waits to be told to send it, which the first look at the body does.
+    /// True while the client waits for `100 Continue`. The first poll of the body sends it.
     is_held_back: bool,
-    /// The connection is busy as long as it is read.
+    /// Keeps the connection busy for as long as the body is read.
     busy: Option<Arc<Answering>>,
 }
 
 impl Received {
-    /// A request of hyper's with its body in care.
+    /// Wraps the body of a hyper request.
     #[must_use]
     pub fn of(request: Request<Incoming>) -> Request<Self> {
         Self::during(request, None)
@@ -95,7 +98,7 @@ impl Drop for Received {
             let busy = self.busy.take();
             runtime.spawn(async move {
                 let _busy = busy;
-                // Ends also when the connection does.
+                // Also ends when the connection does.
                 let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard(body)).await;
             });
         }

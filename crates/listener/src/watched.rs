@@ -1,4 +1,5 @@
-//! A client's stream, watched: it tells when bytes come, and finds a client that is gone without a word.
+//! Client stream that reports incoming bytes, and that detects a client that disappeared without
+//! closing the connection.
 
 use std::{
     io,
@@ -16,16 +17,16 @@ use tokio::{
 
 use crate::connection::Activity;
 
-/// Silence after which the kernel asks a client whether it is still there.
+/// Idle time after which the kernel sends keep-alive probes to a client.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// Between two such questions.
+/// Interval between keep-alive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Questions without an answer, after which the client counts as gone.
+/// Number of unanswered keep-alive probes after which the client is considered gone.
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// A stream that tells when bytes come.
+/// Stream that reports incoming bytes to its [`Activity`].
 pub(crate) struct Watched {
     stream: TcpStream,
     activity: Arc<Activity>,
@@ -34,14 +35,14 @@ pub(crate) struct Watched {
 impl Watched {
     pub(crate) fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
         if let Err(error) = set_options(&stream) {
-            tracing::debug!(%error, "cannot set a client's socket options");
+            tracing::debug!(%error, "failed to set client socket options");
         }
         Self { stream, activity }
     }
 }
 
-/// Small answers go out at once. A client whose machine or network died frees what it holds after two minutes, not after the
-/// kernel's two hours.
+/// Sets the socket options: small responses are sent at once, and the resources of a client whose
+/// machine or network failed are freed after two minutes instead of the kernel's two hours.
 fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

@@ -1,4 +1,5 @@
-//! Clients at the limits: more than there is room for, and those that are still there at the end.
+//! Clients at the limits: more clients than slots, and clients that are still connected at
+//! shutdown.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,13 +16,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wrenn_listener::{DRAIN_DEADLINE, Limits, Received, serve};
 
-/// Header fields the server takes.
+/// Maximum number of header fields of the test server.
 const HEADERS: usize = 10;
 
-/// A server whose answers are given when the test says so.
+/// Server that responds only when the test allows it.
 struct Server {
     address: SocketAddr,
-    /// A request is being answered.
+    /// Notified when a request is being answered.
     asked: Arc<Notify>,
     /// Lets one request be answered.
     go: Arc<Notify>,
@@ -65,7 +66,7 @@ impl Server {
         client
     }
 
-    /// Sends the head of a request whose body of four bytes stays away; its answer.
+    /// Sends the head of a request whose four-byte body is withheld, and returns the response.
     async fn answer_post(&self, client: &mut TcpStream, fields: &str) -> String {
         let head = format!("POST / HTTP/1.1\r\nHost: here\r\n{fields}Content-Length: 4\r\n\r\n");
         client.write_all(head.as_bytes()).await.expect("sent");
@@ -74,7 +75,7 @@ impl Server {
     }
 }
 
-/// Whether an answer came, and not the end of the connection.
+/// True if a complete response arrived instead of the end of the connection.
 async fn is_answered(client: &mut TcpStream) -> bool {
     let mut buffer = [0; 1024];
     let length = client.read(&mut buffer).await.unwrap_or(0);
@@ -97,7 +98,7 @@ async fn a_request_that_does_not_end_is_dropped() {
     let server = Server::start(10).await;
     let mut client = server.ask().await;
     server.asked.notified().await;
-    // From here on time passes when all wait for it.
+    // From here on, time advances only when every task waits for it.
     tokio::time::pause();
     let begun = Instant::now();
     server.shutdown.cancel();
@@ -137,7 +138,7 @@ async fn a_client_too_many_waits_for_another_to_go() {
     assert!(is_answered(&mut second).await);
 }
 
-/// Reads until there is as much as `end`.
+/// Reads until the text ends with `end`.
 async fn read_to(client: &mut TcpStream, end: &str) -> String {
     let (mut read, mut piece) = (String::new(), [0; 1024]);
     while !read.ends_with(end) {
@@ -154,11 +155,12 @@ async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
     let mut client = TcpStream::connect(server.address).await.expect("connected");
     server.answer_post(&mut client, "").await;
     client.write_all(b"late").await.expect("sent");
-    // It is with the server already; this lets it look.
+    // The bytes have already reached the server; this lets its task run.
     for _ in 0..1000 {
         tokio::task::yield_now().await;
     }
-    // Nor is the connection taken for one that is in the middle of a request's head, which has ten seconds.
+    // The connection must not be treated as one in the middle of a request's head either, which has
+    // a deadline of ten seconds.
     tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(60)).await;
     tokio::time::resume();
