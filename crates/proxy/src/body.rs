@@ -1,4 +1,4 @@
-//! Bodies on their way: none is collected, each is passed on frame by frame, trailers too.
+//! Streaming bodies: no body is collected, each is forwarded frame by frame, including trailers.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use wrenn_listener::Received;
 
-/// A client's body, which outlives an attempt to send it: until a frame was taken of it, it can be lent once more.
+/// Request body that survives a failed attempt to send it. It can be sent again as long as no frame
+/// has been taken from it.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestBody(Arc<Shared>);
 
@@ -34,7 +35,7 @@ impl RequestBody {
         }))
     }
 
-    /// Whether some of it may have been sent.
+    /// True if part of the body may have been sent.
     pub(crate) fn is_begun(&self) -> bool {
         self.0.begun.load(Ordering::Acquire)
     }
@@ -65,10 +66,10 @@ impl Body for RequestBody {
     }
 }
 
-/// An answer's body: the sandbox's, or the proxy's own.
+/// Response body, either the sandbox's or the proxy's own.
 pub(crate) struct AnswerBody {
     from: From,
-    /// What must live as long as the answer is being given.
+    /// Value that is kept alive until the response has been sent.
     _held: Option<Box<dyn Send>>,
 }
 
@@ -78,7 +79,7 @@ enum From {
 }
 
 impl AnswerBody {
-    /// The sandbox's body; holds something until it is through.
+    /// Forwards the sandbox's body and keeps `held` alive until its end.
     pub(crate) fn streamed(body: Incoming, held: impl Send + 'static) -> Self {
         Self {
             from: From::Sandbox(body),
@@ -86,7 +87,7 @@ impl AnswerBody {
         }
     }
 
-    /// The proxy's own.
+    /// Wraps a body that the proxy generated.
     pub(crate) fn own(body: Bytes) -> Self {
         Self {
             from: From::Proxy(Full::new(body)),

@@ -1,4 +1,4 @@
-//! Ending all that a sandbox has open, at once.
+//! Closes all connections of a sandbox at once.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,18 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::SandboxId;
 
-/// A handle with which whoever stops sandboxes tells the proxy. Made before the [`Proxy`](crate::Proxy), so that neither needs the
-/// other to exist first; clones are the same handle.
+/// Handle through which the proxy is notified that a sandbox stopped. Created before the
+/// [`Proxy`](crate::Proxy), so that the proxy and the component that stops sandboxes do not depend
+/// on each other's construction. Clones share the same state.
 #[derive(Debug, Clone, Default)]
 pub struct Cuts(Arc<Mutex<HashMap<SandboxId, CancellationToken>>>);
 
 impl Cuts {
-    /// Ends every connection to a sandbox, kept ones and those in use. To be called when it was paused, killed or lost, after
-    /// [`Sandboxes::resolve`](crate::Sandboxes::resolve) has begun to say so: what comes later is looked up anew.
+    /// Closes every connection to a sandbox, idle and in use.
+    ///
+    /// Call this when a sandbox was paused, destroyed or lost, after
+    /// [`Sandboxes::resolve`](crate::Sandboxes::resolve) has started to report that state: later
+    /// requests are resolved again.
     pub fn forget(&self, id: &SandboxId) {
         let token = self.tokens().remove(id);
         if let Some(token) = token {
@@ -23,7 +27,7 @@ impl Cuts {
         }
     }
 
-    /// Ends every connection to every sandbox.
+    /// Closes every connection to every sandbox.
     pub fn forget_all(&self) {
         let tokens = std::mem::take(&mut *self.tokens());
         for token in tokens.into_values() {
@@ -31,12 +35,12 @@ impl Cuts {
         }
     }
 
-    /// Cancelled at the next [`forget`](Self::forget) of this sandbox.
+    /// Returns the token that is cancelled by the next [`forget`](Self::forget) of this sandbox.
     pub(crate) fn token(&self, id: &SandboxId) -> CancellationToken {
         self.tokens().entry(id.clone()).or_default().clone()
     }
 
-    /// Drops the token of a sandbox that has nothing open; who calls this makes sure of that.
+    /// Drops the token of a sandbox. The caller ensures that the sandbox has no open connections.
     pub(crate) fn remove(&self, id: &SandboxId) {
         self.tokens().remove(id);
     }

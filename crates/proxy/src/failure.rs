@@ -1,7 +1,7 @@
-//! Answers that the proxy gives itself.
+//! Responses that the proxy generates itself.
 //!
-//! Clients look for `was not found` and `port is not open` in the message of a 502, so these texts are the contract's. Scripts of
-//! every page may read them.
+//! Clients search the message of a 502 for `was not found` and `port is not open`, so the E2B
+//! contract fixes these texts. Scripts of any origin may read these responses.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -13,30 +13,30 @@ use crate::{
     route::{Address, BadAddress},
 };
 
-/// Why a request was not answered by the sandbox.
+/// Reasons for which a request was not answered by the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{0}")]
     BadAddress(#[from] BadAddress),
-    #[error("no sandbox runs whose token signed this")]
+    #[error("the link's signature matches no running sandbox")]
     NoSuchLink,
     #[error("signature is already expired")]
     LinkExpired,
-    #[error("only requests to a path are taken here")]
+    #[error("unsupported request target: expected a path")]
     BadTarget,
     #[error("The sandbox was not found")]
     NotFound,
     #[error("The sandbox is running but port is not open")]
     PortClosed,
-    #[error("The sandbox is changing its state, try again")]
+    #[error("The sandbox is changing state; try again")]
     Changing,
-    #[error("The sandbox may not be resumed: {0}")]
+    #[error("The sandbox cannot be resumed: {0}")]
     ResumeDenied(String),
-    #[error("The sandbox's traffic access token is missing: send it in the header {TRAFFIC_TOKEN}")]
+    #[error("The traffic access token is missing: send it in the header `{TRAFFIC_TOKEN}`")]
     NoTrafficToken,
-    #[error("The sandbox's traffic access token is not the one in the header {TRAFFIC_TOKEN}")]
+    #[error("The traffic access token in the header `{TRAFFIC_TOKEN}` is invalid")]
     BadTrafficToken,
-    #[error("The path is not open to clients")]
+    #[error("The path is not available to clients")]
     Internal,
     #[error("The sandbox has too many connections")]
     TooMany,
@@ -44,7 +44,7 @@ pub(crate) enum Failure {
     Unreachable(String),
 }
 
-/// Header in which clients show a sandbox's traffic token.
+/// Header in which clients send a sandbox's traffic access token.
 pub(crate) const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
 
 impl From<Refused> for Failure {
@@ -58,11 +58,11 @@ impl From<Refused> for Failure {
     }
 }
 
-/// The contract's body.
+/// Response body that the E2B contract defines.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
-    /// The guest agent's own errors, which one of ours stands for, have none.
+    /// `None` for errors that stand in for one of the guest agent's, which carry no sandbox id.
     #[serde(skip_serializing_if = "Option::is_none")]
     sandbox_id: Option<&'a str>,
     message: &'a str,
@@ -86,8 +86,9 @@ impl Failure {
         }
     }
 
-    /// The answer, for this address as far as it is known; a page if a person will read it (see [`is_browser`]). What stands for an
-    /// answer of the guest agent has its form, whoever reads it.
+    /// Builds the response. `address` is `None` while the target is unknown. The body is an HTML
+    /// page if a person will read it (see [`is_browser`]). An error that stands in for one of the
+    /// guest agent's always has the guest agent's JSON form.
     pub(crate) fn answer(&self, address: Option<&Address>, browser: bool) -> Response<Bytes> {
         let message = self.to_string();
         let (kind, body) = match address {
@@ -116,19 +117,19 @@ impl Failure {
         response
     }
 
-    /// Whether the guest agent would say this, in these words.
+    /// True if the guest agent would report this error with the same text.
     fn is_guest_agents(&self) -> bool {
         *self == Self::LinkExpired
     }
 }
 
-/// Whether a person will read the answer. A script in a page that calls an API says so by what it sends or wants, or the browser
-/// says it for the script.
+/// True if a person will read the response. A script in a page that calls an API is recognized by
+/// its content type or its `Accept` header, or by the fetch mode that the browser adds.
 pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let begins = |name, with: &str| text(name).is_some_and(|value| value.starts_with(with));
     let wants = |kind: &str| text(header::ACCEPT).is_some_and(|value| value.contains(kind));
-    // Of a page that is opened, in a window or in a frame.
+    // A navigation opens a page, in a window or in a frame.
     let opens = text(FETCH_MODE).is_none_or(|mode| mode.ends_with("navigate"));
     begins(header::USER_AGENT, "Mozilla/")
         && !begins(header::CONTENT_TYPE, "application/")
@@ -136,12 +137,12 @@ pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
         && opens
 }
 
-/// What browsers say of why they ask.
+/// Header in which browsers state the mode of a request.
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 fn page(status: StatusCode, message: &str, address: &Address) -> String {
     let message = escape(message);
-    // Ids hold nothing that HTML gives a meaning.
+    // Sandbox ids contain no characters with a meaning in HTML.
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{status}</title></head>\
          <body><h1>{message}</h1><p>Sandbox {}, port {}</p></body></html>\n",
@@ -155,7 +156,7 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// Refuses what the guest agent keeps for its host.
+/// Rejects paths that the guest agent reserves for its host.
 pub(crate) fn check_path(address: &Address, path: &str) -> Result<(), Failure> {
     if address.port == wrenn_proto::limits::ENVD_PORT && path::is_internal(path) {
         return Err(Failure::Internal);

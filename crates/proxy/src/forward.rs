@@ -1,4 +1,4 @@
-//! Sends a request to a sandbox, a second time only where that cannot do anything twice.
+//! Sends a request to a sandbox. A request is repeated only if that cannot execute it twice.
 
 use std::{error::Error, sync::Arc};
 
@@ -15,13 +15,14 @@ use crate::{
     pool::{Answers, Pool, Pools},
 };
 
-/// A sandbox's answer, and what it came through.
+/// Response of a sandbox, and the pool that it came through.
 pub(crate) struct Answered<S: Sandboxes> {
     pub(crate) response: Response<Incoming>,
     pub(crate) pool: Arc<Pool<S>>,
 }
 
-/// Sends a request whose head is ready. Before a second attempt `resolve_again` is asked whether there is still a sandbox.
+/// Sends a request whose head is ready. `resolve_again` is called before a second attempt, to check
+/// that the sandbox still exists.
 pub(crate) async fn send<S: Sandboxes>(
     pools: &Pools<S>,
     id: &SandboxId,
@@ -37,19 +38,21 @@ pub(crate) async fn send<S: Sandboxes>(
     if !first.may_be_repeated(&head.method, &body) {
         return Err(first.failure);
     }
-    tracing::debug!(%id, why = %first.failure, "a request is sent again");
+    tracing::debug!(%id, why = %first.failure, "retrying request");
     resolve_again().await?;
     attempt(pools.get(id), head, body)
         .await
         .map_err(|second| second.failure)
 }
 
-/// Why an attempt failed.
+/// Failed attempt to send a request.
 struct Failed {
     failure: Failure,
-    /// Nothing was sent, and the sandbox may be elsewhere in its life than was thought.
+    /// True if nothing was sent because the sandbox was not running; its state may differ from the
+    /// one that was resolved.
     stopped: bool,
-    /// The connection had answered before, so it may just have been closed for its age.
+    /// True if the connection had answered a request before, so that the server may just have
+    /// closed it as idle.
     kept: bool,
 }
 
@@ -86,7 +89,7 @@ fn explain(error: &legacy::Error, is_cut: bool) -> Failed {
         Some(DialError::NotRunning) => Failure::NotFound,
         Some(other) => Failure::Unreachable(other.to_string()),
         None if is_cut => Failure::NotFound,
-        None => Failure::Unreachable("its connection ended without an answer".to_owned()),
+        None => Failure::Unreachable("the connection closed before a response arrived".to_owned()),
     };
     let mut told = http::Extensions::new();
     if let Some(connection) = error.connect_info() {

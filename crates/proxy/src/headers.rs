@@ -1,4 +1,4 @@
-//! Headers that concern one connection and are not passed on, and those that the proxy adds.
+//! Removes hop-by-hop headers, and adds the headers that the proxy sets.
 
 use std::net::IpAddr;
 
@@ -9,13 +9,14 @@ use crate::lookup::Target;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// Shows the guest agent's token.
+/// Header that carries the guest agent's access token.
 pub(crate) const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static(crate::failure::TRAFFIC_TOKEN);
 
-/// Of one connection, whatever `Connection` says. `Trailer` is not: trailers are passed on.
+/// Hop-by-hop headers, removed whether or not `Connection` lists them. `Trailer` is not among them:
+/// trailers are forwarded.
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     KEEP_ALIVE,
@@ -27,7 +28,8 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// By which a message is read or was let through: a client cannot have them removed by naming them in `Connection`.
+/// Headers that determine how a message is parsed or authorized. A client cannot have them removed
+/// by listing them in `Connection`.
 const KEPT: [HeaderName; 4] = [
     header::HOST,
     header::CONTENT_LENGTH,
@@ -35,27 +37,28 @@ const KEPT: [HeaderName; 4] = [
     ACCESS_TOKEN,
 ];
 
-/// What the headers of one request depend on.
+/// Properties of a request that its forwarded headers depend on.
 pub(crate) struct Onward<'a> {
     /// Port in the sandbox.
     pub(crate) port: u16,
-    /// The guest agent, not a server of the user's.
+    /// True if the target is the guest agent rather than a server of the user.
     pub(crate) is_envd: bool,
     /// Host that the client addressed.
     pub(crate) authority: &'a Authority,
     /// Address of the client.
     pub(crate) client: IpAddr,
-    /// What is known of the sandbox.
+    /// Resolved target sandbox.
     pub(crate) target: &'a Target,
 }
 
-/// The protocol that a request wants to change to, if it does.
+/// Returns the protocol that a request asks to upgrade to, if any.
 pub(crate) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asks = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
     headers.get(header::UPGRADE).filter(|_| asks).cloned()
 }
 
-/// Makes a client's headers those for the sandbox; with `upgrade` it asks for another protocol.
+/// Converts a client's headers into those sent to the sandbox. With `upgrade`, the request asks for
+/// that protocol.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
     onward: &Onward<'_>,
@@ -68,13 +71,14 @@ pub(crate) fn prepare_request(
         .flat_map(|value| value.split(','))
         .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        // The length of a chunked body is nowhere but in its chunks, or two servers may see two requests.
+        // The length of a chunked body is defined by its chunks alone; with a conflicting
+        // `Content-Length` two servers could see two different requests.
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(headers);
-    // Answered here, when the body is first asked for.
+    // The proxy answers this itself, when the body is first read.
     headers.remove(header::EXPECT);
-    // Between the client and the proxy alone.
+    // The traffic token is meant for the proxy alone.
     headers.remove(TRAFFIC_TOKEN);
     if takes_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -98,14 +102,14 @@ pub(crate) fn prepare_request(
     }
 }
 
-/// Makes a sandbox's headers those for the client.
+/// Converts a sandbox's headers into those sent to the client.
 pub(crate) fn prepare_answer(headers: &mut HeaderMap, status: StatusCode) {
     let protocol = headers.get(header::UPGRADE).cloned();
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(headers);
-    // With these two statuses it is part of what is answered.
+    // With these two statuses the header is part of the response.
     let keeps = matches!(
         status,
         StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED
@@ -152,7 +156,7 @@ fn add_forwarded(headers: &mut HeaderMap, onward: &Onward<'_>) {
     if let Ok(chain) = HeaderValue::from_str(&format!("{chain}{client}")) {
         headers.insert(FORWARDED_FOR, chain);
     }
-    // Whoever ends TLS in front of the proxy knows better.
+    // A proxy in front of this one that terminates TLS has already set the right value.
     if !headers.contains_key(FORWARDED_HOST)
         && let Ok(host) = HeaderValue::from_str(onward.authority.as_str())
     {

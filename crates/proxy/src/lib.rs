@@ -1,19 +1,23 @@
-//! Sandbox traffic: takes a client's HTTP request to a port of a sandbox, and brings back the answer.
+//! Reverse proxy for sandbox traffic: forwards a client's HTTP request to a port of a sandbox and
+//! returns the response.
 //!
 //! ```text
-//!  client ──HTTP/1.1──► listener ────► route ──► Sandboxes::resolve ──► pool of the sandbox ──► Sandboxes::dial ──► port
-//!                        deadlines     id, port   may it? awake?        kept connections          a byte stream
+//!  client ──HTTP/1.1──► listener ──► route ──► resolve ───────► pool ──────────► dial ──────► port
+//!                       deadlines    id, port  access, resume   kept connections byte stream
 //! ```
 //!
-//! Owns: what a request's address means ([`route`]), which paths of the guest
-//! agent are nobody's business ([`path`]), one pool of connections a sandbox, the error answers of the contract, and the answer to a
-//! browser that asks whether a page may send what does not say yet where it goes.
-//! Never: knows a database or an agent's state (that is [`Sandboxes`], which the control plane implements), rewrites a path or a
-//! body, buffers a body, or repeats a request that may have been acted on.
+//! `resolve` and `dial` are methods of [`Sandboxes`].
 //!
-//! What fails: a sandbox that is not there is `502 … was not found`, a port on which nobody listens `502 … port is not open`
-//! (clients look for these words); an upstream that dies in the middle of an answer cuts the client's connection, so that no
-//! client takes a part for the whole. When a sandbox stops, [`Cuts::forget`] ends all that it had open.
+//! Owns routing ([`route`]), the list of blocked envd paths ([`path`]), one connection pool per
+//! sandbox, error responses, and CORS preflights that do not name a sandbox. Never accesses a
+//! database or an agent's state (that is [`Sandboxes`], which the control plane implements), never
+//! rewrites a path or a body, never buffers a body, and never repeats a request that may have been
+//! executed.
+//!
+//! Failures: an unknown sandbox is answered with `502 … was not found`, a port without a listener
+//! with `502 … port is not open`. Clients search for these texts. An upstream that fails in the
+//! middle of a response closes the client's connection, so that no client takes a partial response
+//! for a complete one. When a sandbox stops, [`Cuts::forget`] closes all of its connections.
 #![forbid(unsafe_code)]
 
 mod body;

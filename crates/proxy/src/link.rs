@@ -1,4 +1,4 @@
-//! Signed links, which say nothing of their sandbox but that its token signed them.
+//! Signed links, which identify their sandbox only by the token that signed them.
 
 use std::{
     borrow::Cow,
@@ -9,7 +9,7 @@ use http::Method;
 use subtle::ConstantTimeEq as _;
 use wrenn_proto::Grant;
 
-/// What a link asks for, and its signature.
+/// Access that a link grants, and its signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedLink<'a> {
     path: Cow<'a, str>,
@@ -20,7 +20,7 @@ pub struct SignedLink<'a> {
 }
 
 impl<'a> SignedLink<'a> {
-    /// Reads the link that a request follows; `None` if it follows none.
+    /// Parses the signed link of a request; `None` if the request is not one.
     #[must_use]
     pub fn parse(method: &Method, path: &str, query: &'a str) -> Option<Self> {
         let operation = match *method {
@@ -33,7 +33,7 @@ impl<'a> SignedLink<'a> {
         }
         let (mut path, mut user, mut signature, mut expires) = (None, None, None, None);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            // A name that comes twice is refused by the guest agent.
+            // The guest agent rejects duplicate names, so using the first value is safe.
             match &*name {
                 "path" => path = path.or(Some(value)),
                 "username" => user = user.or(Some(value)),
@@ -55,7 +55,8 @@ impl<'a> SignedLink<'a> {
         })
     }
 
-    /// Whether it has expired, by this machine's clock: a guest's own may be behind for a moment after it was restored.
+    /// True if the link has expired according to this machine's clock. The guest's own clock may be
+    /// behind for a short time after a restore.
     pub(crate) fn has_expired(&self) -> bool {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -64,7 +65,7 @@ impl<'a> SignedLink<'a> {
         self.expires.is_some_and(|expires| expires < now)
     }
 
-    /// Whether a guest agent's token signed it. Says nothing of whether it has expired.
+    /// True if the guest agent's `token` signed the link. Does not check expiry.
     #[must_use]
     pub fn is_signed_with(&self, token: &str) -> bool {
         let grant = Grant {

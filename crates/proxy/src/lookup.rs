@@ -1,4 +1,4 @@
-//! What the proxy asks of whoever knows the sandboxes.
+//! Interface between the proxy and the component that knows the sandboxes.
 
 use std::{fmt, future::Future};
 
@@ -7,47 +7,52 @@ use wrenn_proto::SandboxId;
 
 use crate::SignedLink;
 
-/// Knows sandboxes, and reaches their ports. Every method may be called at any time, many at once, and for ids that nobody has.
+/// Resolves sandboxes and connects to their ports. Every method may be called at any time,
+/// concurrently, and with ids that do not exist.
 pub trait Sandboxes: Send + Sync + 'static {
-    /// A byte stream to a port in a sandbox. It is dropped to close it.
+    /// Byte stream to a port in a sandbox. Dropping it closes the connection.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Held for as long as a request is being answered or an upgraded connection is open. A sandbox that is paused for being idle
-    /// is not idle while one of these exists.
+    /// Guard held while a request is being answered or an upgraded connection is open. A sandbox
+    /// that would be paused when idle is not idle while one of these exists.
     type Use: Send + 'static;
 
-    /// What there is to know before a request is sent to a running sandbox.
+    /// Returns what the proxy must know before it sends a request to a running sandbox.
     ///
-    /// A sandbox that is paused and resumes on traffic is resumed here, and this waits for it; one that is about to run is waited
-    /// for. One that is paused and does not resume on traffic is [`Refused::NotFound`], like one that never was. The proxy gives
-    /// up after two minutes.
+    /// A paused sandbox that resumes on traffic is resumed here, and the call waits for it. The
+    /// call also waits for a sandbox that is about to run. A paused sandbox that does not resume on
+    /// traffic is [`Refused::NotFound`], as if it had never existed. The proxy gives up after two
+    /// minutes.
     ///
-    /// The answer is used at once and not kept: it is asked again for each request.
+    /// The result is used at once and not cached: the proxy asks again for each request.
     fn resolve(&self, id: &SandboxId) -> impl Future<Output = Result<Target, Refused>> + Send;
 
-    /// The sandbox whose guest agent's token signed a link: the one for which [`SignedLink::is_signed_with`] holds. Asked for
-    /// requests that do not say which sandbox they are for, so anybody can ask; it should cost no more than a hash a sandbox.
+    /// Returns the sandbox whose guest agent's token signed a link: the one for which
+    /// [`SignedLink::is_signed_with`] is true. Called for requests that do not name a sandbox, so
+    /// any client can trigger it; it should cost no more than one hash per sandbox.
     fn signed_by(&self, link: &SignedLink<'_>) -> impl Future<Output = Option<SandboxId>> + Send;
 
-    /// A new connection to a port. The proxy gives up after five seconds.
+    /// Opens a new connection to a port. The proxy gives up after five seconds.
     fn dial(
         &self,
         id: &SandboxId,
         port: u16,
     ) -> impl Future<Output = Result<Self::Io, DialError>> + Send;
 
-    /// Notes that a sandbox is being used from now until what is returned is dropped.
+    /// Records that a sandbox is in use until the returned guard is dropped.
     fn begin_use(&self, id: &SandboxId) -> Self::Use;
 }
 
-/// What a request to a running sandbox must know.
+/// Properties of a running sandbox that its requests depend on.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Target {
-    /// The guest agent's token, only where clients need none (`secure: false`): the proxy shows it for them.
+    /// The guest agent's token, set only where clients need none (`secure: false`). The proxy adds
+    /// it to their requests.
     pub shown_token: Option<String>,
-    /// What clients must show to reach any port but the guest agent's.
+    /// Token that clients must send to reach any port except the guest agent's.
     pub traffic_token: Option<String>,
-    /// What servers in the sandbox see as `Host`, the guest agent apart; `${PORT}` stands for the port.
+    /// `Host` header for servers in the sandbox other than the guest agent; `${PORT}` is replaced
+    /// by the port.
     pub mask_host: Option<String>,
 }
 
@@ -61,41 +66,41 @@ impl fmt::Debug for Target {
     }
 }
 
-/// Why a request does not reach a sandbox.
+/// Reasons for which a request does not reach a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// Unknown, gone, or paused without resuming on traffic.
+    /// Unknown, destroyed, or paused without resuming on traffic.
     #[error("the sandbox was not found")]
     NotFound,
-    /// Between two states for longer than can be waited for.
-    #[error("the sandbox is changing its state")]
+    /// In transition between two states for longer than the proxy waits.
+    #[error("the sandbox is changing state")]
     Changing,
-    /// It is paused and may not be resumed now; says why.
-    #[error("the sandbox may not be resumed: {0}")]
+    /// Paused, and resuming it is denied; carries the reason.
+    #[error("the sandbox cannot be resumed: {0}")]
     ResumeDenied(String),
-    /// Its state cannot be told or changed at the moment; says why.
+    /// The state of the sandbox cannot be determined or changed now; carries the reason.
     #[error("the sandbox cannot be reached: {0}")]
     Unavailable(String),
 }
 
-/// Why a connection to a port was not made.
+/// Reasons for which a connection to a port failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
-    /// It runs, and nobody listens there.
+    /// The sandbox runs, but nothing listens on the port.
     #[error("the port is not open")]
     PortClosed,
-    /// It does not run any more: it is worth asking [`Sandboxes::resolve`] again.
-    #[error("the sandbox does not run")]
+    /// The sandbox no longer runs: calling [`Sandboxes::resolve`] again may help.
+    #[error("the sandbox is not running")]
     NotRunning,
-    /// Its host did not do it; says why.
-    #[error("the sandbox's host: {0}")]
+    /// The sandbox's host failed to open the connection; carries the reason.
+    #[error("failed to connect through the host agent: {0}")]
     Host(String),
-    /// Not within the proxy's own deadline.
-    #[error("no connection within {0:?}")]
+    /// The proxy's own deadline passed.
+    #[error("timed out after {0:?}")]
     TimedOut(std::time::Duration),
-    /// The sandbox has as many connections as it may.
+    /// The sandbox has reached its maximum number of connections.
     #[error("the sandbox has too many connections")]
     TooMany,
 }

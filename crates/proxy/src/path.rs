@@ -1,17 +1,19 @@
 //! Paths of the guest agent that only its host may call.
 //!
-//! They are compared after undoing whatever could hide them: percent-encoding (also of itself), empty and dot segments, back
-//! slashes, letter case, parameters. The path that is sent on is never changed: what is not refused goes as it came.
+//! Paths are compared after undoing everything that could hide them: percent-encoding (also
+//! nested), empty and dot segments, backslashes, letter case, and parameters. The forwarded path is
+//! never changed: a request that is not rejected is sent on as it arrived.
 
-/// First segments of the host's own calls: what begins with one of these is refused whole.
+/// First segments of the host's own calls. Every path that starts with one of these is rejected.
 const INTERNAL: [&str; 8] = [
     "init", "freeze", "unfreeze", "collapse", "fsfreeze", "fsthaw", "snapshot", "upgrade",
 ];
 
-/// Percent-encoding within percent-encoding is undone this often; what is deeper is refused: no client does that.
+/// Number of nested percent-encodings that are decoded. A deeper path is rejected: no client sends
+/// one.
 const MAX_DECODINGS: usize = 8;
 
-/// Whether a request's path could mean one of the guest agent's internal calls.
+/// True if a request's path could address one of the guest agent's internal calls.
 #[must_use]
 pub fn is_internal(path: &str) -> bool {
     let Some(path) = decode_fully(path) else {
@@ -20,7 +22,7 @@ pub fn is_internal(path: &str) -> bool {
     let meant = path.split(['?', '#']).next().unwrap_or_default();
     let mut segments: Vec<&str> = Vec::new();
     for segment in meant.split(['/', '\\']) {
-        // Parameters of a segment, blanks and control characters around it.
+        // Strip the parameters of a segment, and whitespace and control characters around it.
         let segment = segment.split(';').next().unwrap_or_default();
         let segment = segment.trim_matches(|sign: char| sign.is_whitespace() || sign.is_control());
         match segment {
@@ -34,7 +36,7 @@ pub fn is_internal(path: &str) -> bool {
         .is_some_and(|first| INTERNAL.iter().any(|name| first.eq_ignore_ascii_case(name)))
 }
 
-/// Undoes percent-encoding until there is none left. `None`: too deep.
+/// Decodes percent-encoding repeatedly until none is left; `None` if it is nested too deeply.
 fn decode_fully(path: &str) -> Option<String> {
     let mut path = path.to_owned();
     for _ in 0..MAX_DECODINGS {
@@ -47,7 +49,7 @@ fn decode_fully(path: &str) -> Option<String> {
     None
 }
 
-/// Undoes percent-encoding once; what is no encoding stays as it is.
+/// Decodes percent-encoding once; invalid encodings are kept as they are.
 fn decode(path: &str) -> String {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -135,7 +137,8 @@ mod tests {
             let _ = is_internal(&path);
         }
 
-        /// Each sign of an internal path is written plainly or encoded once or twice, with empty segments between.
+        /// Each character of an internal path is written plainly or encoded once or twice, with
+        /// empty segments in between.
         #[test]
         fn no_mixture_of_encodings_hides_a_call(
             name in prop::sample::select(&INTERNAL[..]),

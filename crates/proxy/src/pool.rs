@@ -1,7 +1,9 @@
-//! The connections of each sandbox: kept for the next request, counted, and cut together.
+//! Connection pools, one per sandbox: connections are kept for the next request, counted, and
+//! closed together.
 //!
-//! Each sandbox has a client of its own, so none waits for another's, and the end of one is the end of its client. A connection
-//! belongs to one port. Pools that nobody uses are dropped when the next one is made.
+//! Each sandbox has its own client, so no sandbox waits for another's connections, and closing a
+//! sandbox's connections ends its client. A connection belongs to one port. Unused pools are
+//! dropped when the next pool is created.
 
 use std::{
     collections::HashMap,
@@ -33,27 +35,28 @@ use wrenn_proto::SandboxId;
 
 use crate::{Cuts, DialError, Sandboxes, body::RequestBody};
 
-/// Until a port is connected to.
+/// Time within which a connection to a port must be open.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a connection is kept for the next request. Servers keep theirs at least that long as a rule; where one does not,
-/// the next request finds out and takes another.
+/// Time for which an idle connection is kept for the next request. Servers usually keep theirs at
+/// least as long. Where one does not, the next request finds the connection closed and opens
+/// another.
 const KEPT_FOR: Duration = Duration::from_secs(55);
 
-/// Connections to one port that are kept.
+/// Maximum number of idle connections kept per port.
 const KEPT_PER_PORT: usize = 16;
 
-/// What is read ahead of a sandbox, bytes; bounds the head of its answer too.
+/// Size of the read buffer per connection, in bytes. Also limits the size of a response's head.
 const MAX_BUFFER_BYTES: usize = 128 * 1024;
 
-/// Of one sandbox.
+/// Connection pool of one sandbox.
 pub(crate) struct Pool<S: Sandboxes> {
     pub(crate) client: Client<Dialer<S>, RequestBody>,
     pub(crate) cut: CancellationToken,
     slots: Arc<Semaphore>,
 }
 
-/// Of all sandboxes.
+/// Connection pools of all sandboxes.
 pub(crate) struct Pools<S: Sandboxes> {
     pools: Mutex<HashMap<SandboxId, Arc<Pool<S>>>>,
     sandboxes: Arc<S>,
@@ -71,7 +74,7 @@ impl<S: Sandboxes> Pools<S> {
         }
     }
 
-    /// The pool of a sandbox; a new one if the last was cut.
+    /// Returns the pool of a sandbox, creating a new one if the previous one was closed.
     pub(crate) fn get(&self, id: &SandboxId) -> Arc<Pool<S>> {
         let mut pools = self.pools();
         if let Some(pool) = pools.get(id)
@@ -118,7 +121,7 @@ impl<S: Sandboxes> Pools<S> {
     }
 }
 
-/// Connects to the ports of one sandbox; the port is the one of the URI.
+/// Connects to the ports of one sandbox; the URI gives the port.
 pub(crate) struct Dialer<S> {
     sandboxes: Arc<S>,
     id: SandboxId,
@@ -180,7 +183,8 @@ impl<S: Sandboxes> Dialer<S> {
     }
 }
 
-/// How many requests a connection has answered; told with each of its answers and failures.
+/// Number of requests that a connection has answered. Attached to each response and failure of the
+/// connection.
 #[derive(Clone, Default)]
 pub(crate) struct Answers(Arc<AtomicU64>);
 
@@ -194,7 +198,7 @@ impl Answers {
     }
 }
 
-/// A connection to a port, which fails when its sandbox is cut.
+/// Connection to a port that fails as soon as the connections of its sandbox are closed.
 pub(crate) struct Link<I> {
     io: I,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -234,7 +238,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // First, so that whoever waits here is woken by the cut.
+        // Polled first, so that a waiting reader is woken when the sandbox stops.
         if self.ended.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(cut()));
         }

@@ -1,17 +1,20 @@
-//! The question that a browser asks before a request that a page of elsewhere makes: may it?
+//! CORS preflights: the requests with which a browser asks whether a page of another origin may
+//! send a request.
 //!
-//! It carries none of the request's headers, only their names, so on a shared name nobody can tell which sandbox it is for; it is
-//! answered here: any page may ask. Whether the request itself is let through is decided when it comes, by the id and the token
-//! that it shows (there are no cookies, which a browser would show of its own accord), and whether the page may read the answer
-//! is said by the server that gives it.
+//! A preflight carries only the names of the request's headers, not their values. On a shared name
+//! the target sandbox is therefore unknown, and the proxy answers the preflight itself: every
+//! origin is allowed. Access is decided on the request that follows, by the sandbox id and the
+//! token in it. There are no cookies, which a browser would attach on its own. The server that
+//! produces the response decides whether the page may read it.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 
-/// How long a browser need not ask again, seconds: two hours, the most that any of them heeds.
+/// Time for which a browser may cache the result, in seconds: two hours, the maximum that any
+/// browser respects.
 const MAX_AGE_SEC: u32 = 7200;
 
-/// The answer, if it is that question.
+/// Returns the response if `request` is a preflight.
 pub(crate) fn answer<B>(request: &Request<B>) -> Option<Response<Bytes>> {
     let asked = request.headers();
     let is_asked = request.method() == Method::OPTIONS
@@ -23,7 +26,8 @@ pub(crate) fn answer<B>(request: &Request<B>) -> Option<Response<Bytes>> {
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     open_to_all(headers);
-    // Named one by one: a `*` would not count for `Authorization`, and older browsers do not know it.
+    // Mirrored one by one: `*` would not cover `Authorization`, and older browsers do not support
+    // it.
     for (from, to) in [
         (
             header::ACCESS_CONTROL_REQUEST_METHOD,
@@ -43,7 +47,7 @@ pub(crate) fn answer<B>(request: &Request<B>) -> Option<Response<Bytes>> {
     Some(response)
 }
 
-/// Lets pages of everywhere read an answer.
+/// Allows pages of any origin to read a response.
 pub(crate) fn open_to_all(headers: &mut HeaderMap) {
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_ORIGIN,

@@ -1,4 +1,4 @@
-//! The life of a request.
+//! Request handling: from routing and access checks to the response.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -20,20 +20,23 @@ use crate::{
     upgrade,
 };
 
-/// What a sandbox gets to be there: a resume may have to wait for its turn.
+/// Time that a sandbox has to become available: a resume may have to wait for its turn.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Header fields of one request: the programs behind ports may want more than the API does.
+/// Maximum number of header fields per request. Servers behind ports may need more than the API
+/// does.
 const MAX_HEADERS: usize = 200;
 
-/// What can be set.
+/// Settings of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyConfig {
-    /// Host names by which this machine is known, on which the routing headers count, as they do on `localhost`.
+    /// Host names of this machine on which the routing headers are honored, as they are on
+    /// `localhost`.
     pub shared_names: Vec<String>,
-    /// Clients' connections at the same time; more wait to be accepted.
+    /// Maximum number of concurrent client connections; further clients wait to be accepted.
     pub max_clients: usize,
-    /// Connections to one sandbox at the same time; a request that needs one more is answered 429.
+    /// Maximum number of concurrent connections per sandbox; a request that needs one more is
+    /// answered with 429.
     pub max_connections: usize,
 }
 
@@ -47,7 +50,7 @@ impl Default for ProxyConfig {
     }
 }
 
-/// The traffic proxy. Clones are the same proxy.
+/// Traffic proxy. Clones share the same state.
 pub struct Proxy<S: Sandboxes>(Arc<Inner<S>>);
 
 struct Inner<S: Sandboxes> {
@@ -57,7 +60,7 @@ struct Inner<S: Sandboxes> {
     config: ProxyConfig,
     /// Upgraded connections, which outlive their requests.
     upgraded: TaskTracker,
-    /// Ends upgraded connections.
+    /// Cancels upgraded connections.
     end: CancellationToken,
 }
 
@@ -68,7 +71,7 @@ impl<S: Sandboxes> Clone for Proxy<S> {
 }
 
 impl<S: Sandboxes> Proxy<S> {
-    /// A proxy to these sandboxes; `cuts` is how it learns that one stopped.
+    /// Creates a proxy for `sandboxes`. It learns through `cuts` that a sandbox stopped.
     #[must_use]
     pub fn new(sandboxes: Arc<S>, cuts: Cuts, config: ProxyConfig) -> Self {
         Self(Arc::new(Inner {
@@ -81,7 +84,8 @@ impl<S: Sandboxes> Proxy<S> {
         }))
     }
 
-    /// Serves on a listener until `shutdown` is cancelled; then requests get five seconds to finish. To be called once.
+    /// Serves `listener` until `shutdown` is cancelled. Requests in progress then have five seconds
+    /// to finish. Must be called only once.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
         let limits = Limits {
             clients: self.0.config.max_clients,
@@ -101,14 +105,14 @@ impl<S: Sandboxes> Proxy<S> {
 }
 
 impl<S: Sandboxes> Inner<S> {
-    /// Answers a request, whatever it is.
+    /// Answers a request; every failure becomes a response.
     async fn answer(&self, request: Request<Received>, client: IpAddr) -> Response<AnswerBody> {
         let browser = failure::is_browser(request.headers());
         let mut address = None;
         match self.try_answer(request, client, &mut address).await {
             Ok(response) => response,
             Err(failure) => {
-                tracing::debug!(address = address.as_ref().map(tracing::field::display), %failure, "not forwarded");
+                tracing::debug!(address = address.as_ref().map(tracing::field::display), %failure, "request not forwarded");
                 failure
                     .answer(address.as_ref(), browser)
                     .map(AnswerBody::own)
@@ -134,7 +138,7 @@ impl<S: Sandboxes> Inner<S> {
         let address = self.address(route, &request).await?;
         let address = known.insert(address);
         failure::check_path(address, request.uri().path())?;
-        // Well-formed with E2B, but not the form of any id here.
+        // Well-formed for E2B, but no id of this platform has this form.
         let id: SandboxId = address.id.parse().map_err(|_| Failure::NotFound)?;
         let target = self.resolve(&id).await?;
         check_traffic_token(&target, address.port, request.headers())?;
@@ -165,8 +169,8 @@ impl<S: Sandboxes> Inner<S> {
         }
     }
 
-    /// Refuses a link that is rightly signed and has expired. One that is wrongly signed is the guest agent's to refuse, which
-    /// looks at the signature first.
+    /// Rejects a correctly signed link that has expired. A wrongly signed link is forwarded: the
+    /// guest agent checks the signature first and rejects it.
     async fn check_link(
         &self,
         request: &Request<Received>,
@@ -205,7 +209,8 @@ impl<S: Sandboxes> Inner<S> {
         let in_use = self.sandboxes.begin_use(id);
         let authority = route::authority(request.uri(), request.headers())?;
         let is_envd = port == limits::ENVD_PORT;
-        // The guest agent speaks no other protocol, and what is said in one could not be checked.
+        // The guest agent supports no other protocol, and requests in another one could not be
+        // checked.
         let protocol = headers::wanted_upgrade(request.headers()).filter(|_| !is_envd);
         let upgrading = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         let onward = headers::Onward {
@@ -229,7 +234,7 @@ impl<S: Sandboxes> Inner<S> {
         *response.version_mut() = Version::HTTP_11;
         if status == StatusCode::SWITCHING_PROTOCOLS {
             let client = upgrading.ok_or_else(|| {
-                Failure::Unreachable("it changed the protocol unasked".to_owned())
+                Failure::Unreachable("the server switched protocols without being asked".to_owned())
             })?;
             let sandbox = hyper::upgrade::on(&mut response);
             let joined = upgrade::join(client, sandbox, self.end.clone());
@@ -243,7 +248,7 @@ impl<S: Sandboxes> Inner<S> {
     }
 }
 
-/// Where the sandbox's client sends a request: path and query stay as they came, to the byte.
+/// Builds the URI for the sandbox's client. Path and query are forwarded byte for byte.
 fn onward_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
     let path = asked.path_and_query().cloned();
     Uri::builder()
@@ -254,7 +259,8 @@ fn onward_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
         .map_err(|_| Failure::BadTarget)
 }
 
-/// A sandbox that is not public shows its ports to those who have its token; the guest agent has a token of its own.
+/// Checks the traffic access token. Only clients with the token may reach the ports of a sandbox
+/// that is not public. The guest agent has its own token.
 fn check_traffic_token(
     target: &Target,
     port: u16,

@@ -1,12 +1,16 @@
-//! Which port of which sandbox a request is for.
+//! Determines the sandbox and port that a request is addressed to.
 //!
-//! | `Host` of the request                                  | address                                          |
-//! |--------------------------------------------------------|--------------------------------------------------|
-//! | `localhost`, an IP address, `sandbox.<domain>`, a shared name of the configuration | the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port` |
-//! | anything else                                          | the label left of the first dot, `<port>-<id>`   |
+//! | `Host` of the request                     | address                                        |
+//! |-------------------------------------------|------------------------------------------------|
+//! | `localhost`                               | headers, see below                             |
+//! | an IP address                             | headers, see below                             |
+//! | `sandbox.<domain>`                        | headers, see below                             |
+//! | a shared name of the configuration        | headers, see below                             |
+//! | any other                                 | the label left of the first dot, `<port>-<id>` |
 //!
-//! On a shared name both headers or neither: a request with neither may still be a signed link.
-//! Reads only; the sandbox need not exist.
+//! The headers are `E2b-Sandbox-Id` and `E2b-Sandbox-Port`. On a shared name a request must have
+//! both or neither; a request with neither may still be a signed link. Routing only parses: the
+//! sandbox need not exist.
 
 use std::{fmt, net::IpAddr};
 
@@ -18,52 +22,53 @@ pub const SANDBOX_ID: HeaderName = HeaderName::from_static("e2b-sandbox-id");
 /// Header that names the port.
 pub const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox-port");
 
-/// Longest id: with the port and its `-` it is one label of a host name, which has 63 signs at most.
+/// Maximum length of an id: together with the port and `-` it forms one label of a host name, which
+/// has at most 63 characters.
 const MAX_ID_LEN: usize = 57;
 
-/// Where a request goes.
+/// Target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// Id as it was written: of the form that ids have here or with E2B, though perhaps nobody's.
+    /// Sandbox id as sent. It has the form of an id of this platform or of E2B, but may not exist.
     pub id: String,
     /// Port in the sandbox; not 0.
     pub port: u16,
 }
 
-/// What a request says of where it goes.
+/// Target that a request states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// To this port.
+    /// The request names this port.
     Port(Address),
-    /// It does not say.
+    /// The request names no sandbox.
     Unsaid,
 }
 
-/// Why a request goes nowhere.
+/// Reasons for which a request has no valid target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadAddress {
-    /// No `Host`, or not one.
-    #[error("the request has no valid Host")]
+    /// No `Host`, or an invalid one.
+    #[error("missing or invalid `Host`")]
     NoHost,
     /// Not a shared name, and the label is not `<port>-<id>`.
     #[error("invalid host: expected <port>-<sandboxID>.<domain>")]
     Host,
-    /// One of the two headers without the other, or one twice.
-    #[error("expected one header {SANDBOX_ID} and one header {SANDBOX_PORT}")]
+    /// One of the two headers without the other, or one of them twice.
+    #[error("expected exactly one `{SANDBOX_ID}` header and one `{SANDBOX_PORT}` header")]
     Headers,
-    /// Not 1 to 65535.
+    /// Not a number from 1 to 65535.
     #[error("invalid sandbox port")]
     Port,
-    /// Not of the form of an id.
+    /// Not a well-formed id.
     #[error("invalid sandbox id")]
     Id,
 }
 
-/// Reads the address of a request.
+/// Reads the target of a request.
 ///
 /// # Errors
-/// If the host, or what it or the headers name, is not well-formed.
+/// If the host, or the id or port that it or the headers name, is not well-formed.
 pub fn route(uri: &Uri, headers: &HeaderMap, shared_names: &[String]) -> Result<Route, BadAddress> {
     let authority = authority(uri, headers)?;
     let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
@@ -75,10 +80,11 @@ pub fn route(uri: &Uri, headers: &HeaderMap, shared_names: &[String]) -> Result<
     Ok(Route::Port(address(id, port)?))
 }
 
-/// The host and port that a client addressed: of an absolute request target if it has one, else of the one `Host` header.
+/// Returns the host and port that a client addressed: those of an absolute request target if there
+/// is one, otherwise those of the single `Host` header.
 ///
 /// # Errors
-/// If there is none, several, or one with a user name.
+/// If there is no host, more than one, or one with a user name.
 pub fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, BadAddress> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
@@ -126,7 +132,7 @@ fn address(id: &str, port: &str) -> Result<Address, BadAddress> {
     let digits = !port.is_empty() && port.bytes().all(|sign| sign.is_ascii_digit());
     let number = port.parse::<u16>().ok().filter(|&number| number != 0);
     let port = number.filter(|_| digits).ok_or(BadAddress::Port)?;
-    // Ids made here have a `-` behind their first two letters; E2B's have none.
+    // Ids of this platform have a `-` after their first two letters; E2B's have none.
     let signs = id.strip_prefix("sb-").unwrap_or(id);
     let plain = |sign: u8| sign.is_ascii_lowercase() || sign.is_ascii_digit();
     if signs.is_empty() || id.len() > MAX_ID_LEN || !signs.bytes().all(plain) {

@@ -1,7 +1,8 @@
-//! Byte streams to ports of sandboxes, through the agent of their host.
+//! Byte streams to ports of sandboxes, tunneled through the agent of their host.
 //!
-//! `GET /tunnel/{id}/{port}` with `Upgrade: wrenn-tunnel` at the agent's RPC listener. The agent connects, answers `101`, and from
-//! then on the connection is the port's. Anything else is an answer in JSON that says why not.
+//! The request is `GET /tunnel/{id}/{port}` with `Upgrade: wrenn-tunnel` at the agent's RPC
+//! listener. The agent connects to the port and answers `101`; from then on the connection carries
+//! the port's bytes. Any other response is a JSON error with the reason.
 
 use std::time::Duration;
 
@@ -16,23 +17,23 @@ use wrenn_proto::SandboxId;
 
 use crate::DialError;
 
-/// What the agent must answer within. It gives the port three seconds itself.
+/// Time within which the agent must answer. The agent itself gives the port three seconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What an answer that is no stream may hold, bytes.
+/// Maximum size of an error response, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
 
 const PROTOCOL: &str = "wrenn-tunnel";
 
-/// The agent's address or token cannot be used.
+/// Invalid address or token of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadAgent {
-    /// Not `http://host:port`.
-    #[error("`{0}` is not an address of an agent: expected http://host:port")]
+    /// Not of the form `http://host:port`.
+    #[error("invalid agent URL `{0}`: expected http://host:port")]
     Url(String),
-    /// Not something that a header can hold.
-    #[error("the agent's token cannot be sent in a header")]
+    /// The token contains characters that a header cannot hold.
+    #[error("the agent token contains characters that an HTTP header cannot hold")]
     Token,
 }
 
@@ -45,7 +46,7 @@ pub struct AgentTunnel {
     bearer: HeaderValue,
 }
 
-/// Why the agent did not open a stream.
+/// Error response of the agent.
 #[derive(Deserialize)]
 struct Refusal {
     #[serde(default)]
@@ -55,10 +56,11 @@ struct Refusal {
 }
 
 impl AgentTunnel {
-    /// Streams through the agent at this URL, which knows this token. Connects when first used.
+    /// Creates a tunnel through the agent at `agent_url`, authenticated with `token`. Connects on
+    /// first use.
     ///
     /// # Errors
-    /// If one of them cannot be used.
+    /// If the URL or the token is invalid.
     pub fn new(agent_url: &str, token: &str) -> Result<Self, BadAgent> {
         let bad_url = || BadAgent::Url(agent_url.to_owned());
         let uri: Uri = agent_url.parse().map_err(|_| bad_url())?;
@@ -77,7 +79,7 @@ impl AgentTunnel {
         })
     }
 
-    /// A stream to a port.
+    /// Opens a stream to a port.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -90,8 +92,8 @@ impl AgentTunnel {
     async fn open(&self, id: &SandboxId, port: u16) -> Result<TokioIo<Upgraded>, DialError> {
         let stream = TcpStream::connect((self.host.as_str(), self.port))
             .await
-            .map_err(|error| DialError::Host(format!("it does not answer: {error}")))?;
-        // What is sent through it is often small, and someone waits for it.
+            .map_err(|error| DialError::Host(format!("the agent is unreachable: {error}")))?;
+        // Data in the tunnel often comes in small pieces that a peer is waiting for.
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -99,7 +101,7 @@ impl AgentTunnel {
         // Ends with the stream, or when `sender` is dropped.
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a tunnel broke");
+                tracing::debug!(%error, "tunnel failed");
             }
         });
         let request = Request::builder()

@@ -1,4 +1,5 @@
-//! Connections that become something else than HTTP, as WebSockets do: bytes are copied both ways until both are through.
+//! Upgraded connections, such as WebSockets: bytes are copied in both directions until both sides
+//! have closed.
 
 use std::time::Duration;
 
@@ -6,10 +7,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
-/// Until both ends have changed their protocol, after the sandbox has said that it does.
+/// Time within which both sides must have switched, after the sandbox agreed to the upgrade.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Joins a client and a sandbox until one is gone or `end` is cancelled. Has no other deadline: such connections live long.
+/// Joins a client and a sandbox until one of them disconnects or `end` is cancelled. There is no
+/// other deadline: such connections are long-lived.
 pub(crate) async fn join(client: OnUpgrade, sandbox: OnUpgrade, end: CancellationToken) {
     let both = async {
         let (client, sandbox) =
@@ -22,8 +24,8 @@ pub(crate) async fn join(client: OnUpgrade, sandbox: OnUpgrade, end: Cancellatio
     };
     tokio::select! {
         copied = both => match copied {
-            Ok((sent, received)) => tracing::debug!(sent, received, "an upgraded connection is through"),
-            Err(error) => tracing::debug!(%error, "an upgraded connection broke"),
+            Ok((sent, received)) => tracing::debug!(sent, received, "upgraded connection closed"),
+            Err(error) => tracing::debug!(%error, "upgraded connection failed"),
         },
         () = end.cancelled() => {}
     }

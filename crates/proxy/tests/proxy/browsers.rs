@@ -1,4 +1,5 @@
-//! Pages that use sandboxes from a browser: what it asks before their requests, and what their scripts may read.
+//! Pages that use sandboxes from a browser: the preflights before their requests, and the responses
+//! that their scripts may read.
 
 use wrenn_proto::Grant;
 
@@ -11,7 +12,7 @@ const ECHO: fn(&str) -> String = |head| {
     )
 };
 
-/// What a browser sends before a page's call of the guest agent.
+/// Headers that a browser sends before a page's call of the guest agent.
 const PREFLIGHT: &str = "Origin: https://page.example\r\nUser-Agent: Mozilla/5.0\r\n\
      Access-Control-Request-Method: POST\r\n\
      Access-Control-Request-Headers: authorization,content-type,e2b-sandbox-id,e2b-sandbox-port\r\n";
@@ -52,7 +53,7 @@ async fn a_preflight_that_cannot_say_where_it_goes_is_answered_here() {
         }
     }
     assert!(envd.is_quiet());
-    // One that names no headers is told of none.
+    // A preflight that names no headers gets no `allow-headers`.
     let plain =
         "OPTIONS / HTTP/1.1\r\nHost: localhost\r\nAccess-Control-Request-Method: DELETE\r\n\r\n";
     let answer = head(&setup, plain).await;
@@ -72,7 +73,7 @@ async fn a_preflight_that_says_where_it_goes_is_the_sandboxs() {
         assert!(answer.body.starts_with("OPTIONS /a HTTP/1.1\r\n"));
         assert!(!answer.head.contains("access-control"), "{answer:?}");
     }
-    // An `OPTIONS` that is no preflight goes nowhere, as before.
+    // An `OPTIONS` request that is not a preflight has no target.
     let answer = setup
         .ask("OPTIONS / HTTP/1.1\r\nHost: localhost\r\nOrigin: https://page.example\r\n\r\n")
         .await;
@@ -92,7 +93,7 @@ async fn scripts_of_every_page_may_read_why_nothing_was_answered() {
         assert_eq!(answer.status(), status, "{answer:?}");
         assert!(has(&answer, "access-control-allow-origin: *"), "{answer:?}");
     }
-    // What is a sandbox's stays as it came.
+    // A sandbox's response is not changed.
     setup.open(ID, 80).serve(ECHO);
     let answer = setup.ask(&get("/", ID, 80)).await;
     assert!(!answer.head.contains("access-control"), "{answer:?}");

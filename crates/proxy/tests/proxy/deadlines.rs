@@ -1,4 +1,4 @@
-//! Clients that say nothing. Time is the test's: it passes at once when all wait for it.
+//! Silent clients. The tests run on paused time: it advances at once when every task waits for it.
 
 use std::time::Duration;
 

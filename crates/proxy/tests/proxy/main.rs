@@ -1,4 +1,4 @@
-//! The proxy between clients on real sockets and sandboxes that exist in this process only.
+//! Tests of the proxy between clients on real sockets and sandboxes simulated in this process.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod browsers;

@@ -1,4 +1,4 @@
-//! Connections that are kept, counted, given up and cut.
+//! Connections that are kept, counted, abandoned and closed.
 
 use std::sync::atomic::Ordering;
 
@@ -166,7 +166,7 @@ async fn kept_connections_are_not_used_after_a_stop() {
         guest.until("\r\n\r\nhi").await;
         guest.send(EMPTY).await;
         assert_eq!(client.answer().await.status(), 200);
-        // Paused and resumed.
+        // As after a pause and a resume.
         setup.cuts.forget(&id());
         assert!(guest.is_ended().await);
     }

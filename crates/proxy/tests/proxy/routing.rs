@@ -1,4 +1,4 @@
-//! Where requests go, who may send them, and what the proxy answers itself.
+//! Routing, access checks, and the responses that the proxy generates itself.
 
 use wrenn_proto::Grant;
 use wrenn_proxy::{ProxyConfig, Refused, Target};
@@ -164,7 +164,7 @@ async fn calls_of_the_host_do_not_reach_the_guest_agent() {
             .await;
         assert_eq!(answer.status(), 404, "{path}");
         assert!(envd.is_quiet(), "{path}");
-        // A server of the user's may have such a path.
+        // A server of the user may have such a path.
         assert_eq!(setup.ask(&get(path, ID, 80)).await.status(), 200);
     }
 }
@@ -261,7 +261,8 @@ async fn a_link_that_has_expired_is_refused_by_this_machines_clock() {
             r#"{"message":"signature is already expired","code":401}"#
         );
     }
-    // The signature is looked at first, by the guest agent; a token makes it needless.
+    // The guest agent checks the signature first, so the proxy forwards a wrong one. With a token
+    // no signature is needed.
     assert_eq!(ask("another", &addressed).await.status(), 200);
     let with_token = format!("{addressed}X-Access-Token: its token\r\n");
     assert_eq!(ask("its token", &with_token).await.status(), 200);

@@ -1,4 +1,5 @@
-//! Bodies on their way: in pieces as they come, whole or not at all, and no longer than somebody wants them.
+//! Streaming bodies: forwarded piece by piece, complete or not at all, and only for as long as the
+//! client wants them.
 
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ async fn trailers_go_both_ways() {
 async fn a_client_that_goes_ends_the_request() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
-    // Before there is an answer, and in the middle of one that is silent.
+    // Before a response, and in the middle of one that is silent.
     for is_answering in [false, true] {
         let mut client = setup.client().await;
         client.send(&get("/", ID, 80)).await;
@@ -81,7 +82,7 @@ async fn a_client_that_goes_ends_the_request() {
         assert!(guest.is_ended().await);
         setup.until_unused().await;
     }
-    // In the middle of its own body.
+    // In the middle of the client's own body.
     let mut client = setup.client().await;
     client
         .send(&request("POST /", ID, 80, "Content-Length: 10\r\n"))
@@ -181,7 +182,7 @@ async fn a_client_that_does_not_read_is_not_read_for() {
     client.head().await;
     let piece = vec![b'x'; 64 * 1024];
     let mut written = 0;
-    // Sockets' buffers are a few MiB; what goes beyond that would be kept by the proxy.
+    // Socket buffers are a few MiB; anything beyond that would be buffered by the proxy.
     while written < size {
         let writing = tokio::time::timeout(Duration::from_millis(500), guest.io.write_all(&piece));
         if writing.await.is_err() {
@@ -206,7 +207,7 @@ async fn a_sandbox_that_hangs_does_not_delay_another() {
         waiting.push((client, stuck.accept().await));
     }
     for _ in 0..64 {
-        // Reading gives up after a while, see `support`.
+        // Reading has a deadline, see `support`.
         assert_eq!(setup.ask(&get("/", OTHER, 80)).await.status(), 200);
     }
 }
@@ -214,7 +215,8 @@ async fn a_sandbox_that_hangs_does_not_delay_another() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever the pieces are: what arrives is what was sent, both ways.
+    /// For any split into pieces, the bytes that arrive equal the bytes that were sent, in both
+    /// directions.
     #[test]
     fn bodies_arrive_whole(pieces in prop::collection::vec("[a-z]{1,3000}", 1..20), is_chunked: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -232,7 +234,7 @@ proptest! {
             }
             client.send(end).await;
             let mut guest = port.accept().await;
-            // A request is read as an answer is: by its length or chunks.
+            // A request is read like a response: by its length or its chunks.
             let there = guest.answer().await;
             guest.send(&format!("HTTP/1.1 200 OK\r\n{framing}\r\n")).await;
             for piece in &pieces {

@@ -1,4 +1,4 @@
-//! Sandboxes of a test, the proxy before them, and clients that see every byte.
+//! Simulated sandboxes, a proxy in front of them, and clients that see every byte.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_proto::SandboxId;
 use wrenn_proxy::{Cuts, DialError, Proxy, ProxyConfig, Refused, Sandboxes, SignedLink, Target};
 
-/// Nothing here takes as long, unless it hangs.
+/// Deadline of every step; a step that takes longer hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const ID: &str = "i0123456789abcdefghij";
@@ -30,7 +30,7 @@ pub(crate) struct Sandbox {
     pub(crate) target: Target,
     pub(crate) token: String,
     pub(crate) refused: Option<Refused>,
-    /// The next connections fail with these.
+    /// Errors with which the next connections fail.
     pub(crate) dial_errors: Vec<DialError>,
     pub(crate) ports: HashMap<u16, mpsc::UnboundedSender<DuplexStream>>,
 }
@@ -92,7 +92,7 @@ impl Sandboxes for World {
     }
 }
 
-/// A proxy with two sandboxes, [`ID`] and [`OTHER`].
+/// Proxy with two sandboxes, [`ID`] and [`OTHER`].
 pub(crate) struct Setup {
     pub(crate) world: Arc<World>,
     pub(crate) cuts: Cuts,
@@ -146,12 +146,12 @@ impl Setup {
         Port(connections)
     }
 
-    /// A client's connection.
+    /// Opens a client connection.
     pub(crate) async fn client(&self) -> Wire<TcpStream> {
         Wire::new(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// Sends a request on a connection of its own and returns the whole answer.
+    /// Sends a request on its own connection and returns the whole response.
     pub(crate) async fn ask(&self, request: &str) -> Answer {
         let mut client = self.client().await;
         client.send(request).await;
@@ -171,7 +171,7 @@ impl Setup {
     }
 }
 
-/// A request with the routing headers.
+/// Builds a request with the routing headers.
 pub(crate) fn request(first_line: &str, id: &str, port: u16, rest: &str) -> String {
     format!(
         "{first_line} HTTP/1.1\r\nHost: localhost\r\nE2b-Sandbox-Id: {id}\r\nE2b-Sandbox-Port: {port}\r\n{rest}\r\n"
@@ -182,22 +182,22 @@ pub(crate) fn get(path: &str, id: &str, port: u16) -> String {
     request(&format!("GET {path}"), id, port, "")
 }
 
-/// A port in a sandbox.
+/// Port in a sandbox.
 pub(crate) struct Port(mpsc::UnboundedReceiver<DuplexStream>);
 
 impl Port {
-    /// The next connection to it.
+    /// Waits for the next connection to the port.
     pub(crate) async fn accept(&mut self) -> Wire<DuplexStream> {
         let io = tokio::time::timeout(PATIENCE, self.0.recv()).await;
         Wire::new(io.expect("a connection in time").expect("the proxy lives"))
     }
 
-    /// Whether nobody has connected again.
+    /// True if there was no further connection.
     pub(crate) fn is_quiet(&mut self) -> bool {
         self.0.try_recv().is_err()
     }
 
-    /// Answers every request of every connection with the text that `answer` makes of its head.
+    /// Answers every request of every connection with the text that `answer` derives from its head.
     pub(crate) fn serve(mut self, answer: impl Fn(&str) -> String + Send + Sync + Clone + 'static) {
         tokio::spawn(async move {
             while let Some(io) = self.0.recv().await {
@@ -213,12 +213,12 @@ impl Port {
     }
 }
 
-/// An answer as it came.
+/// Response as received.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) head: String,
     pub(crate) body: String,
-    /// It is as long as it said.
+    /// True if the body has the length that the head declares.
     pub(crate) is_whole: bool,
 }
 
@@ -232,7 +232,7 @@ impl Answer {
     }
 }
 
-/// One end of a connection, byte by byte.
+/// One end of a connection, read and written byte by byte.
 pub(crate) struct Wire<I> {
     pub(crate) io: I,
     read: Vec<u8>,
@@ -251,7 +251,7 @@ impl<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Wire<I> {
             .expect("written in time");
     }
 
-    /// Reads until the end of this text, which is part of what is returned. `None` if the connection ends before.
+    /// Reads up to and including `end`, and returns the text. `None` if the connection ends first.
     pub(crate) async fn try_until(&mut self, end: &str) -> Option<String> {
         loop {
             let found = self
@@ -281,7 +281,7 @@ impl<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Wire<I> {
         self.until("\r\n\r\n").await
     }
 
-    /// Reads until the other side has ended; whether nothing more came before.
+    /// Waits for the end of the connection; true if no further data came first.
     pub(crate) async fn is_ended(&mut self) -> bool {
         self.read.is_empty() && !self.more().await
     }
@@ -294,7 +294,7 @@ impl<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Wire<I> {
         count > 0
     }
 
-    /// An answer by its `Content-Length` or chunks, or up to the connection's end.
+    /// Reads a response by its `Content-Length` or its chunks, or up to the end of the connection.
     pub(crate) async fn answer(&mut self) -> Answer {
         let head = self.head().await;
         let lower = head.to_ascii_lowercase();

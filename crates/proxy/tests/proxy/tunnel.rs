@@ -1,4 +1,4 @@
-//! Streams through an agent, which is a socket that says what the test wants.
+//! Streams through an agent, which is a socket with scripted responses.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -8,7 +8,7 @@ use wrenn_proxy::{AgentTunnel, BadAgent, DialError};
 
 use crate::support::{ID, Wire};
 
-/// An agent that answers one request with this, and then echoes.
+/// Starts an agent that answers one request with `answer`, and then echoes.
 async fn agent(answer: &'static str) -> (AgentTunnel, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -65,7 +65,7 @@ async fn what_the_agent_says_instead_has_a_meaning() {
     assert_eq!(said(paused).await, DialError::NotRunning);
     let many = "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(said(many).await, DialError::TooMany);
-    // An agent that has no tunnels.
+    // An agent without support for tunnels.
     let old = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
     assert!(matches!(said(old).await, DialError::Host(_)));
     assert!(matches!(

@@ -1,4 +1,4 @@
-//! WebSockets and their like.
+//! WebSockets and other upgrades.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -20,7 +20,7 @@ async fn an_upgraded_connection_carries_bytes_both_ways_until_it_is_closed() {
         head.contains("connection: upgrade\r\n") && head.contains("upgrade: websocket\r\n"),
         "{head}"
     );
-    // The first bytes come with the answer's head.
+    // The first bytes arrive together with the response's head.
     guest.send(&format!("{SWITCH}first")).await;
     let head = client.head().await;
     assert!(
@@ -34,7 +34,7 @@ async fn an_upgraded_connection_carries_bytes_both_ways_until_it_is_closed() {
         guest.send(&format!("say {n};")).await;
         client.until(&format!("say {n};")).await;
     }
-    // One side is through, the other is not.
+    // The client has closed its side, the guest has not.
     client.io.shutdown().await.unwrap();
     assert!(guest.is_ended().await);
     guest.send("last").await;
@@ -77,7 +77,7 @@ async fn an_upgrade_that_is_declined_is_an_answer() {
             .contains("upgrade: other\r\n"),
         "{answer:?}"
     );
-    // And the connection goes on.
+    // The connection can still be used.
     client.send(&get("/", ID, 80)).await;
     guest.head().await;
 }
@@ -101,7 +101,7 @@ async fn the_guest_agent_is_not_asked_for_another_protocol() {
         !head.contains("upgrade") && !head.contains("http2-settings"),
         "{head}"
     );
-    // What it was not asked for it cannot agree to.
+    // The guest agent was not asked to switch protocols, so it cannot agree to it.
     guest
         .send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
         .await;
