@@ -1,13 +1,15 @@
-//! Builds a template, step by step; each step's result is kept under its own key and reused.
+//! Builds a template step by step. The result of each step is stored under its own key and reused.
 //!
-//! | step     | made by                               | key                                | time, measured |
-//! |----------|---------------------------------------|------------------------------------|----------------|
-//! | kernel   | apt, `dpkg-deb`, this crate           | kernel part of the recipe          | 3 s            |
-//! | packages | `mmdebstrap`                          | release and packages               | 35 s; 15 s above another's |
-//! | rootfs   | `tar`, this crate, `mkfs.ext4 -d`     | packages, envd, guest files        | 6 s            |
+//! | step     | made by                           | key                         | time, measured |
+//! |----------|-----------------------------------|-----------------------------|----------------|
+//! | kernel   | apt, `dpkg-deb`, this crate       | kernel part of the recipe   | 3 s            |
+//! | packages | `mmdebstrap`                      | release and packages        | 35 s           |
+//! | rootfs   | `tar`, this crate, `mkfs.ext4 -d` | packages, envd, guest files | 6 s            |
 //!
-//! A step that fails leaves nothing but what it had in `tmp/`, which it removes. A template that was there before stays
-//! usable until the last step renames the new one's record into place.
+//! A package layer on top of a base layer takes 15 s.
+//!
+//! A failed step removes its files in `tmp/` and leaves nothing else behind. A template that
+//! existed before stays usable until the last step renames the new template's record into place.
 
 mod command;
 pub(crate) mod guest;
@@ -31,90 +33,93 @@ use crate::{
     store::{KERNEL_FILES, ROOTFS_FILE, TemplateRecord, io_error},
 };
 
-/// What a build needs to know.
+/// Inputs of a build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
-    /// The guest agent, a static executable.
+    /// Path of the guest agent, a static executable.
     pub envd: PathBuf,
-    /// The kernel's first program (`wrenn-init`), a static executable.
+    /// Path of the kernel's first program (`wrenn-init`), a static executable.
     pub init: PathBuf,
-    /// Ends the build before its time.
+    /// Handle that cancels the build.
     pub stop: Stop,
 }
 
-/// Who shows how far a build is.
+/// Receiver of a build's progress.
 pub trait Progress {
-    /// A step begins.
+    /// Called when a step begins.
     fn step(&self, name: &str);
-    /// A line that a tool printed.
+    /// Called with each line that a tool printed.
     fn line(&self, text: &str);
-    /// The step is done.
+    /// Called when a step is done.
     fn done(&self, name: &str, elapsed: Duration);
 }
 
-/// What a build did.
+/// Result of a build.
 #[derive(Debug, Clone)]
 pub struct BuildReport {
     /// The template.
     pub template: Template,
-    /// Steps that had to be done; none if everything was there.
+    /// Steps that were executed, with their durations; empty if everything was up to date.
     pub steps: Vec<(String, Duration)>,
 }
 
-/// Why a template was not built.
+/// Errors of [`build`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// There is no recipe of this name.
-    #[error("no recipe makes a template `{0}`; known: {known}", known = known_recipes())]
+    /// No recipe has this name.
+    #[error("no recipe for template `{0}`; known templates: {known}", known = known_recipes())]
     UnknownRecipe(TemplateName),
     /// A program for the guest cannot be read.
-    #[error("could not read {path}, which goes into the guest: {source}")]
+    #[error("failed to read guest program {path}")]
     Program {
-        /// Where it was looked for.
+        /// Path of the program.
         path: PathBuf,
-        /// The failure.
+        /// Cause of the failure.
         source: io::Error,
     },
     /// A program would not run in the guest.
-    #[error("{0} is not a static x86-64 executable, so it cannot run in the guest")]
+    #[error("{0} is not a static x86-64 executable and cannot run in the guest")]
     NotStatic(PathBuf),
-    /// The store refused.
+    /// An operation of the image store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A tool failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The kernel's file is not understood.
-    #[error("the kernel package's image cannot be used: {0}")]
+    /// The kernel image has an unsupported format.
+    #[error("failed to extract the kernel from its package")]
     Kernel(#[from] KernelFormatError),
-    /// Something is missing in a package.
-    #[error("the package {package} has no {what}")]
+    /// A package lacks an expected part.
+    #[error("package `{package}` has no {what}")]
     Missing {
-        /// The package.
+        /// Name of the package.
         package: String,
-        /// What was looked for.
+        /// Description of the missing part.
         what: String,
     },
     /// The host has no Debian mirror for the release.
-    #[error("apt on this host has no sources for `{0}`; add them to /etc/apt/sources.list")]
+    #[error("apt on this host has no package sources for `{0}`; add them to /etc/apt/sources.list")]
     NoSources(String),
-    /// Something in the image would make guests talk to the world.
-    #[error("{path} in the image names `{word}`: guests must not contact it by themselves")]
+    /// A file in the image would make guests contact an external server.
+    #[error(
+        "{path} in the image references the external server `{word}`; guests must not contact it on their own"
+    )]
     PhonesHome {
-        /// The file in the image.
+        /// Path of the file in the image.
         path: String,
-        /// What it names.
+        /// Server that the file references.
         word: &'static str,
     },
 }
 
-/// Builds the template `name`, or finds that it is there already.
+/// Builds the template `name`, or returns it if it is up to date.
 ///
-/// Blocks for a minute or more the first time. `_lock` is the store's: two builders of one store take turns.
+/// Blocks for a minute or more the first time. `_lock` is the store's lock, which serializes the
+/// builders of a store.
 ///
 /// # Errors
-/// See [`BuildError`]; the store is as it was before, but for steps that were completed.
+/// See [`BuildError`]. The store is unchanged, except for steps that were completed.
 pub fn build(
     store: &ImageStore,
     _lock: &StoreLock,
@@ -171,7 +176,7 @@ fn known_recipes() -> String {
     Recipe::ALL.map(|recipe| recipe.name).join(", ")
 }
 
-/// What the steps share.
+/// State shared by the steps of a build.
 pub(crate) struct Builder<'a> {
     store: &'a ImageStore,
     recipe: &'a Recipe,
@@ -181,12 +186,12 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// Runs a tool to its end and returns what it wrote on standard output.
+    /// Runs a tool to completion and returns its standard output.
     fn run(&self, tool: &mut Command, deadline: Duration) -> Result<String, CommandError> {
         command::run(tool, deadline, self.progress, self.stop)
     }
 
-    /// Makes the packages of a recipe, and of the one below it first.
+    /// Builds the package layer of a recipe, after the layer of its base recipe.
     fn ensure_layer(&mut self, recipe: &Recipe) -> Result<PathBuf, BuildError> {
         let layer = self.store.layer_path(&recipe.layer_key());
         if layer.exists() {
@@ -203,9 +208,11 @@ impl Builder<'_> {
         Ok(layer)
     }
 
-    /// Makes `target` if it is not there: `work` builds under a temporary name, which is synced and renamed.
+    /// Creates `target` if it does not exist: `work` builds under a temporary name, which is then
+    /// synced and renamed.
     ///
-    /// `work` gets a directory. If `target` is to be a file, it is the one of the same name in that directory.
+    /// `work` receives a directory. If `target` is to be a file, `work` creates a file of the same
+    /// name in that directory.
     fn ensure(
         &mut self,
         name: &str,
@@ -221,7 +228,7 @@ impl Builder<'_> {
         let built = work(self, &temporary).and_then(|()| Ok(publish(&temporary, target)?));
         if temporary.exists() {
             let removed = fs::remove_dir_all(&temporary);
-            // The error of the step counts, if there is one.
+            // If the step failed, its error takes precedence.
             built.and_then(|()| Ok(removed.map_err(io_error("remove", &temporary))?))?;
         } else {
             built?;
@@ -239,15 +246,15 @@ fn publish(temporary: &Path, target: &Path) -> Result<(), StoreError> {
         .map(|name| temporary.join(name));
     let built = inside.as_deref().unwrap_or(temporary);
     let sync = || {
-        // One call for all files of the result: there may be some, and they are large.
+        // One call syncs all files of the result: there can be several, and they are large.
         let dir = fs::File::open(temporary)?;
         nix::unistd::syncfs(dir)?;
         fs::rename(built, target)
     };
-    sync().map_err(io_error("put in place", target))
+    sync().map_err(io_error("publish", target))
 }
 
-/// A template that is what it was keeps the time it was made.
+/// Keeps the creation time of a template that has not changed.
 fn keep_if_same(old: Option<TemplateRecord>, new: TemplateRecord) -> TemplateRecord {
     match old {
         Some(old)
@@ -274,7 +281,8 @@ fn read_program(path: &Path) -> Result<Vec<u8>, BuildError> {
     }
 }
 
-/// An ELF file for x86-64 without an interpreter (`elf(5)`: machine at 18, program headers at 32, 54 and 56).
+/// True for an x86-64 ELF file without an interpreter (`elf(5)`: machine at offset 18, program
+/// headers at 32, 54 and 56).
 fn is_static_executable(file: &[u8]) -> bool {
     const X86_64: u16 = 62;
     const PT_INTERP: u32 = 3;

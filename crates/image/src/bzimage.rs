@@ -1,59 +1,57 @@
-//! Takes the uncompressed kernel out of a Linux `bzImage`.
+//! Extracts the uncompressed kernel from a Linux `bzImage`.
 //!
 //! Source: the kernel's `Documentation/arch/x86/boot.rst`. Offsets in the file, little-endian:
 //!
-//! | off   | size | field          | meaning                                                          |
-//! |-------|------|----------------|------------------------------------------------------------------|
-//! | 0x1f1 |    1 | setup_sects    | 512-byte sectors of set-up code behind the first; 0 means 4       |
-//! | 0x202 |    4 | header         | `HdrS`                                                           |
-//! | 0x206 |    2 | version        | of the boot protocol; at least 0x0208, since which a payload is   |
-//! | 0x248 |    4 | payload_offset | bytes, from the end of the set-up code                           |
-//! | 0x24c |    4 | payload_length | bytes; the last 4 are the uncompressed size                      |
+//! | off   | size | field          | meaning                                                      |
+//! |-------|------|----------------|--------------------------------------------------------------|
+//! | 0x1f1 |    1 | setup_sects    | 512-byte sectors of setup code after the first; 0 means 4    |
+//! | 0x202 |    4 | header         | `HdrS`                                                       |
+//! | 0x206 |    2 | version        | boot protocol; 0x0208 is the first version with a payload    |
+//! | 0x248 |    4 | payload_offset | bytes, from the end of the setup code                        |
+//! | 0x24c |    4 | payload_length | bytes; the last 4 contain the uncompressed size              |
 //!
-//! The payload is an LZ4 "legacy" stream: magic `02 21 4c 18`, then blocks of u32 compressed size and data, each 8 MiB
-//! uncompressed but the last.
+//! The payload is an LZ4 "legacy" stream: magic `02 21 4c 18`, then blocks. Each block is a u32
+//! compressed size followed by the data, which is 8 MiB uncompressed except in the last block.
 
-/// Uncompressed size of a block of the legacy LZ4 format, bytes.
+/// Uncompressed size of a block of the legacy LZ4 format, in bytes.
 const BLOCK_BYTES: usize = 8 * 1024 * 1024;
-/// The largest kernel that is accepted, bytes.
+/// Maximum size of a kernel, in bytes.
 const MAX_KERNEL_BYTES: usize = 512 * 1024 * 1024;
 const LZ4_LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 
-/// Why no kernel could be taken out of a file.
+/// Errors of extracting a kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelFormatError {
     /// The file ends too early.
-    #[error("the kernel image ends before its {0}")]
+    #[error("kernel image truncated in its {0}")]
     Truncated(&'static str),
-    /// There is no boot header.
+    /// The file has no boot header.
     #[error("not a bzImage: no `HdrS` at 0x202")]
     NotBzImage,
     /// The boot protocol is too old.
-    #[error("boot protocol {0:#06x} is older than 0x0208")]
+    #[error("unsupported boot protocol {0:#06x}: expected at least 0x0208")]
     OldProtocol(u16),
-    /// Compressed with something else.
-    #[error("the kernel is not compressed with LZ4 (its payload begins with {0:02x?})")]
+    /// The payload is not compressed with LZ4.
+    #[error("kernel payload is not compressed with LZ4: it starts with {0:02x?}")]
     NotLz4([u8; 4]),
     /// A block cannot be decompressed.
-    #[error("block {0} of the kernel's payload is damaged")]
+    #[error("block {0} of the kernel payload is damaged")]
     BadBlock(usize),
-    /// What came out is not an ELF file, or not of the size that the image says.
-    #[error(
-        "the kernel's payload is {got} bytes of something other than the ELF file of {want} bytes that it says"
-    )]
+    /// The result is not an ELF file, or not of the size that the image states.
+    #[error("kernel payload decompresses to {got} bytes, expected an ELF file of {want} bytes")]
     NotElf {
-        /// Bytes that came out.
+        /// Actual size in bytes.
         got: usize,
-        /// Bytes that should have.
+        /// Expected size in bytes.
         want: usize,
     },
 }
 
-/// The uncompressed kernel (ELF) of a `bzImage`.
+/// Returns the uncompressed kernel (ELF) of a `bzImage`.
 ///
 /// # Errors
-/// See [`KernelFormatError`]. Never panics, whatever the input.
+/// See [`KernelFormatError`]. Never panics, regardless of the input.
 pub fn extract_vmlinux(image: &[u8]) -> Result<Vec<u8>, KernelFormatError> {
     let payload = payload(image)?;
     let (stream, size) = payload

@@ -1,55 +1,62 @@
-//! The kernel's command line, with the reason for each word.
+//! Kernel command line, with the reason for each argument.
 
 use wrenn_proto::supervise::Accel;
 
-/// What every guest is booted with.
+/// Arguments of every guest.
 const COMMON: [&str; 13] = [
-    // The console is how a boot is timed and how a guest that does not come up is understood.
+    // Boot timing and the diagnosis of failed boots depend on the console.
     "console=ttyS0",
     "quiet",
     "loglevel=1",
-    // A panic or reboot ends the VMM at once, so that the loss is known.
+    // A panic or reboot ends the VMM at once, so that the loss is detected.
     "panic=-1",
     "reboot=t",
-    // There is one serial port; looking for others takes time.
+    // There is one serial port; probing for more takes time.
     "8250.nr_uarts=1",
-    // Self tests of cipher code and audit records serve nobody in a guest.
+    // Self-tests of cryptographic code and audit records have no use in a guest.
     "cryptomgr.notests",
     "audit=0",
-    // The first random numbers come from the CPU and virtio-rng, not from waiting for interrupts.
+    // The first random numbers come from the CPU and virtio-rng instead of interrupt timing, which
+    // takes time to collect.
     "random.trust_cpu=on",
     "net.ifnames=0",
-    // Without a policy, security modules check every exec and open for nothing; nor does anybody read how long who waited, or want
-    // a report when a guest stood still while it was frozen.
+    // Without a policy, security modules check every exec and open to no effect. No program reads
+    // pressure stall information, and the watchdogs would report a lockup whenever a guest was
+    // paused.
     "lsm=capability",
     "psi=0",
     "nowatchdog",
 ];
 
-/// Software emulation only, beside `tsc_early_khz`.
+/// Arguments for software emulation, in addition to `tsc_early_khz`.
 const TCG: [&str; 4] = [
-    // Lost timer interrupts would make the kernel take its best clock, which is the host's counter, for a bad one, and fall back
-    // to counting them.
+    // Lost timer interrupts would make the kernel consider its best clock, which is the host's
+    // counter, unstable, and fall back to counting interrupts.
     "tsc=reliable",
-    // Speculation barriers cost emulation a third of its speed and protect nothing that is not the guest's own.
+    // Speculation barriers cost a third of the emulation's speed and protect only the guest from
+    // itself.
     "mitigations=off",
-    // Unpacking the kernel somewhere else takes time; what could be guessed is the guest's own kernel.
+    // Unpacking the kernel at another address takes time; the addresses that could be guessed are
+    // those of the guest's own kernel.
     "nokaslr",
-    // QEMU finds translated code by its address, so a library that lies elsewhere in each process is translated again for each:
-    // that was four fifths of what starting a program took. What could be guessed is, again, the guest's own.
+    // QEMU looks up translated code by address, so a library that is mapped at a different address
+    // in each process is translated again for each. That was four fifths of the time to start a
+    // program. Again, the addresses that could be guessed are the guest's own.
     "norandmaps",
 ];
 
-/// Hardware virtualization only.
+/// Arguments for hardware virtualization.
 const KVM: [&str; 1] = [
-    // The clock that stays right over a pause, and that `/dev/ptp0` is made of.
+    // The clock that stays correct across a pause; `/dev/ptp0` is based on it.
     "clocksource=kvm-clock",
 ];
 
-/// The kernel command line of every template. `tsc_khz` is how fast this host's time stamp counter counts.
+/// Returns the kernel command line of every template. `tsc_khz` is the frequency of this host's
+/// time stamp counter.
 ///
-/// In software emulation that counter is the guest's, too, and a guest cannot measure it: its calibration is a coin toss, and a
-/// lost toss hangs the boot. What it believes is how fast its clock goes.
+/// In software emulation the guest reads the same counter, but it cannot measure its frequency
+/// reliably: calibration fails at random, and a failed calibration hangs the boot. The frequency on
+/// the command line determines the rate of the guest's clock.
 #[must_use]
 pub fn kernel_args(accel: Accel, tsc_khz: u32) -> String {
     match accel {

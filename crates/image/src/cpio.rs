@@ -1,10 +1,11 @@
-//! Writes a cpio archive of the "newc" form, which the kernel unpacks as its initramfs.
+//! Writer of cpio archives in "newc" format, which the kernel unpacks as its initramfs.
 //!
-//! Source: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. Each entry is a header of 110 ASCII
-//! bytes (magic `070701`, then 13 fields of 8 hexadecimal digits), the name with a NUL, padding to 4 bytes, the content,
-//! padding to 4 bytes. An entry `TRAILER!!!` ends the archive.
+//! Source: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. Each entry is
+//! a header of 110 ASCII bytes (magic `070701`, then 13 fields of 8 hexadecimal digits), the name
+//! with a NUL, padding to 4 bytes, the content, padding to 4 bytes. An entry `TRAILER!!!` ends the
+//! archive.
 
-/// An archive in memory.
+/// Archive in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
@@ -16,7 +17,7 @@ const EXECUTABLE: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 impl Archive {
-    /// Adds a directory. Parents come first.
+    /// Adds a directory. Parents must be added first.
     pub(crate) fn directory(&mut self, name: &str) {
         self.entry(name, DIRECTORY, (0, 0), &[]);
     }
@@ -31,7 +32,7 @@ impl Archive {
         self.entry(name, CHARACTER_DEVICE, (major, minor), &[]);
     }
 
-    /// The finished archive.
+    /// Returns the finished archive.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, (0, 0), &[]);

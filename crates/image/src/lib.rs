@@ -1,18 +1,20 @@
-//! What guests boot from: kernel, initramfs and root file systems, built from Debian packages without Docker.
+//! Guest images: kernel, initramfs and root file systems, built from Debian packages without
+//! Docker.
 //!
 //! [`ImageStore`] owns a directory:
 //!
 //! ```text
-//! kernels/<key>/   vmlinux, initrd.img, manifest.json    key: hash of the kernel's part of the recipe
-//! rootfs/<key>/    rootfs.ext4, manifest.json            key: hash of packages, envd and guest files
-//! templates/<name>.json                                  which of them a template is made of
-//! cache/<key>.tar                                        package layers, to rebuild without a bootstrap
-//! tmp/<random>/                                          what is being built
-//! lock                                                   held by the one who builds
+//! kernels/<key>/   vmlinux, initrd.img, manifest.json   key: hash of the recipe's kernel part
+//! rootfs/<key>/    rootfs.ext4, manifest.json           key: hash of packages, envd, guest files
+//! templates/<name>.json                                 the kernel and rootfs of a template
+//! cache/<key>.tar                                       package layers, to skip the bootstrap
+//! tmp/<random>/                                         builds in progress
+//! lock                                                  held by the builder
 //! ```
 //!
-//! Everything is built below `tmp/`, synced, and renamed into place: what has its final name is whole. Nothing is edited
-//! afterwards, because paused and running sandboxes stand on it. What a dead builder left in `tmp/` is removed by the next.
+//! Everything is built in `tmp/`, synced, and renamed into place: a file under its final name is
+//! complete. Nothing is modified afterwards, because paused and running sandboxes depend on it.
+//! Files that a killed builder left in `tmp/` are removed by the next one.
 #![forbid(unsafe_code)]
 
 mod build;

@@ -1,37 +1,41 @@
-//! What a template is made of. Its content is its address: a changed recipe is another image.
+//! Recipes of templates. Images are addressed by the content of their recipe: a changed recipe
+//! yields another image.
 
 use sha2::{Digest as _, Sha256};
 use wrenn_proto::TemplateName;
 
 use crate::build::guest::{self, Programs};
 
-/// Raised when the way of building changes in a way that the recipe's own fields do not show.
+/// Version of the build process. Increased when the process changes in a way that the fields of a
+/// recipe do not show.
 const FORMAT: &str = "3";
 
-/// What a template is made of.
+/// Contents and defaults of a template.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// Name of the template.
     pub name: &'static str,
     /// Debian release.
     pub suite: &'static str,
-    /// Package whose dependency is the kernel.
+    /// Package that depends on the kernel's package.
     pub kernel_package: &'static str,
-    /// Kernel modules without which there is no disk or network; with what they depend on, the first that are loaded.
+    /// Kernel modules that are needed for disk and network. They and their dependencies are loaded
+    /// first.
     pub modules: &'static [&'static str],
-    /// Kernel modules that are loaded once the guest agent serves. Some are for one way to run guests only.
+    /// Kernel modules that are loaded once the guest agent serves requests. Some apply to one
+    /// accelerator only.
     pub late_modules: &'static [&'static str],
-    /// The recipe whose packages it has, too: they are not unpacked and configured again.
+    /// Base recipe. Its packages are included and are not unpacked and configured again.
     pub above: Option<&'static Self>,
-    /// Packages, beside those of the recipe below, or beside those that Debian always has.
+    /// Packages in addition to those of the base recipe, or to those of a minimal Debian system.
     pub packages: &'static [&'static str],
-    /// Virtual CPUs of a sandbox that does not say.
+    /// Default number of virtual CPUs of a sandbox.
     pub vcpus: u32,
-    /// Memory of a sandbox that does not say, MiB.
+    /// Default memory of a sandbox, in MiB.
     pub memory_mib: u32,
-    /// Size of the file system, MiB. The image is sparse: what is empty takes no space.
+    /// Size of the file system, in MiB. The image is sparse: empty blocks take no space.
     pub disk_mib: u32,
-    /// User that commands run as when a request names none.
+    /// User that runs commands when a request names none.
     pub default_user: &'static str,
 }
 
@@ -61,8 +65,9 @@ const MINIMAL: Recipe = Recipe {
     default_user: "root",
 };
 
-/// What clients of the E2B API expect when they name no template. One CPU where theirs has two: without hardware virtualization
-/// a second one makes a small guest slower, for every wake-up goes between two threads of the host.
+/// Default template of clients of the E2B API. It has one CPU where E2B's has two: without hardware
+/// virtualization a second one slows a small guest down, because every wake-up passes between two
+/// threads of the host.
 const BASE: Recipe = Recipe {
     name: "base",
     above: Some(&MINIMAL),
@@ -72,23 +77,24 @@ const BASE: Recipe = Recipe {
 };
 
 impl Recipe {
-    /// All recipes that are known; one that another is above comes first.
+    /// All known recipes; a base recipe precedes the recipes that extend it.
     pub const ALL: [Self; 2] = [MINIMAL, BASE];
 
-    /// The recipe of a template.
+    /// Returns the recipe of a template.
     #[must_use]
     pub fn named(name: &TemplateName) -> Option<Self> {
         Self::ALL.into_iter().find(|r| r.name == name.as_str())
     }
 
-    /// All its packages, beside those that Debian always has.
+    /// Returns all packages of the recipe and its base recipes, without those of a minimal Debian
+    /// system.
     pub(crate) fn all_packages(&self) -> Vec<&'static str> {
         let mut all = self.above.map(Self::all_packages).unwrap_or_default();
         all.extend(self.packages);
         all
     }
 
-    /// Address of the kernel and initramfs.
+    /// Returns the key of the kernel and initramfs.
     pub(crate) fn kernel_key(&self, programs: &Programs) -> String {
         let mut parts = vec![FORMAT, self.suite, self.kernel_package];
         parts.extend(self.modules);
@@ -98,7 +104,7 @@ impl Recipe {
         key(parts.chain([&*programs.init]))
     }
 
-    /// Address of the packages, unpacked.
+    /// Returns the key of the package layer.
     pub(crate) fn layer_key(&self) -> String {
         let below = self.above.map(Self::layer_key);
         let mut parts = vec![FORMAT, self.suite];
@@ -107,14 +113,14 @@ impl Recipe {
         key(parts.iter().map(|part| part.as_bytes()))
     }
 
-    /// Addresses of its packages, and of those of the recipes below it.
+    /// Returns the keys of the package layers of the recipe and its base recipes.
     pub(crate) fn layer_keys(&self) -> Vec<String> {
         let mut keys = self.above.map(Self::layer_keys).unwrap_or_default();
         keys.push(self.layer_key());
         keys
     }
 
-    /// Address of the root file system with our programs.
+    /// Returns the key of the root file system with Wrenn's programs.
     pub(crate) fn rootfs_key(&self, programs: &Programs) -> String {
         let layer = self.layer_key();
         let disk = self.disk_mib.to_string();
@@ -130,7 +136,8 @@ impl Recipe {
     }
 }
 
-/// Hash of a list: each part's length goes in as well, so that `ab, c` is not `a, bc`.
+/// Returns the hash of a list. The length of each part is included, so that `ab, c` and `a, bc`
+/// differ.
 fn key<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {

@@ -1,14 +1,15 @@
-//! The machine's own Debian mirrors, for the guest's packages.
+//! Debian mirrors of the host, used for the guest's packages.
 //!
-//! Wrenn names no mirror: it takes the sources that the host is set up with, both forms of them (`sources.list(5)`), and of
-//! these the ones for the wanted release.
+//! Wrenn does not name a mirror. It uses the sources that the host is configured with, in both
+//! formats of `sources.list(5)`, filtered to the requested release.
 
 use std::{fs, io, path::Path};
 
-/// What apt on this host reads, filtered to one release and its updates, as one-line entries.
+/// Returns the sources of apt on this host as one-line entries, filtered to one release and its
+/// updates.
 ///
 /// # Errors
-/// If a file cannot be read, other than for not being there.
+/// If a file exists but cannot be read.
 pub(crate) fn host_sources(etc_apt: &Path, suite: &str) -> io::Result<Vec<String>> {
     let mut files = vec![etc_apt.join("sources.list")];
     match fs::read_dir(etc_apt.join("sources.list.d")) {
@@ -45,7 +46,7 @@ fn of_release(suite: &str, release: &str) -> bool {
             .is_some_and(|rest| matches!(rest, "-updates" | "-security"))
 }
 
-/// `deb [options] uri suite component…`
+/// Filters lines of the form `deb [options] uri suite component…`.
 fn one_line_entries(text: &str, release: &str) -> Vec<String> {
     text.lines()
         .map(str::trim)
@@ -58,7 +59,7 @@ fn one_line_entries(text: &str, release: &str) -> Vec<String> {
         .collect()
 }
 
-/// Stanzas of `Field: value`, separated by empty lines.
+/// Converts stanzas of `Field: value` lines, separated by empty lines, to one-line entries.
 fn deb822_entries(text: &str, release: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let without_comments: Vec<_> = text

@@ -1,4 +1,4 @@
-//! The directory of images: what is in it, and how things come into it and leave it.
+//! Directory of images: its contents, and how images are added and removed.
 
 use std::{
     fs, io,
@@ -16,36 +16,36 @@ use wrenn_proto::TemplateName;
 
 use crate::Recipe;
 
-/// A directory of images.
+/// Directory of images.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     root: PathBuf,
 }
 
-/// What sandboxes are made from.
+/// Template: the files and defaults that sandboxes are created from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    /// Its name.
+    /// Name of the template.
     pub name: TemplateName,
-    /// Uncompressed kernel (ELF).
+    /// Path of the uncompressed kernel (ELF).
     pub kernel: PathBuf,
-    /// Initial RAM disk.
+    /// Path of the initial RAM disk.
     pub initrd: PathBuf,
-    /// File system image, raw; never written to.
+    /// Path of the raw file system image; never written to.
     pub rootfs: PathBuf,
-    /// Virtual CPUs of a sandbox that does not say.
+    /// Default number of virtual CPUs of a sandbox.
     pub vcpus: u32,
-    /// Memory of a sandbox that does not say, MiB.
+    /// Default memory of a sandbox, in MiB.
     pub memory_mib: u32,
-    /// Space that its parts take on the disk, bytes.
+    /// Disk space of its parts, in bytes.
     pub size_bytes: u64,
-    /// When it was made, milliseconds since 1970.
+    /// Creation time, in milliseconds since 1970.
     pub created_unix_ms: i64,
-    /// User that commands run as when a request names none.
+    /// User that runs commands when a request names none.
     pub default_user: String,
 }
 
-/// `templates/<name>.json`.
+/// Content of `templates/<name>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TemplateRecord {
     pub(crate) kernel_key: String,
@@ -56,36 +56,38 @@ pub(crate) struct TemplateRecord {
     pub(crate) created_unix_ms: i64,
 }
 
-/// Why the store could not do as asked.
+/// Errors of the image store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// There is no such template.
-    #[error("there is no template `{name}`; `wrenn image build {name}` makes one if it is known")]
+    /// The template does not exist.
+    #[error(
+        "template `{name}` not found; if it is a built-in template, build it with `wrenn image build {name}`"
+    )]
     NotFound {
-        /// The name.
+        /// Name of the template.
         name: TemplateName,
     },
-    /// Something stands on it.
-    #[error("the template `{name}` is in use: destroy its sandboxes and snapshots first")]
+    /// A sandbox or a snapshot depends on the template.
+    #[error("template `{name}` is in use; remove its sandboxes and snapshots first")]
     InUse {
-        /// The name.
+        /// Name of the template.
         name: TemplateName,
     },
-    /// A file of the store is not what it should be.
-    #[error("{path} is damaged, or what it names; build the template again, or remove it")]
+    /// A file of the store is damaged, or a file that it references is missing.
+    #[error("{path}, or a file that it references, is damaged; rebuild the template or remove it")]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The file system refused.
-    #[error("could not {step} {path}")]
+    /// A file system operation failed.
+    #[error("failed to {step} {path}")]
     Io {
-        /// What was tried.
+        /// Operation that failed.
         step: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its failure.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
@@ -102,35 +104,35 @@ pub(crate) fn io_error<'a>(
     }
 }
 
-/// The right to change a store, held by one process at a time.
+/// Exclusive lock on a store, held by one process at a time.
 #[derive(Debug)]
 pub struct StoreLock(#[expect(dead_code, reason = "held, not used")] Flock<fs::File>);
 
-/// What a kernel's directory holds.
+/// Files in the directory of a kernel.
 pub(crate) const KERNEL_FILES: [&str; 2] = ["vmlinux", "initrd.img"];
 
-/// What a root file system's directory holds.
+/// File in the directory of a root file system.
 pub(crate) const ROOTFS_FILE: &str = "rootfs.ext4";
 
 impl ImageStore {
-    /// Opens a store, and makes its directories if they are not there.
+    /// Opens a store and creates its missing directories.
     ///
     /// # Errors
-    /// If they cannot be made.
+    /// If a directory cannot be created.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         for dir in ["kernels", "rootfs", "templates", "cache", "tmp"] {
             let path = root.join(dir);
-            fs::create_dir_all(&path).map_err(io_error("make", &path))?;
+            fs::create_dir_all(&path).map_err(io_error("create", &path))?;
         }
         Ok(Self {
             root: root.to_owned(),
         })
     }
 
-    /// One template.
+    /// Returns one template.
     ///
     /// # Errors
-    /// `NotFound`, or `Damaged` if a part of it is missing.
+    /// `NotFound`, or `Damaged` if a part of the template is missing.
     pub fn template(&self, name: &TemplateName) -> Result<Template, StoreError> {
         let record = self
             .record(name)?
@@ -138,7 +140,7 @@ impl ImageStore {
         self.resolve(name, &record)
     }
 
-    /// All templates, by name: each, or what is wrong with it.
+    /// Returns all templates, sorted by name; for a damaged one, its error.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -146,7 +148,7 @@ impl ImageStore {
         let mut all = Vec::new();
         for name in self.names()? {
             match self.template(&name) {
-                // Removed since its name was read.
+                // Removed after its name was read.
                 Err(StoreError::NotFound { .. }) => {}
                 template => all.push(template),
             }
@@ -154,7 +156,7 @@ impl ImageStore {
         Ok(all)
     }
 
-    /// All templates, by name.
+    /// Returns all templates, sorted by name.
     ///
     /// # Errors
     /// If the directory cannot be read or a template is damaged.
@@ -162,8 +164,8 @@ impl ImageStore {
         self.each()?.into_iter().collect()
     }
 
-    /// Removes a template, and of its parts those that no other template has. `in_use` says whether a sandbox stands on
-    /// a root file system.
+    /// Removes a template, and those of its parts that no other template shares. `in_use` returns
+    /// true if a sandbox or a snapshot depends on a file.
     ///
     /// # Errors
     /// `NotFound`; `InUse`, with nothing changed.
@@ -183,8 +185,8 @@ impl ImageStore {
         self.remove_unreferenced(&in_use)
     }
 
-    /// Removes kernels and root file systems that no template has and no sandbox stands on, and packages that no template
-    /// was made of.
+    /// Removes kernels and root file systems that no template references and no sandbox depends on,
+    /// and package layers that no template was built from.
     fn remove_unreferenced(&self, in_use: &impl Fn(&Path) -> bool) -> Result<(), StoreError> {
         let names = self.names()?;
         let records = names
@@ -220,14 +222,15 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Removes a file or directory, of which no part is found under its name afterwards, however this is interrupted.
+    /// Removes a file or directory. Even if this is interrupted, no part of it is left under its
+    /// name.
     fn discard(&self, path: &Path) -> Result<(), StoreError> {
         let away = self.temporary()?.join("discarded");
         fs::rename(path, &away).map_err(io_error("remove", path))?;
         remove(&away)
     }
 
-    /// Removes a directory that lacks one of its files, so that it is made again.
+    /// Removes a directory that lacks one of `files`, so that it is built again.
     pub(crate) fn discard_unless_whole(
         &self,
         dir: &Path,
@@ -239,7 +242,8 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Where templates are booted once. A run that is interrupted leaves a machine there, which the next one ends.
+    /// Returns the directory in which template snapshots are made. An interrupted run leaves a
+    /// machine in it, which the next run ends.
     #[must_use]
     pub fn warm_dir(&self) -> PathBuf {
         self.root.join("warm")
@@ -257,16 +261,16 @@ impl ImageStore {
         self.root.join("cache").join(format!("{key}.tar"))
     }
 
-    /// A new directory to build in.
+    /// Creates a new directory to build in.
     pub(crate) fn temporary(&self) -> Result<PathBuf, StoreError> {
         let name = format!("{:016x}", rand::rng().random::<u64>());
         let path = self.root.join("tmp").join(name);
-        fs::create_dir(&path).map_err(io_error("make", &path))?;
+        fs::create_dir(&path).map_err(io_error("create", &path))?;
         Ok(path)
     }
 
-    /// Waits for the right to change the store, and removes what dead builders left. `waits` is called if another process
-    /// has it.
+    /// Waits for the exclusive lock, and removes the files that killed builders left. `waits` is
+    /// called if another process holds the lock.
     ///
     /// # Errors
     /// If files cannot be locked or removed.
@@ -331,7 +335,7 @@ impl ImageStore {
             let metadata = fs::metadata(path).map_err(|_| StoreError::Damaged {
                 path: self.record_path(name),
             })?;
-            // Of a sparse file: what it takes, not what it seems.
+            // For a sparse file, its disk space rather than its length.
             size_bytes += metadata.blocks() * 512;
         }
         let [kernel, initrd, rootfs] = parts;
@@ -475,7 +479,7 @@ mod tests {
     #[test]
     fn who_waits_for_another_is_told() {
         let (_dir, store) = store();
-        let held = store.lock(|| panic!("nobody has it")).expect("locked");
+        let held = store.lock(|| panic!("the lock is free")).expect("locked");
         let (told, tells) = std::sync::mpsc::channel();
         let other = store.clone();
         let waiting = std::thread::spawn(move || {

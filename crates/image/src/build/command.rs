@@ -1,4 +1,5 @@
-//! Runs tools with a deadline; what they print goes to the progress display, and its end into the error.
+//! Runs tools with a deadline. Their output goes to the progress display, and its last lines into
+//! the error.
 
 use std::{
     collections::VecDeque,
@@ -16,64 +17,65 @@ use nix::{
 
 use super::Progress;
 
-/// How many of its last lines an error tells.
+/// Number of output lines that an error contains.
 const LINES_KEPT: usize = 15;
 
-/// Why a tool did not do its work.
+/// Errors of running a tool.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
-    /// It could not be started.
-    #[error("could not start `{tool}`: {source}; `wrenn doctor` says what is missing")]
+    /// The tool could not be started.
+    #[error("failed to run `{tool}` (`wrenn doctor` lists missing programs)")]
     Start {
-        /// The tool.
+        /// Name of the tool.
         tool: String,
-        /// The failure.
+        /// Cause of the failure.
         source: io::Error,
     },
-    /// It failed.
+    /// The tool exited with a failure.
     #[error("`{tool}` failed ({status}):\n{output}")]
     Failed {
-        /// The tool.
+        /// Name of the tool.
         tool: String,
-        /// How it ended.
+        /// Exit status.
         status: ExitStatus,
-        /// The last it printed.
+        /// Last lines of its output.
         output: String,
     },
-    /// Somebody ended the build.
-    #[error("the build was interrupted; the next one goes on where it was")]
+    /// The build was cancelled.
+    #[error("the build was interrupted; the next build reuses the steps that were completed")]
     Stopped,
-    /// It took too long and was killed.
-    #[error("`{tool}` was not done within {deadline:?}:\n{output}")]
+    /// The tool exceeded its deadline and was killed.
+    #[error("`{tool}` timed out after {deadline:?}:\n{output}")]
     Deadline {
-        /// The tool.
+        /// Name of the tool.
         tool: String,
-        /// How long it had.
+        /// The deadline.
         deadline: Duration,
-        /// The last it printed.
+        /// Last lines of its output.
         output: String,
     },
 }
 
-/// Ends a build from another thread: its tool is killed with whatever that started, and no other begins.
+/// Cancels a build from another thread: the running tool is killed together with its children, and
+/// no other tool is started.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<Mutex<Tools>>);
 
 #[derive(Debug, Default)]
 struct Tools {
-    /// Process group of the one that runs.
+    /// Process group of the running tool.
     running: Option<Pid>,
     is_stopped: bool,
 }
 
 impl Stop {
-    /// Ends it.
+    /// Cancels the build.
     pub fn stop(&self) {
         let mut tools = self.tools();
         tools.is_stopped = true;
         if let Some(group) = tools.running {
-            // It may have ended by itself in the meantime.
+            // The tool may have exited in the meantime.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
@@ -82,7 +84,7 @@ impl Stop {
         self.tools().is_stopped
     }
 
-    /// Starts a tool in a process group of its own.
+    /// Starts a tool in its own process group.
     fn spawn(&self, command: &mut Command, tool: &str) -> Result<Child, CommandError> {
         let mut tools = self.tools();
         if tools.is_stopped {
@@ -97,7 +99,8 @@ impl Stop {
         Ok(child)
     }
 
-    /// To be called before the tool is waited for: afterwards its number may be another's.
+    /// Forgets the running tool. Must be called before the tool is waited for: afterwards its
+    /// process id may be reused.
     fn forget(&self) {
         self.tools().running = None;
     }
@@ -107,7 +110,8 @@ impl Stop {
     }
 }
 
-/// Runs a tool to its end and returns its standard output, which must be text of no great length.
+/// Runs a tool to completion and returns its standard output, which must be text of moderate
+/// length.
 pub(super) fn run(
     command: &mut Command,
     deadline: Duration,
@@ -150,7 +154,7 @@ enum Line {
     Err(String),
 }
 
-/// Reads both outputs until both are closed or the deadline is over.
+/// Reads standard output and standard error until both are closed or the deadline passes.
 fn follow(
     child: &mut Child,
     deadline: Duration,
@@ -202,9 +206,9 @@ fn read_lines(
     });
 }
 
-/// Ends the tool and whatever it started.
+/// Kills the tool and its children.
 fn kill_group(child: &mut Child) {
-    // It may have ended by itself in the meantime.
+    // The tool may have exited in the meantime.
     let _ = killpg(group_of(child), Signal::SIGKILL);
     let _ = child.wait();
 }
@@ -234,7 +238,7 @@ mod tests {
         )
     }
 
-    /// Tells when the tool has begun.
+    /// Notifies a channel of each line, which shows that the tool has started.
     struct Heard(mpsc::Sender<()>);
     impl Progress for Heard {
         fn step(&self, _: &str) {}
@@ -289,7 +293,7 @@ mod tests {
                 .output();
             !found.expect("pgrep").stdout.is_empty()
         };
-        // A child that was killed dies when the kernel comes to it.
+        // A killed child disappears only once the kernel has processed the signal.
         let end = Instant::now() + Duration::from_secs(10);
         while is_left() {
             assert!(Instant::now() < end, "a child is left");

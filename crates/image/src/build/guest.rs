@@ -1,15 +1,16 @@
-//! What Wrenn adds to the guest.
+//! Files, programs and users that Wrenn adds to the guest.
 
-/// Our programs.
+/// Wrenn's programs for the guest.
 #[derive(Debug)]
 pub(crate) struct Programs {
-    /// The guest agent.
+    /// Content of the guest agent.
     pub(crate) envd: Vec<u8>,
-    /// The kernel's first program, in the initramfs and in the root file system.
+    /// Content of the kernel's first program, which is in the initramfs and in the root file
+    /// system.
     pub(crate) init: Vec<u8>,
 }
 
-/// A file of the guest.
+/// File in the guest.
 pub(crate) struct GuestFile {
     pub(crate) path: &'static str,
     pub(crate) mode: u32,
@@ -33,7 +34,7 @@ pub(crate) const FILES: [GuestFile; 4] = [
         mode: 0o440,
         content: "user ALL=(ALL) NOPASSWD: ALL\n",
     },
-    // Chrony's own configuration names a pool of servers.
+    // The package's own configuration references a pool of servers.
     GuestFile {
         path: "etc/chrony/chrony.conf",
         mode: 0o644,
@@ -41,11 +42,13 @@ pub(crate) const FILES: [GuestFile; 4] = [
     },
 ];
 
-/// Files of `/etc` that tell who a machine is: links to `/run/wrenn/etc`, which lies in memory. A restored guest writes them
-/// before it is reported running, and writing to a file system on a disk takes ten times as long. `wrenn-init` makes them.
+/// Files of `/etc` that identify a machine. They are links into `/run/wrenn/etc`, which is in
+/// memory: a restored guest writes these files before it is reported as running, and writing to a
+/// file system on a disk takes ten times as long. `wrenn-init` creates the targets.
 pub(crate) const IDENTITY: [&str; 4] = ["hostname", "hosts", "resolv.conf", "machine-id"];
 
-/// What is not for guests: caches, logs, and settings that contact somebody.
+/// Paths that are removed from the image: caches, logs, and settings that make a guest contact
+/// servers.
 pub(crate) const REMOVED: [&str; 7] = [
     "etc/chrony/conf.d",
     "etc/chrony/sources.d",
@@ -56,14 +59,14 @@ pub(crate) const REMOVED: [&str; 7] = [
     "var/log",
 ];
 
-/// The user of sandboxes, beside root: `passwd(5)`, `group(5)`, `shadow(5)`.
+/// The user of sandboxes besides root: lines of `passwd(5)`, `group(5)` and `shadow(5)`.
 pub(crate) const USER_LINES: [(&str, &str); 3] = [
     ("etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n"),
     ("etc/group", "user:x:1000:\n"),
     ("etc/shadow", "user:*:19000:0:99999:7:::\n"),
 ];
 
-/// All that goes into the key of a root file system.
+/// Returns everything in this file that is part of the key of a root file system.
 pub(crate) fn all_contents() -> impl Iterator<Item = &'static [u8]> {
     let files = FILES.iter().flat_map(|file| [file.path, file.content]);
     let users = USER_LINES.iter().flat_map(|(path, line)| [*path, *line]);

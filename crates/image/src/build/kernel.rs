@@ -1,4 +1,4 @@
-//! Kernel and initramfs, from Debian's kernel package.
+//! Kernel and initramfs, built from Debian's kernel package.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,11 @@ use crate::{bzimage, cpio::Archive, store::io_error};
 const QUICK: Duration = Duration::from_secs(60);
 const DOWNLOAD: Duration = Duration::from_secs(600);
 
-/// Builds `vmlinux`, `initrd.img` and `manifest.json` in `dir`. `init` is the kernel's first program.
+/// Builds `vmlinux`, `initrd.img` and `manifest.json` in `dir`. `init` is the kernel's first
+/// program.
 pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<(), BuildError> {
     let work = dir.join("work");
-    fs::create_dir(&work).map_err(io_error("make", &work))?;
+    fs::create_dir(&work).map_err(io_error("create", &work))?;
     let package = kernel_package(builder)?;
     let tree = download(builder, &package, &work)?;
     let image = find(&tree.join("boot"), |name| name.starts_with("vmlinuz-"))
@@ -40,7 +41,7 @@ pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<()
     Ok(())
 }
 
-/// The package that has the kernel: the one that the recipe's package depends on.
+/// Returns the package that contains the kernel: the one that the recipe's package depends on.
 fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
     let name = builder.recipe.kernel_package;
     let mut query = Command::new("apt-cache");
@@ -50,11 +51,17 @@ fn kernel_package(builder: &Builder<'_>) -> Result<String, BuildError> {
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|package| package.starts_with("linux-image-"))
         .map(str::to_owned)
-        .ok_or_else(|| missing(name, "dependency on a kernel (is `apt-get update` needed?)"))
+        .ok_or_else(|| {
+            missing(
+                name,
+                "dependency on a kernel package (`apt-get update` may be needed)",
+            )
+        })
 }
 
-/// Runs a tool of apt, and once more with fresh lists if it fails: a machine without lists, as containers often are, does not
-/// know the package; with old ones it asks for a version that mirrors no longer have.
+/// Runs an apt tool, and if it fails, runs it again with updated package lists. A machine without
+/// lists, such as many containers, does not know the package; a machine with old lists requests a
+/// version that mirrors no longer have.
 fn run_apt(
     builder: &Builder<'_>,
     tool: &mut Command,
@@ -70,11 +77,13 @@ fn run_apt(
 }
 
 fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf, BuildError> {
-    // apt drops root for downloads, and must be able to write here.
+    // By default apt drops root privileges for downloads, and then could not write to this
+    // directory.
     let mut download = Command::new("apt-get");
     download.args(["-o", "APT::Sandbox::User=root", "download", package]);
     run_apt(builder, download.current_dir(work), DOWNLOAD)?;
-    let deb = find(work, |name| name.ends_with(".deb")).ok_or_else(|| missing(package, "file"))?;
+    let deb = find(work, |name| name.ends_with(".deb"))
+        .ok_or_else(|| missing(package, "downloaded .deb file"))?;
     let tree = work.join("tree");
     let mut unpack = Command::new("dpkg-deb");
     unpack.arg("-x").arg(&deb).arg(&tree);
@@ -82,21 +91,21 @@ fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf
     Ok(tree)
 }
 
-/// A kernel module's file.
+/// Kernel module.
 #[derive(Debug, Clone)]
 struct Module {
     name: String,
     content: Vec<u8>,
 }
 
-/// Kernel modules, each behind what it needs.
+/// Returns kernel modules, each after its dependencies.
 fn read_modules(tree: &Path, wanted: &[&str], package: &str) -> Result<Vec<Module>, BuildError> {
     let mut modules = Vec::new();
     add_modules(tree, wanted, package, &mut modules)?;
     Ok(modules)
 }
 
-/// Adds modules, and what they need, to those that are there.
+/// Adds modules and their dependencies to `modules`, unless they are already in it.
 fn add_modules(
     tree: &Path,
     wanted: &[&str],
@@ -135,7 +144,8 @@ fn add_module(
     Ok(())
 }
 
-/// What a module says in its `.modinfo` section that it depends on: `depends=a,b`, NUL-terminated.
+/// Returns the dependencies that a module lists in its `.modinfo` section: `depends=a,b`,
+/// NUL-terminated.
 fn depends_of(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
@@ -165,18 +175,19 @@ fn module_paths(dir: &Path) -> HashMap<String, PathBuf> {
     found
 }
 
-/// The kernel takes `-` and `_` in module names for the same.
+/// Normalizes a module name: the kernel treats `-` and `_` as the same character.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// `init`, and the modules that it loads, listed in the order and form that it expects (`wrenn-init`, `drivers`).
+/// Builds the initramfs: `init`, and the modules that it loads, listed in the order and format that
+/// `init` expects (`wrenn-init`, `drivers`).
 fn initramfs(init: &[u8], early: &[Module], late: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
     for dir in ["dev", "newroot", "lib", "lib/modules"] {
         archive.directory(dir);
     }
-    // The kernel opens it for the first program's output, before any devtmpfs.
+    // The kernel opens it for the first program's output, before a devtmpfs is mounted.
     archive.device("dev/console", 5, 1);
     for module in early.iter().chain(late) {
         archive.file(&format!("lib/modules/{}.ko", module.name), &module.content);
@@ -209,9 +220,9 @@ fn missing(package: &str, what: &str) -> BuildError {
 fn write(path: &Path, content: &[u8]) -> Result<(), BuildError> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::write(path, content).map_err(io_error("write", path))?;
-    // Every sandbox's VMM reads it, as a user of its own; nobody writes it.
+    // The VMM of every sandbox reads the file under its own user id; no process writes it.
     fs::set_permissions(path, fs::Permissions::from_mode(0o444))
-        .map_err(io_error("protect", path))?;
+        .map_err(io_error("set the permissions of", path))?;
     Ok(())
 }
 

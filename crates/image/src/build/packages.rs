@@ -1,4 +1,5 @@
-//! The packages of a template, unpacked and configured, as a tar file; alone, or above those of another.
+//! Package layer of a template: its packages, unpacked and configured, as a tar file. A layer
+//! stands alone or extends the layer of another recipe.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -7,7 +8,7 @@ use crate::{Recipe, sources, store::io_error};
 
 const BOOTSTRAP: Duration = Duration::from_secs(1800);
 
-/// What no guest needs: it would be a third of the image.
+/// Files that no guest needs; they would be a third of the image.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/man/*",
     "/usr/share/locale/*",
@@ -17,13 +18,14 @@ const EXCLUDED: [&str; 6] = [
     "/usr/share/bug/*",
 ];
 
-/// Variable that names the layer below to [`UNPACK`].
+/// Environment variable that passes the path of the layer below to [`UNPACK`].
 const BELOW: &str = "WRENN_LAYER_BELOW";
 
-/// Fills the new tree with a layer: `mmdebstrap` installs into what is there. Devices it makes itself.
+/// Setup hook that unpacks the layer below into the new tree: `mmdebstrap` installs on top of
+/// existing files. `mmdebstrap` creates devices itself.
 const UNPACK: &str = "tar -C \"$1\" --numeric-owner --xattrs '--xattrs-include=*' --exclude='./dev/*' -xpf \"$WRENN_LAYER_BELOW\"";
 
-/// Builds `<layer key>.tar` in `dir`, above the layer `below` if there is one.
+/// Builds `<layer key>.tar` in `dir`, on top of the layer `below` if there is one.
 pub(super) fn build(
     builder: &Builder<'_>,
     recipe: &Recipe,

@@ -1,4 +1,4 @@
-//! The root file system: the packages, Wrenn's files and the guest agent, as an ext4 image.
+//! Root file system: the packages, Wrenn's files and the guest agent, as an ext4 image.
 
 use std::{
     fs, io,
@@ -14,10 +14,10 @@ use crate::store::io_error;
 const UNPACK: Duration = Duration::from_secs(300);
 const FORMAT: Duration = Duration::from_secs(600);
 
-/// User and group id of `user`.
+/// User id and group id of `user`.
 const USER: u32 = 1000;
 
-/// Servers that an image could name by a package's default.
+/// External servers that a package's default configuration could reference.
 const FOREIGN: [&str; 4] = ["pool.ntp.org", "8.8.8.8", "1.1.1.1", "9.9.9.9"];
 
 /// Builds `rootfs.ext4` and `manifest.json` in `dir`.
@@ -28,7 +28,7 @@ pub(super) fn build(
     dir: &Path,
 ) -> Result<(), BuildError> {
     let root = dir.join("root");
-    fs::create_dir(&root).map_err(io_error("make", &root))?;
+    fs::create_dir(&root).map_err(io_error("create", &root))?;
     let mut unpack = Command::new("tar");
     unpack.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf"]);
     unpack
@@ -38,7 +38,7 @@ pub(super) fn build(
         .arg("--exclude=./dev/*");
     builder.run(&mut unpack, UNPACK)?;
     furnish(&root, programs)?;
-    // So that wrenn-init grows the file system only where the disk is larger.
+    // Lets wrenn-init grow the file system only if the disk is larger.
     let sectors = u64::from(builder.recipe.disk_mib) * 2048;
     put(
         &root,
@@ -60,7 +60,7 @@ pub(super) fn build(
     Ok(())
 }
 
-/// Adds Wrenn's files to the tree, and takes away what is not for guests.
+/// Adds Wrenn's files to the tree and removes the files that guests must not have.
 fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
     for name in guest::REMOVED {
         let path = root.join(name);
@@ -77,7 +77,7 @@ fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
         "var/lib/apt/lists/partial",
     ] {
         let path = root.join(name);
-        fs::create_dir_all(&path).map_err(io_error("make", &path))?;
+        fs::create_dir_all(&path).map_err(io_error("create", &path))?;
     }
     put(root, "usr/local/bin/envd", 0o755, &programs.envd)?;
     put(root, "usr/local/bin/wrenn-init", 0o755, &programs.init)?;
@@ -87,7 +87,7 @@ fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
     for name in guest::IDENTITY {
         let link = root.join("etc").join(name);
         remove_if_there(&link)?;
-        symlink(format!("/run/wrenn/etc/{name}"), &link).map_err(io_error("make", &link))?;
+        symlink(format!("/run/wrenn/etc/{name}"), &link).map_err(io_error("create", &link))?;
     }
     add_user(root)
 }
@@ -95,13 +95,13 @@ fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
 fn put(root: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), BuildError> {
     let path = root.join(name);
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(io_error("make", parent))?;
+        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
     }
-    // A link of the package's (such as /etc/resolv.conf) must not be followed out of the tree.
+    // A link of the package (such as /etc/resolv.conf) must not be followed out of the tree.
     remove_if_there(&path)?;
     fs::write(&path, content).map_err(io_error("write", &path))?;
     let permissions = fs::Permissions::from_mode(mode);
-    fs::set_permissions(&path, permissions).map_err(io_error("protect", &path))?;
+    fs::set_permissions(&path, permissions).map_err(io_error("set the permissions of", &path))?;
     Ok(())
 }
 
@@ -125,7 +125,7 @@ fn add_user(root: &Path) -> Result<(), BuildError> {
         append().map_err(io_error("add a user to", &path))?;
     }
     let home = root.join("home/user");
-    fs::create_dir_all(&home).map_err(io_error("make", &home))?;
+    fs::create_dir_all(&home).map_err(io_error("create", &home))?;
     let skeleton = root.join("etc/skel");
     let copy = || {
         for entry in fs::read_dir(&skeleton)? {
@@ -136,11 +136,11 @@ fn add_user(root: &Path) -> Result<(), BuildError> {
         }
         chown(&home, Some(USER), Some(USER))
     };
-    copy().map_err(io_error("furnish", &home))?;
+    copy().map_err(io_error("populate", &home))?;
     Ok(())
 }
 
-/// Looks for servers that a guest would contact by itself.
+/// Fails if a configuration file references a server that a guest would contact on its own.
 fn forbid_foreign_servers(root: &Path) -> Result<(), BuildError> {
     for name in [
         "etc/chrony",
@@ -178,24 +178,26 @@ fn search(root: &Path, path: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// Makes a sparse file system of the recipe's size from the tree.
+/// Creates a sparse file system of the recipe's size from the tree.
 fn format(builder: &Builder<'_>, root: &Path, image: &Path) -> Result<(), BuildError> {
     let size = u64::from(builder.recipe.disk_mib) * 1024 * 1024;
-    let file = fs::File::create(image).map_err(io_error("make", image))?;
-    file.set_len(size).map_err(io_error("make", image))?;
+    let file = fs::File::create(image).map_err(io_error("create", image))?;
+    file.set_len(size).map_err(io_error("create", image))?;
     let mut format = Command::new("mkfs.ext4");
     format
         .args(["-q", "-F", "-m", "0", "-L", "wrenn-root"])
-        // All inode tables are written now, on the host: a guest would do it in the background of its first minutes.
+        // Initializes all inode tables now, on the host: a guest would do this in the background
+        // during its first minutes.
         .args(["-E", "lazy_itable_init=0,lazy_journal_init=0"])
-        // A journal of a small disk is enough; its blocks would be copied into every overlay that touches them.
+        // A journal for a small disk is sufficient; its blocks would be copied into every overlay
+        // that writes to them.
         .args(["-J", "size=16"])
         .arg("-d")
         .arg(root)
         .arg(image);
     builder.run(&mut format, FORMAT)?;
     let permissions = fs::Permissions::from_mode(0o444);
-    fs::set_permissions(image, permissions).map_err(io_error("protect", image))?;
+    fs::set_permissions(image, permissions).map_err(io_error("set the permissions of", image))?;
     Ok(())
 }
 
