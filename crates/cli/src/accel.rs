@@ -1,7 +1,8 @@
-//! Decides how guest code runs on this machine.
+//! Selects the accelerator: hardware virtualization (KVM) or software emulation (TCG).
 //!
-//! `/dev/kvm` may exist where no guest can run (nested hosts without the processor's help show it, and a stock kernel
-//! hangs there), so hardware virtualization counts only if the processor has it and a machine can be made.
+//! `/dev/kvm` may exist where no guest can run: nested hosts without the required CPU features
+//! expose it, and a stock kernel hangs there. Hardware virtualization is therefore used only if the
+//! CPU reports it and a virtual machine can be created.
 
 use std::path::Path;
 
@@ -9,17 +10,18 @@ use wrenn_proto::supervise::Accel;
 
 use crate::{config::AccelChoice, output};
 
-/// What was decided, and why.
+/// Selected accelerator and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// How guest code runs.
+    /// Selected accelerator.
     pub(crate) accel: Accel,
-    /// Why hardware virtualization cannot be used; `None` if it can.
+    /// Reason why hardware virtualization is unavailable; `None` if it is available.
     pub(crate) no_kvm: Option<String>,
 }
 
 impl Decision {
-    /// Applies the setting to what the machine can do. `no_kvm` says why KVM is not usable, if it is not.
+    /// Combines the setting with the capabilities of the machine. `no_kvm` is the reason why KVM is
+    /// unavailable, if it is.
     pub(crate) fn new(choice: AccelChoice, no_kvm: Option<String>) -> Self {
         let by_machine = if no_kvm.is_none() {
             Accel::Kvm
@@ -32,13 +34,13 @@ impl Decision {
         }
     }
 
-    /// Whether the setting asks for what this machine does not have.
+    /// Returns the reason why KVM is unavailable if the setting requires it.
     pub(crate) fn impossible(&self) -> Option<&str> {
         self.no_kvm.as_deref().filter(|_| self.accel == Accel::Kvm)
     }
 }
 
-/// Asks this machine, and applies the setting.
+/// Probes this machine and applies the setting.
 pub(crate) fn decide(choice: AccelChoice) -> Decision {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Decision::new(choice, why_not_kvm(&cpuinfo))
@@ -46,14 +48,14 @@ pub(crate) fn decide(choice: AccelChoice) -> Decision {
 
 fn why_not_kvm(cpuinfo: &str) -> Option<String> {
     if !has_virtualization(cpuinfo) {
-        return Some("the processor shows neither vmx nor svm".to_owned());
+        return Some("the CPU reports neither vmx nor svm".to_owned());
     }
     wrenn_sys::kvm::probe(Path::new("/dev/kvm"))
         .err()
         .map(|e| output::in_full(&e))
 }
 
-/// Whether `/proc/cpuinfo` lists Intel's or AMD's virtualization.
+/// True if `/proc/cpuinfo` lists the virtualization extensions of Intel or AMD.
 fn has_virtualization(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()

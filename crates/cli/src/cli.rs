@@ -1,4 +1,4 @@
-//! The command line, and which verb runs where.
+//! Command line: all commands, and the runtime that each one uses.
 
 use std::{future::Future, path::PathBuf};
 
@@ -11,13 +11,13 @@ use crate::{
     verbs::{completions, doctor, image, key, run, sandbox, serve, snapshot},
 };
 
-/// Self-hosted microVM sandboxes: every sandbox is a virtual machine with a kernel of its own.
+/// Self-hosted microVM sandboxes: every sandbox is a virtual machine with its own kernel
 #[derive(Debug, Parser)]
 #[command(
     name = "wrenn",
     version,
     disable_help_subcommand = true,
-    after_help = "Settings come from flags, then the environment, then one file \
+    after_help = "Settings are taken from flags, then environment variables, then one file \
         (--config, WRENN_CONFIG, /etc/wrenn.toml, or wrenn.toml in the data directory), then defaults."
 )]
 pub(crate) struct Cli {
@@ -27,7 +27,7 @@ pub(crate) struct Cli {
     verb: Verb,
 }
 
-/// Settings that every verb takes.
+/// Settings of all commands.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 struct Globals {
@@ -37,44 +37,44 @@ struct Globals {
     /// Data directory [env: WRENN_DIR] [default: /var/lib/wrenn]
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Where the REST API is [env: WRENN_API_URL] [default: http://127.0.0.1:8000]
+    /// URL of the REST API [env: WRENN_API_URL] [default: http://127.0.0.1:8000]
     #[arg(long, global = true, value_name = "URL")]
     api_url: Option<String>,
-    /// API key [env: WRENN_API_KEY] [default: the content of DIR/api-key]
+    /// API key [env: WRENN_API_KEY] [default: content of `api-key` in the data directory]
     #[arg(long, global = true, value_name = "KEY")]
     api_key: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run everything on this machine: REST API and host agent in one process
+    /// Run the control plane and the host agent on this machine, in one process
     Up(serve::UpArgs),
-    /// Run the control plane alone: REST API, database, reconciler
+    /// Run the control plane only: REST API, database, reconciler
     Server(serve::ServerArgs),
-    /// Run the host agent alone: the part that boots sandboxes
+    /// Run the host agent only: the service that runs sandboxes on this machine
     Agent(serve::AgentArgs),
-    /// Say what this machine can do, and how to mend what it lacks
+    /// Check this machine and print commands that fix the problems found
     Doctor(doctor::DoctorArgs),
-    /// Run a command in a throw-away sandbox
+    /// Run a command in a temporary sandbox
     Run(run::RunArgs),
-    /// Make and use sandboxes
+    /// Create and use sandboxes
     #[command(subcommand, visible_alias = "sb")]
     Sandbox(sandbox::SandboxVerb),
-    /// Freeze moments of sandboxes, and list them
+    /// Create, list and remove snapshots of sandboxes
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotVerb),
-    /// Build and list what sandboxes are made from
+    /// Build, list and remove templates
     #[command(subcommand)]
     Image(image::ImageVerb),
-    /// Make and revoke API keys
+    /// Create, list and revoke API keys
     #[command(subcommand)]
     Key(key::KeyVerb),
-    /// Print a completion script for a shell
+    /// Print a shell completion script
     Completions(completions::CompletionsArgs),
 }
 
 impl Cli {
-    /// Checks what the parser cannot: arguments that are good each, but not together.
+    /// Checks constraints between arguments, which the parser cannot express.
     pub(crate) fn checked(self) -> Result<Self, clap::Error> {
         let checked = match &self.verb {
             Verb::Sandbox(verb) => verb.check(),
@@ -84,7 +84,7 @@ impl Cli {
         Ok(self)
     }
 
-    /// Runs the verb; answers with the exit code.
+    /// Runs the command and returns the exit code.
     pub(crate) fn run(self) -> anyhow::Result<i32> {
         if let Verb::Completions(args) = &self.verb {
             return completions::run(args);
@@ -138,7 +138,7 @@ impl Verb {
     }
 }
 
-/// A client waits for one thing at a time.
+/// Runs a client command on the current thread: it waits for one thing at a time.
 fn on_one_core(work: impl Future<Output = anyhow::Result<i32>>) -> anyhow::Result<i32> {
     block_on(&mut tokio::runtime::Builder::new_current_thread(), work)
 }
@@ -154,7 +154,7 @@ fn block_on(
     let runtime = builder
         .enable_all()
         .build()
-        .context("cannot start the async runtime")?;
+        .context("failed to start the async runtime")?;
     let result = runtime.block_on(work);
     // A thread that reads the terminal cannot be stopped; do not wait for the next key.
     runtime.shutdown_background();

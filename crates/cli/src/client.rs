@@ -1,7 +1,8 @@
-//! The REST API as the client verbs call it.
+//! Client of the REST API, used by the client commands.
 //!
-//! Owns the base URL, the key and every deadline. Never prints and never retries: a verb decides what a failure means.
-//! Answers are read into the types of `wrenn_proto::rest`.
+//! Owns the base URL, the API key and all deadlines. Never prints and never retries: the command
+//! decides how to handle a failure. Responses are deserialized into the types of
+//! `wrenn_proto::rest`.
 
 mod error;
 mod files;
@@ -28,22 +29,24 @@ pub(crate) use error::ClientError;
 pub(crate) use files::Upload;
 pub(crate) use socket::{Event, Receiver, Sender, Start, StreamKind};
 
-/// A server that is there accepts a connection at once.
+/// Connect timeout: a running server accepts a connection at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Every call but an exec or a file is answered within this time: the server promises 5 s for the slowest.
+/// Timeout of a call other than an exec or a file transfer. The server answers even the slowest one
+/// within 5 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a call may take that writes or brings back a machine: its whole memory at the pace of a slow disk.
+/// Timeout of a call that saves or restores a machine: it may transfer the whole memory at the
+/// speed of a slow disk.
 const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(330);
 
-/// What a foreground exec may take beyond the time-out of its command.
+/// Time that a foreground exec may take in addition to the timeout of its command.
 const EXEC_GRACE: Duration = Duration::from_secs(15);
 
-/// Seconds that the server gives a command when the request does not say.
+/// Timeout that the server applies to a command when the request has none, in seconds.
 const DEFAULT_EXEC_TIMEOUT_SEC: u64 = 30;
 
-/// A connection to one server with one key.
+/// Client of one server with one API key.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -52,7 +55,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client by the settings; reads the key's file if no key is set.
+    /// Creates a client from the settings; reads the key file if no key is set.
     pub(crate) fn new(settings: &Settings) -> Result<Self, ClientError> {
         let base = parse_base(&settings.api_url)?;
         let key = match &settings.api_key {
@@ -62,7 +65,8 @@ impl Client {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .user_agent(concat!("wrenn/", env!("CARGO_PKG_VERSION")))
-            // Sandboxes are on machines that are reached directly; a proxy set for the web is not meant for them.
+            // Sandbox hosts are reached directly; a proxy configured for web access is not meant
+            // for them.
             .no_proxy()
             .build()
             .map_err(ClientError::Setup)?;
@@ -194,7 +198,7 @@ impl Client {
             None => DEFAULT_EXEC_TIMEOUT_SEC,
             Some(n) => u64::try_from(n).unwrap_or(0),
         };
-        // 0 means that the command has no limit; then the answer has none either.
+        // 0 disables the command's timeout, so the response has none either.
         if seconds > 0 {
             request = request.timeout(Duration::from_secs(seconds).saturating_add(EXEC_GRACE));
         }
@@ -231,7 +235,7 @@ impl Client {
         self.order(Method::DELETE, &["api-keys", id]).await
     }
 
-    /// A call that may write all of a sandbox's memory before it is answered.
+    /// Sends a call that may save all memory of a sandbox before it is answered.
     async fn long_call<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &[&str],
@@ -244,7 +248,7 @@ impl Client {
         self.decode(self.send(request).await?).await
     }
 
-    /// A JSON call to `/v1/...` with a JSON answer.
+    /// Sends a call to `/v1/...` with an optional JSON body and returns the JSON response.
     async fn call<B: Serialize, T: DeserializeOwned>(
         &self,
         method: Method,
@@ -258,13 +262,14 @@ impl Client {
         self.decode(self.send(request).await?).await
     }
 
-    /// A call to `/v1/...` without body, whose answer says no more than that it was done.
+    /// Sends a call to `/v1/...` without a body whose response has no content.
     async fn order(&self, method: Method, path: &[&str]) -> Result<(), ClientError> {
         let request = self.request(method, path).timeout(CALL_TIMEOUT);
         self.send(request).await.map(drop)
     }
 
-    /// The URL of a path under `/v1`; each part is one segment, whatever it holds.
+    /// Returns the URL of a path under `/v1`. Each part becomes one segment, regardless of its
+    /// characters.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -283,7 +288,7 @@ impl Client {
             .header("X-API-Key", &self.key)
     }
 
-    /// Sends, and turns an answer that is not a success into an error.
+    /// Sends a request and converts a response that is not a success into an error.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let answer = request
             .send()
@@ -313,13 +318,13 @@ fn parse_base(text: &str) -> Result<Url, ClientError> {
         url: text.to_owned(),
         why,
     };
-    let url = Url::parse(text).map_err(|_| bad("expected something like http://127.0.0.1:8000"))?;
+    let url = Url::parse(text).map_err(|_| bad("expected a URL such as http://127.0.0.1:8000"))?;
     match url.scheme() {
         "http" if url.has_host() => Ok(url),
         "https" => Err(bad(
-            "this client does not speak TLS; reach the server through a tunnel such as `ssh -L 8000:127.0.0.1:8000 HOST`",
+            "TLS is not supported; reach the server through a tunnel such as `ssh -L 8000:127.0.0.1:8000 HOST`",
         )),
-        _ => Err(bad("expected something like http://127.0.0.1:8000")),
+        _ => Err(bad("expected a URL such as http://127.0.0.1:8000")),
     }
 }
 

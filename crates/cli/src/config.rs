@@ -1,7 +1,9 @@
-//! Settings, and where each comes from: flag, then environment, then one TOML file, then the default.
+//! Settings and their sources, in order of precedence: flag, environment variable, one TOML file,
+//! default.
 //!
-//! Owns the names of all settings. Every source is read into the same [`Layer`] of optional values, and [`Settings`] is
-//! the first value found of each. Never writes anything. A wrong value is an error that names where it stands.
+//! Owns the names of all settings. Every source is parsed into the same [`Layer`] of optional
+//! values, and [`Settings`] takes the first value found for each. Never writes anything. An error
+//! about an invalid value names its source.
 
 mod load;
 #[cfg(test)]
@@ -17,27 +19,27 @@ use wrenn_proto::{rest::Egress, supervise::Accel};
 
 pub(crate) use load::{address, load};
 
-/// Where data lives unless a setting says otherwise.
+/// Default data directory.
 pub(crate) const DEFAULT_DIR: &str = "/var/lib/wrenn";
 
-/// The machine-wide settings file.
+/// System-wide settings file.
 pub(crate) const SYSTEM_FILE: &str = "/etc/wrenn.toml";
 
-/// How guest code shall run.
+/// Accelerator setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AccelChoice {
-    /// Hardware virtualization where it works, software elsewhere.
+    /// Hardware virtualization if available, otherwise software emulation
     #[default]
     Auto,
-    /// Hardware virtualization.
+    /// Hardware virtualization
     Kvm,
-    /// Software emulation by QEMU: works everywhere.
+    /// Software emulation by QEMU; works everywhere
     Tcg,
 }
 
 impl AccelChoice {
-    /// The accelerator that was asked for; `None` if the machine decides.
+    /// Returns the accelerator that the setting requires; `None` if the machine decides.
     pub(crate) fn forced(self) -> Option<Accel> {
         match self {
             Self::Auto => None,
@@ -47,42 +49,42 @@ impl AccelChoice {
     }
 }
 
-/// What one source says. Its fields are the keys of the TOML file.
+/// Settings of one source. The fields are the keys of the TOML file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Layer {
     /// Data directory.
     pub(crate) dir: Option<PathBuf>,
-    /// Where the REST API listens.
+    /// Listen address of the REST API.
     pub(crate) listen: Option<SocketAddr>,
-    /// Where requests to ports of sandboxes are taken.
+    /// Listen address for requests to ports of sandboxes.
     pub(crate) traffic_listen: Option<SocketAddr>,
-    /// Where the host agent listens.
+    /// Listen address of the host agent.
     pub(crate) agent_listen: Option<SocketAddr>,
-    /// Where a control plane that runs alone finds its agent.
+    /// URL of the host agent, for a control plane that runs alone.
     pub(crate) agent_url: Option<String>,
-    /// Kernels, root file systems and templates.
+    /// Directory of kernels, root file systems and templates.
     pub(crate) images_dir: Option<PathBuf>,
-    /// Where client verbs find the REST API.
+    /// URL of the REST API, for client commands.
     pub(crate) api_url: Option<String>,
-    /// Key of client verbs.
+    /// API key of client commands.
     pub(crate) api_key: Option<String>,
-    /// Database of the control plane.
+    /// Database URL of the control plane.
     pub(crate) database_url: Option<String>,
-    /// How guest code runs.
+    /// Accelerator.
     pub(crate) accel: Option<AccelChoice>,
-    /// Whether sandboxes that do not say may reach the world.
+    /// Default egress policy of sandboxes.
     pub(crate) egress: Option<Egress>,
-    /// Name servers given to guests that may reach the world.
+    /// Name servers of guests with egress.
     pub(crate) dns: Option<Vec<Ipv4Addr>>,
-    /// Filter of the log, as `tracing` reads it.
+    /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
-    /// The guest agent's binary, for image builds.
+    /// Path of the guest agent's binary, for image builds.
     pub(crate) envd: Option<PathBuf>,
 }
 
 impl Layer {
-    /// This layer, with what it leaves open taken from `lower`.
+    /// Returns this layer with missing values taken from `lower`.
     fn or(self, lower: Self) -> Self {
         Self {
             dir: self.dir.or(lower.dir),
@@ -103,36 +105,36 @@ impl Layer {
     }
 }
 
-/// The settings of this run.
+/// Effective settings of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
     /// Data directory.
     pub(crate) dir: PathBuf,
-    /// Where the REST API listens.
+    /// Listen address of the REST API.
     pub(crate) listen: SocketAddr,
-    /// Where requests to ports of sandboxes are taken.
+    /// Listen address for requests to ports of sandboxes.
     pub(crate) traffic_listen: SocketAddr,
-    /// Where the host agent listens.
+    /// Listen address of the host agent.
     pub(crate) agent_listen: SocketAddr,
-    /// Where a control plane that runs alone finds its agent.
+    /// URL of the host agent, for a control plane that runs alone.
     pub(crate) agent_url: String,
-    /// Kernels, root file systems and templates.
+    /// Directory of kernels, root file systems and templates.
     pub(crate) images_dir: PathBuf,
-    /// Where client verbs find the REST API.
+    /// URL of the REST API, for client commands.
     pub(crate) api_url: String,
-    /// Key of client verbs; without one they look into [`Settings::key_file`].
+    /// API key of client commands. If `None`, it is read from [`Settings::key_file`].
     pub(crate) api_key: Option<String>,
-    /// Database of the control plane.
+    /// Database URL of the control plane.
     pub(crate) database_url: String,
-    /// How guest code runs.
+    /// Accelerator.
     pub(crate) accel: AccelChoice,
-    /// Whether sandboxes that do not say may reach the world.
+    /// Default egress policy of sandboxes.
     pub(crate) egress: Egress,
-    /// Name servers for guests; `None`: the host's own.
+    /// Name servers of guests; `None`: those of the host.
     pub(crate) dns: Option<Vec<Ipv4Addr>>,
-    /// Filter of the log.
+    /// Log filter.
     pub(crate) log: String,
-    /// The guest agent's binary; `None`: `envd` beside this program.
+    /// Path of the guest agent's binary; `None`: `envd` in the directory of this program.
     pub(crate) envd: Option<PathBuf>,
 }
 
@@ -168,28 +170,31 @@ impl Settings {
         }
     }
 
-    /// File that holds the first API key, mode 0600.
+    /// Returns the path of the first API key, a file of mode 0600.
     pub(crate) fn key_file(&self) -> PathBuf {
         self.dir.join("api-key")
     }
 
-    /// File that holds the first API key in the form that clients of the E2B API expect, mode 0600.
+    /// Returns the path of the first API key in the format that E2B clients expect, a file of mode
+    /// 0600.
     pub(crate) fn e2b_key_file(&self) -> PathBuf {
         self.dir.join("e2b-api-key")
     }
 
-    /// File that holds the token between control plane and agent, mode 0600.
+    /// Returns the path of the token between control plane and agent, a file of mode 0600.
     pub(crate) fn token_file(&self) -> PathBuf {
         self.dir.join("agent-token")
     }
 }
 
-/// A path that means the same in every process, whatever its working directory.
+/// Returns the absolute form of a path, which is valid in every process regardless of its working
+/// directory.
 fn whole(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// The URL of a listener on this machine. An address that means "all" is reached by loopback.
+/// Returns the URL of a listener on this machine. An unspecified address is replaced by the
+/// loopback address.
 fn url_of(listen: SocketAddr) -> String {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -199,9 +204,9 @@ fn url_of(listen: SocketAddr) -> String {
     format!("http://{}", SocketAddr::new(ip, listen.port()))
 }
 
-/// The URL of a SQLite database that is made when it is not there.
+/// Returns the URL of a SQLite database that is created if it does not exist.
 fn sqlite_url(path: &Path) -> String {
-    // What would end the path in a URL.
+    // Characters that would end the path in a URL.
     let path = path
         .display()
         .to_string()
@@ -211,7 +216,8 @@ fn sqlite_url(path: &Path) -> String {
     format!("sqlite://{path}?mode=rwc")
 }
 
-/// Name servers of `resolv.conf` that a guest can use too: IPv4, and not on the host's loopback.
+/// Returns the name servers in `resolv.conf` that a guest can use: IPv4, and not on the host's
+/// loopback.
 pub(crate) fn nameservers(resolv_conf: &str) -> Vec<Ipv4Addr> {
     resolv_conf
         .lines()
@@ -221,7 +227,7 @@ pub(crate) fn nameservers(resolv_conf: &str) -> Vec<Ipv4Addr> {
         .collect()
 }
 
-/// The name servers to give to guests.
+/// Returns the name servers for guests.
 pub(crate) fn guest_dns(settings: &Settings, resolv_conf: &Path) -> Vec<Ipv4Addr> {
     settings
         .dns

@@ -1,4 +1,5 @@
-//! The data directory as the services find it: made, with the token between them.
+//! Data directory of the services: created on demand, together with the token shared by control
+//! plane and agent.
 
 use std::{
     fs,
@@ -12,26 +13,26 @@ use rand::RngExt;
 
 use crate::config::Settings;
 
-/// Makes the data directory if there is none.
+/// Creates the data directory if it does not exist.
 pub(crate) fn create(dir: &Path) -> anyhow::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(dir)
-        .with_context(|| format!("cannot make the data directory {}", dir.display()))
+        .with_context(|| format!("failed to create the data directory {}", dir.display()))
 }
 
-/// The token between control plane and agent: read, or made at the first start.
+/// Returns the token between control plane and agent; generated at the first start.
 pub(crate) fn agent_token(settings: &Settings) -> anyhow::Result<String> {
     let path = settings.token_file();
     match fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
         Ok(_) => bail!(
-            "{} is empty: remove it, and a new token is made",
+            "{} is empty; remove it to generate a new token",
             path.display()
         ),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        Err(e) => return Err(e).with_context(|| format!("failed to read {}", path.display())),
     }
     let token: String = rand::rng()
         .random::<[u8; 32]>()
@@ -39,11 +40,11 @@ pub(crate) fn agent_token(settings: &Settings) -> anyhow::Result<String> {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     write_secret(&settings.dir, &path, &token)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+        .with_context(|| format!("failed to write {}", path.display()))?;
     Ok(token)
 }
 
-/// Writes a file of mode 0600 that is there as a whole or not at all.
+/// Writes a file of mode 0600 atomically.
 fn write_secret(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(".secret-")

@@ -1,11 +1,12 @@
-//! How many files a service may have open: some for each sandbox and each client, and a login shell's limit is 1024.
+//! Limit of open files of a service. A service needs several per sandbox and per client, and the
+//! limit of a login shell is 1024.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// As many as the unit file gives it.
+/// Target limit, the same as in the unit file.
 const WANTED: u64 = 65_536;
 
-/// Raises this process's limit as far as it may. Where it may not, the limit stays.
+/// Raises this process's limit as far as permitted. If raising fails, the limit is unchanged.
 pub(crate) fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = maximum.map_or(WANTED, |maximum| maximum.min(WANTED));
@@ -17,7 +18,7 @@ pub(crate) fn raise() {
         maximum,
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
+        tracing::warn!(%error, "failed to raise the open file limit");
     }
 }
 

@@ -1,7 +1,9 @@
-//! `wrenn doctor`: what this machine can do, what it lacks, and the command that mends it.
+//! `wrenn doctor`: checks the capabilities of this machine, and prints the commands that fix
+//! problems.
 //!
-//! [`examine`] is a pure function of what a [`Machine`] answers, so each finding is tested with a made-up machine. Changes
-//! nothing on the machine; what it makes to find out (a virtual machine, a network namespace) is gone when it returns.
+//! [`examine`] is a pure function of the answers of a [`Machine`], so each finding is tested with a
+//! simulated machine. Changes nothing on the machine; the virtual machine and the network namespace
+//! that are created as probes are gone when it returns.
 
 mod cgroups;
 mod machine;
@@ -17,20 +19,20 @@ use crate::{accel::Decision, output};
 pub(crate) use cgroups::Cgroups;
 pub(crate) use machine::ThisMachine;
 
-/// Free space that an image build and a few sandboxes need, bytes.
+/// Free disk space that an image build and a few sandboxes need, in bytes.
 const MIN_DISK_BYTES: u64 = 4 << 30;
 
-/// Free memory below which not even one sandbox of the usual size starts, bytes.
+/// Free memory that one sandbox of the default size needs to start, in bytes.
 const MIN_MEMORY_BYTES: u64 = 1 << 30;
 
-/// Programs without which no sandbox runs, each with its Debian package.
+/// Programs that sandboxes need, each with its Debian package.
 const RUN_PROGRAMS: [(&str, &str); 3] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("nft", "nftables"),
 ];
 
-/// Programs that `wrenn image build` calls, each with its Debian package.
+/// Programs that `wrenn image build` runs, each with its Debian package.
 const BUILD_PROGRAMS: [(&str, &str); 4] = [
     ("mmdebstrap", "mmdebstrap"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -38,13 +40,13 @@ const BUILD_PROGRAMS: [(&str, &str); 4] = [
     ("dpkg-deb", "dpkg"),
 ];
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
-    /// Good.
+    /// No problem.
     Ok,
-    /// It works, but worse than it could.
+    /// Sandboxes run, but with limitations.
     Warn,
     /// Sandboxes cannot run.
     Fail,
@@ -53,13 +55,13 @@ pub(crate) enum Level {
 /// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// What was looked at.
+    /// Name of the check.
     pub(crate) name: &'static str,
-    /// How it is.
+    /// Severity.
     pub(crate) level: Level,
-    /// In words.
+    /// Description of the result.
     pub(crate) detail: String,
-    /// The command that mends it.
+    /// Command that fixes the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) fix: Option<String>,
 }
@@ -89,35 +91,36 @@ impl Finding {
     }
 }
 
-/// What can be asked of a machine.
+/// Properties of a machine that are checked.
 pub(crate) trait Machine {
-    /// Whether this process has the rights of root.
+    /// True if this process runs as root.
     fn is_root(&self) -> bool;
-    /// How guest code would run.
+    /// Accelerator that guests would use.
     fn accel(&self) -> Decision;
-    /// Whether a program is found.
+    /// True if a program is installed.
     fn has_program(&self, name: &str) -> bool;
-    /// Whether a device can be opened; the error says why not.
+    /// Opens a device; the error is the reason of a failure.
     fn device(&self, path: &str) -> Result<(), String>;
-    /// Where the limits of CPU and memory can be set.
+    /// Available cgroup controllers.
     fn cgroups(&self) -> Cgroups;
-    /// Whether a network namespace can be made; the error says why not.
+    /// Creates a network namespace; the error is the reason of a failure.
     fn network_namespace(&self) -> Result<(), String>;
-    /// Free bytes where sandboxes are stored, with the directory that was asked.
+    /// Free bytes where sandboxes are stored, with the directory that was checked.
     fn free_disk(&self) -> Result<(u64, String), String>;
-    /// Free bytes of memory.
+    /// Available memory, in bytes.
     fn free_memory(&self) -> Result<u64, String>;
-    /// Where the library is that pages a guest's memory; the error says where it was sought.
+    /// Path of the library that pages guest memory; the error names the paths that were searched.
     fn paging_library(&self) -> Result<String, String>;
-    /// Names of the templates that can be used; the error says what is wrong with them.
+    /// Names of the usable templates; the error describes damaged ones.
     fn templates(&self) -> Result<Vec<String>, String>;
 }
 
-/// Looks at everything.
+/// Runs all checks.
 pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     let templates = machine.templates();
     let built = templates.as_ref().is_ok_and(|names| !names.is_empty());
-    // Who has the images already (copied from another machine, say) does not need what builds them.
+    // A machine that already has the images (for example, copied from another machine) does not
+    // need the build tools.
     let build_level = if built { Level::Warn } else { Level::Fail };
     vec![
         root(machine),
@@ -154,7 +157,7 @@ fn root(machine: &dyn Machine) -> Finding {
     Finding::bad(
         Level::Fail,
         "root",
-        "sandboxes need root (network namespaces, cgroups); some lines below may be wrong without it",
+        "sandboxes require root (network namespaces, cgroups); without it, other checks may be wrong",
         "sudo wrenn doctor",
     )
 }
@@ -162,26 +165,27 @@ fn root(machine: &dyn Machine) -> Finding {
 fn acceleration(decision: Decision) -> Finding {
     let name = "acceleration";
     match (decision.accel, decision.no_kvm) {
-        (Accel::Kvm, None) => Finding::ok(name, "kvm: hardware virtualization works"),
+        (Accel::Kvm, None) => Finding::ok(name, "kvm: hardware virtualization is available"),
         (Accel::Kvm, Some(why)) => Finding::bad(
             Level::Fail,
             name,
-            format!("kvm is asked for, but {why}"),
-            "unset WRENN_ACCEL  # or set it to tcg, and look for `accel` in the settings file",
+            format!("kvm is required by the settings, but {why}"),
+            "unset WRENN_ACCEL  # or set it to tcg; check `accel` in the settings file too",
         ),
         (Accel::Tcg, None) => Finding::bad(
             Level::Warn,
             name,
-            "tcg: software emulation is asked for, but kvm works here and is ten times as fast",
-            "unset WRENN_ACCEL  # and look for `accel` in the settings file",
+            "tcg: software emulation is set, but kvm is available and ten times as fast",
+            "unset WRENN_ACCEL  # check `accel` in the settings file too",
         ),
         (Accel::Tcg, Some(why)) => {
             let fix = if why.contains("/dev/kvm") {
                 "modprobe kvm_intel || modprobe kvm_amd"
             } else {
-                "no command: switch virtualization on in the firmware, or for this machine in the hypervisor it runs on"
+                "no command: enable virtualization in the firmware, or for this machine in its hypervisor"
             };
-            let detail = format!("tcg: software emulation, because {why}; all works, but slower");
+            let detail =
+                format!("tcg: software emulation, because {why}; everything works, but slower");
             Finding::bad(Level::Warn, name, detail, fix)
         }
     }
@@ -237,11 +241,11 @@ fn paging_library(machine: &dyn Machine) -> Finding {
 
 fn network_namespace(machine: &dyn Machine) -> Finding {
     match machine.network_namespace() {
-        Ok(()) => Finding::ok("network namespaces", "can be made"),
+        Ok(()) => Finding::ok("network namespaces", "can be created"),
         Err(why) => Finding::bad(
             Level::Fail,
             "network namespaces",
-            format!("cannot be made: {why}"),
+            format!("cannot be created: {why}"),
             "sysctl -w user.max_net_namespaces=65536  # in a container: give it CAP_SYS_ADMIN",
         ),
     }
@@ -255,7 +259,7 @@ fn cgroup_limits(cgroups: &Cgroups) -> Finding {
             Level::Warn,
             name,
             format!(
-                "no controller for {}: sandboxes run without that limit",
+                "no controller for {}: sandboxes run without these limits",
                 missing.join(", ")
             ),
             "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
@@ -273,11 +277,11 @@ fn disk(machine: &dyn Machine) -> Finding {
             Level::Fail,
             name,
             format!(
-                "{} at {dir}, at least {} are needed",
+                "{} at {dir}, at least {} required",
                 output::bytes(free),
                 output::bytes(MIN_DISK_BYTES)
             ),
-            "export WRENN_DIR=/a/larger/disk  # or: wrenn sandbox ls; wrenn image ls; and remove some",
+            "export WRENN_DIR=/path/on/larger/disk  # or remove sandboxes or templates (wrenn sandbox ls; wrenn image ls)",
         ),
         Err(why) => Finding::bad(Level::Warn, name, why, "df -h"),
     }
@@ -291,17 +295,17 @@ fn memory(machine: &dyn Machine) -> Finding {
             Level::Fail,
             name,
             format!(
-                "{}, at least {} are needed",
+                "{}, at least {} required",
                 output::bytes(free),
                 output::bytes(MIN_MEMORY_BYTES)
             ),
-            "wrenn sandbox ls  # and remove what is not needed: wrenn sandbox rm ID",
+            "wrenn sandbox rm ID  # for sandboxes that are no longer needed (wrenn sandbox ls)",
         ),
         Err(why) => Finding::bad(Level::Warn, name, why, "free -m"),
     }
 }
 
-/// Templates that are known and not among these.
+/// Returns the built-in templates that are not in `names`.
 fn not_built(names: &[String]) -> Vec<&'static str> {
     let known = Recipe::ALL.map(|recipe| recipe.name);
     let is_missing = |known: &&str| !names.iter().any(|name| name == known);
@@ -328,7 +332,7 @@ fn images(templates: Result<Vec<String>, String>) -> Finding {
     }
 }
 
-/// The report as lines; words are coloured if `colour`.
+/// Formats the report as lines; levels are colored if `colour`.
 pub(crate) fn render(findings: &[Finding], colour: bool) -> String {
     let width = findings.iter().map(|f| f.name.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -354,7 +358,7 @@ pub(crate) fn render(findings: &[Finding], colour: bool) -> String {
     text
 }
 
-/// Whether sandboxes can run.
+/// True if sandboxes can run.
 pub(crate) fn healthy(findings: &[Finding]) -> bool {
     findings.iter().all(|f| f.level != Level::Fail)
 }

@@ -1,8 +1,8 @@
-//! The verbs that Wrenn calls itself: one process of each for every sandbox.
+//! Internal commands, each of which Wrenn runs as one process per sandbox.
 
 use std::{ffi::OsString, path::PathBuf};
 
-/// Runs a hidden verb if the command line names one, and answers with its exit code.
+/// Runs an internal command if the arguments name one, and returns its exit code.
 pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
     let (verb, rest) = args.split_first()?;
     match verb.to_str()? {
@@ -14,7 +14,7 @@ pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
     }
 }
 
-/// `--dir DIR`, and after it perhaps `--memory-fd N`.
+/// Parses `--dir DIR`, optionally followed by `--memory-fd N`, and runs a supervisor.
 fn supervise(args: &[OsString]) -> i32 {
     let (dir, memory) = match args {
         [flag, dir] if flag == "--dir" => (dir, None),
@@ -32,7 +32,9 @@ fn supervise(args: &[OsString]) -> i32 {
     });
     let ended = match inherited.transpose() {
         Ok(memory) => wrenn_supervisor::run(&PathBuf::from(dir), memory).map_err(Into::into),
-        Err(error) => Err(anyhow::Error::new(error).context("take over the image's memory")),
+        Err(error) => {
+            Err(anyhow::Error::new(error).context("failed to take over the image's memory"))
+        }
     };
     exit_code("supervise", ended)
 }
@@ -58,13 +60,13 @@ fn with_path(
 ) -> i32 {
     let [given, path] = args else {
         crate::output::tell(format_args!(
-            "wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else"
+            "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
         ));
         return 2;
     };
     if given != flag {
         crate::output::tell(format_args!(
-            "wrenn: `wrenn {verb}` is internal: expected {flag} PATH and nothing else"
+            "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
         ));
         return 2;
     }

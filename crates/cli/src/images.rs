@@ -1,4 +1,4 @@
-//! The image store as the verbs need it: what is in it, where the guest agent comes from, what is in use.
+//! Access of commands to the image store: templates, the guest agent's binary, and files in use.
 
 use std::{
     fs, io,
@@ -12,7 +12,7 @@ use wrenn_proto::supervise::files;
 
 use crate::{config::Settings, output::in_full};
 
-/// Names of the templates that can be used. A store that is not there holds none, and is not made.
+/// Returns the names of the usable templates. A missing store has none and is not created.
 pub(crate) fn template_names(images_dir: &Path) -> Result<Vec<String>, String> {
     if !images_dir.join("templates").is_dir() {
         return Ok(Vec::new());
@@ -22,15 +22,16 @@ pub(crate) fn template_names(images_dir: &Path) -> Result<Vec<String>, String> {
     Ok(templates.into_iter().map(|t| t.name.into()).collect())
 }
 
-/// The guest agent's binary: by setting, beside this program, or where `make install` puts it.
+/// Returns the path of the guest agent's binary: from the settings, in the directory of this
+/// program, or where `make install` puts it.
 pub(crate) fn find_envd(settings: &Settings) -> anyhow::Result<PathBuf> {
     if let Some(path) = &settings.envd {
         if !path.is_file() {
-            bail!("there is no guest agent at {}", path.display());
+            bail!("no guest agent at {}", path.display());
         }
         return Ok(path.clone());
     }
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let exe = std::env::current_exe().context("failed to locate this program's executable")?;
     let dir = exe.parent().unwrap_or(Path::new("/"));
     let candidates = [dir.join("envd"), dir.join("../lib/wrenn/envd")];
     candidates
@@ -39,18 +40,19 @@ pub(crate) fn find_envd(settings: &Settings) -> anyhow::Result<PathBuf> {
         .cloned()
         .with_context(|| {
             format!(
-                "the guest agent is not at {}; `make build` makes it, and --envd or WRENN_ENVD says where it is",
+                "no guest agent at {}; run `make build`, or set its path with --envd or WRENN_ENVD",
                 candidates[0].display()
             )
         })
 }
 
-/// The kernel's first program: it is made, installed and named with the guest agent.
+/// Returns the path of the kernel's first program, which is built and installed together with the
+/// guest agent.
 pub(crate) fn find_init(envd: &Path) -> anyhow::Result<PathBuf> {
     let path = envd.with_file_name("wrenn-init");
     if !path.is_file() {
         bail!(
-            "there is no {}, which goes into the guest with {}; `make build` makes both",
+            "no guest init at {}, in the directory of the guest agent {}; run `make build` to build both",
             path.display(),
             envd.display()
         );
@@ -58,18 +60,19 @@ pub(crate) fn find_init(envd: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Files of the store that sandboxes and snapshots of a data directory stand on.
+/// Files of the store that sandboxes and snapshots of a data directory depend on.
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
     paths: Vec<PathBuf>,
-    /// Snapshots that machines run from.
+    /// Snapshots that running machines were restored from.
     builds: Vec<String>,
-    /// A sandbox does not tell (yet), so everything may be in use.
+    /// True if the specification of a sandbox or snapshot cannot be read (yet), so that any file
+    /// may be in use.
     unknown: bool,
 }
 
 impl InUse {
-    /// Reads what every sandbox and every snapshot of the data directory was made of.
+    /// Reads the files that every sandbox and every snapshot of the data directory depends on.
     pub(crate) fn read(dir: &Path) -> io::Result<Self> {
         let mut in_use = Self::default();
         in_use.add_each_of(&dir.join("sandboxes"), files::SPEC)?;
@@ -77,7 +80,7 @@ impl InUse {
         Ok(in_use)
     }
 
-    /// Adds what the file `name` tells in each folder of `dir`.
+    /// Adds the files listed in `name` in each subdirectory of `dir`.
     fn add_each_of(&mut self, dir: &Path, name: &str) -> io::Result<()> {
         let folders = match fs::read_dir(dir) {
             Ok(folders) => folders,
@@ -95,34 +98,35 @@ impl InUse {
                         .extend([parts.kernel, parts.initrd, parts.base_disk].map(real));
                     self.builds.extend(parts.restore.map(|from| from.build));
                 }
-                // Gone since, or not written yet.
+                // Removed in the meantime, or not written yet.
                 None => self.unknown |= folder.exists(),
             }
         }
         Ok(())
     }
 
-    /// Snapshots that machines run from; `None` if that is not known.
+    /// Returns the snapshots that running machines were restored from; `None` if unknown.
     pub(crate) fn builds(&self) -> Option<Vec<String>> {
         (!self.unknown).then(|| self.builds.clone())
     }
 
-    /// Whether a sandbox or a snapshot stands on this file.
+    /// True if a sandbox or a snapshot depends on this file.
     pub(crate) fn holds(&self, path: &Path) -> bool {
         self.unknown || self.paths.contains(&real(path.to_owned()))
     }
 }
 
-/// What a snapshot is of.
+/// File that lists the files of a snapshot.
 const MANIFEST: &str = "manifest.json";
 
-/// What matters here of a `SupervisorSpec` or of a snapshot's manifest, whichever version wrote it.
+/// Fields of a `SupervisorSpec` or of a snapshot's manifest that matter here, regardless of the
+/// version that wrote it.
 #[derive(Debug, Deserialize)]
 struct Parts {
     kernel: PathBuf,
     initrd: PathBuf,
     base_disk: PathBuf,
-    /// Of a machine that was not booted.
+    /// Snapshot of a machine that was restored instead of booted.
     #[serde(default)]
     restore: Option<Origin>,
 }
@@ -137,7 +141,7 @@ fn read_parts(path: &Path) -> Option<Parts> {
     serde_json::from_slice(&text).ok()
 }
 
-/// The path without links, so that two ways to one file are the same.
+/// Returns the path with symbolic links resolved, so that two paths of one file are equal.
 fn real(path: PathBuf) -> PathBuf {
     fs::canonicalize(&path).unwrap_or(path)
 }
@@ -153,7 +157,7 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&disk, &link).expect("a link");
         let folder = dir.path().join(folder);
-        fs::create_dir_all(&folder).expect("a folder");
+        fs::create_dir_all(&folder).expect("a directory");
         let spec = serde_json::json!({
             "id": "sb-1", "kernel": "/k/vmlinux", "initrd": "/k/initrd.img", "base_disk": link,
             "restore": { "build": "00ff" },
@@ -181,7 +185,7 @@ mod tests {
                 .expect("none")
                 .holds(Path::new("/x"))
         );
-        fs::create_dir_all(dir.path().join("sandboxes/sb-1")).expect("a folder");
+        fs::create_dir_all(dir.path().join("sandboxes/sb-1")).expect("a directory");
         let in_use = InUse::read(dir.path()).expect("one");
         assert!(in_use.holds(Path::new("/x")));
         assert_eq!(in_use.builds(), None);

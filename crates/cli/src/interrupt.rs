@@ -1,4 +1,4 @@
-//! Signals that ask this program to end.
+//! Signals that ask this program to stop.
 
 use std::{
     io,
@@ -7,10 +7,12 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What comes within this time of another signal is the same wish: some senders tell a process and then its group.
+/// Time within which a further signal counts as the same request: some senders signal a process and
+/// then its group.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-/// Waits for SIGINT, SIGTERM and SIGHUP. From its making on they no longer end the process by themselves.
+/// Receiver of SIGINT, SIGTERM and SIGHUP. Once created, these signals no longer terminate the
+/// process.
 pub(crate) struct Interrupts {
     int: Signal,
     term: Signal,
@@ -18,22 +20,22 @@ pub(crate) struct Interrupts {
     last: Option<Instant>,
 }
 
-/// Which signal came.
+/// Received signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Interrupted {
-    /// The signal's number.
+    /// Number of the signal.
     pub(crate) signal: i32,
 }
 
 impl Interrupted {
-    /// The exit code by which a shell reports an end by this signal.
+    /// Returns the exit code with which a shell reports termination by this signal.
     pub(crate) fn exit_code(self) -> i32 {
         128 + self.signal
     }
 }
 
 impl Interrupts {
-    /// Takes over the three signals.
+    /// Installs handlers for the three signals.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             int: signal(SignalKind::interrupt())?,
@@ -43,7 +45,7 @@ impl Interrupts {
         })
     }
 
-    /// The next of them. May be dropped and called again; a signal right after another does not count.
+    /// Waits for the next signal. Cancel-safe. A signal shortly after another is ignored.
     pub(crate) async fn recv(&mut self) -> Interrupted {
         loop {
             let kind = tokio::select! {

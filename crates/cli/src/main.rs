@@ -1,8 +1,9 @@
 //! The `wrenn` binary: thin commands over the crates that do the work.
 //!
-//! Owns command lines, settings and what people see. The two hidden verbs that run once for every sandbox are dispatched
-//! before anything else exists: no argument parser, no settings, no log, no runtime, so that a supervisor stays small.
-//! A failure is one line on standard error that says what to do, and exit code 1 (2 for a wrong command line).
+//! Owns command lines, settings and user-visible output. The two internal commands, which run once
+//! per sandbox, are dispatched before anything else is set up: no argument parser, no settings, no
+//! log, no runtime. This keeps supervisors small. A failure is reported as one line on standard
+//! error that states how to fix it, with exit code 1 (2 for an invalid command line).
 #![forbid(unsafe_code)]
 
 mod accel;
@@ -24,7 +25,7 @@ use std::{ffi::OsString, io, process};
 
 use clap::Parser;
 
-/// Exit code of a program whose output nobody reads any more, as a shell reports SIGPIPE.
+/// Exit code when the reader of standard output is gone, as a shell reports SIGPIPE.
 const EXIT_BROKEN_PIPE: i32 = 141;
 
 fn main() {
@@ -36,11 +37,12 @@ fn main() {
         .checked()
         .unwrap_or_else(|error| error.exit());
     let code = cli.run().unwrap_or_else(|error| report(&error));
-    // Not a return: a thread may still wait for the terminal's next key, and would hold the process back.
+    // Exits instead of returning: a thread may still wait for the terminal's next key and would
+    // keep the process alive.
     process::exit(code);
 }
 
-/// Tells what went wrong, in one line.
+/// Reports an error in one line, and returns the exit code.
 fn report(error: &anyhow::Error) -> i32 {
     let pipe = error
         .chain()

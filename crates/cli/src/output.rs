@@ -1,7 +1,7 @@
-//! What people and scripts read on standard output: tables, plain lines, JSON.
+//! Standard output for people and scripts: tables, plain lines, JSON.
 //!
-//! Never panics when the reader goes away: a broken pipe is an `io::Error` like others, and `main` turns it into a
-//! quiet end.
+//! Never panics when the reader closes the pipe: a broken pipe is an `io::Error` like any other, on
+//! which `main` exits silently.
 
 use std::{
     error::Error,
@@ -12,29 +12,29 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tabled::{builder::Builder, settings::Style};
 
-/// Whether a person is likely to read standard output.
+/// True if standard output is a terminal.
 pub(crate) fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Whether a person is likely to see standard error, where progress is shown.
+/// True if standard error, where progress is shown, is a terminal.
 pub(crate) fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Writes one line.
+/// Writes one line to standard output.
 pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
-/// Writes one line on standard error, if anybody reads that.
+/// Writes one line to standard error, ignoring failures.
 pub(crate) fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Writes a value as indented JSON.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
-    // As a text first: the library's own error would hide that the reader has gone.
+    // Serialized to a string first: the library's own error would hide a broken pipe.
     line(serde_json::to_string_pretty(value)?)?;
     Ok(())
 }
@@ -59,7 +59,8 @@ fn framed(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     format!("{}\n", table.with(Style::rounded()))
 }
 
-/// Columns two spaces apart, no blanks at a line's end; an empty cell is `-`, so that `awk` can count columns.
+/// Formats aligned columns, two spaces apart and without trailing spaces. An empty cell is `-`, so
+/// that `awk` can count columns.
 fn aligned(headings: &[&str], rows: &[Vec<String>]) -> String {
     let headings: Vec<String> = headings.iter().map(|h| h.to_uppercase()).collect();
     let width = |column: usize| {
@@ -84,7 +85,7 @@ fn aligned(headings: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// `3s`, `12m`, `4h`, `9d`: how long ago something was, as coarse as a list needs.
+/// Formats the time since `since` in its largest unit: `3s`, `12m`, `4h`, `9d`.
 pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(since).as_secs().max(0);
     match seconds {
@@ -95,7 +96,7 @@ pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// Bytes in binary units with one decimal: `1.5 GiB`.
+/// Formats bytes in binary units with one decimal: `1.5 GiB`.
 #[expect(
     clippy::cast_precision_loss,
     reason = "one decimal is shown, so 52 bits are enough"
@@ -115,14 +116,15 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
-/// Text from a sandbox, made safe for a terminal: control characters are shown, not sent.
+/// Makes text from a sandbox safe for a terminal: control characters are replaced.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
 }
 
-/// An error and its causes in one line. A cause that the text already ends with is not said twice.
+/// Formats an error and its causes in one line. A cause that the text already ends with is not
+/// repeated.
 pub(crate) fn in_full(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

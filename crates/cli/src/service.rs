@@ -1,4 +1,5 @@
-//! A server that runs beside others in this process: started, watched, stopped within a deadline.
+//! Service that runs in this process next to others: started, monitored, and stopped within a
+//! deadline.
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
@@ -6,22 +7,23 @@ use anyhow::{Context, anyhow};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-/// Until a server listens. Opening the database and taking over sandboxes is part of it.
+/// Time within which a service must listen. This includes opening the database and adopting
+/// sandboxes.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running server. Dropping it aborts it; [`Service::stop`] lets it finish what it is doing.
+/// Running service. Dropping it aborts it; [`Service::stop`] lets it finish its current work.
 #[derive(Debug)]
 pub(crate) struct Service {
     name: &'static str,
-    /// Where it listens.
+    /// Address on which the service listens.
     pub(crate) address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Service {
-    /// Starts a server and waits until it listens. `serve` gets what to call with the address, and the token that ends
-    /// it.
+    /// Starts a service and waits until it listens. `serve` receives a sender for its address and
+    /// the token that stops it.
     pub(crate) async fn start<F>(
         name: &'static str,
         serve: impl FnOnce(oneshot::Sender<SocketAddr>, CancellationToken) -> F,
@@ -33,7 +35,7 @@ impl Service {
         let (ready, listening) = oneshot::channel();
         let mut task = tokio::spawn(serve(ready, stop.clone()));
         let address = tokio::select! {
-            // The sender's end comes together with the task's end, which knows why.
+            // If the sender is dropped, the task has ended too, and its result contains the reason.
             Ok(address) = listening => address,
             ended = &mut task => return Err(early(name, flatten(ended))),
             () = tokio::time::sleep(START_TIMEOUT) => {
@@ -49,18 +51,20 @@ impl Service {
         })
     }
 
-    /// Waits for an end that nobody asked for, and tells why. May be dropped and called again.
+    /// Waits for an unexpected end and returns its cause. Cancel-safe.
     pub(crate) async fn ended(&mut self) -> anyhow::Error {
         early(self.name, flatten((&mut self.task).await))
     }
 
-    /// Asks it to end and waits.
+    /// Stops the service and waits for its end.
     pub(crate) async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
         self.stop.cancel();
         match tokio::time::timeout(within, &mut self.task).await {
-            Ok(ended) => flatten(ended).with_context(|| format!("the {} ended badly", self.name)),
+            Ok(ended) => {
+                flatten(ended).with_context(|| format!("the {} failed to stop cleanly", self.name))
+            }
             Err(_) => Err(anyhow!(
-                "the {} did not end within {within:?} and was cut off",
+                "the {} did not stop within {within:?} and was aborted",
                 self.name
             )),
         }
@@ -74,12 +78,12 @@ impl Drop for Service {
 }
 
 fn flatten(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
-    ended.unwrap_or_else(|e| Err(anyhow!("it panicked: {e}")))
+    ended.unwrap_or_else(|e| Err(anyhow!("task failed: {e}")))
 }
 
 fn early(name: &str, result: anyhow::Result<()>) -> anyhow::Error {
     match result {
-        Ok(()) => anyhow!("the {name} ended by itself"),
+        Ok(()) => anyhow!("the {name} stopped unexpectedly"),
         Err(error) => error.context(format!("the {name} failed")),
     }
 }

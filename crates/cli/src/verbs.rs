@@ -1,4 +1,4 @@
-//! One file a verb: its arguments, and what it does with them.
+//! Commands, one file per command: its arguments and its implementation.
 
 pub(crate) mod completions;
 pub(crate) mod cp;

@@ -1,8 +1,8 @@
-//! The client verbs against a fake server: what they ask, what they print, how they end.
+//! Client commands against a fake server: their requests, output and exit codes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test that cannot go on may stop where it stands"
+    reason = "a failing test may panic"
 )]
 
 #[path = "fake/server.rs"]
@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Standard error is one line that begins with our name.
+/// Checks that standard error is one line that starts with the program's name, and returns it.
 #[track_caller]
 fn one_line(stderr: &[u8]) -> String {
     let text = text(stderr);
@@ -193,7 +193,7 @@ async fn what_cannot_be_destroyed_does_not_keep_the_rest() {
     assert_eq!(out.status.code(), Some(1));
     assert_eq!(
         one_line(&out.stderr),
-        "wrenn: cannot destroy sb-9: there is no such sandbox\n"
+        "wrenn: failed to destroy sb-9: there is no such sandbox\n"
     );
 }
 

@@ -2,7 +2,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test that cannot go on may stop where it stands"
+    reason = "a failing test may panic"
 )]
 
 #[path = "fake/server.rs"]
@@ -30,7 +30,7 @@ use serde_json::json;
 use server::{DEADLINE, Fake, Script};
 use tokio::process::Child;
 
-/// A shell on a terminal of its own.
+/// Shell on its own terminal.
 struct Shell {
     master: File,
     slave: OwnedFd,
@@ -69,7 +69,7 @@ impl Shell {
         tcgetattr(&self.slave).unwrap() == self.before
     }
 
-    /// Waits until keys are passed on and not echoed here.
+    /// Waits until keys are passed on and no longer echoed locally.
     async fn until_raw(&self) {
         let wait = async {
             while self.is_restored() {
@@ -91,7 +91,7 @@ impl Shell {
         ended.expect("an end in time").unwrap().code()
     }
 
-    /// Reads until this is shown; all that is.
+    /// Reads until `text` is shown, and returns everything that was shown.
     async fn until_shown(&self, text: &'static str) -> String {
         let mut terminal = self.master.try_clone().unwrap();
         let read = tokio::task::spawn_blocking(move || {
@@ -132,7 +132,7 @@ async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
     assert_eq!((&start["cols"], &start["rows"]), (&json!(101), &json!(33)));
     assert_eq!(start["envs"]["TERM"], "xterm");
     shell.until_raw().await;
-    // Ctrl-C is a key like others: it belongs to what runs in the sandbox.
+    // Ctrl-C is a key like any other: it belongs to the program in the sandbox.
     assert_eq!(shell.type_and_read(b"ls\r\x03").await, b"ls\r\x03");
     shell.master.write_all(b"\x04").unwrap();
     assert_eq!(shell.exit_code().await, Some(0));
@@ -149,7 +149,7 @@ async fn a_new_size_is_told() {
     let mut size = rustix::termios::tcgetwinsize(&shell.master).unwrap();
     (size.ws_col, size.ws_row) = (77, 11);
     tcsetwinsize(&shell.master, size).unwrap();
-    // The kernel tells only a session's own terminal; here we are the kernel.
+    // The kernel signals only the session of the terminal; here the test takes its place.
     shell.signal(Signal::SIGWINCH);
     let resize = fake.heard("resize").await;
     assert_eq!((&resize["cols"], &resize["rows"]), (&json!(77), &json!(11)));

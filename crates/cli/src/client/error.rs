@@ -1,102 +1,102 @@
-//! What can go wrong between a verb and the server, in words that say what to do.
+//! Errors of calls to the server. Each message states how to fix the problem.
 
 use std::{error::Error, io, path::PathBuf};
 
 use reqwest::{StatusCode, Url};
 use wrenn_proto::rest::ErrorBody;
 
-/// How much of an answer that is not ours is shown.
+/// Number of characters shown of an unrecognized response.
 const SHOWN_CHARS: usize = 200;
 
-/// Why a call failed.
+/// Errors of a call.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// The URL of the server cannot be used.
-    #[error("the API URL `{url}` cannot be used: {why}")]
+    /// The URL of the server is invalid.
+    #[error("invalid API URL `{url}`: {why}")]
     BadUrl {
-        /// As it was set.
+        /// The configured URL.
         url: String,
-        /// What is wrong with it.
+        /// Description of the problem.
         why: &'static str,
     },
-    /// There is no key.
+    /// No API key is configured.
     #[error(
-        "no API key: set WRENN_API_KEY, or run as the user who runs `wrenn up`, which keeps one in {}",
+        "no API key: set WRENN_API_KEY, or run as the user that runs `wrenn up` and can read {}",
         path.display()
     )]
     NoKey {
-        /// Where a key was looked for.
+        /// Path of the key file.
         path: PathBuf,
-        /// Why it was not found.
+        /// Cause of the failure.
         source: io::Error,
     },
-    /// The HTTP client cannot be made.
-    #[error("cannot start the HTTP client")]
+    /// The HTTP client cannot be created.
+    #[error("failed to create the HTTP client")]
     Setup(#[source] reqwest::Error),
-    /// No connection.
+    /// The connection failed.
     #[error(
-        "cannot reach the server at {url}: {cause}; start it with `wrenn up`, or set WRENN_API_URL"
+        "failed to connect to the server at {url}: {cause}; start it with `wrenn up`, or set WRENN_API_URL"
     )]
     Unreachable {
-        /// Where it was looked for.
+        /// URL of the server.
         url: String,
-        /// What the network said.
+        /// Cause of the failure.
         cause: String,
     },
-    /// No answer in time.
-    #[error("the server at {url} did not answer in time")]
+    /// The deadline passed without a response.
+    #[error("the server at {url} did not respond in time")]
     TimedOut {
-        /// The server.
+        /// URL of the server.
         url: String,
     },
-    /// The connection broke during a call.
-    #[error("the connection to {url} broke: {cause}")]
+    /// The connection failed during a call.
+    #[error("the connection to {url} failed: {cause}")]
     Broken {
-        /// The server.
+        /// URL of the server.
         url: String,
-        /// What the network said.
+        /// Cause of the failure.
         cause: String,
     },
-    /// The server does not know the key.
-    #[error("the server refused the API key: {message}; set WRENN_API_KEY to a key it knows")]
+    /// The server does not know the API key.
+    #[error("the server rejected the API key: {message}; set WRENN_API_KEY to a valid key")]
     Unauthorized {
-        /// The server's sentence.
+        /// Message of the server.
         message: String,
     },
-    /// The server refused, with its own words.
+    /// The server rejected the request; its message is shown.
     #[error("{message}")]
     Refused {
-        /// Status of the answer.
+        /// Status of the response.
         status: StatusCode,
-        /// One word for programs.
+        /// Error code for programs.
         code: String,
-        /// The server's sentence.
+        /// Message of the server.
         message: String,
     },
-    /// Something that is not Wrenn answered.
-    #[error("{status} from what may not be a Wrenn server: {body}")]
+    /// The response does not come from a Wrenn server.
+    #[error("unexpected response with status {status}, possibly not from a Wrenn server: {body}")]
     Foreign {
-        /// Status of the answer.
+        /// Status of the response.
         status: StatusCode,
-        /// How its body begins.
+        /// Beginning of its body.
         body: String,
     },
-    /// The answer is not what the API promises.
-    #[error("the server's answer cannot be read (is it of another version?)")]
+    /// The response does not match the API.
+    #[error("failed to parse the server's response (does its version match this client?)")]
     Answer(#[source] serde_json::Error),
-    /// A stream ended before its end was told.
-    #[error("the stream from the sandbox ended early: {0}")]
+    /// A stream ended before its final message.
+    #[error("the stream from the sandbox failed: {0}")]
     Stream(String),
     /// A transfer made no progress.
-    #[error("no byte moved for {seconds} s; the server or the sandbox hangs")]
+    #[error("no data transferred for {seconds} s; the server or the sandbox does not respond")]
     Stalled {
-        /// How long.
+        /// Time without progress, in seconds.
         seconds: u64,
     },
 }
 
 impl ClientError {
-    /// What the HTTP client said, sorted by what the user can do.
+    /// Classifies an error of the HTTP client by the action that the user can take.
     pub(super) fn transport(base: &Url, error: reqwest::Error) -> Self {
         let url = base.as_str().trim_end_matches('/').to_owned();
         if error.is_connect() {
@@ -114,7 +114,7 @@ impl ClientError {
         }
     }
 
-    /// An answer that is not a success.
+    /// Converts a response that is not a success.
     pub(super) fn refused(status: StatusCode, body: &[u8]) -> Self {
         match serde_json::from_slice::<ErrorBody>(body) {
             Ok(ErrorBody { error }) if status == StatusCode::UNAUTHORIZED => Self::Unauthorized {
@@ -136,13 +136,13 @@ impl ClientError {
         }
     }
 
-    /// Whether the server says that what was asked about does not exist.
+    /// True if the server reports that the requested object does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 }
 
-/// The last cause: the outer ones of the HTTP client only repeat the URL.
+/// Returns the innermost cause: the outer ones of the HTTP client only repeat the URL.
 fn innermost(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

@@ -1,4 +1,4 @@
-//! Files, streamed: whatever their size, a few chunks are in memory.
+//! Streaming file transfers: only a few chunks are in memory, regardless of the file's size.
 
 use std::{
     sync::{
@@ -20,19 +20,19 @@ use wrenn_proto::{SandboxId, limits::FILE_CHUNK_BYTES, rest::FilePath};
 
 use super::{Client, ClientError};
 
-/// A transfer that moves nothing for this long is given up.
+/// Time without progress after which a transfer is aborted.
 const STALL: Duration = Duration::from_secs(120);
 
-/// How often an upload is looked at.
+/// Interval at which the progress of an upload is checked.
 const STALL_CHECK: Duration = Duration::from_secs(5);
 
-/// What is sent.
+/// Content to upload.
 pub(crate) struct Upload<R> {
-    /// Where its bytes come from.
+    /// Source of the bytes.
     pub(crate) reader: R,
-    /// How many they are, if that is known.
+    /// Length of the content in bytes, if known.
     pub(crate) len_bytes: Option<u64>,
-    /// Told how many bytes went out, chunk by chunk.
+    /// Called with the size of each chunk that was sent, in bytes.
     pub(crate) progress: Box<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -77,8 +77,8 @@ impl Client {
         }
     }
 
-    /// `POST /v1/sandboxes/{id}/files/stream/read`: the file's length, if the server tells, and its bytes. An end
-    /// that comes too early is an error of the stream.
+    /// `POST /v1/sandboxes/{id}/files/stream/read`. Returns the file's length, if the server sends
+    /// it, and its bytes. A premature end is an error of the stream.
     pub(crate) async fn download(
         &self,
         id: &SandboxId,
@@ -118,7 +118,7 @@ fn stalled() -> ClientError {
     }
 }
 
-/// Ends when `moved` has not changed for [`STALL`].
+/// Returns once `moved` has not changed for [`STALL`].
 async fn watch(moved: &AtomicU64) -> ClientError {
     let mut seen = 0;
     let mut since = tokio::time::Instant::now();

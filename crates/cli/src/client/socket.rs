@@ -1,6 +1,8 @@
-//! The two WebSockets of a sandbox: `exec/stream` (a program's output as it comes) and `pty` (a terminal).
+//! The two WebSockets of a sandbox: `exec/stream` (streaming output of a program) and `pty` (a
+//! terminal).
 //!
-//! One JSON message a frame. Never buffers more than one message: a slow reader here slows the program in the sandbox.
+//! Each frame contains one JSON message. Never buffers more than one message: a slow reader slows
+//! down the program in the sandbox.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -20,13 +22,13 @@ use wrenn_proto::SandboxId;
 
 use super::{Client, ClientError};
 
-/// Until the server has accepted the WebSocket.
+/// Time within which the server must accept the WebSocket.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A message that cannot be sent for this long means that the server hangs.
+/// Time after which a message that cannot be sent means that the server hangs.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Which of the two.
+/// Endpoint of a WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamKind {
     /// `exec/stream`.
@@ -35,15 +37,15 @@ pub(crate) enum StreamKind {
     Pty,
 }
 
-/// First message: what to run.
+/// First message: the program to run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Start {
-    /// Program; empty: the server's choice (a shell, of `pty`).
+    /// Program. If empty, the server chooses (`pty` runs a shell).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) cmd: String,
-    /// Its arguments.
+    /// Arguments of the program.
     pub(crate) args: Vec<String>,
-    /// Environment added to the sandbox's.
+    /// Environment variables, added to those of the sandbox.
     pub(crate) envs: BTreeMap<String, String>,
     /// Working directory.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,21 +53,21 @@ pub(crate) struct Start {
     /// User to run as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
-    /// Seconds until it is killed; 0 means never. Of `exec/stream` only.
+    /// Timeout in seconds after which the program is killed; 0: none. `exec/stream` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timeout_sec: Option<i64>,
-    /// Whether input will follow. Of `exec/stream` only.
+    /// True if input follows. `exec/stream` only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) stdin: bool,
-    /// Columns of the terminal. Of `pty` only.
+    /// Columns of the terminal. `pty` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cols: Option<u16>,
-    /// Rows of the terminal. Of `pty` only.
+    /// Rows of the terminal. `pty` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rows: Option<u16>,
 }
 
-/// What a client says.
+/// Messages from the client.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Said<'a> {
@@ -78,7 +80,7 @@ enum Said<'a> {
     Kill,
 }
 
-/// What the server says, as it stands on the wire.
+/// Message from the server, as sent on the wire.
 #[derive(Debug, Deserialize)]
 struct Heard {
     #[serde(rename = "type")]
@@ -93,7 +95,7 @@ struct Heard {
     exit_code: Option<i32>,
     #[serde(default)]
     error: Option<String>,
-    /// Whether an `error` ends the stream; one that does not say so does.
+    /// True if an `error` ends the stream, which is the default.
     #[serde(default = "yes")]
     fatal: bool,
 }
@@ -102,45 +104,45 @@ fn yes() -> bool {
     true
 }
 
-/// What happened in the sandbox.
+/// Events of a program in the sandbox.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The program runs.
+    /// The program has started.
     Started {
-        /// Its process id in the guest.
+        /// Process id in the guest.
         pid: u32,
     },
     /// Bytes of standard output, or of the terminal.
     Stdout(Vec<u8>),
     /// Bytes of standard error.
     Stderr(Vec<u8>),
-    /// The program ended.
+    /// The program has ended.
     Exit {
-        /// Its exit code; -1 if a signal ended it.
+        /// Exit code; -1 if a signal ended the program.
         code: i32,
-        /// How it ended other than by exit.
+        /// Reason of an end other than by exit.
         error: Option<String>,
     },
 }
 
 type Inner = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// One open WebSocket. Its halves are apart because they wait apart: a program that does not take its input may wait
-/// for its output to be read.
+/// Open WebSocket, split into halves that can wait independently: a program that does not read its
+/// input may be waiting for its output to be read.
 pub(crate) struct Socket {
-    /// What the user says to the program.
+    /// Half that sends to the program.
     pub(crate) sender: Sender,
-    /// What the program says.
+    /// Half that receives from the program.
     pub(crate) receiver: Receiver,
 }
 
-/// The half towards the sandbox.
+/// Half that sends to the sandbox.
 pub(crate) struct Sender {
     inner: SplitSink<Inner, Message>,
     kind: StreamKind,
 }
 
-/// The half from the sandbox.
+/// Half that receives from the sandbox.
 pub(crate) struct Receiver {
     inner: SplitStream<Inner>,
 }
@@ -160,7 +162,7 @@ impl Client {
         let url = self.url(path).to_string().replacen("http://", "ws://", 1);
         let mut request = url.into_client_request().map_err(socket_error)?;
         let key = HeaderValue::from_str(&self.key)
-            .map_err(|_| ClientError::Stream("the API key holds strange characters".into()))?;
+            .map_err(|_| ClientError::Stream("the API key contains invalid characters".into()))?;
         request.headers_mut().insert("X-API-Key", key);
         let opening = tokio_tungstenite::connect_async(request);
         let (inner, _) = tokio::time::timeout(OPEN_TIMEOUT, opening)
@@ -178,7 +180,8 @@ impl Client {
         })
     }
 
-    /// A refused upgrade carries the same error body as any other call.
+    /// Converts the error of opening a stream. A rejected upgrade has the same error body as any
+    /// other call.
     fn open_error(&self, error: tungstenite::Error) -> ClientError {
         match error {
             tungstenite::Error::Http(answer) => {
@@ -196,7 +199,7 @@ impl Client {
 }
 
 impl Receiver {
-    /// What happens next; `None` after the server has closed the stream. May be dropped and called again.
+    /// Returns the next event, or `None` after the server has closed the stream. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
             let Some(message) = self.inner.next().await else {
@@ -215,7 +218,7 @@ impl Receiver {
 }
 
 impl Sender {
-    /// Input for the program. Waits as long as the program does not take what it was given before.
+    /// Sends input to the program. Waits as long as the program does not read its earlier input.
     pub(crate) async fn input(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         let data = BASE64.encode(bytes);
         let said = match self.kind {
@@ -225,17 +228,17 @@ impl Sender {
         self.send(&said).await
     }
 
-    /// No more input will come.
+    /// Closes the program's input.
     pub(crate) async fn close_input(&mut self) -> Result<(), ClientError> {
         self.send(&Said::CloseStdin).await
     }
 
-    /// The terminal has a new size.
+    /// Reports a new size of the terminal.
     pub(crate) async fn resize(&mut self, cols: u16, rows: u16) -> Result<(), ClientError> {
         self.say(&Said::Resize { cols, rows }).await
     }
 
-    /// Ends the program.
+    /// Terminates the program.
     pub(crate) async fn kill(&mut self) -> Result<(), ClientError> {
         let said = match self.kind {
             StreamKind::Exec => Said::Stop,
@@ -244,7 +247,7 @@ impl Sender {
         self.say(&said).await
     }
 
-    /// Sends what a server that works takes at once.
+    /// Sends a message that a responsive server accepts at once.
     async fn say(&mut self, said: &Said<'_>) -> Result<(), ClientError> {
         tokio::time::timeout(SEND_TIMEOUT, self.send(said))
             .await
@@ -262,7 +265,7 @@ impl Sender {
     }
 }
 
-/// Reads one message; `None` if it says nothing that concerns a user.
+/// Parses one message; `None` if it is not relevant to the user.
 fn read(text: &str) -> Result<Option<Event>, ClientError> {
     let heard: Heard = serde_json::from_str(text).map_err(ClientError::Answer)?;
     Ok(Some(match heard.kind.as_str() {
@@ -277,7 +280,8 @@ fn read(text: &str) -> Result<Option<Event>, ClientError> {
             error: heard.error,
         },
         "error" if heard.fatal => return Err(ClientError::Stream(heard.data)),
-        // `ping`, whatever a later server adds, and an error after which the program runs on: it did not take its input.
+        // `ping`, message types of later servers, and non-fatal errors: the program did not read
+        // its input but keeps running.
         _ => return Ok(None),
     }))
 }
@@ -294,13 +298,13 @@ impl Heard {
 fn decode_base64(data: &str) -> Result<Vec<u8>, ClientError> {
     BASE64
         .decode(data)
-        .map_err(|e| ClientError::Stream(format!("output that is not base64: {e}")))
+        .map_err(|e| ClientError::Stream(format!("invalid base64 in the output: {e}")))
 }
 
 fn socket_error(error: tungstenite::Error) -> ClientError {
     let text: Cow<'static, str> = match error {
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            "the server closed it".into()
+            "the server closed the connection".into()
         }
         tungstenite::Error::Io(e) => e.to_string().into(),
         other => other.to_string().into(),

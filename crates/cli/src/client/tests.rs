@@ -1,7 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on may stop where it stands"
-)]
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use std::{
     net::SocketAddr,
@@ -21,7 +18,7 @@ use wrenn_proto::rest::FilePath;
 use super::*;
 use crate::config::{self, Layer};
 
-/// A server for one test, on a port of its own; it ends with the test's runtime.
+/// Starts a server for one test on its own port. It ends with the test's runtime.
 async fn serve(router: Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -47,7 +44,7 @@ fn id() -> SandboxId {
     "sb-1".parse().unwrap()
 }
 
-/// What `GET /v1/sandboxes` says if the server answers like this.
+/// Returns the error of `GET /v1/sandboxes` for this response.
 async fn list_error(status: StatusCode, body: &'static str) -> ClientError {
     let router = Router::new().route("/v1/sandboxes", get(move || async move { (status, body) }));
     client(serve(router).await)
@@ -109,7 +106,7 @@ async fn what_is_not_wrenn_is_told_apart() {
         "{text}"
     );
     let text = list_error(StatusCode::OK, "<html>").await.to_string();
-    assert!(text.contains("cannot be read"), "{text}");
+    assert!(text.contains("failed to parse"), "{text}");
 }
 
 #[test]
@@ -217,7 +214,7 @@ async fn a_download_that_breaks_is_an_error_and_not_a_short_file() {
         user: None,
     };
     let client = client(serve(router).await);
-    // The server may break off before or after the first byte has gone out.
+    // The server may fail before or after the first byte was sent.
     let result: Result<Vec<Bytes>, ClientError> = async {
         let (_, chunks) = client.download(&id(), &from).await?;
         Box::pin(chunks).try_collect().await

@@ -7,44 +7,45 @@ use std::{
 
 use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
 
-/// Why the settings cannot be used.
+/// Errors of loading the settings.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// A file that was named is not readable.
-    #[error("cannot read the settings file {}", path.display())]
+    /// The settings file cannot be read.
+    #[error("failed to read the settings file {}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Cause of the failure.
         source: io::Error,
     },
-    /// A settings file holds something else than settings.
+    /// The content of a settings file is invalid.
     #[error("{}: {message}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Which line and key, and what is wrong with it.
+        /// Line, key and problem.
         message: String,
     },
-    /// A variable holds a wrong value.
+    /// An environment variable has an invalid value.
     #[error("{name}=`{value}`: {message}")]
     Variable {
-        /// The variable.
+        /// Name of the variable.
         name: &'static str,
-        /// Its value.
+        /// Value of the variable.
         value: String,
-        /// What it should be.
+        /// Expected value.
         message: String,
     },
 }
 
-/// Merges flags, environment and file. `config` is the file named by a flag; `env` looks a variable up.
+/// Merges flags, environment and file. `config` is the file given by a flag; `env` looks up a
+/// variable.
 pub(crate) fn load(
     flags: Layer,
     config: Option<&Path>,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<Settings, ConfigError> {
-    // An empty variable means "not set": that is how a shell script clears one.
+    // An empty variable counts as unset: this is how a shell script clears one.
     let env = |name: &str| env(name).filter(|value| !value.is_empty());
     let upper = flags.or(environment(&env)?);
     let named = config
@@ -63,7 +64,7 @@ pub(crate) fn load(
     Ok(Settings::from_layer(upper.or(file)))
 }
 
-/// The first of `paths` that exists.
+/// Reads the first of `paths` that exists.
 pub(super) fn first_file(paths: [PathBuf; 2]) -> Result<Layer, ConfigError> {
     for path in paths {
         if let Some(layer) = read_file(&path)? {
@@ -99,7 +100,7 @@ fn read_file(path: &Path) -> Result<Option<Layer>, ConfigError> {
         })
 }
 
-/// `line 3: unknown field ...`: the parser's own text spans several lines.
+/// Formats a parse error as `line 3: unknown field ...`: the parser's own text spans several lines.
 fn one_line(error: &toml::de::Error, text: &str) -> String {
     let message = error.message().replace('\n', " ");
     match error.span() {
@@ -136,14 +137,14 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
             s.split(',')
                 .map(|ip| ip.trim().parse())
                 .collect::<Result<_, _>>()
-                .map_err(|_| "expected IPv4 addresses with commas between them".to_owned())
+                .map_err(|_| "expected comma-separated IPv4 addresses".to_owned())
         })?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })
 }
 
-/// Reads `127.0.0.1:8000`.
+/// Parses an address such as `127.0.0.1:8000`.
 pub(crate) fn address(s: &str) -> Result<std::net::SocketAddr, String> {
     s.parse()
         .map_err(|_| "expected an address and port such as 127.0.0.1:8000".to_owned())

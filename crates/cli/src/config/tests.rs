@@ -1,7 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on may stop where it stands"
-)]
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use std::collections::HashMap;
 
@@ -16,7 +13,7 @@ struct Sources {
 }
 
 impl Sources {
-    /// A data directory of its own, so that a machine's real settings never take part.
+    /// Uses a separate data directory, so that the machine's real settings are never read.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let empty = dir.path().join("empty.toml");
@@ -176,7 +173,7 @@ fn paths_and_urls_follow_the_directory_and_the_listeners() {
     assert_eq!(settings.key_file(), Path::new("/d/api-key"));
     assert_eq!(settings.e2b_key_file(), Path::new("/d/e2b-api-key"));
     assert_eq!(settings.api_url, "http://127.0.0.1:81");
-    // What guests serve is not opened to others because the API is.
+    // A public API listener does not make the ports of guests public.
     assert_eq!(settings.traffic_listen.to_string(), "127.0.0.1:8001");
     assert_eq!(settings.agent_url, "http://192.0.2.7:82");
 }

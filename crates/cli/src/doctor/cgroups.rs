@@ -1,21 +1,22 @@
-//! Which cgroup controllers can be used, on which version of the hierarchy.
+//! Detection of usable cgroup controllers and their hierarchy version.
 
 use std::fmt;
 
-/// The controllers that limit a sandbox.
+/// Controllers that limit a sandbox.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Controllers of a machine: on version 2, on version 1, both kinds on some machines.
+/// Controllers of a machine, on version 2, version 1, or a mix of both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Cgroups {
     /// Controllers of the unified hierarchy.
     pub(crate) v2: Vec<String>,
-    /// Controllers that have a hierarchy of version 1.
+    /// Controllers with a hierarchy of version 1.
     pub(crate) v1: Vec<String>,
 }
 
 impl Cgroups {
-    /// Reads `/proc/self/mounts`; `controllers` reads the file of that name in a mounted unified hierarchy.
+    /// Parses `/proc/self/mounts`. `controllers` returns the content of `cgroup.controllers` of the
+    /// unified hierarchy at a mount point.
     pub(crate) fn read(mounts: &str, controllers: impl Fn(&str) -> Option<String>) -> Self {
         let mut found = Self::default();
         for line in mounts.lines() {
@@ -46,7 +47,7 @@ impl Cgroups {
         found
     }
 
-    /// Controllers that nothing offers.
+    /// Returns the controllers that neither version provides.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         WANTED
             .into_iter()

@@ -1,4 +1,4 @@
-//! Asks the machine that this program runs on.
+//! Checks of the machine that this program runs on.
 
 use std::{
     fs,
@@ -11,9 +11,9 @@ use nix::{sched, sys::statvfs, unistd};
 use super::{Cgroups, Machine};
 use crate::{accel, config::Settings, images};
 
-/// This machine, with the settings of this run.
+/// This machine, with the settings of this process.
 pub(crate) struct ThisMachine<'a> {
-    /// They say where data lives and how guest code shall run.
+    /// Settings, which determine the data directory and the accelerator.
     pub(crate) settings: &'a Settings,
 }
 
@@ -47,10 +47,10 @@ impl Machine for ThisMachine<'_> {
     }
 
     fn network_namespace(&self) -> Result<(), String> {
-        // In a thread of its own: the namespace is that thread's, and ends with it.
+        // Runs on a separate thread: the namespace belongs to that thread and ends with it.
         std::thread::spawn(|| sched::unshare(sched::CloneFlags::CLONE_NEWNET))
             .join()
-            .map_err(|_| "the attempt panicked".to_owned())?
+            .map_err(|_| "the check panicked".to_owned())?
             .map_err(|e| e.desc().to_owned())
     }
 
@@ -64,7 +64,7 @@ impl Machine for ThisMachine<'_> {
 
     fn free_memory(&self) -> Result<u64, String> {
         let file = fs::File::open("/proc/meminfo")
-            .map_err(|e| format!("cannot read /proc/meminfo: {e}"))?;
+            .map_err(|e| format!("failed to read /proc/meminfo: {e}"))?;
         std::io::BufReader::new(file)
             .lines()
             .map_while(Result::ok)
@@ -73,7 +73,8 @@ impl Machine for ThisMachine<'_> {
     }
 
     fn paging_library(&self) -> Result<String, String> {
-        let exe = std::env::current_exe().map_err(|e| format!("cannot find myself: {e}"))?;
+        let exe = std::env::current_exe()
+            .map_err(|e| format!("failed to locate this program's executable: {e}"))?;
         wrenn_supervisor::paging_library(&exe)
             .map(|path| path.display().to_string())
             .map_err(|e| e.to_string())
@@ -84,14 +85,14 @@ impl Machine for ThisMachine<'_> {
     }
 }
 
-/// `MemAvailable:   23837 kB`.
+/// Parses `MemAvailable:   23837 kB`.
 fn available_bytes(line: &str) -> Option<u64> {
     let kib = line.strip_prefix("MemAvailable:")?.trim();
     let kib: u64 = kib.strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// `path`, or the closest of its parents that exists.
+/// Returns `path`, or its closest ancestor that exists.
 fn nearest_existing(path: &Path) -> PathBuf {
     path.ancestors()
         .find(|p| p.exists())
@@ -99,7 +100,7 @@ fn nearest_existing(path: &Path) -> PathBuf {
         .to_owned()
 }
 
-/// Looks in PATH, and where root's programs are even if PATH leaves that out.
+/// Searches PATH and the directories of system programs, which PATH may not contain.
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A machine that has everything, with one thing at a time changed.
+/// Simulated machine without problems; tests change one property at a time.
 struct Fake {
     root: bool,
     accel: Decision,
@@ -68,7 +68,7 @@ impl Machine for Fake {
     }
 }
 
-/// The one finding that is not good.
+/// Returns the only finding that is not `ok`.
 #[track_caller]
 fn only_finding(machine: &Fake) -> Finding {
     let mut bad: Vec<Finding> = examine(machine)
@@ -96,7 +96,7 @@ fn no_hardware_virtualization_is_a_warning_only() {
     let mut machine = good();
     machine.accel = Decision {
         accel: Accel::Tcg,
-        no_kvm: Some("the processor shows neither vmx nor svm".into()),
+        no_kvm: Some("the CPU reports neither vmx nor svm".into()),
     };
     let finding = only_finding(&machine);
     assert_eq!((finding.name, finding.level), ("acceleration", Level::Warn));
@@ -110,7 +110,7 @@ fn no_hardware_virtualization_is_a_warning_only() {
 #[test]
 fn kvm_asked_for_in_vain_fails() {
     let mut machine = good();
-    machine.accel.no_kvm = Some("the processor shows neither vmx nor svm".into());
+    machine.accel.no_kvm = Some("the CPU reports neither vmx nor svm".into());
     assert_eq!(only_finding(&machine).level, Level::Fail);
 }
 

@@ -6,11 +6,11 @@ use clap_complete::Shell;
 /// Arguments of `wrenn completions`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// Shell to make the script for; for bash: `wrenn completions bash > /etc/bash_completion.d/wrenn`
+    /// Shell; for bash: `wrenn completions bash > /etc/bash_completion.d/wrenn`
     shell: Shell,
 }
 
-/// Prints the script.
+/// Prints the completion script.
 pub(crate) fn run(args: &CompletionsArgs) -> anyhow::Result<i32> {
     let mut script = Vec::new();
     clap_complete::generate(

@@ -1,6 +1,7 @@
-//! `wrenn sandbox cp`: one file to a sandbox or from it.
+//! `wrenn sandbox cp`: copies one file to or from a sandbox.
 //!
-//! A download is written beside its destination and renamed, so a copy that breaks leaves what was there.
+//! A download is written next to its destination and renamed, so a failed copy leaves an existing
+//! file unchanged.
 
 use std::{
     fmt, fs, io,
@@ -25,30 +26,31 @@ use crate::{
 /// Arguments of `wrenn sandbox cp`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A path in a sandbox is written ID:PATH, such as sb-1a2b3c4d:/root/data.csv; `-` is standard input or \
-        output. A destination that ends in `/` keeps the file's name. Directories go through tar:\n  \
+    after_help = "A path in a sandbox has the form ID:PATH, such as sb-1a2b3c4d:/root/data.csv; `-` is standard input or \
+        output. A destination that ends in `/` keeps the file's name. To copy a directory, use tar:\n  \
         tar -cC DIR . | wrenn sandbox exec -i ID -- tar -xC /root/dir"
 )]
 pub(crate) struct CpArgs {
-    /// What to copy: a file here, or ID:PATH
+    /// Source: a local file, `-`, or ID:PATH
     from: Place,
-    /// Where to: a file or directory here, or ID:PATH
+    /// Destination: a local file or directory, `-`, or ID:PATH
     to: Place,
-    /// User in the sandbox whose home counts and who owns the file [default: the template's]
+    /// User in the sandbox who owns the file and in whose home relative paths start [default: the
+    /// template's]
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
 }
 
 impl CpArgs {
-    /// Exactly one end is in a sandbox.
+    /// Checks that exactly one path is in a sandbox.
     pub(crate) fn check(&self) -> Result<(), String> {
         match (&self.from, &self.to) {
             (Place::There(..), Place::There(..)) => {
-                Err("one of the two must be a file on this machine".to_owned())
+                Err("both paths are in a sandbox; one of them must be a local file".to_owned())
             }
             (Place::There(..), _) | (_, Place::There(..)) => Ok(()),
             (from, to) => Err(format!(
-                "neither `{from}` nor `{to}` is in a sandbox: write that one as ID:PATH, such as sb-1a2b3c4d:/root/file"
+                "neither `{from}` nor `{to}` is in a sandbox; a path in a sandbox has the form ID:PATH, such as sb-1a2b3c4d:/root/file"
             )),
         }
     }
@@ -57,11 +59,11 @@ impl CpArgs {
 /// One end of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// `-`.
+    /// Standard input or output, written `-`.
     Standard,
-    /// On this machine.
+    /// File on this machine.
     Here(PathBuf),
-    /// In a sandbox.
+    /// File in a sandbox.
     There(SandboxId, String),
 }
 
@@ -76,9 +78,9 @@ impl FromStr for Place {
             .split_once(':')
             .and_then(|(id, path)| Some((id.parse::<SandboxId>().ok()?, path)));
         match there {
-            Some((id, "")) => Err(format!("`{id}:` needs a path in the sandbox")),
+            Some((id, "")) => Err(format!("missing path after `{id}:`")),
             Some((id, path)) => Ok(Self::There(id, path.to_owned())),
-            None if s.is_empty() => Err("an empty path names no file".to_owned()),
+            None if s.is_empty() => Err("the path is empty".to_owned()),
             None => Ok(Self::Here(s.into())),
         }
     }
@@ -94,20 +96,20 @@ impl fmt::Display for Place {
     }
 }
 
-/// Copies.
+/// Copies a file.
 pub(crate) async fn run(client: &Client, args: CpArgs) -> anyhow::Result<i32> {
     let mut interrupts = Interrupts::new()?;
     let copy = async {
         match (args.from, args.to) {
             (Place::There(id, path), to) => download(client, &id, path, &to, args.user).await,
             (from, Place::There(id, path)) => upload(client, &from, &id, &path, args.user).await,
-            // `check` has refused this.
-            _ => bail!("neither of the two is in a sandbox"),
+            // Rejected by `check`.
+            _ => bail!("neither path is in a sandbox"),
         }
     };
     tokio::select! {
         done = copy => done.map(|()| 0),
-        // Dropping the copy removes what it has written so far.
+        // Dropping the copy removes the partial file.
         interrupted = interrupts.recv() => Ok(interrupted.exit_code()),
     }
 }
@@ -126,7 +128,7 @@ async fn upload(
     let Place::Here(local) = from else {
         if path.ends_with('/') {
             bail!(
-                "`{path}` is a directory: standard input has no name to keep, so write the whole path"
+                "`{path}` is a directory, but standard input has no file name to keep; give the path of a file"
             );
         }
         let bar = bar(None, path);
@@ -138,11 +140,11 @@ async fn upload(
     };
     let file = tokio::fs::File::open(local)
         .await
-        .with_context(|| format!("cannot read {}", local.display()))?;
+        .with_context(|| format!("failed to open {}", local.display()))?;
     let about = file.metadata().await?;
     if about.is_dir() {
         bail!(
-            "{0} is a directory, and cp copies one file: tar -cC {0} . | wrenn sandbox exec -i {id} -- tar -xC {path}",
+            "{0} is a directory, but `cp` copies single files; use tar: tar -cC {0} . | wrenn sandbox exec -i {id} -- tar -xC {path}",
             local.display()
         );
     }
@@ -168,7 +170,7 @@ fn sending<R>(reader: R, len_bytes: Option<u64>, bar: &ProgressBar) -> Upload<R>
 fn name_of(path: &Path) -> anyhow::Result<String> {
     let name = path.file_name().and_then(|name| name.to_str());
     Ok(name
-        .with_context(|| format!("{} has no name that a sandbox can take", path.display()))?
+        .with_context(|| format!("{} has no file name that can be used", path.display()))?
         .to_owned())
 }
 
@@ -199,23 +201,23 @@ async fn receive(
     let Some(path) = to else {
         return pass(chunks, &mut tokio::io::stdout(), bar).await;
     };
-    // A device or pipe is written to, not replaced.
+    // A device or pipe is written to instead of replaced.
     if fs::metadata(path).is_ok_and(|about| !about.is_file()) {
         let mut out = tokio::fs::OpenOptions::new()
             .write(true)
             .open(path)
             .await
-            .with_context(|| format!("cannot write {}", path.display()))?;
+            .with_context(|| format!("failed to write {}", path.display()))?;
         return pass(chunks, &mut out, bar).await;
     }
-    let temporary = beside(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let temporary = beside(path).with_context(|| format!("failed to write {}", path.display()))?;
     let mut out = tokio::fs::File::from_std(temporary.reopen()?);
     pass(chunks, &mut out, bar)
         .await
-        .with_context(|| format!("cannot copy to {}", path.display()))?;
+        .with_context(|| format!("failed to copy to {}", path.display()))?;
     temporary
         .persist(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+        .with_context(|| format!("failed to write {}", path.display()))?;
     Ok(())
 }
 
@@ -233,7 +235,7 @@ async fn pass(
     Ok(())
 }
 
-/// The file to write: in a directory, one of the source's name.
+/// Returns the path of the file to write. In a directory, the file gets the name of the source.
 fn destination(local: &Path, source: &str) -> anyhow::Result<PathBuf> {
     if local.is_dir() {
         return Ok(local.join(name_of(Path::new(source))?));
@@ -244,7 +246,7 @@ fn destination(local: &Path, source: &str) -> anyhow::Result<PathBuf> {
     Ok(local.to_owned())
 }
 
-/// A new file in the directory of `path`, with the permissions that any new file gets.
+/// Creates a temporary file in the directory of `path`, with the permissions of any new file.
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,

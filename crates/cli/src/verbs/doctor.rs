@@ -16,7 +16,7 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
-/// Examines this machine; exit code 1 if sandboxes cannot run on it.
+/// Checks this machine. The exit code is 1 if sandboxes cannot run on it.
 pub(crate) fn run(settings: &Settings, args: DoctorArgs) -> anyhow::Result<i32> {
     let findings = doctor::examine(&ThisMachine { settings });
     if args.json {

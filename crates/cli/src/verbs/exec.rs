@@ -1,4 +1,4 @@
-//! Running a program in a sandbox: `wrenn sandbox exec`, and the streaming that `wrenn run` shares with it.
+//! `wrenn sandbox exec`: runs a program in a sandbox. `wrenn run` shares the streaming.
 
 use std::{cell::Cell, collections::BTreeMap, convert::Infallible, time::Duration};
 
@@ -13,19 +13,19 @@ use crate::{
     output,
 };
 
-/// Exit code if a program ended in a way that no exit code describes.
+/// Exit code for a program that ended in a way that no exit code describes.
 const EXIT_UNKNOWN: i32 = 255;
 
-/// Input is read and sent in pieces of this size, bytes.
+/// Size of the chunks in which input is read and sent, in bytes.
 const INPUT_CHUNK_BYTES: usize = 32 * 1024;
 
-/// How long it may take to tell a command to end.
+/// Time within which the request to terminate a command must be sent.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long an interrupted command may take to end; the server kills it outright after 5 s.
+/// Time within which an interrupted command must end; the server kills it after 5 s.
 const END_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What runs, and how.
+/// Program to run, and its options.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProgramArgs {
     /// Working directory [default: the user's home]
@@ -34,25 +34,25 @@ pub(crate) struct ProgramArgs {
     /// User to run as [default: the template's]
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
-    /// Seconds after which the command is killed; 0: never
+    /// Timeout in seconds after which the command is killed; 0: none
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_TIMEOUT_SEC)))]
     timeout: Option<u32>,
-    /// Pass standard input on to the command
+    /// Pass standard input to the command
     #[arg(short, long)]
     interactive: bool,
-    /// The command and its arguments
+    /// Command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
 impl ProgramArgs {
-    /// Program and arguments, as they were given.
+    /// Returns the program and its arguments.
     #[cfg(test)]
     pub(crate) fn command(&self) -> &[String] {
         &self.command
     }
 
-    /// The first message of a stream; without `--timeout` the command may run for ever.
+    /// Returns the first message of a stream. Without `--timeout` the command may run indefinitely.
     pub(crate) fn start(&self, envs: BTreeMap<String, String>) -> Start {
         let (cmd, args) = self.split();
         Start {
@@ -92,25 +92,25 @@ impl ProgramArgs {
 /// Arguments of `wrenn sandbox exec`.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
-    /// Sandbox
+    /// Sandbox id
     id: SandboxId,
-    /// Environment of the command, may be given several times
+    /// Environment variable of the command (repeatable)
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = env_pair)]
     env: Vec<(String, String)>,
-    /// Start the command, print its process id, and leave it running
+    /// Run the command in the background and print its process id
     #[arg(short, long, conflicts_with = "interactive")]
     background: bool,
-    /// Name by which a command in the background can be found again
+    /// Tag by which a background command can be found
     #[arg(long, requires = "background")]
     tag: Option<String>,
-    /// Wait for the end and print the result as JSON
+    /// Wait for the command to end and print the result as JSON
     #[arg(long, conflicts_with = "interactive")]
     json: bool,
     #[command(flatten)]
     program: ProgramArgs,
 }
 
-/// Runs a command in a sandbox; its exit code becomes ours.
+/// Runs a command in a sandbox; its exit code becomes that of this process.
 pub(crate) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<i32> {
     let envs: BTreeMap<String, String> = args.env.into_iter().collect();
     if args.background {
@@ -135,16 +135,16 @@ pub(crate) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<i32> 
         .map(Ended::code)
 }
 
-/// How a stream ended.
+/// End of a stream.
 pub(crate) enum Ended {
     /// The program ended with this code.
     Exit(i32),
-    /// The user gave up.
+    /// The user interrupted it.
     Interrupted(Interrupted),
 }
 
 impl Ended {
-    /// Our own exit code.
+    /// Returns the exit code of this process.
     pub(crate) fn code(self) -> i32 {
         match self {
             Self::Exit(code) => code,
@@ -153,7 +153,8 @@ impl Ended {
     }
 }
 
-/// Runs a program with its output on ours, until it ends. A signal to us ends it; a second one ends the wait for that.
+/// Runs a program until it ends, and passes its output through. A signal to this process terminates
+/// the program; a second signal stops waiting for its end.
 pub(crate) async fn stream(
     client: &Client,
     id: &SandboxId,
@@ -176,7 +177,7 @@ pub(crate) async fn stream(
         },
         interrupted = interrupts.recv() => interrupted,
     };
-    // What it still says goes on; how it ends does not matter any more.
+    // Remaining output is still passed through; the result no longer matters.
     let end = async {
         kill(client, id, &mut sender, pid.get()).await;
         let _ = tokio::time::timeout(END_TIMEOUT, output).await;
@@ -188,16 +189,18 @@ pub(crate) async fn stream(
     Ok(Ended::Interrupted(interrupted))
 }
 
-/// Ends the program. If it does not take its input, the stream is full and cannot carry the wish; then it goes beside.
+/// Terminates the program. If it does not read its input, the stream is full and cannot carry the
+/// request, which is then sent as a separate call.
 async fn kill(client: &Client, id: &SandboxId, sender: &mut Sender, pid: Option<u32>) {
     let told = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
     if let (Err(_) | Ok(Err(_)), Some(pid)) = (told, pid) {
-        // A failure means that the sandbox is gone or out of reach; nothing more can be done from here.
+        // A failure means that the sandbox is gone or unreachable; nothing more can be done here.
         let _ = client.kill(id, &pid.to_string(), "SIGKILL").await;
     }
 }
 
-/// Passes output on until the program ends: its exit code, and how it ended other than by exit.
+/// Passes output through until the program ends. Returns its exit code, and the reason of an end
+/// other than by exit.
 async fn pass_output(
     receiver: &mut Receiver,
     started: &Cell<Option<u32>>,
@@ -220,7 +223,8 @@ async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Re
     out.flush().await
 }
 
-/// Passes input on, and its end, if `wanted`; then waits for ever. Fails only if our own input cannot be read.
+/// Passes input and its end to the program if `wanted`; then waits forever. Fails only if standard
+/// input cannot be read.
 async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infallible> {
     let mut stdin = tokio::io::stdin();
     let mut chunk = vec![0; INPUT_CHUNK_BYTES];
@@ -231,13 +235,14 @@ async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infalli
         let len = stdin
             .read(&mut chunk)
             .await
-            .context("cannot read standard input")?;
+            .context("failed to read standard input")?;
         let sent = if len == 0 {
             sender.close_input().await
         } else {
             sender.input(&chunk[..len]).await
         };
-        // Who does not take input has ended, or will: the other half of the stream tells how.
+        // A program that does not accept input has ended or is about to; the output half reports
+        // the result.
         if len == 0 || sent.is_err() {
             break;
         }
@@ -245,12 +250,13 @@ async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infalli
     std::future::pending().await
 }
 
-/// The exit code of a program in a sandbox as a shell would report it here. Tells of an end by other than exit.
+/// Returns the exit code that a shell would report for a program in a sandbox. Prints the reason of
+/// an end other than by exit.
 pub(crate) fn exit_code(code: i32, error: Option<&str>) -> i32 {
     match error {
         Some(error) if code < 0 => {
             output::tell(format_args!(
-                "wrenn: the command ended by {}",
+                "wrenn: the command did not exit normally: {}",
                 output::printable(error)
             ));
             signal_number(error).map_or(EXIT_UNKNOWN, |signal| 128 + signal)
@@ -260,7 +266,7 @@ pub(crate) fn exit_code(code: i32, error: Option<&str>) -> i32 {
     }
 }
 
-/// The number in the guest agent's words, such as `signal: killed`.
+/// Returns the signal number for the guest agent's text, such as `signal: killed`.
 fn signal_number(error: &str) -> Option<i32> {
     let name = error.split_once("signal: ")?.1;
     let name = name.strip_suffix(" (core dumped)").unwrap_or(name);
@@ -285,7 +291,7 @@ fn signal_number(error: &str) -> Option<i32> {
     Some(number)
 }
 
-/// Reads `NAME=VALUE`.
+/// Parses `NAME=VALUE`.
 pub(crate) fn env_pair(s: &str) -> Result<(String, String), String> {
     match s.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),

@@ -1,4 +1,5 @@
-//! `wrenn image …`: what sandboxes are made from. Works on the store's directory, so the service need not run.
+//! `wrenn image …`: templates that sandboxes are created from. Operates on the store's directory,
+//! so the service need not run.
 
 mod progress;
 
@@ -27,22 +28,23 @@ use crate::{
     output,
 };
 
-/// What can be done with images.
+/// Commands of `wrenn image`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
-    /// Build templates from Debian packages; does nothing for those that are up to date
+    /// Build templates from Debian packages; templates that are up to date are skipped
     Build(BuildArgs),
     /// List templates
     #[command(visible_alias = "list")]
     Ls(LsArgs),
-    /// Remove templates and what only they need
+    /// Remove templates and the files that only they use
     Rm(RmArgs),
 }
 
-/// Where images are.
+/// Location of the image store.
 #[derive(Debug, Args)]
 struct StoreArgs {
-    /// Kernels, root file systems and templates [env: WRENN_IMAGES_DIR] [default: images in the data directory]
+    /// Directory of kernels, root file systems and templates [env: WRENN_IMAGES_DIR] [default:
+    /// `images` in the data directory]
     #[arg(long, value_name = "DIR")]
     images_dir: Option<PathBuf>,
 }
@@ -50,15 +52,16 @@ struct StoreArgs {
 /// Arguments of `wrenn image build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// Templates; all that are known unless named
+    /// Templates to build [default: all built-in templates]
     names: Vec<TemplateName>,
-    /// The guest agent's static binary [env: WRENN_ENVD] [default: `envd` beside this program]
+    /// Static binary of the guest agent [env: WRENN_ENVD] [default: `envd` in the directory of this
+    /// program]
     #[arg(long, value_name = "FILE")]
     envd: Option<PathBuf>,
-    /// Do not boot it once: its sandboxes will boot instead of being restored
+    /// Do not create a template snapshot; sandboxes then boot instead of being restored from it
     #[arg(long)]
     no_warm: bool,
-    /// Show what the tools print
+    /// Show the output of the build tools
     #[arg(short, long)]
     verbose: bool,
     /// Print the templates as JSON
@@ -81,7 +84,7 @@ pub(crate) struct LsArgs {
 /// Arguments of `wrenn image rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
-    /// Templates
+    /// Templates to remove
     #[arg(required = true)]
     names: Vec<TemplateName>,
     #[command(flatten)]
@@ -89,7 +92,7 @@ pub(crate) struct RmArgs {
 }
 
 impl ImageVerb {
-    /// The settings among the flags.
+    /// Copies the settings among the flags to `layer`.
     pub(crate) fn settings(&self, layer: &mut Layer) {
         let store = match self {
             Self::Build(args) => {
@@ -103,7 +106,7 @@ impl ImageVerb {
     }
 }
 
-/// Runs the verb; answers with the exit code.
+/// Runs the command and returns the exit code.
 pub(crate) fn run(settings: &Settings, verb: ImageVerb) -> anyhow::Result<i32> {
     match verb {
         ImageVerb::Build(args) => build_templates(settings, &args),
@@ -115,7 +118,7 @@ pub(crate) fn run(settings: &Settings, verb: ImageVerb) -> anyhow::Result<i32> {
 fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32> {
     if !nix::unistd::geteuid().is_root() {
         bail!(
-            "`wrenn image build` needs root, for the owners and devices in a root file system: sudo wrenn image build"
+            "`wrenn image build` requires root (for file owners and device nodes in the root file system); run `sudo wrenn image build`"
         );
     }
     let progress: Arc<dyn Progress + Send + Sync> = if output::stderr_is_terminal() {
@@ -131,7 +134,7 @@ fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32>
             built = &mut building => return built.map(|()| 0),
             _ = interrupts.recv() => ends.end(),
         }
-        // A second signal does not wait for what is being cleaned up; the next build does that.
+        // A second signal does not wait for the cleanup, which the next build then does.
         tokio::select! {
             ended = building => ended.map(|()| 0),
             again = interrupts.recv() => Ok(again.exit_code()),
@@ -139,7 +142,7 @@ fn build_templates(settings: &Settings, args: &BuildArgs) -> anyhow::Result<i32>
     })?
 }
 
-/// Ends what a build is at.
+/// Cancels the current step of a build.
 #[derive(Default)]
 struct Ends {
     tools: Stop,
@@ -198,14 +201,14 @@ async fn build_all(
     Ok(())
 }
 
-/// Waits for the right to change the store.
+/// Waits for the exclusive lock on the store.
 async fn lock(store: &ImageStore) -> anyhow::Result<StoreLock> {
     let store = store.clone();
-    let waits = || output::tell("waiting for another `wrenn image` command");
+    let waits = || output::tell("waiting for another `wrenn image` command to finish");
     Ok(tokio::task::spawn_blocking(move || store.lock(waits)).await??)
 }
 
-/// One line on what a build did.
+/// Prints the result of a build in one line.
 fn tell(report: &BuildReport) -> anyhow::Result<()> {
     let name = &report.template.name;
     let size = output::bytes(report.template.size_bytes);
@@ -219,7 +222,8 @@ fn tell(report: &BuildReport) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots the template once and freezes it, unless that was done.
+/// Creates the template snapshot, unless it is up to date: boots the template once and snapshots
+/// the guest.
 async fn warm(
     settings: &Settings,
     lock: &StoreLock,
@@ -227,12 +231,14 @@ async fn warm(
     progress: &dyn Progress,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let step = format!("booted guest of {name}");
+    let step = format!("snapshot of {name}");
     let config = warm_config(settings, stop)?;
     let began = std::time::Instant::now();
     let made = wrenn_agent::warm::make(config, lock, name, || progress.step(&step))
         .await
-        .with_context(|| format!("cannot boot `{name}` once; `--no-warm` goes without"))?;
+        .with_context(|| {
+            format!("failed to create the template snapshot of `{name}` (`--no-warm` skips it)")
+        })?;
     if made {
         progress.done(&step, began.elapsed());
     }
@@ -245,7 +251,7 @@ fn warm_config(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<
         in_use: in_use.builds(),
         images_dir: settings.images_dir.clone(),
         accel: accel::decide(settings.accel).accel,
-        wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
+        wrenn_exe: std::env::current_exe().context("failed to locate this program's executable")?,
         stop: stop.clone(),
     })
 }
@@ -253,7 +259,7 @@ fn warm_config(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<
 fn in_use(settings: &Settings) -> anyhow::Result<InUse> {
     InUse::read(&settings.dir).with_context(|| {
         format!(
-            "cannot see which sandboxes are in {}",
+            "failed to read the sandboxes and snapshots in {}",
             settings.dir.display()
         )
     })
@@ -263,7 +269,7 @@ fn on_a_runtime<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start a runtime")?;
+        .context("failed to start the async runtime")?;
     Ok(runtime.block_on(work))
 }
 
@@ -302,10 +308,10 @@ fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
 
 fn open(dir: &Path) -> anyhow::Result<ImageStore> {
     ImageStore::open(dir)
-        .with_context(|| format!("cannot use the images directory {}", dir.display()))
+        .with_context(|| format!("failed to open the images directory {}", dir.display()))
 }
 
-/// A template as scripts see it.
+/// Template in JSON output.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     name: &'a TemplateName,

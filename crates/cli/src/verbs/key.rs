@@ -6,24 +6,24 @@ use wrenn_proto::rest::ApiKey;
 
 use crate::{client::Client, output};
 
-/// What can be done with API keys.
+/// Commands of `wrenn key`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyVerb {
-    /// Make a key and print it; it cannot be shown again
+    /// Create a key and print it; it cannot be shown again
     Create(CreateArgs),
     /// List keys, without their secrets
     #[command(visible_alias = "list")]
     Ls(LsArgs),
-    /// Revoke keys at once
+    /// Revoke keys, effective at once
     Rm(RmArgs),
 }
 
 /// Arguments of `wrenn key create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// What the key is for
+    /// Name that describes the purpose of the key
     name: String,
-    /// Make it of the form that clients of the E2B API expect
+    /// Create the key in the format that E2B clients expect
     #[arg(long)]
     e2b: bool,
     /// Print JSON
@@ -42,12 +42,12 @@ pub(crate) struct LsArgs {
 /// Arguments of `wrenn key rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
-    /// Ids, as `wrenn key ls` shows them
+    /// Ids of the keys, as shown by `wrenn key ls`
     #[arg(required = true)]
     ids: Vec<String>,
 }
 
-/// Runs the verb; answers with the exit code.
+/// Runs the command and returns the exit code.
 pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
     match verb {
         KeyVerb::Create(args) => {

@@ -1,14 +1,14 @@
-//! `wrenn sandbox ps|kill|ping|metrics`: small questions about one sandbox.
+//! `wrenn sandbox ps|kill|ping|metrics`: small calls for one sandbox.
 
 use clap::Args;
 use wrenn_proto::{SandboxId, rest::Metrics};
 
 use crate::{client::Client, output};
 
-/// Arguments of a verb about one sandbox.
+/// Arguments of a command for one sandbox.
 #[derive(Debug, Args)]
 pub(crate) struct OneArgs {
-    /// Sandbox
+    /// Sandbox id
     pub(crate) id: SandboxId,
     /// Print JSON
     #[arg(long)]
@@ -18,11 +18,11 @@ pub(crate) struct OneArgs {
 /// Arguments of `wrenn sandbox kill`.
 #[derive(Debug, Args)]
 pub(crate) struct KillArgs {
-    /// Sandbox
+    /// Sandbox id
     id: SandboxId,
     /// Process id in the guest, or tag
     process: String,
-    /// Signal
+    /// Signal to send
     #[arg(short, long, default_value = "SIGTERM", value_name = "NAME")]
     signal: String,
 }
@@ -62,7 +62,7 @@ pub(crate) async fn kill(client: &Client, args: &KillArgs) -> anyhow::Result<i32
     Ok(0)
 }
 
-/// Moves the idle deadline.
+/// Restarts the idle timeout.
 pub(crate) async fn ping(client: &Client, args: &OneArgs) -> anyhow::Result<i32> {
     client.ping(&args.id).await?;
     if args.json {
@@ -71,13 +71,13 @@ pub(crate) async fn ping(client: &Client, args: &OneArgs) -> anyhow::Result<i32>
     Ok(0)
 }
 
-/// Shows what the sandbox uses.
+/// Shows the resource usage of the sandbox.
 pub(crate) async fn metrics(client: &Client, args: &OneArgs) -> anyhow::Result<i32> {
     let metrics = client.metrics(&args.id).await?;
     if args.json {
         output::json(&metrics)?;
     } else {
-        output::table(&["what", "used", "of"], usage(&metrics))?;
+        output::table(&["resource", "used", "total"], usage(&metrics))?;
     }
     Ok(0)
 }

@@ -1,7 +1,8 @@
-//! `wrenn run`: a command in a throw-away sandbox.
+//! `wrenn run`: runs a command in a temporary sandbox.
 //!
-//! Owns the sandbox from its making to its end: whatever happens in between, also a signal, it is destroyed before this
-//! program ends. If this program is killed outright, the sandbox's short idle time ends it.
+//! Owns the sandbox for its whole lifetime: in every case, including a signal, the sandbox is
+//! destroyed before this program exits. If this program is killed with SIGKILL, the sandbox's short
+//! idle timeout ends it.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -21,16 +22,17 @@ use crate::{
     output::{self, in_full},
 };
 
-/// Idle time of the sandbox, seconds: what is left of it if this program is killed.
+/// Idle timeout of the sandbox, in seconds: the time for which it outlives this program after
+/// SIGKILL.
 const IDLE_SEC: u32 = 180;
 
-/// How often the sandbox is told that it is in use: a silent command is not an idle sandbox.
+/// Interval of keep-alive calls: a sandbox with a silent command is not idle.
 const KEEP_ALIVE: Duration = Duration::from_secs(45);
 
-/// Destroying is tried again this often if the server cannot be reached.
+/// Number of attempts to destroy the sandbox if the server is unreachable.
 const DESTROY_TRIES: u32 = 3;
 
-/// Between two tries.
+/// Delay between two attempts.
 const DESTROY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `wrenn run`.
@@ -43,14 +45,15 @@ pub(crate) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Program and arguments, as they were given.
+    /// Returns the program and its arguments.
     #[cfg(test)]
     pub(crate) fn command(&self) -> &[String] {
         self.program.command()
     }
 }
 
-/// Makes a sandbox, runs the command in it, destroys it; the command's exit code becomes ours.
+/// Creates a sandbox, runs the command in it, and destroys it. The command's exit code becomes that
+/// of this process.
 pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<i32> {
     let mut interrupts = Interrupts::new()?;
     let (sandbox, early) = create(client, &args.spec, &mut interrupts).await?;
@@ -61,21 +64,22 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<i32> {
     };
     if let Err(error) = destroy(client, &id, &mut interrupts).await {
         output::tell(format_args!(
-            "wrenn: sandbox {id} is left: {error}; destroy it with `wrenn sandbox rm {id}`"
+            "wrenn: failed to destroy sandbox {id}: {error}; destroy it with `wrenn sandbox rm {id}`"
         ));
         return result.map(|code| if code == 0 { 1 } else { code });
     }
     result
 }
 
-/// Asks for the sandbox. A signal meanwhile does not end the wait: only the answer tells what there is to destroy.
+/// Creates the sandbox. A signal does not end the wait: only the response names the sandbox to
+/// destroy.
 async fn create(
     client: &Client,
     spec: &SpecArgs,
     interrupts: &mut Interrupts,
 ) -> Result<(Sandbox, Option<Interrupted>), ClientError> {
     let mut body = spec.body(Some(IDLE_SEC));
-    // Nobody would come back for it.
+    // No client would resume it.
     body.on_timeout = Some(OnTimeout::Kill);
     let answer = client.create(&body);
     tokio::pin!(answer);
@@ -96,7 +100,7 @@ async fn use_it(
         ready = wait_running(client, sandbox) => ready.map(drop)?,
         interrupted = interrupts.recv() => return Ok(interrupted.exit_code()),
     }
-    // The environment is the sandbox's own; the command needs no more.
+    // The environment is set for the sandbox, so the command needs none of its own.
     let start = args.program.start(std::collections::BTreeMap::new());
     tokio::select! {
         ended = exec::stream(client, &id, &start, interrupts) => Ok(ended?.code()),
@@ -107,7 +111,7 @@ async fn use_it(
 async fn keep_alive(client: &Client, id: &SandboxId) -> Infallible {
     loop {
         tokio::time::sleep(KEEP_ALIVE).await;
-        // A failure shows in the stream, if it matters.
+        // If the failure matters, the stream fails too.
         let _ = client.ping(id).await;
     }
 }

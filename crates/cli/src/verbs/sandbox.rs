@@ -1,4 +1,4 @@
-//! `wrenn sandbox …`: make, list, show and destroy; the other verbs have files of their own.
+//! `wrenn sandbox …`: create, list, show and destroy. The other commands have their own files.
 
 mod change;
 mod show;
@@ -30,51 +30,52 @@ use crate::{
     output::{self, in_full},
 };
 
-/// A guest boots in seconds, in software emulation on a busy machine in a minute.
+/// Time within which a guest must boot. It takes seconds, or a minute in software emulation on a
+/// busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// How often the server is asked whether a sandbox runs.
+/// Interval at which the status of a starting sandbox is queried.
 const POLL: Duration = Duration::from_millis(150);
 
-/// So many sandboxes are destroyed at a time.
+/// Number of sandboxes that are destroyed concurrently.
 const DESTROY_AT_ONCE: usize = 8;
 
-/// What can be done with sandboxes.
+/// Commands of `wrenn sandbox`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SandboxVerb {
-    /// Make a sandbox and print its id
+    /// Create a sandbox and print its id
     Create(CreateArgs),
     /// List sandboxes
     #[command(visible_alias = "list")]
     Ls(LsArgs),
-    /// Show one sandbox
+    /// Show the details of a sandbox
     Get(OneArgs),
-    /// Run a command; its output and exit code become this program's
+    /// Run a command in a sandbox; its output and exit code are passed through
     Exec(exec::ExecArgs),
-    /// Open a terminal
+    /// Open a terminal in a sandbox
     Shell(shell::ShellArgs),
-    /// Copy a file to a sandbox or from it
+    /// Copy a file to or from a sandbox
     Cp(cp::CpArgs),
-    /// Save sandboxes and give back what they have on their host
+    /// Pause sandboxes: save their state to disk and release their host resources
     Pause(change::ManyArgs),
-    /// Bring paused sandboxes back to where they stood
+    /// Resume paused sandboxes where they left off
     Resume(change::ManyArgs),
-    /// Make copies of this very moment of a sandbox, and print their ids
+    /// Create copies of a sandbox in its current state and print their ids
     Fork(change::ForkArgs),
     /// Destroy sandboxes
     Rm(RmArgs),
     /// List the processes that were started in a sandbox
     Ps(OneArgs),
-    /// Send a signal to a process
+    /// Send a signal to a process in a sandbox
     Kill(KillArgs),
-    /// Say that a sandbox is in use
+    /// Restart the idle timeout of a sandbox
     Ping(OneArgs),
-    /// Show what a sandbox uses
+    /// Show the CPU, memory and disk usage of a sandbox
     Metrics(OneArgs),
 }
 
 impl SandboxVerb {
-    /// Why the arguments do not go together.
+    /// Checks constraints between arguments.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self {
             Self::Cp(args) => args.check(),
@@ -82,7 +83,7 @@ impl SandboxVerb {
         }
     }
 
-    /// Runs the verb; answers with the exit code.
+    /// Runs the command and returns the exit code.
     pub(crate) async fn run(self, client: &Client) -> anyhow::Result<i32> {
         match self {
             Self::Create(args) => create(client, args).await,
@@ -103,41 +104,41 @@ impl SandboxVerb {
     }
 }
 
-/// What a sandbox shall be.
+/// Properties of a new sandbox.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SpecArgs {
-    /// Template [default: minimal]
+    /// Template or snapshot to create the sandbox from [default: minimal]
     #[arg(short, long, value_name = "NAME")]
     template: Option<String>,
-    /// Virtual CPUs [default: the template's]
+    /// Number of virtual CPUs [default: the template's]
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
-    /// Memory, MiB [default: the template's]
+    /// Memory in MiB [default: the template's]
     #[arg(short, long, value_name = "MIB")]
     memory: Option<u32>,
-    /// Size of the disk as the guest sees it, MiB
+    /// Size of the disk in MiB, as the guest sees it
     #[arg(long, value_name = "MIB")]
     disk: Option<u32>,
-    /// Whether it may reach what lies beyond this host [default: the server's setting]
+    /// Network access beyond the host [default: the server's setting]
     #[arg(long, value_name = "POLICY", value_parser = egress_parser())]
     egress: Option<Egress>,
-    /// Environment of every process in it, may be given several times
+    /// Environment variable of every process in the sandbox (repeatable)
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = exec::env_pair)]
     env: Vec<(String, String)>,
 }
 
-/// Reads `allow` or `deny`.
+/// Parses `allow` or `deny`.
 pub(crate) fn egress_parser() -> impl TypedValueParser<Value = Egress> {
     PossibleValuesParser::new(["allow", "deny"]).try_map(|s| s.parse::<Egress>())
 }
 
-/// Reads `pause` or `kill`.
+/// Parses `pause` or `kill`.
 fn on_timeout_parser() -> impl TypedValueParser<Value = OnTimeout> {
     PossibleValuesParser::new(["pause", "kill"]).try_map(|s| s.parse::<OnTimeout>())
 }
 
 impl SpecArgs {
-    /// The request.
+    /// Returns the request body.
     pub(crate) fn body(&self, timeout_sec: Option<u32>) -> CreateSandbox {
         let envs: BTreeMap<String, String> = self.env.iter().cloned().collect();
         CreateSandbox {
@@ -160,19 +161,19 @@ impl SpecArgs {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
-    /// Seconds without use after which it is paused; 0: never [default: 300]
+    /// Idle timeout in seconds; 0: none [default: 300]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
-    /// What happens then: `pause` or `kill` [default: pause]
-    #[arg(long, value_name = "WHAT", value_parser = on_timeout_parser())]
+    /// Action when the idle timeout expires [default: pause]
+    #[arg(long, value_name = "ACTION", value_parser = on_timeout_parser())]
     on_timeout: Option<OnTimeout>,
-    /// Resume it whenever it is called while it is paused
+    /// Resume the sandbox automatically when it is used while paused
     #[arg(long)]
     auto_resume: bool,
-    /// Free words that are shown with it, may be given several times
+    /// Metadata that is shown with the sandbox (repeatable)
     #[arg(long, value_name = "NAME=VALUE", value_parser = exec::env_pair)]
     metadata: Vec<(String, String)>,
-    /// Do not wait until it can be used
+    /// Do not wait until the sandbox runs
     #[arg(long)]
     no_wait: bool,
     /// Print JSON
@@ -199,19 +200,19 @@ async fn create(client: &Client, args: CreateArgs) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/// The checked id of a sandbox that the server told about.
+/// Returns the validated id of a sandbox in a response.
 pub(crate) fn id_of(sandbox: &Sandbox) -> anyhow::Result<SandboxId> {
     sandbox
         .id
         .parse()
-        .context("the server answered with a strange id")
+        .context("the server returned an invalid sandbox id")
 }
 
 /// Waits until a sandbox runs.
 pub(crate) async fn wait_running(client: &Client, mut sandbox: Sandbox) -> anyhow::Result<Sandbox> {
     let id = id_of(&sandbox)?;
     let spinner = (sandbox.status != SandboxStatus::Running && output::stderr_is_terminal())
-        .then(|| ProgressBar::new_spinner().with_message(format!("{id} boots")));
+        .then(|| ProgressBar::new_spinner().with_message(format!("starting {id}")));
     if let Some(spinner) = &spinner {
         spinner.enable_steady_tick(Duration::from_millis(100));
     }
@@ -222,20 +223,20 @@ pub(crate) async fn wait_running(client: &Client, mut sandbox: Sandbox) -> anyho
             SandboxStatus::Pending | SandboxStatus::Starting | SandboxStatus::Resuming => {}
             SandboxStatus::Pausing | SandboxStatus::Paused => {
                 break Err(anyhow::anyhow!(
-                    "sandbox {id} was paused while it started; `wrenn sandbox resume {id}` brings it back"
+                    "sandbox {id} was paused while it started; resume it with `wrenn sandbox resume {id}`"
                 ));
             }
             SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                 let why = sandbox
                     .error
                     .unwrap_or_else(|| "it was destroyed".to_owned());
-                break Err(anyhow::anyhow!("sandbox {id} did not start: {why}"));
+                break Err(anyhow::anyhow!("sandbox {id} failed to start: {why}"));
             }
         }
         if Instant::now() >= deadline {
             let seconds = BOOT_TIMEOUT.as_secs();
             break Err(anyhow::anyhow!(
-                "sandbox {id} is still not running after {seconds} s; see `wrenn sandbox get {id}`"
+                "sandbox {id} is not running after {seconds} s; check it with `wrenn sandbox get {id}`"
             ));
         }
         tokio::time::sleep(POLL).await;
@@ -250,10 +251,10 @@ pub(crate) async fn wait_running(client: &Client, mut sandbox: Sandbox) -> anyho
 /// Arguments of `wrenn sandbox ls`.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
-    /// Show those that were destroyed, too
+    /// Include destroyed sandboxes
     #[arg(short, long)]
     all: bool,
-    /// Print ids only
+    /// Print only ids
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
     /// Print JSON
@@ -280,7 +281,8 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/// Those that are there, and those that were lost: their user should know.
+/// Returns all statuses but `stopped`. Lost sandboxes are included, because their users should
+/// know.
 fn not_destroyed() -> Vec<SandboxStatus> {
     let mut statuses = SandboxStatus::ALL.to_vec();
     statuses.retain(|status| *status != SandboxStatus::Stopped);
@@ -290,15 +292,16 @@ fn not_destroyed() -> Vec<SandboxStatus> {
 /// Arguments of `wrenn sandbox rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
-    /// Sandboxes
+    /// Ids of the sandboxes
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<SandboxId>,
-    /// Destroy every sandbox
+    /// Destroy all sandboxes
     #[arg(long)]
     all: bool,
 }
 
-/// Destroys all that were named, whatever becomes of each, and prints those that are gone.
+/// Destroys all named sandboxes, continuing after failures, and prints the ids of those that were
+/// destroyed.
 async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
     let ids = if args.all {
         client
@@ -325,11 +328,11 @@ async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
     }
     match failed.as_slice() {
         [] => Ok(0),
-        [(id, error)] => bail!("cannot destroy {id}: {}", in_full(error)),
+        [(id, error)] => bail!("failed to destroy {id}: {}", in_full(error)),
         several => {
             for (id, error) in several {
                 output::tell(format_args!(
-                    "wrenn: cannot destroy {id}: {}",
+                    "wrenn: failed to destroy {id}: {}",
                     in_full(error)
                 ));
             }

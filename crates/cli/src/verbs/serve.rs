@@ -1,7 +1,8 @@
 //! `wrenn up`, `wrenn server`, `wrenn agent`: the services.
 //!
-//! Owns the processes' settings, their start, and their end by a signal within a deadline. Sandboxes outlive the services
-//! on purpose; the last line says how many run on.
+//! Owns the settings of the processes, their start, and their shutdown by a signal within a
+//! deadline. Sandboxes intentionally outlive the services; the last line of output states how many
+//! keep running.
 
 mod run_on;
 
@@ -27,19 +28,19 @@ use crate::{
     service::Service,
 };
 
-/// What each service gets to finish what it is doing; their own deadlines are shorter.
+/// Time that each service has to finish its current work; the services' own deadlines are shorter.
 const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How often the control plane asks the agent what is.
+/// Interval at which the control plane polls the agent.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where the host's name servers are.
+/// File with the host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Arguments of every service.
+/// Logging arguments of all services.
 #[derive(Debug, Args)]
 struct LogArgs {
-    /// Log as JSON, one object a line [filter: WRENN_LOG]
+    /// Log as JSON, one object per line [filter: WRENN_LOG]
     #[arg(long)]
     log_json: bool,
 }
@@ -47,10 +48,11 @@ struct LogArgs {
 /// Arguments of the control plane.
 #[derive(Debug, Args)]
 struct ControlArgs {
-    /// Where the REST API listens [env: WRENN_LISTEN] [default: 127.0.0.1:8000]
+    /// Listen address of the REST API [env: WRENN_LISTEN] [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
     listen: Option<SocketAddr>,
-    /// Where requests to ports of sandboxes are taken [env: WRENN_TRAFFIC_LISTEN] [default: 127.0.0.1:8001]
+    /// Listen address for requests to ports of sandboxes [env: WRENN_TRAFFIC_LISTEN] [default:
+    /// 127.0.0.1:8001]
     #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
     traffic_listen: Option<SocketAddr>,
     /// Database [env: DATABASE_URL] [default: SQLite in the data directory]
@@ -61,21 +63,22 @@ struct ControlArgs {
 /// Arguments of the host agent.
 #[derive(Debug, Args)]
 struct HostArgs {
-    /// Where the host agent listens [env: WRENN_AGENT_LISTEN] [default: 127.0.0.1:50051]
+    /// Listen address of the host agent [env: WRENN_AGENT_LISTEN] [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDRESS", value_parser = config::address)]
     agent_listen: Option<SocketAddr>,
-    /// How guest code runs [env: WRENN_ACCEL] [default: auto]
+    /// Accelerator for guests [env: WRENN_ACCEL] [default: auto]
     #[arg(long, value_enum)]
     accel: Option<AccelChoice>,
-    /// Kernels, root file systems and templates [env: WRENN_IMAGES_DIR] [default: images in the data directory]
+    /// Directory of kernels, root file systems and templates [env: WRENN_IMAGES_DIR] [default:
+    /// `images` in the data directory]
     #[arg(long, value_name = "DIR")]
     images_dir: Option<PathBuf>,
 }
 
-/// Argument of both halves.
+/// Arguments that the control plane and the host agent share.
 #[derive(Debug, Args)]
 struct EgressArgs {
-    /// Whether sandboxes that do not say may reach the world [env: WRENN_EGRESS] [default: deny]
+    /// Default network access of sandboxes beyond the host [env: WRENN_EGRESS] [default: deny]
     #[arg(long, value_name = "POLICY", value_parser = egress_parser())]
     egress: Option<Egress>,
 }
@@ -98,7 +101,7 @@ pub(crate) struct UpArgs {
 pub(crate) struct ServerArgs {
     #[command(flatten)]
     control: ControlArgs,
-    /// Where the host agent is [env: WRENN_AGENT_URL] [default: http://127.0.0.1:50051]
+    /// URL of the host agent [env: WRENN_AGENT_URL] [default: http://127.0.0.1:50051]
     #[arg(long, value_name = "URL")]
     agent_url: Option<String>,
     #[command(flatten)]
@@ -135,7 +138,7 @@ impl HostArgs {
 }
 
 impl UpArgs {
-    /// The settings among the flags.
+    /// Copies the settings among the flags to `layer`.
     pub(crate) fn settings(&self, layer: &mut Layer) {
         self.control.settings(layer);
         self.host.settings(layer);
@@ -144,7 +147,7 @@ impl UpArgs {
 }
 
 impl ServerArgs {
-    /// The settings among the flags.
+    /// Copies the settings among the flags to `layer`.
     pub(crate) fn settings(&self, layer: &mut Layer) {
         self.control.settings(layer);
         layer.agent_url.clone_from(&self.agent_url);
@@ -153,14 +156,14 @@ impl ServerArgs {
 }
 
 impl AgentArgs {
-    /// The settings among the flags.
+    /// Copies the settings among the flags to `layer`.
     pub(crate) fn settings(&self, layer: &mut Layer) {
         self.host.settings(layer);
         layer.egress = self.egress.egress;
     }
 }
 
-/// Runs both halves in this process.
+/// Runs the control plane and the host agent in this process.
 pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32> {
     let interrupts = Interrupts::new()?;
     require_root("up")?;
@@ -192,7 +195,7 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
     .await
 }
 
-/// Runs the control plane alone.
+/// Runs the control plane only.
 pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Result<i32> {
     let interrupts = Interrupts::new()?;
     begin(settings, &args.log)?;
@@ -212,7 +215,7 @@ pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Res
     run_until_signal(vec![control], interrupts, || async { None }).await
 }
 
-/// Runs the host agent alone.
+/// Runs the host agent only.
 pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Result<i32> {
     let interrupts = Interrupts::new()?;
     require_root("agent")?;
@@ -233,7 +236,7 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
     .await
 }
 
-/// What comes first, whichever half is run.
+/// Initialization that every service performs first.
 fn begin(settings: &Settings, log: &LogArgs) -> anyhow::Result<()> {
     logging::init(&settings.log, log.log_json)?;
     descriptors::raise();
@@ -243,12 +246,12 @@ fn begin(settings: &Settings, log: &LogArgs) -> anyhow::Result<()> {
 async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
     Service::start("host agent", |ready, stop| async move {
         let tell = move |address| {
-            // Nobody waits any more if the start was given up.
+            // The receiver is gone if the start was abandoned.
             let _ = ready.send(address);
         };
         let in_use = |error| match error {
             AgentError::InUse(dir) => anyhow!(
-                "another `wrenn up` or `wrenn agent` runs on {}; stop it, or choose another directory with --dir or WRENN_DIR",
+                "another `wrenn up` or `wrenn agent` is using {}; stop it, or choose another directory with --dir or WRENN_DIR",
                 dir.display()
             ),
             other => other.into(),
@@ -258,12 +261,13 @@ async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
     .await
 }
 
-/// Starts the control plane; with the address at which it takes requests to ports of sandboxes.
+/// Starts the control plane. Also returns the address on which it accepts requests to ports of
+/// sandboxes.
 async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, SocketAddr)> {
     let (tell_traffic, traffic) = tokio::sync::oneshot::channel();
     let control = Service::start("control plane", |ready, stop| async move {
         let tell = move |listening: Listening| {
-            // Nobody waits any more if the start was given up.
+            // The receiver is gone if the start was abandoned.
             let _ = tell_traffic.send(listening.traffic);
             let _ = ready.send(listening.api);
         };
@@ -273,11 +277,11 @@ async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, Socket
     .await?;
     let traffic = traffic
         .await
-        .context("the control plane did not say where it listens")?;
+        .context("the control plane did not report its traffic address")?;
     Ok((control, traffic))
 }
 
-/// What clients need.
+/// Prints the keys and the address that clients need.
 fn tell_clients(settings: &Settings, traffic: SocketAddr) -> anyhow::Result<()> {
     output::line(format_args!("API key: {}", settings.key_file().display()))?;
     output::line(format_args!("sandbox traffic: http://{traffic}"))?;
@@ -305,7 +309,9 @@ fn control_config(settings: &Settings, agent_url: String, agent_token: String) -
 fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
     let decision = accel::decide(settings.accel);
     if let Some(why) = decision.impossible() {
-        bail!("kvm is asked for, but {why}; set WRENN_ACCEL (or --accel) to `auto` or `tcg`");
+        bail!(
+            "kvm is required by the settings, but {why}; set --accel or WRENN_ACCEL to `auto` or `tcg`"
+        );
     }
     let config = AgentConfig {
         listen: settings.agent_listen,
@@ -314,7 +320,7 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
         token: data_dir::agent_token(settings)?,
         accel: decision.accel,
         default_egress: settings.egress == Egress::Allow,
-        wrenn_exe: std::env::current_exe().context("cannot find this program's own file")?,
+        wrenn_exe: std::env::current_exe().context("failed to locate this program's executable")?,
         dns: config::guest_dns(settings, Path::new(RESOLV_CONF)),
         snapshots_dir: None,
         warm: true,
@@ -324,7 +330,7 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
     Ok((config, decision.accel))
 }
 
-/// Waits for a signal, or for a service that ends by itself; then stops all, the first named first.
+/// Waits for a signal or for a service that ends unexpectedly, then stops all services in order.
 async fn run_until_signal<F>(
     mut services: Vec<Service>,
     mut interrupts: Interrupts,
@@ -341,7 +347,7 @@ where
         }
     };
     if let Some(error) = failed {
-        // What is left has nothing to wait for; dropping it ends it.
+        // There is nothing to wait for; dropping the other services ends them.
         return Err(error);
     }
     let left = count().await;
@@ -358,8 +364,12 @@ where
     }
     output::line(match left {
         Some(0) | None => "wrenn: stopped".to_owned(),
-        Some(1) => "wrenn: stopped; 1 sandbox runs on, and the next start finds it".to_owned(),
-        Some(n) => format!("wrenn: stopped; {n} sandboxes run on, and the next start finds them"),
+        Some(1) => {
+            "wrenn: stopped; 1 sandbox keeps running and is adopted at the next start".to_owned()
+        }
+        Some(n) => {
+            format!("wrenn: stopped; {n} sandboxes keep running and are adopted at the next start")
+        }
     })?;
     Ok(0)
 }
@@ -369,18 +379,23 @@ fn require_root(verb: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!(
-        "`wrenn {verb}` needs root, for network namespaces, cgroups and virtual machines: sudo wrenn {verb}"
+        "`wrenn {verb}` requires root (for network namespaces, cgroups and virtual machines); run `sudo wrenn {verb}`"
     );
 }
 
-/// A port that is taken is the usual trouble at a start, so it is told in words of its own.
+/// Checks that a port is free. A port in use is the most common failure at a start, so it has its
+/// own message.
 fn require_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
     match TcpListener::bind(address) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-            bail!("{address} is taken (is Wrenn running already?); choose another with {setting}")
+            bail!(
+                "{address} is already in use (is Wrenn already running?); choose another address with {setting}"
+            )
         }
-        Err(e) => Err(e).with_context(|| format!("cannot listen on {address} (set {setting})")),
+        Err(e) => {
+            Err(e).with_context(|| format!("failed to listen on {address} (set by {setting})"))
+        }
     }
 }
 
@@ -388,7 +403,7 @@ fn tell_missing_template(settings: &Settings) {
     let names = images::template_names(&settings.images_dir).unwrap_or_default();
     if !names.iter().any(|name| name == "minimal") {
         output::tell(format_args!(
-            "wrenn: template `minimal` is not built yet: run `wrenn image build --images-dir {}`",
+            "wrenn: template `minimal` is not built yet; run `wrenn image build --images-dir {}`",
             settings.images_dir.display()
         ));
     }

@@ -1,4 +1,4 @@
-//! `wrenn sandbox shell`: a terminal in a sandbox on this terminal.
+//! `wrenn sandbox shell`: connects this terminal to a terminal in a sandbox.
 
 mod raw;
 
@@ -19,13 +19,13 @@ use crate::{
     interrupt::Interrupts,
 };
 
-/// Keys are sent in pieces of at most this size, bytes: a paste, mostly.
+/// Maximum size of the chunks in which keys are sent, in bytes; reached mostly by pastes.
 const INPUT_CHUNK_BYTES: usize = 4096;
 
 /// Arguments of `wrenn sandbox shell`.
 #[derive(Debug, Args)]
 pub(crate) struct ShellArgs {
-    /// Sandbox
+    /// Sandbox id
     id: SandboxId,
     /// User to run as [default: the template's]
     #[arg(short, long, value_name = "NAME")]
@@ -33,19 +33,19 @@ pub(crate) struct ShellArgs {
     /// Working directory [default: the user's home]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// Environment of the shell, may be given several times
+    /// Environment variable of the shell (repeatable)
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = env_pair)]
     env: Vec<(String, String)>,
-    /// What to run [default: /bin/bash]
+    /// Command to run [default: /bin/bash]
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
-/// Opens the terminal; the shell's exit code becomes ours.
+/// Opens the terminal; the shell's exit code becomes that of this process.
 pub(crate) async fn run(client: &Client, args: ShellArgs) -> anyhow::Result<i32> {
     if !raw::is_terminal() {
         bail!(
-            "`wrenn sandbox shell` needs a terminal; without one: wrenn sandbox exec -i {} -- COMMAND",
+            "`wrenn sandbox shell` requires a terminal; without one, use `wrenn sandbox exec -i {} -- COMMAND`",
             args.id
         );
     }
@@ -61,7 +61,8 @@ pub(crate) async fn run(client: &Client, args: ShellArgs) -> anyhow::Result<i32>
         broken = send(&mut sender, resized) => match broken { Err(error) => Err(error), Ok(never) => match never {} },
         interrupted = interrupts.recv() => Ok((interrupted.exit_code(), None)),
     };
-    // Before anything is printed: a raw terminal does not go back to the start of the line.
+    // Restored before anything is printed: on a raw terminal a new line does not start at the first
+    // column.
     drop(terminal);
     let (code, error) = ended?;
     Ok(exec::exit_code(code, error.as_deref()))
@@ -95,7 +96,7 @@ fn start(
     }
 }
 
-/// Shows what the terminal in the sandbox shows, until its program ends.
+/// Shows the output of the sandbox's terminal until its program ends.
 async fn show(receiver: &mut Receiver) -> anyhow::Result<(i32, Option<String>)> {
     let mut stdout = tokio::io::stdout();
     while let Some(event) = receiver.next().await? {
@@ -111,7 +112,7 @@ async fn show(receiver: &mut Receiver) -> anyhow::Result<(i32, Option<String>)> 
     bail!("the server closed the terminal");
 }
 
-/// Sends keys and sizes, for ever.
+/// Sends keys and terminal sizes until the stream fails.
 async fn send(sender: &mut Sender, mut resized: Signal) -> anyhow::Result<Infallible> {
     let mut stdin = tokio::io::stdin();
     let mut keys = vec![0; INPUT_CHUNK_BYTES];
@@ -119,7 +120,7 @@ async fn send(sender: &mut Sender, mut resized: Signal) -> anyhow::Result<Infall
     loop {
         tokio::select! {
             len = stdin.read(&mut keys), if open => match len? {
-                // The terminal is gone; what runs in the sandbox may still end by itself.
+                // The terminal is gone; the program in the sandbox may still end on its own.
                 0 => open = false,
                 len => sender.input(&keys[..len]).await?,
             },

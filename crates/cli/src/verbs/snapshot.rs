@@ -1,4 +1,4 @@
-//! `wrenn snapshot …`: frozen moments that have names, from which sandboxes are made.
+//! `wrenn snapshot …`: named snapshots, from which sandboxes are created.
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -9,10 +9,11 @@ use wrenn_proto::{
 
 use crate::{client::Client, output};
 
-/// What can be done with snapshots.
+/// Commands of `wrenn snapshot`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotVerb {
-    /// Freeze this moment of a sandbox as a template, and print its name; the sandbox goes on
+    /// Create a snapshot of a sandbox as a template and print its name; a running sandbox keeps
+    /// running
     Create(CreateArgs),
     /// List snapshots
     #[command(visible_alias = "list")]
@@ -24,11 +25,11 @@ pub(crate) enum SnapshotVerb {
 /// Arguments of `wrenn snapshot create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Sandbox, running or paused
+    /// Id of a running or paused sandbox
     sandbox: SandboxId,
-    /// Name of the template [default: one is made up]
+    /// Name of the snapshot [default: generated]
     name: Option<TemplateName>,
-    /// Replace a snapshot of this name
+    /// Replace an existing snapshot of this name
     #[arg(long)]
     overwrite: bool,
     /// Print JSON
@@ -47,12 +48,12 @@ pub(crate) struct LsArgs {
 /// Arguments of `wrenn snapshot rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
-    /// Names
+    /// Names of the snapshots
     #[arg(required = true)]
     names: Vec<TemplateName>,
 }
 
-/// Runs the verb; answers with the exit code.
+/// Runs the command and returns the exit code.
 pub(crate) async fn run(client: &Client, verb: SnapshotVerb) -> anyhow::Result<i32> {
     match verb {
         SnapshotVerb::Create(args) => {

@@ -1,4 +1,4 @@
-//! A server that answers as the control plane does, and remembers what it was asked.
+//! Fake control plane that answers like the real one and records the requests.
 
 use std::{
     net::SocketAddr,
@@ -19,17 +19,18 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{process::Command, sync::Notify};
 
-/// Everything here is done within this time, or the test fails.
+/// Deadline of every step of a test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What the fake does with a WebSocket.
+/// Behavior of the fake on a WebSocket.
 #[derive(Debug, Clone)]
 pub(crate) enum Script {
-    /// Sends these messages and waits for the client to leave.
+    /// Sends these messages and waits for the client to disconnect.
     Say(Vec<Value>),
-    /// Answers input with the same bytes; exit 0 at its end (`exec/stream`) or at a `\x04` (`pty`).
+    /// Answers input with the same bytes; exits with 0 at the end of input (`exec/stream`) or at a
+    /// `\x04` (`pty`).
     Echo,
-    /// Says nothing.
+    /// Sends nothing.
     Hang,
 }
 
@@ -43,7 +44,7 @@ struct Inner {
     changed: Notify,
 }
 
-/// The server; it lives as long as the test's runtime.
+/// Fake server; it lives as long as the test's runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct Fake {
     address: SocketAddr,
@@ -55,7 +56,7 @@ impl Fake {
         Self::with(script, false).await
     }
 
-    /// Its creates answer after [`Fake::let_create_answer`].
+    /// Starts a server whose create calls are answered after [`Fake::let_create_answer`].
     pub(crate) async fn start_slow(script: Script) -> Self {
         Self::with(script, true).await
     }
@@ -77,7 +78,7 @@ impl Fake {
         fake
     }
 
-    /// `wrenn` with settings that lead here and nowhere else.
+    /// Returns a `wrenn` command whose settings point to this server only.
     pub(crate) fn wrenn(&self, args: &[&str]) -> Command {
         let mut command = wrenn(args);
         command
@@ -98,13 +99,13 @@ impl Fake {
         self.inner.messages.lock().unwrap().clone()
     }
 
-    /// Waits until a call like this has come.
+    /// Waits until this call was received.
     pub(crate) async fn called(&self, call: &str) {
         self.until(|fake| fake.calls().iter().any(|c| c == call), call)
             .await;
     }
 
-    /// Waits until a message of this type has come.
+    /// Waits until a message of this type was received.
     pub(crate) async fn heard(&self, kind: &str) -> Value {
         self.until(|fake| fake.find(kind).is_some(), kind).await;
         self.find(kind).unwrap()
@@ -140,7 +141,7 @@ impl Fake {
     }
 }
 
-/// `wrenn` with none of this machine's settings.
+/// Returns a `wrenn` command without any settings of this machine.
 pub(crate) fn wrenn(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn"));
     command
@@ -154,7 +155,7 @@ pub(crate) fn wrenn(args: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end, within the deadline.
+/// Runs a command to completion, within the deadline.
 pub(crate) async fn finish(command: &mut Command) -> Output {
     tokio::time::timeout(DEADLINE, command.output())
         .await
@@ -175,7 +176,7 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
-/// Those in a status that was asked for.
+/// Returns the sandboxes with a requested status.
 fn list(query: &str) -> Value {
     let words = query.strip_prefix("status=").unwrap_or_default();
     let asked: Vec<&str> = words.split("%2C").collect();

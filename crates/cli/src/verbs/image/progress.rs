@@ -1,4 +1,5 @@
-//! How far an image build is: a spinner on a terminal, a line a step elsewhere. All of it on standard error.
+//! Progress of an image build, on standard error: a spinner on a terminal, one line per step
+//! elsewhere.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -10,10 +11,10 @@ use wrenn_image::Progress;
 
 use crate::output;
 
-/// So many characters of a tool's line are shown beside the spinner.
+/// Number of characters of a tool's output line shown next to the spinner.
 const SHOWN_CHARS: usize = 60;
 
-/// A spinner for the step that runs, a line for each that is done.
+/// Progress display with a spinner for the current step and a line for each completed step.
 #[derive(Debug)]
 pub(super) struct TerminalProgress {
     verbose: bool,
@@ -68,7 +69,7 @@ impl Progress for TerminalProgress {
 }
 
 impl Drop for TerminalProgress {
-    /// A build that fails leaves its spinner behind.
+    /// Removes the spinner that a failed build leaves.
     fn drop(&mut self) {
         if let Some(spinner) = self.swap(None) {
             spinner.finish_and_clear();
@@ -76,7 +77,7 @@ impl Drop for TerminalProgress {
     }
 }
 
-/// Lines only.
+/// Progress display with lines only.
 #[derive(Debug)]
 pub(super) struct PlainProgress {
     verbose: bool,

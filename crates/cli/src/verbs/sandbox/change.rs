@@ -8,10 +8,10 @@ use crate::{
     output::{self, in_full},
 };
 
-/// Sandboxes to act on.
+/// Arguments of commands for several sandboxes.
 #[derive(Debug, Args)]
 pub(crate) struct ManyArgs {
-    /// Sandboxes
+    /// Ids of the sandboxes
     #[arg(required = true)]
     ids: Vec<SandboxId>,
 }
@@ -19,9 +19,9 @@ pub(crate) struct ManyArgs {
 /// Arguments of `wrenn sandbox fork`.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
-    /// Sandbox
+    /// Sandbox id
     id: SandboxId,
-    /// How many copies
+    /// Number of copies
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
     count: u32,
     /// Print JSON
@@ -29,12 +29,12 @@ pub(crate) struct ForkArgs {
     json: bool,
 }
 
-/// Pauses all that were named, one after another, whatever becomes of each.
+/// Pauses all named sandboxes in order, continuing after failures.
 pub(crate) async fn pause(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
     each(args, "pause", async |id| client.pause(id).await.map(drop)).await
 }
 
-/// Resumes all that were named, one after another, whatever becomes of each.
+/// Resumes all named sandboxes in order, continuing after failures.
 pub(crate) async fn resume(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
     each(args, "resume", async |id| client.resume(id).await.map(drop)).await
 }
@@ -50,7 +50,7 @@ async fn each(
             Ok(()) => output::line(id)?,
             Err(error) => {
                 output::tell(format_args!(
-                    "wrenn: cannot {verb} {id}: {}",
+                    "wrenn: failed to {verb} {id}: {}",
                     in_full(&error)
                 ));
                 code = 1;
@@ -60,7 +60,7 @@ async fn each(
     Ok(code)
 }
 
-/// Makes copies and prints their ids.
+/// Creates copies and prints their ids.
 pub(crate) async fn fork(client: &Client, args: ForkArgs) -> anyhow::Result<i32> {
     let body = ForkSandbox {
         count: Some(args.count.into()),

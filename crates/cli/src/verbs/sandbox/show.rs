@@ -1,4 +1,4 @@
-//! How sandboxes look in a table.
+//! Tables of sandboxes.
 
 use jiff::Timestamp;
 use wrenn_proto::rest::{Egress, Sandbox};
@@ -6,7 +6,7 @@ use wrenn_proto::rest::{Egress, Sandbox};
 use super::super::process::OneArgs;
 use crate::{client::Client, output};
 
-/// `wrenn sandbox get`.
+/// Implements `wrenn sandbox get`.
 pub(crate) async fn get(client: &Client, args: &OneArgs) -> anyhow::Result<i32> {
     let sandbox = client.get(&args.id).await?;
     if args.json {
@@ -17,7 +17,7 @@ pub(crate) async fn get(client: &Client, args: &OneArgs) -> anyhow::Result<i32> 
     Ok(0)
 }
 
-/// The table of `wrenn sandbox ls`.
+/// Prints the table of `wrenn sandbox ls`.
 pub(crate) fn list(sandboxes: &[Sandbox]) -> std::io::Result<()> {
     let now = Timestamp::now();
     let rows = sandboxes.iter().map(|s| row(s, now)).collect();
@@ -51,7 +51,7 @@ fn details(sandbox: &Sandbox) -> Vec<Vec<String>> {
         ("memory", format!("{} MiB", sandbox.memory_mb)),
         ("disk", format!("{} MiB", sandbox.disk_size_mb)),
         ("egress", egress(sandbox.egress).to_owned()),
-        ("idle time-out", idle(sandbox.timeout_sec)),
+        ("idle timeout", idle(sandbox.timeout_sec)),
         ("created", sandbox.created_at.to_string()),
     ];
     let times = [
@@ -64,8 +64,8 @@ fn details(sandbox: &Sandbox) -> Vec<Vec<String>> {
             .filter_map(|(name, t)| Some((name, t?.to_string()))),
     );
     let words = [
-        ("address in guest", &sandbox.guest_ip),
-        ("address on host", &sandbox.host_ip),
+        ("guest address", &sandbox.guest_ip),
+        ("host address", &sandbox.host_ip),
         ("error", &sandbox.error),
     ];
     rows.extend(
@@ -164,7 +164,7 @@ mod tests {
         assert!(names.contains(&"metadata owner"), "{names:?}");
         assert!(
             rows.iter()
-                .any(|r| r[0] == "idle time-out" && r[1] == "never")
+                .any(|r| r[0] == "idle timeout" && r[1] == "never")
         );
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// The agent is in this process or on this machine.
+/// Short timeout: the agent is in this process or on this machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default, Deserialize)]
@@ -19,10 +19,10 @@ struct Sandbox {
     state: String,
 }
 
-/// How many sandboxes the agent at `url` runs; `None` if it does not tell.
+/// Returns the number of sandboxes that the agent at `url` runs; `None` if it does not respond.
 pub(super) async fn count(url: &str, token: &str) -> Option<usize> {
     let call = async {
-        // One unary call of the Connect protocol is a plain POST of JSON.
+        // A unary call of the Connect protocol is a plain POST of JSON.
         reqwest::Client::builder()
             .no_proxy()
             .build()?

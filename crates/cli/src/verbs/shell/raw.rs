@@ -1,4 +1,4 @@
-//! The terminal's raw mode, in which every key goes to the sandbox, and the way back from it.
+//! Raw mode of the terminal, in which every key goes to the sandbox, and its restoration.
 
 use std::{
     io,
@@ -7,13 +7,15 @@ use std::{
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Size of a terminal that does not know its own.
+/// Size assumed for a terminal that does not report one: columns and rows.
 const USUAL_SIZE: (u16, u16) = (80, 24);
 
-/// How the terminal was before; there while it is raw, for the panic hook.
+/// Terminal settings to restore; set while the terminal is raw, so that the panic hook can restore
+/// them.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// While this lives, the terminal of standard input is raw. Its end, also by a panic, restores what was before.
+/// Guard that keeps the terminal of standard input in raw mode. Dropping it, and also a panic,
+/// restores the previous settings.
 pub(super) struct RawTerminal(());
 
 impl RawTerminal {
@@ -23,7 +25,7 @@ impl RawTerminal {
         HOOK.call_once(|| {
             let next = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
-                // First the terminal, so that the message can be read.
+                // Restore the terminal first, so that the message is readable.
                 restore();
                 next(panic);
             }));
@@ -48,17 +50,17 @@ impl Drop for RawTerminal {
 fn restore() {
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
-        // If the terminal is gone there is nothing to restore.
+        // If the terminal is gone, there is nothing to restore.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
     }
 }
 
-/// Whether standard input is a terminal, and output goes to one.
+/// True if standard input and standard output are terminals.
 pub(super) fn is_terminal() -> bool {
     isatty(io::stdin()) && isatty(io::stdout())
 }
 
-/// Columns and rows.
+/// Returns the terminal's columns and rows.
 pub(super) fn size() -> (u16, u16) {
     match tcgetwinsize(io::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col, size.ws_row),
