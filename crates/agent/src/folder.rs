@@ -1,16 +1,20 @@
-//! The folder of a sandbox: what this host knows of it, across restarts of the agent.
+//! Directory of a sandbox: its persistent state on this host, across restarts of the agent.
 //!
 //! ```text
-//! <data>/sandboxes/<id>/       0700
-//!   spec.json                  written last of all before the supervisor starts: without it the folder is half-made
-//!   boot.json                  written when the guest first answered: with it the sandbox was running once
-//!   snapshot.json              the last moment that was frozen, and whether the sandbox ran on from it: without, it is paused
-//!   status.json, console.log, supervisor.log, supervisor.sock    the supervisor's
-//!   rootfs.qcow2               the disk; `rootfs.<n>.qcow2` after a moment was frozen while it ran
+//! <data>/sandboxes/<id>/   0700
+//!   spec.json              written last before the supervisor starts; without it, the create is
+//!                          incomplete
+//!   boot.json              written when the guest first answered; without it, the sandbox never
+//!                          ran
+//!   snapshot.json          the last snapshot, and whether the sandbox kept running after it; if
+//!                          not, the sandbox is paused
+//!   rootfs.qcow2           the disk; `rootfs.<n>.qcow2` after a snapshot of the running sandbox
+//!   status.json, console.log, supervisor.log, supervisor.sock   written by the supervisor
 //! ```
 //!
-//! Files appear whole: written under another name, flushed, renamed. [`Folder::remove`] takes `spec.json` away first, so that
-//! a folder that was only half removed is never taken for a sandbox.
+//! Files are replaced atomically: written under another name, flushed, renamed. [`Folder::remove`]
+//! removes `snapshot.json` and `spec.json` first, so a partially removed directory is never taken
+//! for a sandbox.
 
 use std::{
     fs, io,
@@ -25,32 +29,32 @@ use wrenn_proto::{
     supervise::{FinalStatus, SupervisorSpec, files},
 };
 
-/// File of [`BootTimes`].
+/// File name of [`BootTimes`].
 const BOOT: &str = "boot.json";
 
-/// File of [`LastMoment`].
+/// File name of [`LastMoment`].
 const LAST: &str = "snapshot.json";
 
-/// Beginning and end of the names of its disk's files.
+/// Prefix and suffix of the names of disk files.
 const DISK_NAME: (&str, &str) = ("rootfs.", "qcow2");
 
-/// Why a folder could not be made or used.
+/// Failure to create or use a sandbox's directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum FolderError {
-    /// There is one of this name.
-    #[error("a sandbox {0} exists already")]
+    /// A directory with this name exists.
+    #[error("sandbox {0} already exists")]
     Exists(SandboxId),
     /// A file operation failed.
-    #[error("could not {step} {path}")]
+    #[error("failed to {step} {path}")]
     Io {
         step: &'static str,
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// A file's content is not what it should be.
-    #[error("{path} is not what the host agent writes there")]
+    /// The content of a file is invalid.
+    #[error("failed to parse {path}")]
     Malformed {
         path: PathBuf,
         #[source]
@@ -59,18 +63,19 @@ pub(crate) enum FolderError {
 }
 
 impl FolderError {
-    /// Whether what was read is there, and cannot be read now: the disk's failure, or no descriptor left. Another time it may be.
+    /// True if the file exists but cannot be read now, because the disk failed or no file
+    /// descriptor is left. A later attempt may succeed.
     pub(crate) fn is_unreadable(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() != io::ErrorKind::NotFound)
     }
 
-    /// Whether the host's disk is full.
+    /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if crate::host::is_out_of_space(source))
     }
 }
 
-/// Where the time of a boot went: milliseconds from the start of the create; 0 where not known.
+/// Durations of the phases of a boot, in milliseconds since the start of the create. 0 if unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct BootTimes {
@@ -81,42 +86,43 @@ pub(crate) struct BootTimes {
     pub(crate) envd_ms: u32,
 }
 
-/// The last moment of a sandbox that was frozen whole.
+/// Last complete snapshot of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LastMoment {
-    /// Build id of the snapshot.
+    /// ID of the snapshot.
     pub(crate) build: String,
-    /// When this was noted, milliseconds since 1970.
+    /// Time when this record was made, in milliseconds since the Unix epoch.
     pub(crate) frozen_unix_ms: i64,
-    /// The machine ran on afterwards, or was brought back. Without this, the sandbox is paused.
+    /// True if the VM kept running after the snapshot, or was resumed since. If false, the sandbox
+    /// is paused.
     pub(crate) running: bool,
 }
 
-/// All folders of one agent.
+/// Sandbox directories of one agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Folders {
     root: PathBuf,
 }
 
-/// One sandbox's folder.
+/// Directory of one sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Folder {
     path: PathBuf,
 }
 
 impl Folders {
-    /// Those of a data directory.
+    /// Opens the sandbox directories of a data directory.
     pub(crate) fn open(data_dir: &Path) -> Result<Self, FolderError> {
         let root = data_dir.join("sandboxes");
         fs::DirBuilder::new()
             .mode(0o700)
             .recursive(true)
             .create(&root)
-            .map_err(failed("make", &root))?;
+            .map_err(failed("create", &root))?;
         Ok(Self { root })
     }
 
-    /// Makes the folder of a new sandbox.
+    /// Creates the directory of a new sandbox.
     pub(crate) fn claim(&self, id: &SandboxId) -> Result<Folder, FolderError> {
         let path = self.root.join(id);
         match fs::DirBuilder::new().mode(0o700).create(&path) {
@@ -124,18 +130,18 @@ impl Folders {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(FolderError::Exists(id.clone()))
             }
-            Err(error) => Err(failed("make", &path)(error)),
+            Err(error) => Err(failed("create", &path)(error)),
         }
     }
 
-    /// The last moment of each sandbox of which one was frozen.
+    /// Returns the last snapshot of each sandbox that has one.
     pub(crate) fn last_moments(&self) -> Result<Vec<LastMoment>, FolderError> {
         let folders = self.list()?.into_iter();
         let moments = folders.map(|(_, folder)| folder.read_last());
         moments.filter_map(Result::transpose).collect()
     }
 
-    /// All folders that there are. What is not named like a sandbox is none.
+    /// Returns all sandbox directories. Entries whose name is not a sandbox ID are skipped.
     pub(crate) fn list(&self) -> Result<Vec<(SandboxId, Folder)>, FolderError> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
@@ -143,7 +149,7 @@ impl Folders {
             let name = entry.file_name();
             match name.to_str().map(str::parse) {
                 Some(Ok(id)) => found.push((id, Folder { path: entry.path() })),
-                _ => tracing::warn!(path = %entry.path().display(), "not a sandbox; left alone"),
+                _ => tracing::warn!(path = %entry.path().display(), "not a sandbox, ignored"),
             }
         }
         Ok(found)
@@ -169,7 +175,7 @@ impl Folder {
         self.write_json(BOOT, boot)
     }
 
-    /// `None` if the guest never answered.
+    /// Returns `None` if the guest never answered.
     pub(crate) fn read_boot(&self) -> Option<BootTimes> {
         let text = fs::read(self.path.join(BOOT)).ok()?;
         serde_json::from_slice(&text).ok()
@@ -179,12 +185,12 @@ impl Folder {
         self.write_json(LAST, last)
     }
 
-    /// Whether a moment of it was frozen, be it readable or not.
+    /// True if the sandbox has a snapshot, whether its record is readable or not.
     pub(crate) fn was_frozen(&self) -> bool {
         self.path.join(LAST).exists()
     }
 
-    /// `None` if nothing of it was ever frozen.
+    /// Returns `None` if the sandbox has no snapshot.
     pub(crate) fn read_last(&self) -> Result<Option<LastMoment>, FolderError> {
         let path = self.path.join(LAST);
         let text = match fs::read(&path) {
@@ -197,7 +203,7 @@ impl Folder {
             .map_err(|source| FolderError::Malformed { path, source })
     }
 
-    /// A name for the next file of its disk.
+    /// Returns a path for the next disk file.
     pub(crate) fn next_disk(&self) -> PathBuf {
         let free = (1_u32..).map(|n| {
             self.path
@@ -208,7 +214,7 @@ impl Folder {
             .unwrap_or_else(|| self.path.join(files::DISK))
     }
 
-    /// All files of its disk that are in the folder.
+    /// Returns all disk files in the directory.
     pub(crate) fn disks(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.path)? {
@@ -222,29 +228,30 @@ impl Folder {
         Ok(found)
     }
 
-    /// Forgets how an earlier machine of it ended.
+    /// Removes the final status of an earlier VM of the sandbox.
     pub(crate) fn forget_final_status(&self) -> Result<(), FolderError> {
         let path = self.path.join(files::STATUS);
         ignore_missing(fs::remove_file(&path)).map_err(failed("remove", &path))
     }
 
-    /// What the supervisor said last; `None` if it could not say anything.
+    /// Returns the supervisor's final status. `None` if the supervisor could not write one.
     pub(crate) fn read_final_status(&self) -> Option<FinalStatus> {
         let text = fs::read(self.path.join(files::STATUS)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
-    /// The last lines of a log, for a message; empty if there is none.
+    /// Returns the end of a log, for use in a message. Empty if there is no log.
     pub(crate) fn tail(&self, file: &str, bytes: usize) -> String {
         let text = fs::read(self.path.join(file)).unwrap_or_default();
         let start = text.len().saturating_sub(bytes);
         String::from_utf8_lossy(&text[start..]).trim().to_owned()
     }
 
-    /// Removes everything. Fine if there is nothing.
+    /// Removes everything. Succeeds if there is nothing.
     ///
-    /// The order is what an agent that is killed in between leaves to the next: first a sandbox that was never frozen, then a
-    /// half-made one, which is removed too. One that was frozen and cannot be read would be left alone.
+    /// The order determines what the next agent finds if this agent is killed in between: first a
+    /// sandbox without a snapshot, then an incomplete create, which is also removed. A sandbox with
+    /// a snapshot and an unreadable specification would be left alone.
     pub(crate) fn remove(&self) -> Result<(), FolderError> {
         for file in [LAST, files::SPEC] {
             let path = self.path.join(file);

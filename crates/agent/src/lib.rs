@@ -1,12 +1,15 @@
-//! The host agent: one a machine. It makes, watches and destroys the sandboxes of its host, and serves `hostagent.v1`
-//! ([`wrenn_proto::rpc::hostagent`]) to a control plane.
+//! Host agent: one per host. Creates, watches and destroys the sandboxes of its host, and serves
+//! `hostagent.v1` ([`wrenn_proto::rpc::hostagent`]) to a control plane.
 //!
-//! Owns, of each sandbox: its folder, disk, network and cgroups. Its machine is its supervisor's, a process that outlives
-//! the agent: when an agent ends, in order or not, sandboxes run on, and the next one adopts them.
+//! Owns the directory, disk, network and cgroups of each sandbox. The VM belongs to the sandbox's
+//! supervisor, a process that outlives the agent. When an agent exits, orderly or not, its
+//! sandboxes keep running, and the next agent adopts them.
 //!
-//! Never decides how long a sandbox lives, and never keeps what only users know: that is the control plane's.
+//! Never decides the lifetime of a sandbox, and never stores data that only users know. Both belong
+//! to the control plane.
 //!
-//! What can fail, and who then frees what: see the table in `sandbox.rs` for a create, in `sandbox/adopt.rs` for a restart.
+//! Failures and the responsibility for cleaning up are listed in the tables in `sandbox.rs`
+//! (create) and `sandbox/adopt.rs` (restart).
 #![forbid(unsafe_code)]
 
 mod cgroup;

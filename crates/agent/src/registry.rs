@@ -1,4 +1,4 @@
-//! The sandboxes of this host, by id.
+//! Sandboxes of this host, by ID.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -9,14 +9,14 @@ use wrenn_proto::SandboxId;
 
 use crate::sandbox::{Sandbox, UseError};
 
-/// All sandboxes that the agent knows. Holds its lock for single operations on the map only.
+/// All sandboxes known to the agent. The lock is held only for single operations on the map.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     sandboxes: Mutex<BTreeMap<SandboxId, Arc<Sandbox>>>,
 }
 
 impl Registry {
-    /// Adds a sandbox; false if there is one of its id.
+    /// Adds a sandbox. Returns false if the ID is taken.
     pub(crate) fn insert(&self, sandbox: Arc<Sandbox>) -> bool {
         match self.lock().entry(sandbox.facts.id.clone()) {
             Entry::Occupied(_) => false,
@@ -27,7 +27,7 @@ impl Registry {
         }
     }
 
-    /// The sandbox of an id, as a request gives it.
+    /// Returns the sandbox with an ID taken from a request.
     pub(crate) fn get(&self, id: &str) -> Result<Arc<Sandbox>, UseError> {
         let not_found = || UseError::NotFound(id.chars().take(80).collect());
         let id: SandboxId = id.parse().map_err(|_| not_found())?;
@@ -38,7 +38,7 @@ impl Registry {
         self.lock().remove(id);
     }
 
-    /// All sandboxes, by id.
+    /// Returns all sandboxes, sorted by ID.
     pub(crate) fn list(&self) -> Vec<Arc<Sandbox>> {
         self.lock().values().cloned().collect()
     }

@@ -1,4 +1,6 @@
-//! The service `hostagent.v1`, and tunnels to guests, as thin as can be: what it does is done elsewhere, and errors pass through with their codes.
+//! Service `hostagent.v1`, and tunnels to guests.
+//!
+//! This layer is thin: other modules do the work, and errors pass through with their codes.
 
 mod auth;
 mod files;
@@ -19,15 +21,15 @@ use crate::sandbox::{Running, Sandbox, owner::Owners};
 
 pub(crate) use lifecycle::{Wanted, begin_plan, image_mib};
 
-/// Room for a message's fields beside a file's content, bytes.
+/// Room for the fields of a message next to a file's content, in bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;
 
-/// The service.
+/// Implementation of the service.
 pub(crate) struct AgentService {
     owners: Owners,
 }
 
-/// The service behind its check of the token, ready to be served.
+/// Returns the service behind the token check, ready to be served.
 pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
     let service = Arc::new(AgentService {
         owners: owners.clone(),
@@ -47,7 +49,7 @@ pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
         ))
 }
 
-/// Runs a command in a sandbox, as the service does.
+/// Runs a command in a sandbox, as the RPC call does.
 pub(crate) async fn exec(
     owners: &Owners,
     request: pb::ExecRequest,
@@ -63,7 +65,7 @@ impl AgentService {
         Ok(self.owners.registry.get(id)?)
     }
 
-    /// A sandbox that runs; counts as use.
+    /// Returns a running sandbox and counts the call as activity.
     fn in_use(&self, id: &str) -> Result<InUse, ConnectError> {
         let sandbox = self.sandbox(id)?;
         let running = sandbox.use_now()?;
@@ -71,7 +73,7 @@ impl AgentService {
     }
 }
 
-/// A running sandbox and one who uses it.
+/// Running sandbox that a call is using.
 #[derive(Clone)]
 struct InUse {
     sandbox: Arc<Sandbox>,
@@ -79,7 +81,8 @@ struct InUse {
 }
 
 impl InUse {
-    /// Waits for the guest, but not beyond the sandbox's end: a guest that is gone never answers.
+    /// Waits for the guest, but not beyond the end of the sandbox. A guest that is gone never
+    /// answers.
     async fn wait_for<T>(
         &self,
         work: impl Future<Output = Result<T, ConnectError>>,
@@ -106,7 +109,7 @@ type Request<'a, T> = ServiceRequest<'a, T>;
 
 #[allow(
     refining_impl_trait,
-    reason = "the methods answer with plain messages, which is what the trait's bound is for"
+    reason = "the methods return plain messages, which satisfy the trait's bound"
 )]
 impl pb::HostAgentService for AgentService {
     async fn get_host(

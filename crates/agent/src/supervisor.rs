@@ -1,8 +1,8 @@
-//! The agent's end of a supervisor: start it, hear when it is gone, ask it, end it.
+//! Agent's side of a supervisor: starts it, observes its exit, sends requests, ends it.
 //!
-//! A supervisor outlives the agent, so nothing here ties it to this process: it leads a session of its own, and a
-//! [`Supervisor`] that is dropped leaves it running. What holds them together is a connection, the lifeline: it ends
-//! when the supervisor's process does, however that ended.
+//! A supervisor outlives the agent, so nothing here ties it to this process. It leads its own
+//! session, and dropping a [`Supervisor`] leaves it running. The agent holds one connection to it,
+//! the lifeline, which ends when the supervisor's process ends, for any reason.
 
 use std::{
     fs,
@@ -32,75 +32,77 @@ use wrenn_proto::supervise::{
 
 use crate::folder::Folder;
 
-/// How long it may take to answer a question.
+/// Deadline of a request that does not pause or resume the VM.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long it may take to end a freeze that is under way: longer than anybody waits for one, for the disk's sake.
+/// Maximum time for a snapshot in progress to end. Longer than any caller waits for a snapshot, to
+/// allow for a slow disk.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Between two questions whether it has ended.
+/// Interval at which the end of a snapshot is checked.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
-/// How long a machine may take to go on.
+/// Maximum time for a VM to resume.
 const THAW_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Room for the descriptor beside an answer, bytes.
+/// Buffer size for the file descriptor that comes with an answer, in bytes.
 const ANCILLARY_BYTES: usize = 128;
 
-/// How long a killed process may take to be gone.
+/// Maximum time for a killed process to disappear.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a user is told when a supervisor left no word.
-const KILLED: &str = "its supervisor process ended unexpectedly: it was killed, the host ran out of memory, or was restarted";
+/// Reason shown to the user if a supervisor left no final status.
+const KILLED: &str =
+    "the supervisor process ended unexpectedly (killed, host out of memory, or host restarted)";
 
-/// What a user is told when somebody else than the agent asked a supervisor to end.
+/// Reason shown to the user if a supervisor was stopped by someone other than the agent.
 const STOPPED: &str =
-    "its virtual machine was stopped on the host, and not by a request to destroy it";
+    "the virtual machine was stopped on the host, not by a request to destroy the sandbox";
 
-/// Why a supervisor could not be started or talked to.
+/// Failure to start a supervisor or to communicate with one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum SupervisorError {
     /// A system call failed.
-    #[error("could not {step}")]
+    #[error("failed to {step}")]
     Io {
         step: &'static str,
         #[source]
         source: io::Error,
     },
-    /// It ended before its machine ran.
+    /// The supervisor ended before its VM ran.
     #[error("{0}")]
     Ended(String),
-    /// It did not say that its machine runs.
+    /// The supervisor did not report a running VM in time.
     #[error("the virtual machine did not start within {0:?}")]
     NotReady(Duration),
-    /// It did not answer.
+    /// The supervisor did not answer.
     #[error("the supervisor did not answer within {0:?}")]
     Silent(Duration),
-    /// Its answer is not one.
-    #[error("the supervisor's answer makes no sense")]
+    /// The supervisor's answer is invalid.
+    #[error("invalid answer from the supervisor")]
     Malformed,
-    /// It could not do what was asked; the text is its own.
+    /// The supervisor rejected the request. The text is the supervisor's.
     #[error("{0}")]
     Refused(String),
-    /// It could not be ended.
-    #[error("the supervisor (pid {pid}) is still there {KILL_DEADLINE:?} after SIGKILL")]
+    /// The supervisor cannot be killed.
+    #[error("the supervisor (pid {pid}) still exists {KILL_DEADLINE:?} after SIGKILL")]
     Unkillable { pid: i32 },
 }
 
 impl SupervisorError {
-    /// Whether the host's disk is full.
+    /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Io { source, .. } => crate::host::is_out_of_space(source),
-            // Another process's error has no number that could be read.
+            // Another process reports an error as text, not as an errno.
             Self::Refused(text) => text.contains("No space left on device"),
             _ => false,
         }
     }
 }
 
-/// A supervisor that lives, as far as is known.
+/// Supervisor that was running when it was last seen.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     folder: PathBuf,
@@ -109,10 +111,10 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the supervisor of a folder that has its `spec.json`, and waits until its machine runs. `memory` is that of the
-    /// image, for a machine that is restored.
+    /// Starts the supervisor of a directory that has its `spec.json`, and waits until its VM runs.
+    /// `memory` is the snapshot's memory file if the VM is restored.
     ///
-    /// When this fails, or its future is dropped, the supervisor is killed.
+    /// If this fails, or if its future is dropped, the supervisor is killed.
     pub(crate) async fn start(
         exe: &Path,
         folder: &Folder,
@@ -136,7 +138,7 @@ impl Supervisor {
             }
             Err(error) => {
                 let ended = matches!(error, SupervisorError::Ended(_));
-                // Waits too: when this returns, the VMM (which dies with the supervisor) has been told.
+                // Waits as well: when this returns, the VMM has received its parent-death signal.
                 let _ = child.kill().await;
                 if ended {
                     return Err(SupervisorError::Ended(final_reason(folder)));
@@ -146,10 +148,10 @@ impl Supervisor {
         }
     }
 
-    /// Connects to the supervisor of a folder.
+    /// Connects to the supervisor of a directory.
     ///
     /// # Errors
-    /// `NotFound` or `ConnectionRefused` where none lives.
+    /// `NotFound` or `ConnectionRefused` if no supervisor is running.
     pub(crate) async fn attach(folder: &Path) -> io::Result<Self> {
         let lifeline = connect(folder).await?;
         let pid = lifeline
@@ -166,7 +168,7 @@ impl Supervisor {
     /// Waits until the supervisor's process is gone. Cancel safe.
     pub(crate) async fn gone(&self) {
         let mut buffer = [0; 64];
-        // Nobody sends on the lifeline; whatever comes that is not the end is ignored.
+        // The supervisor sends nothing on the lifeline. Anything but its end is ignored.
         while let Ok(info) = self.lifeline.recv(&mut buffer).await {
             if info.bytes_read() == 0 {
                 return;
@@ -174,7 +176,7 @@ impl Supervisor {
         }
     }
 
-    /// Asks how the machine is.
+    /// Returns the status of the VM.
     pub(crate) async fn status(&self) -> Result<MachineStatus, SupervisorError> {
         match self.ask(Request::Status, STATUS_DEADLINE).await? {
             Reply::Status(status) => Ok(status),
@@ -182,8 +184,9 @@ impl Supervisor {
         }
     }
 
-    /// How the machine is once no freeze is under way. One that is silent is asked again: it may be busy, and who is gone does not
-    /// take a connection.
+    /// Returns the status of the VM once no snapshot is in progress. A supervisor that does not
+    /// answer is asked again, because it may be busy. A supervisor that is gone does not accept a
+    /// connection.
     pub(crate) async fn settled(&self) -> Result<MachineStatus, SupervisorError> {
         let settled = async {
             loop {
@@ -200,7 +203,8 @@ impl Supervisor {
             .unwrap_or(Err(SupervisorError::Silent(SETTLE_DEADLINE)))
     }
 
-    /// Stops the machine's virtual CPUs and has it written to `staging`. If that fails, it runs on.
+    /// Pauses the virtual CPUs and has the VM written to `staging`. On failure, the VM keeps
+    /// running.
     pub(crate) async fn freeze(
         &self,
         staging: &Path,
@@ -219,7 +223,7 @@ impl Supervisor {
         }
     }
 
-    /// Lets a frozen machine go on. Fine if it runs.
+    /// Resumes a paused VM. Succeeds if the VM is running.
     pub(crate) async fn thaw(&self) -> Result<(), SupervisorError> {
         match self.ask(Request::Thaw, THAW_DEADLINE).await? {
             Reply::Thawed => Ok(()),
@@ -227,7 +231,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells it what became of what it froze last.
+    /// Reports to the supervisor whether its last snapshot was published.
     pub(crate) async fn note_published(
         &self,
         published: bool,
@@ -243,7 +247,8 @@ impl Supervisor {
         }
     }
 
-    /// The memory of the image that its machine was restored from; `None` if it was booted.
+    /// Returns the memory file of the snapshot that the VM was restored from. `None` if the VM was
+    /// booted.
     pub(crate) async fn image_memory(&self) -> Result<Option<OwnedFd>, SupervisorError> {
         let exchange = self.exchange(&Request::ImageMemory);
         let (reply, fd) = tokio::time::timeout(STATUS_DEADLINE, exchange)
@@ -255,7 +260,8 @@ impl Supervisor {
         }
     }
 
-    /// Ends the machine and the supervisor, by asking and, if that does not help, by killing. Fine if it is gone already.
+    /// Ends the VM and the supervisor: first by a request, then by SIGKILL. Succeeds if they are
+    /// gone already.
     pub(crate) async fn stop(&self, deadline: Duration) -> Result<(), SupervisorError> {
         let asked = async {
             self.ask(Request::Stop, deadline).await?;
@@ -271,8 +277,8 @@ impl Supervisor {
         if stopped {
             return Ok(());
         }
-        tracing::warn!(pid = %self.pid, "supervisor does not stop when asked; killing it");
-        // While the lifeline holds, the process lives, so its number is still its own.
+        tracing::warn!(pid = %self.pid, "supervisor did not stop on request, killing it");
+        // While the lifeline is open, the process exists, so its process ID was not reused.
         let _ = kill(self.pid, Signal::SIGKILL);
         tokio::time::timeout(KILL_DEADLINE, self.gone())
             .await
@@ -289,12 +295,13 @@ impl Supervisor {
         Ok(reply)
     }
 
-    /// One question on a connection of its own, so that no answer to an earlier one can be taken for its.
+    /// Sends one request on a separate connection, so that the answer to an earlier request cannot
+    /// be mistaken for its answer.
     async fn exchange(
         &self,
         request: &Request,
     ) -> Result<(Reply, Option<OwnedFd>), SupervisorError> {
-        let io = failed("ask the supervisor");
+        let io = failed("send a request to the supervisor");
         let request = serde_json::to_vec(request).map_err(|_| SupervisorError::Malformed)?;
         let exchange = async {
             let connection = connect(&self.folder).await?;
@@ -325,7 +332,7 @@ fn unexpected(reply: Reply) -> SupervisorError {
     }
 }
 
-/// For a user: why the supervisor of this folder is gone.
+/// Returns the reason, for the user, why the supervisor of this directory is gone.
 pub(crate) fn final_reason(folder: &Folder) -> String {
     match folder.read_final_status() {
         Some(status) if status.requested => STOPPED.to_owned(),
@@ -334,7 +341,8 @@ pub(crate) fn final_reason(folder: &Folder) -> String {
     }
 }
 
-/// A socket's address has 108 bytes and a folder's path may be longer, so the folder is named by descriptor.
+/// Connects to the socket in a directory. A socket address holds 108 bytes, and the path of the
+/// directory may be longer, so the directory is addressed through a file descriptor.
 async fn connect(folder: &Path) -> io::Result<UnixSeqpacket> {
     let directory = fs::File::open(folder)?;
     let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), files::SOCKET);
@@ -357,7 +365,7 @@ fn spawn(
         .arg("supervise")
         .arg("--dir")
         .arg(folder)
-        // The agent's environment holds keys that are none of a supervisor's business.
+        // The agent's environment holds keys that a supervisor must not see.
         .env_clear()
         .envs(
             ["PATH", "RUST_LOG", wrenn_sys::fault::VARIABLE]
@@ -368,20 +376,20 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
-        // Until it is known to run; see `reap`.
+        // Kills the supervisor until it is known to run. See `reap`.
         .kill_on_drop(true);
     wrenn_sys::session::in_new_session(command.as_std_mut());
     if let Some(memory) = memory {
         let memory = memory
             .try_clone_to_owned()
-            .map_err(failed("pass on the image's memory"))?;
+            .map_err(failed("pass the snapshot's memory file to the supervisor"))?;
         let number = wrenn_sys::session::inherit(command.as_std_mut(), memory);
         command.arg("--memory-fd").arg(number.to_string());
     }
     command.spawn().map_err(failed("start the supervisor"))
 }
 
-/// Waits for the line that says so.
+/// Waits for the supervisor's line `ready`.
 async fn wait_until_ready(child: &mut Child) -> Result<(), SupervisorError> {
     let Some(stdout) = child.stdout.take() else {
         return Err(SupervisorError::Malformed);
@@ -401,8 +409,8 @@ async fn wait_until_ready(child: &mut Child) -> Result<(), SupervisorError> {
     }
 }
 
-/// Takes the dead supervisor's entry out of the process table. The end of the agent must not be the supervisor's, so the
-/// child, which would be killed when it is dropped, never is.
+/// Reaps the supervisor when it exits. The child is never dropped, because a drop would kill it,
+/// and the supervisor must survive the end of the agent.
 async fn reap(mut child: ManuallyDrop<Child>) {
     let _ = child.wait().await;
 }

@@ -1,10 +1,13 @@
-//! Booted guests of templates: made once, after an image is built, so that a create is a restore.
+//! Template snapshots: taken once after an image is built, so that a create is a restore.
 //!
-//! A short-lived agent without a service boots the template, has it run what most guests run first (so that it is in the page
-//! cache), and freezes it in the images' directory. Then it restores it once: which pages that needs is recorded for all
-//! who come later. A run that is killed leaves what a killed agent leaves, and the next run cleans it up.
+//! A short-lived agent without a service boots the template and runs the commands that most guests
+//! run first, so that their files are in the page cache. It takes a snapshot and stores it in the
+//! image directory. It then restores the snapshot once, to record the pages that a restore needs
+//! for all later restores. A killed run leaves the same state as a killed agent, and the next run
+//! cleans it up.
 //!
-//! The caller holds the store's lock ([`StoreLock`]): nobody else boots templates there, or removes what this one is made of.
+//! The caller holds the store's lock ([`StoreLock`]). No other process boots templates there, or
+//! removes the files that the snapshot is made from.
 
 use std::{
     path::{Path, PathBuf},
@@ -33,7 +36,8 @@ use crate::{
     snapshots::{PinnedBuild, warm_name},
 };
 
-/// What guests run first, as their template's default user: our own client, and the SDKs of E2B.
+/// Commands that guests run first, as their template's default user: those of our own client and of
+/// the E2B SDKs.
 const FIRST_COMMANDS: [&[&str]; 4] = [
     &["/bin/true"],
     &["/bin/sh", "-c", "cat /etc/hostname; ls /"],
@@ -41,38 +45,39 @@ const FIRST_COMMANDS: [&[&str]; 4] = [
     &["python3", "-c", "print(1)"],
 ];
 
-/// How long a restored guest may take to have its pages recorded.
+/// Maximum time to record the pages of a restored guest.
 const RECORD_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Where the booted guest of a template is to be made.
+/// Settings for making a template snapshot.
 #[derive(Debug, Clone)]
 pub struct WarmConfig {
-    /// Where kernels, images and templates are.
+    /// Directory of kernels, images and templates.
     pub images_dir: PathBuf,
-    /// How guest code runs.
+    /// Accelerator that runs guest code.
     pub accel: Accel,
-    /// The program that has `supervise`.
+    /// Program that implements `supervise`.
     pub wrenn_exe: PathBuf,
-    /// Builds of booted guests that sandboxes of a service run from: they are not removed. `None` if that is not known.
+    /// IDs of the template snapshots that sandboxes of a running service depend on; they are not
+    /// removed. `None` if they are not known.
     pub in_use: Option<Vec<String>>,
-    /// Ends the work before its time.
+    /// Cancelled to interrupt the work.
     pub stop: CancellationToken,
 }
 
-/// Why there is no booted guest.
+/// Failure to make or remove a template snapshot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WarmError {
-    /// Somebody ended the work.
-    #[error("it was interrupted")]
+    /// The work was interrupted.
+    #[error("interrupted")]
     Stopped,
-    /// The parts of an agent could not be put together.
+    /// The components of the agent could not be set up.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// A step failed; the text says which and why.
-    #[error("could not {step}: {reason}")]
+    /// A step failed.
+    #[error("failed to {step}: {reason}")]
     Step {
-        /// What was tried.
+        /// The step.
         step: &'static str,
         /// The failure, with its causes.
         reason: String,
@@ -86,7 +91,8 @@ fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> WarmErr
     }
 }
 
-/// Makes the booted guest of a template, unless there is one that fits. True if it was made; `begins` is called before that.
+/// Makes the snapshot of a template, unless a matching one exists. Returns true if it was made.
+/// Calls `begins` before making it.
 ///
 /// # Errors
 /// See [`WarmError`].
@@ -96,7 +102,7 @@ pub async fn make(
     name: &TemplateName,
     begins: impl FnOnce(),
 ) -> Result<bool, WarmError> {
-    let store = ImageStore::open(&config.images_dir).map_err(failed("open the images"))?;
+    let store = ImageStore::open(&config.images_dir).map_err(failed("open the image directory"))?;
     let template = store.template(name).map_err(failed("find the template"))?;
     let (_alone, host) = open(&config, store, lock).await?;
     let is_made = host.snapshots.warm(&template).is_some();
@@ -122,7 +128,7 @@ pub async fn make(
         () = config.stop.cancelled() => Err(WarmError::Stopped),
     };
     for left in owners.registry.list() {
-        // What is left is removed by the next run; the first failure is the one to tell.
+        // Anything left is removed by the next run. The first failure is the one reported.
         let _ = left.destroy().await;
     }
     owners.shutdown.cancel();
@@ -131,7 +137,7 @@ pub async fn make(
     made
 }
 
-/// Ends what a run left that was killed.
+/// Destroys the sandboxes that a killed run left behind.
 async fn clean_up(owners: &Owners) -> Result<(), WarmError> {
     const STEP: &str = "clean up after an earlier run";
     adopt::adopt_all(owners).await.map_err(failed(STEP))?;
@@ -141,21 +147,22 @@ async fn clean_up(owners: &Owners) -> Result<(), WarmError> {
     Ok(())
 }
 
-/// The parts of an agent for the images' directory, and its right to work there.
+/// Opens the components of an agent for the image directory, and takes the lock of its work
+/// directory.
 async fn open(
     config: &WarmConfig,
     store: ImageStore,
     _lock: &StoreLock,
 ) -> Result<(std::fs::File, HostParts), WarmError> {
     let work = store.warm_dir();
-    std::fs::create_dir_all(&work).map_err(failed("make a directory to work in"))?;
+    std::fs::create_dir_all(&work).map_err(failed("create the work directory"))?;
     let lock = server::lock(&work)?;
     let agent = agent_config(config, &work);
     let host = server::open_parts(agent, Arc::new(store), Deadlines::default()).await?;
     Ok((lock, host))
 }
 
-/// Removes the booted guests of a template.
+/// Removes the snapshots of a template.
 ///
 /// # Errors
 /// If they cannot be removed.
@@ -167,25 +174,25 @@ pub async fn remove(
     if !config.images_dir.join("snapshots").is_dir() {
         return Ok(());
     }
-    let store = ImageStore::open(&config.images_dir).map_err(failed("open the images"))?;
+    let store = ImageStore::open(&config.images_dir).map_err(failed("open the image directory"))?;
     let (_alone, host) = open(&config, store, lock).await?;
     let _in_use = in_use(&host, &config)?;
     for accel in [Accel::Kvm, Accel::Tcg] {
         if let Ok(name) = warm_name(name, accel) {
             let removed = host.snapshots.unname(&name);
-            removed.map_err(failed("remove the booted guest"))?;
+            removed.map_err(failed("remove the template snapshot"))?;
         }
     }
     let collected: Result<(), JoinError> =
         tokio::task::spawn_blocking(move || host.snapshots.collect(|| Some(Vec::new()))).await;
-    collected.map_err(failed("remove the booted guest"))
+    collected.map_err(failed("remove the template snapshot"))
 }
 
-/// Keeps the booted guests that sandboxes of another process run from.
+/// Takes references to the template snapshots that sandboxes of another process depend on.
 fn in_use(host: &HostParts, config: &WarmConfig) -> Result<Vec<PinnedBuild>, WarmError> {
     let Some(builds) = &config.in_use else {
         let all = host.snapshots.pin_all();
-        return all.map_err(failed("find the booted guests"));
+        return all.map_err(failed("find the template snapshots"));
     };
     Ok(builds
         .iter()
@@ -220,50 +227,55 @@ async fn freeze_template(owners: &Owners, template: &Template) -> Result<(), War
         disk_mib,
     );
     let booted = run(owners, plan, "boot the template").await?;
-    // What runs after a boot by itself would run again in every sandbox, if it were frozen in the middle of it.
+    // Work that the guest does by itself after a boot would be repeated in every sandbox if the
+    // snapshot were taken in the middle of it.
     let settled = format!("until [ -e {} ]; do sleep 0.1; done", limits::SETTLED);
     run_command(owners, &booted, &["/bin/sh", "-c", &settled]).await?;
     run_first_commands(owners, &booted).await?;
-    let pin = booted.freeze().await.map_err(failed("freeze the guest"))?;
+    let pin = booted
+        .freeze()
+        .await
+        .map_err(failed("snapshot the guest"))?;
     booted
         .destroy()
         .await
-        .map_err(failed("end the guest that was frozen"))?;
+        .map_err(failed("destroy the guest after its snapshot"))?;
     record_working_set(owners, template, &pin).await?;
     let name =
         warm_name(&template.name, owners.host.config.accel).map_err(|name| WarmError::Step {
-            step: "name the booted guest",
+            step: "name the template snapshot",
             reason: format!("`{name}` is too long"),
         })?;
     let snapshots = &owners.host.snapshots;
     snapshots
         .name(&name, &pin, true)
-        .map_err(failed("name the booted guest"))?;
+        .map_err(failed("name the template snapshot"))?;
     Ok(())
 }
 
-/// Restores the frozen guest once, so that what that needs is known to all who come later.
+/// Restores the template snapshot once, so that the pages that a restore needs are recorded for all
+/// later restores.
 async fn record_working_set(
     owners: &Owners,
     template: &Template,
     pin: &PinnedBuild,
 ) -> Result<(), WarmError> {
     let moment = owners.host.snapshots.moment(pin);
-    let moment = moment.map_err(failed("find what was frozen"))?;
+    let moment = moment.map_err(failed("find the new snapshot"))?;
     let record = moment.restore(true).snapshot.join(layout::WORKING_SET);
     let facts = crate::host::Facts::read(&owners.host.config.data_dir)
-        .map_err(failed("find out what this host has"))?;
+        .map_err(failed("read the capacity of this host"))?;
     let plan = wanted(&template.name)?
         .thawing(&facts, moment)
-        .map_err(failed("restore the guest"))?;
-    let restored = run(owners, plan, "restore the guest").await?;
+        .map_err(failed("restore the template snapshot"))?;
+    let restored = run(owners, plan, "restore the template snapshot").await?;
     run_first_commands(owners, &restored).await?;
     let deadline = Instant::now() + RECORD_DEADLINE;
     while !record.exists() {
         if Instant::now() > deadline {
             return Err(WarmError::Step {
-                step: "record the pages that a restore needs",
-                reason: format!("nothing was recorded within {RECORD_DEADLINE:?}"),
+                step: "record the working set",
+                reason: format!("timed out after {RECORD_DEADLINE:?}"),
             });
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -271,13 +283,15 @@ async fn record_working_set(
     restored
         .destroy()
         .await
-        .map_err(failed("end the restored guest"))
+        .map_err(failed("destroy the restored guest"))
 }
 
 fn wanted(template: &TemplateName) -> Result<Wanted, WarmError> {
     let id = format!("sb-{:08x}", rand::rng().random::<u32>());
     Ok(Wanted {
-        id: id.parse::<SandboxId>().map_err(failed("make an id"))?,
+        id: id
+            .parse::<SandboxId>()
+            .map_err(failed("create a sandbox ID"))?,
         template_name: template.clone(),
         timeout_sec: 0,
         access: Access::default(),
@@ -310,7 +324,7 @@ async fn run_command(
     sandbox: &Sandbox,
     command: &[&str],
 ) -> Result<(), WarmError> {
-    const STEP: &str = "run a first command in the guest";
+    const STEP: &str = "run a warm-up command in the guest";
     let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
     let request = pb::ExecRequest {
         id: sandbox.facts.id.to_string(),
@@ -328,7 +342,7 @@ async fn run_command(
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         return Err(WarmError::Step {
             step: STEP,
-            reason: format!("`{cmd}` ended with code {}: {said}", done.exit_code),
+            reason: format!("`{cmd}` exited with code {}: {said}", done.exit_code),
         });
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Restarts of the agent: sandboxes run on, and what was half-made or lost meanwhile is cleaned up.
+//! Restarts of the agent: sandboxes keep running, and incomplete or lost sandboxes are cleaned up.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -71,7 +71,7 @@ fn sandboxes_run_on_when_the_agent_is_killed_and_one_that_died_meanwhile_is_told
             let done = second.sh(&id, &format!("echo {n}")).await.expect("run");
             assert_eq!(done.stdout, format!("{n}\n").into_bytes());
         }
-        // A process that was killed may take a moment to be gone.
+        // A killed process may take some time to disappear.
         let lost = second.wait_for("sb-3", ERROR).await;
         assert!(
             lost.reason.contains("ended unexpectedly"),
@@ -94,7 +94,7 @@ fn sandboxes_run_on_when_the_agent_is_killed_and_one_that_died_meanwhile_is_told
 fn a_create_that_the_agents_end_cut_short_goes_on_or_is_undone() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
-        // The guest answers nobody yet; the machine runs.
+        // The guest does not answer yet; the VM runs.
         let first = TestAgent::start_child(data.path()).await;
         let before = Footprint::now();
         let create = first.create_with(faulty("sb-boots", "silent-guest"));
@@ -106,11 +106,11 @@ fn a_create_that_the_agents_end_cut_short_goes_on_or_is_undone() {
                 .then_some(())
         });
         tokio::select! {
-            _ = create => panic!("a silent guest answered"),
+            _ = create => panic!("the create must not complete"),
             () = booting => {}
         }
-        // `ready` comes right after; without it the supervisor counts as half-made too.
-        agent::until("its place in the list", async || {
+        // `ready` follows immediately. Without it, the supervisor counts as incomplete as well.
+        agent::until("the sandbox in the list", async || {
             first.find("sb-boots").await
         })
         .await;
@@ -172,7 +172,8 @@ fn what_an_earlier_agent_left_half_made_is_removed() {
             first.machine_pid("sb-half"),
         );
         first.stop().await;
-        // As if the agent had been killed before it wrote the specification; the machine in the cgroup is a stray then.
+        // As if the agent had been killed before it wrote the specification. The VM in the cgroup
+        // is then a stray process.
         agent::kill_9(pids.0);
         fs::remove_file(data.path().join("sandboxes/sb-half/spec.json")).expect("removed");
         fs::create_dir(data.path().join("sandboxes/sb-empty")).expect("made");
@@ -184,7 +185,7 @@ fn what_an_earlier_agent_left_half_made_is_removed() {
         assert!(second.list().await.is_empty());
         assert_eq!(
             fs::read_dir(data.path().join("sandboxes"))
-                .expect("folders")
+                .expect("directories")
                 .count(),
             0
         );
@@ -252,7 +253,7 @@ fn two_agents_on_one_host_leave_each_others_sandboxes_alone() {
         );
         let ours = TestAgent::start(data.0.path()).await;
         let theirs = TestAgent::start(data.1.path()).await;
-        // The same id on both: everything of it must differ.
+        // The same ID on both agents: all resources must differ.
         let (a, b) = tokio::join!(ours.create("sb-same"), theirs.create("sb-same"));
         assert_ne!(a.expect("made").host_ip, b.expect("made").host_ip);
         ours.stop().await;

@@ -1,4 +1,4 @@
-//! Bringing a sandbox back from its disk alone, and taking names of snapshots away that something stands on.
+//! Resume of a sandbox from its disk alone, and removal of names of snapshots that are in use.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -43,7 +43,11 @@ async fn snapshot(agent: &TestAgent, id: &str, name: &str) {
         name: name.to_owned(),
         ..Default::default()
     };
-    agent.client.create_snapshot(request).await.expect("frozen");
+    agent
+        .client
+        .create_snapshot(request)
+        .await
+        .expect("snapshot taken");
 }
 
 async fn delete(agent: &TestAgent, name: &str, force: bool) -> Result<(), ConnectError> {
@@ -55,7 +59,7 @@ async fn delete(agent: &TestAgent, name: &str, force: bool) -> Result<(), Connec
     agent.client.delete_snapshot(request).await.map(drop)
 }
 
-/// What was called of the guest since the last look.
+/// Returns the guest calls since the previous check.
 fn calls(agent: &TestAgent, id: &str) -> Vec<String> {
     let path = agent.folder(id).join("calls.log");
     let text = fs::read_to_string(&path).unwrap_or_default();
@@ -94,11 +98,15 @@ fn a_cold_boot_takes_the_disk_and_forgets_the_memory() {
         assert_eq!(booted.egress, made.egress);
         let spec = agent.spec("sb-1");
         assert!(spec.restore.is_none());
-        assert_eq!(spec.disk_layers.len(), 1, "it stands on the frozen disk");
-        // A guest that begins is told all, as at a create.
+        assert_eq!(
+            spec.disk_layers.len(),
+            1,
+            "it is based on the snapshot's disk"
+        );
+        // A guest that boots receives all settings, as at a create.
         assert_eq!(calls(&agent, "sb-1"), ["init", "recover"]);
 
-        // The next agent finds it running, and it is paused and brought back as any other.
+        // The next agent finds it running. It can be paused and resumed like any other sandbox.
         agent.stop().await;
         let agent = TestAgent::start(data.path()).await;
         let found = agent.find("sb-1").await.expect("adopted");
@@ -112,7 +120,7 @@ fn a_cold_boot_takes_the_disk_and_forgets_the_memory() {
         assert_eq!(agent.spec("sb-1").disk_layers.len(), 2);
         assert!(agent.spec("sb-1").restore.is_some());
         assert_eq!(calls(&agent, "sb-1"), ["recover"]);
-        // One that runs is left alone.
+        // A running sandbox is left alone.
         resume(&agent, "sb-1", true).await.expect("runs");
         assert!(agent.spec("sb-1").restore.is_some());
         agent.destroy("sb-1").await.expect("destroyed");
@@ -194,7 +202,8 @@ fn a_booted_sandbox_that_is_lost_stands_where_it_was_last_frozen() {
     });
 }
 
-/// What nobody stands on is removed in the background. An agent that ends in the middle of that lets go of everything that it knew.
+/// Unreferenced snapshots are removed in the background. An agent that exits in the middle of that
+/// drops all of its references.
 #[test]
 fn a_sandbox_that_is_paused_when_the_agent_ends_is_there_afterwards() {
     on_private_host(async || {
@@ -240,7 +249,8 @@ fn a_name_that_is_taken_away_by_force_leaves_what_sandboxes_stand_on() {
             .expect_err("gone");
         assert_eq!(error.code, ErrorCode::NotFound);
 
-        // Over a restart too: the next agent knows by the folders what they stand on.
+        // The same holds after a restart: the next agent reads the dependencies from the sandboxes'
+        // directories.
         agent.stop().await;
         let agent = TestAgent::start(data.path()).await;
         agent.sh("sb-runs", "true").await.expect("run");

@@ -1,5 +1,5 @@
-//! What can fail in a create, and how a running sandbox can be lost: what the caller sees, and that nothing is left. The
-//! rows are those of the table in `sandbox.rs`.
+//! Failures of a create and losses of a running sandbox: the errors that the caller sees, and
+//! complete cleanup. The rows are those of the table in `sandbox.rs`.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -32,7 +32,7 @@ fn with_deadlines(deadlines: Deadlines, test: impl AsyncFnOnce(&TestAgent)) {
         test(&agent).await;
         assert!(agent.list().await.is_empty());
         let folders = fs::read_dir(data.path().join("sandboxes"))
-            .expect("folders")
+            .expect("directories")
             .count();
         assert_eq!(folders, 0);
         assert_eq!(Footprint::now(), before);
@@ -41,7 +41,7 @@ fn with_deadlines(deadlines: Deadlines, test: impl AsyncFnOnce(&TestAgent)) {
     });
 }
 
-/// Whether a cgroup of any test's `sb-fail` is there; this binary's tests alone use the name.
+/// True if a cgroup of any test's `sb-fail` exists. Only the tests of this binary use that name.
 fn cgroups_exist() -> bool {
     let instances = ["memory", "cpu", "pids", "unified", ""]
         .into_iter()
@@ -60,7 +60,7 @@ fn id() -> String {
     format!("sb-fail{}", std::process::id())
 }
 
-/// A create whose stand-in misbehaves fails with a code and a text, and leaves nothing.
+/// Checks that a create with a fault fails with this code and text, and leaves nothing.
 fn fails(fault: &str, code: ErrorCode, text: &str) {
     fails_by(agent::deadlines(), fault, code, text);
 }
@@ -81,7 +81,7 @@ fn a_supervisor_that_dies_at_once_is_told_with_its_last_word() {
     fails(
         "die-at-start",
         ErrorCode::Internal,
-        "the disk is not to its taste",
+        "the disk is not readable",
     );
 }
 
@@ -119,7 +119,7 @@ fn a_guest_agent_that_refuses_its_settings_is_told_in_its_words() {
     fails(
         "refuse-init",
         ErrorCode::InvalidArgument,
-        "these settings are not liked",
+        "settings rejected",
     );
 }
 
@@ -134,7 +134,7 @@ fn a_supervisor_program_that_is_missing_is_told() {
         let error = agent.create(&id()).await.expect_err("it must fail");
         assert_eq!(error.code, ErrorCode::Internal);
         assert!(
-            error.to_string().contains("could not start the supervisor"),
+            error.to_string().contains("failed to start the supervisor"),
             "{error}"
         );
         assert_eq!(Footprint::now(), before);
@@ -180,7 +180,8 @@ fn an_id_is_taken_until_its_sandbox_is_destroyed() {
     });
 }
 
-/// A file system with plenty of space and room for so many files only: it is full at another step each time.
+/// Uses a file system with plenty of space but a limited number of files, so it is full at another
+/// step each time.
 #[test]
 fn a_disk_that_is_full_at_any_step_is_told_and_what_runs_stays_usable() {
     on_private_host(async || {
@@ -208,7 +209,7 @@ fn a_disk_that_is_full_at_any_step_is_told_and_what_runs_stays_usable() {
                 Ok(_) => break,
                 Err(error) => {
                     failures += 1;
-                    // The last file of all is the supervisor's own socket.
+                    // The very last file is the supervisor's own socket.
                     let full = error.code == ErrorCode::ResourceExhausted
                         && error.to_string().contains("disk is full");
                     assert!(
@@ -231,7 +232,7 @@ fn a_disk_that_is_full_at_any_step_is_told_and_what_runs_stays_usable() {
 
 fn count_files(dir: &std::path::Path) -> usize {
     let entries = fs::read_dir(dir).expect("a directory").flatten();
-    // And the directory itself.
+    // Plus the directory itself.
     1 + entries
         .map(|entry| match entry.file_type() {
             Ok(kind) if kind.is_dir() => count_files(&entry.path()),
@@ -247,7 +248,7 @@ fn a_destroy_ends_a_create_at_once_and_leaves_nothing() {
             let id = id();
             let create = agent.create_with(faulty(&id, fault));
             let destroy = async {
-                // As far as it comes.
+                // The create proceeds as far as the fault permits.
                 agent::until("a machine", async || {
                     agent.folder(&id).join("machine.pid").exists().then_some(())
                 })
@@ -264,7 +265,8 @@ fn a_destroy_ends_a_create_at_once_and_leaves_nothing() {
     });
 }
 
-/// The caller's connection ends at some moment of the create, from its first to its last millisecond.
+/// The caller's connection ends at varying times, from the first to the last millisecond of the
+/// create.
 #[test]
 fn a_caller_that_goes_away_at_any_step_leaves_nothing_after_a_destroy() {
     with_agent(async |agent| {
@@ -280,7 +282,7 @@ fn a_caller_that_goes_away_at_any_step_leaves_nothing_after_a_destroy() {
                 .is_err();
             match agent.destroy(&id).await {
                 Ok(()) => {}
-                // It went before its request was read.
+                // The caller disconnected before its request was read.
                 Err(error) => assert!(gone && error.code == ErrorCode::NotFound, "{error}"),
             }
         }
@@ -313,7 +315,7 @@ fn a_sandbox_whose_supervisor_is_killed_is_in_error_within_a_second_and_harms_no
             let lost = agent
                 .wait_for(&id(), pb::SandboxState::SANDBOX_STATE_ERROR)
                 .await;
-            // Milliseconds on an idle machine. This one may be busy.
+            // Takes milliseconds on an idle host, but this host may be busy.
             assert!(began.elapsed() < Duration::from_secs(1));
             lost
         };

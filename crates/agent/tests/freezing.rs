@@ -1,5 +1,5 @@
-//! What can fail in a pause, a snapshot and a resume, and at the start of an agent that finds what those left: the rows of the
-//! tables in `sandbox/freeze.rs` and `sandbox/adopt.rs`.
+//! Failures of a pause, a snapshot and a resume, and the start of an agent that finds their
+//! remains: the rows of the tables in `sandbox/freeze.rs` and `sandbox/adopt.rs`.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -44,12 +44,12 @@ async fn snapshot(agent: &TestAgent, name: &str) -> Result<(), ConnectError> {
     agent.client.create_snapshot(request).await.map(drop)
 }
 
-/// From here on its freezes go wrong in this way; an empty word ends that.
+/// Makes the sandbox's snapshots fail in this way from now on. An empty string ends that.
 fn set_fault(agent: &TestAgent, fault: &str) {
     fs::write(agent.folder(ID).join("fault"), fault).expect("written");
 }
 
-/// What reached the guest: `prepare` and `recover`, in their order.
+/// Returns the calls that reached the guest, `prepare` and `recover`, in order.
 fn calls(agent: &TestAgent) -> Vec<String> {
     let log = fs::read_to_string(agent.folder(ID).join("calls.log")).unwrap_or_default();
     let words = log.lines().filter_map(|line| line.split(' ').next());
@@ -66,9 +66,9 @@ async fn runs(agent: &TestAgent) {
     assert_eq!(done.stdout, b"here\n");
 }
 
-/// It can be frozen in both ways, and brought back.
+/// Checks that the sandbox can be snapshotted, paused and resumed.
 async fn is_whole(agent: &TestAgent, name: &str) {
-    snapshot(agent, name).await.expect("frozen");
+    snapshot(agent, name).await.expect("snapshot taken");
     runs(agent).await;
     pause(agent).await.expect("paused");
     resume(agent).await.expect("resumed");
@@ -101,7 +101,7 @@ fn a_sandbox_runs_on_after_a_pause_or_a_snapshot_that_failed_at_any_step() {
                 failed.expect_err(fault);
                 runs(&agent).await;
                 let warning = agent.find(ID).await.expect("it is there").warning;
-                assert!(!warning.is_empty(), "{fault}: nobody is told");
+                assert!(!warning.is_empty(), "{fault}: no warning");
                 let after = calls(&agent).split_off(before);
                 assert_eq!(
                     after.last().map(String::as_str),
@@ -125,7 +125,7 @@ fn a_machine_that_was_put_on_a_new_file_of_its_disk_keeps_it_when_the_rest_fails
         agent.create(ID).await.expect("made");
         let disks = || {
             let mut names: Vec<_> = fs::read_dir(agent.folder(ID))
-                .expect("a folder")
+                .expect("a directory")
                 .map(|entry| entry.expect("an entry").file_name())
                 .filter_map(|name| name.into_string().ok())
                 .filter(|name| name.ends_with(".qcow2"))
@@ -136,7 +136,7 @@ fn a_machine_that_was_put_on_a_new_file_of_its_disk_keeps_it_when_the_rest_fails
         let one = disks();
         set_fault(&agent, "refuse-freeze");
         snapshot(&agent, "never").await.expect_err("refused");
-        assert_eq!(disks(), one, "what is not used is removed");
+        assert_eq!(disks(), one, "the unused file is removed");
         set_fault(&agent, "fail-after-switch");
         snapshot(&agent, "never").await.expect_err("refused");
         assert_eq!(disks().len(), 2, "{:?}", disks());
@@ -157,7 +157,7 @@ fn a_guest_that_does_not_recover_at_once_is_asked_until_it_does() {
         agent.create(ID).await.expect("made");
         let before = calls(&agent).len();
         set_fault(&agent, "refuse-recover");
-        snapshot(&agent, "taken").await.expect("frozen");
+        snapshot(&agent, "taken").await.expect("snapshot taken");
         assert_eq!(calls(&agent).split_off(before), ["prepare"]);
         set_fault(&agent, "");
         until("it recovers", async || {
@@ -178,7 +178,7 @@ fn a_machine_that_is_being_written_when_its_agent_dies_runs_on_when_that_has_end
         set_fault(&first, "slow-freeze");
         let freezing = first.folder(ID).join("freezing");
         tokio::select! {
-            paused = pause(&first) => panic!("it takes longer: {paused:?}"),
+            paused = pause(&first) => panic!("the pause must not complete: {paused:?}"),
             () = until("it is being written", async || freezing.exists().then_some(())) => {}
         }
         first.kill().await;
@@ -201,8 +201,8 @@ fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_fr
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
-        snapshot(&agent, "good").await.expect("frozen");
-        // No file can be made under this name.
+        snapshot(&agent, "good").await.expect("snapshot taken");
+        // No file can be created under this name.
         let in_the_way = agent.folder(ID).join("snapshot.json.tmp");
         fs::create_dir(&in_the_way).expect("made");
         agent::kill_9(agent.supervisor_pid(ID));
@@ -227,14 +227,14 @@ fn an_agent_that_cannot_read_a_sandbox_removes_nothing_of_it() {
         let aside = agent.folder(ID).join("aside");
         agent.stop().await;
 
-        // A read fails that is not the file's being away.
+        // The read fails for another reason than a missing file.
         fs::rename(&spec, &aside).expect("moved");
         fs::create_dir(&spec).expect("made");
         let error = TestAgent::refusal(data.path()).await;
         assert!(error.contains("spec.json"), "{error}");
         fs::remove_dir(&spec).expect("it is there");
 
-        // It is there, and makes no sense.
+        // The file exists and is invalid.
         fs::write(&spec, "{").expect("written");
         let agent = TestAgent::start(data.path()).await;
         assert!(agent.find(ID).await.is_none());

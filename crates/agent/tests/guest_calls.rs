@@ -1,5 +1,5 @@
-//! Processes and files in the guest, through the agent: whole, bounded, at the pace of the slower side, and with the guest's
-//! own errors.
+//! Processes and files in the guest, accessed through the agent: complete, bounded, at the pace of
+//! the slower side, and with the guest's own errors.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -42,7 +42,7 @@ fn with_sandbox(test: impl AsyncFnOnce(&TestAgent)) {
     });
 }
 
-/// Path of a file "in the guest", which is the host's.
+/// Path of a file "in the guest", which is on the host.
 fn path(agent: &TestAgent, name: &str) -> String {
     agent.data_dir.join(name).to_str().expect("text").to_owned()
 }
@@ -51,7 +51,7 @@ fn calls(agent: &TestAgent) -> String {
     fs::read_to_string(agent.folder(ID).join("calls.log")).expect("calls")
 }
 
-/// Memory of this process, which is the agent's and the client's, KiB: the most that it ever had.
+/// Peak memory of this process, which contains the agent and the client, in KiB.
 fn peak_memory_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("/proc");
     let line = status
@@ -153,11 +153,11 @@ fn a_time_limit_ends_the_command_and_its_end_is_told() {
             .client
             .exec(request)
             .await
-            .expect("its end")
+            .expect("an exit")
             .into_owned();
         assert_eq!(
             (done.exit_code, done.error.as_str()),
-            (-1, "its time of 1 s was over: signal: killed")
+            (-1, "timed out after 1 s: signal: killed")
         );
         let request = pb::ExecRequest {
             timeout_sec: u32::MAX,
@@ -180,7 +180,7 @@ fn a_command_that_is_waited_for_counts_as_use_while_it_is_silent() {
             })
             .await;
             let first = active().await;
-            agent::until("a later use", async || {
+            agent::until("later activity", async || {
                 (active().await > first + 900).then_some(())
             })
             .await;
@@ -206,7 +206,7 @@ fn the_guests_errors_keep_their_codes() {
             user: "a:b".into(),
             ..exec_request(ID, "true", &[])
         };
-        let error = client.exec(request).await.expect_err("no user name");
+        let error = client.exec(request).await.expect_err("invalid user name");
         assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
         let request = pb::ConnectProcessRequest {
             id: ID.into(),
@@ -234,7 +234,7 @@ fn the_guests_errors_keep_their_codes() {
         assert!(error.to_string().contains("no such file"), "{error}");
         assert_eq!(read("/tmp", "").await.code, ErrorCode::InvalidArgument);
         assert_eq!(
-            read("/tmp/x", "nobody-knows-me").await.code,
+            read("/tmp/x", "no-such-user").await.code,
             ErrorCode::InvalidArgument
         );
         assert_eq!(read("", "").await.code, ErrorCode::InvalidArgument);
@@ -312,7 +312,7 @@ fn processes_and_directories_are_managed_by_the_guest() {
                 "{call} did not reach the guest: {calls}"
             );
         }
-        // As whom: by basic authentication, or the guest's default.
+        // User of the process: given by basic authentication, otherwise the guest's default.
         let request = pb::ExecRequest {
             user: "root".into(),
             ..exec_request(ID, "true", &[])
@@ -337,7 +337,7 @@ fn processes_and_directories_are_managed_by_the_guest() {
     });
 }
 
-/// The byte at a place of a test's file.
+/// Content of a test file from a given offset.
 fn pattern(start: u64, length: usize) -> Vec<u8> {
     (start..)
         .take(length)
@@ -448,7 +448,7 @@ fn a_file_that_breaks_off_is_an_error_and_never_short() {
     with_sandbox(async |agent| {
         let error = download(agent, "/breaks-off").await.expect_err("broke off");
         assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
-        // The same when the whole machine goes.
+        // The same applies if the whole VM is lost.
         fs::write(path(agent, "long"), vec![0; 50_000_000]).expect("written");
         let request = pb::ReadFileStreamRequest {
             meta: meta(ID, &path(agent, "long")).into(),
@@ -464,7 +464,7 @@ fn a_file_that_breaks_off_is_an_error_and_never_short() {
         let error = loop {
             match chunks.message().await {
                 Ok(Some(_)) => {}
-                Ok(None) => panic!("a short file looks whole"),
+                Ok(None) => panic!("the truncated file looks complete"),
                 Err(error) => break error,
             }
         };
@@ -485,11 +485,11 @@ fn an_upload_that_its_sender_gives_up_is_given_up_in_the_guest() {
                 .then_some(())
         });
         tokio::select! {
-            _ = call => panic!("it never ends"),
+            _ = call => panic!("the upload must not complete"),
             () = arrived => {}
         }
         let told = format!("{file}.broke-off");
-        agent::until("the guest's word", async || {
+        agent::until("the guest's report", async || {
             PathBuf::from(&told).exists().then_some(())
         })
         .await;

@@ -1,4 +1,5 @@
-//! Who reaches whom: guest, gateway, host, other sandboxes, world. Real packets through the sandboxes' networks.
+//! Reachability between guest, gateway, host, other sandboxes and external networks. Real packets
+//! through the sandboxes' networks.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -52,12 +53,12 @@ fn a_guest_reaches_what_it_may_and_nothing_else() {
         assert!(agent.spec("sb-closed").dns.is_empty());
         assert_eq!(agent.spec("sb-open").dns.len(), 1);
 
-        // The world: only who may, and as the host.
+        // External network: only a permitted sandbox, and with the host's address.
         let heard = hears(&agent, "sb-open", "10.99.0.2:7777").await;
         assert_eq!(heard.as_deref(), Some("you are 10.99.0.1\n"));
         is_out_of_reach(&agent, "sb-closed", &["10.99.0.2:7777"]).await;
 
-        // The host, at any of its addresses, its links and its loopback: nobody.
+        // The host, at any of its addresses, its links and its loopback: no sandbox.
         let host = [
             "10.99.0.1:8000",
             "10.12.0.2:8000",
@@ -67,7 +68,7 @@ fn a_guest_reaches_what_it_may_and_nothing_else() {
         is_out_of_reach(&agent, "sb-open", &host).await;
         is_out_of_reach(&agent, "sb-closed", &host).await;
 
-        // Each other, by either address: nobody.
+        // Other sandboxes, by either address: no sandbox.
         let others = [
             "10.11.0.3:49983",
             "10.12.0.7:49983",
@@ -77,7 +78,8 @@ fn a_guest_reaches_what_it_may_and_nothing_else() {
         is_out_of_reach(&agent, "sb-open", &others).await;
         is_out_of_reach(&agent, "sb-closed", &["10.11.0.2:49983", "10.12.0.5:49983"]).await;
 
-        // From the world into a sandbox: nobody. From the host: it is how the agent works at all.
+        // A sandbox from the external network: never. From the host: always, since the agent
+        // depends on it.
         let knock = |limit_sec| {
             std::net::TcpStream::connect_timeout(
                 &"10.11.0.2:49983".parse().expect("an address"),
@@ -137,7 +139,7 @@ fn of_its_gateway_a_guest_reaches_time_and_metadata_alone() {
     });
 }
 
-/// A guest that takes another address for its own gets no further with it.
+/// A guest that assigns itself another address reaches nothing with it.
 #[test]
 fn a_guest_that_lies_about_its_address_is_not_heard() {
     on_private_host(async || {
@@ -162,7 +164,7 @@ fn a_guest_that_lies_about_its_address_is_not_heard() {
     });
 }
 
-/// The rules on the host are a second wall: without those in the namespace, the first one holds.
+/// The rules on the host are a second barrier: they hold even without those in the namespace.
 #[test]
 fn the_hosts_own_rules_hold_without_those_of_the_namespace() {
     on_private_host(async || {

@@ -1,4 +1,5 @@
-//! A sandbox's life by RPC, on a real host network and real cgroups, with stand-ins for its machine and guest.
+//! Life of a sandbox through RPC calls, on a real host network with real cgroups, and with a fake
+//! VM and guest.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -83,7 +84,7 @@ fn a_sandbox_is_made_used_and_gone_without_a_trace() {
     });
 }
 
-/// Descriptors of this process, and tasks of its runtime: the agent's own are among them.
+/// Counts the file descriptors of this process and the tasks of its runtime, including the agent's.
 fn own_resources() -> (usize, usize) {
     let descriptors = std::fs::read_dir("/proc/self/fd").expect("/proc").count();
     let tasks = tokio::runtime::Handle::current()
@@ -104,7 +105,7 @@ fn many_at_a_time_leave_nothing_not_even_in_the_agent() {
             assert_eq!(done.stdout, format!("{n}\n").into_bytes());
             agent.destroy(&id).await.expect("destroyed");
         };
-        // The first fills what is filled once.
+        // The first cycle fills caches that are filled once.
         cycle(&agent, 100).await;
         agent.renew_client();
         let (before, own_before) = (Footprint::now(), own_resources());
@@ -113,7 +114,7 @@ fn many_at_a_time_leave_nothing_not_even_in_the_agent() {
         assert!(agent.list().await.is_empty());
         assert_eq!(Footprint::now(), before);
         agent.renew_client();
-        agent::until("what the agent itself used is free", async || {
+        agent::until("release of the agent's own resources", async || {
             let now = own_resources();
             (now.0 <= own_before.0 && now.1 <= own_before.1).then_some(())
         })
@@ -207,7 +208,7 @@ fn the_host_and_its_sandboxes_have_figures() {
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-1").await.expect("made");
         let host = agent.client.get_host(pb::GetHostRequest::default()).await;
-        let host = host.expect("told").into_owned();
+        let host = host.expect("host information").into_owned();
         assert_eq!((host.accel.as_str(), host.sandboxes), ("tcg", 1));
         assert!(host.cpu_count > 0 && host.memory_total_mib > host.memory_available_mib);
         assert_eq!(host.templates.len(), 1);
@@ -220,7 +221,7 @@ fn the_host_and_its_sandboxes_have_figures() {
             .client
             .get_metrics(request)
             .await
-            .expect("told")
+            .expect("metrics")
             .into_owned();
         assert_eq!((metrics.timestamp_unix_ms, metrics.cpu_count), (7000, 2));
         assert_eq!((metrics.mem_used_bytes, metrics.disk_total_bytes), (50, 40));
@@ -229,7 +230,7 @@ fn the_host_and_its_sandboxes_have_figures() {
             (20, 100)
         );
 
-        // A ping is a use, a look is none.
+        // A ping counts as activity, a list does not.
         let seen = agent
             .find("sb-1")
             .await
@@ -239,7 +240,7 @@ fn the_host_and_its_sandboxes_have_figures() {
             id: "sb-1".into(),
             ..Default::default()
         };
-        agent::until("a later moment", async || {
+        agent::until("a later time", async || {
             assert_eq!(
                 agent
                     .find("sb-1")
@@ -307,7 +308,7 @@ fn a_copy_has_its_moments_environment_unless_it_is_told_another() {
             .client
             .create_snapshot(snapshot)
             .await
-            .expect("frozen");
+            .expect("snapshot taken");
         create("sb-3", "moment", &[("B", "2")]).await;
         has("sb-3", "1", "2");
         for id in ["sb-1", "sb-2", "sb-3"] {

@@ -1,4 +1,5 @@
-//! What of the world a sandbox may reach: lists of addresses, changed while it runs or rests. Real packets.
+//! Access rules of a sandbox: lists of addresses, changed while the sandbox runs or is paused. Real
+//! packets.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -16,7 +17,7 @@ use private_host::Footprint;
 use world::{hears, is_out_of_reach, make_world};
 use wrenn_proto::rpc::hostagent::v1::{self as pb, Egress};
 
-/// Two addresses of the world.
+/// Two addresses of the external network.
 const A: &str = "10.99.0.2";
 const B: &str = "10.99.0.3";
 
@@ -101,7 +102,7 @@ fn an_exception_beats_a_refusal_and_what_is_closed_stays_closed() {
         for closed in ["10.11.0.1:49983", "10.12.0.3:49983", "10.99.0.1:7777"] {
             is_out_of_reach(&agent, "sb-greedy", closed).await;
         }
-        // A nameserver that cannot be reached is not told.
+        // A nameserver that the guest cannot reach is not passed to the guest.
         assert!(agent.spec("sb-some").dns.is_empty());
         assert_eq!(agent.spec("sb-most").dns.len(), 1);
         for id in ["sb-some", "sb-most", "sb-both", "sb-greedy"] {
@@ -131,7 +132,8 @@ fn a_running_sandbox_is_changed_at_once_and_keeps_what_is_open() {
         let listed = agent.find("sb-1").await.expect("listed");
         assert_eq!(listed.egress.as_known(), Some(Egress::EGRESS_ALLOW));
 
-        // An echo that is open when all is closed goes on; a new one does not begin.
+        // An echo connection that is open when access is closed stays open; a new one is not
+        // established.
         let script = format!(
             "bash -c 'exec 3<>/dev/tcp/{A}/7778; echo 1 >&3; head -n1 <&3; touch open; \
              while [ ! -e closed ]; do sleep 0.02; done; echo 2 >&3; timeout 20 head -n1 <&3'"
@@ -194,7 +196,7 @@ fn lists_outlive_the_agent_and_a_pause_and_copies_have_them_too() {
         resume(&agent, "sb-1").await;
         reaches(&agent, "sb-1", (false, true)).await;
 
-        // Changed while it is paused, also over a restart.
+        // Changed while it is paused, and across a restart.
         pause(&agent, "sb-1").await;
         let changed = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[A], &[])).await;
         changed.expect("changed");
@@ -228,7 +230,7 @@ fn a_change_that_fails_leaves_everything_as_it_was() {
             assert!(
                 error
                     .to_string()
-                    .contains(&format!("network.{list}: `{entry}`")),
+                    .contains(&format!("`network.{list}`: `{entry}`")),
                 "{error}"
             );
             let request = pb::CreateSandboxRequest {
@@ -241,7 +243,7 @@ fn a_change_that_fails_leaves_everything_as_it_was() {
         let many = vec![A; 257];
         let error = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&many, &[])).await;
         assert_eq!(error.expect_err("refused").code, ErrorCode::InvalidArgument);
-        // The most that there may be, without two that touch.
+        // The maximum number of entries, no two of them adjacent.
         let most: Vec<String> = (0..255).map(|n| format!("20.0.{n}.1")).collect();
         let mut most: Vec<&str> = most.iter().map(String::as_str).collect();
         most.push(A);
@@ -251,7 +253,7 @@ fn a_change_that_fails_leaves_everything_as_it_was() {
         let changed = update(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[A], &[])).await;
         changed.expect("changed");
 
-        // Somebody took the filter's way to the world: the rules cannot be set.
+        // The set has another type, so the rules cannot be applied.
         private_host::ip(&[
             "netns",
             "exec",

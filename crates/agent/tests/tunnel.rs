@@ -1,4 +1,5 @@
-//! Tunnels to ports of guests: bytes both ways, refusals, and their end with the sandbox.
+//! Tunnels to ports of guests: bytes in both directions, rejections, and their end with the
+//! sandbox.
 
 #[path = "support/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
@@ -16,13 +17,14 @@ use tokio::{
 };
 use wrenn_proto::rpc::hostagent::v1 as pb;
 
-/// Where the stand-in for a guest has an echo server.
+/// Port of the echo server in the fake guest.
 const ECHO: &str = "7000";
 
-/// Who waits for a time-out does so each time; a busy machine is slow at some.
+/// Attempts of a timing check. A code path that waits for a timeout is slow every time; a busy host
+/// is slow only sometimes.
 const ATTEMPTS: usize = 5;
 
-/// Asks for a tunnel; the answer's head, and what comes after it on the connection.
+/// Requests a tunnel. Returns the head of the response and the connection behind it.
 async fn ask(agent: &TestAgent, path: &str, token: &str) -> (String, TcpStream) {
     let mut connection = TcpStream::connect(agent.address).await.expect("connected");
     let request = format!(
@@ -44,7 +46,7 @@ async fn tunnel(agent: &TestAgent, id: &str) -> TcpStream {
     connection
 }
 
-/// Status and JSON of a refusal.
+/// Returns status and JSON body of a rejection.
 async fn refusal(agent: &TestAgent, path: &str) -> (u16, serde_json::Value) {
     let (head, mut connection) = ask(agent, path, agent::TOKEN).await;
     let length = head
@@ -67,11 +69,11 @@ async fn echoes(connection: &mut TcpStream, text: &[u8]) {
     assert_eq!(back, text);
 }
 
-/// Nothing but its end comes, and soon.
+/// Checks that the connection ends soon and carries no more data.
 async fn ends(mut connection: TcpStream) {
     let mut rest = Vec::new();
     let end = connection.read_to_end(&mut rest);
-    // Cut with a reset is an end, too.
+    // A reset is an end as well.
     let _ = tokio::time::timeout(Duration::from_secs(20), end)
         .await
         .expect("the tunnel is cut");
@@ -96,11 +98,11 @@ fn bytes_pass_both_ways_and_the_end_of_one_direction_leaves_the_other() {
         let mut second = tunnel(&agent, "sb-1").await;
         echoes(&mut first, b"one").await;
         echoes(&mut second, &vec![7; 300_000]).await;
-        first.write_all(b"last words").await.expect("sent");
+        first.write_all(b"last bytes").await.expect("sent");
         first.shutdown().await.expect("half-closed");
         let mut back = String::new();
         first.read_to_string(&mut back).await.expect("echoed");
-        assert_eq!(back, "last words");
+        assert_eq!(back, "last bytes");
         echoes(&mut second, b"two").await;
         agent.destroy("sb-1").await.expect("destroyed");
         ends(second).await;
@@ -185,7 +187,7 @@ fn a_guest_that_drops_packets_is_waited_for_three_seconds_and_no_more() {
         let (status, body) = refusal(&agent, "/tunnel/sb-1/7002").await;
         assert_eq!((status, &body["code"]), (502, &"port_closed".into()));
         let took = began.elapsed();
-        // The kernel would go on for minutes.
+        // The kernel would keep trying for minutes.
         assert!(took > Duration::from_secs(2) && took < Duration::from_secs(20));
         agent.destroy("sb-1").await.expect("destroyed");
         agent.stop().await;
@@ -205,7 +207,7 @@ fn a_pause_cuts_what_is_open_without_waiting_and_a_resumed_one_is_reached_again(
                 open.push(tunnel(&agent, "sb-1").await);
             }
             let now = agent.find("sb-1").await.expect("there").last_active_unix_ms;
-            assert_eq!(now, seen, "a tunnel is no use");
+            assert_eq!(now, seen, "a tunnel does not count as activity");
             let began = Instant::now();
             pause(&agent, "sb-1").await;
             let took = began.elapsed();
@@ -217,11 +219,11 @@ fn a_pause_cuts_what_is_open_without_waiting_and_a_resumed_one_is_reached_again(
                 ..Default::default()
             };
             agent.client.resume_sandbox(request).await.expect("resumed");
-            // Calls that are under way would be given two seconds.
+            // Calls in progress would get two seconds.
             if took < Duration::from_secs(2) {
                 break;
             }
-            assert!(attempt < ATTEMPTS, "a tunnel held the pause up: {took:?}");
+            assert!(attempt < ATTEMPTS, "a tunnel delayed the pause: {took:?}");
         }
         let mut again = tunnel(&agent, "sb-1").await;
         echoes(&mut again, b"here").await;
@@ -254,7 +256,7 @@ fn a_lost_sandbox_and_an_agent_that_ends_cut_their_tunnels() {
             if took < Duration::from_secs(4) {
                 break;
             }
-            assert!(attempt < ATTEMPTS, "a tunnel held the agent up: {took:?}");
+            assert!(attempt < ATTEMPTS, "a tunnel delayed the agent: {took:?}");
         }
         agent.destroy("sb-stays").await.expect("destroyed");
         agent.destroy("sb-lost").await.expect("destroyed");

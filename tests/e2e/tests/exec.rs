@@ -119,7 +119,7 @@ async fn a_command_that_takes_too_long_is_killed_in_the_guest() -> Result<()> {
         (
             StatusCode::OK,
             &json!(-1),
-            &json!("its time of 2 s was over: signal: killed")
+            &json!("timed out after 2 s: signal: killed")
         )
     );
     let mut socket = Socket::open(&service, &sandbox.path("/exec/stream")).await?;

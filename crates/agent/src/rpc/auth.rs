@@ -1,4 +1,4 @@
-//! Who may call: whoever knows the agent's token.
+//! Authentication of calls by the agent's token.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use connectrpc::ConnectError;
 use http::{HeaderMap, StatusCode, header};
 use subtle::ConstantTimeEq as _;
 
-/// The token of this agent.
+/// Token of this agent.
 #[derive(Clone)]
 pub(super) struct Token(Arc<[u8]>);
 
@@ -20,7 +20,8 @@ impl Token {
         Self(token.as_bytes().into())
     }
 
-    /// Takes as long for a token that is almost right as for one that is not. An empty one is never right.
+    /// True if the headers carry the token. Compares in constant time. An empty token never
+    /// matches.
     fn is_in(&self, headers: &HeaderMap) -> bool {
         let given = headers
             .get(header::AUTHORIZATION)
@@ -29,7 +30,7 @@ impl Token {
     }
 }
 
-/// Refuses everything that does not carry the token, before its body is read.
+/// Rejects every request without the token, before its body is read.
 pub(super) async fn require_token(
     State(token): State<Token>,
     request: Request,
@@ -38,7 +39,7 @@ pub(super) async fn require_token(
     if token.is_in(request.headers()) {
         return next.run(request).await;
     }
-    let error = ConnectError::unauthenticated("the host agent's token is missing or wrong");
+    let error = ConnectError::unauthenticated("the host agent's token is missing or invalid");
     let json = [(header::CONTENT_TYPE, "application/json")];
     (StatusCode::UNAUTHORIZED, json, error.to_json()).into_response()
 }

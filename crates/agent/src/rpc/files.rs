@@ -1,4 +1,4 @@
-//! Files in the guest.
+//! File operations in the guest.
 
 use bytes::{Bytes, BytesMut};
 use connectrpc::{ConnectError, InboundStream, ServiceStream};
@@ -18,7 +18,7 @@ use wrenn_proto::{
 use super::{AgentService, InUse};
 use crate::envd_client::Download;
 
-/// Which file of which sandbox, and for whom.
+/// File of a sandbox, and the guest user that accesses it.
 struct Target {
     in_use: InUse,
     path: String,
@@ -30,14 +30,16 @@ fn target(
     meta: impl Into<Option<pb::FileMeta>>,
 ) -> Result<Target, ConnectError> {
     let Some(meta) = meta.into() else {
-        return Err(ConnectError::invalid_argument("meta: missing"));
+        return Err(ConnectError::invalid_argument("`meta` is required"));
     };
     let in_use = service.in_use(&meta.id)?;
     if meta.path.is_empty() {
-        return Err(ConnectError::invalid_argument("path: missing"));
+        return Err(ConnectError::invalid_argument("`path` is required"));
     }
     if meta.path.contains('\0') {
-        return Err(ConnectError::invalid_argument("path: has a NUL in it"));
+        return Err(ConnectError::invalid_argument(
+            "`path`: NUL bytes are not allowed",
+        ));
     }
     Ok(Target {
         in_use,
@@ -52,7 +54,7 @@ pub(super) async fn write(
 ) -> Result<pb::WriteFileResponse, ConnectError> {
     if request.content.len() > MAX_FILE_MESSAGE_BYTES {
         return Err(ConnectError::resource_exhausted(format!(
-            "content: more than {MAX_FILE_MESSAGE_BYTES} bytes; stream it instead"
+            "`content`: exceeds the limit of {MAX_FILE_MESSAGE_BYTES} bytes; use a stream instead"
         )));
     }
     let target = target(service, request.meta.into_option())?;
@@ -75,7 +77,7 @@ pub(super) async fn read(
         while let Some(piece) = download.next().await? {
             if content.len() + piece.len() > MAX_FILE_MESSAGE_BYTES {
                 return Err(ConnectError::resource_exhausted(format!(
-                    "{} has more than {MAX_FILE_MESSAGE_BYTES} bytes; stream it instead",
+                    "`{}` exceeds the limit of {MAX_FILE_MESSAGE_BYTES} bytes; use a stream instead",
                     target.path
                 )));
             }
@@ -90,7 +92,8 @@ pub(super) async fn read(
     })
 }
 
-/// Passes a file on as it comes in. If it breaks off, for whatever reason, so does the request to the guest.
+/// Passes a file on as it arrives. If the stream is interrupted for any reason, the request to the
+/// guest is interrupted as well.
 pub(super) async fn write_stream(
     service: &AgentService,
     mut requests: InboundStream<pb::WriteFileStreamRequest>,
@@ -101,7 +104,7 @@ pub(super) async fn write_stream(
     };
     let Some(Part::Meta(meta)) = first else {
         return Err(ConnectError::invalid_argument(
-            "meta: must be the first message",
+            "`meta`: must be the first message",
         ));
     };
     let target = target(service, *meta)?;
@@ -110,7 +113,7 @@ pub(super) async fn write_stream(
     let content = requests.map(move |message| {
         let Some(Part::Chunk(chunk)) = message?.to_owned_message().part else {
             return Err(ConnectError::invalid_argument(
-                "chunk: must be all but the first message",
+                "`chunk`: required in every message after the first",
             ));
         };
         in_use.sandbox.touch();
@@ -140,11 +143,11 @@ pub(super) async fn read_stream(
     Ok(chunks(target.in_use, download))
 }
 
-/// A file on its way through: fetched as fast as it is taken.
+/// Download in progress. Fetches data only as fast as the caller takes it.
 struct Transfer {
     in_use: InUse,
     download: Download,
-    /// Fetched and not yet passed on.
+    /// Data fetched and not yet passed on.
     rest: Bytes,
 }
 
@@ -178,7 +181,7 @@ fn chunks(in_use: InUse, download: Download) -> ServiceStream<pb::ReadFileStream
                 };
                 Some((Ok(response), Some(transfer)))
             }
-            // Ends after an error.
+            // The stream ends after an error.
             Err(error) => Some((Err(error), None)),
         }
     };

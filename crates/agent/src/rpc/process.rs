@@ -21,13 +21,14 @@ use wrenn_proto::{
 use super::InUse;
 use crate::envd_client::{ConnectStream, StartStream};
 
-/// How much longer than its time limit a collected command may take, for its end to be told.
+/// Grace period beyond the time limit of a collected command, for its end to be reported.
 const END_GRACE: Duration = Duration::from_secs(15);
 
-/// How often a command that runs counts as use; far below the shortest idle time that makes sense.
+/// Interval at which a running command counts as activity. Far below the shortest useful idle
+/// timeout.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Events of a process, however it was come by.
+/// Event stream of a process, from a start or a connect call.
 enum Events {
     Started(StartStream),
     Connected(ConnectStream),
@@ -54,7 +55,7 @@ impl Events {
     }
 }
 
-/// Runs a command to its end and collects what it prints.
+/// Runs a command until it ends and collects its output.
 pub(super) async fn exec(
     in_use: InUse,
     request: pb::ExecRequest,
@@ -62,7 +63,8 @@ pub(super) async fn exec(
     let start = guest::StartRequest {
         process: request.process,
         tag: request.tag,
-        // What nobody can write to is at its end from the start: a command that reads does not wait for ever.
+        // No client can write to the command's input, so the input is at its end from the start. A
+        // command that reads it does not block forever.
         stdin: Some(false),
         ..Default::default()
     };
@@ -75,16 +77,17 @@ pub(super) async fn exec(
             .await?;
         collect(&in_use, Events::Started(stream), limit).await
     };
-    // Somebody waits for the command, so the sandbox is in use even while the command is silent.
+    // The caller is waiting for the command, so the sandbox is in use even while the command is
+    // silent.
     let run = touching(&in_use, run);
     let Some(limit) = limit else {
         return in_use.wait_for(run).await;
     };
-    // The guest ends the process in time; this is for a guest that does not.
+    // The guest normally enforces the time limit. This deadline covers a guest that does not.
     let run = tokio::time::timeout(limit + END_GRACE, in_use.wait_for(run));
     run.await.unwrap_or_else(|_| {
         Err(ConnectError::deadline_exceeded(format!(
-            "the command's end was not told within {END_GRACE:?} after its time limit of {limit:?}"
+            "the end of the command was not reported within {END_GRACE:?} after its time limit of {limit:?}"
         )))
     })
 }
@@ -117,11 +120,11 @@ async fn collect(
             }
             Some(Event::End(end)) => {
                 response.exit_code = end.exit_code;
-                // The guest agent has words for a plain exit too.
+                // The guest agent also describes a normal exit; that text is dropped.
                 let ended = end.error.filter(|_| !end.exited).unwrap_or_default();
                 response.error = match (limit, events.next().await) {
                     (Some(limit), Err(after)) if after.code == ErrorCode::DeadlineExceeded => {
-                        format!("its time of {} s was over: {ended}", limit.as_secs())
+                        format!("timed out after {} s: {ended}", limit.as_secs())
                     }
                     _ => ended,
                 };
@@ -131,11 +134,11 @@ async fn collect(
         }
     }
     Err(ConnectError::unavailable(
-        "the command's output ended before the command did",
+        "the command's output ended before the command's exit was reported",
     ))
 }
 
-/// Kills a process whose output nobody wants any more.
+/// Kills a process whose output is no longer needed.
 async fn end_process(in_use: &InUse, pid: Option<u32>) {
     let Some(pid) = pid else { return };
     let request = guest::SendSignalRequest {
@@ -148,17 +151,17 @@ async fn end_process(in_use: &InUse, pid: Option<u32>) {
         ..Default::default()
     };
     if let Err(error) = in_use.running.envd.signal(request).await {
-        tracing::debug!(pid, %error, "process not killed; it may have ended");
+        tracing::debug!(pid, %error, "failed to kill the process, it may have ended");
     }
 }
 
-/// Starts a process and streams its events. It lives on when the caller goes away.
+/// Starts a process and streams its events. The process keeps running if the caller disconnects.
 pub(super) async fn start(
     in_use: InUse,
     request: pb::ExecStreamRequest,
 ) -> Result<ServiceStream<pb::ExecStreamResponse>, ConnectError> {
     let Some(start) = request.start.into_option() else {
-        return Err(ConnectError::invalid_argument("start: missing"));
+        return Err(ConnectError::invalid_argument("`start` is required"));
     };
     let limit = time_limit(request.timeout_sec)?;
     let envd = &in_use.running.envd;
@@ -181,14 +184,15 @@ pub(super) async fn connect(
     Ok(forward(in_use, Events::Connected(stream)))
 }
 
-/// Events are fetched as fast as they are taken, so a slow reader slows the process down and nothing piles up here.
+/// Streams events to the caller. Events are fetched only as fast as the caller takes them, so a
+/// slow reader slows the process down and nothing accumulates here.
 fn forward(in_use: InUse, events: Events) -> ServiceStream<pb::ExecStreamResponse> {
     let next = async |(in_use, mut events): (InUse, Events)| {
         let event = match in_use.wait_for(events.next()).await {
             Ok(event) => Ok(event?),
             Err(error) => Err(error),
         };
-        // A keepalive says that the connection lives, not that somebody uses the sandbox.
+        // A keepalive shows that the connection is alive, not that the sandbox is in use.
         if !matches!(&event, Ok(event) if matches!(event.event, Some(Event::Keepalive(_)))) {
             in_use.sandbox.touch();
         }
@@ -196,7 +200,7 @@ fn forward(in_use: InUse, events: Events) -> ServiceStream<pb::ExecStreamRespons
             event: event.into(),
             ..Default::default()
         });
-        // Ends after an error.
+        // The stream ends after an error.
         let rest = response.is_ok().then_some((in_use, events));
         Some((response, rest))
     };
@@ -274,13 +278,13 @@ pub(super) async fn signal(
 fn time_limit(seconds: u32) -> Result<Option<Duration>, ConnectError> {
     if seconds > MAX_TIMEOUT_SEC {
         return Err(ConnectError::invalid_argument(format!(
-            "timeout_sec is {seconds}; it must be from 0 to {MAX_TIMEOUT_SEC}"
+            "`timeout_sec`: {seconds} is out of range, expected 0 to {MAX_TIMEOUT_SEC}"
         )));
     }
     Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
 }
 
-/// Counts as use as long as `work` goes on.
+/// Runs `work` and counts it as activity until it completes.
 async fn touching<T>(in_use: &InUse, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {

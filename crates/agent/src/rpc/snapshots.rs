@@ -1,4 +1,4 @@
-//! Snapshots with names, and forks.
+//! Named snapshots and forks.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,10 +13,10 @@ use crate::{
     templates::TemplateError,
 };
 
-/// The most copies of one moment that are made at once.
+/// Maximum number of copies per fork call.
 const MAX_COPIES: usize = 100;
 
-/// A snapshot as a template.
+/// Describes a named snapshot as a template.
 pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
     let info = pb::TemplateInfo {
         name: named.name.into(),
@@ -25,7 +25,7 @@ pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
         generation: u32::try_from(named.generation).unwrap_or(u32::MAX),
         ..Default::default()
     };
-    // What is 0 is not known.
+    // Fields that stay 0 are unknown.
     let Some(manifest) = named.manifest else {
         return info;
     };
@@ -38,7 +38,7 @@ pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
     }
 }
 
-/// Freezes this moment of a sandbox and gives it a name.
+/// Takes a snapshot of a sandbox and gives it a name.
 pub(super) async fn create(
     owners: &Owners,
     sandbox: &Sandbox,
@@ -56,17 +56,17 @@ pub(super) async fn create(
             Err(error) => Err(error.into()),
         }
     };
-    // Before the machine is stopped for it; who is faster gets the name in the end.
+    // Checked before the VM is paused. Of two concurrent calls, the faster one gets the name.
     if blocking(check).await.map_err(|e| ConnectError::from(&e))? {
         return Err(ConnectError::already_exists(format!(
-            "name: there is a template `{name}` already"
+            "`name`: template `{name}` already exists"
         )));
     }
     let pin = sandbox.freeze().await?;
     let host = owners.host.clone();
     let named = blocking(move || Ok(host.snapshots.name(&name, &pin, request.overwrite)?)).await;
     let named = named.map_err(|e| ConnectError::from(&e))?;
-    // What had the name before may be nobody's now.
+    // The previous snapshot of this name may have lost its last reference.
     owners.collect_snapshots();
     Ok(pb::CreateSnapshotResponse {
         template: info(named).into(),
@@ -74,8 +74,9 @@ pub(super) async fn create(
     })
 }
 
-/// Takes a snapshot's name away, unless sandboxes were made from it. With `force` also then: what they stand on is pinned by their
-/// owners, and collected when the last of them is gone.
+/// Removes the name of a snapshot, unless sandboxes were created from it. With `force`, removes the
+/// name even then: the actors of these sandboxes hold references to the snapshots that they depend
+/// on, which are collected when the last reference is gone.
 pub(super) async fn delete(owners: &Owners, name: &str, force: bool) -> Result<(), ConnectError> {
     let name: TemplateName = parse("name", name)?;
     let all = owners.registry.list();
@@ -101,7 +102,7 @@ pub(super) async fn delete(owners: &Owners, name: &str, force: bool) -> Result<(
             "there is no snapshot `{name}`"
         ))),
         Removed::InUse => Err(ConnectError::failed_precondition(format!(
-            "{made} sandboxes stand on `{name}`: destroy them first"
+            "snapshot `{name}` is in use by {made} sandboxes; destroy them first"
         ))),
     }
 }
@@ -112,7 +113,7 @@ enum Removed {
     InUse,
 }
 
-/// Makes copies of this moment of a sandbox: all, or none.
+/// Creates copies of a sandbox from a new snapshot of it: all of them, or none.
 pub(super) async fn fork(
     owners: &Owners,
     sandbox: &Sandbox,
@@ -121,7 +122,7 @@ pub(super) async fn fork(
     let count = request.copy_ids.len();
     if count == 0 || count > MAX_COPIES {
         return Err(ConnectError::invalid_argument(format!(
-            "copy_ids: {count} copies; must be 1 to {MAX_COPIES}"
+            "`copy_ids`: {count} copies requested, expected 1 to {MAX_COPIES}"
         )));
     }
     let mut ids = Vec::new();
@@ -179,7 +180,7 @@ async fn make_copies(
         return Ok(copies);
     };
     for copy in copies {
-        // What cannot be freed stays listed, in error.
+        // A copy that cannot be freed stays listed, in state error.
         let _ = copy.destroy().await;
     }
     Err((&error).into())
@@ -190,5 +191,5 @@ where
     T::Err: std::fmt::Display,
 {
     text.parse()
-        .map_err(|error| ConnectError::invalid_argument(format!("{field}: {error}")))
+        .map_err(|error| ConnectError::invalid_argument(format!("`{field}`: {error}")))
 }

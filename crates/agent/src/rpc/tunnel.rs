@@ -1,19 +1,22 @@
-//! `GET /tunnel/{sandbox_id}/{port}`: a connection to a port of a guest, for whoever has the agent's token.
+//! `GET /tunnel/{sandbox_id}/{port}`: connection to a port of a guest, for holders of the agent's
+//! token.
 //!
-//! The request asks for `Upgrade: wrenn-tunnel` (HTTP/1.1). The agent connects to the guest first; `101` means that it is
-//! connected, and from there on both directions carry the connection's bytes. The end of one direction is passed on, the other goes on.
-//! Before `101` a failure is JSON, `{"code": …, "message": …}`:
+//! The request asks for `Upgrade: wrenn-tunnel` (HTTP/1.1). The agent first connects to the guest
+//! and answers `101` once it is connected. From then on, both directions carry the bytes of the
+//! connection. The end of one direction is passed on, and the other direction stays open. A failure
+//! before `101` is JSON, `{"code": …, "message": …}`:
 //!
-//! | status | code                | when                                                            |
-//! |--------|---------------------|-----------------------------------------------------------------|
-//! | 400    | `invalid_argument`  | the port is not one, or no upgrade was asked for                |
-//! | 404    | `not_found`         | there is no such sandbox                                        |
-//! | 409    | `failed_precondition` | it does not run: paused, starting, being destroyed, lost      |
-//! | 429    | `resource_exhausted`  | it has too many tunnels                                       |
-//! | 502    | `port_closed`       | nobody listens there, or nobody answered within [`CONNECT_DEADLINE`] |
+//! | status | code                  | cause                                                   |
+//! |--------|-----------------------|---------------------------------------------------------|
+//! | 400    | `invalid_argument`    | invalid port, or no upgrade requested                   |
+//! | 404    | `not_found`           | the sandbox does not exist                              |
+//! | 409    | `failed_precondition` | not running: paused, starting, being destroyed, or lost |
+//! | 429    | `resource_exhausted`  | the sandbox has too many tunnels                        |
+//! | 502    | `port_closed`         | no listener, or no answer within [`CONNECT_DEADLINE`]   |
 //!
-//! A tunnel is no use of the sandbox: who routes traffic decides what keeps it awake. It ends when either side closes, and at
-//! once when the sandbox is paused, destroyed or lost, or when the agent ends.
+//! A tunnel does not count as activity of the sandbox; the router of the traffic decides what keeps
+//! the sandbox awake. The tunnel ends when either side closes it. It ends at once when the sandbox
+//! is paused, destroyed or lost, or when the agent ends.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -30,30 +33,30 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::{Running, Sandbox, State, Tunnel, owner::Owners};
 
-/// Name of the protocol in `Upgrade`.
+/// Protocol name in the `Upgrade` header.
 pub(super) const PROTOCOL: &str = "wrenn-tunnel";
 
-/// How long the guest may take to answer a connection. A port nobody listens on is refused at once.
+/// Maximum time for the guest to accept a connection. A port without a listener is refused at once.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long the caller may take to switch protocols once it was told `101`.
+/// Maximum time for the caller to switch protocols after the `101` response.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Room for bytes under way, each direction of each tunnel.
+/// Buffer size for each direction of each tunnel, in bytes.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// Answers the request, and copies the tunnel's bytes on a task of its own.
+/// Answers the request, and copies the bytes of the tunnel in a separate task.
 pub(super) async fn open(
     Extract(owners): Extract<Owners>,
     Path((id, port)): Path<(String, String)>,
     mut request: Request,
 ) -> Response {
     let Some(upgrade) = asked_upgrade(&mut request) else {
-        let message = format!("this route needs `Upgrade: {PROTOCOL}` by HTTP/1.1");
+        let message = format!("this route requires HTTP/1.1 with `Upgrade: {PROTOCOL}`");
         return refusal(StatusCode::BAD_REQUEST, "invalid_argument", &message);
     };
     let Some(port) = port.parse().ok().filter(|port| *port > 0_u16) else {
-        let message = "port: must be 1 to 65535";
+        let message = "`port`: expected 1 to 65535";
         return refusal(StatusCode::BAD_REQUEST, "invalid_argument", message);
     };
     let sandbox = match owners.registry.get(&id) {
@@ -66,7 +69,7 @@ pub(super) async fn open(
     };
     let shutdown = owners.shutdown.clone();
     tokio::spawn(async move {
-        // Held until its end: a pause waits for those that use the guest.
+        // Held until the tunnel ends, because a pause waits for users of the guest.
         let _running = running.clone();
         carry(upgrade, guest, &running, &tunnel, &shutdown).await;
     });
@@ -77,7 +80,7 @@ pub(super) async fn open(
     (StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response()
 }
 
-/// The caller's connection, if the request asks for a tunnel.
+/// Returns the caller's connection, if the request asks for a tunnel.
 fn asked_upgrade(request: &mut Request) -> Option<OnUpgrade> {
     let wanted = request.headers().get(header::UPGRADE)?;
     if !wanted.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()) {
@@ -86,7 +89,7 @@ fn asked_upgrade(request: &mut Request) -> Option<OnUpgrade> {
     request.extensions_mut().remove::<OnUpgrade>()
 }
 
-/// Connects to the guest, if the sandbox runs and goes on doing so.
+/// Connects to the guest, if the sandbox is running and keeps running meanwhile.
 async fn connect(
     sandbox: &Sandbox,
     port: u16,
@@ -112,7 +115,7 @@ async fn connect(
     };
     let reason = match guest {
         Ok(Ok(guest)) => {
-            // Without it only speed suffers.
+            // Best effort: a failure only costs speed.
             let _ = guest.set_nodelay(true);
             return Ok((running, tunnel, guest));
         }
@@ -123,7 +126,8 @@ async fn connect(
     Err(refusal(StatusCode::BAD_GATEWAY, "port_closed", &message))
 }
 
-/// Copies both ways until both ends are closed, or until the tunnel must end. Dropping the connections is what cuts them.
+/// Copies in both directions until both ends are closed or the tunnel must end. Dropping the
+/// connections closes them.
 async fn carry(
     upgrade: OnUpgrade,
     mut guest: TcpStream,
@@ -137,7 +141,8 @@ async fn carry(
             return;
         };
         let mut caller = TokioIo::new(upgraded);
-        // That a side broke is told to the other by the end of its connection.
+        // A broken connection on one side is passed on to the other side as the end of its
+        // connection.
         let _ = tokio::io::copy_bidirectional_with_sizes(
             &mut caller,
             &mut guest,

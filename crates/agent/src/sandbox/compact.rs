@@ -1,10 +1,13 @@
-//! Keeping the chains that a sandbox stands on short, in the background.
+//! Background compaction of the snapshot chain that a sandbox depends on.
 //!
-//! After a pause whose moment stands on many files, a twin of it is made that stands on few ([`crate::snapshots`]); a little later, for
-//! a sandbox that is resumed at once needs the disk itself. A sandbox that is still
-//! paused there when the twin is whole is paused at the twin from then on. One that was resumed in between is left alone; the next
-//! pause tries again. Only a chain that became very long holds a resume up until its twin is there, and has a running sandbox of
-//! which many moments are frozen paused and resumed once.
+//! A pause whose snapshot depends on many files starts a compaction: a copy of the snapshot is made
+//! that depends on few files ([`crate::snapshots`]). The compaction starts after a delay, because a
+//! sandbox that is resumed at once needs the disk itself. If the sandbox is still paused at the
+//! original when the copy is complete, it is paused at the copy from then on. A sandbox that was
+//! resumed in the meantime is left alone; its next pause tries again.
+//!
+//! Only a very long chain blocks: a resume then waits for the copy, and a running sandbox with many
+//! snapshots is paused and resumed once.
 
 use std::{
     io,
@@ -25,29 +28,29 @@ use super::{
 };
 use crate::snapshots::{PinnedBuild, SnapshotError};
 
-/// A twin in the making.
+/// Compaction in progress.
 pub(super) struct Compaction {
-    /// Whose.
+    /// Snapshot that is compacted.
     of: PinnedBuild,
     task: JoinHandle<Result<PinnedBuild, SnapshotError>>,
-    /// Cancelled to begin now.
+    /// Cancelled to start the work immediately.
     hurry: CancellationToken,
-    /// Whether the work has begun.
+    /// True once the work has started.
     begun: Arc<AtomicBool>,
 }
 
-/// How long a sandbox has to be at rest before its files are merged.
+/// Minimum time that a sandbox must be paused before its files are merged.
 const REST: Duration = Duration::from_secs(5);
 
-/// A twin that is made, or has failed.
+/// Result of a compaction.
 pub(super) struct Compacted {
-    /// Whose.
+    /// Snapshot that was compacted.
     of: PinnedBuild,
     twin: Option<PinnedBuild>,
 }
 
 impl Owner {
-    /// Begins to make a twin of the last moment, if that is worth it and none is being made.
+    /// Starts a compaction of the last snapshot, if it is worthwhile and none is in progress.
     pub(super) fn begin_compaction(&mut self) {
         let Some(of) = self.pins.last.clone() else {
             return;
@@ -76,8 +79,8 @@ impl Owner {
         });
     }
 
-    /// Gives a twin up, and what it was to be a twin of: nobody will stand on either. A file that is being written is finished
-    /// first.
+    /// Abandons the compaction. Neither the original nor the copy will be used. A file that is
+    /// being written is completed first.
     pub(super) fn give_up_compaction(&mut self) {
         let Some(Compaction { of, task, .. }) = self.compaction.take() else {
             return;
@@ -91,16 +94,17 @@ impl Owner {
         });
     }
 
-    /// Gives a twin up whose making has not begun; the next pause thinks of it again.
+    /// Abandons a compaction that has not started its work. The next pause may start another.
     pub(super) fn put_off_compaction(&mut self) {
         let waits = |compaction: &mut Compaction| !compaction.begun.load(Ordering::Relaxed);
         if let Some(compaction) = self.compaction.take_if(waits) {
-            // If it began at this very moment its files are garbage, and collected as such.
+            // If the work started concurrently, its files are garbage and are collected as such.
             compaction.task.abort();
         }
     }
 
-    /// Waits until the twin is made or has failed; never ends if none is being made. Cancel safe.
+    /// Waits until the compaction has completed or failed. Never returns if there is none. Cancel
+    /// safe.
     pub(super) async fn compacted(compaction: &mut Option<Compaction>) -> Compacted {
         let Some(under_way) = compaction else {
             return std::future::pending().await;
@@ -110,19 +114,19 @@ impl Owner {
         *compaction = None;
         let failed = match made {
             Ok(Ok(twin)) => {
-                tracing::info!(moment = %of.id(), twin = %twin.id(), "a chain is short again");
+                tracing::info!(moment = %of.id(), twin = %twin.id(), "chain compacted");
                 let twin = Some(twin);
                 return Compacted { of, twin };
             }
             Ok(Err(error)) => chain(&error),
             Err(lost) => chain(&lost),
         };
-        tracing::warn!(moment = %of.id(), error = failed, "a chain stays long");
+        tracing::warn!(moment = %of.id(), error = failed, "chain compaction failed");
         Compacted { of, twin: None }
     }
 
-    /// Stands on the twin of its last moment from now on. One that was frozen again in between gets another twin; one that runs
-    /// is left alone.
+    /// Replaces the last snapshot by its compacted copy. If a newer snapshot was taken in the
+    /// meantime, that one is compacted instead. A running sandbox is left alone.
     pub(super) fn move_to_twin(&mut self, compacted: Compacted) {
         let Compacted { of, twin } = compacted;
         let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming);
@@ -138,17 +142,17 @@ impl Owner {
         self.owners.collect_snapshots();
     }
 
-    /// Whether its last moment stands on far too many files.
+    /// True if the last snapshot depends on far too many files.
     pub(super) fn is_deep(&self) -> bool {
         let depth = |pin| self.owners.host.snapshots.depth(pin);
-        // One that was never frozen itself stands on what it was made from.
+        // A sandbox without a snapshot of its own depends on the snapshot that it was created from.
         let stands_on = self.pins.last.as_ref().or(self.pins.origin.as_ref());
         stands_on.is_some_and(|moment| depth(moment).is_too_much())
     }
 
-    /// Lets no machine be started from a chain that is far too long: waits for the twin.
+    /// Waits for the compacted copy if the chain is too long to start a VM from.
     pub(super) async fn shorten_if_needed(&mut self) {
-        // What is being made may be the twin of an earlier moment.
+        // The compaction in progress may be of an earlier snapshot.
         for _ in 0..2 {
             if !self.is_deep() {
                 return;
@@ -162,7 +166,8 @@ impl Owner {
         }
     }
 
-    /// Freezes a moment of a machine whose chain is far too long: it is paused, and resumed from the twin.
+    /// Takes a snapshot of a running sandbox whose chain is too long: pauses the sandbox and
+    /// resumes it from the compacted copy.
     pub(super) async fn freeze_and_shorten(
         &mut self,
         reply: Reply<PinnedBuild, FreezeError>,
@@ -177,7 +182,8 @@ impl Owner {
             let _ = reply.send(outcome);
             return next;
         }
-        // If this fails it is paused, and says why; the moment is frozen all the same.
+        // If the resume fails, the sandbox stays paused with a warning. The snapshot is complete in
+        // either case.
         let next = self.resume(ResumeFrom::Memory).await;
         let _ = reply.send(self.pins.last.clone().ok_or(FreezeError::Gone));
         next

@@ -1,4 +1,4 @@
-//! Why something could not be done with a sandbox, and the RPC code of that.
+//! Errors of lifecycle operations on a sandbox, and their RPC codes.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::{
     templates::TemplateError,
 };
 
-/// Why a sandbox was not made.
+/// Failure to create a sandbox.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum CreateError {
-    /// A field of the request is wrong.
-    #[error("{field}: {reason}")]
+    /// A field of the request is invalid.
+    #[error("`{field}`: {reason}")]
     Field { field: &'static str, reason: String },
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -31,41 +31,41 @@ pub(crate) enum CreateError {
     Template(#[from] TemplateError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The host's own facts cannot be read.
-    #[error("could not find out what this host has")]
+    /// The properties of the host cannot be read.
+    #[error("failed to read the capacity of this host")]
     Host(#[source] std::io::Error),
-    /// There is one of this id.
-    #[error("a sandbox {0} exists already")]
+    /// A sandbox with this ID exists.
+    #[error("sandbox {0} already exists")]
     Exists(SandboxId),
-    #[error("could not make the sandbox's folder")]
+    #[error("failed to prepare the sandbox's directory")]
     Folder(#[source] FolderError),
     #[error(transparent)]
     Slot(#[from] SlotError),
-    #[error("could not make the sandbox's network")]
+    #[error("failed to create the sandbox's network")]
     Network(#[from] NetworkError),
-    #[error("could not limit the sandbox's resources")]
+    #[error("failed to limit the sandbox's resources")]
     Cgroup(#[from] CgroupError),
-    #[error("could not make the sandbox's disk")]
+    #[error("failed to create the sandbox's disk")]
     Disk(#[from] DiskError),
-    #[error("could not start the sandbox's virtual machine")]
+    #[error("failed to start the sandbox's virtual machine")]
     Supervisor(#[source] SupervisorError),
-    /// The machine was there and ended.
-    #[error("the sandbox's virtual machine ended while it booted: {0}")]
+    /// The VM started and then ended.
+    #[error("the sandbox's virtual machine ended before its guest was ready: {0}")]
     Ended(String),
     /// The guest agent never answered.
-    #[error("the sandbox's guest did not answer within {0:?}")]
+    #[error("the sandbox's guest agent did not answer within {0:?}")]
     GuestSilent(Duration),
-    /// The guest agent refused its settings.
-    #[error("the sandbox's guest agent could not be set up")]
+    /// The guest agent rejected its settings.
+    #[error("failed to configure the sandbox's guest agent")]
     Guest(#[source] ConnectError),
-    /// Somebody destroyed it.
-    #[error("the sandbox was destroyed while it started")]
+    /// A client destroyed the sandbox.
+    #[error("the sandbox was destroyed while it was starting")]
     Destroyed,
-    /// The agent ends.
+    /// The agent is shutting down.
     #[error("the host agent is shutting down")]
     ShuttingDown,
     /// A task of the agent panicked.
-    #[error("the host agent failed inside; see its log")]
+    #[error("internal error of the host agent; see its log")]
     Panicked,
 }
 
@@ -109,27 +109,28 @@ impl From<&CreateError> for ConnectError {
     }
 }
 
-/// Why a sandbox could not be freed. What could not be freed is still known: destroying again tries again.
+/// Failure to free a sandbox. The remaining resources stay recorded, and another destroy tries
+/// again.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum DestroyError {
-    #[error("could not end the sandbox's virtual machine")]
+    #[error("failed to stop the sandbox's virtual machine")]
     Supervisor(#[from] SupervisorError),
-    #[error("could not end the sandbox's processes")]
+    #[error("failed to kill the sandbox's processes")]
     Cgroup(#[from] CgroupError),
-    #[error("could not remove the sandbox's network")]
+    #[error("failed to remove the sandbox's network")]
     Network(#[from] NetworkError),
-    #[error("could not remove the sandbox's disk")]
+    #[error("failed to remove the sandbox's disk")]
     Disk(#[from] DiskError),
-    #[error("could not give the sandbox's network slot back")]
+    #[error("failed to release the sandbox's network slot")]
     Slot(#[from] SlotError),
-    #[error("could not remove the sandbox's folder")]
+    #[error("failed to remove the sandbox's directory")]
     Folder(#[from] FolderError),
-    /// Another destroy of it, at the same time, failed.
+    /// A concurrent destroy of the same sandbox failed.
     #[error("{0}")]
     Again(String),
-    /// It is gone, or the agent is about to be.
-    #[error("the sandbox is gone, or the host agent is shutting down")]
+    /// The sandbox no longer exists, or the agent is about to exit.
+    #[error("the sandbox no longer exists, or the host agent is shutting down")]
     Gone,
 }
 
@@ -143,37 +144,38 @@ impl From<DestroyError> for ConnectError {
     }
 }
 
-/// Why a sandbox was not paused, resumed or frozen. It is as it was, unless its state says otherwise.
+/// Failure to pause, resume or snapshot a sandbox. The sandbox is unchanged, unless its state says
+/// otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum FreezeError {
-    /// Its state does not allow it.
+    /// The sandbox's state does not allow the operation.
     #[error("the sandbox is {0}")]
     NotNow(&'static str),
-    /// It was never frozen.
-    #[error("the sandbox was never paused or frozen: there is nothing to bring it back from")]
+    /// The sandbox has no snapshot.
+    #[error("the sandbox has no snapshot to resume from")]
     NeverFrozen,
-    #[error("the guest could not get ready to be frozen; it runs on")]
+    #[error("failed to prepare the guest for the snapshot; the sandbox keeps running")]
     Prepare(#[source] ConnectError),
-    #[error("the machine could not be frozen; it runs on")]
+    #[error("failed to snapshot the virtual machine; the sandbox keeps running")]
     Freeze(#[source] SupervisorError),
-    #[error("the machine was frozen and could not be let go on; it is lost")]
+    #[error("failed to resume the virtual machine after the snapshot; the sandbox is lost")]
     Thaw(#[source] SupervisorError),
-    #[error("could not make the next layer of the sandbox's disk")]
+    #[error("failed to create the next layer of the sandbox's disk")]
     Disk(#[from] DiskError),
-    #[error("the snapshot could not be stored; the sandbox is as it was")]
+    #[error("failed to store the snapshot; the sandbox is unchanged")]
     Store(#[from] SnapshotError),
-    #[error("could not note in the sandbox's folder that it is frozen; it runs on")]
+    #[error("failed to update the sandbox's directory; the sandbox is unchanged")]
     Folder(#[from] FolderError),
-    #[error("what the sandbox may reach could not be changed; it is as it was")]
+    #[error("failed to change the sandbox's network access; the sandbox is unchanged")]
     Access(#[source] NetworkError),
-    #[error("the sandbox could not be brought back; it is paused still")]
+    #[error("failed to resume the sandbox; it stays paused")]
     Restore(#[source] CreateError),
-    /// What another one who asked was told.
+    /// Error that another caller of the same operation received.
     #[error("{0}")]
     Again(String),
-    /// It is gone, or the agent is about to be.
-    #[error("the sandbox is gone, or the host agent is shutting down")]
+    /// The sandbox no longer exists, or the agent is about to exit.
+    #[error("the sandbox no longer exists, or the host agent is shutting down")]
     Gone,
 }
 
@@ -213,7 +215,7 @@ impl From<FreezeError> for ConnectError {
     }
 }
 
-/// Why a sandbox cannot be used.
+/// Reason why a sandbox is not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum UseError {
@@ -235,7 +237,7 @@ impl From<UseError> for ConnectError {
     }
 }
 
-/// An error and its causes in one line.
+/// Returns an error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -285,7 +287,7 @@ mod tests {
         let text = chain(&folder_error(io::Error::other("deep down")));
         assert_eq!(
             text,
-            "could not make the sandbox's folder: could not write /x: deep down"
+            "failed to prepare the sandbox's directory: failed to write /x: deep down"
         );
     }
 }

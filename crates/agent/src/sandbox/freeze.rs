@@ -1,31 +1,53 @@
-//! Pausing, freezing and resuming.
+//! Pause, snapshot and resume of a sandbox.
 //!
-//! | # | step of a pause                            | failure                      | the sandbox afterwards             | agent killed after the step: the next one finds |
-//! |---|--------------------------------------------|------------------------------|------------------------------------|--------------------------------------|
-//! | 1 | new calls refused, those under way drained | (goes on after 2 s)          | -                                  | running                              |
-//! | 2 | guest gets ready (`/snapshot/prepare`)     | guest refuses, or is silent  | recovered, runs on                 | running; recovers it                 |
-//! | 3 | supervisor: vCPUs stop, devices and memory are written | disk full, VMM refuses, or it takes too long | the supervisor lets it go on; recovered | being written: waits for its end; frozen: thaws and recovers it |
-//! | 4 | disk linked, manifest written, published   | disk full                    | thawed, recovered, runs on         | frozen: thaws and recovers it        |
-//! | 5 | `snapshot.json` by rename                  | disk full                    | as 4; what was published is garbage| **paused**: frees what is left       |
-//! | 6 | machine ended, network and cgroup freed    | a part stays                 | paused; freed again by resume or destroy | paused: frees what is left     |
+//! Steps of a pause:
 //!
-//! A frozen moment of a machine that goes on (named snapshot, fork): steps 2 and 3, then it is thawed and recovered at once, and
-//! the moment is published beside it. The frozen file of its disk stays where it is, as a layer below the new one. If step 3 fails
-//! after the machine was put on the new file, it goes on there: the new file is its disk, the old one a layer that no moment has.
+//! | # | step                                                   | failure                         |
+//! |---|--------------------------------------------------------|---------------------------------|
+//! | 1 | new calls are rejected, calls in progress drained      | none; continues after 2 s       |
+//! | 2 | the guest prepares (`/snapshot/prepare`)               | guest refuses, no answer        |
+//! | 3 | the supervisor pauses vCPUs, writes devices and memory | disk full, VMM refuses, timeout |
+//! | 4 | disk linked, manifest written, snapshot published      | disk full                       |
+//! | 5 | `snapshot.json` written by rename                      | disk full                       |
+//! | 6 | VM ended, network and cgroup freed                     | a resource cannot be freed      |
 //!
-//! | # | step of a resume                           | failure                      | the sandbox afterwards             | agent killed after the step: the next one finds |
-//! |---|--------------------------------------------|------------------------------|------------------------------------|--------------------------------------|
-//! | 1 | slot, network, cgroup, overlay, `spec.json`| none left, disk full         | all freed, paused                  | paused: frees what is left           |
-//! | 2 | supervisor restores the machine            | file damaged, VMM refuses    | all freed, paused                  | paused: ends it                      |
-//! | 3 | guest recovers (`/snapshot/recover`)       | guest is silent              | all freed, paused                  | paused: ends it                      |
-//! | 4 | `snapshot.json`: running                   | disk full                    | all freed, paused                  | running                              |
+//! Result of a failed step, and state that the next agent finds if this agent is killed after the
+//! step:
 //!
-//! A cold boot is a resume that takes the moment's disk alone: in step 2 the machine boots, in step 3 the guest agent starts and is
-//! told what a new guest is told. Nothing of the memory is looked at, so it works where that is damaged, or of another VMM. The
-//! sandbox stays who it is (id, token, network), its next moment has a memory of its own: a first generation.
+//! | # | sandbox after the failure             | next agent finds                          |
+//! |---|---------------------------------------|-------------------------------------------|
+//! | 1 | -                                     | running VM                                |
+//! | 2 | guest recovered, running              | running VM: recovers the guest            |
+//! | 3 | VM resumed by the supervisor,         | snapshot in progress: waits for its end;  |
+//! |   | guest recovered, running              | paused VM: resumes it, recovers the guest |
+//! | 4 | VM resumed, guest recovered, running  | paused VM: resumes it, recovers the guest |
+//! | 5 | as 4; the published files are garbage | **paused** sandbox: frees the rest        |
+//! | 6 | paused; freed by resume or destroy    | paused sandbox: frees the rest            |
 //!
-//! The moment that it was brought back from is kept until a newer one is complete: a machine that is lost later is paused there,
-//! with a warning that tells so. A machine that was never frozen and is lost is in error for good.
+//! A snapshot of a sandbox that keeps running (named snapshot, fork) takes steps 2 and 3, then
+//! resumes the VM and recovers the guest at once. The snapshot is published while the VM runs. The
+//! previous file of the sandbox's disk stays in place, as a layer below the new file. If step 3
+//! fails after the VM was switched to the new file, the VM keeps using it: the new file is the
+//! sandbox's disk, and the old file is a layer that belongs to no snapshot.
+//!
+//! Steps of a resume. After a failed step, all resources are freed and the sandbox is paused.
+//!
+//! | # | step                                        | failure               | next agent finds   |
+//! |---|---------------------------------------------|-----------------------|--------------------|
+//! | 1 | slot, network, cgroup, overlay, `spec.json` | none left, disk full  | paused: frees rest |
+//! | 2 | the supervisor restores the VM              | bad file, VMM refuses | paused: ends VM    |
+//! | 3 | the guest recovers (`/snapshot/recover`)    | no answer             | paused: ends VM    |
+//! | 4 | `snapshot.json` says running                | disk full             | running            |
+//!
+//! A cold boot is a resume that uses only the disk of the snapshot. In step 2 the VM boots. In step
+//! 3 the guest agent starts and receives the settings of a new guest. The snapshot's memory is not
+//! read, so a cold boot works if the memory is damaged or was saved by another VMM. The sandbox
+//! keeps its identity (ID, token, network). Its next snapshot has a memory chain of its own,
+//! starting with a first generation.
+//!
+//! The snapshot that a sandbox was resumed from is kept until a newer one is complete. If the VM is
+//! lost later, the sandbox is paused at that snapshot, with a warning. A sandbox that has no
+//! snapshot when its VM is lost stays in state error.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -46,25 +68,26 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// How long calls that are under way may go on before the guest is frozen.
+/// Maximum time for calls in progress to complete before the guest is paused.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Pause between two looks at them.
+/// Interval at which calls in progress are checked.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
-/// How long vCPUs, devices and memory may take to be stopped and written: the guest's whole memory at the pace of a slow disk.
+/// Maximum time to pause vCPUs and devices and to write them and the memory. Long enough for the
+/// whole guest memory at the speed of a slow disk.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(240);
 
-/// What is frozen and not yet let go on.
+/// State of a paused VM that was written and is not yet published.
 struct Frozen {
     stage: Stage,
     layers: Vec<std::path::PathBuf>,
-    /// What saved it.
+    /// Version of the VMM that saved the state.
     vmm: Option<String>,
 }
 
 impl Owner {
-    /// Saves the machine and gives back what it has. If a step fails, it runs on.
+    /// Saves the VM and frees its resources. If a step fails, the sandbox keeps running.
     pub(super) async fn pause(&mut self, reply: Reply<(), FreezeError>) -> Next {
         let State::Running(running) = self.sandbox.state() else {
             let _ = reply.send(Err(FreezeError::NotNow("not running")));
@@ -72,7 +95,8 @@ impl Owner {
         };
         let began = Instant::now();
         self.sandbox.set_state(State::Pausing(running.clone()));
-        // From here on no new one is let in. Their ends reach the guest while it still runs, or it would keep them for ever.
+        // From here on, no new tunnel is admitted. Existing tunnels are closed while the guest
+        // still runs, because it would otherwise keep their connections forever.
         running.tunnels.close_all();
         drain(&running).await;
         fault::point("agent.pause.drained", None);
@@ -83,12 +107,12 @@ impl Owner {
                 fault::point("agent.pause.noted", None);
                 let next = self.rest().await;
                 fault::point("agent.pause.freed", None);
-                tracing::info!(ms = began.elapsed().as_millis(), "sandbox is paused");
+                tracing::info!(ms = began.elapsed().as_millis(), "sandbox paused");
                 let _ = reply.send(Ok(()));
                 next
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "sandbox was not paused");
+                tracing::warn!(error = chain(&error), "failed to pause the sandbox");
                 let next = self.run_on(running, &error).await;
                 let _ = reply.send(Err(error));
                 next
@@ -96,7 +120,7 @@ impl Owner {
         }
     }
 
-    /// Freezes this moment; the machine goes on.
+    /// Takes a snapshot of the running sandbox, which keeps running.
     pub(super) async fn freeze(&mut self, reply: Reply<PinnedBuild, FreezeError>) -> Next {
         let State::Running(running) = self.sandbox.state() else {
             let _ = reply.send(Err(FreezeError::NotNow("not running")));
@@ -113,7 +137,7 @@ impl Owner {
                 Next::Watch
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "moment was not frozen");
+                tracing::warn!(error = chain(&error), "failed to take a snapshot");
                 let next = self.run_on(running, &error).await;
                 let _ = reply.send(Err(error));
                 next
@@ -121,10 +145,11 @@ impl Owner {
         }
     }
 
-    /// Brings it back from its last moment. If a step fails, it is as it was: paused, or lost.
+    /// Resumes the sandbox from its last snapshot. If a step fails, the previous state is kept:
+    /// paused or lost.
     pub(super) async fn resume(&mut self, from: ResumeFrom) -> Next {
         let before = self.sandbox.state();
-        // From here on: to shorten a chain may take minutes.
+        // Set now, because the compaction of a chain may take minutes.
         self.sandbox.set_state(State::Resuming);
         self.shorten_if_needed().await;
         self.put_off_compaction();
@@ -133,7 +158,8 @@ impl Owner {
             self.answer_resumes(Err(FreezeError::NeverFrozen));
             return Next::Wait;
         };
-        // What an earlier attempt could not free is freed now, or this one fails too.
+        // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
+        // fails as well.
         if let Err(error) = self.resources.free(&self.owners.host).await {
             let reason = CreateError::Ended(chain(&error));
             self.sandbox.set_state(before);
@@ -153,17 +179,18 @@ impl Owner {
             Ok(running) => {
                 self.sandbox.touch();
                 let lost = self.lost.take();
-                self.sandbox.set_warning(lost.map_or_else(String::new, |reason| {
-                    format!("its machine was lost ({reason}) and brought back from where it was last frozen")
-                }));
+                self.sandbox
+                    .set_warning(lost.map_or_else(String::new, |reason| {
+                        format!("the VM was lost ({reason}); resumed from the last snapshot")
+                    }));
                 self.sandbox.set_state(State::Running(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 Next::Watch
             }
             Err(error) => {
                 let error = FreezeError::Restore(error);
-                tracing::warn!(error = chain(&error), "sandbox was not resumed");
-                // What could not be freed is freed by the next attempt.
+                tracing::warn!(error = chain(&error), "failed to resume the sandbox");
+                // Resources that cannot be freed now are freed by the next attempt.
                 let _ = self.resources.free(&self.owners.host).await;
                 self.pins.origin = None;
                 self.sandbox.set_host_ip(None);
@@ -175,7 +202,8 @@ impl Owner {
         }
     }
 
-    /// Notes in the folder that it is paused, for the next agent. False if that cannot be written.
+    /// Records in the sandbox's directory, for the next agent, that the sandbox is paused. Returns
+    /// false if the record cannot be written.
     pub(super) fn note_paused(&self, last: &PinnedBuild) -> bool {
         let Some(folder) = &self.resources.folder else {
             return false;
@@ -186,14 +214,14 @@ impl Owner {
             running: false,
         });
         noted
-            .inspect_err(|error| tracing::warn!(error = chain(error), "could not note the pause"))
+            .inspect_err(|error| tracing::warn!(error = chain(error), "failed to record the pause"))
             .is_ok()
     }
 
-    /// It is files and nothing else from here on; all the rest is freed.
+    /// Enters the paused state: frees all resources except files.
     pub(super) async fn rest(&mut self) -> Next {
         self.sandbox.set_state(State::Paused);
-        // Logged where it fails, and tried again by a resume or a destroy.
+        // The failure is logged where it happens. A resume or a destroy tries again.
         let _ = self.resources.free(&self.owners.host).await;
         self.pins.origin = None;
         self.sandbox.set_host_ip(None);
@@ -202,7 +230,7 @@ impl Owner {
         Next::Wait
     }
 
-    /// Steps 2 to 5. On an error the machine runs, or the supervisor is gone.
+    /// Takes steps 2 to 5. After an error, either the VM runs or the supervisor is gone.
     async fn save(&mut self, running: &Running) -> Result<PinnedBuild, FreezeError> {
         let folder = self.folder()?;
         let frozen = self.take(running, None).await?;
@@ -216,7 +244,7 @@ impl Owner {
         }
     }
 
-    /// Steps 2 and 3, thaw, then 4 and 5 beside the running machine.
+    /// Takes steps 2 and 3, resumes the VM, and takes steps 4 and 5 while the VM runs.
     async fn save_and_go_on(&mut self, running: &Running) -> Result<PinnedBuild, FreezeError> {
         let folder = self.folder()?;
         let spec = folder.read_spec()?;
@@ -239,19 +267,19 @@ impl Owner {
         stored
     }
 
-    /// Removes a file that the machine did not come to write to. If that is not known, it stays.
+    /// Removes a disk file that the VM never switched to. Keeps the file if that is not known.
     async fn forget_unless_used(&self, disk: &Path) {
         let Some(supervisor) = &self.resources.supervisor else {
             return;
         };
         let status = supervisor.settled().await;
         if status.is_ok_and(|status| !status.disk.iter().any(|used| used == disk)) {
-            // It lies in the sandbox's folder, and goes with it.
+            // Best effort: the file is removed with the sandbox's directory.
             let _ = std::fs::remove_file(disk);
         }
     }
 
-    /// Gets the guest ready, stops it, and has memory and devices written.
+    /// Prepares the guest, pauses it, and has the supervisor write memory and devices.
     async fn take(
         &mut self,
         running: &Running,
@@ -274,18 +302,18 @@ impl Owner {
             Ok(machine) => Ok(Frozen {
                 stage,
                 layers: machine.disk_layers,
-                // A supervisor that was there before this agent may not tell.
+                // A supervisor that is older than this agent may not report its VMM.
                 vmm: Some(machine.vmm).filter(|vmm| !vmm.is_empty()),
             }),
             Err(error) => {
-                // It may be frozen all the same, if only the answer was lost.
+                // The VM may be paused all the same, if only the answer was lost.
                 self.let_go(running).await?;
                 Err(FreezeError::Freeze(error))
             }
         }
     }
 
-    /// Makes the snapshot whole, puts it in its place, and notes it as the sandbox's last.
+    /// Completes and publishes the snapshot, and records it as the sandbox's last.
     async fn store(
         &self,
         frozen: Frozen,
@@ -310,7 +338,8 @@ impl Owner {
         stored.await.unwrap_or(Err(FreezeError::Gone))
     }
 
-    /// A machine that an agent left frozen, or in the middle of it, goes on, and what was written is forgotten.
+    /// Resumes a VM that an earlier agent left paused or in the middle of a snapshot. The files
+    /// written so far are discarded.
     pub(super) async fn thaw_left(&mut self, running: Arc<Running>) -> Next {
         self.sandbox.set_state(State::Pausing(running.clone()));
         match self.let_go(&running).await {
@@ -322,11 +351,12 @@ impl Owner {
         }
     }
 
-    /// What was written is forgotten, and the machine goes on; first comes the end of what is being written.
+    /// Discards the snapshot and resumes the VM. Waits first until the supervisor has finished
+    /// writing.
     async fn let_go(&mut self, running: &Running) -> Result<(), FreezeError> {
         let supervisor = self.supervisor()?;
         supervisor.settled().await.map_err(FreezeError::Thaw)?;
-        // If it cannot be told, the thaw says so.
+        // If this message cannot be sent, the resume reports the failure.
         let _ = supervisor.note_published(false, Path::new("")).await;
         self.thaw(running).await
     }
@@ -338,7 +368,7 @@ impl Owner {
         Ok(())
     }
 
-    /// After a step that failed: it runs as before, or it is lost.
+    /// Handles a failed step: the sandbox either keeps running or is lost.
     async fn run_on(&mut self, running: Arc<Running>, error: &FreezeError) -> Next {
         let alive = match &self.resources.supervisor {
             Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.frozen),
@@ -377,9 +407,9 @@ impl Owner {
     }
 }
 
-/// Waits until nobody uses the guest any more, or until that has taken long enough.
+/// Waits until no call uses the guest any more, or until the deadline.
 async fn drain(running: &Arc<Running>) {
-    // The state holds one, the caller another.
+    // One reference is held by the state, one by the caller.
     const OWN: usize = 2;
     let drained = async {
         while Arc::strong_count(running) > OWN {
@@ -387,6 +417,6 @@ async fn drain(running: &Arc<Running>) {
         }
     };
     if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
-        tracing::info!("calls under way are cut off");
+        tracing::info!("drain deadline exceeded, cutting off calls in progress");
     }
 }

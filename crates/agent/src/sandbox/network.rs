@@ -1,12 +1,15 @@
-//! Changing what a sandbox may reach while it is there.
+//! Changes of a sandbox's access rules during its life.
 //!
-//! | # | step                                       | failure             | the sandbox afterwards        | agent killed after the step: the next one finds |
-//! |---|--------------------------------------------|---------------------|-------------------------------|-------------------------------------------------|
-//! | 1 | `spec.json` with the new lists, by rename  | disk full           | as it was                     | the new lists, and sets the rules by them       |
-//! | 2 | rules of host and namespace (one that runs)| kernel or nft refuses | back to the old lists and rules | the new lists, and sets the rules by them   |
+//! | # | step                                      | failure               | sandbox afterwards |
+//! |---|-------------------------------------------|-----------------------|--------------------|
+//! | 1 | `spec.json` with the new lists, by rename | disk full             | unchanged          |
+//! | 2 | rules of host and namespace, if it runs   | kernel or nft refuses | previous access    |
 //!
-//! A paused sandbox has no rules: they are made from the lists at its resume. Nameservers are told to a guest when it starts or is
-//! brought back; one that runs keeps those that it has until then.
+//! If the agent is killed after either step, the next agent finds the new lists and applies the
+//! rules for them.
+//!
+//! A paused sandbox has no rules. They are made from the lists when it is resumed. A guest receives
+//! its nameservers when it boots or is resumed. A running guest keeps its nameservers until then.
 
 use super::{
     State,
@@ -19,7 +22,8 @@ use crate::{
 };
 
 impl Owner {
-    /// Changes what it may reach: at once if it runs, else from its resume on. If that fails it is as it was.
+    /// Changes the addresses that the sandbox may reach. Takes effect at once if the sandbox runs,
+    /// otherwise when it is resumed. On failure, the access is unchanged.
     pub(super) async fn set_access(&mut self, access: Access) -> Result<(), FreezeError> {
         let folder = self.resources.folder.clone().ok_or(FreezeError::Gone)?;
         let before = self.sandbox.access();
@@ -28,8 +32,9 @@ impl Owner {
         if let Some(slot) = self.resources.slot.filter(|_| runs)
             && let Err(error) = network::update(slot, &access).await
         {
-            tracing::warn!(error = chain(&error), "the network was not changed");
-            // What cannot be undone either is told by the first failure; the next change, or the next agent, sets all of it.
+            tracing::warn!(error = chain(&error), "failed to change the network access");
+            // Only the first failure is reported. If the roll-back fails too, the next change or
+            // the next agent sets all rules.
             let _ = note(&folder, &before).await;
             let _ = network::update(slot, &before).await;
             return Err(FreezeError::Access(error));
@@ -39,7 +44,7 @@ impl Owner {
     }
 }
 
-/// Flushing to disk blocks, so it is done aside.
+/// Writes the lists to `spec.json`, on a blocking thread because flushing to disk blocks.
 async fn note(folder: &Folder, access: &Access) -> Result<(), FreezeError> {
     let (folder, access) = (folder.clone(), access.clone());
     let noted = tokio::task::spawn_blocking(move || {

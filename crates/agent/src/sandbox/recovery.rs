@@ -1,5 +1,8 @@
-//! A guest that was made ready for a freeze and runs on is told so (`/snapshot/recover`); until it has heard, its port forwarder
-//! and its metrics stand still. A guest that does not answer at once is asked again until it does, or its machine is gone.
+//! Recovery of a guest that was prepared for a snapshot and keeps running.
+//!
+//! The agent notifies the guest with `/snapshot/recover`. Until then, the guest's port forwarder
+//! and metrics stay suspended. A guest that does not answer at once is notified again until it
+//! answers or its VM is gone.
 
 use std::time::Duration;
 
@@ -9,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Running, error::chain};
 use crate::envd_client::{EnvdClient, Recover};
 
-/// Between two attempts.
+/// Interval between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The task that asks. Dropping it ends it: the next preparation must not be undone by it.
+/// Task that repeats the notification. Dropping it aborts the task, because a late notification
+/// would undo the next preparation.
 pub(super) struct Recovery(JoinHandle<()>);
 
 impl Drop for Recovery {
@@ -21,7 +25,8 @@ impl Drop for Recovery {
     }
 }
 
-/// Tells the guest that it goes on as the sandbox that it was. If it does not answer: the task that tells it again.
+/// Notifies the guest that it continues as the same sandbox. If the guest does not answer, returns
+/// the task that repeats the notification.
 pub(super) async fn recover(running: &Running) -> Option<Recovery> {
     if told(&running.envd).await {
         return None;
@@ -36,7 +41,7 @@ async fn told(envd: &EnvdClient) -> bool {
         .inspect_err(|error| {
             tracing::warn!(
                 error = chain(error),
-                "the guest did not recover from its preparation"
+                "failed to recover the guest from the snapshot"
             );
         })
         .is_ok()
@@ -47,7 +52,7 @@ async fn ask_again(envd: EnvdClient, gone: CancellationToken) {
         loop {
             tokio::time::sleep(PAUSE).await;
             if told(&envd).await {
-                tracing::info!("the guest recovered");
+                tracing::info!("guest recovered");
                 return;
             }
         }

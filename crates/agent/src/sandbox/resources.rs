@@ -1,8 +1,9 @@
-//! What a sandbox has on the host, and how it is given back.
+//! Host resources of a sandbox, and their release.
 //!
-//! Each part is noted before it is made and forgotten after it is freed, and freeing what was made only in part, or not at
-//! all, is fine: so at any moment, of a create too, [`Resources::free`] leaves nothing, and may be called again for what
-//! could not be freed.
+//! Each resource is recorded before it is created and cleared after it is freed. Freeing a resource
+//! that was created only partially, or not at all, succeeds. [`Resources::free`] may therefore be
+//! called at any time, also during a create, leaves nothing behind, and may be called again for
+//! resources that could not be freed.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::{
     templates::TemplateSource,
 };
 
-/// What sandboxes are made with on this host.
+/// Environment that sandboxes on this host are created in.
 pub(crate) struct HostParts {
     pub(crate) config: crate::AgentConfig,
     pub(crate) templates: Arc<dyn TemplateSource>,
@@ -28,11 +29,11 @@ pub(crate) struct HostParts {
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
     pub(crate) snapshots: Arc<Snapshots>,
-    /// How fast this host's time stamp counter counts.
+    /// Frequency of this host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u32,
 }
 
-/// What one sandbox has.
+/// Resources of one sandbox.
 #[derive(Debug)]
 pub(super) struct Resources {
     id: SandboxId,
@@ -44,7 +45,7 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Of a sandbox that has nothing yet.
+    /// Returns the resources of a sandbox that has none yet.
     pub(super) fn none(id: SandboxId) -> Self {
         Self {
             id,
@@ -56,13 +57,17 @@ impl Resources {
         }
     }
 
-    /// Ends the machine and frees everything but the folder. The first failure is reported, after all was tried.
+    /// Ends the VM and frees everything except the directory. Every step runs. The first failure is
+    /// returned.
     pub(super) async fn free(&mut self, host: &HostParts) -> Result<(), DestroyError> {
         let mut first = Ok(());
         let mut note = |result: Result<(), DestroyError>| {
             let done = result.is_ok();
             if let Err(error) = result {
-                tracing::warn!(error = super::error::chain(&error), "could not free all");
+                tracing::warn!(
+                    error = super::error::chain(&error),
+                    "failed to free a resource"
+                );
                 if first.is_ok() {
                     first = Err(error);
                 }
@@ -79,7 +84,8 @@ impl Resources {
         {
             self.supervisor = None;
         }
-        // The machine's processes go before what they use: a network in use would live on without a name.
+        // The VM's processes must go before the resources that they use. A network in use would
+        // survive without a name.
         if note(self.kill_processes(host).await.map_err(Into::into)) {
             self.cgroup = false;
         }
@@ -97,7 +103,8 @@ impl Resources {
         first
     }
 
-    /// Frees everything, the folder last, and only if all else is freed: it is what the next agent finds the rest by.
+    /// Frees everything. The directory is removed last, and only if all other resources are freed,
+    /// because the next agent finds the remaining resources by the directory.
     pub(super) async fn free_all(&mut self, host: &HostParts) -> Result<(), DestroyError> {
         self.free(host).await?;
         if let Some(folder) = &self.folder {
@@ -120,7 +127,8 @@ impl Resources {
     }
 }
 
-/// Removes a network, then gives its slot back: until then the slot says whose the network is.
+/// Removes a network, then releases its slot. Until then, the slot identifies the owner of the
+/// network.
 pub(super) async fn free_network(host: &HostParts, slot: Slot) -> Result<(), DestroyError> {
     network::remove(slot).await?;
     host.slots.release(slot).map_err(DestroyError::Slot)

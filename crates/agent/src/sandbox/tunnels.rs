@@ -1,29 +1,32 @@
-//! Connections from outside to ports of a running guest, and how they are cut.
+//! Admission and termination of connections from outside to ports of a running guest.
 //!
-//! Owns who may connect and when that ends; never the bytes, which are the tunnel's own task's. A tunnel ends with the sandbox, with
-//! its pause, or with the agent. One that is open when a pause begins is cut before the guest is frozen: a connection that is
-//! frozen open is a zombie in the guest for good.
+//! Owns the decision who may connect and when a connection ends. Never handles the bytes; the
+//! tunnel's own task does. A tunnel ends when the sandbox ends or is paused, or when the agent
+//! ends. A tunnel that is open when a pause begins is closed before the guest is paused, because a
+//! connection that is saved open would stay in the guest as a zombie forever.
 //!
-//! The order matters: a [`Tunnel`] is opened first and the sandbox's state is looked at afterwards, while a pause sets the state
-//! first and cuts afterwards. So whoever sees `Running` after opening is either before the pause, and cut, or there is none.
+//! The order of operations matters. A caller first opens a [`Tunnel`] and then checks the sandbox's
+//! state. A pause first sets the state and then closes all tunnels. A caller that sees `Running`
+//! after opening has therefore either opened before the pause, which will close the tunnel, or
+//! there is no pause.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// Tunnels that one sandbox may have at a time.
+/// Maximum number of concurrent tunnels per sandbox.
 pub(crate) const MAX_TUNNELS: usize = 1024;
 
-/// The tunnels of one sandbox.
+/// Tunnels of one sandbox.
 #[derive(Debug)]
 pub(crate) struct Tunnels {
     room: Arc<Semaphore>,
-    /// Cancelled to cut those that are open; then there is another for those to come.
+    /// Cancelled to close the open tunnels. Replaced by a new token for later tunnels.
     cut: Mutex<CancellationToken>,
 }
 
-/// A place among a sandbox's tunnels, given back when dropped.
+/// Slot for one tunnel of a sandbox. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     /// Cancelled when the tunnel must end at once.
@@ -41,7 +44,7 @@ impl Default for Tunnels {
 }
 
 impl Tunnels {
-    /// A place for one more; `None` if there are too many.
+    /// Takes a slot for one more tunnel. Returns `None` if the limit is reached.
     pub(crate) fn open(&self) -> Option<Tunnel> {
         let place = self.room.clone().try_acquire_owned().ok()?;
         let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +54,7 @@ impl Tunnels {
         })
     }
 
-    /// Cuts all that are open. Later ones are not touched.
+    /// Closes all open tunnels. Later tunnels are not affected.
     pub(crate) fn close_all(&self) {
         let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *cut).cancel();

@@ -1,4 +1,4 @@
-//! An agent in the test's process, on a host of the test's own, with stand-ins for supervisors, guests and templates.
+//! Agent in the test's process, on a private host, with fake supervisors, guests and templates.
 
 use std::{
     collections::HashMap,
@@ -31,21 +31,21 @@ pub(crate) type Client = HostAgentServiceClient<HttpClient>;
 
 pub(crate) const TOKEN: &str = "the-agent's-token";
 
-/// Runs a test as the only user of a host of its own.
+/// Runs a test on a private host.
 pub(crate) fn on_private_host<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
     private_host::enter();
-    // Started after the thread changed its namespaces, the runtime's threads are in them too.
+    // The runtime's threads start after the thread changed its namespaces, so they share these.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
     runtime.block_on(test());
-    // A stand-in that a test forgot would keep the test's pipes open.
+    // A fake process that a test left behind would keep the test's pipes open.
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
-/// Short enough for tests of what never comes, long enough for what comes slowly.
+/// Deadlines short enough for tests of missing events, and long enough for slow events.
 pub(crate) fn deadlines() -> Deadlines {
     let mut deadlines = Deadlines::default();
     deadlines.machine = Duration::from_secs(10);
@@ -78,13 +78,13 @@ pub(crate) struct TestAgent {
     running: Option<Running>,
 }
 
-/// Where an agent runs.
+/// Process that an agent runs in.
 enum Running {
     Here {
         shutdown: CancellationToken,
         serving: JoinHandle<Result<(), AgentError>>,
     },
-    /// In a process of its own, which can be killed.
+    /// A separate process, which can be killed.
     Child(tokio::process::Child),
 }
 
@@ -115,16 +115,16 @@ impl TestAgent {
         }
     }
 
-    /// Why one does not start.
+    /// Returns the error of an agent that does not start.
     pub(crate) async fn refusal(data_dir: &Path) -> String {
         let templates = Arc::new(OneTemplate::new(data_dir));
         let shutdown = CancellationToken::new();
-        let ready = |_| panic!("it starts");
+        let ready = |_| panic!("the agent must not start");
         let served = serve_with(config(data_dir), templates, deadlines(), ready, shutdown);
-        served.await.expect_err("refused").to_string()
+        served.await.expect_err("an error").to_string()
     }
 
-    /// Starts one as a process.
+    /// Starts an agent as a separate process.
     pub(crate) async fn start_child(data_dir: &Path) -> Self {
         let mut child =
             tokio::process::Command::new(env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor"))
@@ -134,7 +134,7 @@ impl TestAgent {
                 .stdout(std::process::Stdio::piped())
                 .kill_on_drop(true)
                 .spawn()
-                .expect("the stand-in starts");
+                .expect("the fake starts");
         let stdout = child.stdout.take().expect("piped");
         let mut line = String::new();
         let mut reader = tokio::io::BufReader::new(stdout);
@@ -148,18 +148,18 @@ impl TestAgent {
         }
     }
 
-    /// As `kill -9` does.
+    /// Kills the agent as `kill -9` does.
     pub(crate) async fn kill(mut self) {
         let Some(Running::Child(mut child)) = self.running.take() else {
-            panic!("only an agent in a process of its own can be killed");
+            panic!("only an agent in a separate process can be killed");
         };
         child.kill().await.expect("killed");
     }
 
-    /// Ends it in order, as SIGTERM does.
+    /// Shuts the agent down in order, as SIGTERM does.
     pub(crate) async fn stop(mut self) {
         let Some(Running::Here { shutdown, serving }) = self.running.take() else {
-            panic!("only an agent in this process can be asked");
+            panic!("only an agent in this process can be shut down");
         };
         shutdown.cancel();
         serving.await.expect("no panic").expect("no error");
@@ -228,19 +228,20 @@ impl TestAgent {
         serde_json::from_slice(&text).expect("a spec")
     }
 
-    /// Process id of the stand-in for a sandbox's supervisor.
+    /// Process ID of a sandbox's fake supervisor.
     pub(crate) fn supervisor_pid(&self, id: &str) -> i32 {
         *supervisors_below(&self.folder(id))
             .first()
             .expect("a supervisor")
     }
 
-    /// Forgets all connections, so that those that are counted later are none of the test's own.
+    /// Drops all connections, so that later counts do not include connections of the test itself.
     pub(crate) fn renew_client(&mut self) {
         self.client = client(self.address, TOKEN);
     }
 
-    /// Process id of the stand-in for a sandbox's VMM, which tells it when it is in its cgroups: that may be after the create.
+    /// Process ID of a sandbox's fake VMM. The VMM writes it once it has joined its cgroups, which
+    /// may be after the create.
     pub(crate) fn machine_pid(&self, id: &str) -> i32 {
         let file = self.folder(id).join("machine.pid");
         let began = Instant::now();
@@ -252,7 +253,8 @@ impl TestAgent {
     }
 }
 
-/// A test that fails leaves no process behind: supervisors outlive their agent, and here nobody adopts them.
+/// Kills the fake processes of a failed test. Supervisors outlive their agent, and no other agent
+/// adopts them here.
 impl Drop for TestAgent {
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -273,7 +275,7 @@ impl Drop for TestAgent {
     }
 }
 
-/// Process ids of the stand-ins whose folder is `folder`.
+/// Process IDs of the fake supervisors of a directory.
 fn supervisors_below(folder: &Path) -> Vec<i32> {
     let is_it = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -304,7 +306,7 @@ pub(crate) fn request(id: &str) -> pb::CreateSandboxRequest {
     }
 }
 
-/// A request whose sandbox's stand-in misbehaves.
+/// Returns a create request whose fake supervisor or guest has a fault.
 pub(crate) fn faulty(id: &str, fault: &str) -> pb::CreateSandboxRequest {
     pb::CreateSandboxRequest {
         envs: HashMap::from([("FAKE".to_owned(), fault.to_owned())])
@@ -335,7 +337,7 @@ pub(crate) fn meta(id: &str, path: &str) -> pb::FileMeta {
     }
 }
 
-/// Looks again and again until there is something, for at most half a minute.
+/// Polls until there is a value, for at most half a minute.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -344,13 +346,13 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
         }
         assert!(
             began.elapsed() < Duration::from_secs(30),
-            "waited in vain for: {what}"
+            "timed out waiting for: {what}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Whether a process lives.
+/// True if a process is alive.
 pub(crate) fn is_alive(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status
@@ -360,5 +362,5 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 pub(crate) fn kill_9(pid: i32) {
     let pid = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the process is alive");
 }

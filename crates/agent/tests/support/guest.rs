@@ -1,7 +1,8 @@
-//! A guest without a virtual machine: a network namespace behind a sandbox's TAP device, with the guest's addresses.
+//! Guest without a virtual machine: a network namespace behind a sandbox's TAP device, with the
+//! guest's addresses.
 //!
-//! Frames are passed between that TAP device and one of the guest's own, so everything between them is as it is with a real
-//! guest: routes, translation, filters.
+//! Frames are passed between that TAP device and one of the guest's own. Everything between the two
+//! is therefore the same as with a real guest: routes, address translation, filters.
 
 use std::{
     fs::File,
@@ -13,8 +14,9 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use wrenn_proto::limits::{GATEWAY_IP, GUEST_IP, GUEST_MAC, TAP_NAME};
 
-/// Makes the calling thread the guest of the sandbox whose namespace is `netns`: what it does from now on, and what threads
-/// and processes that it starts do, comes from the guest. Frames pass until the process ends.
+/// Makes the calling thread the guest of the sandbox with the namespace `netns`. Traffic of this
+/// thread, and of threads and processes that it starts, comes from the guest from now on. Frames
+/// pass until the process ends.
 pub(crate) fn become_guest(netns: &Path) -> io::Result<()> {
     let outside = open_sandbox_tap(netns)?;
     unshare(CloneFlags::CLONE_NEWNET)?;
@@ -35,7 +37,7 @@ pub(crate) fn become_guest(netns: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// As the supervisor does: the device exists already, it is opened in its namespace.
+/// Opens the existing TAP device in its namespace, as the supervisor does.
 fn open_sandbox_tap(netns: &Path) -> io::Result<File> {
     let netns = File::open(netns)?;
     let open = move || {
@@ -51,7 +53,7 @@ fn pass(mut from: File, mut to: File) {
     std::thread::spawn(move || {
         let mut frame = vec![0; 128 * 1024];
         while let Ok(length @ 1..) = from.read(&mut frame) {
-            // A link that is not up refuses frames, as a cable would lose them.
+            // A link that is down rejects frames, just as a cable would lose them.
             let _ = to.write(&frame[..length]);
         }
     });

@@ -1,4 +1,4 @@
-//! Templates of tests: one, `minimal`, made of one small file.
+//! Template source of tests: one template, `minimal`, made of one small file.
 
 use std::{fs, path::PathBuf};
 
@@ -8,7 +8,7 @@ use wrenn_proto::TemplateName;
 pub(crate) struct OneTemplate(PathBuf);
 
 impl OneTemplate {
-    /// Its file is in `dir`.
+    /// Creates the template's file in `dir`.
     pub(crate) fn new(dir: &std::path::Path) -> Self {
         let image = dir.join("image");
         fs::write(&image, vec![0; 1024 * 1024]).expect("written");

@@ -1,17 +1,17 @@
-//! A host of a test's own: a network namespace in which it is the host, and a `/run` of its own.
+//! Private host of a test: a network namespace that acts as the host, and a private `/run`.
 //!
-//! What a test makes is counted exactly, no other test sees it, and the kernel removes all of it when the test ends,
-//! however it ends.
+//! Everything that a test creates is counted exactly and invisible to other tests. The kernel
+//! removes all of it when the test ends, for any reason.
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 
-/// Makes the calling thread, and threads it starts from now on, live on a host of their own. Needs root.
+/// Moves the calling thread, and threads that it starts from now on, to a private host. Needs root.
 pub(crate) fn enter() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .expect("tests of the agent run as root");
+        .expect("agent tests must run as root");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts become private");
     mount(
@@ -21,16 +21,16 @@ pub(crate) fn enter() {
         MsFlags::empty(),
         Some("mode=0755"),
     )
-    .expect("a /run of its own");
+    .expect("a private /run");
     ip(&["link", "set", "lo", "up"]);
 }
 
-/// Runs `ip`, which must succeed, and returns what it printed.
+/// Runs `ip`, which must succeed, and returns its output.
 pub(crate) fn ip(args: &[&str]) -> String {
     run("ip", args)
 }
 
-/// Runs a program, which must succeed, and returns what it printed.
+/// Runs a program, which must succeed, and returns its output.
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = std::process::Command::new(program)
         .args(args)
@@ -45,7 +45,8 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     text
 }
 
-/// What a test may leave behind of a network: named namespaces, links, routes, elements of packet filter sets, slots.
+/// Network resources that a test may leave behind: named namespaces, links, routes, elements of
+/// packet filter sets, slots.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Footprint {
     pub(crate) namespaces: usize,
@@ -56,7 +57,7 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// Counts now.
+    /// Counts the current resources.
     pub(crate) fn now() -> Self {
         let count_files = |dir: &str| std::fs::read_dir(dir).map_or(0, |entries| entries.count());
         let filter = run("nft", &["list", "ruleset"]);

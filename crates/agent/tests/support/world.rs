@@ -1,4 +1,4 @@
-//! A network beyond the host of a test, and who answers there.
+//! External network of a test, and its servers.
 
 use std::{fs::File, io::Write as _, net::TcpListener};
 
@@ -6,7 +6,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::{agent::TestAgent, private_host::ip};
 
-/// Opens something in a network namespace.
+/// Opens a resource in a network namespace.
 pub(crate) fn inside<T: Send + 'static>(
     netns: &str,
     open: impl FnOnce() -> T + Send + 'static,
@@ -36,13 +36,13 @@ pub(crate) fn serve_tcp(netns: &str, address: &'static str) {
     }));
 }
 
-/// A network beyond the host, which knows the way back to what is behind the host.
+/// Creates a network outside the host, with a route back to the networks behind the host.
 pub(crate) fn make_world() {
     ip(&["netns", "add", "world"]);
     ip(&[
         "link", "add", "to-world", "type", "veth", "peer", "name", "eth0", "netns", "world",
     ]);
-    // An address that it would give itself, a second later, would count as a route of somebody's.
+    // An address that the link assigns itself a second later would count as a leftover route.
     ip(&["link", "set", "to-world", "addrgenmode", "none"]);
     ip(&["addr", "add", "10.99.0.1/24", "dev", "to-world"]);
     ip(&["link", "set", "to-world", "up"]);
@@ -64,7 +64,7 @@ pub(crate) fn make_world() {
     }));
 }
 
-/// Sends back what it gets.
+/// Sends received data back.
 fn echo(listener: TcpListener) {
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
@@ -76,12 +76,12 @@ fn echo(listener: TcpListener) {
     });
 }
 
-/// What a guest hears from an address that it should reach; `None` if it does not.
+/// Returns the data that a guest receives from an address that should be reachable, or `None`.
 pub(crate) async fn hears(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
     hears_within(agent, id, address, 10).await
 }
 
-/// The opposite: packets that are dropped are given a second.
+/// Checks that a guest cannot reach an address. Dropped packets time out after one second.
 pub(crate) async fn is_out_of_reach(agent: &TestAgent, id: &str, address: &str) {
     let heard = hears_within(agent, id, address, 1).await;
     assert_eq!(heard, None, "{id} reaches {address}");

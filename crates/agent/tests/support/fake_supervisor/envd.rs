@@ -1,5 +1,5 @@
-//! Stands in for the guest agent: as much of it as the host agent uses. Its files are the host's, below the path given;
-//! its processes are real, and in the guest's network.
+//! Fake guest agent: the part that the host agent uses. Its files are the host's, below the given
+//! path. Its processes are real, and run in the guest's network.
 
 use std::{
     fs, io,
@@ -37,7 +37,7 @@ use wrenn_proto::rpc::{
     },
 };
 
-/// What `/init` told, and where tests look for what was called.
+/// State of the guest: the token set by `/init`, and the log of received calls for the tests.
 struct Guest {
     token: OnceLock<String>,
     refuse_init: bool,
@@ -46,13 +46,13 @@ struct Guest {
 }
 
 impl Guest {
-    /// Notes a call, so that a test can see what reached the guest.
+    /// Records a call, so that a test can see the calls that reached the guest.
     fn note(&self, call: &str) {
         let file = fs::File::options()
             .create(true)
             .append(true)
             .open(&self.calls);
-        // On a full disk there is nobody to read it either.
+        // Best effort: a test with a full disk does not read the log.
         let line = format!("{call}\n");
         let _ = file.and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()));
     }
@@ -91,7 +91,7 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
         })
 }
 
-/// A server of the guest's user: sends back what it gets, and ends when there is no more.
+/// Server of the guest's user: sends received data back until the end of the input.
 async fn echo(listener: tokio::net::TcpListener) {
     while let Ok((mut connection, _)) = listener.accept().await {
         tokio::spawn(async move {
@@ -123,7 +123,7 @@ async fn init(
     axum::Json(body): axum::Json<serde_json::Value>,
 ) -> Response {
     if guest.refuse_init {
-        return error(StatusCode::BAD_REQUEST, "these settings are not liked");
+        return error(StatusCode::BAD_REQUEST, "settings rejected");
     }
     guest.note(&format!("init {body}"));
     let token = body["accessToken"].as_str().unwrap_or_default().to_owned();
@@ -142,7 +142,7 @@ async fn prepare(
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// A guest that was restored has the token that it is told now.
+/// Sets the token that a restored guest receives with this call.
 async fn recover(
     State(guest): State<Arc<Guest>>,
     axum::Json(body): axum::Json<serde_json::Value>,
@@ -173,7 +173,7 @@ struct FileQuery {
 }
 
 fn refused(query: &FileQuery) -> Option<Response> {
-    if query.username == "nobody-knows-me" {
+    if query.username == "no-such-user" {
         return Some(error(StatusCode::UNAUTHORIZED, "unknown user"));
     }
     if Path::new(&query.path).is_dir() {
@@ -250,7 +250,7 @@ async fn copy(
             output: Some(output(buffer[..length].to_vec())),
             ..Default::default()
         };
-        // A reader that went away does not end the process.
+        // A reader that disconnects does not end the process.
         let _ = to.send(Ok(event(data))).await;
     }
 }

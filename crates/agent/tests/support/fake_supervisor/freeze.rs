@@ -1,4 +1,4 @@
-//! A freeze that writes files as a real one does, and fails where a test wants it to.
+//! Fake snapshot: writes files as the real one does, and fails where a test requests it.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 use wrenn_proto::supervise::{FrozenMachine, Reply, SupervisorSpec, files};
 use wrenn_snapshot::{DiffWriter, layout};
 
-/// Where a test says how it goes wrong from now on: a word in the sandbox's folder.
+/// Returns the current fault, which a test writes to a file in the sandbox's directory.
 pub(crate) fn fault(dir: &Path) -> String {
     fs::read_to_string(dir.join("fault")).unwrap_or_default()
 }
@@ -22,7 +22,7 @@ pub(crate) async fn freeze(
 ) -> Reply {
     let fault = fault(dir);
     let refused = || Reply::Refused {
-        reason: "the VMM does not like it".to_owned(),
+        reason: "the VMM rejected the snapshot".to_owned(),
     };
     if fault == "refuse-freeze" {
         return refused();
@@ -31,7 +31,7 @@ pub(crate) async fn freeze(
     fs::write(dir.join("frozen"), "").expect("room");
     if fault == "slow-freeze" {
         fs::write(dir.join("freezing"), "").expect("room");
-        // Until the test says that it is enough.
+        // Until the test removes the file.
         while dir.join("freezing").exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -51,11 +51,11 @@ pub(crate) async fn freeze(
     }
     write(dir, staging, build);
     if fault == "lose-answer" {
-        // As if the connection broke.
+        // As if the connection had been interrupted.
         return Reply::Noted;
     }
     if fault == "unwritable-store" {
-        // The snapshot cannot be put into its place any more.
+        // The snapshot can no longer be published.
         fs::remove_file(staging.join(layout::DEVICE)).expect("it was written");
     }
     Reply::Frozen(FrozenMachine {
@@ -64,7 +64,7 @@ pub(crate) async fn freeze(
     })
 }
 
-/// Files of the disk that the machine has.
+/// Returns the disk files of the VM.
 pub(crate) fn layers(dir: &Path) -> Vec<PathBuf> {
     let kept = fs::read(dir.join("layers.json")).ok();
     if let Some(kept) = kept {

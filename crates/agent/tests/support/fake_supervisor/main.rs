@@ -1,9 +1,10 @@
-//! Stands in for `wrenn supervise` in the agent's tests: the same protocol, a guest without a virtual machine.
+//! Fake of `wrenn supervise` for the agent's tests: the same protocol, with a guest that has no
+//! virtual machine.
 //!
-//! How it misbehaves is said by the sandbox's environment variable `FAKE`:
-//! `die-at-start`, `never-ready`, `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (does not stop when asked). How a freeze goes
-//! wrong from now on is said by a file `fault` in the sandbox's folder: see `freeze`, and `refuse-prepare` and `refuse-recover` in
-//! `envd`.
+//! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
+//! `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (ignores stop requests). The file `fault`
+//! in the sandbox's directory selects a fault of the following snapshots: see `freeze`, and
+//! `refuse-prepare` and `refuse-recover` in `envd`.
 
 mod envd;
 mod freeze;
@@ -41,7 +42,7 @@ fn main() -> io::Result<()> {
     let spec: SupervisorSpec = serde_json::from_slice(&fs::read(dir.join(files::SPEC))?)?;
     let fake = spec.envs.get("FAKE").cloned().unwrap_or_default();
     if fake == "die-at-start" {
-        end(&dir, "the disk is not to its taste");
+        end(&dir, "the disk is not readable");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -49,7 +50,7 @@ fn main() -> io::Result<()> {
     runtime.block_on(supervise(&dir, spec, &fake))
 }
 
-/// An agent in a process of its own, for tests that kill it: `agent DATA_DIR TOKEN`.
+/// Runs an agent in a separate process, for tests that kill it: `agent DATA_DIR TOKEN`.
 fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
     let (Some(data_dir), Some(token)) = (args.next(), args.next()) else {
         return Err(io::Error::other("usage: agent DATA_DIR TOKEN"));
@@ -91,7 +92,8 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let address = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
     let mut listener = UnixSeqpacketListener::bind(address)?;
-    // What an earlier machine of the sandbox wrote to is a layer by now, and this one is not frozen.
+    // The disk file of an earlier VM of the sandbox is a layer by now, and the new VM is not
+    // paused.
     for left in ["layers.json", "frozen"] {
         let _ = fs::remove_file(dir.join(left));
     }
@@ -170,15 +172,15 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                 connection
                     .send(&serde_json::to_vec(&Reply::Stopped)?)
                     .await?;
-                end(dir, "stopped as asked");
+                end(dir, "stopped on request");
             }
         }
     }
 }
 
-/// Stands in for the VMM: a process in the sandbox's cgroups. It does not die with its supervisor, as a real one would:
-/// the agent must see to it.
-/// Its file `machine.pid` appears when it is in.
+/// Starts the fake VMM: a process in the sandbox's cgroups. Unlike a real VMM, it does not die with
+/// its supervisor, so the agent must kill it. Its file `machine.pid` appears once it has joined the
+/// cgroups.
 fn start_machine(spec: &SupervisorSpec, dir: &Path) -> io::Result<Child> {
     let mut script = "set -e\n".to_owned();
     for cgroup in &spec.cgroups {
