@@ -1,4 +1,5 @@
-//! Compiles the `.proto` files with protox (pure Rust), so that no `protoc` is needed on the machine.
+//! Compiles the `.proto` files with protox (pure Rust), so that no `protoc` is needed on the
+//! machine.
 use std::{env, fs::File, io::Write as _, path::PathBuf, time::SystemTime};
 
 const FILES: [&str; 3] = [
@@ -15,8 +16,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     let mut file = File::create(&descriptors)?;
     file.write_all(&compiler.encode_file_descriptor_set())?;
-    // The generator has cargo watch this file, and cargo takes what is younger than the start of this program for changed: without
-    // an old date this crate, and all that use it, would be built again each time.
+    // The code generator makes Cargo watch this file. Cargo considers a file that is newer than the
+    // start of this program as changed, so without an old timestamp this crate and all crates that
+    // depend on it would be rebuilt every time.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     connectrpc_build::Config::new()
         .files(&FILES)

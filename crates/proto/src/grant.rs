@@ -1,24 +1,26 @@
-//! Signed links to files of a guest: whoever holds one may read or write one path, without a token.
+//! Signed links to files in a guest. The holder of a link can read or write one path without a
+//! token.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
 use sha2::{Digest as _, Sha256};
 
-/// What a signed link grants.
+/// Operation that a signed link permits.
 #[derive(Debug, Clone, Copy)]
 pub struct Grant<'a> {
-    /// Path as it stands in the query, decoded.
+    /// Decoded `path` parameter of the query.
     pub path: &'a str,
     /// `read` or `write`.
     pub operation: &'a str,
-    /// User as it stands in the query; empty if absent.
+    /// User from the query; empty if absent.
     pub user: &'a str,
-    /// Seconds since 1970 after which the link is dead.
+    /// Expiry time, in seconds since 1970; `None` if the link does not expire.
     pub expires: Option<i64>,
 }
 
 impl Grant<'_> {
-    /// Its signature: `v1_` and the unpadded standard base64 of SHA-256 over `path:operation:user:token`, followed by
-    /// `:expiration` if there is one. Source: E2B's SDKs.
+    /// Returns the signature: `v1_`, followed by the unpadded standard base64 of SHA-256 over
+    /// `path:operation:user:token`. If the link expires, `:expiration` is appended to the hashed
+    /// text. Source: E2B's SDKs.
     #[must_use]
     pub fn sign(&self, token: &str) -> String {
         let Self {

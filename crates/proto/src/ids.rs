@@ -1,25 +1,26 @@
-//! Identifiers, checked on the way in.
+//! Identifiers, validated when they are parsed.
 //!
-//! Both kinds become file names, and a sandbox id becomes part of a cgroup's name, so a value of these types never
-//! holds a separator, a dot at its start, or anything else that a path could take as a step.
+//! Both kinds of identifier become file names, and a sandbox id becomes part of a cgroup name. A
+//! value of these types contains no separator, does not start with a dot, and is always a single
+//! path component.
 
 use std::{fmt, str::FromStr};
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-/// Why a string is not an identifier.
+/// Reason why a string is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidId {
-    /// Of neither form of a sandbox id.
+    /// The string has neither form of a sandbox id.
     #[error(
-        "`{0}` is not a sandbox id: expected `sb-` and 1 to 40 of a-z, 0-9, or `i` and 20 of them"
+        "invalid sandbox id `{0}`: expected `sb-` and 1 to 40 characters of a-z, 0-9, or `i` and 20 of them"
     )]
     Sandbox(String),
-    /// Not a template name.
+    /// The string is not a template name.
     #[error(
-        "`{0}` is not a template name: expected a letter or digit, then letters, digits, `.`, `_`, `-`, 64 characters at most"
+        "invalid template name `{0}`: expected a letter or digit, then letters, digits, `.`, `_`, `-`, at most 64 characters"
     )]
     Template(String),
 }
@@ -27,7 +28,7 @@ pub enum InvalidId {
 macro_rules! checked_string {
     ($name:ident, $check:ident, $variant:ident) => {
         impl $name {
-            /// The identifier as text.
+            /// Returns the identifier as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -74,13 +75,16 @@ macro_rules! checked_string {
     };
 }
 
-/// Name of a sandbox: `sb-` and 8 hexadecimal digits when made here; `sb-` and 1 to 40 of `[a-z0-9]` when read. Clients of the
-/// E2B API get `i` and 20 of `[a-z0-9]`: they make host names of it, in which `-` separates.
+/// Sandbox id in one of two forms. The first form is `sb-` and 1 to 40 characters of `[a-z0-9]`;
+/// new ids have 8 hexadecimal digits there. The second form, for clients of the E2B API, is `i` and
+/// 20 characters of `[a-z0-9]`: these clients build host names from the id, in which `-` is a
+/// separator.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SandboxId(String);
 
-/// Name of a template: a letter or digit, then letters, digits, `.`, `_`, `-`; at most 64 characters.
+/// Template name: a letter or digit, followed by letters, digits, `.`, `_` or `-`; at most 64
+/// characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TemplateName(String);
@@ -89,13 +93,14 @@ checked_string!(SandboxId, is_sandbox_id, Sandbox);
 checked_string!(TemplateName, is_template_name, Template);
 
 impl SandboxId {
-    /// A new id: `sb-` and 8 random hexadecimal digits. Two may be equal, rarely: whoever stores it must check.
+    /// Returns a new id: `sb-` and 8 random hexadecimal digits. Collisions are rare but possible,
+    /// so the caller must check for them when it stores the id.
     #[must_use]
     pub fn random() -> Self {
         Self(format!("sb-{:08x}", rand::rng().random::<u32>()))
     }
 
-    /// A new id of the E2B API's form: `i` and 20 random of `[a-z0-9]`.
+    /// Returns a new id in the form of the E2B API: `i` and 20 random characters of `[a-z0-9]`.
     #[must_use]
     pub fn random_e2b() -> Self {
         const SIGNS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
@@ -105,7 +110,7 @@ impl SandboxId {
         Self(format!("i{rest}"))
     }
 
-    /// Whether it has the E2B API's form.
+    /// True if the id has the form of the E2B API.
     #[must_use]
     pub fn is_e2b(&self) -> bool {
         is_e2b_id(&self.0)
@@ -113,14 +118,15 @@ impl SandboxId {
 }
 
 impl TemplateName {
-    /// A new name: `template-` and 8 random hexadecimal digits. Two may be equal, rarely: whoever stores it must check.
+    /// Returns a new name: `template-` and 8 random hexadecimal digits. Collisions are rare but
+    /// possible, so the caller must check for them when it stores the name.
     #[must_use]
     pub fn random() -> Self {
         Self(format!("template-{:08x}", rand::rng().random::<u32>()))
     }
 }
 
-/// Letters and digits of an E2B id behind its `i`.
+/// Number of characters after the `i` of an E2B id.
 const E2B_SIGNS: usize = 20;
 
 fn is_sandbox_id(s: &str) -> bool {

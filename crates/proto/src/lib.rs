@@ -1,12 +1,13 @@
-//! Names, limits and wire types that every part of Wrenn shares; no behaviour beyond checking them.
+//! Identifiers, limits and wire types shared by all parts of Wrenn. Contains no behaviour except
+//! validation.
 //!
 //! - [`rpc`]: messages, services and clients generated from `proto/*.proto` (Connect).
-//! - [`SandboxId`], [`TemplateName`]: identifiers that were checked where they came in, so that a path or a
-//!   name of a kernel object can be made of them without another thought.
+//! - [`SandboxId`], [`TemplateName`]: identifiers that are validated when they are parsed, so that
+//!   they are safe in paths and in names of kernel objects.
 //! - [`Grant`]: signed links to files.
 //! - [`limits`]: sizes and ranges, with their units.
-//! - [`supervise`]: what an agent and the supervisor of a sandbox tell each other on one machine.
-//! - [`rest`] (feature `rest`): the JSON of the public API, with its OpenAPI schemas.
+//! - [`supervise`]: local protocol between the host agent and the supervisor of a sandbox.
+//! - [`rest`] (feature `rest`): JSON types of the public API, with their OpenAPI schemas.
 
 mod grant;
 mod ids;

@@ -1,4 +1,5 @@
-//! The JSON of the public REST API. Field names are the contract; a new field is optional for readers.
+//! JSON types of the public REST API. Field names are part of the contract. Readers must treat new
+//! fields as optional.
 
 use std::collections::BTreeMap;
 
@@ -6,49 +7,50 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Body of every failure.
+/// Body of every error response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// Details of the error.
     pub error: ErrorDetail,
 }
 
-/// What went wrong.
+/// Details of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
-    /// One word for programs: `invalid_request`, `unauthorized`, `not_found`, `invalid_state`, `conflict`,
-    /// `already_exists`, `too_large`, `resource_exhausted`, `agent_error`, `unavailable`, `timeout`, `db_error`, `internal`.
+    /// Error code for programs: `invalid_request`, `unauthorized`, `not_found`, `invalid_state`,
+    /// `conflict`, `already_exists`, `too_large`, `resource_exhausted`, `agent_error`,
+    /// `unavailable`, `timeout`, `db_error`, `internal`.
     pub code: String,
-    /// A sentence for people; names the field or file and what to do.
+    /// Error message for people. Names the field or file and the remedy.
     pub message: String,
 }
 
-/// Where a sandbox is in its life.
+/// Lifecycle status of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SandboxStatus {
-    /// Accepted; its host has not begun yet.
+    /// Accepted. The host has not started yet.
     Pending,
-    /// Its machine boots.
+    /// The VM is booting.
     Starting,
-    /// It can be used.
+    /// Ready for use.
     Running,
-    /// Its memory, processor and disk are being saved.
+    /// Memory, CPU state and disk are being saved.
     Pausing,
-    /// It is saved, and has nothing on its host but files. It can be resumed.
+    /// Saved. Only files are left on the host. The sandbox can be resumed.
     Paused,
-    /// It is being brought back to where it stood.
+    /// The saved state is being restored.
     Resuming,
-    /// It is being destroyed.
+    /// The sandbox is being destroyed.
     Stopping,
-    /// It was destroyed. Its record stays readable.
+    /// Destroyed. The record can still be read.
     Stopped,
-    /// Its machine was lost or never came up; `error` says why. All its resources are freed.
+    /// The VM was lost or did not start; `error` contains the reason. All resources are freed.
     Error,
 }
 
 impl SandboxStatus {
-    /// All values, in the order of a life.
+    /// All values, in lifecycle order.
     pub const ALL: [Self; 9] = [
         Self::Pending,
         Self::Starting,
@@ -61,7 +63,7 @@ impl SandboxStatus {
         Self::Error,
     ];
 
-    /// The word used on the wire and in the database.
+    /// Returns the name used on the wire and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -77,7 +79,7 @@ impl SandboxStatus {
         }
     }
 
-    /// The value of a word; `None` if there is none.
+    /// Returns the status with this name, or `None` if there is none.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|s| s.as_str() == word)
@@ -90,13 +92,14 @@ impl std::fmt::Display for SandboxStatus {
     }
 }
 
-/// Whether a sandbox may reach what lies beyond its host.
+/// Network access of a sandbox to addresses beyond its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Egress {
-    /// Nothing leaves the sandbox.
+    /// No traffic leaves the sandbox.
     Deny,
-    /// Connections to the world beyond the host, never to the host or to other sandboxes.
+    /// Connections to addresses beyond the host are allowed. The host and other sandboxes remain
+    /// unreachable.
     Allow,
 }
 
@@ -107,24 +110,25 @@ impl std::str::FromStr for Egress {
         match s {
             "deny" => Ok(Self::Deny),
             "allow" => Ok(Self::Allow),
-            _ => Err(format!("`{s}` is neither `allow` nor `deny`")),
+            _ => Err(format!("expected `allow` or `deny`, got `{s}`")),
         }
     }
 }
 
-/// What becomes of a sandbox that nobody has used for its `timeout_sec`.
+/// Action when a sandbox was idle for its `timeout_sec`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {
-    /// It is paused. If that fails it runs on, and is tried again later.
+    /// Pauses the sandbox. If the pause fails, the sandbox keeps running and the pause is retried
+    /// later.
     #[default]
     Pause,
-    /// It is destroyed.
+    /// Destroys the sandbox.
     Kill,
 }
 
 impl OnTimeout {
-    /// The word used on the wire and in the database.
+    /// Returns the name used on the wire and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -141,123 +145,127 @@ impl std::str::FromStr for OnTimeout {
         match s {
             "pause" => Ok(Self::Pause),
             "kill" => Ok(Self::Kill),
-            _ => Err(format!("`{s}` is neither `pause` nor `kill`")),
+            _ => Err(format!("expected `pause` or `kill`, got `{s}`")),
         }
     }
 }
 
-/// Body of `POST /v1/sandboxes`. Every field has a default. The numbers of processors, memory and disk of a template that
-/// was made from a sandbox are its own: what the request says of them is then passed over.
+/// Body of `POST /v1/sandboxes`. Every field has a default. A template that was created from a
+/// sandbox defines `vcpus`, `memory_mb` and `disk_size_mb` itself; for such a template these fields
+/// are ignored.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
     /// Template name; default `minimal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// Virtual CPUs; default: the template's.
+    /// Number of virtual CPUs. Default: defined by the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<i64>,
-    /// Memory, MiB; default: the template's.
+    /// Memory, in MiB. Default: defined by the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<i64>,
-    /// Size of the disk as the guest sees it, MiB; default 5120.
+    /// Disk size as seen by the guest, in MiB; default 5120.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size_mb: Option<i64>,
-    /// Seconds without use after which `on_timeout` happens; 0 means never; default 300.
+    /// Idle time until `on_timeout` is applied, in seconds; 0 means never; default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
-    /// What happens then: `pause` (default) or `kill`.
+    /// Action when the sandbox was idle for `timeout_sec`: `pause` (default) or `kill`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<OnTimeout>,
-    /// Whether a call to it resumes it when it is paused; default false: such a call is then refused.
+    /// True if a call to the paused sandbox resumes it. Default false: such a call is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
-    /// Whether it may reach what lies beyond the host; default: the server's setting (`deny` unless configured).
+    /// Network access to addresses beyond the host. Default: the server's setting (`deny` unless
+    /// configured).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
-    /// Environment of every process in it.
+    /// Environment of every process in the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub envs: Option<BTreeMap<String, String>>,
-    /// Free words of the user's, returned as they were given.
+    /// User-defined key-value pairs, returned unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
-/// A sandbox.
+/// Record of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
-    /// `sb-` and 8 hexadecimal digits.
+    /// Sandbox id: `sb-` and 8 hexadecimal digits.
     pub id: String,
-    /// Where it is in its life.
+    /// Lifecycle status.
     pub status: SandboxStatus,
-    /// Template it was made from.
+    /// Template from which the sandbox was created.
     pub template: String,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub vcpus: u32,
-    /// Memory, MiB.
+    /// Memory, in MiB.
     pub memory_mb: u32,
-    /// Size of the disk as the guest sees it, MiB.
+    /// Disk size as seen by the guest, in MiB.
     pub disk_size_mb: u32,
-    /// Seconds without use after which `on_timeout` happens; 0 means never.
+    /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
     pub timeout_sec: u32,
-    /// What happens then.
+    /// Action when the sandbox was idle for `timeout_sec`, or at `expires_at`.
     #[serde(default)]
     pub on_timeout: OnTimeout,
-    /// Whether a call to it resumes it when it is paused.
+    /// True if a call to the paused sandbox resumes it.
     #[serde(default)]
     pub auto_resume: bool,
-    /// Whether it may reach what lies beyond the host.
+    /// Network access to addresses beyond the host.
     pub egress: Egress,
-    /// Address of the guest as it sees itself.
+    /// Address of the guest inside the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_ip: Option<String>,
-    /// Address at which the host reaches the guest.
+    /// Address of the guest as seen from the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<String>,
-    /// Free words of the user's.
+    /// User-defined key-value pairs.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
-    /// Why it is in `error` (or was stopped by other than its user).
+    /// Reason for status `error`, or for a stop that the user did not request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The last step that failed and left it as it was, such as a pause; gone when one succeeds.
+    /// Last lifecycle step, such as a pause, that failed and left the sandbox unchanged. Removed
+    /// when a step succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// Where the time of its boot went.
+    /// Times of the boot steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootTimes>,
-    /// When it was asked for.
+    /// Time of the create request.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it could first be used.
+    /// Time at which the sandbox first became ready for use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub started_at: Option<Timestamp>,
-    /// When it was last used.
+    /// Time of the last activity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_active_at: Option<Timestamp>,
-    /// When this record last changed.
+    /// Time of the last change of this record.
     #[schema(value_type = String, format = DateTime)]
     pub last_updated: Timestamp,
-    /// When `on_timeout` happens whether it is used or not; of sandboxes with such a deadline.
+    /// Time at which `on_timeout` is applied even if the sandbox is active. Only for sandboxes with
+    /// such a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
 }
 
-/// Milliseconds from the start of the create on the host until each step was done.
+/// Time from the start of the create on the host to the end of each step, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BootTimes {
-    /// Disk, network and cgroup are there.
+    /// Disk, network and cgroups were ready.
     pub prepared_ms: u32,
-    /// The VMM answered.
+    /// The VMM sent its first response.
     pub vmm_started_ms: u32,
     /// The guest kernel started its first program.
     pub kernel_ms: u32,
     /// The guest's init started the guest agent.
     pub init_ms: u32,
-    /// The guest agent answered.
+    /// The guest agent sent its first response.
     pub envd_ms: u32,
 }
 
@@ -265,84 +273,85 @@ pub struct BootTimes {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
-    /// Program, looked up in PATH.
+    /// Program, looked up in `PATH`.
     pub cmd: String,
-    /// Its arguments.
+    /// Arguments of the program.
     #[serde(default)]
     pub args: Vec<String>,
-    /// Environment added to the sandbox's.
+    /// Environment variables added to the sandbox's environment.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// Working directory; default: the user's home.
+    /// Working directory. Default: the user's home directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// User to run as; default: the template's.
+    /// User that runs the program. Default: defined by the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Seconds until it is killed; 0 means never; default 30 (in the background: 0).
+    /// Time until the program is killed, in seconds; 0 means never; default 30 (0 with
+    /// `background`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
-    /// Answer 202 at once with the pid and leave it running.
+    /// Respond with 202 as soon as the process has started, and leave it running.
     #[serde(default)]
     pub background: bool,
-    /// Name by which the process can be found again.
+    /// Name by which the process can be found later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
 }
 
-/// What a foreground exec answers (200).
+/// Response of a foreground exec (200).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ExecResult {
-    /// The sandbox.
+    /// Sandbox id.
     pub sandbox_id: String,
-    /// The program that ran.
+    /// Program that was run.
     pub cmd: String,
-    /// Its standard output, in `encoding`.
+    /// Standard output, encoded as `encoding` says.
     pub stdout: String,
-    /// Its standard error, in `encoding`.
+    /// Standard error, encoded as `encoding` says.
     pub stderr: String,
-    /// Its exit code; -1 if a signal ended it.
+    /// Exit code; -1 if a signal ended the program.
     pub exit_code: i32,
-    /// How it ended other than by exit, such as `signal: killed`.
+    /// Reason for an end other than an exit, such as `signal: killed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Wall time as the server saw it, milliseconds.
+    /// Wall-clock duration as measured by the server, in milliseconds.
     pub duration_ms: u64,
     /// `utf-8`, or `base64` for both streams if either is not UTF-8.
     pub encoding: String,
 }
 
-/// What a background exec answers (202).
+/// Response of a background exec (202).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackgroundProcess {
-    /// The sandbox.
+    /// Sandbox id.
     pub sandbox_id: String,
-    /// The program that runs.
+    /// Program that is running.
     pub cmd: String,
-    /// Its process id in the guest.
+    /// Process id in the guest.
     pub pid: u32,
-    /// Its tag.
+    /// Tag of the process.
     pub tag: String,
 }
 
-/// What `GET /v1/sandboxes/{id}/processes` answers.
+/// Response of `GET /v1/sandboxes/{id}/processes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessList {
-    /// Processes that were started through the API and still run.
+    /// Running processes that were started through the API.
     pub processes: Vec<Process>,
 }
 
-/// A running process.
+/// Running process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Process {
     /// Process id in the guest.
     pub pid: u32,
-    /// Its tag.
+    /// Tag of the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// The program.
+    /// Program.
     pub cmd: String,
-    /// Its arguments.
+    /// Arguments of the program.
     pub args: Vec<String>,
 }
 
@@ -350,9 +359,9 @@ pub struct Process {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilePath {
-    /// Path in the guest; `~` is the user's home, a relative path starts there.
+    /// Path in the guest. `~` is the user's home directory, and a relative path starts there.
     pub path: String,
-    /// User whose home and ownership count; default: the template's.
+    /// User whose home directory and ownership apply. Default: defined by the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -363,90 +372,92 @@ pub struct FilePath {
 pub struct ListFiles {
     /// Directory in the guest.
     pub path: String,
-    /// How deep to go; default 1, the direct children.
+    /// Depth of the listing; default 1, the direct children.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<i64>,
-    /// User whose home counts; default: the template's.
+    /// User whose home directory applies. Default: defined by the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
 
-/// What `/files/list` answers.
+/// Response of `/files/list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FileList {
-    /// What was found, each directory before what it holds.
+    /// Entries, each directory before its contents.
     pub entries: Vec<FileEntry>,
 }
 
-/// What `/files/mkdir` answers.
+/// Response of `/files/mkdir`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FileEntryReply {
-    /// The entry.
+    /// Created entry.
     pub entry: FileEntry,
 }
 
-/// A file, directory or link.
+/// File, directory or symbolic link.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FileEntry {
-    /// Last part of its path.
+    /// Last component of the path.
     pub name: String,
-    /// Its path.
+    /// Path.
     pub path: String,
-    /// `file`, `directory`, `symlink` or `unknown`; of a link: its target's.
+    /// `file`, `directory`, `symlink` or `unknown`. For a symbolic link: the type of its target.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Bytes.
+    /// Size, in bytes.
     pub size: i64,
     /// Permission bits (0o644 is 420).
     pub mode: u32,
-    /// As `ls -l` shows them.
+    /// Permissions in the format of `ls -l`.
     pub permissions: String,
-    /// Owner's name.
+    /// Name of the owner.
     pub owner: String,
-    /// Group's name.
+    /// Name of the group.
     pub group: String,
-    /// When it last changed.
+    /// Time of the last modification.
     #[schema(value_type = String, format = DateTime)]
     pub modified_at: Timestamp,
-    /// Where a link points.
+    /// Target of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symlink_target: Option<String>,
 }
 
-/// What `GET /v1/sandboxes/{id}/metrics` answers: of a running sandbox what it uses now, of a paused one what it used last.
+/// Response of `GET /v1/sandboxes/{id}/metrics`: current usage of a running sandbox, last known
+/// usage of a paused sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Metrics {
-    /// The sandbox.
+    /// Sandbox id.
     pub sandbox_id: String,
-    /// Seconds since 1970 when they were read.
+    /// Time of the measurement, in seconds since 1970.
     pub timestamp_unix: i64,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub cpu_count: u32,
-    /// Share of all virtual CPUs in use, percent.
+    /// Used share of all virtual CPUs, in percent.
     pub cpu_pct: f64,
-    /// Memory in use, bytes.
+    /// Used memory, in bytes.
     pub mem_bytes: u64,
-    /// Memory in all, bytes.
+    /// Total memory, in bytes.
     pub mem_total_bytes: u64,
-    /// Disk in use, bytes.
+    /// Used disk space, in bytes.
     pub disk_bytes: u64,
-    /// Disk in all, bytes.
+    /// Total disk space, in bytes.
     pub disk_total_bytes: u64,
-    /// What it used in the range that was asked for, oldest first: every 15 s in the last hour, every 5 min before.
+    /// Usage within the requested range, oldest point first: one point per 15 s for the last hour,
+    /// one per 5 min before that.
     #[serde(default)]
     pub points: Vec<MetricsPoint>,
 }
 
-/// What a sandbox used at a moment.
+/// Usage of a sandbox at one point in time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MetricsPoint {
-    /// Seconds since 1970.
+    /// Time of the measurement, in seconds since 1970.
     pub timestamp_unix: i64,
-    /// Share of all virtual CPUs in use, percent.
+    /// Used share of all virtual CPUs, in percent.
     pub cpu_pct: f64,
-    /// Memory in use, bytes.
+    /// Used memory, in bytes.
     pub mem_bytes: u64,
-    /// Disk in use, bytes.
+    /// Used disk space, in bytes.
     pub disk_bytes: u64,
 }
 
@@ -454,7 +465,7 @@ pub struct MetricsPoint {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkSandbox {
-    /// How many copies, 1 to 100; default 1.
+    /// Number of copies, 1 to 100; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<i64>,
 }
@@ -463,37 +474,38 @@ pub struct ForkSandbox {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
-    /// The sandbox, running or paused; it goes on as it was.
+    /// Id of the sandbox, which must be running or paused. Its status does not change.
     pub sandbox_id: String,
     /// Name of the new template; default `template-` and 8 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// A template, as `GET /v1/templates` and `GET /v1/snapshots` list it.
+/// Template, as returned by `GET /v1/templates` and `GET /v1/snapshots`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Template {
-    /// Its name.
+    /// Template name.
     pub name: String,
-    /// `base`: an image that sandboxes boot from. `snapshot`: a frozen moment of a sandbox, from which others go on; their
-    /// sizes are its own.
+    /// `base`: an image that sandboxes boot from. `snapshot`: a snapshot of a sandbox that other
+    /// sandboxes start from; they have its sizes.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Virtual CPUs of a sandbox that asks for no other number.
+    /// Number of virtual CPUs of a sandbox whose create request does not specify it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u32>,
-    /// Memory, MiB, of a sandbox that asks for no other size.
+    /// Memory of a sandbox whose create request does not specify it, in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
-    /// Disk, MiB, where sandboxes cannot choose it.
+    /// Disk size, in MiB; absent if the create request can choose it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size_mb: Option<u32>,
-    /// How many times its memory was frozen, of a `snapshot`.
+    /// Generation of the memory: the number of earlier snapshots that it derives from. Only for
+    /// type `snapshot`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
-    /// Bytes on the host's disk.
+    /// Size on the host's disk, in bytes.
     pub size_bytes: u64,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
@@ -502,44 +514,45 @@ pub struct Template {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKey {
-    /// What the key is for, in the user's words.
+    /// Purpose of the key, chosen by the user.
     pub name: String,
-    /// Make it `e2b_` and 40 hexadecimal digits, as E2B's clients expect; default false.
+    /// Create a key in the format that E2B's clients expect: `e2b_` and 40 hexadecimal digits;
+    /// default false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub e2b: bool,
 }
 
-/// An API key, without its secret.
+/// API key without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ApiKey {
-    /// Its id, by which it is deleted.
+    /// Id of the key, used to delete it.
     pub id: String,
-    /// What it is for.
+    /// Purpose of the key.
     pub name: String,
-    /// The first eight characters of the secret.
+    /// First eight characters of the secret.
     pub prefix: String,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it was last used, to the minute.
+    /// Time of the last use, to the minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_used_at: Option<Timestamp>,
 }
 
-/// What `POST /v1/api-keys` answers: the only time that the secret is shown.
+/// Response of `POST /v1/api-keys`. The secret is shown only here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedApiKey {
-    /// The secret: `wrn_` and 32 hexadecimal digits, or `e2b_` and 40. It cannot be shown again.
+    /// Secret: `wrn_` and 32 hexadecimal digits, or `e2b_` and 40. Cannot be retrieved later.
     pub key: String,
-    /// The key's record.
+    /// Record of the key.
     pub api_key: ApiKey,
 }
 
-/// What `GET /health` answers.
+/// Response of `GET /health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
-    /// `ok`.
+    /// Always `ok`.
     pub status: String,
     /// Version of the server.
     pub version: String,

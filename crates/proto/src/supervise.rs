@@ -1,12 +1,16 @@
-//! What the host agent and a sandbox's supervisor tell each other, on one machine.
+//! Local protocol between the host agent and the supervisor of a sandbox.
 //!
-//! The agent writes [`SupervisorSpec`] to `spec.json` in the sandbox's folder and starts `wrenn supervise --dir FOLDER`.
-//! The supervisor listens on `supervisor.sock` there (`SOCK_SEQPACKET`, one JSON message a packet, at most
-//! [`MAX_MESSAGE_BYTES`]; the kernel keeps message boundaries, and file descriptors may travel beside a message), then
-//! prints `ready` and a line feed to its standard output. An open connection is the sign of life: when the agent reads its
-//! end, the supervisor is gone, and so is its VM. What the supervisor knew last is in `status.json`.
+//! The agent writes [`SupervisorSpec`] to `spec.json` in the sandbox's directory and starts
+//! `wrenn supervise --dir DIR`. The supervisor listens on `supervisor.sock` in that directory. The
+//! socket is `SOCK_SEQPACKET`: each packet is one JSON message of at most [`MAX_MESSAGE_BYTES`],
+//! the kernel preserves message boundaries, and a message may carry file descriptors. The
+//! supervisor then prints `ready` and a line feed to its standard output.
 //!
-//! A supervisor that was started by an older agent must stay usable: fields are only added, with a default.
+//! An open connection shows that the supervisor is alive. When the agent reads end of file, the
+//! supervisor has exited, and so has its VM. The last known state is in `status.json`.
+//!
+//! A supervisor that was started by an older agent must stay usable. Fields are therefore only
+//! added, with a default.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
@@ -14,35 +18,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::{SandboxId, TemplateName};
 
-/// File names in a sandbox's folder.
+/// File names in a sandbox's directory.
 pub mod files {
-    /// What the agent asked for; written once.
+    /// Parameters of the sandbox. The agent writes this file once.
     pub const SPEC: &str = "spec.json";
-    /// What became of it; written by the supervisor when the machine ends, by rename.
+    /// Final status of the VM. The supervisor writes this file when the VM ends, by rename.
     pub const STATUS: &str = "status.json";
-    /// Where the supervisor listens.
+    /// Socket on which the supervisor listens.
     pub const SOCKET: &str = "supervisor.sock";
     /// Log of the supervisor and of the VMM.
     pub const LOG: &str = "supervisor.log";
-    /// The guest's serial console, its last [`super::CONSOLE_KEEP_BYTES`] at least.
+    /// Output of the guest's serial console; at least the last [`super::CONSOLE_KEEP_BYTES`].
     pub const CONSOLE: &str = "console.log";
-    /// The sandbox's own disk, a qcow2 overlay.
+    /// Disk of the sandbox, a qcow2 overlay.
     pub const DISK: &str = "rootfs.qcow2";
 }
 
-/// The largest message, bytes.
+/// Maximum size of a message, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
-/// What is kept of the serial console, bytes: a guest that prints without end must not fill the host's disk.
+/// Minimum amount of serial console output to keep, in bytes. The log is bounded, because a guest
+/// that prints without end must not fill the host's disk.
 pub const CONSOLE_KEEP_BYTES: u64 = 256 * 1024;
 
-/// How guest code is executed.
+/// Execution mode of guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// Hardware virtualization.
     Kvm,
-    /// Software, by QEMU: works everywhere.
+    /// Software emulation by QEMU. Works on every host.
     Tcg,
 }
 
@@ -55,69 +60,73 @@ impl std::fmt::Display for Accel {
     }
 }
 
-/// `spec.json`: all that a supervisor needs to run one sandbox, and all that an agent needs to adopt it.
+/// Contents of `spec.json`: all parameters that a supervisor needs to run a sandbox and that an
+/// agent needs to adopt it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SupervisorSpec {
-    /// Version of this structure; 1.
+    /// Version of this structure: 1.
     pub version: u32,
-    /// The sandbox.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// The template it was made from.
+    /// Template from which the sandbox was created.
     pub template: TemplateName,
-    /// How to run guest code.
+    /// Execution mode of guest code.
     pub accel: Accel,
     /// Number of virtual CPUs.
     pub vcpus: u32,
-    /// Guest memory, MiB.
+    /// Guest memory, in MiB.
     pub memory_mib: u32,
-    /// Size of the disk as the guest sees it, MiB.
+    /// Disk size as seen by the guest, in MiB.
     pub disk_mib: u32,
-    /// Idle time after which it ends, seconds; 0 means never.
+    /// Idle time after which the sandbox ends, in seconds; 0 means never.
     pub timeout_sec: u32,
-    /// Milliseconds since 1970 when it was made.
+    /// Creation time, in milliseconds since 1970.
     pub created_unix_ms: i64,
-    /// Uncompressed kernel (ELF).
+    /// Path of the uncompressed kernel (ELF).
     pub kernel: PathBuf,
-    /// Initial RAM disk.
+    /// Path of the initial RAM disk.
     pub initrd: PathBuf,
-    /// Kernel command line of the image (`wrenn_image::kernel_args`); the supervisor adds what only this sandbox needs.
+    /// Kernel command line of the image (`wrenn_image::kernel_args`). The supervisor appends the
+    /// parameters that are specific to this sandbox.
     pub kernel_args: String,
-    /// The immutable image under all of the sandbox's disk, raw.
+    /// Path of the immutable base image (raw) below all layers of the sandbox's disk.
     pub base_disk: PathBuf,
-    /// Frozen layers (qcow2) between that image and the sandbox's own overlay, the lowest first.
+    /// Paths of the read-only layers (qcow2) between the base image and the sandbox's own overlay,
+    /// lowest first.
     #[serde(default)]
     pub disk_layers: Vec<PathBuf>,
-    /// The frozen moment to begin with; without it the machine boots.
+    /// Snapshot to restore; `None` boots the VM.
     #[serde(default)]
     pub restore: Option<RestoreSpec>,
-    /// User and group id that the VMM runs as; of this sandbox only.
+    /// User and group id of the VMM, used by this sandbox only.
     pub uid: u32,
-    /// Directories of the sandbox's cgroup, one a hierarchy (several on cgroup v1, one on v2). May be empty.
+    /// Cgroup directories of the sandbox, one per hierarchy (several on cgroup v1, one on v2). May
+    /// be empty.
     pub cgroups: Vec<PathBuf>,
-    /// Its network.
+    /// Network of the sandbox.
     pub network: NetworkSpec,
-    /// Token that the guest agent asks of its clients.
+    /// Token that the guest agent requires from its clients.
     pub envd_token: String,
     /// Environment of every process in the sandbox.
     pub envs: std::collections::BTreeMap<String, String>,
-    /// Nameservers for the guest; none where nothing may leave it.
+    /// Nameservers of the guest. Empty if the guest has no egress.
     #[serde(default)]
     pub dns: Vec<Ipv4Addr>,
-    /// User that commands run as when a request names none.
+    /// User that runs commands if a request names none.
     #[serde(default)]
     pub default_user: String,
 }
 
-/// A frozen moment that a machine begins with.
+/// Snapshot from which a VM is restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreSpec {
-    /// Build id of the snapshot, 32 hexadecimal digits.
+    /// Id of the snapshot, 32 hexadecimal digits.
     pub build: String,
     /// Directory of the snapshot: memory header, device state, working set.
     pub snapshot: PathBuf,
-    /// Directories that hold the diff files which the header names, in the order in which they are searched.
+    /// Directories that contain the diff files named by the header, in search order.
     pub memory: Vec<PathBuf>,
-    /// Whether the pages that were needed after the last restore are loaded ahead of the guest.
+    /// True if the pages that were needed after the last restore are prefetched.
     #[serde(default = "yes")]
     pub prefetch: bool,
 }
@@ -126,156 +135,160 @@ const fn yes() -> bool {
     true
 }
 
-/// The sandbox's network, made by the agent before the supervisor starts.
+/// Network of the sandbox. The agent creates it before it starts the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Slot number, 1 to 32767, unique on the host.
     pub slot: u16,
     /// Path of the network namespace.
     pub netns: PathBuf,
-    /// Address at which the host reaches the guest.
+    /// Address of the guest as seen from the host.
     pub host_ip: Ipv4Addr,
-    /// Whether the guest may reach what lies beyond the host.
+    /// True if the guest may reach addresses beyond the host.
     pub egress: bool,
-    /// IPv4 addresses and CIDR blocks that it may reach all the same.
+    /// IPv4 addresses and CIDR blocks that are allowed even without `egress`.
     #[serde(default)]
     pub allow: Vec<String>,
-    /// IPv4 addresses and CIDR blocks that it may not reach, unless `allow` has them.
+    /// IPv4 addresses and CIDR blocks that are denied unless `allow` contains them.
     #[serde(default)]
     pub deny: Vec<String>,
 }
 
-/// What the agent asks of a supervisor.
+/// Request of the agent to a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
-    /// Asks for [`Reply::Status`].
+    /// Returns [`Reply::Status`].
     Status,
-    /// End the machine; answered with [`Reply::Stopped`] when it is gone, then the supervisor exits.
+    /// Stops the VM. Returns [`Reply::Stopped`] after the VM is gone; then the supervisor exits.
     Stop,
-    /// Stop the virtual CPUs and write what the machine is to a directory: answered with [`Reply::Frozen`]. If a step fails the
-    /// machine goes on at once, and the answer is [`Reply::Refused`].
+    /// Pauses the vCPUs and writes a snapshot to a directory. Returns [`Reply::Frozen`]. If a step
+    /// fails, the VM is resumed at once and the reply is [`Reply::Refused`].
     Freeze {
-        /// Directory of the snapshot in the making; the agent's.
+        /// Staging directory of the snapshot, owned by the agent.
         staging: PathBuf,
-        /// Build id of the snapshot, 32 hexadecimal digits.
+        /// Id of the snapshot, 32 hexadecimal digits.
         build: String,
-        /// If the machine is to go on: an empty overlay (qcow2) that it shall write to from now on.
+        /// Empty overlay (qcow2) to which the VM writes from now on; `None` if the VM is not to be
+        /// resumed.
         next_disk: Option<PathBuf>,
     },
-    /// Let a frozen machine go on: answered with [`Reply::Thawed`]. Nothing happens to one that runs.
+    /// Resumes a paused VM. Returns [`Reply::Thawed`]. No effect on a running VM.
     Thaw,
-    /// What became of the snapshot that was frozen last: answered with [`Reply::Noted`]. The next one stands on it only if it was
-    /// published.
+    /// Reports the outcome of the last snapshot. Returns [`Reply::Noted`]. The next snapshot
+    /// depends on it only if it was published.
     Published {
-        /// Whether it is complete and in its place.
+        /// True if the snapshot is complete and in its final place.
         published: bool,
-        /// Directory that holds its memory diff now.
+        /// Directory that now contains the memory diff of the snapshot.
         memory: PathBuf,
     },
-    /// Asks for the memory of the image that the machine was restored from: answered with [`Reply::ImageMemory`] and one
-    /// descriptor beside it, or refused if it was booted.
+    /// Requests the shared memory of the snapshot from which the VM was restored. Returns
+    /// [`Reply::ImageMemory`] with one file descriptor. Rejected if the VM was booted.
     ImageMemory,
 }
 
-/// What a supervisor answers.
+/// Reply of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// How the machine is.
+    /// Status of the VM.
     Status(MachineStatus),
-    /// The machine is gone.
+    /// The VM is gone.
     Stopped,
-    /// The machine stands still, and its memory and devices are written.
+    /// The vCPUs are paused, and memory and device state are written.
     Frozen(FrozenMachine),
-    /// The machine goes on.
+    /// The VM runs.
     Thawed,
-    /// Understood.
+    /// Acknowledgement without data.
     Noted,
-    /// The descriptor beside this is the memory.
+    /// The attached file descriptor is the memory.
     ImageMemory,
-    /// The request was not understood or could not be done.
+    /// The request is invalid or failed.
     Refused {
-        /// Why, for the log.
+        /// Reason, for the log.
         reason: String,
     },
 }
 
-/// What a freeze found and wrote.
+/// Result of a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrozenMachine {
-    /// Generation of the memory that was written; 0 is the first.
+    /// Generation of the written memory; the first is 0.
     pub generation: u64,
-    /// Files that the disk consists of above the image, the lowest first, complete and not written to any more.
+    /// Complete, read-only disk files above the base image, lowest first.
     pub disk_layers: Vec<PathBuf>,
-    /// Pages of memory that were looked at, 4096 bytes each.
+    /// Number of examined memory pages of 4096 bytes.
     pub pages_seen: u64,
-    /// Of these, pages that were written because they are not as before.
+    /// Number of examined pages that differ from the parent snapshot and were written.
     pub pages_written: u64,
-    /// Milliseconds from the freeze to this answer.
+    /// Time from the start of the pause to this reply, in milliseconds.
     pub frozen_ms: u32,
-    /// Kind and version of the VMM, such as `qemu 7.2.22`; empty where it is not known.
+    /// Kind and version of the VMM, such as `qemu 7.2.22`; empty if unknown.
     #[serde(default)]
     pub vmm: String,
 }
 
-/// What the page server has done.
+/// Counters of the page server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PagerStatus {
-    /// Faults that were served.
+    /// Number of resolved faults.
     pub faults: u64,
-    /// Of these, faults on pages that are zero.
+    /// Number of resolved faults on zero pages.
     pub zero_faults: u64,
-    /// Pages that were loaded because of a fault.
+    /// Number of pages loaded because of a fault.
     pub pages_loaded: u64,
-    /// Pages that were loaded ahead of the guest.
+    /// Number of prefetched pages.
     pub pages_prefetched: u64,
-    /// Pages of the snapshot that are not zero.
+    /// Number of non-zero pages in the snapshot.
     pub pages_stored: u64,
 }
 
-/// How a running machine is.
+/// Status of a running VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
-    /// Whether its virtual CPUs are stopped by [`Request::Freeze`].
+    /// True if the vCPUs are paused by [`Request::Freeze`].
     #[serde(default)]
     pub frozen: bool,
-    /// Whether it is being written now: it answers nothing but this question until that has ended.
+    /// True while a snapshot is being written. During this time, the supervisor answers status
+    /// requests and obeys a stop; other requests wait.
     #[serde(default)]
     pub freezing: bool,
-    /// Its disk above the image: the lowest first, the last is written to.
+    /// Disk files above the base image, lowest first. The last one is writable.
     #[serde(default)]
     pub disk: Vec<PathBuf>,
-    /// What the page server has done; none for a machine that was booted.
+    /// Counters of the page server; `None` if the VM was booted.
     #[serde(default)]
     pub pager: Option<PagerStatus>,
-    /// Milliseconds from the supervisor's start until the restored machine ran; none for one that was booted.
+    /// Time from the start of the supervisor until the restored VM ran, in milliseconds; `None` if
+    /// the VM was booted.
     #[serde(default)]
     pub restored_ms: Option<u32>,
     /// Process id of the VMM.
     pub vmm_pid: u32,
-    /// Milliseconds from the supervisor's start to the VMM's first answer.
+    /// Time from the start of the supervisor to the VMM's first response, in milliseconds.
     pub vmm_started_ms: Option<u32>,
-    /// Milliseconds from the supervisor's start to the first user-space line of the guest (its initramfs).
+    /// Time from the start of the supervisor to the first user-space line of the guest (from its
+    /// initramfs), in milliseconds.
     pub kernel_ms: Option<u32>,
-    /// Milliseconds from the supervisor's start to the start of the guest agent.
+    /// Time from the start of the supervisor to the start of the guest agent, in milliseconds.
     pub init_ms: Option<u32>,
 }
 
-/// `status.json`: how a sandbox's machine ended.
+/// Contents of `status.json`: how the VM of a sandbox ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalStatus {
-    /// True if the end was asked for.
+    /// True if the end was requested.
     pub requested: bool,
-    /// For a user: why the machine is gone.
+    /// Reason for the end, shown to users.
     pub reason: String,
 }
 
-/// Lines that the guest prints on its console and the supervisor times.
+/// Lines on the guest's console whose time the supervisor records.
 pub mod marks {
-    /// Printed by the initramfs as its first act.
+    /// First line that the initramfs prints.
     pub const KERNEL_DONE: &str = "wrenn: kernel up";
-    /// Printed by `wrenn-init` just before it starts the guest agent.
+    /// Line that `wrenn-init` prints immediately before it starts the guest agent.
     pub const INIT_DONE: &str = "wrenn: starting envd";
 }
 
