@@ -1,4 +1,5 @@
-//! The guest's serial console: read all the time, kept within bounds, and searched for the marks of the boot.
+//! Serial console of the guest. The supervisor reads it continuously, keeps a bounded log and
+//! detects the boot marks.
 
 use std::{
     fs, io,
@@ -12,10 +13,11 @@ use wrenn_proto::supervise::{CONSOLE_KEEP_BYTES, MachineStatus, marks};
 
 use crate::supervise::elapsed_ms;
 
-/// The longest line that is searched for a mark, bytes.
+/// Maximum length of a line that is searched for a mark, in bytes.
 const MAX_LINE_BYTES: usize = 512;
 
-/// Records the console in `log` until the VMM closes it, and notes the boot's marks in `status`.
+/// Records the console in `log` until the VMM closes it, and stores the times of the boot marks in
+/// `status`.
 pub(crate) async fn record(
     mut output: pipe::Receiver,
     log: PathBuf,
@@ -34,8 +36,8 @@ pub(crate) async fn record(
             });
         }
         if let Err(error) = log.append(&buffer[..read]) {
-            // The console is for people who look for a cause: losing it must not end the sandbox.
-            tracing::warn!(%error, "could not write the console log");
+            // The console log is only for diagnosis, so a write error must not end the sandbox.
+            tracing::warn!(%error, "failed to write the console log");
         }
     }
 }
@@ -46,7 +48,7 @@ enum Mark {
     InitDone,
 }
 
-/// Finds marks in a stream that comes in pieces.
+/// Finds marks in a stream that arrives in pieces.
 #[derive(Debug, Default)]
 struct MarkFinder {
     line: Vec<u8>,
@@ -75,7 +77,7 @@ fn mark_of(line: &[u8]) -> Option<Mark> {
     }
 }
 
-/// A log file that keeps its last [`CONSOLE_KEEP_BYTES`] at least and twice as much at most.
+/// Log file that keeps at least its last [`CONSOLE_KEEP_BYTES`] and at most twice as many.
 struct BoundedLog {
     path: PathBuf,
     file: Option<fs::File>,
@@ -113,7 +115,7 @@ impl BoundedLog {
     }
 }
 
-/// Replaces a file by its last `keep` bytes; returns its new length.
+/// Replaces a file by its last `keep` bytes. Returns the new length.
 fn keep_tail(path: &Path, keep: u64) -> io::Result<u64> {
     let mut file = fs::File::open(path)?;
     let len = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! The supervisor's socket: requests of the agent, one packet each.
+//! Control socket of the supervisor. Each packet is one request of the agent.
 
 use std::{fs, io, os::fd::OwnedFd, path::Path};
 
@@ -8,18 +8,18 @@ use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, Reply, Request, files};
 
 use crate::SupervisorError;
 
-/// Room for the descriptor beside an answer, bytes.
+/// Size of the buffer for the descriptor that is attached to a reply, in bytes.
 const ANCILLARY_BYTES: usize = 64;
 
-/// A request on its way to the machine's owner.
+/// Request to the owner of the VM.
 pub(crate) enum Command {
-    /// Asks for the end.
+    /// Request to stop the VM.
     Stop(StopReply),
-    /// Asks for anything else.
+    /// Any other request.
     Ask(Request, oneshot::Sender<Answer>),
 }
 
-/// A reply, and what goes beside it.
+/// Reply with an optional descriptor.
 pub(crate) struct Answer {
     pub(crate) reply: Reply,
     pub(crate) descriptor: Option<OwnedFd>,
@@ -34,38 +34,41 @@ impl From<Reply> for Answer {
     }
 }
 
-/// The answer to a stop: the process ends right after, so the answer must be on the wire before.
+/// Reply channel of a stop request. The process exits immediately afterwards, so the reply must be
+/// sent before.
 pub(crate) struct StopReply {
     reply: oneshot::Sender<Answer>,
     sent: oneshot::Receiver<()>,
 }
 
 impl StopReply {
-    /// Answers, and waits until the answer was sent or nobody is there to read it.
+    /// Sends the reply and waits until it is written to the socket or the connection is closed.
     pub(crate) async fn send_and_flush(self, reply: Reply) {
         if self.reply.send(reply.into()).is_ok() {
-            // An error means that the connection's task is gone: then there is nothing to wait for.
+            // An error means that the connection's task has ended, so there is nothing to wait for.
             let _ = self.sent.await;
         }
     }
 }
 
-/// Binds the socket in the sandbox's folder, where a socket of an earlier supervisor may lie.
+/// Binds the socket in the sandbox's directory. Replaces the socket of an earlier supervisor.
 pub(crate) fn listen(dir: &Path) -> Result<UnixSeqpacketListener, SupervisorError> {
     let bind = || {
         match fs::remove_file(dir.join(files::SOCKET)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // A socket's address has 108 bytes; a folder's path may be longer, so the folder is named by descriptor.
+        // A socket address is limited to 108 bytes, but the path of the directory may be longer.
+        // The directory is therefore addressed by a descriptor.
         let folder = fs::File::open(dir)?;
         let fd = std::os::fd::AsRawFd::as_raw_fd(&folder);
         UnixSeqpacketListener::bind(format!("/proc/self/fd/{fd}/{}", files::SOCKET))
     };
-    bind().map_err(SupervisorError::io("listen on its socket"))
+    bind().map_err(SupervisorError::io("listen on the control socket"))
 }
 
-/// Accepts connections until the process ends. Only root can reach the socket: its folder is closed to others.
+/// Accepts connections until the process ends. Only root can reach the socket, because its
+/// directory is closed to other users.
 pub(crate) async fn serve(mut listener: UnixSeqpacketListener, commands: mpsc::Sender<Command>) {
     loop {
         match listener.accept().await {
@@ -73,8 +76,8 @@ pub(crate) async fn serve(mut listener: UnixSeqpacketListener, commands: mpsc::S
                 tokio::spawn(serve_connection(connection, commands.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
-                // For example, no descriptor left: it may pass.
+                tracing::warn!(%error, "failed to accept a connection");
+                // The error may be temporary, for example if no descriptor is available.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         }
@@ -91,7 +94,7 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
         let (answer, sent) = match serde_json::from_slice(&packet[..length]) {
             Ok(request) => handle(request, &commands).await,
             Err(error) => {
-                let reason = format!("not a request: {error}");
+                let reason = format!("invalid request: {error}");
                 (Reply::Refused { reason }.into(), None)
             }
         };
@@ -99,7 +102,7 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
             return;
         }
         if let Some(sent) = sent {
-            // The owner waits for this, unless it is gone already.
+            // The owner of the VM waits for this message, unless it has already ended.
             let _ = sent.send(());
         }
     }
@@ -130,7 +133,7 @@ async fn handle(
     };
     let gone = || {
         Answer::from(Reply::Refused {
-            reason: "the machine has ended".to_owned(),
+            reason: "the VM has ended".to_owned(),
         })
     };
     if commands.send(command).await.is_err() {

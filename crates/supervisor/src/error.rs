@@ -1,131 +1,129 @@
-//! Why a supervisor could not do its work.
+//! Errors of a supervisor.
 
 use std::{io, path::PathBuf};
 
-/// Why a supervisor ended other than by request.
+/// Reason why a supervisor ended without a stop request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SupervisorError {
-    /// `spec.json` cannot be read.
-    #[error("could not read {path}")]
+    /// A file cannot be read.
+    #[error("failed to read {path}")]
     ReadSpec {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its failure.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// `spec.json` is not what it should be.
-    #[error("{path} is not a sandbox's specification")]
+    /// `spec.json` is invalid.
+    #[error("invalid sandbox specification {path}")]
     ParseSpec {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Cause.
         #[source]
         source: serde_json::Error,
     },
-    /// A step on the way failed.
-    #[error("could not {step}")]
+    /// A step failed.
+    #[error("failed to {step}")]
     Io {
-        /// What was tried.
+        /// Step that failed.
         step: &'static str,
-        /// Its failure.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The library that goes into the VMM is missing.
-    #[error(
-        "the library for the VMM is neither {beside} nor {installed}: install or build wrenn again"
-    )]
+    /// The preload library for the VMM is missing.
+    #[error("no preload library at {beside} or {installed}; reinstall or rebuild wrenn")]
     NoPreload {
-        /// Where it was looked for first.
+        /// First path that was searched.
         beside: PathBuf,
-        /// Where it was looked for next.
+        /// Second path that was searched.
         installed: PathBuf,
     },
-    /// A file could not be written.
-    #[error("could not write {path}")]
+    /// A file cannot be written.
+    #[error("failed to write {path}")]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its failure.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The header of the snapshot is damaged.
-    #[error("{path} is damaged")]
+    /// The memory header of the snapshot is damaged.
+    #[error("memory header {path} is damaged")]
     Header {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and how.
+        /// Position and kind of the damage.
         #[source]
         source: wrenn_snapshot::HeaderError,
     },
-    /// A file of the snapshot cannot be used; the text names it.
+    /// A file of the snapshot is unusable. The message names the file.
     #[error(transparent)]
     Chain(#[from] wrenn_snapshot::ChainError),
-    /// What the machine changed could not be written.
+    /// The changed memory cannot be written.
     #[error(transparent)]
     Diff(#[from] wrenn_snapshot::DiffError),
-    /// What the machine changed could not be found.
+    /// The changed memory cannot be determined or read.
     #[error(transparent)]
     Dirty(#[from] wrenn_pager::dirty::DirtyError),
-    /// The snapshot is of a machine of another size.
-    #[error("the snapshot has {snapshot} bytes of memory, the sandbox {wanted}")]
+    /// The memory size of the snapshot differs from the memory size of the sandbox.
+    #[error("the snapshot has {snapshot} bytes of memory, expected {wanted}")]
     MemorySize {
-        /// Of the snapshot, bytes.
+        /// Memory size of the snapshot, in bytes.
         snapshot: u64,
-        /// Of the sandbox, bytes.
+        /// Memory size of the sandbox, in bytes.
         wanted: u64,
     },
-    /// Not a build id.
-    #[error("`{0}` is not a build id")]
+    /// The snapshot id is invalid.
+    #[error("invalid snapshot id `{0}`")]
     Build(String),
-    /// The VMM has mapped memory in a way that is not understood.
-    #[error("the VMM has not mapped the guest's memory as one piece")]
+    /// The VMM did not map guest memory as one region of the expected size.
+    #[error("the VMM did not map guest memory as one region")]
     Layout,
-    /// The VMM did not tell where memory is.
-    #[error("the VMM did not hand over the guest's memory")]
+    /// The VMM did not report the location of guest memory.
+    #[error("failed to receive guest memory from the VMM")]
     Handshake(#[from] wrenn_pager::HandshakeError),
     /// The page server did not start.
-    #[error("the guest's memory cannot be served")]
+    #[error("failed to start the page server")]
     PageServer(#[from] wrenn_pager::StartError),
-    /// The page server cannot go on, so the machine was ended.
-    #[error("the guest's memory could not be served any more: {0}")]
+    /// The page server failed, so the VM was killed.
+    #[error("failed to serve guest memory: {0}")]
     Pages(String),
-    /// The frozen state of CPU and devices cannot be used.
-    #[error("{path} cannot be loaded: it is damaged, or of another machine")]
+    /// The saved CPU and device state is unusable.
+    #[error("failed to load {path}, which is damaged or from an incompatible VM")]
     DeviceState {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// In the VMM's words.
+        /// Error reported by the VMM.
         #[source]
         source: wrenn_vmm::ControlError,
     },
-    /// A machine that was frozen did not do as it was told.
+    /// The VMM failed to execute a command.
     #[error(transparent)]
     Control(#[from] wrenn_vmm::ControlError),
-    /// A task of this process failed inside.
-    #[error("the supervisor failed inside; see its log")]
+    /// A task of the supervisor panicked.
+    #[error("internal error of the supervisor; see `supervisor.log`")]
     Panicked,
-    /// The machine did not start.
-    #[error("the virtual machine did not start")]
+    /// The VM did not start.
+    #[error("failed to start the VM")]
     Launch(#[from] wrenn_vmm::LaunchError),
-    /// The machine would not stop.
-    #[error("the virtual machine could not be stopped")]
+    /// The VM did not stop.
+    #[error("failed to stop the VM")]
     Stop(#[from] wrenn_vmm::StopError),
-    /// The machine ended by itself.
+    /// The VM ended by itself.
     #[error("{0}")]
     Ended(wrenn_vmm::MachineExit),
 }
 
 impl SupervisorError {
-    /// For `map_err`: the step that failed.
+    /// Returns a closure for `map_err` that adds the failed step.
     pub(crate) fn io(step: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { step, source }
     }
 
-    /// The error and its causes in one line.
+    /// Returns the error and its causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -1,4 +1,5 @@
-//! What the supervisor does inside the sandbox's network namespace: its end of the link, and the services there.
+//! Resources of the supervisor in the sandbox's network namespace: the TAP device and the services
+//! at the gateway address.
 
 use std::{
     fs, io,
@@ -16,19 +17,19 @@ use crate::{
     ntp,
 };
 
-/// Port of the network time protocol.
+/// UDP port of NTP.
 const NTP_PORT: u16 = 123;
 
-/// Port of the metadata service.
+/// TCP port of the metadata service.
 const METADATA_PORT: u16 = 80;
 
-/// Opens the sandbox's TAP device, which the agent made.
+/// Opens the sandbox's TAP device, which the agent has created.
 pub(crate) fn open_tap(netns: &Path) -> Result<OwnedFd, SupervisorError> {
     in_namespace(netns, || wrenn_sys::tap::open(limits::TAP_NAME))
         .map_err(SupervisorError::io("open the sandbox's TAP device"))
 }
 
-/// The services that run; they end when this is dropped.
+/// Running services. Dropping this value ends them.
 pub(crate) struct Services([JoinHandle<()>; 2]);
 
 impl Drop for Services {
@@ -39,7 +40,7 @@ impl Drop for Services {
     }
 }
 
-/// Serves time and metadata to the guest from its gateway.
+/// Starts the time service and the metadata service at the guest's gateway.
 pub(crate) fn serve(netns: &Path, mmds: Mmds) -> Result<Services, SupervisorError> {
     let socket = in_namespace(netns, || {
         let address = SocketAddr::from((limits::GATEWAY_IP, NTP_PORT));
@@ -65,7 +66,8 @@ pub(crate) fn serve(netns: &Path, mmds: Mmds) -> Result<Services, SupervisorErro
     ]))
 }
 
-/// Runs `work` on a thread of its own in a network namespace. What it opens stays in that namespace wherever it is used.
+/// Runs `work` on a separate thread in a network namespace. A descriptor opened by `work` stays in
+/// that namespace, regardless of the thread that uses it.
 fn in_namespace<T: Send>(
     netns: &Path,
     work: impl FnOnce() -> io::Result<T> + Send,
@@ -78,6 +80,6 @@ fn in_namespace<T: Send>(
                 work()
             })
             .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the namespace's thread panicked")))
+            .unwrap_or_else(|_| Err(io::Error::other("the namespace thread panicked")))
     })
 }

@@ -1,27 +1,33 @@
-//! One process a sandbox: it owns the VMM, the guest's memory, its console log and the services of its gateway.
+//! Process that runs one sandbox. Owns the VMM, the guest's memory, the console log and the
+//! services at the guest's gateway.
 //!
-//! A supervisor is to a sandbox what a shim is to a container. The host agent starts it (`wrenn supervise --dir DIR`)
-//! and may die and come back; the supervisor goes on, and with it the sandbox. What the agent asks of it, and where, is
-//! in [`wrenn_proto::supervise`].
+//! A supervisor is to a sandbox what a shim is to a container. The host agent starts it with
+//! `wrenn supervise --dir DIR`. The agent may exit and restart; the supervisor keeps running, and
+//! so does the sandbox. The module [`wrenn_proto::supervise`] defines the protocol between them.
 //!
-//! It never touches what the agent owns: the network namespace, cgroups, the sandbox's folder (but for `status.json` and
-//! `console.log`). It frees nothing of the host; it ends, and the kernel frees what it held.
+//! A supervisor never changes resources of the agent: the network namespace, the cgroups, and the
+//! sandbox's directory except `status.json` and `console.log`. It frees no resources of the host.
+//! When it exits, the kernel frees everything that it held.
 //!
 //! ```text
-//!             spec.json            launched              Stop, SIGTERM
-//!   start ──────────────► launching ────────► running ─────────────────► stopping ──► status.json, exit 0
-//!                             │                  │ VMM ended by itself
-//!                             │ failed           └──────────────────────────────────► status.json, exit 1
-//!                             └─────────────────────────────────────────────────────► status.json, exit 1
+//!           spec.json            launched              Stop, SIGTERM
+//!   start ───────────► launching ────────► running ─────────────────► stopping
+//!                          │                  │                          │
+//!                          │ failed           │ VMM exited               │
+//!                          ▼                  ▼                          ▼
+//!                     status.json,       status.json,               status.json,
+//!                     exit 1             exit 1                     exit 0
 //! ```
 //!
-//! | what fails                     | what is left, and who frees it                                                |
-//! |--------------------------------|--------------------------------------------------------------------------------|
-//! | `spec.json`, socket, TAP       | nothing but `status.json` with the reason; the agent reads it and cleans up     |
-//! | the VMM does not start         | the same; the VMM's last words are part of the reason                           |
-//! | the VMM ends                   | the same; within milliseconds                                                   |
-//! | the supervisor is killed       | the kernel kills the VMM (parent-death signal); no `status.json`: the agent knows |
-//! | the agent is killed            | nothing happens here; the next agent connects to the socket                     |
+//! | failure                      | state afterwards, and who cleans up                           |
+//! |------------------------------|---------------------------------------------------------------|
+//! | `spec.json`, socket or TAP   | only `status.json` with the reason; the agent reads it and    |
+//! |                              | cleans up                                                     |
+//! | the VMM does not start       | the same; the reason contains the VMM's last output           |
+//! | the VMM exits                | the same, within milliseconds                                 |
+//! | the supervisor is killed     | the kernel kills the VMM (parent-death signal); the agent     |
+//! |                              | detects this, because there is no `status.json`               |
+//! | the agent is killed          | unchanged; the next agent connects to the socket              |
 #![forbid(unsafe_code)]
 
 mod console;

@@ -1,4 +1,4 @@
-//! From a specification to a running machine.
+//! Start of a VM from a specification.
 
 use std::{
     fs,
@@ -19,10 +19,11 @@ use crate::{
     memory::{Failure, VmmEnd},
 };
 
-/// How long a VMM that hung up may take to be gone.
+/// Maximum time until a VMM that closed its control connection has exited.
 const EXIT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Opens the guest's TAP device and starts the machine; a restored one stands still until its memory is served.
+/// Opens the guest's TAP device and starts the VM. A VM that is to be restored stays paused until
+/// its memory is served.
 pub(crate) async fn launch<D: VmmDriver>(
     driver: &D,
     spec: &SupervisorSpec,
@@ -59,7 +60,7 @@ pub(crate) async fn launch<D: VmmDriver>(
     Ok(driver.launch(config, fds).await?)
 }
 
-/// Puts the machine where the frozen one stood, and lets it go on.
+/// Restores the saved device state and resumes the VM.
 pub(crate) async fn restore<M: Machine>(
     machine: &mut M,
     restore: &RestoreSpec,
@@ -71,7 +72,7 @@ pub(crate) async fn restore<M: Machine>(
         source,
     })?;
     tokio::select! {
-        // Without its memory it would wait for nothing.
+        // Checked first: without served memory, the load would never complete.
         biased;
         reason = failure.occurred() => return Err(SupervisorError::Pages(reason)),
         loaded = machine.load(file.into()) => if let Err(source) = loaded {
@@ -82,8 +83,8 @@ pub(crate) async fn restore<M: Machine>(
     Ok(machine.thaw().await?)
 }
 
-/// Why a machine was not put where the frozen one stood. A VMM that does not understand the state ends by itself; one that was
-/// killed, or is slow, says nothing of the state.
+/// Returns the reason why a VM could not be restored. A VMM that cannot decode the state exits by
+/// itself. If the VMM was killed or timed out, the state is not to blame.
 async fn not_loaded<M: Machine>(
     machine: &mut M,
     path: PathBuf,
@@ -101,7 +102,8 @@ async fn not_loaded<M: Machine>(
     SupervisorError::DeviceState { path, source }
 }
 
-/// The image's command line, and what of this sandbox the guest must know before it has a network.
+/// Returns the image's kernel command line, extended by the parameters of this sandbox that the
+/// guest needs before it has a network.
 fn kernel_args(spec: &SupervisorSpec) -> String {
     let mut args = spec.kernel_args.clone();
     if !spec.dns.is_empty() {

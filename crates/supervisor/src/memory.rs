@@ -1,10 +1,11 @@
-//! The guest's memory: where it comes from at a restore, and where it goes at a freeze.
+//! Guest memory: its source in a restore, and its destination in a snapshot.
 //!
-//! Owns the image's memory (a memfd that all machines of one snapshot share), the page server, and the chain of diff files that
-//! the machine stands on. Memory of a machine that was booted is the VMM's own.
+//! Owns the shared memory of the snapshot (a memfd that all VMs of the snapshot map), the page
+//! server, and the chain of diff files that the VM depends on. The memory of a booted VM belongs to
+//! the VMM.
 //!
-//! What the machine changed is always the same: the anonymous pages of its mapping. At a freeze they are compared with the
-//! moment before, and what differs is written.
+//! The pages that a VM has changed are always the anonymous pages of its mapping. A snapshot
+//! compares them with the parent snapshot and writes those that differ.
 
 mod source;
 mod writer;
@@ -34,56 +35,60 @@ use crate::SupervisorError;
 use source::ChainSource;
 pub(crate) use writer::Written;
 
-/// How long a VMM that has answered may take to have told where its memory is: it has done so before.
+/// Maximum time until a VMM that has responded has sent its handshake. The VMM sends the handshake
+/// before its first response.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How many first faults are remembered for the next restore: 256 MiB.
+/// Maximum number of first faults to record for the next restore: 256 MiB.
 const RECORD_LIMIT: usize = 65_536;
 
-/// Pages that lie between two of a prefetch and are loaded with them, bytes: a request more costs more than they do.
+/// Maximum gap between two prefetched pages that is loaded with them, in bytes. Loading such a gap
+/// costs less than another request.
 const PREFETCH_GAP_BYTES: u64 = 32 * 1024;
 
-/// What the machine stands on.
+/// Snapshot that the VM depends on.
 #[derive(Clone)]
 struct Parent {
     header: Header,
     chain: Arc<Chain>,
 }
 
-/// All about one guest's memory.
+/// Memory of one guest.
 pub(crate) struct GuestMemory {
     bytes: u64,
     restore: Option<RestoreSpec>,
-    /// Of the image; writable. None for a machine that boots.
+    /// Shared memory of the snapshot, writable; `None` for a VM that boots.
     image: Option<OwnedFd>,
-    /// The VMM's end is taken by the launch.
+    /// Supervisor's end of the socket. The launch takes the VMM's end.
     ours: UnixStream,
     parent: Option<Parent>,
-    /// Written, and not known to be published.
+    /// Header of a written snapshot whose publication is not confirmed yet.
     pending: Option<Header>,
     prefetch: Vec<PageRun>,
     server: Option<PageServer>,
     regions: Option<Regions>,
 }
 
-/// What a VMM is started with.
+/// Descriptors that a VMM needs at its start.
 pub(crate) struct VmmEnd {
-    /// Guest memory, for reading only.
+    /// Guest memory, read-only.
     pub(crate) memory: OwnedFd,
-    /// Where it tells about its mapping.
+    /// Socket on which the VMM reports its mapping.
     pub(crate) pager: OwnedFd,
-    /// `/dev/userfaultfd`, at a restore.
+    /// `/dev/userfaultfd`, for a restore only.
     pub(crate) userfaultfd: Option<OwnedFd>,
 }
 
 impl GuestMemory {
-    /// Opens what a machine needs. `image` is the memory of its snapshot.
+    /// Opens the resources that a VM needs. `image` is the shared memory of its snapshot, if the
+    /// agent already has it.
     pub(crate) fn prepare(
         spec: &SupervisorSpec,
         image: Option<OwnedFd>,
     ) -> Result<(Self, VmmEnd), SupervisorError> {
         let bytes = u64::from(spec.memory_mib) * 1024 * 1024;
-        let (ours, theirs) = UnixStream::pair().map_err(SupervisorError::io("make a socket"))?;
+        let (ours, theirs) =
+            UnixStream::pair().map_err(SupervisorError::io("create a socket pair"))?;
         let mut memory = Self {
             bytes,
             restore: spec.restore.clone(),
@@ -96,7 +101,7 @@ impl GuestMemory {
             regions: None,
         };
         let Some(restore) = &spec.restore else {
-            let size_only = memfd(bytes).map_err(SupervisorError::io("make a memory file"))?;
+            let size_only = memfd(bytes).map_err(SupervisorError::io("create a memory file"))?;
             let end = VmmEnd {
                 memory: size_only,
                 pager: theirs.into(),
@@ -113,10 +118,12 @@ impl GuestMemory {
         }
         let image = match image {
             Some(image) => image,
-            None => memfd(bytes).map_err(SupervisorError::io("make the image's memory"))?,
+            None => {
+                memfd(bytes).map_err(SupervisorError::io("create the snapshot's memory file"))?
+            }
         };
         let read_only = reopen(&image, OFlags::RDONLY)
-            .map_err(SupervisorError::io("open the image's memory"))?;
+            .map_err(SupervisorError::io("open the snapshot's memory file"))?;
         let device = rustix::fs::open(
             "/dev/userfaultfd",
             OFlags::RDWR | OFlags::CLOEXEC,
@@ -136,11 +143,12 @@ impl GuestMemory {
         Ok((memory, end))
     }
 
-    /// Takes the VMM's word of where its memory is, and begins to serve it at a restore.
+    /// Receives the location of guest memory from the VMM. In a restore, also starts the page
+    /// server.
     pub(crate) fn attach(&mut self) -> Result<(), SupervisorError> {
         let never = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(io::Error::from)
-            .map_err(SupervisorError::io("make an eventfd"))?;
+            .map_err(SupervisorError::io("create an eventfd"))?;
         let deadline = Instant::now() + HANDSHAKE_DEADLINE;
         let (Some(image), Some(parent)) = (&self.image, &self.parent) else {
             let regions = handshake::receive_layout(&self.ours, never.as_fd(), deadline)?;
@@ -151,7 +159,7 @@ impl GuestMemory {
         self.regions = Some(received.regions.clone());
         let backing = image
             .try_clone()
-            .map_err(SupervisorError::io("share the image's memory"))?;
+            .map_err(SupervisorError::io("duplicate the snapshot's memory file"))?;
         let options = Options {
             prefetch: self.prefetch.clone(),
             record_limit: RECORD_LIMIT,
@@ -166,7 +174,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Waits until the guest's memory cannot be served any more; for a user: why. Never for a machine that was booted.
+    /// Returns the notification that guest memory can no longer be served. For a booted VM, it
+    /// never fires.
     pub(crate) fn failure(&self) -> Result<Failure, SupervisorError> {
         let Some(failed) = self.server.as_ref().map(PageServer::failed) else {
             return Ok(Failure(None));
@@ -176,12 +185,12 @@ impl GuestMemory {
         Ok(Failure(Some((watched, failed))))
     }
 
-    /// The image's memory, for the agent.
+    /// Returns the shared memory of the snapshot, for the agent.
     pub(crate) fn image(&self) -> Option<&OwnedFd> {
         self.image.as_ref()
     }
 
-    /// What the page server has done.
+    /// Returns the counters of the page server.
     pub(crate) fn status(&self) -> Option<PagerStatus> {
         let stats = self.server.as_ref()?.stats();
         let stored = self.parent.as_ref().map(|p| p.header.stored_bytes());
@@ -194,7 +203,8 @@ impl GuestMemory {
         })
     }
 
-    /// The work of writing what a frozen machine of process `pid` holds to `staging`, for a thread that may block.
+    /// Returns a job that writes the memory of the paused VM in process `pid` to `staging`. The job
+    /// blocks, so it must run on a thread that may block.
     pub(crate) fn writer(
         &self,
         staging: &Path,
@@ -221,12 +231,12 @@ impl GuestMemory {
         Ok(move || job.run())
     }
 
-    /// Notes what was written, until it is known whether it was published.
+    /// Stores the header of a written snapshot until its publication is confirmed.
     pub(crate) fn wrote(&mut self, header: Header) {
         self.pending = Some(header);
     }
 
-    /// The next freeze is compared with what was written last, if that was published to `dir`.
+    /// Makes the last written snapshot the parent of the next one, if it was published to `dir`.
     pub(crate) fn published(&mut self, published: bool, dir: &Path) -> Result<(), SupervisorError> {
         let Some(header) = self.pending.take().filter(|_| published) else {
             return Ok(());
@@ -241,7 +251,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Pages that were needed since the restore, those that were loaded ahead first.
+    /// Returns the pages that were needed since the restore, prefetched pages first.
     pub(crate) fn working_set(&self) -> Vec<PageRun> {
         let Some(server) = &self.server else {
             return Vec::new();
@@ -255,7 +265,8 @@ impl GuestMemory {
         PageRun::covering(&offsets, PREFETCH_GAP_BYTES)
     }
 
-    /// Keeps the pages that were needed for others who are restored from the same snapshot, if nobody has done so yet.
+    /// Saves the needed pages for other restores of the same snapshot, unless they are saved
+    /// already.
     pub(crate) fn keep_working_set(&self) {
         let Some(restore) = &self.restore else {
             return;
@@ -266,32 +277,32 @@ impl GuestMemory {
             return;
         }
         if let Err(error) = writer::write_working_set(&path, &runs) {
-            tracing::warn!(%error, "the working set was not kept");
+            tracing::warn!(%error, "working set not saved");
         }
     }
 }
 
-/// Ends when memory cannot be served any more.
+/// Notification that guest memory can no longer be served.
 pub(crate) struct Failure(Option<(AsyncFd<OwnedFd>, Failed)>);
 
 impl Failure {
-    /// Cancel safe.
+    /// Waits for the failure and returns its reason. Cancel safe.
     pub(crate) async fn occurred(&self) -> String {
         let Some((watched, failed)) = &self.0 else {
             return std::future::pending().await;
         };
-        // An error means that the descriptor cannot be watched: as bad as a failure.
+        // An error means that the descriptor cannot be watched, which is treated as a failure.
         let _ = watched.readable().await;
         failed
             .reason()
-            .unwrap_or("the page server cannot be watched")
+            .unwrap_or("failed to watch the page server")
             .to_owned()
     }
 }
 
 #[expect(
     deprecated,
-    reason = "what follows it is unsafe for the sake of types that give away another descriptor; this one owns its own"
+    reason = "the replacement is unsafe because of types that return another descriptor; `OwnedFd` returns its own"
 )]
 fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
@@ -309,7 +320,8 @@ fn open_parent(restore: &RestoreSpec) -> Result<Parent, SupervisorError> {
     Ok(Parent { header, chain })
 }
 
-/// What to load ahead. Without a record of an earlier restore there is nothing to go by; a damaged one is as good as none.
+/// Returns the pages to prefetch. Without a usable record of an earlier restore, nothing is
+/// prefetched.
 fn prefetch_of(restore: &RestoreSpec) -> Vec<PageRun> {
     if !restore.prefetch {
         return Vec::new();
@@ -321,13 +333,13 @@ fn prefetch_of(restore: &RestoreSpec) -> Vec<PageRun> {
     match WorkingSet::parse(&bytes) {
         Ok(set) => writer::runs_of(&set),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the working set is not used");
+            tracing::warn!(path = %path.display(), %error, "working set ignored");
             Vec::new()
         }
     }
 }
 
-/// A file without a name, which nobody but root can open for writing.
+/// Creates a memfd that only root can open for writing.
 fn memfd(bytes: u64) -> io::Result<OwnedFd> {
     let fd = memfd_create(c"guest-memory", MemfdFlags::CLOEXEC)?;
     ftruncate(&fd, bytes)?;

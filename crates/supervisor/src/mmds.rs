@@ -1,23 +1,31 @@
-//! The metadata service: who the guest is, in version 2 of Firecracker's MMDS protocol.
+//! Metadata service: tells the guest its identity, in version 2 of Firecracker's MMDS protocol.
 //!
-//! A guest asks `PUT /latest/api/token` with `X-metadata-token-ttl-seconds` (1 to 21600) for a token, and `GET /…` with that in
-//! `X-metadata-token` for the data: `instanceID` (the sandbox), `envID` (its template), `address` (empty: there is no log collector),
-//! `accessTokenHash` (SHA-512 of the guest agent's token, hexadecimal). With `Accept: application/json` the answer is JSON, else
-//! keys by line, or a value as it is. A machine that Firecracker runs has Firecracker's own.
+//! A guest requests a token with `PUT /latest/api/token` and the header
+//! `X-metadata-token-ttl-seconds` (1 to 21600). It then reads data with `GET /…` and the token in
+//! `X-metadata-token`. The data is:
 //!
-//! | request                                   | answer                                   |
+//! - `instanceID`: id of the sandbox
+//! - `envID`: name of its template
+//! - `address`: empty, because there is no log collector
+//! - `accessTokenHash`: SHA-512 of the guest agent's token, hexadecimal
+//!
+//! With `Accept: application/json` the response is JSON. Otherwise it is a list of keys, one per
+//! line, or a plain value. In a VM run by Firecracker, Firecracker's own service responds instead.
+//!
+//! | request                                   | response                                 |
 //! |-------------------------------------------|------------------------------------------|
-//! | not HTTP/1, head too long                 | 400                                      |
-//! | another method                            | 405 with `Allow: GET, PUT`               |
-//! | PUT with `X-Forwarded-For`                | 400: somebody else's request             |
+//! | not HTTP/1, or head too long              | 400                                      |
+//! | other method                              | 405 with `Allow: GET, PUT`               |
+//! | PUT with `X-Forwarded-For`                | 400: forwarded request                   |
 //! | PUT of another path                       | 404                                      |
-//! | PUT without a lifetime, or a wrong one    | 400                                      |
-//! | GET without a token, or one that is over  | 401                                      |
-//! | GET of what is not there                  | 404                                      |
-//! | GET of a value that is no text, by line   | 501                                      |
+//! | PUT with a missing or invalid lifetime    | 400                                      |
+//! | GET with a missing or expired token       | 401                                      |
+//! | GET of an unknown key                     | 404                                      |
+//! | GET of a non-string value, plain          | 501                                      |
 //!
-//! The guest is trusted with nothing: a connection has a deadline, its head a size, and there are few at a time (`serve`). No I/O
-//! here. Tokens are this process's: a guest that was restored asks for another.
+//! The guest is not trusted: the duration of a connection, the size of a request head and the
+//! number of connections are limited (`serve`). This module does no I/O. Tokens are valid only in
+//! this process; a restored guest must request a new one.
 
 pub mod http;
 pub(crate) mod serve;
@@ -34,22 +42,23 @@ use self::{
     tokens::Tokens,
 };
 
-/// Where tokens are asked for.
+/// Path of token requests.
 const TOKEN_PATH: &str = "/latest/api/token";
 
-/// Names of the header with a token: Firecracker's own and that of the service which it follows.
+/// Names of the token header: Firecracker's name, and the name in the EC2 metadata service that
+/// MMDS is modelled on.
 const TOKEN_HEADERS: [&str; 2] = ["x-metadata-token", "x-aws-ec2-metadata-token"];
 
-/// Names of the header with a token's lifetime.
+/// Names of the header with the lifetime of a token.
 const TTL_HEADERS: [&str; 2] = [
     "x-metadata-token-ttl-seconds",
     "x-aws-ec2-metadata-token-ttl-seconds",
 ];
 
-/// Lifetimes that a token may have, seconds.
+/// Valid token lifetimes, in seconds.
 const TTL_SECONDS: std::ops::RangeInclusive<u64> = 1..=21_600;
 
-/// The service's data and the tokens that it gave.
+/// Data of the service, and the tokens that it has issued.
 #[derive(Debug)]
 pub struct Mmds {
     data: Value,
@@ -57,7 +66,7 @@ pub struct Mmds {
 }
 
 impl Mmds {
-    /// What a sandbox's guest is told.
+    /// Creates the service for a sandbox's guest.
     pub(crate) fn of(spec: &SupervisorSpec) -> Self {
         Self::new(json!({
             "instanceID": spec.id,
@@ -67,7 +76,7 @@ impl Mmds {
         }))
     }
 
-    /// A service with other data.
+    /// Creates a service with the given data.
     #[must_use]
     pub fn new(data: Value) -> Self {
         Self {
@@ -76,7 +85,7 @@ impl Mmds {
         }
     }
 
-    /// The answer to a request that came at `now`.
+    /// Returns the response to a request received at `now`.
     pub fn answer(&mut self, request: &Request<'_>, now: Instant) -> Response {
         match request.method {
             "GET" => self.get(request, now),
@@ -144,7 +153,7 @@ fn not_found(path: &str) -> Response {
     Response::text(404, &format!("Resource not found: {path}."))
 }
 
-/// The path without its query and without slashes that follow another.
+/// Removes the query and repeated slashes from a path.
 fn clean(path: &str) -> String {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut clean = String::with_capacity(path.len());
@@ -156,8 +165,8 @@ fn clean(path: &str) -> String {
     clean
 }
 
-/// A value for those who do not take JSON: the keys of an object, by line, with a slash behind those that lead further; a text
-/// as it is. `None` for anything else.
+/// Returns a value in plain form: a string as is, an object as a list of its keys, one per line,
+/// with a slash after keys of nested objects. `None` for any other type.
 fn lines(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

@@ -1,8 +1,9 @@
-//! Time for a guest that has no clock device: SNTP answers from its gateway.
+//! Time service for a guest that has no clock device: SNTP responses from its gateway.
 //!
-//! The guest's chronyd asks every few seconds and steps its clock when it is off, which repairs it after a pause. The
-//! answer carries the host's clock. No state is kept, and a packet costs one answer of the same size, so a guest can
-//! gain nothing by sending many.
+//! The guest's chronyd sends a request every few seconds and steps its clock if it is wrong, which
+//! corrects the clock after a pause. The response contains the host's time. The service keeps no
+//! state and sends one response of the same size per packet, so a guest cannot use it for
+//! amplification.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,36 +17,38 @@ pub(crate) async fn serve(socket: UdpSocket) {
         let (length, client) = match socket.recv_from(&mut packet).await {
             Ok(received) => received,
             Err(error) => {
-                tracing::debug!(%error, "time request lost");
-                // An error that stays must not become a busy loop.
+                tracing::debug!(%error, "failed to receive a time request");
+                // A persistent error must not cause a busy loop.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let received = SystemTime::now();
         if let Some(answer) = answer(&packet[..length], received, SystemTime::now()) {
-            // A lost answer is asked for again.
+            // If the response is lost, the client sends another request.
             let _ = socket.send_to(&answer, client).await;
         }
     }
 }
 
-/// The answer to a client's packet; `None` if it is not one. RFC 5905, section 7.3; big-endian.
+/// Returns the response to a client's packet; `None` if it is not a client's packet. RFC 5905,
+/// section 7.3; big-endian.
 ///
-/// | off | size | field               | in an answer                                       |
-/// |-----|------|---------------------|----------------------------------------------------|
-/// |   0 |    1 | leap, version, mode | 0, the client's (1 to 4), 4 = server               |
-/// |   1 |    1 | stratum             | 10: a local clock, worse than any real server      |
-/// |   2 |    1 | poll                | the client's                                       |
-/// |   3 |    1 | precision           | -20: about a microsecond                           |
+/// | off | size | field                  | value in a response                             |
+/// |-----|------|------------------------|-------------------------------------------------|
+/// |   0 |    1 | leap, version, mode    | 0, the client's version (1 to 4), 4 = server    |
+/// |   1 |    1 | stratum                | 10: a local clock, worse than any real server   |
+/// |   2 |    1 | poll                   | the client's value                              |
+/// |   3 |    1 | precision              | -20: about one microsecond                      |
 /// |   4 |    8 | root delay, dispersion | 0                                               |
-/// |  12 |    4 | reference id        | `WREN`                                             |
-/// |  16 |    8 | reference time      | time of receipt                                    |
-/// |  24 |    8 | origin time         | the client's transmit time                         |
-/// |  32 |    8 | receive time        | time of receipt                                    |
-/// |  40 |    8 | transmit time       | time of the answer                                 |
+/// |  12 |    4 | reference id           | `WREN`                                          |
+/// |  16 |    8 | reference time         | time of receipt                                 |
+/// |  24 |    8 | origin time            | the client's transmit time                      |
+/// |  32 |    8 | receive time           | time of receipt                                 |
+/// |  40 |    8 | transmit time          | time of the response                            |
 ///
-/// Times are seconds since 1900 in 32 bits, modulo their range, then the fraction of a second in 2^-32 units.
+/// A time is the number of seconds since 1900 in 32 bits, modulo 2^32, followed by the fraction of
+/// a second in units of 2^-32.
 #[must_use]
 pub fn answer(
     request: &[u8],
@@ -109,7 +112,7 @@ mod tests {
         let now = SystemTime::now();
         assert_eq!(answer(&[], now, now), None);
         assert_eq!(answer(&[0x23; 47], now, now), None);
-        // A server's packet: answering it could make two servers talk for ever.
+        // A server's packet. A response to it could make two servers exchange packets forever.
         assert_eq!(answer(&[0x24; 48], now, now), None);
     }
 

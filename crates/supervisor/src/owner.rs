@@ -1,17 +1,19 @@
-//! The one place where a running machine is acted on.
+//! Owner of the running VM. All operations on the VM go through this type.
 //!
-//! | request   | machine runs                                 | machine is frozen                         |
-//! |-----------|----------------------------------------------|-------------------------------------------|
-//! | status    | answered                                     | answered                                  |
-//! | freeze    | stopped, written; thawed if a step fails     | refused                                   |
-//! | thaw      | nothing                                      | goes on                                   |
-//! | published | noted                                        | noted                                     |
-//! | stop      | killed                                       | killed                                    |
+//! | request   | VM is running                             | VM is paused             |
+//! |-----------|-------------------------------------------|--------------------------|
+//! | status    | answered                                  | answered                 |
+//! | freeze    | paused and written; resumed if a step     | rejected                 |
+//! |           | fails                                     |                          |
+//! | thaw      | no effect                                 | resumed                  |
+//! | published | recorded                                  | recorded                 |
+//! | stop      | killed                                    | killed                   |
 //!
-//! While a machine is written, which takes as long as its memory and the disk do, questions for its status are answered and a stop
-//! is obeyed; the rest waits.
+//! Writing a snapshot takes as long as its memory and the disk require. During this time, status
+//! requests are answered and a stop is obeyed; all other requests wait.
 //!
-//! A machine that cannot be thawed after a failure is of no use: it is ended, with the reason.
+//! If the VM cannot be resumed after a failure, it is unusable: the supervisor ends it and reports
+//! the reason.
 
 use std::{
     collections::VecDeque,
@@ -38,38 +40,41 @@ use crate::{
     supervise::elapsed_ms,
 };
 
-/// How long a killed VMM may take to be gone: it has to give back all of its guest's memory.
+/// Maximum time until a killed VMM has exited. The kernel must first free all of the guest's
+/// memory.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long after a restore the pages that were needed are kept for others: the first answer is out by then.
+/// Time from a restore until the needed pages are saved for other restores. By then, the guest has
+/// sent its first response.
 const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
 
-/// How often a guest that stands still because the host's disk is full may try again to write.
+/// Interval at which a guest that is paused because the host's disk is full may retry its write.
 const STALL_RETRY: Duration = Duration::from_secs(2);
 
-/// A machine and all that belongs to it.
+/// VM with all of its resources.
 pub(crate) struct Owner<M> {
-    /// Before `memory`: it is dropped, and the VMM with it, as long as its memory is served.
+    /// Declared before `memory`, so that the VM is dropped, and the VMM killed, while its memory is
+    /// still served.
     pub(crate) machine: M,
     pub(crate) memory: GuestMemory,
-    /// Files of the disk above the image, the lowest first; the last is written to.
+    /// Disk files above the base image, lowest first. The last one is writable.
     pub(crate) disk: Vec<PathBuf>,
     pub(crate) frozen: bool,
     pub(crate) status: watch::Receiver<MachineStatus>,
 }
 
-/// How the serving of a request ended.
+/// Outcome of a request.
 enum Served {
-    /// With an answer, and with the reason if the machine must end.
+    /// Answered, with the reason if the VM must end.
     Answered(Answer, Option<SupervisorError>),
-    /// Guest memory cannot be served any more.
+    /// Guest memory can no longer be served.
     Failed(String),
-    /// A stop came in between.
+    /// A stop request arrived.
     Stop(Option<StopReply>),
 }
 
 impl<M: Machine> Owner<M> {
-    /// Serves requests until the machine ends.
+    /// Serves requests until the VM ends.
     pub(crate) async fn drive(
         &mut self,
         mut queue: mpsc::Receiver<Command>,
@@ -80,7 +85,7 @@ impl<M: Machine> Owner<M> {
         let mut kept = false;
         let mut retries = interval(STALL_RETRY);
         retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Asked while another request was served.
+        // Requests that arrived while another one was served.
         let mut waiting = VecDeque::new();
         loop {
             let command = match waiting.pop_front() {
@@ -115,7 +120,7 @@ impl<M: Machine> Owner<M> {
                         _ = terminate.recv() => break Served::Stop(None),
                         Some(command) = queue.recv() => match command {
                             Command::Ask(Request::Status, reply) => {
-                                // Whoever asked may be gone by now.
+                                // The client may have disconnected.
                                 let _ = reply.send(Reply::Status(meanwhile.clone()).into());
                             }
                             Command::Stop(reply) => break Served::Stop(Some(reply)),
@@ -126,7 +131,7 @@ impl<M: Machine> Owner<M> {
             };
             match served {
                 Served::Answered(answer, ended) => {
-                    // Whoever asked may be gone by now.
+                    // The client may have disconnected.
                     let _ = reply.send(answer);
                     if let Some(error) = ended {
                         self.machine.stop(STOP_DEADLINE).await?;
@@ -139,18 +144,19 @@ impl<M: Machine> Owner<M> {
         }
     }
 
-    /// Lets a guest go on that the VMM stopped because the host's disk was full. Its write is done again, or stops it again.
+    /// Resumes a guest that the VMM paused because the host's disk was full. The write is retried;
+    /// if it fails again, the VMM pauses the guest again.
     async fn retry_if_stalled(&mut self) {
         if !self.machine.is_stalled() || self.frozen {
             return;
         }
-        tracing::warn!("the guest stands still until the host's disk has room for what it writes");
+        tracing::warn!("guest paused because the host's disk is full, retrying");
         if let Err(error) = self.machine.thaw().await {
-            tracing::warn!(%error, "the guest could not be let go on");
+            tracing::warn!(%error, "failed to resume the guest");
         }
     }
 
-    /// Its memory cannot be served any more.
+    /// Ends the VM, because its memory can no longer be served.
     async fn fail(&mut self, reason: String) -> Result<(), SupervisorError> {
         self.machine.stop(STOP_DEADLINE).await?;
         Err(SupervisorError::Pages(reason))
@@ -170,7 +176,7 @@ impl<M: Machine> Owner<M> {
         Ok(stopped?)
     }
 
-    /// The answer, and why the machine must end if it must.
+    /// Serves a request. Returns the answer, and an error if the VM must end.
     async fn answer(&mut self, request: Request) -> (Answer, Option<SupervisorError>) {
         let done = match request {
             Request::Status => Ok(Reply::Status(self.status())),
@@ -199,7 +205,7 @@ impl<M: Machine> Owner<M> {
         }
     }
 
-    /// What is answered to who asks while `request` is served.
+    /// Returns the status to report while `request` is served.
     fn status_during(&self, request: &Request) -> MachineStatus {
         let freezing = matches!(request, Request::Freeze { .. });
         MachineStatus {
@@ -220,7 +226,7 @@ impl<M: Machine> Owner<M> {
             }
             .into(),
             None => Reply::Refused {
-                reason: "the machine was booted: it has no image's memory".to_owned(),
+                reason: "the VM was booted, so it has no snapshot memory".to_owned(),
             }
             .into(),
         }
@@ -241,13 +247,13 @@ impl<M: Machine> Owner<M> {
         next_disk: Option<PathBuf>,
     ) -> (Answer, Option<SupervisorError>) {
         if self.frozen {
-            let reason = "the machine is frozen already".to_owned();
+            let reason = "the VM is already paused".to_owned();
             return (Reply::Refused { reason }.into(), None);
         }
         match self.write(staging, build, next_disk).await {
             Ok(frozen) => (Reply::Frozen(frozen).into(), None),
             Err(error) => {
-                tracing::warn!(error = error.chain(), "the machine was not frozen");
+                tracing::warn!(error = error.chain(), "snapshot failed");
                 let ended = self.thaw().await.err();
                 (refused(&error).into(), ended)
             }
@@ -275,7 +281,7 @@ impl<M: Machine> Owner<M> {
         self.machine.save(device).await?;
         fault::point("supervisor.freeze.saved", vmm);
         let job = self.memory.writer(staging, build, self.machine.pid())?;
-        // Aside, so that the gateway's services go on.
+        // Runs on a separate thread, so that the services of the gateway continue.
         let written = tokio::task::spawn_blocking(job).await;
         let written = written.unwrap_or(Err(SupervisorError::Panicked))?;
         let generation = written.header.generation();

@@ -1,16 +1,16 @@
-//! Where the library is that goes into the VMM.
+//! Location of the preload library for the VMM.
 
 use std::path::{Path, PathBuf};
 
 use crate::SupervisorError;
 
-/// Its file name.
+/// File name of the library.
 const NAME: &str = "libwrenn_preload.so";
 
-/// Finds it: beside the executable, or where `make install` puts it (`../lib/wrenn`).
+/// Finds the library: next to the executable, or where `make install` puts it (`../lib/wrenn`).
 ///
 /// # Errors
-/// If it is in neither place; the error names both.
+/// The library is in neither place. The error names both paths.
 pub fn find(wrenn_exe: &Path) -> Result<PathBuf, SupervisorError> {
     let dir = wrenn_exe.parent().unwrap_or(Path::new("/"));
     let beside = dir.join(NAME);

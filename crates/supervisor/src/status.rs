@@ -1,4 +1,4 @@
-//! `status.json`: the last that is known of a machine, whole or not there at all.
+//! Final status of the VM in `status.json`. The file is either complete or absent.
 
 use std::{fs, io, io::Write as _, path::Path};
 

@@ -1,4 +1,4 @@
-//! The supervisor's life, from `spec.json` to `status.json`.
+//! Life of a supervisor, from `spec.json` to `status.json`.
 
 use std::{
     fs,
@@ -21,11 +21,11 @@ use crate::{
     owner::Owner, preload, status,
 };
 
-/// Supervises the sandbox of folder `dir` with QEMU until its machine ends. `image` is the memory of the snapshot that it is
-/// restored from, if the agent has it already.
+/// Runs the sandbox in directory `dir` with QEMU until its VM ends. `image` is the shared memory of
+/// the snapshot from which the VM is restored, if the agent already has it.
 ///
 /// # Errors
-/// Why the machine did not start, or ended by itself. The same is in `status.json`.
+/// The VM did not start, or ended by itself. `status.json` contains the same reason.
 pub fn run(dir: &Path, image: Option<OwnedFd>) -> Result<(), SupervisorError> {
     let wrenn_exe =
         std::env::current_exe().map_err(SupervisorError::io("find the wrenn executable"))?;
@@ -33,17 +33,18 @@ pub fn run(dir: &Path, image: Option<OwnedFd>) -> Result<(), SupervisorError> {
     run_with(dir, image, &Qemu::new(wrenn_exe, preload))
 }
 
-/// Supervises the sandbox of folder `dir` with a driver of the caller's.
+/// Runs the sandbox in directory `dir` with the given driver.
 ///
 /// # Errors
-/// As [`run`].
+/// Same as [`run`].
 pub fn run_with<D: VmmDriver>(
     dir: &Path,
     image: Option<OwnedFd>,
     driver: &D,
 ) -> Result<(), SupervisorError> {
     let started = Instant::now();
-    // One thread, and the VMM is its child: the VMM's parent-death signal is tied to the thread that started it.
+    // A single thread, and the VMM is its child: the VMM's parent-death signal depends on the
+    // thread that started the VMM.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -52,7 +53,7 @@ pub fn run_with<D: VmmDriver>(
     let last = match &outcome {
         Ok(()) => FinalStatus {
             requested: true,
-            reason: "stopped as asked".to_owned(),
+            reason: "stopped on request".to_owned(),
         },
         Err(error) => FinalStatus {
             requested: false,
@@ -60,7 +61,7 @@ pub fn run_with<D: VmmDriver>(
         },
     };
     if let Err(error) = status::write(dir, &last) {
-        tracing::error!(%error, "could not write the final status");
+        tracing::error!(%error, "failed to write the final status");
     }
     outcome
 }
@@ -80,7 +81,7 @@ async fn supervise<D: VmmDriver>(
     if spec.restore.is_some() {
         fault::point("supervisor.restore.prepared", None);
     }
-    // Dropped before `memory`: nobody may touch memory that is not served any more.
+    // Dropped before `memory`, because the VM must not touch memory that is no longer served.
     let mut machine = machine::launch(driver, &spec, dir, vmm_end).await?;
     let vmm_started_ms = elapsed_ms(started);
     memory.attach()?;
@@ -105,7 +106,7 @@ async fn supervise<D: VmmDriver>(
     let (commands, queue) = mpsc::channel(16);
     tokio::spawn(control::serve(listener, commands));
     announce_ready()?;
-    tracing::info!(sandbox_id = %spec.id, vmm_pid = machine.pid(), "machine started");
+    tracing::info!(sandbox_id = %spec.id, vmm_pid = machine.pid(), "VM started");
     let mut disk = spec.disk_layers.clone();
     disk.push(dir.join(files::DISK));
     let mut owner = Owner {
@@ -129,17 +130,17 @@ fn read_spec(dir: &Path) -> Result<SupervisorSpec, SupervisorError> {
     serde_json::from_slice(&text).map_err(|source| SupervisorError::ParseSpec { path, source })
 }
 
-/// Tells the agent that the socket listens and the machine runs. An agent that was killed meanwhile does not hear it: the next
-/// one finds the socket.
+/// Reports to the agent that the socket is listening and the VM runs. An agent that was killed in
+/// the meantime does not receive the message; the next agent finds the socket.
 fn announce_ready() -> Result<(), SupervisorError> {
     let mut out = std::io::stdout();
     match out.write_all(b"ready\n").and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        told => told.map_err(SupervisorError::io("tell the agent")),
+        told => told.map_err(SupervisorError::io("report readiness to the agent")),
     }
 }
 
-/// Whole milliseconds since a moment.
+/// Returns whole milliseconds since `since`.
 pub(crate) fn elapsed_ms(since: Instant) -> u32 {
     u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,5 @@
-//! A supervisor's life with an ordinary process in the place of the VMM. Needs root, for the network namespace.
+//! Life of a supervisor with an ordinary process in place of the VMM. Requires root, for the
+//! network namespace.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot go on should stop where it is"
@@ -23,7 +24,7 @@ use wrenn_vmm::fake::FakeDriver;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A network namespace as the agent would make it, as far as a supervisor cares; gone when dropped.
+/// Network namespace as the agent creates it, as far as a supervisor needs it. Removed on drop.
 struct Namespace(String);
 
 impl Namespace {
@@ -53,7 +54,7 @@ fn ip(args: &[&str]) {
     assert!(status.success(), "ip {args:?}");
 }
 
-/// A sandbox's folder with a specification.
+/// Directory of a sandbox with a specification.
 struct Sandbox {
     dir: PathBuf,
     _root: tempfile::TempDir,
@@ -63,7 +64,7 @@ struct Sandbox {
 impl Sandbox {
     fn new(test: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
-        // Longer than a socket's address may be: the folder of a user's choice must not matter.
+        // Longer than a socket address, because users can choose any data directory.
         let dir = root.path().join("d".repeat(120));
         fs::create_dir(&dir).unwrap();
         let namespace = Namespace::new(test);
@@ -129,7 +130,7 @@ impl Sandbox {
         }
     }
 
-    /// From the sandbox's own namespace, where the address is.
+    /// Connects from the sandbox's namespace, where the address is.
     fn connect_to_metadata(&self) -> TcpStream {
         let namespace = fs::File::open(self.namespace.path()).unwrap();
         let connect = move || {
@@ -149,7 +150,7 @@ async fn ask(connection: &UnixSeqpacket, packet: &[u8]) -> Reply {
     let mut answer = vec![0; 65536];
     let info = tokio::time::timeout(DEADLINE, connection.recv(&mut answer))
         .await
-        .expect("an answer in time")
+        .expect("a reply within the deadline")
         .unwrap();
     serde_json::from_slice(&answer[..info.bytes_read()]).unwrap()
 }
@@ -180,7 +181,7 @@ async fn a_machine_is_reported_with_its_boot_and_stopped_on_request() {
 
     assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
     supervisor.join().unwrap().unwrap();
-    assert!(!process.exists(), "the machine is gone");
+    assert!(!process.exists(), "the VMM still exists");
     assert!(sandbox.final_status().requested);
     let console = fs::read_to_string(sandbox.dir.join(files::CONSOLE)).unwrap();
     assert!(console.contains("wrenn: kernel up"));
@@ -231,7 +232,8 @@ async fn garbage_on_the_socket_is_refused_and_changes_nothing() {
     supervisor.join().unwrap().unwrap();
 }
 
-/// Sends bytes to the metadata service, as a guest would; what comes until the connection's end.
+/// Sends bytes to the metadata service as a guest would. Returns all bytes up to the end of the
+/// connection.
 fn ask_metadata(sandbox: &Sandbox, request: &str) -> String {
     let mut connection = sandbox.connect_to_metadata();
     connection.write_all(request.as_bytes()).unwrap();
@@ -249,7 +251,7 @@ async fn a_guest_is_told_who_it_is_by_its_gateway() {
     let answer = ask_metadata(&sandbox, put);
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     let (_, token) = answer.split_once("\r\n\r\n").unwrap();
-    // A body that nobody asked for is no harm.
+    // An unexpected body must not matter.
     let get = format!(
         "GET / HTTP/1.1\r\nX-metadata-token: {token}\r\nAccept: application/json\r\nContent-Length: 5\r\n\r\nhello"
     );
@@ -270,7 +272,7 @@ async fn a_guest_is_told_who_it_is_by_its_gateway() {
     let garbage = ask_metadata(&sandbox, "\x16\x03\x01 hello\r\n\r\n");
     assert!(garbage.starts_with("HTTP/1.1 400 "), "{garbage}");
 
-    // Connections that say nothing hold the others up, but not for ever.
+    // Idle connections delay other connections, but not forever.
     let silent: Vec<_> = (0..20).map(|_| sandbox.connect_to_metadata()).collect();
     let began = Instant::now();
     while !ask_metadata(&sandbox, &get).starts_with("HTTP/1.1 200 OK") {

@@ -1,11 +1,11 @@
-//! A chain of diff files, for the page server.
+//! Memory source for the page server: a chain of diff files.
 
 use std::sync::Arc;
 
 use wrenn_pager::{Extent, MemorySource, SourceError};
 use wrenn_snapshot::Chain;
 
-/// Guest memory as a snapshot holds it.
+/// Guest memory of a snapshot.
 pub(super) struct ChainSource {
     chain: Arc<Chain>,
     bytes: u64,

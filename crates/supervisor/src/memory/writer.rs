@@ -1,4 +1,4 @@
-//! Writing what a frozen machine holds.
+//! Writes the memory of a paused VM.
 
 use std::{
     fs, io,
@@ -12,19 +12,19 @@ use wrenn_snapshot::{BuildId, Chain, DiffWriter, Header, WorkingSet, layout};
 
 use crate::SupervisorError;
 
-/// What is to be written, and where.
+/// Parameters of a memory snapshot.
 pub(super) struct Job {
     pub(super) staging: PathBuf,
     pub(super) build: BuildId,
     pub(super) pid: u32,
-    /// Where the VMM has guest memory.
+    /// Address of guest memory in the VMM.
     pub(super) base: u64,
     pub(super) bytes: u64,
     pub(super) parent: Option<(Header, Arc<Chain>)>,
     pub(super) working_set: Vec<PageRun>,
 }
 
-/// What was written.
+/// Result of a memory snapshot.
 pub(crate) struct Written {
     pub(crate) header: Header,
     pub(crate) pages_seen: u64,
@@ -32,7 +32,8 @@ pub(crate) struct Written {
 }
 
 impl Job {
-    /// Reads the pages that the machine changed, and writes those that are not as they were.
+    /// Reads the pages that the VM has changed, and writes those that differ from the parent
+    /// snapshot.
     pub(super) fn run(self) -> Result<Written, SupervisorError> {
         let runs = dirty::scan(self.pid, self.base, self.bytes)?;
         let path = self.staging.join(layout::MEMORY);
@@ -62,7 +63,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), SupervisorError> {
     })
 }
 
-/// Writes a working set under another name and renames it. Several supervisors may do so at the same time.
+/// Writes a working set to a temporary file and renames it. Several supervisors may do this at the
+/// same time.
 pub(super) fn write_working_set(path: &Path, runs: &[PageRun]) -> io::Result<()> {
     let set = WorkingSet::from_runs(runs.iter().map(|run| (run.offset, run.len)));
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
@@ -73,13 +75,13 @@ pub(super) fn write_working_set(path: &Path, runs: &[PageRun]) -> io::Result<()>
         })
         .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
-        // It may not have been made.
+        // The file may not have been created.
         let _ = fs::remove_file(&temporary);
     }
     written
 }
 
-/// A working set as the page server takes it.
+/// Converts a working set to the runs that the page server expects.
 pub(super) fn runs_of(set: &WorkingSet) -> Vec<PageRun> {
     set.runs()
         .map(|(offset, len)| PageRun { offset, len })

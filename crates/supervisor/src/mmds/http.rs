@@ -1,33 +1,33 @@
-//! As much of HTTP/1.1 as the metadata service needs: the head of a request, and a whole answer. No I/O.
+//! Part of HTTP/1.1 that the metadata service needs: request heads and complete responses. No I/O.
 
 use serde_json::Value;
 
-/// The longest head of a request, bytes.
+/// Maximum length of a request head, in bytes.
 pub const MAX_HEAD_BYTES: usize = 4096;
 
-/// The most header lines of a request.
+/// Maximum number of header lines of a request.
 const MAX_HEADERS: usize = 32;
 
-/// A request without its body, which nobody reads.
+/// Request without its body, which is ignored.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// Method, as it was sent.
+    /// Method as received.
     pub method: &'a str,
-    /// Path and query, as they were sent.
+    /// Path and query as received.
     pub path: &'a str,
     headers: Vec<(&'a str, &'a [u8])>,
 }
 
-/// It is no request, or one that is too long.
+/// The bytes are not a request, or the head is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a request of HTTP/1, or its head is longer than {MAX_HEAD_BYTES} bytes")]
+#[error("not an HTTP/1 request, or the head is longer than {MAX_HEAD_BYTES} bytes")]
 pub struct BadRequest;
 
 impl<'a> Request<'a> {
-    /// Reads a head; `None` if its end has not come yet.
+    /// Parses a request head. `None` if the head is still incomplete.
     ///
     /// # Errors
-    /// [`BadRequest`], also for one whose end does not come within [`MAX_HEAD_BYTES`].
+    /// [`BadRequest`], also if the head does not end within [`MAX_HEAD_BYTES`].
     pub fn parse(bytes: &'a [u8]) -> Result<Option<Self>, BadRequest> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut head = httparse::Request::new(&mut headers);
@@ -52,14 +52,14 @@ impl<'a> Request<'a> {
         }))
     }
 
-    /// The value of the first header that has one of these names.
+    /// Returns the value of the first header with one of these names.
     pub(super) fn header(&self, names: &[&str]) -> Option<&'a [u8]> {
         let is_it = |name: &str| names.iter().any(|wanted| name.eq_ignore_ascii_case(wanted));
         let found = self.headers.iter().find(|(name, _)| is_it(name));
         found.map(|(_, value)| *value)
     }
 
-    /// Whether JSON is among what it takes.
+    /// True if the client accepts JSON.
     pub(super) fn accepts_json(&self) -> bool {
         let accept = self.header(&["accept"]).unwrap_or_default();
         let accept = String::from_utf8_lossy(accept).to_ascii_lowercase();
@@ -67,7 +67,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// An answer. The connection ends behind it.
+/// Response. The connection is closed after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
@@ -79,7 +79,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Plain text.
+    /// Creates a plain text response.
     pub(super) fn text(status: u16, body: &str) -> Self {
         Self {
             status,
@@ -89,7 +89,7 @@ impl Response {
         }
     }
 
-    /// JSON.
+    /// Creates a JSON response.
     pub(super) fn json(value: &Value) -> Self {
         Self {
             status: 200,
@@ -99,13 +99,13 @@ impl Response {
         }
     }
 
-    /// For what is no request.
+    /// Creates the response to an invalid request.
     #[must_use]
     pub fn bad_request() -> Self {
         Self::text(400, "Invalid request.")
     }
 
-    /// With one header line more.
+    /// Adds a header line.
     pub(super) fn with_header(self, line: impl Into<String>) -> Self {
         Self {
             header: Some(line.into()),
@@ -113,7 +113,7 @@ impl Response {
         }
     }
 
-    /// As it is sent.
+    /// Returns the bytes to send.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let reason = match self.status {

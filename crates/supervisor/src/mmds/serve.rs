@@ -1,4 +1,5 @@
-//! The metadata service's connections: few at a time, short, and each with a deadline, for the guest is trusted with nothing.
+//! Connections of the metadata service. Their number and duration are limited, because the guest is
+//! not trusted.
 
 use std::{
     io,
@@ -18,16 +19,17 @@ use super::{
     http::{MAX_HEAD_BYTES, Request, Response},
 };
 
-/// Connections at a time; more wait for their turn in the kernel.
+/// Maximum number of concurrent connections. Further connections wait in the kernel.
 const MAX_CONNECTIONS: usize = 8;
 
-/// How long a connection may take, from its first byte to its end.
+/// Maximum duration of a connection, from its first byte to its end.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What of a request is read at most after its answer, so that the answer is not lost with the connection.
+/// Maximum number of request bytes to read after the response, so that the response is not lost
+/// when the connection is closed.
 const MAX_REST_BYTES: u64 = 64 * 1024;
 
-/// Answers requests until the task is aborted, and all connections with it.
+/// Answers requests until the task is aborted. The abort closes all connections.
 pub(crate) async fn serve(listener: TcpListener, mmds: Mmds) {
     let mmds = Arc::new(Mutex::new(mmds));
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -40,8 +42,8 @@ pub(crate) async fn serve(listener: TcpListener, mmds: Mmds) {
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(error) => {
-                tracing::debug!(%error, "metadata connection lost");
-                // An error that stays must not become a busy loop.
+                tracing::debug!(%error, "failed to accept a metadata connection");
+                // A persistent error must not cause a busy loop.
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -51,8 +53,8 @@ pub(crate) async fn serve(listener: TcpListener, mmds: Mmds) {
             let _place = place;
             match timeout(DEADLINE, answer(connection, &mmds)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "metadata connection broke"),
-                Err(_) => tracing::debug!("metadata connection took too long"),
+                Ok(Err(error)) => tracing::debug!(%error, "metadata connection failed"),
+                Err(_) => tracing::debug!("metadata connection timed out"),
             }
         });
     }
@@ -64,7 +66,7 @@ async fn answer(mut connection: TcpStream, mmds: &Mutex<Mmds>) -> io::Result<()>
         let room = MAX_HEAD_BYTES.saturating_sub(head.len()).max(1);
         let mut limited = (&mut connection).take(room as u64);
         if limited.read_buf(&mut head).await? == 0 {
-            // It ended before its request did.
+            // The connection ended before the request was complete.
             return Ok(());
         }
         match Request::parse(&head) {
@@ -78,7 +80,7 @@ async fn answer(mut connection: TcpStream, mmds: &Mutex<Mmds>) -> io::Result<()>
     };
     connection.write_all(&response.to_bytes()).await?;
     connection.shutdown().await?;
-    // A connection that is closed before all is read takes the answer with it.
+    // Closing a connection with unread data discards the response.
     let mut rest = (&mut connection).take(MAX_REST_BYTES);
     tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
     Ok(())

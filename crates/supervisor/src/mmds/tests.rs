@@ -146,7 +146,7 @@ proptest! {
             let answer = mmds.answer(&request, now);
             prop_assert!([200, 404, 501].contains(&answer.status));
             let bytes = answer.to_bytes();
-            // Nothing that a guest sends gets into the head of an answer.
+            // Bytes sent by the guest must not appear in the head of a response.
             let head = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
             prop_assert_eq!(bytes.len() - head - 4, answer.body.len());
         }

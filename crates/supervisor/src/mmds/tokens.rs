@@ -1,4 +1,4 @@
-//! Tokens that a guest was given, and until when they are good.
+//! Tokens issued to a guest, with their expiry times.
 
 use std::{
     collections::VecDeque,
@@ -7,15 +7,15 @@ use std::{
 
 use rand::RngExt as _;
 
-/// How many are kept: whoever asks for more forgets the oldest.
+/// Maximum number of stored tokens. A further token replaces the oldest one.
 const KEPT: usize = 256;
 
-/// All that are kept, the oldest first.
+/// Stored tokens, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Tokens(VecDeque<(String, Instant)>);
 
 impl Tokens {
-    /// A new one.
+    /// Issues a token.
     pub(super) fn give(&mut self, now: Instant, ttl: Duration) -> String {
         self.0.retain(|(_, end)| *end > now);
         if self.0.len() >= KEPT {
@@ -26,7 +26,7 @@ impl Tokens {
         token
     }
 
-    /// Whether it was given and is still good.
+    /// True if the token was issued and has not expired.
     pub(super) fn holds(&self, token: &[u8], now: Instant) -> bool {
         let mut good = self.0.iter().filter(|(_, end)| *end > now);
         good.any(|(known, _)| known.as_bytes() == token)
