@@ -1,4 +1,4 @@
-//! A memory header: what is accepted means the same when it is written again, and covers its memory.
+//! Memory header. An accepted header must serialize to the same bytes and cover all of its memory.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,6 +9,6 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(header.to_bytes(), bytes);
         assert!(header.lookup(header.memory_size() - 1).is_some());
     }
-    // The fixed part is read alone too.
+    // The fixed part can also be read alone.
     let _ = Header::summary(bytes);
 });

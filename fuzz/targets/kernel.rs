@@ -1,4 +1,4 @@
-//! A kernel image.
+//! Kernel image.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Lines of the kernel's tables of sockets, and which ports are forwarded because of them.
+//! Lines of the kernel's socket tables, and the set of ports that are forwarded because of them.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,4 +1,4 @@
-//! The metadata service's answer, as the guest agent reads it.
+//! Response of the metadata service, as parsed by the guest agent.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A packet that a guest sends to the time service.
+//! Packet sent by a guest to the time service.
 #![no_main]
 
 use std::time::UNIX_EPOCH;
@@ -8,7 +8,7 @@ use wrenn_supervisor::ntp;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(answer) = ntp::answer(bytes, UNIX_EPOCH, UNIX_EPOCH) {
-        // Never longer than what was asked: nobody is flooded by it.
+        // The response is never longer than the request, so it cannot be used for amplification.
         assert!(answer.len() <= bytes.len());
     }
 });

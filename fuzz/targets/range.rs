@@ -1,4 +1,4 @@
-//! The `Range` header of a download.
+//! `Range` header of a download.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

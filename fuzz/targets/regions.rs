@@ -1,4 +1,4 @@
-//! What a VMM says of where its memory is.
+//! Memory layout reported by a VMM.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

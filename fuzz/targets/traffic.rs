@@ -1,4 +1,4 @@
-//! Where a request to a sandbox goes, by what a client wrote: host, headers, path, signed link.
+//! Routing of a request to a sandbox by client input: host, headers, path, signed link.
 #![no_main]
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
@@ -17,7 +17,8 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], &str, &str)| {
     add(route::SANDBOX_ID, id);
     add(route::SANDBOX_PORT, port);
     if let Ok(route::Route::Port(address)) = route::route(&Uri::from_static("/"), &headers, &[]) {
-        // An id is one label of a host name, and what it says is what the label says.
+        // An id fits into one label of a host name. Routing that host name must return the same
+        // address.
         assert!(address.port != 0 && address.id.len() <= 57);
         headers.clear();
         let host = format!("{address}.example");
@@ -25,7 +26,7 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], &str, &str)| {
         let again = route::route(&Uri::from_static("/"), &headers, &[]);
         assert_eq!(again, Ok(route::Route::Port(address)));
     }
-    // What is refused is refused with anything around it that means the same.
+    // A blocked path must stay blocked with additions that do not change its meaning.
     if path::is_internal(path) {
         assert!(path::is_internal(&format!("//./{path}")));
     }

@@ -1,4 +1,4 @@
-//! Lines of the guest's `passwd` and `group`, which its user may have written.
+//! Lines of the guest's `passwd` and `group`, which are controlled by the guest's user.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

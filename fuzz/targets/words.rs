@@ -1,4 +1,5 @@
-//! Headers of an upload that become a file's extended attributes, and the one that says who uploads.
+//! Headers of an upload that become extended attributes of a file, and the header that contains the
+//! user.
 #![no_main]
 
 use http::{HeaderMap, HeaderName, HeaderValue};

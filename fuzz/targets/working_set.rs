@@ -1,4 +1,4 @@
-//! A record of the pages that a restore needs.
+//! Record of the pages that a restore needs.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
