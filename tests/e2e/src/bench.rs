@@ -1,4 +1,4 @@
-//! Measurements, each beside its limit or its peer in the same run.
+//! Benchmarks. Each result is reported with its limit or with a reference measured in the same run.
 
 mod boot;
 mod host;
@@ -15,7 +15,7 @@ pub use spawn::spawn;
 pub use thaw::{thaw, warm};
 pub use throughput::{exec, files};
 
-/// The middle value.
+/// Returns the median.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -26,7 +26,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Rounds to three digits behind the point: what is behind them is noise.
+/// Rounds to three decimal places. Further digits are noise.
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }

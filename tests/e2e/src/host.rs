@@ -1,10 +1,10 @@
-//! What a service leaves on the host: things to count before and after.
+//! Resources that a service uses on the host, for comparison before and after a test.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Result;
 
-/// All that sandboxes leave on a host while they live, by name.
+/// Names of all host resources that belong to sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traces {
     /// Network namespaces.
@@ -21,17 +21,17 @@ pub struct Traces {
     pub processes: BTreeSet<String>,
     /// Claimed network slots.
     pub slots: BTreeSet<String>,
-    /// What lies in the service's folder of sandboxes.
+    /// Entries of the service's directory of sandboxes.
     pub folders: BTreeSet<String>,
-    /// Mounts that name Wrenn.
+    /// Mounts whose line contains `wrenn`.
     pub mounts: BTreeSet<String>,
 }
 
 impl Traces {
-    /// Counts what is there now.
+    /// Lists the current resources.
     ///
     /// # Errors
-    /// If the host's tables cannot be read.
+    /// The host's tables cannot be read.
     pub fn of(data_dir: &Path) -> Result<Self> {
         Ok(Self {
             namespaces: names_in(Path::new("/run/netns")),
@@ -50,8 +50,9 @@ impl Traces {
     }
 }
 
-/// Open descriptors of a process but those of a database: its pool of connections, three files each, grows when requests
-/// happen to meet.
+/// Returns the number of open descriptors of a process, without the descriptors of its database.
+/// The database's connection pool has three files per connection and grows when requests happen to
+/// overlap.
 #[must_use]
 pub fn open_files(pid: u32) -> usize {
     let open = fs::read_dir(format!("/proc/{pid}/fd"));
@@ -62,10 +63,10 @@ pub fn open_files(pid: u32) -> usize {
         .count()
 }
 
-/// Resident memory of a process, kB.
+/// Returns the resident memory of a process, in kB.
 ///
 /// # Errors
-/// If the process is gone.
+/// The process does not exist.
 pub fn resident_kb(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -112,7 +113,7 @@ fn cgroups(dir: &Path, depth: usize) -> BTreeSet<String> {
     found
 }
 
-/// Processes that belong to sandboxes, as `pid command`.
+/// Returns the processes that belong to sandboxes, as `pid command`.
 fn processes() -> BTreeSet<String> {
     names_in(Path::new("/proc"))
         .into_iter()

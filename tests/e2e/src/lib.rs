@@ -1,8 +1,9 @@
-//! The framework of the end-to-end scenarios: a `wrenn up` of its own for each test, and words to use it.
+//! Framework of the end-to-end tests: each test gets its own `wrenn up` and helpers to use it.
 //!
-//! A scenario reads as what a user does: start the service, create a sandbox, run something, look. Every test has its own
-//! data directory and ports, so tests run side by side; the images are shared (`WRENN_IMAGES_DIR`, made by `make test`).
-//! [`Service`] cleans up when it is dropped, also when the test fails.
+//! A test reads like the actions of a user: start the service, create a sandbox, run a command,
+//! check the result. Every test has its own data directory and ports, so tests can run in parallel.
+//! The images are shared (`WRENN_IMAGES_DIR`, built by `make test`). [`Service`] cleans up when it
+//! is dropped, even if the test fails.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -18,7 +19,8 @@ pub use sandbox::Sandbox;
 pub use service::Service;
 pub use small_disk::SmallDisk;
 
-/// How many times a loop runs: in full with `WRENN_SOAK=1` (`make soak`), a tenth of it otherwise.
+/// Returns the number of rounds of a loop: `full` with `WRENN_SOAK=1` (`make soak`), otherwise a
+/// tenth of it.
 #[must_use]
 pub fn rounds(full: usize) -> usize {
     if std::env::var_os("WRENN_SOAK").is_some_and(|value| value == "1") {

@@ -1,4 +1,4 @@
-//! A sandbox of a test.
+//! Sandbox under test.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use reqwest::{Method, StatusCode, multipart};
@@ -9,13 +9,13 @@ use crate::{
     wait::{GENEROUS, until},
 };
 
-/// A sandbox, by its id, and the service that has it.
+/// Sandbox, identified by its id, in a service.
 pub struct Sandbox<'a> {
     service: &'a Service,
     id: String,
 }
 
-/// What a command gave.
+/// Result of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
     /// Exit code.
@@ -27,38 +27,38 @@ pub struct Output {
 }
 
 impl<'a> Sandbox<'a> {
-    /// A sandbox that exists.
+    /// Returns a handle to an existing sandbox.
     #[must_use]
     pub fn new(service: &'a Service, id: String) -> Self {
         Self { service, id }
     }
 
-    /// Its id.
+    /// Returns the id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Path of one of its resources.
+    /// Returns the URL path of a resource of the sandbox.
     #[must_use]
     pub fn path(&self, rest: &str) -> String {
         format!("/v1/sandboxes/{}{rest}", self.id)
     }
 
-    /// Its record.
+    /// Returns the record of the sandbox.
     ///
     /// # Errors
-    /// If it is unknown.
+    /// The sandbox is unknown.
     pub async fn record(&self) -> Result<Value> {
         let (status, body) = self.service.get(&self.path("")).await?;
         ensure!(status == StatusCode::OK, "{status}: {body}");
         Ok(body)
     }
 
-    /// Waits for a status and returns the record; an unexpected `error` ends the wait.
+    /// Waits for a status and returns the record. An unexpected status `error` ends the wait.
     ///
     /// # Errors
-    /// If it does not get there.
+    /// The sandbox does not reach the status.
     pub async fn until_status(&self, wanted: &str) -> Result<Value> {
         until(&format!("{} is {wanted}", self.id), GENEROUS, async || {
             let record = self.record().await?;
@@ -76,24 +76,24 @@ impl<'a> Sandbox<'a> {
     /// Runs a program.
     ///
     /// # Errors
-    /// If the server does not answer with a result.
+    /// The server does not return a result.
     pub async fn exec(&self, cmd: &str, args: &[&str]) -> Result<Output> {
         self.exec_with(json!({ "cmd": cmd, "args": args, "timeout_sec": 120 }))
             .await
     }
 
-    /// Runs a line of the shell.
+    /// Runs a shell command line.
     ///
     /// # Errors
-    /// As [`exec`](Self::exec).
+    /// Same as [`exec`](Self::exec).
     pub async fn shell(&self, line: &str) -> Result<Output> {
         self.exec("sh", &["-c", line]).await
     }
 
-    /// Runs a program with all that the API takes.
+    /// Runs a program with a custom request body.
     ///
     /// # Errors
-    /// As [`exec`](Self::exec).
+    /// Same as [`exec`](Self::exec).
     pub async fn exec_with(&self, body: Value) -> Result<Output> {
         let (status, reply) = self
             .service
@@ -104,10 +104,10 @@ impl<'a> Sandbox<'a> {
             "{status}: {reply}\n{}",
             self.service.log()
         );
-        ensure!(reply["encoding"] == "utf-8", "not text: {reply}");
+        ensure!(reply["encoding"] == "utf-8", "not UTF-8: {reply}");
         let text = |field: &str| reply[field].as_str().unwrap_or_default().to_owned();
         Ok(Output {
-            code: reply["exit_code"].as_i64().context("an exit code")?,
+            code: reply["exit_code"].as_i64().context("no exit code")?,
             stdout: text("stdout"),
             stderr: text("stderr"),
         })
@@ -116,7 +116,7 @@ impl<'a> Sandbox<'a> {
     /// Writes a file.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// The server rejects the request.
     pub async fn write(&self, path: &str, content: impl Into<Vec<u8>>) -> Result<()> {
         let form = multipart::Form::new().text("path", path.to_owned()).part(
             "file",
@@ -138,7 +138,7 @@ impl<'a> Sandbox<'a> {
     /// Reads a file.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// The server rejects the request.
     pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
         let request = self
             .service
@@ -154,10 +154,10 @@ impl<'a> Sandbox<'a> {
         Ok(bytes.into())
     }
 
-    /// Destroys it.
+    /// Destroys the sandbox.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// The server rejects the request.
     pub async fn destroy(&self) -> Result<()> {
         let response = self
             .service

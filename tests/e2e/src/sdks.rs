@@ -1,4 +1,5 @@
-//! E2B's own SDKs: where `scripts/setup-sdks` puts them, and how a program that uses one finds a `wrenn up`.
+//! E2B's own SDKs: their location (installed by `scripts/setup-sdks`), and the environment that
+//! connects them to a `wrenn up`.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,16 +10,16 @@ use anyhow::Result;
 
 use crate::Service;
 
-/// The Python SDK that is used where one is enough; the name of its requirements file.
+/// Python SDK for tests that need only one; the name of its requirements file.
 pub const PYTHON: &str = "e2b-2.63.0";
 
-/// Programs that use the SDKs.
+/// Returns the directory of the programs that use the SDKs.
 #[must_use]
 pub fn scenarios() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2b")
 }
 
-/// `CARGO_TARGET_DIR/sdks`.
+/// Returns the directory `CARGO_TARGET_DIR/sdks`.
 #[must_use]
 pub fn sdks() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
@@ -29,10 +30,10 @@ pub fn sdks() -> PathBuf {
     sdks.canonicalize().unwrap_or(sdks)
 }
 
-/// Gives a program the three variables that a user would set.
+/// Sets the three environment variables that a user of an SDK would set.
 ///
 /// # Errors
-/// If the service has no key for it.
+/// The service has no key for E2B clients.
 pub fn point_at(command: &mut Command, service: &Service) -> Result<()> {
     let traffic = format!("http://{}", service.traffic_listen());
     command
@@ -41,7 +42,7 @@ pub fn point_at(command: &mut Command, service: &Service) -> Result<()> {
         .env("E2B_API_KEY", service.e2b_key()?)
         .env_remove("E2B_DEBUG")
         .env_remove("E2B_DOMAIN")
-        // Proxies of the environment are not for this machine's own addresses.
+        // Proxies of the environment must not be used for addresses of this machine.
         .env("NO_PROXY", "*");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A `wrenn up` of a test's own.
+//! `wrenn up` of a test.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use crate::{
     wait::{GENEROUS, until},
 };
 
-/// A running service and its data directory.
+/// Running service with its data directory.
 pub struct Service {
     child: Option<Child>,
     dir: tempfile::TempDir,
@@ -36,18 +36,18 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts a service on free ports with an empty data directory, and waits until it answers.
+    /// Starts a service on free ports with an empty data directory, and waits until it responds.
     ///
     /// # Errors
-    /// If it does not; its log is part of the error.
+    /// The service does not respond. The error contains its log.
     pub async fn start() -> Result<Self> {
         Self::start_in(&std::env::temp_dir()).await
     }
 
-    /// As [`start`](Self::start), with the data directory below `root`.
+    /// Same as [`start`](Self::start), with the data directory below `root`.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// Same as [`start`](Self::start).
     pub async fn start_in(root: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("wrenn-e2e-")
@@ -66,10 +66,11 @@ impl Service {
         Ok(service)
     }
 
-    /// Starts the service on the same data directory and ports, after [`kill`](Self::kill) or [`stop`](Self::stop).
+    /// Starts the service on the same data directory and ports, after [`kill`](Self::kill) or
+    /// [`stop`](Self::stop).
     ///
     /// # Errors
-    /// If it does not answer in time.
+    /// The service does not respond in time.
     pub async fn start_again(&mut self) -> Result<()> {
         let log = fs::File::options()
             .create(true)
@@ -88,11 +89,11 @@ impl Service {
             .stderr(log)
             .process_group(0)
             .spawn()
-            .context("start wrenn up")?;
+            .context("failed to start wrenn up")?;
         self.child = Some(child);
         until("wrenn up answers", GENEROUS, async || {
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().transpose()) {
-                bail!("wrenn up ended: {:?}\n{}", status?, self.log());
+                bail!("wrenn up exited: {:?}\n{}", status?, self.log());
             }
             let health = self.http.get(self.url("/health")).send().await;
             Ok(health.ok().filter(|h| h.status().is_success()).map(drop))
@@ -105,7 +106,7 @@ impl Service {
         Ok(())
     }
 
-    /// A command of the CLI, set up to use this service.
+    /// Returns a CLI command that is configured for this service.
     #[must_use]
     pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(wrenn_exe());
@@ -121,53 +122,53 @@ impl Service {
         command
     }
 
-    /// The service's data directory.
+    /// Returns the data directory of the service.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Where the service listens for REST, `address:port`.
+    /// Returns the listen address for REST, `address:port`.
     #[must_use]
     pub fn listen(&self) -> &str {
         &self.listen
     }
 
-    /// Where the service listens for traffic to sandboxes, `address:port`.
+    /// Returns the listen address for sandbox traffic, `address:port`.
     #[must_use]
     pub fn traffic_listen(&self) -> &str {
         &self.traffic_listen
     }
 
-    /// The key of this service for clients of the E2B API.
+    /// Returns the service's key for clients of the E2B API.
     ///
     /// # Errors
-    /// If the service has not written one.
+    /// The service has not written a key.
     pub fn e2b_key(&self) -> Result<String> {
         let file = self.dir().join("e2b-api-key");
         let key = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         Ok(key.trim().to_owned())
     }
 
-    /// The API key of this service.
+    /// Returns the API key of the service.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The service's process id.
+    /// Returns the process id of the service.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
     }
 
-    /// URL of a path.
+    /// Returns the URL of a path.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.listen)
     }
 
-    /// What the service has logged.
+    /// Returns the log of the service.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
@@ -177,7 +178,7 @@ impl Service {
         self.dir().join("wrenn-up.log")
     }
 
-    /// A request with the key.
+    /// Returns a request with the API key.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http
             .request(method, self.url(path))
@@ -185,10 +186,10 @@ impl Service {
             .timeout(Duration::from_secs(300))
     }
 
-    /// Sends JSON, returns the status and the JSON that came back (null if the body is empty).
+    /// Sends JSON. Returns the status and the JSON response (null if the body is empty).
     ///
     /// # Errors
-    /// If the server does not answer, or not in JSON.
+    /// The server does not respond, or the response is not JSON.
     pub async fn json(
         &self,
         method: Method,
@@ -199,18 +200,18 @@ impl Service {
         read_json(response).await
     }
 
-    /// As [`json`](Self::json), without a body.
+    /// Same as [`json`](Self::json), with GET and without a body.
     ///
     /// # Errors
-    /// As [`json`](Self::json).
+    /// Same as [`json`](Self::json).
     pub async fn get(&self, path: &str) -> Result<(StatusCode, Value)> {
         read_json(self.request(Method::GET, path).send().await?).await
     }
 
-    /// Creates a sandbox of 256 MiB and waits until it runs.
+    /// Creates a sandbox with 256 MiB and waits until it runs.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// The sandbox does not start.
     pub async fn create(&self) -> Result<Sandbox<'_>> {
         self.create_with(json!({})).await
     }
@@ -218,7 +219,7 @@ impl Service {
     /// Creates a sandbox and waits until it runs.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// The sandbox does not start.
     pub async fn create_with(&self, body: Value) -> Result<Sandbox<'_>> {
         let sandbox = self.create_unready(body).await?;
         sandbox.until_status("running").await?;
@@ -228,7 +229,7 @@ impl Service {
     /// Creates a sandbox and returns at once.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// The server rejects the request.
     pub async fn create_unready(&self, mut body: Value) -> Result<Sandbox<'_>> {
         if body["memory_mb"].is_null() {
             body["memory_mb"] = json!(256);
@@ -242,40 +243,41 @@ impl Service {
             "{status}: {reply}\n{}",
             self.log()
         );
-        let id = reply["id"].as_str().context("an id")?.to_owned();
+        let id = reply["id"].as_str().context("no id")?.to_owned();
         Ok(Sandbox::new(self, id))
     }
 
-    /// Kills the service as a crash would: nothing of it gets to clean up.
+    /// Kills the service without any cleanup, as a crash would.
     ///
     /// # Errors
-    /// If it was not running.
+    /// The service was not running.
     pub fn kill(&mut self) -> Result<()> {
-        let mut child = self.child.take().context("running")?;
+        let mut child = self.child.take().context("wrenn up is not running")?;
         child.kill()?;
         child.wait()?;
         Ok(())
     }
 
-    /// Whether the service dies by itself, soon.
+    /// Returns true if the service exits by itself within 20 s.
     ///
     /// # Errors
-    /// If that cannot be found out.
+    /// The service was not started, or its state cannot be determined.
     pub async fn has_died(&mut self) -> Result<bool> {
-        let child = self.child.as_mut().context("started")?;
-        let died = until("it dies", Duration::from_secs(20), async || {
+        let child = self.child.as_mut().context("wrenn up was not started")?;
+        let died = until("wrenn up exits", Duration::from_secs(20), async || {
             Ok(child.try_wait()?)
         });
         Ok(died.await.is_ok())
     }
 
-    /// Starts the service anew, which dies at a point of its own, or whose supervisors do (`WRENN_FAULT`, see `wrenn_sys::fault`);
-    /// with none: no more. Supervisors that run stay as they are.
+    /// Restarts the service with a failpoint, at which the service or its supervisors die
+    /// (`WRENN_FAULT`, see `wrenn_sys::fault`); with `None`, without a failpoint. Running
+    /// supervisors are not affected.
     ///
     /// # Errors
-    /// If it does not answer in time.
+    /// The service does not respond in time.
     pub async fn restart_with_fault(&mut self, fault: Option<&str>) -> Result<()> {
-        // It may be dead already.
+        // The service may have exited already.
         let _ = self.kill();
         self.fault = fault.map(str::to_owned);
         self.start_again().await
@@ -284,17 +286,17 @@ impl Service {
     /// Stops the service with SIGTERM and waits for its exit code.
     ///
     /// # Errors
-    /// If it does not stop in time.
+    /// The service does not stop in time.
     pub async fn stop(&mut self) -> Result<i32> {
-        let mut child = self.child.take().context("running")?;
+        let mut child = self.child.take().context("wrenn up is not running")?;
         kill(pid_of(&child), Signal::SIGTERM)?;
         let status = until("wrenn up stops", GENEROUS, async || Ok(child.try_wait()?)).await?;
-        status.code().context("an exit code")
+        status.code().context("wrenn up was killed by a signal")
     }
 }
 
 impl Drop for Service {
-    /// Ends what the test left: first the service (it must not act on what follows), then its supervisors.
+    /// Destroys the sandboxes of the test, then ends the service.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- log of wrenn up ---\n{}", self.log());
@@ -305,7 +307,7 @@ impl Drop for Service {
             let _ = child.wait();
         }
         if cleaned.is_err() {
-            eprintln!("could not destroy this test's sandboxes: {cleaned:?}");
+            eprintln!("failed to destroy the sandboxes of the test: {cleaned:?}");
         }
     }
 }
@@ -357,11 +359,15 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
-/// A port that nobody listens on now, and that the kernel gives to no connection meanwhile.
+/// Returns a port that is free and that the kernel does not assign to outgoing connections.
 fn free_port() -> Result<u16> {
     const FIRST: u16 = 10_000;
     let given = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
-    let end: u16 = given.split_whitespace().next().context("a port")?.parse()?;
+    let end: u16 = given
+        .split_whitespace()
+        .next()
+        .context("no port")?
+        .parse()?;
     let count = end.saturating_sub(FIRST);
     if count == 0 {
         return Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
@@ -376,7 +382,7 @@ fn free_port() -> Result<u16> {
     bail!("no port is free from {FIRST} to {end}")
 }
 
-/// The `wrenn` that is tested: `WRENN_BIN`, or the one that `make test` built.
+/// Returns the path of the tested `wrenn`: `WRENN_BIN`, or the program that `make test` built.
 #[must_use]
 pub fn wrenn_exe() -> PathBuf {
     std::env::var_os("WRENN_BIN").map_or_else(

@@ -1,18 +1,18 @@
-//! A disk that a test can fill.
+//! Small disk that a test can fill.
 
 use std::{path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 
-/// A file system of a few MiB, unmounted when dropped.
+/// File system of a few MiB, unmounted on drop.
 #[derive(Debug)]
 pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// Mounts one, empty.
+    /// Mounts an empty file system.
     ///
     /// # Errors
-    /// If it cannot be mounted.
+    /// The file system cannot be mounted.
     pub fn new(mib: u32) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let options = format!("size={mib}m,mode=0755");
@@ -20,11 +20,11 @@ impl SmallDisk {
             .args(["-t", "tmpfs", "-o", &options, "wrenn-e2e"])
             .arg(dir.path())
             .status()?;
-        ensure!(mounted.success(), "mount a tmpfs: {mounted}");
+        ensure!(mounted.success(), "failed to mount a tmpfs: {mounted}");
         Ok(Self(dir))
     }
 
-    /// Where it is.
+    /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.path()

@@ -1,17 +1,18 @@
-//! Waiting for something to become true, with a deadline; never for time to pass.
+//! Waits for a condition, with a deadline, instead of for a fixed time.
 
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep};
 
-/// How long software emulation on a loaded machine may take for what takes a second elsewhere.
+/// Deadline for an operation that takes one second on fast hardware, with software emulation on a
+/// loaded machine.
 pub const GENEROUS: Duration = Duration::from_secs(90);
 
-/// Asks again and again until there is an answer.
+/// Polls `ask` until it returns a value.
 ///
 /// # Errors
-/// If there is none in time; `what` is told.
+/// No value within the deadline. The error contains `what`.
 pub async fn until<T>(
     what: &str,
     deadline: Duration,
@@ -23,7 +24,7 @@ pub async fn until<T>(
             return Ok(answer);
         }
         if Instant::now() > end {
-            bail!("{what}: not within {deadline:?}");
+            bail!("timed out after {deadline:?} waiting until {what}");
         }
         sleep(Duration::from_millis(20)).await;
     }

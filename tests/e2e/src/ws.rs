@@ -1,4 +1,4 @@
-//! WebSockets as a client uses them.
+//! WebSocket client.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio_tungstenite::{
 
 use crate::Service;
 
-/// An open WebSocket that carries JSON.
+/// Open WebSocket that carries JSON.
 pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
     /// Opens the WebSocket of a path.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// The server rejects the connection.
     pub async fn open(service: &Service, path: &str) -> Result<Self> {
         let url = format!("ws://{}{path}", service.listen());
         let mut request = url.into_client_request()?;
@@ -34,20 +34,20 @@ impl Socket {
     /// Sends a message.
     ///
     /// # Errors
-    /// If the connection is lost.
+    /// The connection is lost.
     pub async fn send(&mut self, message: &Value) -> Result<()> {
         Ok(self.0.send(Message::text(message.to_string())).await?)
     }
 
-    /// The next message of JSON; `None` when the server closed.
+    /// Returns the next JSON message; `None` when the server closed the connection.
     ///
     /// # Errors
-    /// If nothing comes for two minutes, or what comes is not JSON.
+    /// No message arrives within two minutes, or the message is not JSON.
     pub async fn next(&mut self) -> Result<Option<Value>> {
         loop {
             let message = tokio::time::timeout(Duration::from_secs(120), self.0.next())
                 .await
-                .context("a message in time")?;
+                .context("no message within 120 s")?;
             match message {
                 None | Some(Ok(Message::Close(_))) => return Ok(None),
                 Some(Ok(Message::Text(text))) => return Ok(Some(serde_json::from_str(&text)?)),
@@ -57,10 +57,10 @@ impl Socket {
         }
     }
 
-    /// The next message of a type, passing over others.
+    /// Returns the next message of a type and skips other messages.
     ///
     /// # Errors
-    /// If the server closes before.
+    /// The server closes the connection first, or sends an error message.
     pub async fn next_of(&mut self, kind: &str) -> Result<Value> {
         while let Some(message) = self.next().await? {
             if message["type"] == kind {
@@ -70,6 +70,6 @@ impl Socket {
                 bail!("{message}");
             }
         }
-        bail!("closed before `{kind}`")
+        bail!("the server closed the connection before `{kind}`")
     }
 }

@@ -1,4 +1,5 @@
-//! Bad input gets a clear answer that names the field, and changes nothing. No machine is booted here.
+//! Invalid input is rejected with an error that names the field, and changes nothing. No VM is
+//! booted here.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use anyhow::Result;

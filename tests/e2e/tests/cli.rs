@@ -1,4 +1,4 @@
-//! The command line as its user sees it, against a running service.
+//! Command line against a running service, from a user's view.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::process::Output;
@@ -6,7 +6,7 @@ use std::process::Output;
 use anyhow::Result;
 use wrenn_e2e::Service;
 
-/// Runs a verb to its end, off the runtime's thread.
+/// Runs a CLI command to its end.
 fn run(service: &Service, verb: &str, args: &[&str]) -> Result<Output> {
     Ok(service
         .command(verb)
@@ -36,7 +36,7 @@ async fn run_streams_output_and_passes_the_exit_code_on() -> Result<()> {
     assert_eq!(
         list,
         serde_json::json!([]),
-        "a throw-away sandbox is thrown away"
+        "the temporary sandbox must be removed"
     );
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! E2B's own SDKs, unmodified, against a `wrenn up`: the scenarios in `tests/e2b`, a test for each suite and SDK.
+//! Unmodified SDKs of E2B against a `wrenn up`: the scenarios in `tests/e2b`, one test per suite
+//! and SDK.
 //!
-//! The SDKs are where `scripts/setup-sdks` puts them (`make test` runs it). A suite is a process with the three variables that a
-//! user would set; what it prints is shown when it fails.
+//! `scripts/setup-sdks` installs the SDKs (`make test` runs it). A suite is a process with the
+//! three environment variables that a user would set. Its output is shown if it fails.
 
 use std::{
     fs,
@@ -21,14 +22,14 @@ use wrenn_e2e::{
     wait::until,
 };
 
-/// What a suite may take: minutes where guests are emulated and the machine is busy.
+/// Maximum duration of a suite, which takes minutes if guests are emulated and the machine is busy.
 const SUITE_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Python SDKs, by the names of their requirements files.
 const NEW: &str = sdks::PYTHON;
 const OLD: &str = "e2b-2.45.1";
 
-/// A test a line: name, SDK, files of the suite.
+/// Defines one test per line: name, SDK, files of the suite.
 macro_rules! suites {
     ($run:ident: $($name:ident($($argument:expr),+);)+) => {
         $(
@@ -71,7 +72,7 @@ async fn python(sdk: &str, files: &[&str]) -> Result<()> {
 }
 
 async fn javascript(file: &str) -> Result<()> {
-    // Modules are looked for beside the file that wants them.
+    // Node resolves modules relative to the importing file.
     let dir = tempfile::tempdir()?;
     for entry in fs::read_dir(scenarios().join("js"))? {
         let entry = entry?;
@@ -90,7 +91,7 @@ async fn javascript(file: &str) -> Result<()> {
     run(command).await
 }
 
-/// Runs a suite against a service of its own.
+/// Runs a suite against its own service.
 async fn run(mut command: Command) -> Result<()> {
     let service = Service::start().await?;
     let log = tempfile::NamedTempFile::new()?;

@@ -1,4 +1,4 @@
-//! Commands: their output is theirs to the byte, and they end as they should.
+//! Commands: output is complete to the byte, and commands end as specified.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ async fn fifty_megabytes_reach_a_slow_reader_to_the_byte() -> Result<()> {
     let pattern = b"0123456789abcde\n";
     let (mut received, mut messages) = (0, 0);
     let exit = loop {
-        let message = socket.next().await?.context("an exit before the end")?;
+        let message = socket.next().await?.context("no exit message")?;
         match message["type"].as_str().unwrap_or_default() {
             "stdout" => {
                 let data = message["data"].as_str().unwrap_or_default().as_bytes();
@@ -53,7 +53,7 @@ async fn fifty_megabytes_reach_a_slow_reader_to_the_byte() -> Result<()> {
                 received += data.len();
                 messages += 1;
                 if messages % 100 == 0 {
-                    // A reader that is slower than the guest: the guest must wait, not lose.
+                    // Slow reader: the guest must wait and must not lose data.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -83,7 +83,7 @@ async fn arguments_environment_directory_user_and_exit_code_arrive() -> Result<(
     assert_eq!(parts[..4], ["a b", "ü", "/usr", "user"], "{output:?}");
     assert!(
         !parts[4].split(' ').any(|gid| gid == "0"),
-        "root's groups: {output:?}"
+        "in root's groups: {output:?}"
     );
 
     let binary = service
@@ -128,7 +128,7 @@ async fn a_command_that_takes_too_long_is_killed_in_the_guest() -> Result<()> {
         .await?;
     let exit = socket.next_of("exit").await?;
     assert_eq!(exit["error"], "timed out: signal: killed", "{exit}");
-    until("it is gone", GENEROUS, async || {
+    until("the command is gone", GENEROUS, async || {
         Ok((sandbox.shell("pgrep -x sleep").await?.code == 1).then_some(()))
     })
     .await?;
@@ -151,7 +151,8 @@ async fn a_background_process_is_listed_followed_and_killed() -> Result<()> {
     let (_, list) = service.get(&sandbox.path("/processes")).await?;
     assert_eq!(list["processes"][0]["pid"], started["pid"], "{list}");
     let mut follow = Socket::open(&service, &sandbox.path("/processes/clock/stream")).await?;
-    // From its first line on, which was printed before anybody listened; several may come at once.
+    // Output starts with the first line, which was printed before a client connected. Several lines
+    // may arrive in one message.
     let told = follow.next_of("stdout").await?;
     let data = told["data"].as_str().unwrap_or_default();
     assert!(data.starts_with("first\n"), "{told}");
@@ -186,7 +187,7 @@ async fn a_command_that_is_waited_for_is_found_by_its_tag_too() -> Result<()> {
     let path = sandbox.path("/exec");
     let waiting = service.json(Method::POST, &path, &body);
     let killing = async {
-        until("it is listed", GENEROUS, async || {
+        until("the command is listed", GENEROUS, async || {
             let (_, list) = service.get(&sandbox.path("/processes")).await?;
             Ok((list["processes"][0]["tag"] == "nap").then_some(()))
         })
@@ -219,7 +220,7 @@ async fn a_terminal_survives_its_client_and_a_burst_of_input() -> Result<()> {
     again
         .send(&json!({ "type": "resize", "cols": 101, "rows": 33 }))
         .await?;
-    // "stty size; echo $((6*7))" in base64: the answer cannot be the echo of what was typed.
+    // "stty size; echo $((6*7))" in base64. The result differs from the echoed input.
     again
         .send(&json!({ "type": "input", "data": "c3R0eSBzaXplOyBlY2hvICQoKDYqNykpCg==" }))
         .await?;
@@ -238,7 +239,7 @@ async fn a_terminal_survives_its_client_and_a_burst_of_input() -> Result<()> {
     sandbox.destroy().await
 }
 
-/// Base64, standard alphabet, as far as the test needs it.
+/// Decodes base64 (standard alphabet), as far as the test needs it.
 fn decode(text: &str) -> String {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = Vec::new();
@@ -270,19 +271,20 @@ async fn a_hung_command_does_not_slow_another_sandbox() -> Result<()> {
         anyhow::Ok(())
     };
     tokio::select! {
-        output = stuck => panic!("it ended: {output:?}"),
+        output = stuck => panic!("the hung command ended: {output:?}"),
         done = quick => done?,
     }
     hung.destroy().await?;
     other.destroy().await
 }
 
-/// A guest with a tick of its own would take 250 interrupts a second, and the host would pay for each.
+/// A guest with a periodic tick would cause 250 interrupts per second, each at the host's cost.
 #[tokio::test]
 async fn a_guest_with_nothing_to_do_sleeps() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
-    // When what runs after a boot has run. The time is the guest's own: it may be longer than was slept.
+    // Measured after all automatic work of a boot is complete. The time is the guest's own, because
+    // it may be longer than the sleep.
     let look = r"awk '/^ *LOC:/ {print $2}' /proc/interrupts; cut -d ' ' -f 1 /proc/uptime";
     let command = format!("until [ -e {SETTLED} ]; do sleep 0.1; done; {look}; sleep 4; {look}");
     let output = sandbox.shell(&command).await?;

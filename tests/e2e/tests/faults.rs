@@ -1,4 +1,5 @@
-//! What fails, and what must go on.
+//! Failures of VMs, supervisors, the service and the disk, and their isolation from other
+//! sandboxes.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{fs, time::Duration};
@@ -15,16 +16,16 @@ use wrenn_e2e::{
     wait::{GENEROUS, until},
 };
 
-/// What anybody may still write to a file system.
+/// Returns the free bytes of a file system.
 fn free_bytes(path: &std::path::Path) -> Result<u64> {
     let stat = nix::sys::statvfs::statvfs(path)?;
     Ok(stat.blocks_available() * stat.fragment_size())
 }
 
-/// How soon a loss must be known.
+/// Maximum time until a loss is reported.
 const FIVE_SECONDS: Duration = Duration::from_secs(5);
 
-/// Process ids of a sandbox's supervisor and of its VMM.
+/// Returns the process ids of a sandbox's supervisor and VMM.
 fn processes(sandbox: &Sandbox<'_>) -> Result<(Pid, Pid)> {
     let find = |wanted: &dyn Fn(&str) -> bool| {
         fs::read_dir("/proc")?
@@ -37,7 +38,7 @@ fn processes(sandbox: &Sandbox<'_>) -> Result<(Pid, Pid)> {
                 })
             })
             .map(Pid::from_raw)
-            .context("a process of the sandbox")
+            .context("no process of the sandbox")
     };
     let supervisor = find(&|line| line.contains(" supervise "))?;
     let vmm = find(&|line| line.starts_with("/usr/bin/qemu-system"))?;
@@ -45,7 +46,7 @@ fn processes(sandbox: &Sandbox<'_>) -> Result<(Pid, Pid)> {
 }
 
 async fn until_error(sandbox: &Sandbox<'_>) -> Result<Value> {
-    until("the loss is known", FIVE_SECONDS, async || {
+    until("the loss is reported", FIVE_SECONDS, async || {
         let record = sandbox.record().await?;
         Ok((record["status"] == "error").then_some(record))
     })
@@ -63,7 +64,7 @@ async fn a_killed_vmm_is_an_error_with_a_reason_and_harms_no_other() -> Result<(
     let reason = record["error"].as_str().unwrap_or_default();
     assert!(reason.contains("killed"), "{record}");
     assert_eq!(other.exec("true", &[]).await?.code, 0);
-    until("its supervisor has left", GENEROUS, async || {
+    until("the supervisor has exited", GENEROUS, async || {
         Ok(kill(supervisor, None).is_err().then_some(()))
     })
     .await?;
@@ -93,13 +94,13 @@ async fn a_killed_supervisor_takes_its_vmm_along_and_is_an_error() -> Result<()>
 async fn a_guest_that_powers_off_is_an_error_that_says_so() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
-    // The sysrq trigger ends the guest at once; the exec has no answer then.
+    // The sysrq trigger ends the guest at once, so the exec gets no response.
     let body =
         json!({ "cmd": "sh", "args": ["-c", "echo b > /proc/sysrq-trigger"], "background": true });
     service
         .json(Method::POST, &sandbox.path("/exec"), &body)
         .await?;
-    let record = until("the end is known", GENEROUS, async || {
+    let record = until("the end is reported", GENEROUS, async || {
         let record = sandbox.record().await?;
         Ok((record["status"] == "error").then_some(record))
     })
@@ -213,10 +214,10 @@ async fn a_full_disk_refuses_new_sandboxes_and_keeps_the_old_ones_usable() -> Re
         .json(Method::POST, "/v1/sandboxes", &json!({ "memory_mb": 256 }))
         .await?;
     let record = if status.is_success() {
-        // The host found out after the answer: the record says so.
+        // The host detected the full disk after the response, so the record contains the error.
         let id = body["id"].as_str().unwrap_or_default().to_owned();
         let sandbox = Sandbox::new(&service, id);
-        until("it fails", GENEROUS, async || {
+        until("the create fails", GENEROUS, async || {
             let record = sandbox.record().await?;
             Ok((record["status"] == "error").then_some(record))
         })
@@ -228,10 +229,10 @@ async fn a_full_disk_refuses_new_sandboxes_and_keeps_the_old_ones_usable() -> Re
     assert_eq!(
         old.exec("true", &[]).await?.code,
         0,
-        "what was there stays usable"
+        "existing sandboxes must stay usable"
     );
-    // Not even what it writes while nothing is left of the disk is lost: it waits for room. (A little: this disk is memory,
-    // which counts for the VMM.)
+    // A write while the disk is full is not lost, but waits for free space. The write is small,
+    // because the disk is in memory, which counts for the VMM.
     let left = usize::try_from(free_bytes(disk.path())?)?;
     fs::write(
         disk.path().join("rest"),

@@ -1,4 +1,4 @@
-//! Files of every size, up and down, whole and in streams.
+//! Files of all sizes, uploaded and downloaded, whole and streamed.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use anyhow::{Result, ensure};
@@ -10,7 +10,7 @@ use wrenn_e2e::{Sandbox, Service, host::resident_kb};
 
 const MIB: usize = 1024 * 1024;
 
-/// Bytes that do not repeat within reach of any buffer.
+/// Returns bytes that do not repeat within the size of any buffer.
 fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -131,7 +131,7 @@ async fn an_upload_that_breaks_off_leaves_the_file_that_was_there() -> Result<()
         .part("file", part);
     let request = service.request(Method::POST, &sandbox.path("/files/stream/write"));
     ensure!(request.multipart(form).send().await.is_err());
-    // What it had begun goes when the guest has noticed.
+    // The guest removes the partial upload after it detects the disconnect.
     let tidy = "until [ \"$(ls -A /home/user | grep -c envd-draft)\" = 0 ]; do sleep 0.1; done";
     assert_eq!(sandbox.shell(tidy).await?.code, 0);
     assert_eq!(sandbox.read("/home/user/f").await?, b"before");

@@ -1,4 +1,4 @@
-//! Freeze and thaw: what a guest holds is right after every pause, resume, fork and spawn.
+//! Snapshots: the state of a guest is correct after every pause, resume, fork and spawn.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{
@@ -19,7 +19,7 @@ use wrenn_e2e::{
 };
 use wrenn_proto::limits::SETTLED;
 
-/// A program that holds memory, counts, and answers questions by TCP.
+/// Program that holds memory, counts, and answers questions over TCP.
 const WITNESS: &str = r#"
 import os, random, signal, socket, threading, time, zlib
 memory = bytearray(random.Random(7).randbytes(24 << 20))
@@ -50,7 +50,7 @@ while True:
     peer.close()
 "#;
 
-/// A sandbox of the template's own size, with a witness that runs.
+/// Creates a sandbox of the template's own size, with a running witness.
 async fn with_witness(service: &Service) -> Result<Sandbox<'_>> {
     let sandbox = plain(service, json!({})).await?;
     sandbox.write("/root/witness.py", WITNESS).await?;
@@ -66,17 +66,17 @@ async fn with_witness(service: &Service) -> Result<Sandbox<'_>> {
     Ok(sandbox)
 }
 
-/// A sandbox of the template's own size.
+/// Creates a sandbox of the template's own size.
 async fn plain(service: &Service, body: Value) -> Result<Sandbox<'_>> {
     let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
     ensure!(status == StatusCode::CREATED, "{status}: {made}");
-    let id = made["id"].as_str().context("an id")?.to_owned();
+    let id = made["id"].as_str().context("no id")?.to_owned();
     let sandbox = Sandbox::new(service, id);
     sandbox.until_status("running").await?;
     Ok(sandbox)
 }
 
-/// Asks the witness.
+/// Sends a question to the witness.
 async fn ask(sandbox: &Sandbox<'_>, question: &str) -> Result<u64> {
     let line = format!("echo {question} | socat -t 60 - TCP:127.0.0.1:7000");
     let output = sandbox.shell(&line).await?;
@@ -106,21 +106,21 @@ async fn resume(service: &Service, sandbox: &Sandbox<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The memory file that was written last.
+/// Returns the memory file that was written last, and its size.
 fn last_diff(service: &Service) -> Result<(PathBuf, u64)> {
     let dir = service.dir().join("snapshots/memory");
     let newest = fs::read_dir(dir)?
         .flatten()
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .max();
-    let path = newest.context("a memory file")?.1;
+    let path = newest.context("no memory file")?.1;
     let bytes = fs::metadata(&path)?.len();
     Ok((path, bytes))
 }
 
 async fn fork(service: &Service, sandbox: &Sandbox<'_>, count: usize) -> Result<Vec<String>> {
     let copies = post(service, &sandbox.path("/fork"), json!({ "count": count })).await?;
-    let ids = copies.as_array().context("a list")?.iter();
+    let ids = copies.as_array().context("not a list")?.iter();
     let ids: Vec<String> = ids
         .filter_map(|copy| Some(copy["id"].as_str()?.to_owned()))
         .collect();
@@ -145,7 +145,7 @@ async fn memory_processes_and_files_are_right_after_every_cycle() -> Result<()> 
         resume(&service, &sandbox).await?;
         assert_eq!(ask(&sandbox, "sum").await?, sum, "cycle {cycle}");
         assert!(ask(&sandbox, "count").await? >= count, "cycle {cycle}");
-        until("the witness counts on", GENEROUS, async || {
+        until("the witness continues to count", GENEROUS, async || {
             Ok((ask(&sandbox, "count").await? > count).then_some(()))
         })
         .await?;
@@ -172,21 +172,21 @@ async fn a_pause_writes_what_changed_and_no_more() -> Result<()> {
     let sum = ask(&sandbox, "sum").await?;
     pause(&service, &sandbox).await?;
     resume(&service, &sandbox).await?;
-    // A word to the witness that costs next to nothing.
+    // Tells the witness to change ten pages, at almost no cost.
     sandbox
         .shell("read pid </root/pid && kill -USR1 $pid")
         .await?;
     pause(&service, &sandbox).await?;
     let (path, bytes) = last_diff(&service)?;
     assert!(bytes >= 10 * 4096, "{bytes} bytes");
-    // The guest's kernel and agent, and the shell that told it, change pages of their own.
+    // The guest's kernel and agent, and the shell that sends the signal, change pages as well.
     assert!(bytes < 2 << 20, "{} has {bytes} bytes", path.display());
     resume(&service, &sandbox).await?;
-    assert_ne!(ask(&sandbox, "sum").await?, sum, "ten pages are others");
+    assert_ne!(ask(&sandbox, "sum").await?, sum, "ten pages changed");
     sandbox.destroy().await
 }
 
-/// How many memory files and layers of disks there are.
+/// Returns the number of memory files and of disk layers.
 fn chain_files(service: &Service) -> [usize; 2] {
     ["memory", "disks"].map(|area| {
         let dir = service.dir().join("snapshots").join(area);
@@ -210,8 +210,8 @@ async fn chains_become_short_again_in_the_background() -> Result<()> {
     let sum = ask(&sandbox, "sum").await?;
     let files = sandbox.shell("sha256sum /root/cycle*").await?.stdout;
     pause(&service, &sandbox).await?;
-    // The template's file, and what all of the sandbox's own became.
-    until("the chains are merged", GENEROUS, async || {
+    // The template's file, and the compacted copy of all files of the sandbox.
+    until("the chains are compacted", GENEROUS, async || {
         Ok((chain_files(&service).into_iter().all(|files| files <= 2)).then_some(()))
     })
     .await?;
@@ -272,7 +272,7 @@ async fn copies_hold_the_moment_they_were_made_from_and_are_their_own() -> Resul
     )
     .await?;
     assert_eq!(made["type"], "snapshot", "{made}");
-    // What comes later is not the copies' business.
+    // Later changes must not affect the copies.
     ask(&sandbox, "fill 0 200").await?;
     sandbox.shell("echo now >/root/moment").await?;
 
@@ -281,7 +281,7 @@ async fn copies_hold_the_moment_they_were_made_from_and_are_their_own() -> Resul
         .map(|id| Sandbox::new(&service, id))
         .collect();
     for _ in 0..rounds(20) {
-        // Its size is the template's, whatever is asked for.
+        // The size is the template's, regardless of the request.
         copies.push(
             plain(
                 &service,
@@ -310,7 +310,7 @@ async fn copies_hold_the_moment_they_were_made_from_and_are_their_own() -> Resul
         assert_eq!(copy.record().await?["memory_mb"], 512);
     }
     assert_eq!(sandbox.shell("cat /root/moment").await?.stdout, "now\n");
-    // It cannot be removed while sandboxes of it are there.
+    // The template cannot be removed while sandboxes of it exist.
     let (status, refused) = service
         .json(Method::DELETE, "/v1/snapshots/generation", &json!({}))
         .await?;
@@ -355,10 +355,10 @@ async fn the_clock_is_right_soon_after_a_pause() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = plain(&service, json!({})).await?;
     pause(&service, &sandbox).await?;
-    // Time must pass: that is what is tested.
+    // Real time must pass, because the test is about the clock.
     tokio::time::sleep(Duration::from_secs(if rounds(10) == 10 { 30 } else { 8 })).await;
     resume(&service, &sandbox).await?;
-    // Six seconds, and room for a machine that emulates and has others to run.
+    // Six seconds, plus a margin for an emulated guest on a busy machine.
     until("the clock is right", Duration::from_secs(12), async || {
         let before = now()?;
         let said = sandbox.shell("date +%s.%N").await?.stdout;
@@ -380,7 +380,7 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
     let sandbox = plain(&service, json!({})).await?;
     let ip = sandbox.record().await?["host_ip"]
         .as_str()
-        .context("an address")?
+        .context("no address in the record")?
         .to_owned();
     let mut idle = Vec::new();
     for _ in 0..50 {
@@ -393,7 +393,7 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
         .collect();
     let active = futures::future::join_all(active);
     let paused = async {
-        // The commands run when they are listed.
+        // Waits until all commands run.
         until("all commands run", GENEROUS, async || {
             let count = sandbox.shell("pgrep -c sleep").await?.stdout;
             Ok((count.trim() == "5").then_some(()))
@@ -405,7 +405,7 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
     paused?;
     for answer in answers {
         let (status, reply) = answer?;
-        assert!(!status.is_success(), "a cut call says so: {reply}");
+        assert!(!status.is_success(), "cut call succeeded: {reply}");
     }
     resume(&service, &sandbox).await?;
     let began = Instant::now();
@@ -418,7 +418,7 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
     assert_eq!(
         sandbox.shell("pgrep -c sleep").await?.stdout,
         "5\n",
-        "what ran runs on"
+        "the commands must keep running"
     );
     drop(idle);
     sandbox.destroy().await
@@ -462,7 +462,8 @@ async fn a_paused_sandbox_outlives_everything() -> Result<()> {
     service.start_again().await?;
     let sandbox = Sandbox::new(&service, id);
     assert_eq!(sandbox.record().await?["status"], "paused");
-    // When an idle one has been ended, the reconciler has looked at all several times: absence is no loss.
+    // When the idle sandbox has been ended, the reconciler has run several times. It must not treat
+    // the absence of a paused VM as a loss.
     let idle = plain(&service, json!({ "timeout_sec": 6, "on_timeout": "kill" })).await?;
     idle.until_status("stopped").await?;
     assert_eq!(sandbox.record().await?["status"], "paused");
@@ -471,10 +472,10 @@ async fn a_paused_sandbox_outlives_everything() -> Result<()> {
     sandbox.destroy().await
 }
 
-/// Files of a paused sandbox's snapshot, to damage.
+/// Returns the files of the newest snapshot, to damage them.
 fn snapshot_files(service: &Service) -> Result<Vec<PathBuf>> {
     let (memory, _) = last_diff(service)?;
-    let build = memory.file_stem().context("a name")?.to_owned();
+    let build = memory.file_stem().context("no file name")?.to_owned();
     let dir = service.dir().join("snapshots/snapshots").join(build);
     Ok(vec![memory, dir.join("header"), dir.join("device")])
 }
@@ -520,7 +521,7 @@ async fn a_damaged_file_is_named_and_hurts_nobody_else() -> Result<()> {
             assert_eq!(record["status"], "paused", "{record}");
             let name = path
                 .file_name()
-                .context("a name")?
+                .context("no file name")?
                 .to_string_lossy()
                 .into_owned();
             let told = format!("{refused}{record}");

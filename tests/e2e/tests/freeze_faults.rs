@@ -1,6 +1,6 @@
-//! Death at every step of a pause and of a resume: of the agent, of the supervisor (whose threads serve the memory), of the VMM.
-//! What is promised is the same for all: the sandbox runs, is paused, or is lost with a reason; the last complete moment can be
-//! brought back; nothing is left.
+//! Death of the agent, of the supervisor (whose threads serve the guest's memory) and of the VMM at
+//! every step of a pause and of a resume. In all cases, the sandbox runs, is paused, or is lost
+//! with a reason. The last complete snapshot can be restored, and nothing is left on the host.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot go on should stop where it is"
@@ -25,7 +25,7 @@ const AGENT_PAUSE: [&str; 6] = [
     "self@agent.pause.noted",
     "self@agent.pause.freed",
 ];
-/// Of a moment that is frozen while the machine goes on; copies come later.
+/// Failpoints of a snapshot of a VM that keeps running. Copies are created later.
 const AGENT_FORK: [&str; 3] = [
     "self@agent.freeze.prepared",
     "self@agent.freeze.frozen",
@@ -56,7 +56,7 @@ const MACHINE_RESUME: [&str; 7] = [
     "vmm@supervisor.restore.thawed",
 ];
 
-/// A sandbox that remembers `generation`, in memory.
+/// Stores `generation` in the memory of the sandbox.
 async fn remember(sandbox: &Sandbox<'_>, generation: u32) -> Result<()> {
     let done = sandbox
         .shell(&format!("echo {generation} >/dev/shm/generation"))
@@ -78,10 +78,10 @@ async fn create(service: &Service) -> Result<String> {
     let body = json!({ "timeout_sec": 0 });
     let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
     ensure!(status.is_success(), "{made}");
-    Ok(made["id"].as_str().context("an id")?.to_owned())
+    Ok(made["id"].as_str().context("no id")?.to_owned())
 }
 
-/// Asks, and does not mind what becomes of the answer: who answers may die.
+/// Sends a request and ignores the response, because the responding process may die.
 async fn ask(service: &Service, id: &str, verb: &str) {
     let path = format!("/v1/sandboxes/{id}/{verb}");
     let _ = service.json(Method::POST, &path, &json!({})).await;
@@ -94,7 +94,7 @@ async fn must(service: &Service, id: &str, verb: &str) -> Result<Value> {
     Ok(reply)
 }
 
-/// Waits until the sandbox is in a state that lasts, and tells which.
+/// Waits until the sandbox is in a stable state, and returns the state.
 async fn settled(service: &Service, id: &str) -> Result<String> {
     let sandbox = Sandbox::new(service, id.to_owned());
     until("the sandbox settles", GENEROUS, async || {
@@ -110,20 +110,20 @@ async fn settled(service: &Service, id: &str) -> Result<String> {
     .await
 }
 
-/// It can be used from where it stands, or brought back; it holds one of `generations`. Then it is paused and resumed once
-/// more, and destroyed.
+/// Checks that the sandbox is running or can be resumed, and that it holds one of `generations`.
+/// Then pauses and resumes it once more, and destroys it.
 async fn usable(service: &Service, id: &str, fault: &str, generations: &[&str]) -> Result<()> {
     let sandbox = Sandbox::new(service, id.to_owned());
     let status = settled(service, id).await?;
     if status != "running" {
         must(service, id, "resume")
             .await
-            .with_context(|| format!("{fault}: it was {status}"))?;
+            .with_context(|| format!("{fault}: status was {status}"))?;
     }
     let generation = remembered(&sandbox).await?;
     assert!(
         generations.contains(&generation.as_str()),
-        "{fault}: holds {generation:?}, was {status}"
+        "{fault}: holds {generation:?}, status was {status}"
     );
     must(service, id, "pause")
         .await
@@ -151,7 +151,8 @@ async fn nothing_left(service: &Service, before: &Traces, fault: &str) -> Result
     Ok(())
 }
 
-/// A service that has made a sandbox once, and what the host holds then.
+/// Starts a service that has created and destroyed one sandbox, and records the resources on the
+/// host.
 async fn warmed() -> Result<(Service, Traces)> {
     let service = Service::start().await?;
     Sandbox::new(&service, create(&service).await?)
@@ -161,7 +162,8 @@ async fn warmed() -> Result<(Service, Traces)> {
     Ok((service, before))
 }
 
-/// The agent dies at each of `points` while a sandbox is asked to `verb`, one that came through `first` before.
+/// Kills the agent at each of `points` while it handles request `verb`. The sandbox has completed
+/// request `first` before.
 async fn the_agent_dies(points: &[&str], first: Option<&str>, verb: &str) -> Result<()> {
     let (mut service, before) = warmed().await?;
     for fault in points {
@@ -174,7 +176,7 @@ async fn the_agent_dies(points: &[&str], first: Option<&str>, verb: &str) -> Res
         ask(&service, &id, verb).await;
         assert!(
             service.has_died().await?,
-            "{fault}: the point was not reached"
+            "{fault}: the failpoint was not reached"
         );
         service.restart_with_fault(None).await?;
         usable(&service, &id, fault, &["1"]).await?;
@@ -208,26 +210,28 @@ async fn the_machine_dies_at_each_step_of_a_fork() -> Result<()> {
     the_machine_dies("fork").await
 }
 
-/// The supervisor or the VMM dies at each step of writing the machine, while a sandbox that was frozen before is asked to `verb`.
+/// Kills the supervisor or the VMM at each step of a snapshot, while a sandbox with an earlier
+/// snapshot handles request `verb`.
 async fn the_machine_dies(verb: &str) -> Result<()> {
     let (mut service, before) = warmed().await?;
     for fault in MACHINE_PAUSE {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
         must(&service, &id, "pause").await?;
-        // Its supervisor is born with the fault, and comes to it at the second pause.
+        // The supervisor started by this resume has the failpoint and reaches it in the second
+        // pause.
         service.restart_with_fault(Some(fault)).await?;
         must(&service, &id, "resume").await?;
         remember(&Sandbox::new(&service, id.clone()), 2).await?;
         let other = create(&service).await?;
         ask(&service, &id, verb).await;
-        let record = until("it stands still", GENEROUS, async || {
+        let record = until("the sandbox is paused", GENEROUS, async || {
             let record = Sandbox::new(&service, id.clone()).record().await?;
             Ok((record["status"] == "paused").then_some(record))
         })
         .await?;
-        // A VMM that is killed may be read to its last byte before it is gone: then the moment is complete. But one that was to
-        // go on is lost.
+        // A killed VMM may be read to its last byte before it is gone, so the snapshot may be
+        // complete. A VM that was to be resumed is lost.
         let killed_late = [
             "vmm@supervisor.freeze.saved",
             "vmm@supervisor.freeze.written",
@@ -262,7 +266,7 @@ async fn the_machine_dies_at_each_step_of_a_resume() -> Result<()> {
         service.restart_with_fault(Some(fault)).await?;
         ask(&service, &id, "resume").await;
         let status = settled(&service, &id).await?;
-        assert_ne!(status, "running", "{fault}: the point was not reached");
+        assert_ne!(status, "running", "{fault}: the failpoint was not reached");
         service.restart_with_fault(None).await?;
         usable(&service, &id, fault, &["1"]).await?;
         nothing_left(&service, &before, fault).await?;
@@ -276,7 +280,7 @@ async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Resul
     let service = Service::start_in(disk.path()).await?;
     let id = create(&service).await?;
     let sandbox = Sandbox::new(&service, id.clone());
-    // More of the guest's memory than fits, which cannot be guessed from less.
+    // More guest memory than fits on the disk, which cannot be compressed.
     let fill = "dd if=/dev/urandom of=/dev/shm/much bs=1M count=48 && sha256sum /dev/shm/much";
     let sum = sandbox.shell(fill).await?.stdout;
     let ballast = service.dir().join("ballast");
@@ -289,7 +293,8 @@ async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Resul
     assert!(refused.to_string().contains("disk is full"), "{refused}");
     assert_eq!(sandbox.record().await?["status"], "running");
     assert_eq!(sandbox.shell("sha256sum /dev/shm/much").await?.stdout, sum);
-    // Of a snapshot its disk goes on in a new file before memory is written: there it stays.
+    // A snapshot of a running VM moves the disk to a new file before it writes memory. The disk
+    // stays in the new file after the failure.
     let snapshot = async |name: &str| {
         let body = json!({ "sandbox_id": id, "name": name });
         service.json(Method::POST, "/v1/snapshots", &body).await
@@ -299,7 +304,7 @@ async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Resul
     assert_eq!(sandbox.record().await?["status"], "running");
     let write = "echo written >/home/user/after; sync; cat /home/user/after";
     assert_eq!(sandbox.shell(write).await?.stdout, "written\n");
-    // What was half written is gone, and with room it works.
+    // The partial snapshot is removed, and the next one succeeds when there is space.
     sandbox.shell("rm /dev/shm/much").await?;
     fs::remove_file(ballast)?;
     remember(&sandbox, 1).await?;
@@ -310,7 +315,7 @@ async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Resul
     let body = json!({ "template": "good" });
     let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
     ensure!(status.is_success(), "{made}");
-    let copy = Sandbox::new(&service, made["id"].as_str().context("an id")?.to_owned());
+    let copy = Sandbox::new(&service, made["id"].as_str().context("no id")?.to_owned());
     for whole in [&sandbox, &copy] {
         let look = "cat /home/user/after; sudo dmesg | grep -c EXT4-fs.error";
         assert_eq!(whole.shell(look).await?.stdout, "written\n0\n");

@@ -1,4 +1,4 @@
-//! The jail of a VMM, looked at from inside: a shell runs where QEMU would.
+//! Jail of a VMM, inspected from inside: a shell runs in place of QEMU.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{
@@ -12,14 +12,14 @@ use anyhow::Result;
 use serde_json::json;
 use wrenn_e2e::service::wrenn_exe;
 
-/// A network namespace without anything in it.
+/// Empty network namespace.
 struct Namespace(String);
 
 impl Namespace {
     fn new(test: &str) -> Result<Self> {
         let name = format!("wj-{test}-{}", std::process::id());
         let status = Command::new("ip").args(["netns", "add", &name]).status()?;
-        anyhow::ensure!(status.success(), "ip netns add");
+        anyhow::ensure!(status.success(), "failed to add network namespace");
         Ok(Self(name))
     }
 }
@@ -30,7 +30,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs a line of the shell in a jail with one writable and one read-only file; returns its output.
+/// Runs a shell command line in a jail with one writable and one read-only file. Returns its
+/// output.
 fn in_jail(test: &str, line: &str) -> Result<String> {
     let namespace = Namespace::new(test)?;
     let dir = tempfile::tempdir()?;
@@ -40,7 +41,7 @@ fn in_jail(test: &str, line: &str) -> Result<String> {
         std::os::unix::fs::chown(path, Some(70_001), Some(70_001))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     }
-    // As in a sandbox's folder: nobody but root may pass.
+    // As for a sandbox's directory, only root has access.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
     let spec = json!({
         "parent_pid": std::process::id(),
@@ -66,7 +67,7 @@ fn in_jail(test: &str, line: &str) -> Result<String> {
         assert_eq!(
             fs::read_to_string(&disk)?,
             "changed\n",
-            "its own disk can be written"
+            "the disk must be writable"
         );
     }
     Ok(String::from_utf8(output.stdout)?)
@@ -134,7 +135,8 @@ fn a_jail_dies_with_the_process_that_made_it() -> Result<()> {
     let spec_path = dir.path().join("jail.json");
     let (spec, exe) = (spec_path.display(), wrenn_exe());
     let netns = format!("/run/netns/{}", namespace.0);
-    // A shell stands in for the supervisor: it writes its own pid into the specification and starts the jail.
+    // A shell in place of the supervisor: it writes its own process id to the specification and
+    // starts the jail.
     let script = format!(
         r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":70001,"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
            {} jail --spec {spec} & echo $!; wait"#,
@@ -152,7 +154,7 @@ fn a_jail_dies_with_the_process_that_made_it() -> Result<()> {
     while fs::read_to_string(&comm).unwrap_or_default().trim() != "sleep" {
         assert!(
             Instant::now() < deadline,
-            "the jail did not become its program"
+            "the jail did not execute its program"
         );
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -1,4 +1,5 @@
-//! After everything is destroyed the host is as it was. These tests run alone (see `.config/nextest.toml`).
+//! No resource is left on the host after all sandboxes are destroyed. These tests run alone (see
+//! `.config/nextest.toml`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::{collections::BTreeSet, time::Duration};
@@ -14,7 +15,8 @@ use wrenn_e2e::{
     wait::{GENEROUS, until},
 };
 
-/// What is there now and was not before. What an earlier test left behind may vanish meanwhile.
+/// Returns the resources that were added. Resources left by an earlier test may disappear in the
+/// meantime, which is ignored.
 fn added(before: &Traces, now: &Traces) -> Vec<String> {
     let (rules_before, rules_now) = (rules(before), rules(now));
     [
@@ -33,7 +35,8 @@ fn added(before: &Traces, now: &Traces) -> Vec<String> {
     .collect()
 }
 
-/// Its rules, and each element of a set by itself: a line of them is another when one goes.
+/// Returns the rules, with each set element as a separate entry, because the line of a set changes
+/// when an element is removed.
 fn rules(traces: &Traces) -> BTreeSet<String> {
     let parts = traces.rules.iter().flat_map(|line| line.split(','));
     parts
@@ -44,7 +47,7 @@ fn rules(traces: &Traces) -> BTreeSet<String> {
         .collect()
 }
 
-/// Waits until nothing is on the host that was not there; says what is otherwise.
+/// Waits until no added resource is left on the host. The error lists the resources that are left.
 async fn assert_nothing_added(service: &Service, before: &Traces) -> Result<()> {
     let mut left = Vec::new();
     let settled = until("nothing is left on the host", GENEROUS, async || {
@@ -55,7 +58,7 @@ async fn assert_nothing_added(service: &Service, before: &Traces) -> Result<()> 
     settled.with_context(|| format!("left on the host: {left:?}"))
 }
 
-/// At the same time.
+/// Number of concurrent clients.
 const CLIENTS: usize = 8;
 
 /// Creates, uses and destroys `count` sandboxes.
@@ -74,13 +77,15 @@ async fn churn(service: &Service, count: usize) -> Result<()> {
 #[tokio::test]
 async fn creating_and_destroying_leaves_nothing() -> Result<()> {
     let service = Service::start().await?;
-    // The first sandboxes make what is made once a host, and fill the pools of connections: they are not counted.
+    // The first sandboxes create the resources that exist once per host and fill the connection
+    // pools, so they are not counted.
     churn(&service, 16).await?;
     let before = Traces::of(service.dir())?;
     let files_before = open_files(service.pid());
     churn(&service, rounds(100)).await?;
     assert_nothing_added(&service, &before).await?;
-    // Each of the eight clients may keep a connection now that did not before; one a round would be a leak.
+    // Each of the eight clients may now keep a connection that it did not have before. One
+    // connection per round would be a leak.
     let mut files_after = 0;
     let closed = until("descriptors are closed", GENEROUS, async || {
         files_after = open_files(service.pid());
@@ -99,7 +104,8 @@ async fn a_client_that_goes_away_during_a_create_leaves_nothing() -> Result<()> 
         let body = json!({ "memory_mb": 256 });
         let create = service.json(Method::POST, "/v1/sandboxes", &body);
         let patience = Duration::from_millis(u64::try_from(step)? * 37 % 3500);
-        // Leaves at another step each time; a create that is faster than that is destroyed by hand.
+        // The client disconnects at a different step each time. A create that is faster than the
+        // timeout is destroyed explicitly.
         if let Ok(reply) = tokio::time::timeout(patience, create).await {
             let (_, body) = reply?;
             let id = body["id"].as_str().unwrap_or_default();

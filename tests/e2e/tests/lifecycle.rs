@@ -1,4 +1,4 @@
-//! A sandbox from its creation to its end, as a user lives it.
+//! Life of a sandbox from its creation to its end, from a user's view.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use std::time::{Duration, Instant};
@@ -34,12 +34,12 @@ async fn a_sandbox_is_created_used_and_destroyed() -> Result<()> {
         );
     }
 
-    // Its version may well be this machine's.
+    // The kernel version may be the same as this machine's.
     const BOOT: &str = "/proc/sys/kernel/random/boot_id";
     let booted = sandbox.exec("cat", &[BOOT]).await?;
     assert_eq!(booted.code, 0, "{booted:?}");
     let here = std::fs::read_to_string(BOOT)?;
-    assert_ne!(booted.stdout, here, "a kernel of its own");
+    assert_ne!(booted.stdout, here, "the sandbox must have its own kernel");
 
     let program = "n = sum(int(l) for l in open('/home/user/in')); open('/home/user/out', 'w').write(f'{n}\\n')";
     sandbox.write("/home/user/in", "1\n2\n39\n").await?;
@@ -69,7 +69,7 @@ async fn create_answers_within_five_seconds_and_calls_wait_for_the_boot() -> Res
     let sandbox = service.create_unready(json!({})).await?;
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
-    // Whatever state it is in, an exec is answered when the guest is up.
+    // An exec is answered when the guest is up, whatever the status of the sandbox is.
     assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
     sandbox.destroy().await
 }
@@ -80,7 +80,7 @@ async fn a_sandbox_that_is_still_starting_can_be_destroyed() -> Result<()> {
     let sandbox = service.create_unready(json!({})).await?;
     sandbox.destroy().await?;
     assert_eq!(sandbox.record().await?["status"], "stopped");
-    until("its folder is gone", GENEROUS, async || {
+    until("the sandbox's directory is gone", GENEROUS, async || {
         let left = std::fs::read_dir(service.dir().join("sandboxes"))?.count();
         Ok((left == 0).then_some(()))
     })
@@ -93,10 +93,11 @@ async fn an_idle_sandbox_is_ended_if_asked_and_a_ping_keeps_it() -> Result<()> {
     let idle = service
         .create_with(json!({ "timeout_sec": 8, "on_timeout": "kill" }))
         .await?;
-    // Last, as it must be pinged from then on; and for longer than it would live, whenever the other ends.
+    // Created last, because it must be pinged from then on. It is pinged for longer than its idle
+    // time, whenever the other sandbox ends.
     let kept = service.create_with(json!({ "timeout_sec": 8 })).await?;
     let begun = Instant::now();
-    let ended = until("the idle one ends", GENEROUS, async || {
+    let ended = until("the idle sandbox ends", GENEROUS, async || {
         let (status, _) = service
             .json(Method::POST, &kept.path("/ping"), &json!({}))
             .await?;

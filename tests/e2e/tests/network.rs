@@ -1,11 +1,12 @@
-//! What a guest can reach, and what it cannot. All traffic stays on this machine.
+//! Addresses that a guest can and cannot reach. All traffic stays on this machine.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use anyhow::Result;
 use serde_json::json;
 use wrenn_e2e::{Sandbox, Service};
 
-/// Tries to connect from the guest; prints `open` or why not. Gives up after 3 s, as a dropped packet has no answer.
+/// Tries to connect from the guest. Returns `open` or the reason for the failure. The timeout is 3
+/// s, because a dropped packet has no response.
 async fn connect(sandbox: &Sandbox<'_>, address: &str, port: u16) -> Result<String> {
     let program = "import socket, sys\n\
         s = socket.socket(); s.settimeout(3)\n\
@@ -17,7 +18,7 @@ async fn connect(sandbox: &Sandbox<'_>, address: &str, port: u16) -> Result<Stri
     Ok(output.stdout.trim().to_owned())
 }
 
-/// Addresses of this host that a guest could try: all of them but loopback.
+/// Returns the addresses of this host that a guest could try: all except loopback.
 fn host_addresses() -> Result<Vec<String>> {
     let output = std::process::Command::new("ip")
         .args(["-4", "-o", "addr"])
@@ -34,7 +35,7 @@ fn host_addresses() -> Result<Vec<String>> {
 #[tokio::test]
 async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
     let service = Service::start().await?;
-    // A service of the host on every address: a guest must not get to it, with or without egress.
+    // A service of the host on every address. A guest must not reach it, with or without egress.
     let listener = std::net::TcpListener::bind("0.0.0.0:0")?;
     let port = listener.local_addr()?.port();
     for egress in ["deny", "allow"] {
@@ -90,7 +91,7 @@ async fn nothing_leaves_a_sandbox_unless_it_may() -> Result<()> {
     allowed.destroy().await
 }
 
-/// A host beyond this one, in a namespace of its own, with a port that is open.
+/// Host beyond this one, in its own namespace, with an open port.
 struct World {
     name: String,
     link: String,
@@ -99,7 +100,7 @@ struct World {
 }
 
 impl World {
-    /// In the range for benchmarks of networks (RFC 2544): no host of the world has it.
+    /// In the range for network benchmarks (RFC 2544), which no real host uses.
     const ADDRESS: &str = "198.19.255.2";
 
     fn new() -> Result<Self> {
@@ -109,7 +110,7 @@ impl World {
             let status = std::process::Command::new("sh")
                 .args(["-ec", line])
                 .status()?;
-            anyhow::ensure!(status.success(), "{line}");
+            anyhow::ensure!(status.success(), "failed: {line}");
             Ok(())
         };
         run(&format!(
@@ -144,7 +145,7 @@ impl World {
         };
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while std::net::TcpStream::connect((Self::ADDRESS, port)).is_err() {
-            anyhow::ensure!(std::time::Instant::now() < deadline, "the outside server");
+            anyhow::ensure!(std::time::Instant::now() < deadline, "no outside server");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         Ok(world)

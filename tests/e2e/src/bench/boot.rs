@@ -1,4 +1,5 @@
-//! Cold boot to the answer of a first exec, beside bare QEMU with the same kernel to its first user-space line.
+//! Cold boot up to the response of a first exec, compared with bare QEMU with the same kernel up to
+//! its first user-space line.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -22,16 +23,16 @@ const STEPS: [&str; 5] = [
     "envd_ms",
 ];
 
-/// Measures both in turn, so that a change of the machine's speed hits both.
+/// Measures both alternately, so that a change of the machine's speed affects both.
 ///
 /// # Errors
-/// If a sandbox or the bare QEMU does not come up.
+/// A sandbox or the bare QEMU does not start.
 pub async fn boot(service: &Service) -> Result<Value> {
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     let mut steps = vec![Vec::new(); STEPS.len()];
     for _ in 0..ROUNDS {
         let begun = Instant::now();
-        // Not the template's size, which would be a restore.
+        // Differs from the template's size, which would be a restore.
         let sandbox = service.create_unready(json!({ "memory_mb": 520 })).await?;
         sandbox.exec("true", &[]).await?;
         ours.push(begun.elapsed().as_secs_f64() * 1000.0);
@@ -66,8 +67,8 @@ pub async fn boot(service: &Service) -> Result<Value> {
     }))
 }
 
-/// Seconds from the start of QEMU to the first line of user space, with the sandbox's kernel, initramfs, memory and CPU, and
-/// nothing else: no jail, no disk, no network.
+/// Returns the seconds from the start of QEMU to the first line of user space. QEMU gets the
+/// sandbox's kernel, initramfs, memory and CPU, but no jail, disk or network.
 fn bare_qemu(spec: &SupervisorSpec) -> Result<f64> {
     let (accel, cpu) = match spec.accel {
         wrenn_proto::supervise::Accel::Kvm => ("kvm", "host"),
@@ -107,7 +108,7 @@ fn bare_qemu(spec: &SupervisorSpec) -> Result<f64> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let output = child.stdout.take().context("a pipe")?;
+    let output = child.stdout.take().context("no standard output")?;
     let mut seen = None;
     for line in BufReader::new(output).split(b'\n') {
         if String::from_utf8_lossy(&line?).contains(marks::KERNEL_DONE) {

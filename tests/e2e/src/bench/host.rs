@@ -1,4 +1,4 @@
-//! What sandboxes cost the host: memory of each process, and CPU of many that idle.
+//! Cost of sandboxes on the host: memory of each process, and CPU of many idle sandboxes.
 
 use std::{fs, time::Duration};
 
@@ -12,10 +12,10 @@ use crate::{Sandbox, Service, host::resident_kb};
 const IDLE_SANDBOXES: usize = 50;
 const IDLE_SECONDS: u64 = 20;
 
-/// Resident memory of each kind of process with 1 and with 10 sandboxes.
+/// Measures the resident memory of each kind of process with 1 and with 10 sandboxes.
 ///
 /// # Errors
-/// If a sandbox does not come up.
+/// A sandbox does not start.
 pub async fn memory(service: &Service) -> Result<Value> {
     let mut report = serde_json::Map::new();
     for count in [1, 10] {
@@ -47,13 +47,15 @@ pub async fn memory(service: &Service) -> Result<Value> {
     Ok(Value::Object(report))
 }
 
-/// CPU of the whole host side while many sandboxes do nothing, in percent of one CPU.
+/// Measures the CPU usage of all host processes while many sandboxes are idle, in percent of one
+/// CPU.
 ///
 /// # Errors
-/// If a sandbox does not come up.
+/// A sandbox does not start.
 pub async fn idle(service: &Service) -> Result<Value> {
     let sandboxes = create_many(service, IDLE_SANDBOXES).await?;
-    // A restore leaves work behind (clock synchronisation, forwarding): it is not what idle costs.
+    // A restore causes later work (clock synchronisation, forwarding) that is not part of the idle
+    // cost.
     tokio::time::sleep(Duration::from_secs(30)).await;
     let before = cpu_seconds(service, &sandboxes)?;
     tokio::time::sleep(Duration::from_secs(IDLE_SECONDS)).await;
@@ -75,7 +77,7 @@ pub async fn idle(service: &Service) -> Result<Value> {
 async fn create_many(service: &Service, count: usize) -> Result<Vec<Sandbox<'_>>> {
     stream::iter(0..count)
         .map(|_| async {
-            // Of the template's own size, as most are: restored, not booted.
+            // The template's own size, as in most creates: restored, not booted.
             let sandbox = create(service, json!({ "timeout_sec": 0 })).await?;
             sandbox.until_status("running").await?;
             sandbox.exec("true", &[]).await?;
@@ -93,7 +95,7 @@ async fn destroy_all(sandboxes: Vec<Sandbox<'_>>) -> Result<()> {
     Ok(())
 }
 
-/// Processes whose command line names a sandbox.
+/// Returns the processes whose command line contains the id of a sandbox.
 pub(super) fn processes_of(id: &str) -> Vec<(u32, String)> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return vec![];
@@ -109,17 +111,18 @@ pub(super) fn processes_of(id: &str) -> Vec<(u32, String)> {
         .collect()
 }
 
-/// What a process has in memory, kB.
+/// Resident memory of a process, in kB.
 #[derive(Default)]
 struct Resident {
-    /// All but guest memory, the program's own pages too.
+    /// Memory without guest memory, but with the pages of the program.
     own_kb: f64,
-    /// Guest memory: the mapping of the template's copy.
+    /// Guest memory: the mapping of the snapshot's memory file.
     guest_kb: f64,
 }
 
 impl Resident {
-    /// Reads `smaps` (`proc_pid_smaps(5)`): the first line of a mapping is a range of addresses, those behind it are fields.
+    /// Reads `smaps` (`proc_pid_smaps(5)`). The first line of a mapping is an address range; the
+    /// following lines are fields.
     fn of(pid: u32) -> Result<Self> {
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
         let mut resident = Self::default();
@@ -131,7 +134,7 @@ impl Resident {
                 in_guest = line.contains("memfd:snapshot-memory");
                 continue;
             }
-            let mut kb = || -> Result<f64> { Ok(words.next().context("a number of kB")?.parse()?) };
+            let mut kb = || -> Result<f64> { Ok(words.next().context("no number")?.parse()?) };
             match (first, in_guest) {
                 ("Rss:", true) => resident.guest_kb += kb()?,
                 ("Rss:", false) => resident.own_kb += kb()?,
@@ -166,17 +169,18 @@ fn cpu_seconds(service: &Service, sandboxes: &[Sandbox<'_>]) -> Result<Vec<(&'st
     ])
 }
 
-/// User and system time of a process, seconds. `proc(5)`: fields 14 and 15, counted behind the last `)`.
+/// Returns the user and system time of a process, in seconds (`proc(5)`, fields 14 and 15, counted
+/// after the last `)`).
 fn cpu_of(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<_> = stat
         .rsplit(')')
         .next()
-        .context("fields")?
+        .context("no fields in stat")?
         .split_whitespace()
         .collect();
     let ticks =
-        |index: usize| -> Result<f64> { Ok(fields.get(index).context("a field")?.parse()?) };
+        |index: usize| -> Result<f64> { Ok(fields.get(index).context("no field")?.parse()?) };
     let ticks_a_second = 100.0;
     Ok((ticks(11)? + ticks(12)?) / ticks_a_second)
 }

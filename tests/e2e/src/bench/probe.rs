@@ -1,4 +1,4 @@
-//! What a sandbox's page server has done so far, asked of its supervisor.
+//! Counters of a sandbox's page server, requested from its supervisor.
 
 use std::{fs, os::fd::AsRawFd as _, time::Duration};
 
@@ -8,13 +8,13 @@ use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, PagerStatus, Reply, Request, fil
 
 use crate::{Sandbox, Service};
 
-/// Asks. A sandbox that was booted has no page server.
+/// Returns the counters. A booted sandbox has no page server.
 ///
 /// # Errors
-/// If the supervisor does not answer, or its machine was not restored.
+/// The supervisor does not respond, or its VM was not restored.
 pub(super) async fn pager(service: &Service, sandbox: &Sandbox<'_>) -> Result<PagerStatus> {
     let folder = fs::File::open(service.dir().join("sandboxes").join(sandbox.id()))?;
-    // By way of the folder: the whole path may be longer than a socket's address.
+    // Addressed through the directory, because the full path may be longer than a socket address.
     let path = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
     let connection = UnixSeqpacket::connect(path).await?;
     connection
@@ -24,7 +24,7 @@ pub(super) async fn pager(service: &Service, sandbox: &Sandbox<'_>) -> Result<Pa
     let received = tokio::time::timeout(Duration::from_secs(10), connection.recv(&mut answer));
     let length = received.await??.bytes_read();
     match serde_json::from_slice(&answer[..length])? {
-        Reply::Status(status) => status.pager.context("a machine that was restored"),
-        other => bail!("the supervisor said {other:?}"),
+        Reply::Status(status) => status.pager.context("the VM was not restored"),
+        other => bail!("unexpected reply of the supervisor: {other:?}"),
     }
 }

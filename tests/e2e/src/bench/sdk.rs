@@ -1,4 +1,4 @@
-//! What a user of E2B's Python SDK waits for: `tests/e2b/python/bench.py` in a process of its own.
+//! Latency for users of E2B's Python SDK: runs `tests/e2b/python/bench.py` in a separate process.
 
 use std::process::{Command, Stdio};
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::{Service, sdks};
 
-/// Commands and files through the traffic listener, as the SDK does them.
+/// Measures commands and files of the SDK, through the traffic listener.
 ///
 /// # Errors
-/// If the SDK is not installed, or the program fails.
+/// The SDK is not installed, or the program fails.
 pub async fn sdk(service: &Service) -> Result<Value> {
     let python = sdks::sdks().join(sdks::PYTHON).join("bin/python");
     let mut command = Command::new(python);
@@ -22,7 +22,7 @@ pub async fn sdk(service: &Service) -> Result<Value> {
     sdks::point_at(&mut command, service)?;
     let output = tokio::task::spawn_blocking(move || command.output())
         .await?
-        .context("run scripts/setup-sdks")?;
+        .context("failed to start the SDK; run scripts/setup-sdks")?;
     ensure!(output.status.success(), "bench.py: {}", output.status);
     Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -1,4 +1,4 @@
-//! Twenty sandboxes of one template at once: how long, and how much memory.
+//! Twenty concurrent sandboxes of one template: time and memory.
 
 use std::{fs, time::Instant};
 
@@ -15,10 +15,10 @@ use crate::{Sandbox, Service};
 
 const SPAWNS: usize = 20;
 
-/// Measures; each one answers `true`.
+/// Measures the spawns. Each sandbox runs `true`.
 ///
 /// # Errors
-/// If a sandbox does not come up.
+/// A sandbox does not start.
 pub async fn spawn(service: &Service) -> Result<Value> {
     let origin = create(service, json!({ "timeout_sec": 0 })).await?;
     origin.exec("python3", &["-c", "print(1)"]).await?;
@@ -28,7 +28,7 @@ pub async fn spawn(service: &Service) -> Result<Value> {
         .await?;
     post(service, &origin.path("/pause")).await?;
     let request = json!({ "template": "bench-spawn", "timeout_sec": 0 });
-    // What all of them need is loaded once, by the first one.
+    // The first sandbox loads the pages that all of them need.
     let first = create(service, request.clone()).await?;
     first.exec("true", &[]).await?;
     let of_first = probe::pager(service, &first).await?;
@@ -65,13 +65,14 @@ pub async fn spawn(service: &Service) -> Result<Value> {
     }))
 }
 
-/// Anonymous pages in the mapping of guest memory of a sandbox's VMM: what it does not share with the others. The mapping is
-/// that of the memory file's name; its `Anonymous` is in kB (`proc_pid_smaps(5)`).
+/// Returns the anonymous pages in the guest memory mapping of a sandbox's VMM: memory that it does
+/// not share with other VMs. The mapping is identified by the name of the memory file; its
+/// `Anonymous` field is in kB (`proc_pid_smaps(5)`).
 fn guest_anonymous_mb(sandbox: &Sandbox<'_>) -> Result<f64> {
     let vmm = processes_of(sandbox.id())
         .into_iter()
         .find(|(_, line)| line.contains("qemu-system"));
-    let (pid, _) = vmm.context("a VMM")?;
+    let (pid, _) = vmm.context("no VMM of the sandbox")?;
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let mut inside = false;
     let mut kb = 0.0;

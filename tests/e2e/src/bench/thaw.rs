@@ -1,4 +1,5 @@
-//! What freezing and thawing cost: beside a cold boot, beside a plain write, with and without prefetch.
+//! Cost of snapshots and restores, compared with a cold boot and with a plain write, with and
+//! without prefetch.
 
 use std::{
     fs,
@@ -15,11 +16,11 @@ use super::{median, probe, rounded};
 use crate::{Sandbox, Service};
 
 const ROUNDS: usize = 7;
-/// Not the template's size: such a sandbox has to boot.
+/// Differs from the template's size, so that the sandbox has to boot.
 const COLD_MEMORY_MB: u32 = 520;
 const STEPS: [&str; 3] = ["prepared_ms", "vmm_started_ms", "envd_ms"];
 
-/// Series of figures by name.
+/// Named series of measurements.
 #[derive(Default)]
 struct Series(Map<String, Value>, Vec<(String, Vec<f64>)>);
 
@@ -44,10 +45,11 @@ impl Series {
     }
 }
 
-/// From the request for a sandbox to the answer of a first program: booted, and restored from the template's booted guest.
+/// Measures the time from the create request to the response of a first program, for a booted
+/// sandbox and for a sandbox restored from the template snapshot.
 ///
 /// # Errors
-/// If a sandbox does not come up.
+/// A sandbox does not start.
 pub async fn warm(service: &Service) -> Result<Value> {
     let programs: [(&str, &str, &[&str]); 2] = [
         ("true", "true", &[]),
@@ -85,18 +87,19 @@ pub async fn warm(service: &Service) -> Result<Value> {
     Ok(report)
 }
 
-/// Pause beside a plain write of as many bytes; resume with and without prefetch.
+/// Measures a pause, compared with a plain write of the same number of bytes, and a resume with and
+/// without prefetch.
 ///
 /// # Errors
-/// If a sandbox does not come up.
+/// A sandbox does not start.
 pub async fn thaw(service: &Service) -> Result<Value> {
     let mut series = Series::default();
     let sandbox = create(service, json!({ "timeout_sec": 0 })).await?;
-    // Python is in memory and in the page cache from here on, as in a sandbox in use.
+    // From here on, Python is in memory and in the page cache, as in a sandbox in use.
     python(&sandbox).await?;
     for round in 0..=ROUNDS {
         pause(&mut series, service, &sandbox).await?;
-        // The first resume records what is needed, the second one finds it.
+        // The first resume records the needed pages, and the second one prefetches them.
         let snapshot = newest(&service.dir().join("snapshots/snapshots"))?;
         fs::remove_file(snapshot.join("working-set")).ok();
         resume(&mut series, "without_prefetch", service, &sandbox, round).await?;
@@ -130,12 +133,12 @@ async fn pause(series: &mut Series, service: &Service, sandbox: &Sandbox<'_>) ->
         .arg(format!("of={}", copy.display()))
         .args(["bs=1M", "conv=fsync", "status=none"])
         .status()?;
-    ensure!(status.success(), "dd: {status}");
+    ensure!(status.success(), "`dd` failed: {status}");
     series.add("dd_of_the_same_bytes_ms", millis(begun));
     Ok(fs::remove_file(copy)?)
 }
 
-/// Round 0 is to warm up.
+/// Round 0 is a warm-up.
 async fn resume(
     series: &mut Series,
     kind: &str,
@@ -194,7 +197,7 @@ async fn python(sandbox: &Sandbox<'_>) -> Result<()> {
 pub(super) async fn create(service: &Service, body: Value) -> Result<Sandbox<'_>> {
     let (status, reply) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
     ensure!(status.is_success(), "{status}: {reply}");
-    let id = reply["id"].as_str().context("an id")?.to_owned();
+    let id = reply["id"].as_str().context("no id")?.to_owned();
     Ok(Sandbox::new(service, id))
 }
 

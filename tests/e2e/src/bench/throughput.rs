@@ -1,4 +1,5 @@
-//! Round trips and bytes a second through everything on the way, beside the same done directly.
+//! Round trips and throughput through the whole stack, compared with the same operation done
+//! directly.
 
 use std::time::Instant;
 
@@ -13,10 +14,10 @@ const EXEC_ROUNDS: usize = 50;
 const FILE_ROUNDS: usize = 3;
 const FILE_MIB: usize = 64;
 
-/// One exec of `/bin/true` through REST, beside the same spawn inside the guest.
+/// Measures an exec of `/bin/true` through REST, compared with the same spawn inside the guest.
 ///
 /// # Errors
-/// If the sandbox does not do as asked.
+/// The sandbox does not work as expected.
 pub async fn exec(service: &Service) -> Result<Value> {
     let sandbox = service.create_with(json!({ "memory_mb": 512 })).await?;
     let mut times = Vec::new();
@@ -46,10 +47,10 @@ pub async fn exec(service: &Service) -> Result<Value> {
     }))
 }
 
-/// Upload and download in MB/s, beside `socat` through the same virtio network.
+/// Measures upload and download in MB/s, compared with `socat` through the same virtio network.
 ///
 /// # Errors
-/// If the sandbox does not do as asked.
+/// The sandbox does not work as expected.
 pub async fn files(service: &Service) -> Result<Value> {
     let sandbox = service.create_with(json!({ "memory_mb": 512 })).await?;
     let (mut up, mut down, mut raw_up, mut raw_down) = (vec![], vec![], vec![], vec![]);
@@ -120,11 +121,11 @@ async fn download(service: &Service, sandbox: &Sandbox<'_>) -> Result<f64> {
     Ok(megabytes_a_second(begun))
 }
 
-/// The same bytes over a plain TCP connection to `socat` in the guest.
+/// Transfers the same bytes over a plain TCP connection to `socat` in the guest.
 async fn raw(sandbox: &Sandbox<'_>, listener: &str, upload: bool) -> Result<f64> {
     let address = sandbox.record().await?["host_ip"]
         .as_str()
-        .context("an address")?
+        .context("no address in the record")?
         .to_owned();
     let serve = sandbox.shell(listener);
     let transfer = async {

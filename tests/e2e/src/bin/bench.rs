@@ -1,7 +1,9 @@
-//! `make bench`: what things cost, as JSON, each median beside the limit or the peer it is held against.
+//! `make bench`: performance measurements as JSON, each median with the limit or reference that it
+//! is compared with.
 //!
-//! Run it with a release build (`WRENN_BIN`). Absolute times are this machine's; the ratios travel. A section that fails says why in
-//! its place, and the others are measured all the same.
+//! Requires a release build (`WRENN_BIN`). Absolute times are specific to the machine; ratios can
+//! be compared between machines. A section that fails reports its error in its place, and the other
+//! sections are still measured.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -9,7 +11,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use wrenn_e2e::{Service, bench};
 
-/// Names of the sections, in the order in which they are measured.
+/// Names of the sections, in measuring order.
 const SECTIONS: [&str; 9] = [
     "boot", "exec", "warm", "thaw", "spawn", "files", "sdk", "memory", "idle",
 ];
@@ -19,7 +21,7 @@ async fn main() -> Result<()> {
     let only: Vec<String> = std::env::args().skip(1).collect();
     for name in &only {
         let known = SECTIONS.contains(&name.as_str());
-        ensure!(known, "no section `{name}`; there are {SECTIONS:?}");
+        ensure!(known, "no section `{name}`; expected {SECTIONS:?}");
     }
     let service = Service::start().await?;
     let mut report = BTreeMap::new();
@@ -38,7 +40,7 @@ async fn main() -> Result<()> {
         eprintln!("{name} took {:.0?}", begun.elapsed());
     }
     println!("{}", serde_json::to_string_pretty(&report)?);
-    ensure!(failed.is_empty(), "could not measure {failed:?}");
+    ensure!(failed.is_empty(), "failed to measure {failed:?}");
     Ok(())
 }
 
