@@ -1,54 +1,55 @@
-# Everything a developer runs. `make demo` and `make test` need a Debian 12 with the Rust toolchain, and root.
+# Commands for developers. `make demo` and `make test` require Debian 12, the Rust toolchain and
+# root.
 
 PREFIX ?= /usr/local
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
-# Images are built once and shared by the demo, the tests and the benchmarks.
+# The images are built once and shared by the demo, the tests and the benchmarks.
 export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
-# The guest agent that goes into them.
+# Guest agent that is installed in the images.
 GUEST := $(TARGET)/x86_64-unknown-linux-gnu/guest
 ENVD := $(GUEST)/envd
 
 .PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager soak fuzz lint clean install
 
-help: ## Show this list
+help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## Set up, start the service, run code in a sandbox, show what isolates it, clean up
+demo: ## Install, start the service, run code in a sandbox, check its isolation, clean up
 	@scripts/demo
 
-test: setup-test dev image ## Run the whole test suite, in real virtual machines too
+test: setup-test dev image ## Run all tests, including those in real VMs
 	WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" cargo nextest run --locked --workspace $(NEXTEST)
 	cargo test --locked --workspace --doc -q
 
-build: envd ## Build what is installed, into dist/
+build: envd ## Build the release files in dist/
 	cargo build --locked --release -p wrenn-cli -p wrenn-preload
 	install -D -C -m 755 "$(TARGET)/release/wrenn" dist/wrenn
 	install -D -C -m 755 "$(TARGET)/release/libwrenn_preload.so" dist/libwrenn_preload.so
 	install -D -C -m 755 "$(ENVD)" dist/envd
 	install -D -C -m 755 "$(GUEST)/wrenn-init" dist/wrenn-init
 
-setup: ## Install the OS packages that Wrenn needs
+setup: ## Install the OS packages that Wrenn requires
 	@scripts/setup
 
-image: dev ## Build the templates into WRENN_IMAGES_DIR
+image: dev ## Build the templates in WRENN_IMAGES_DIR
 	"$(TARGET)/debug/wrenn" image build --envd "$(ENVD)"
 
-bench: setup-test build ## Measure, as JSON on standard output
+bench: setup-test build ## Run the benchmarks; JSON on standard output
 	dist/wrenn image build >&2
 	cargo build --locked --release -p wrenn-e2e --bin bench
 	WRENN_BIN="$(CURDIR)/dist/wrenn" WRENN_ENVD="$(CURDIR)/dist/envd" "$(TARGET)/release/bench" $(BENCH)
 
-bench-envd: setup envd ## Measure the guest agent on this host, beside the same done bare
+bench-envd: setup envd ## Compare the guest agent on this host with direct execution
 	cargo run --locked --release -q -p wrenn-envd --example bench -- "$(ENVD)"
 
-bench-pager: ## Measure the page server beside the smallest possible one
+bench-pager: ## Compare the page server with a minimal one
 	cargo run --locked --release -q -p wrenn-pager --example faults
 
-soak: setup-test dev image ## Run the end-to-end loops in full
+soak: setup-test dev image ## Run the end-to-end tests with all rounds
 	WRENN_SOAK=1 WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
 
-fuzz: ## Run each fuzz target for SECONDS (30)
+fuzz: ## Run each fuzz target for SECONDS (default 30)
 	@scripts/fuzz $(or $(SECONDS),30)
 
 lint: ## Check format, clippy and documentation
@@ -56,13 +57,13 @@ lint: ## Check format, clippy and documentation
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
-install: build ## Install into PREFIX (/usr/local)
+install: build ## Install in PREFIX (default /usr/local)
 	install -D -m 755 dist/wrenn "$(DESTDIR)$(PREFIX)/bin/wrenn"
 	install -D -m 755 dist/libwrenn_preload.so "$(DESTDIR)$(PREFIX)/lib/wrenn/libwrenn_preload.so"
 	install -D -m 755 dist/envd "$(DESTDIR)$(PREFIX)/lib/wrenn/envd"
 	install -D -m 755 dist/wrenn-init "$(DESTDIR)$(PREFIX)/lib/wrenn/wrenn-init"
 
-clean: ## Remove all that was built, images too
+clean: ## Remove all build results, including images
 	rm -rf dist "$(TARGET)/demo" "$(WRENN_IMAGES_DIR)"
 	cargo clean
 
@@ -72,7 +73,7 @@ setup-test:
 envd:
 	@scripts/envd
 
-# What tests run: the development profile, where overflow checks and assertions are on.
+# Builds the tested programs with the development profile, which has overflow checks and assertions.
 dev: setup envd
 	cargo build --locked --workspace --bins
 	cargo build --locked -p wrenn-preload
