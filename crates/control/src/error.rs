@@ -1,41 +1,41 @@
-//! Why the control plane cannot run.
+//! Failures to start or run the control plane.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::db::DbError;
 
-/// Why [`serve`](crate::serve) ended.
+/// Reason why [`serve`](crate::serve) ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// The address is taken or not ours.
-    #[error("cannot listen on {address}")]
+    /// The address is in use, or does not belong to this machine.
+    #[error("failed to listen on {address}")]
     Listen {
-        /// The address.
+        /// Address.
         address: SocketAddr,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The database cannot be opened or brought up to date.
-    #[error("cannot use the database")]
+    /// The database cannot be opened or migrated.
+    #[error("failed to open or migrate the database")]
     Database(#[from] DbError),
-    /// The agent's URL is not one.
+    /// The agent's URL is invalid.
     #[error(
-        "`{url}` is not the URL of a host agent: expected something like http://127.0.0.1:50051"
+        "`{url}` is not a valid URL of a host agent, expected for example http://127.0.0.1:50051"
     )]
     AgentUrl {
-        /// What was given.
+        /// Configured URL.
         url: String,
     },
     /// The agent's token cannot be sent in a header.
-    #[error("the host agent's token holds characters that a header cannot carry")]
+    #[error("the host agent's token contains characters that are not allowed in an HTTP header")]
     AgentToken,
     /// The first API key cannot be written.
-    #[error("cannot write the API key to {}", path.display())]
+    #[error("failed to write the API key to {}", path.display())]
     KeyFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
 }

@@ -1,7 +1,8 @@
-//! What the host has: asked of its agent, remembered briefly.
+//! State of the host, queried from its agent and cached briefly.
 //!
-//! Owns the last answer and the copy of its templates in the database, which lists them while the agent is away.
-//! Never decides on free memory or disk: the agent does, when it is asked to create.
+//! Owns the last answer, and the copy of the host's templates in the database, which is listed
+//! while the agent is unavailable. Never decides on free memory or disk; the agent does, when it
+//! receives a create.
 
 use std::time::{Duration, Instant};
 
@@ -17,31 +18,31 @@ use crate::{
     db::Db,
 };
 
-/// How long an answer holds. A template built a moment ago must soon be known.
+/// Validity of an answer. A newly built template must become visible soon.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How long a failure holds: for those who waited for it. The host may be back already.
+/// Validity of a failure, for callers that waited for it. The host may be back already.
 const FAILURE_FRESH: Duration = Duration::from_millis(100);
 
-/// What the host has.
+/// Properties of the host.
 #[derive(Debug, Clone)]
 pub(crate) struct HostFacts {
-    /// Number of its processors.
+    /// Number of processors.
     pub(crate) cpu_count: u32,
-    /// Its memory, MiB.
+    /// Total memory, in MiB.
     pub(crate) memory_total_mib: u64,
-    /// What sandboxes can be made from.
+    /// Templates that sandboxes can be created from.
     pub(crate) templates: Vec<Template>,
 }
 
-/// The host, as last seen.
+/// Host, as last observed.
 pub(crate) struct Host {
     agent: AgentClient,
     db: Db,
     last: Mutex<Option<Asked>>,
 }
 
-/// What the agent said, when.
+/// Last answer of the agent, with its time.
 struct Asked {
     when: Instant,
     answer: Result<HostFacts, AgentError>,
@@ -66,13 +67,15 @@ impl Host {
         }
     }
 
-    /// Forgets the last answer: what the host has was changed just now. Waits for a question that is under way.
+    /// Discards the last answer, because the state of the host has just changed. Waits for a query
+    /// in progress.
     pub(crate) async fn changed(&self) {
         *self.last.lock().await = None;
     }
 
-    /// What the host has, as of a second ago at most. Callers at the same time share one question, and its failure: they do
-    /// not wait one after the other for a host that does not answer.
+    /// Returns the properties of the host, at most one second old. Concurrent callers share one
+    /// query and its failure, so they do not wait one after another for a host that does not
+    /// answer.
     pub(crate) async fn facts(&self) -> Result<HostFacts, AgentError> {
         let mut last = self.last.lock().await;
         if let Some(asked) = last.as_ref()
@@ -98,19 +101,19 @@ impl Host {
             return;
         }
         if let Err(error) = self.db.sync_templates(&facts.templates).await {
-            // The list of templates is then an old one; creating goes by the agent's answer.
-            tracing::warn!(%error, "cannot store the templates");
+            // The stored list of templates is then outdated. Creates use the agent's answer.
+            tracing::warn!(%error, "failed to store the templates");
         }
     }
 }
 
-/// What a template is called that sandboxes boot from.
+/// Kind of a template that sandboxes boot from.
 pub(crate) const BASE: &str = "base";
 
-/// What a template is called that is a frozen moment of a sandbox.
+/// Kind of a template that is a snapshot of a sandbox.
 pub(crate) const SNAPSHOT: &str = "snapshot";
 
-/// A template as the API shows it.
+/// Converts a template to the type of the REST API.
 pub(crate) fn template(info: TemplateInfo) -> Template {
     let frozen = info.kind.as_known() == Some(TemplateKind::TEMPLATE_KIND_SNAPSHOT);
     let given = |n: u32| (n > 0).then_some(n);

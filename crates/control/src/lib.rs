@@ -1,20 +1,25 @@
-//! The control plane: what users talk to.
+//! Control plane: the component that users interact with.
 //!
-//! Owns the REST API, the API keys, the rows of sandboxes and templates, and the decision what becomes of a sandbox.
-//! Never touches a machine itself: everything on a host is asked of its agent over `hostagent.v1`, and the agent's word
-//! is checked against the rows every second (`reconciler`). One host is known today, `default`.
+//! Owns the REST API, the API keys, the rows of sandboxes and templates, and all decisions about
+//! the life of a sandbox. Never touches a VM itself: it sends every request for a host to the
+//! host's agent over `hostagent.v1`, and compares the agent's reports with the rows every second
+//! (`reconciler`). There is currently one host, `default`.
 //!
-//! - [`serve`] runs it until it is told to stop.
-//! - `api`: one file a resource; `api/error.rs` is the one place where failures become HTTP.
+//! - [`serve`] runs the control plane until shutdown.
+//! - `api`: one file per resource; `api/error.rs` is the only place where failures become HTTP
+//!   responses.
 //! - `e2b`: the same resources for clients of the E2B API.
-//! - `state_machine`: which status may follow which, and what must be freed then; no I/O.
-//! - `lifecycle`: carries a sandbox through those states; every task here outlives the request that began it.
-//! - `traffic`: what the proxy for sandboxes' ports (`wrenn-proxy`) asks.
-//! - `reconciler`: brings rows and host together after crashes, restarts and losses; reaps the idle.
+//! - `state_machine`: valid status transitions, and the clean-up that each requires; no I/O.
+//! - `lifecycle`: carries sandboxes through those states; every task in it outlives the request
+//!   that started it.
+//! - `traffic`: queries of the proxy for the ports of sandboxes (`wrenn-proxy`).
+//! - `reconciler`: reconciles rows and host after crashes, restarts and losses; reaps idle
+//!   sandboxes.
 //! - `db`: SQL, the same text for SQLite and PostgreSQL.
 //!
-//! What fails: a broken database is 500 `db_error`, a silent host 503 `unavailable`; nothing is kept in memory that a
-//! restart would lose, except what runs at that moment, which the reconciler then settles.
+//! Failures: a database failure is 500 `db_error`, a host that does not answer is 503
+//! `unavailable`. A restart interrupts only the operations in progress, which the reconciler then
+//! settles. No other state is kept only in memory.
 #![forbid(unsafe_code)]
 
 mod agent_client;

@@ -1,21 +1,25 @@
-//! Carries each sandbox through its states.
+//! Lifecycle of sandboxes: carries each sandbox through its states.
 //!
-//! Owns the tasks that create, pause, resume, copy and destroy, the lifecycle lock of each sandbox, the list of creates
-//! under way and the count of uses. Never lets a request own any of it: a client that goes away in the middle of a create
-//! makes it undone, in the middle of anything else changes nothing.
+//! Owns the tasks that create, pause, resume, copy and destroy sandboxes, the lifecycle lock of
+//! each sandbox, the table of creates in progress, and activity tracking. A request never owns any
+//! of these: a client that disconnects during a create causes the create to be undone, and during
+//! any other operation changes nothing.
 //!
-//! A row changes in one way only, [`Lifecycle::apply`]: read it, ask `state_machine`, write it if it is still the same
-//! version, else begin again. (What is no change of status is written by [`Lifecycle::note`], in the same way.)
+//! A status changes only through [`Lifecycle::apply`]: read the row, ask `state_machine`, write the
+//! row if its version is unchanged, otherwise start over. Changes that do not affect the status are
+//! written by [`Lifecycle::change`], in the same way.
 //!
-//! | what fails | what is left | who cleans up |
-//! |---|---|---|
-//! | the host refuses or fails a create | row `error` | the create task destroys at the host |
-//! | the client leaves during a create | row `stopped` | a task started by the guard's drop |
-//! | the database fails after the host created | row `starting` | the create task destroys at the host; the reconciler settles the row |
-//! | the host does not answer a destroy | row `stopping` | the reconciler, each time it looks |
-//! | the host fails a pause or a resume | row as before, with a `warning` | nobody needs to |
-//! | the reply of a pause or a resume is lost | row as the host says when asked, else `pausing` or `resuming` | the reconciler |
-//! | this process dies | any row | the next process's reconciler |
+//! | failure                          | state left behind             | cleaned up by             |
+//! |----------------------------------|-------------------------------|---------------------------|
+//! | host rejects or fails a create   | row `error`                   | create task, at the host  |
+//! | client disconnects in a create   | row `stopped`                 | task started on drop      |
+//! | database fails after host create | row `starting`                | create task, at the host; |
+//! |                                  |                               | reconciler, the row       |
+//! | host does not answer a destroy   | row `stopping`                | reconciler, repeatedly    |
+//! | host fails a pause or a resume   | row as before, with `warning` | no clean-up needed        |
+//! | reply of pause or resume is lost | row as reported by the host,  | reconciler                |
+//! |                                  | else `pausing` or `resuming`  |                           |
+//! | this process dies                | any row                       | next process's reconciler |
 
 mod connect;
 mod copies;
@@ -60,49 +64,50 @@ pub(crate) use pause::lost_reason;
 pub(crate) use requests::{Earlier, RequestError};
 pub(crate) use uses::UseGuard;
 
-/// How often a lost race for a row is tried again. Each loss means that another writer won.
+/// Maximum number of attempts to write a row. Each lost race means that another writer succeeded.
 const MAX_CONFLICTS: usize = 50;
 
-/// How often a result is written before it is given up.
+/// Maximum number of attempts to write a result.
 const WRITE_ATTEMPTS: usize = 3;
 
-/// Between two attempts to write.
+/// Delay between two write attempts.
 const WRITE_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often a waiter looks at the row even if nothing was told: another process may have changed it.
+/// Interval at which waiters re-read the row without a notification, because another process may
+/// have changed it.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Why a step of a sandbox's life was not taken.
+/// Failure of a lifecycle step.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LifecycleError {
-    /// There is no such sandbox.
+    /// The sandbox does not exist.
     #[error("there is no sandbox `{0}`")]
     NotFound(SandboxId),
-    /// Its status does not allow it.
+    /// The sandbox's status does not allow the event.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// It is in another status than this needs.
+    /// The sandbox is in another status than the operation requires.
     #[error("sandbox `{id}` is `{status}`{}{reason}; {}", if reason.is_empty() { "" } else { ": " }, what_to_do(id, *status, wanted))]
     WrongStatus {
-        /// The sandbox.
+        /// Sandbox id.
         id: SandboxId,
-        /// Its status.
+        /// Current status.
         status: SandboxStatus,
-        /// Why it is in that status, or empty.
+        /// Reason for the current status, or empty.
         reason: String,
-        /// The status that this needs.
+        /// Required status.
         wanted: &'static str,
     },
     /// The row keeps changing.
-    #[error("sandbox `{0}` is being changed by others")]
+    #[error("sandbox `{0}` is being changed concurrently; try again")]
     Busy(SandboxId),
-    /// The host did not do it.
-    #[error("the host failed")]
+    /// The call to the host agent failed.
+    #[error("the host agent call failed")]
     Agent(#[from] AgentError),
-    /// The database did not do it.
-    #[error("the database failed")]
+    /// The database access failed.
+    #[error("failed to access the database")]
     Db(#[from] DbError),
-    /// An attempt that others wait for too failed.
+    /// An attempt that is shared with other callers failed.
     #[error(transparent)]
     Shared(Arc<Self>),
 }
@@ -118,19 +123,19 @@ impl LifecycleError {
     }
 }
 
-/// What a user can do about a status.
+/// Describes how the user can reach the required status.
 fn what_to_do(id: &SandboxId, status: SandboxStatus, wanted: &str) -> String {
     let resumable = matches!(status, SandboxStatus::Paused | SandboxStatus::Pausing);
     if resumable && wanted == "running" {
         return format!(
-            "this needs it `running`: resume it with POST /v1/sandboxes/{id}/resume (with `auto_resume` at its creation a \
-             call does that by itself)"
+            "this call requires status `running`; resume the sandbox with POST /v1/sandboxes/{id}/resume \
+             (a sandbox created with `auto_resume` is resumed by calls)"
         );
     }
-    format!("this needs it `{wanted}`")
+    format!("this call requires status `{wanted}`")
 }
 
-/// All sandboxes' lives.
+/// Lifecycle of all sandboxes.
 pub(crate) struct Lifecycle {
     db: Db,
     agent: AgentClient,
@@ -140,17 +145,17 @@ pub(crate) struct Lifecycle {
     reaping: reaping::Reaping,
     /// Resumes that calls to paused sandboxes wait for.
     resumes: Mutex<HashMap<SandboxId, pause::SharedResume>>,
-    /// Requests with an idempotency key that are under way.
+    /// Requests in progress that have an idempotency key.
     requests: Arc<requests::Requests>,
-    /// Told after each change of a row.
+    /// Notified after each change of a row.
     changed: Notify,
-    /// Told when a deadline may be nearer than the nearest one was.
+    /// Notified when a deadline may have become the nearest one.
     deadlines: Notify,
-    /// Told of sandboxes that begin to run.
+    /// Receives sandboxes that start to run.
     begun: mpsc::Sender<SandboxId>,
-    /// Ends what clients have open to a sandbox's ports.
+    /// Closes the clients' connections to a sandbox's ports.
     cuts: Cuts,
-    /// Tasks that outlive the requests which began them.
+    /// Tasks that outlive the requests that started them.
     tasks: TaskTracker,
 }
 
@@ -184,7 +189,7 @@ impl Lifecycle {
         self.tasks.wait().await;
     }
 
-    /// Starts a task that ends when it is done, whoever has gone meanwhile.
+    /// Starts a task that runs to completion, independent of its caller.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -192,19 +197,19 @@ impl Lifecycle {
         self.tasks.spawn(task)
     }
 
-    /// Whether this process has a create of it under way.
+    /// True if this process is creating the sandbox.
     pub(crate) fn is_creating(&self, id: &SandboxId) -> bool {
         self.creating.contains(id)
     }
 
-    /// A sandbox that runs, marked as used until the guard is dropped. One that is about to run is waited for; a paused one is
-    /// resumed if it was created so.
+    /// Returns a running sandbox, marked as in use until the guard is dropped. Waits for a sandbox
+    /// that is about to run. Resumes a paused sandbox if it was created with automatic resume.
     pub(crate) async fn enter(
         self: &Arc<Self>,
         id: &SandboxId,
         limit: Duration,
     ) -> Result<(Sandbox, UseGuard), LifecycleError> {
-        // Marked first: one that is found running must not be reaped as idle a moment later.
+        // Marked first, so that a sandbox that is found running is not reaped as idle right after.
         let used = UseGuard::new(Arc::clone(self), id.clone());
         match self.await_running(id, limit).await {
             Ok(row) => Ok((row, used)),
@@ -215,7 +220,8 @@ impl Lifecycle {
         }
     }
 
-    /// Whether it is in use now, and when a use last ended (milliseconds since 1970; 0: not since the start).
+    /// Returns whether the sandbox is in use now, and when its last use ended (milliseconds since
+    /// the Unix epoch; 0: no use since the start of this process).
     pub(crate) fn use_of(&self, id: &SandboxId) -> (bool, i64) {
         self.uses.of(id)
     }
@@ -225,7 +231,7 @@ impl Lifecycle {
         self.locks.try_lock(id)
     }
 
-    /// The row of a sandbox.
+    /// Returns the row of a sandbox.
     pub(crate) async fn get(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         match self.db.sandbox(id).await? {
             Some(row) => Ok(row),
@@ -233,8 +239,9 @@ impl Lifecycle {
         }
     }
 
-    /// The one way in which a row changes: by an event, through the state machine, at the version that was read.
-    /// `change` sets what else is known; it may be called again if another writer was faster.
+    /// Changes the status of a row: by an event, through the state machine, at the version that was
+    /// read. No other function changes a status. `change` sets other fields of the row. It may be
+    /// called again if another writer was faster.
     pub(crate) async fn apply(
         &self,
         id: &SandboxId,
@@ -251,7 +258,7 @@ impl Lifecycle {
             row.status = next;
             change(&mut row);
             if next != SandboxStatus::Resuming {
-                // However it went, what was asked of a resume ends with it.
+                // The request of a resume ends with the resume, regardless of its result.
                 row.options.resuming = None;
             }
             row.last_updated = clock::now_ms();
@@ -262,7 +269,7 @@ impl Lifecycle {
                     self.reaping.forget(id);
                 }
                 if next == SandboxStatus::Running {
-                    // Nobody waits for this: a full queue only means a first sample that comes later.
+                    // Best effort: a full queue only delays the first sample.
                     let _ = self.begun.try_send(id.clone());
                     if row.expires_at > 0 {
                         self.deadlines.notify_one();
@@ -271,11 +278,11 @@ impl Lifecycle {
                 if event == Event::PauseDone
                     && let Err(error) = self.db.keep().await
                 {
-                    tracing::warn!(sandbox_id = %id, %error, "a power failure would lose its row");
+                    tracing::warn!(sandbox_id = %id, %error, "row not flushed to disk, a power failure would lose it");
                 }
                 self.changed.notify_waiters();
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
-                    // One that is about to be paused may yet run on.
+                    // A sandbox in `pausing` may keep running.
                     self.cuts.forget(id);
                 }
                 return Ok((row, effects));
@@ -284,7 +291,8 @@ impl Lifecycle {
         Err(LifecycleError::Busy(id.clone()))
     }
 
-    /// Changes what is not the status, and the version: what was seen of it before counts for nothing.
+    /// Changes fields other than the status, and the version. Anything read from the row before is
+    /// then outdated.
     pub(crate) async fn change(
         &self,
         id: &SandboxId,
@@ -302,15 +310,16 @@ impl Lifecycle {
         Err(LifecycleError::Busy(id.clone()))
     }
 
-    /// As [`change`](Self::change); a failure is only logged.
+    /// Like [`change`](Self::change), but a failure is only logged.
     async fn note(&self, id: &SandboxId, change: impl Fn(&mut Sandbox)) {
         if let Err(error) = self.change(id, change).await {
-            tracing::warn!(sandbox_id = %id, %error, "cannot note what happened to a sandbox");
+            tracing::warn!(sandbox_id = %id, %error, "failed to update the row");
         }
     }
 
-    /// The row of a sandbox that runs. One that boots, or that somebody resumes, is waited for within the limit. One that is
-    /// paused, or about to be, is resumed if it [wakes](Sandbox::wakes).
+    /// Returns the row of a running sandbox. Waits, up to the limit, for a sandbox that boots or is
+    /// being resumed. Resumes a sandbox that is paused, or about to be, if it
+    /// [wakes](Sandbox::wakes).
     pub(crate) async fn await_running(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -320,7 +329,7 @@ impl Lifecycle {
         let (boot_deadline, resume_deadline) = (begun + limit, begun + FREEZE_TIMEOUT);
         loop {
             let mut told = std::pin::pin!(self.changed.notified());
-            // Before the row is read: a change in between is then told, not missed.
+            // Enabled before the row is read, so that a change in between is not missed.
             told.as_mut().enable();
             let row = self.get(id).await?;
             let deadline = match row.status {
@@ -352,7 +361,8 @@ impl Lifecycle {
         }
     }
 
-    /// Refuses what no waiting could make run, and what its user must resume first.
+    /// Rejects a sandbox that cannot reach `running` by waiting, or that its user must resume
+    /// first.
     pub(crate) fn require_enterable(row: &Sandbox) -> Result<(), LifecycleError> {
         match row.status {
             SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
@@ -369,37 +379,39 @@ impl Lifecycle {
         self.resumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `DestroySandbox`, and says in the log if that did not work: the reconciler will try again.
+    /// Calls `DestroySandbox` and logs a failure. The reconciler tries again.
     async fn destroy_at_host(&self, id: &SandboxId) {
         if let Err(error) = self.agent.destroy(id.as_str()).await {
-            tracing::warn!(sandbox_id = %id, %error, "cannot destroy at the host now");
+            tracing::warn!(sandbox_id = %id, %error, "failed to destroy the sandbox at the host");
         }
     }
 }
 
-/// A failure of the host, in words for a row.
+/// Describes a failure of the host for a row.
 fn told(error: &AgentError) -> String {
     if error.connection_lost {
-        return "the host agent went away".to_owned();
+        return "the connection to the host agent was lost".to_owned();
     }
     match error.code {
-        connectrpc::ErrorCode::Unknown => "the host failed; its log says why".to_owned(),
+        connectrpc::ErrorCode::Unknown => {
+            "unexpected failure of the host agent; see the log of the control plane".to_owned()
+        }
         _ => error.message.clone(),
     }
 }
 
-/// Takes over what the host knows of a sandbox that it has brought back. The idle time begins now, and the lifetime that the
-/// resume was asked for.
+/// Copies the host's data of a resumed sandbox to the row. The idle time starts now, and so does
+/// the lifetime that the resume requested.
 pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     let now = clock::now_ms();
     fill_from_host(row, info, now);
-    // Empty, unless its machine had been lost.
+    // Empty, unless the VM had been lost.
     row.warning.clone_from(&info.warning);
     row.last_active_at = row.last_active_at.max(now);
     row.renew_lifetime(now);
 }
 
-/// Takes over what the host knows of a running sandbox.
+/// Copies the host's data of a running sandbox to the row.
 pub(crate) fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64) {
     refresh_from_host(row, info);
     row.options.paused_disk_only = false;
@@ -409,7 +421,7 @@ pub(crate) fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64)
     row.error.clear();
 }
 
-/// Takes over what may change while it runs. Times of use only go forward.
+/// Copies the data that may change while the sandbox runs to the row. Activity times only increase.
 pub(crate) fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     if !info.host_ip.is_empty() {
         row.host_ip.clone_from(&info.host_ip);
@@ -418,7 +430,7 @@ pub(crate) fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
         row.guest_ip.clone_from(&info.guest_ip);
     }
     row.last_active_at = row.last_active_at.max(info.last_active_unix_ms);
-    // What is known here of a failure is the same, or more.
+    // A warning in the row has at least as much detail as the host's.
     if row.warning.is_empty() {
         row.warning.clone_from(&info.warning);
     }

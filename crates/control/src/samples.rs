@@ -1,9 +1,11 @@
-//! What sandboxes used in the last day: one sample every 15 s of each that runs, and one as soon as it runs, in memory only.
-//! Of what is older than an hour, one of five minutes is kept.
+//! Resource usage of sandboxes over the last day, in memory only. Every running sandbox is sampled
+//! every 15 s, and once soon after it starts to run. Of the samples older than one hour, one per
+//! five minutes is kept.
 //!
-//! Owns the samples and the tasks that take them. Nobody waits for a first sample: `lifecycle` says in passing that a sandbox
-//! runs. Taking a sample is no use of a sandbox, and never resumes one. A history stays while its sandbox is there, paused or
-//! not; a restart begins with empty ones.
+//! Owns the samples and the tasks that take them. No caller waits for a first sample; `lifecycle`
+//! only notifies this module that a sandbox runs. A sample does not count as activity and never
+//! resumes a sandbox. A history is kept as long as its sandbox exists, paused or not. After a
+//! restart of the control plane, all histories are empty.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -22,35 +24,38 @@ use crate::{
     db::Db,
 };
 
-/// Between two samples.
+/// Interval between two samples.
 const EVERY: Duration = Duration::from_secs(15);
 
-/// Samples of the last hour, and between those of before.
+/// Number of samples of the last hour, and the interval of older samples.
 const RECENT: usize = 240;
 const OLDER_EVERY_MS: i64 = 5 * 60 * 1000;
 
-/// A sample nearer to the one before it gives way to the next: however often somebody asks, the last hour fits.
+/// A sample closer than this to its predecessor is replaced by the next one. The last hour
+/// therefore fits, no matter how often samples are requested.
 const RECENT_EVERY_MS: i64 = 10 * 1000;
 
-/// Samples of before the last hour: 23 hours.
+/// Number of samples older than one hour: 23 hours.
 const OLDER: usize = 276;
 
-/// A sample that is no older than this is as good as a new one.
+/// Maximum age of a sample that is used instead of taking a new one.
 const FRESH_MS: i64 = 2000;
 
-/// Sandboxes asked at the same time.
+/// Number of sandboxes queried concurrently.
 const AT_ONCE: usize = 4;
 
-/// How long a sandbox that begins to run is left alone: its client is waiting for a first command.
+/// Delay of the first sample after a sandbox starts to run. Its client is waiting for a first
+/// command.
 const FIRST_AFTER: Duration = Duration::from_secs(2);
 
-/// What asking one may take.
+/// Deadline of one query.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sandboxes looked at, at most: more than a host can have slots.
+/// Maximum number of rows read. Larger than the number of slots that a host can have.
 const MAX_ROWS: u32 = 100_000;
 
-/// Sandboxes that began to run and wait for their first sample, at most. One that finds no room has one with the others.
+/// Maximum number of sandboxes that wait for their first sample. A sandbox beyond that gets its
+/// first sample with the regular ones.
 const MAX_BEGUN: usize = 256;
 
 /// Statuses in which a history is kept.
@@ -61,15 +66,15 @@ const KEPT: [SandboxStatus; 4] = [
     SandboxStatus::Resuming,
 ];
 
-/// What a sandbox used at a moment, by this host's clock.
+/// Resource usage of a sandbox at one time, by this host's clock.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    /// Milliseconds since 1970.
+    /// Milliseconds since the Unix epoch.
     pub(crate) at_ms: i64,
     pub(crate) used: rpc::GetMetricsResponse,
 }
 
-/// What a sandbox used, oldest first.
+/// Samples of one sandbox, oldest first.
 #[derive(Debug, Default)]
 struct History {
     older: VecDeque<Sample>,
@@ -108,12 +113,12 @@ impl History {
     }
 }
 
-/// Sandboxes that begin to run: where that is said, and where it is heard.
+/// Returns the two ends of the queue of sandboxes that start to run.
 pub(crate) fn begun() -> (mpsc::Sender<SandboxId>, mpsc::Receiver<SandboxId>) {
     mpsc::channel(MAX_BEGUN)
 }
 
-/// The histories.
+/// Histories of all sandboxes.
 pub(crate) struct Samples {
     db: Db,
     agent: AgentClient,
@@ -129,7 +134,7 @@ impl Samples {
         })
     }
 
-    /// Takes samples until told to stop.
+    /// Takes samples until shutdown.
     pub(crate) async fn run(
         self: Arc<Self>,
         mut begun: mpsc::Receiver<SandboxId>,
@@ -162,7 +167,7 @@ impl Samples {
         let rows = match self.db.sandboxes(&KEPT, MAX_ROWS).await {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::warn!(%error, "cannot take samples");
+                tracing::warn!(%error, "failed to list the sandboxes to sample");
                 return;
             }
         };
@@ -176,7 +181,7 @@ impl Samples {
             .await;
     }
 
-    /// Takes a sample unless there is one of this moment. A guest that does not answer has none.
+    /// Takes a sample, unless there is a fresh one. A guest that does not answer gets none.
     pub(crate) async fn take_now(&self, id: &SandboxId) {
         let fresh = |sample: &Sample| clock::now_ms().saturating_sub(sample.at_ms) < FRESH_MS;
         if !self.last(id).as_ref().is_some_and(fresh) {
@@ -187,8 +192,8 @@ impl Samples {
     async fn try_take(&self, id: &SandboxId) {
         match tokio::time::timeout(ASK_TIMEOUT, self.take(id)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(sandbox_id = %id, %error, "no sample"),
-            Err(_) => tracing::debug!(sandbox_id = %id, "no sample in time"),
+            Ok(Err(error)) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
+            Err(_) => tracing::debug!(sandbox_id = %id, "timed out taking a sample"),
         }
     }
 
@@ -203,12 +208,13 @@ impl Samples {
         Ok(sample)
     }
 
-    /// The newest sample.
+    /// Returns the newest sample.
     pub(crate) fn last(&self, id: &SandboxId) -> Option<Sample> {
         self.histories().get(id)?.recent.back().cloned()
     }
 
-    /// The samples from one moment to another, both included, oldest first; milliseconds since 1970.
+    /// Returns the samples of an interval, both ends included, oldest first. Times are in
+    /// milliseconds since the Unix epoch.
     pub(crate) fn between(&self, id: &SandboxId, start_ms: i64, end_ms: i64) -> Vec<Sample> {
         let inside = |sample: &&Sample| (start_ms..=end_ms).contains(&sample.at_ms);
         let histories = self.histories();

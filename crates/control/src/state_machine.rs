@@ -1,56 +1,59 @@
-//! Which status may follow which, and what must then be done at the host. No I/O, no clock.
+//! Status transitions of a sandbox, and the action that each requires at the host. No I/O, no
+//! clock.
 //!
 //! ```text
-//!            CreateBegun            CreateDone             PauseBegun              PauseDone
-//!  Pending ───────────────► Starting ─────────► Running ◄─────────────► Pausing ─────────────► Paused
-//!     │                        │                   ▲  │   PauseFailed      │                     ▲ │
-//!     │ CreateFailed           │                   │  │                    │        ResumeFailed │ │ ResumeBegun
-//!     └───────────┬────────────┘        ResumeDone │  │                    │                     │ ▼
-//!                 │                                └──┼────────────────────┼────────────────── Resuming
-//!                 ▼                 Lost              │                    │                      │
-//!               Error ◄───────────────────────────────┴────────────────────┴──────────────────────┘
+//!         CreateBegun          CreateDone         PauseBegun          PauseDone
+//! Pending ──────────► Starting ─────────► Running ◄─────────► Pausing ────────► Paused
+//!    │                    │                 ▲  │  PauseFailed    │               ▲ │
+//!    │ CreateFailed       │                 │  │                 │  ResumeFailed │ │ ResumeBegun
+//!    └────────┬───────────┘      ResumeDone │  │                 │               │ ▼
+//!             │                             └──┼─────────────────┼──────────── Resuming
+//!             ▼               Lost             │                 │                 │
+//!           Error ◄────────────────────────────┴─────────────────┴─────────────────┘
 //!
-//!  any but Stopped ──DestroyAsked──► Stopping ──Destroyed──► Stopped
+//! any but Stopped ──DestroyAsked──► Stopping ──Destroyed──► Stopped
 //! ```
 //!
-//! - `Stopped` is never left; `Error` only by a destroy.
-//! - Whatever may have something at the host is left only with [`Effect::Destroy`]: at a failed create, at a loss (the
-//!   agent has freed the machine, and is told to forget it), at every destroy.
-//! - What ends after its sandbox was destroyed (an event of a create, pause or resume in `Stopping`, `Stopped` or `Error`)
-//!   leaves the status as it is and destroys what is there.
-//! - A failed pause leaves it running, a failed resume leaves it paused: nothing is lost by trying.
-//! - The reconciler speaks the same events for what it finds at the host, so they are also legal where the call that they
-//!   tell of was not: what is found running is `ResumeDone` even of a `Paused` one, what is found paused is `PauseDone`
-//!   even of a `Running` one, what is not found is `Lost`.
+//! - `Stopped` is final. `Error` is left only by a destroy.
+//! - A status in which the host may have resources is left for one without only with
+//!   [`Effect::Destroy`]: after a failed create, after a loss (the agent has freed the VM and must
+//!   forget it), and at every destroy.
+//! - An operation that ends after its sandbox was destroyed (an event of a create, pause or resume
+//!   in `Stopping`, `Stopped` or `Error`) keeps the status and destroys any resources.
+//! - A failed pause leaves the sandbox running, a failed resume leaves it paused. An attempt loses
+//!   nothing.
+//! - The reconciler uses the same events for its observations at the host. They are therefore also
+//!   valid without the corresponding call: a sandbox found running is `ResumeDone`, even in
+//!   `Paused`; one found paused is `PauseDone`, even in `Running`; one that is not found is `Lost`.
 
 use wrenn_proto::rest::SandboxStatus;
 
-/// What happened.
+/// Event of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// The create task is about to call the host.
     CreateBegun,
-    /// The host says that it runs.
+    /// The host reports that the sandbox runs.
     CreateDone,
-    /// The host refused, failed or did not answer in time.
+    /// The host rejected the create, failed, or did not answer in time.
     CreateFailed,
     /// The pause task is about to call the host.
     PauseBegun,
-    /// The host says that it is paused.
+    /// The host reports that the sandbox is paused.
     PauseDone,
-    /// It was not paused, and runs on.
+    /// The sandbox was not paused and keeps running.
     PauseFailed,
     /// The resume task is about to call the host.
     ResumeBegun,
-    /// The host says that it runs again.
+    /// The host reports that the sandbox runs again.
     ResumeDone,
-    /// It was not resumed, and is paused as before.
+    /// The sandbox was not resumed and stays paused.
     ResumeFailed,
-    /// A user, the reaper or a client's disappearance ends it.
+    /// A user, the reaper or a client's disconnect ends the sandbox.
     DestroyAsked,
-    /// The host has nothing of it any more, and no create is under way.
+    /// The host has no resources of the sandbox any more, and no create is in progress.
     Destroyed,
-    /// Its machine is gone although nobody asked for that.
+    /// The VM is gone without a request.
     Lost,
 }
 
@@ -73,7 +76,7 @@ impl Event {
     ];
 }
 
-/// What must be done at the host because of it.
+/// Action required at the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Effect {
     /// Call `CreateSandbox`.
@@ -82,24 +85,24 @@ pub(crate) enum Effect {
     Pause,
     /// Call `ResumeSandbox`.
     Resume,
-    /// Call `DestroySandbox`; "not found" is success.
+    /// Call `DestroySandbox`. "Not found" counts as success.
     Destroy,
 }
 
-/// The event does not belong to the status; nothing changes.
+/// The event is not valid in the status. Nothing changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{event:?} does not belong to a sandbox that is `{state}`")]
+#[error("event {event:?} is not valid for a sandbox that is `{state}`")]
 pub(crate) struct Refused {
-    /// Status that it is in.
+    /// Current status.
     pub(crate) state: SandboxStatus,
-    /// What was said to have happened.
+    /// Rejected event.
     pub(crate) event: Event,
 }
 
-/// The status after an event, and what is to be done.
+/// Returns the status after an event, and the required actions.
 ///
 /// # Errors
-/// If the event does not belong to the status.
+/// If the event is not valid in the status.
 pub(crate) fn transition(
     state: SandboxStatus,
     event: Event,
@@ -122,7 +125,7 @@ pub(crate) fn transition(
         ) if ended => (state, Some(Effect::Destroy)),
 
         (Event::CreateDone, S::Pending | S::Starting) => (S::Running, None),
-        // The reconciler found it running first, and it lives on since.
+        // The reconciler found the sandbox running first, and it has changed since.
         (Event::CreateDone, _) => (state, None),
         (Event::CreateFailed, S::Pending | S::Starting) => (S::Error, Some(Effect::Destroy)),
 

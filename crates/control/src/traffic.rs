@@ -1,7 +1,8 @@
-//! What the traffic proxy asks: which sandboxes there are, and how to reach their ports.
+//! Queries of the traffic proxy: the existing sandboxes, and the way to their ports.
 //!
-//! Owns nothing: rows say what is, `lifecycle` resumes what is paused and remembers who uses what, and the host's agent opens the
-//! byte streams. When a sandbox stops, `lifecycle` tells the proxy.
+//! Owns no state. The rows hold the sandboxes, `lifecycle` resumes paused sandboxes and tracks
+//! activity, and the host's agent opens the byte streams. `lifecycle` notifies the proxy when a
+//! sandbox stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +17,10 @@ use crate::{
     lifecycle::{Lifecycle, LifecycleError, UseGuard},
 };
 
-/// How long a request waits for a sandbox that still boots.
+/// Maximum time that a request waits for a sandbox that is booting.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
 
-/// Sandboxes, as the proxy sees them.
+/// Sandboxes, as seen by the proxy.
 pub(crate) struct Traffic {
     pub(crate) db: Db,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -44,7 +45,7 @@ impl Sandboxes for Traffic {
                 .find(|(_, token)| link.is_signed_with(token))
                 .map(|(id, _)| id),
             Err(error) => {
-                tracing::error!(%error, "cannot tell whose link it is");
+                tracing::error!(%error, "failed to find the sandbox of a signed link");
                 None
             }
         }
@@ -80,8 +81,8 @@ fn refused(error: &LifecycleError) -> Refused {
         LifecycleError::Busy(_) => Refused::Changing,
         LifecycleError::Agent(error) => Refused::Unavailable(host_words(error)),
         LifecycleError::Db(error) => {
-            tracing::error!(%error, "cannot look a sandbox up");
-            Refused::Unavailable("the database failed".to_owned())
+            tracing::error!(%error, "failed to look up the sandbox");
+            Refused::Unavailable("failed to access the database".to_owned())
         }
         LifecycleError::Shared(error) => refused(error),
     }
@@ -89,7 +90,7 @@ fn refused(error: &LifecycleError) -> Refused {
 
 fn host_words(error: &AgentError) -> String {
     if error.connection_lost {
-        return "its host does not answer".to_owned();
+        return "the host agent does not answer".to_owned();
     }
     error.message.clone()
 }

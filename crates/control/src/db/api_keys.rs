@@ -1,4 +1,4 @@
-//! Rows of API keys: never the key, only its hash and its first characters.
+//! Rows of API keys. The key itself is never stored, only its hash and its first characters.
 
 use sqlx::FromRow;
 use wrenn_proto::rest;
@@ -6,25 +6,25 @@ use wrenn_proto::rest;
 use super::{Db, DbError, run};
 use crate::clock;
 
-/// A key as it is stored.
+/// Stored API key.
 #[derive(Debug, Clone, FromRow)]
 pub(crate) struct ApiKey {
-    /// By which it is deleted.
+    /// Identifier used to delete the key.
     pub(crate) id: String,
-    /// The user's word for it.
+    /// Name chosen by the user.
     pub(crate) name: String,
-    /// Hexadecimal SHA-256.
+    /// SHA-256 of the key, hexadecimal.
     pub(crate) key_hash: String,
-    /// First eight characters.
+    /// First eight characters of the key.
     pub(crate) key_prefix: String,
-    /// Milliseconds since 1970.
+    /// Milliseconds since the Unix epoch.
     pub(crate) created_at: i64,
-    /// Milliseconds since 1970; 0: never.
+    /// Milliseconds since the Unix epoch; 0: never.
     pub(crate) last_used_at: i64,
 }
 
 impl ApiKey {
-    /// As the API shows it.
+    /// Converts the key to the type of the REST API.
     pub(crate) fn into_rest(self) -> rest::ApiKey {
         rest::ApiKey {
             id: self.id,
@@ -51,7 +51,7 @@ impl Db {
         Ok(())
     }
 
-    /// All keys, oldest first.
+    /// Returns all keys, oldest first.
     pub(crate) async fn api_keys(&self) -> Result<Vec<ApiKey>, DbError> {
         let query = sqlx::query_as(
             "SELECT id, name, key_hash, key_prefix, created_at, last_used_at FROM api_keys ORDER BY created_at, id",
@@ -59,7 +59,7 @@ impl Db {
         run("list the API keys", query.fetch_all(&self.pool)).await
     }
 
-    /// Keys that begin with these eight characters.
+    /// Returns the keys that start with these eight characters.
     pub(crate) async fn api_keys_by_prefix(&self, prefix: &str) -> Result<Vec<ApiKey>, DbError> {
         let query = sqlx::query_as(
             "SELECT id, name, key_hash, key_prefix, created_at, last_used_at FROM api_keys WHERE key_prefix = $1",
@@ -68,16 +68,17 @@ impl Db {
         run("look up the API key", query.fetch_all(&self.pool)).await
     }
 
-    /// Notes that a key was used.
+    /// Records the use of a key.
     pub(crate) async fn touch_api_key(&self, id: &str, now_ms: i64) -> Result<(), DbError> {
         let query = sqlx::query("UPDATE api_keys SET last_used_at = $1 WHERE id = $2")
             .bind(now_ms)
             .bind(id.to_owned());
-        run("note the use of the API key", query.execute(&self.pool)).await?;
+        run("record the use of the API key", query.execute(&self.pool)).await?;
         Ok(())
     }
 
-    /// Deletes a key unless it is the last one. False if there is no such key or no other.
+    /// Deletes a key unless it is the last one. Returns false if the key does not exist or is the
+    /// last.
     pub(crate) async fn delete_api_key(&self, id: &str) -> Result<bool, DbError> {
         let query = sqlx::query(
             "DELETE FROM api_keys WHERE id = $1 AND EXISTS (SELECT 1 FROM api_keys AS other WHERE other.id <> $2)",
@@ -88,7 +89,7 @@ impl Db {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Deletes a key, the last one too.
+    /// Deletes a key, even the last one.
     pub(crate) async fn drop_api_key(&self, id: &str) -> Result<(), DbError> {
         let query = sqlx::query("DELETE FROM api_keys WHERE id = $1").bind(id.to_owned());
         run("delete the API key", query.execute(&self.pool)).await?;

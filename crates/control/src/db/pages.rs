@@ -1,4 +1,4 @@
-//! Sandboxes in pages, in the order in which they first ran.
+//! Pages of sandboxes, in the order in which they first ran.
 
 use wrenn_proto::{SandboxId, rest::SandboxStatus};
 
@@ -7,26 +7,27 @@ use super::{
     sandboxes::{Sandbox, Stored, columns},
 };
 
-/// Which sandboxes, and from where on.
+/// Selection and start of a page.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Page<'a> {
     /// Up to [`MAX_STATUSES`].
     pub(crate) statuses: &'a [SandboxStatus],
-    /// Made from this template; empty: from any.
+    /// Template that the sandboxes were created from; empty: any.
     pub(crate) template: &'a str,
-    /// First ran at this moment or later, milliseconds since 1970.
+    /// Earliest first run, in milliseconds since the Unix epoch.
     pub(crate) started_from: i64,
-    /// Behind this one.
+    /// Last sandbox of the previous page.
     pub(crate) after: Option<(i64, &'a SandboxId)>,
     pub(crate) newest_first: bool,
     pub(crate) limit: u32,
 }
 
-/// As many statuses as a page can be asked for.
+/// Maximum number of statuses per page.
 pub(crate) const MAX_STATUSES: usize = 4;
 
 impl Db {
-    /// A page of sandboxes. Equal times are ordered by id, so that no page ends in the middle of a moment.
+    /// Returns a page of sandboxes. Equal times are ordered by id, so that no sandbox is skipped or
+    /// repeated at a page boundary.
     pub(crate) async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError> {
         let Some(&first) = page.statuses.first() else {
             return Ok(Vec::new());

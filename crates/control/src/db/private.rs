@@ -1,4 +1,5 @@
-//! SQLite's files belong to their owner alone: they hold the tokens of the guests' agents.
+//! Permissions of SQLite's files. Only their owner may access them, because they contain the tokens
+//! of the guest agents.
 
 use std::{
     ffi::OsString,
@@ -13,8 +14,9 @@ use sqlx::sqlite::SqliteConnectOptions;
 
 const MODE: u32 = 0o600;
 
-/// Makes the database's file where the URL allows it, and takes the files that are there from all but their owner. SQLite gives
-/// what it makes beside the database the same mode. A URL that it does not understand is for SQLite to refuse.
+/// Creates the database file if the URL permits it, and restricts existing files to their owner.
+/// SQLite gives the same mode to files that it creates next to the database. An invalid URL is left
+/// for SQLite to reject.
 pub(super) fn keep(url: &str) -> io::Result<()> {
     let Ok(options) = SqliteConnectOptions::from_str(url) else {
         return Ok(());
@@ -39,7 +41,7 @@ fn make(file: &Path) -> io::Result<()> {
         .mode(MODE)
         .open(file);
     match made {
-        // Where its directory is missing, SQLite says so.
+        // SQLite reports a missing directory itself.
         Err(error)
             if !matches!(
                 error.kind(),
@@ -78,7 +80,7 @@ mod tests {
                 let mode = fs::metadata(&path).unwrap().permissions().mode();
                 assert_eq!(mode & 0o777, MODE, "{}", path.display());
                 names.push(path.file_name().unwrap().to_owned());
-                // As an earlier version left it.
+                // As left by an earlier version.
                 fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
             }
             assert!(names.contains(&"a b.db".into()), "{names:?}");

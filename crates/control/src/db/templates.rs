@@ -1,4 +1,4 @@
-//! Rows of templates: what the host last said that it has.
+//! Rows of templates: the templates that the host last reported.
 
 use sqlx::FromRow;
 use wrenn_proto::rest::Template;
@@ -37,7 +37,7 @@ impl TryFrom<Stored> for Template {
 }
 
 impl Db {
-    /// All templates, by name.
+    /// Returns all templates, by name.
     pub(crate) async fn templates(&self) -> Result<Vec<Template>, DbError> {
         let query = sqlx::query_as::<_, Stored>(
             "SELECT name, type AS kind, vcpus, memory_mb, disk_size_mb, generation, size_bytes, created_at \
@@ -47,7 +47,7 @@ impl Db {
         rows.into_iter().map(Template::try_from).collect()
     }
 
-    /// Makes the templates those that the host has.
+    /// Makes the stored templates equal to those of the host.
     pub(crate) async fn sync_templates(&self, present: &[Template]) -> Result<(), DbError> {
         for known in self.templates().await? {
             if present.iter().all(|t| t.name != known.name) {
@@ -60,7 +60,7 @@ impl Db {
         Ok(())
     }
 
-    /// Writes a template, over one of that name.
+    /// Writes a template. Replaces one with the same name.
     async fn store_template(&self, template: &Template) -> Result<(), DbError> {
         let query = sqlx::query(
             "INSERT INTO templates (name, type, vcpus, memory_mb, disk_size_mb, generation, size_bytes, created_at) \
@@ -80,7 +80,7 @@ impl Db {
         Ok(())
     }
 
-    /// Writes a snapshot that was just made, and of which sandbox.
+    /// Writes a new snapshot and its source sandbox.
     pub(crate) async fn record_snapshot(
         &self,
         snapshot: &Template,
@@ -90,11 +90,11 @@ impl Db {
         let query = sqlx::query("UPDATE templates SET source = $1 WHERE name = $2")
             .bind(sandbox.to_owned())
             .bind(snapshot.name.clone());
-        run("note a template's source", query.execute(&self.pool)).await?;
+        run("record the source of a template", query.execute(&self.pool)).await?;
         Ok(())
     }
 
-    /// Names of the snapshots that were made of a sandbox.
+    /// Returns the names of the snapshots of a sandbox.
     pub(crate) async fn templates_of(&self, sandbox: &str) -> Result<Vec<String>, DbError> {
         let query = sqlx::query_scalar("SELECT name FROM templates WHERE source = $1")
             .bind(sandbox.to_owned());
@@ -103,7 +103,7 @@ impl Db {
 
     async fn forget_template(&self, name: &str) -> Result<(), DbError> {
         let query = sqlx::query("DELETE FROM templates WHERE name = $1").bind(name.to_owned());
-        run("forget a template", query.execute(&self.pool)).await?;
+        run("delete a template", query.execute(&self.pool)).await?;
         Ok(())
     }
 }

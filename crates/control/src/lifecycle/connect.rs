@@ -1,7 +1,8 @@
-//! Coming back to a sandbox: one that runs lives longer, one that is paused is resumed; never is its life made shorter.
+//! Connecting to a sandbox: extends the life of a running sandbox and resumes a paused one. Never
+//! shortens a life.
 //!
-//! All under the sandbox's lock: a pause, a resume or a copy that is under way is waited for, and a deadline that is met at
-//! the same moment counts either before or after.
+//! Everything happens under the sandbox's lock. A pause, a resume or a copy in progress is waited
+//! for, and a concurrent deadline takes effect either before or after.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,29 +15,30 @@ use crate::{
     db::{options::ResumeAs, sandboxes::Sandbox},
 };
 
-/// How long a sandbox that still boots is waited for.
+/// Maximum time to wait for a sandbox that is booting.
 const BOOT_WAIT: Duration = Duration::from_secs(120);
 
-/// What is wanted of a sandbox.
+/// Parameters of a connect.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Connection {
-    /// Seconds from now that it shall live at least.
+    /// Minimum remaining lifetime, in seconds from now.
     pub(crate) lifetime_sec: u32,
-    /// If it is paused: boot from its disk.
+    /// If the sandbox is paused, boot it from its disk.
     pub(crate) disk_only: bool,
 }
 
-/// What it was.
+/// Result of a connect.
 #[derive(Debug)]
 pub(crate) enum Connected {
-    /// It ran.
+    /// The sandbox was running.
     Found(Sandbox),
-    /// It was paused, and runs again.
+    /// The sandbox was paused and runs again.
     Resumed(Sandbox),
 }
 
 impl Lifecycle {
-    /// Makes a sandbox run, and live for the given time at least. Goes on if the caller goes away.
+    /// Brings a sandbox to `running`, with at least the given lifetime. Completes even if the
+    /// caller disconnects.
     pub(crate) async fn connect(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -56,7 +58,7 @@ impl Lifecycle {
         let begun = tokio::time::Instant::now();
         loop {
             let mut told = std::pin::pin!(self.changed.notified());
-            // Before the row is read: a change in between is then told, not missed.
+            // Enabled before the row is read, so that a change in between is not missed.
             told.as_mut().enable();
             let deadline = {
                 let _lock = self.locks.lock(id).await;
@@ -69,7 +71,8 @@ impl Lifecycle {
                         return self.resume_for(row, wanted).await.map(Connected::Resumed);
                     }
                     SandboxStatus::Pending | SandboxStatus::Starting => begun + BOOT_WAIT,
-                    // With the lock free, whoever began it has left it to the reconciler.
+                    // The lock is free, so the task that started this has left it to the
+                    // reconciler.
                     SandboxStatus::Pausing | SandboxStatus::Resuming => begun + FREEZE_TIMEOUT,
                     SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                         return Err(LifecycleError::wrong_status(&row, "running` or `paused"));
@@ -84,7 +87,8 @@ impl Lifecycle {
         }
     }
 
-    /// One without a deadline lives as long as it is used, and keeps that.
+    /// Extends the deadline. A sandbox without a deadline lives as long as it is used, and stays
+    /// so.
     async fn live_longer(
         &self,
         id: &SandboxId,
@@ -112,7 +116,7 @@ impl Lifecycle {
         self.resume_locked(&row.id, how).await
     }
 
-    /// Makes a sandbox that runs live for at least this long from now, if it has a deadline.
+    /// Extends the deadline of a running sandbox to at least this long from now, if it has one.
     pub(crate) async fn extend(
         &self,
         id: &SandboxId,
@@ -128,7 +132,7 @@ impl Lifecycle {
         self.live_longer(id, wanted).await
     }
 
-    /// The row, if it has the status.
+    /// Returns the row if it has the status.
     pub(super) async fn require_status(
         &self,
         id: &SandboxId,

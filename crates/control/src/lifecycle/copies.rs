@@ -1,12 +1,16 @@
-//! Snapshots and forks: a moment of a sandbox becomes a template, or more sandboxes. The sandbox itself goes on, its status
-//! unchanged; its lock is held meanwhile, and its row gets a new version at the end, so that what the reconciler saw of the
-//! host in between counts for nothing.
+//! Snapshots and forks: a snapshot of a sandbox becomes a template, or further sandboxes.
 //!
-//! | what fails | what is left | who cleans up |
-//! |---|---|---|
-//! | the host refuses or fails | nothing | this removes the rows of the copies |
-//! | the reply of a fork is lost | perhaps copies without rows | this destroys them at the host; the reconciler, as orphans |
-//! | the reply of a snapshot is lost | perhaps a template | its user, who sees it listed |
+//! The source sandbox keeps running and keeps its status. Its lock is held during the operation,
+//! and its row gets a new version at the end, so that the reconciler's observations of the host in
+//! between are discarded.
+//!
+//! | failure                            | state left behind       | cleaned up by                |
+//! |------------------------------------|-------------------------|------------------------------|
+//! | the host rejects or fails the call | none                    | this module removes the rows |
+//! |                                    |                         | of the copies                |
+//! | reply of a fork is lost            | possibly copies without | this module, at the host;    |
+//! |                                    | rows                    | reconciler, as orphans       |
+//! | reply of a snapshot is lost        | possibly a template     | user, who sees it listed     |
 
 use std::sync::Arc;
 
@@ -24,26 +28,27 @@ use crate::{
     db::{options::Options, sandboxes::Sandbox},
 };
 
-/// How often another name is tried when the host has one of ours: names have 32 random bits.
+/// Maximum number of names to try if the host already has one. Names have 32 random bits.
 const MAX_NAMES: usize = 8;
 
-/// What copies are, beside being copies.
+/// Form of the copies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum CopyAs {
-    /// Like their source.
+    /// Same form as the source.
     Source,
-    /// A sandbox of the E2B API: it has a deadline, and is not ended for being idle.
+    /// Sandbox of the E2B API: has a deadline, and no idle timeout.
     Lifetime {
-        /// Seconds to the deadline.
+        /// Seconds until the deadline.
         lifetime_sec: u32,
     },
 }
 
-/// A row and the mark of its create.
+/// Row of a copy, with the entry of its create.
 type NewCopy = (SandboxId, CreateEntry);
 
 impl Lifecycle {
-    /// Makes a template of a sandbox that runs or is paused; without a name it gets one. Goes on if the caller goes away.
+    /// Makes a template of a running or paused sandbox. Without a name, the template gets a random
+    /// one. Completes even if the caller disconnects.
     pub(crate) async fn snapshot(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -73,9 +78,9 @@ impl Lifecycle {
         let done = self.name_snapshot(id, name, overwrite).await;
         let warning = match &done {
             Ok(_) => String::new(),
-            // The request was wrong, not the sandbox.
+            // The request was invalid, so the sandbox's warning stays.
             Err(error) if is_refusal(error) => row.warning,
-            Err(error) => format!("no snapshot could be made of it: {}", told(error)),
+            Err(error) => format!("the snapshot failed: {}", told(error)),
         };
         self.note(id, |row| row.warning.clone_from(&warning)).await;
         Ok(done?)
@@ -106,7 +111,7 @@ impl Lifecycle {
         }
     }
 
-    /// Makes copies of a sandbox that runs. Goes on if the caller goes away.
+    /// Makes copies of a running sandbox. Completes even if the caller disconnects.
     pub(crate) async fn fork(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -159,7 +164,7 @@ impl Lifecycle {
         let warning = match &done {
             Ok(_) => String::new(),
             Err(error) if is_refusal(error) => source.warning,
-            Err(error) => format!("it could not be forked: {}", told(error)),
+            Err(error) => format!("the fork failed: {}", told(error)),
         };
         self.note(id, |row| row.warning.clone_from(&warning)).await;
         match done {
@@ -174,7 +179,8 @@ impl Lifecycle {
         }
     }
 
-    /// Writes that the copies run. One that was destroyed meanwhile is destroyed at the host.
+    /// Writes that the copies run. A copy that was destroyed in the meantime is destroyed at the
+    /// host.
     async fn settle_copies(
         &self,
         copies: Vec<NewCopy>,
@@ -191,19 +197,20 @@ impl Lifecycle {
         Ok(rows)
     }
 
-    /// Removes the rows of copies that never were. A row that changed since, because its user destroyed it, stays.
+    /// Removes the rows of copies that were never created. A row that has changed since, because
+    /// its user destroyed the copy, stays.
     async fn remove_copies(&self, copies: Vec<NewCopy>) {
         for (id, entry) in copies {
             entry.call_ended();
             if let Err(error) = self.db.remove_sandbox(&id, 0).await {
-                tracing::error!(sandbox_id = %id, %error, "cannot remove the row of a copy; the reconciler will fail it");
+                tracing::error!(sandbox_id = %id, %error, "failed to remove the row of a copy, the reconciler will settle it");
             }
             self.uses.forget(&id);
         }
     }
 }
 
-/// The request was refused as it is; nothing was tried.
+/// True if the host rejected the request and changed nothing.
 fn is_refusal(error: &AgentError) -> bool {
     use connectrpc::ErrorCode as E;
     !error.connection_lost
@@ -213,7 +220,7 @@ fn is_refusal(error: &AgentError) -> bool {
         )
 }
 
-/// The row of a copy, before the host makes it.
+/// Returns the row of a copy before the host creates it.
 fn copy_row(id: SandboxId, source: &Sandbox, copy_as: CopyAs) -> Sandbox {
     let now = clock::now_ms();
     let (timeout_sec, lifetime_sec) = match copy_as {

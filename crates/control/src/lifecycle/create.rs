@@ -1,4 +1,5 @@
-//! Creating: a row, a task that owns the call to the host, and a guard for the client's disappearance.
+//! Creating sandboxes: a row, a task that owns the call to the host, and a guard for clients that
+//! disconnect.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,10 +21,10 @@ use crate::{
     state_machine::{Effect, Event},
 };
 
-/// How often another name is tried when one is taken: names have 32 random bits.
+/// Maximum number of names to try if one is taken. Names have 32 random bits.
 const MAX_NAMES: usize = 8;
 
-/// A sandbox that is asked for; its fields are checked.
+/// Parameters of a new sandbox, validated.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSandbox {
     pub(crate) template: TemplateName,
@@ -36,26 +37,28 @@ pub(crate) struct NewSandbox {
     pub(crate) egress: Egress,
     pub(crate) envs: HashMap<String, String>,
     pub(crate) metadata: std::collections::BTreeMap<String, String>,
-    /// Its id has the E2B API's form.
+    /// The sandbox's id has the form of the E2B API.
     pub(crate) e2b_id: bool,
     pub(crate) options: Options,
     pub(crate) idempotency_key: String,
 }
 
-/// A create as its client sees it. Dropped before [`keep`](Self::keep), the sandbox is destroyed.
+/// Create in progress, as seen by its client. If it is dropped before [`keep`](Self::keep), the
+/// sandbox is destroyed.
 pub(crate) struct Creation {
     lifecycle: Arc<Lifecycle>,
-    /// The name, once the row is there.
+    /// Receives the id once the row exists.
     named: Option<oneshot::Receiver<Result<SandboxId, LifecycleError>>>,
     id: Option<SandboxId>,
     task: Option<JoinHandle<Result<(), AgentError>>>,
-    /// Its request's, if that has an idempotency key.
+    /// Guard of the request, if the request has an idempotency key.
     ticket: Option<Ticket>,
     kept: bool,
 }
 
 impl Lifecycle {
-    /// Begins to create. A request with an idempotency key brings the ticket that [`earlier`](Self::earlier) gave.
+    /// Starts a create. A request with an idempotency key passes the ticket returned by
+    /// [`earlier`](Self::earlier).
     pub(crate) fn create(self: &Arc<Self>, new: NewSandbox, ticket: Option<Ticket>) -> Creation {
         let (tell, named) = oneshot::channel();
         let lifecycle = Arc::clone(self);
@@ -66,7 +69,8 @@ impl Lifecycle {
                     Ok(())
                 }
                 Ok((id, entry)) => {
-                    // If the client is gone already, the guard's task still reads the name from the channel.
+                    // If the client is gone already, the guard's task still reads the id from the
+                    // channel.
                     let _ = tell.send(Ok(id.clone()));
                     lifecycle.boot(&id, new, entry).await
                 }
@@ -82,7 +86,7 @@ impl Lifecycle {
         }
     }
 
-    /// Writes the row, under a name that nobody has. The create is entered before the row can be seen.
+    /// Writes the row, under an unused id. The create is registered before the row becomes visible.
     pub(super) async fn insert(
         &self,
         e2b_id: bool,
@@ -110,7 +114,8 @@ impl Lifecycle {
         Err(DbError::Exists.into())
     }
 
-    /// Calls the host and writes down how it went. The error is for the client, if it still waits.
+    /// Calls the host and writes the result to the row. The error is for the client, if it still
+    /// waits.
     async fn boot(
         &self,
         id: &SandboxId,
@@ -119,26 +124,27 @@ impl Lifecycle {
     ) -> Result<(), AgentError> {
         match self.apply(id, Event::CreateBegun, |_| ()).await {
             Ok((_, effects)) if effects.contains(&Effect::Create) => {}
-            // Destroyed before it began.
+            // The sandbox was destroyed before the create started.
             Ok(_) | Err(LifecycleError::Refused(_)) => return Ok(()),
             Err(error) => {
-                tracing::error!(sandbox_id = %id, %error, "cannot begin a create");
+                tracing::error!(sandbox_id = %id, %error, "failed to start the create");
                 return Err(AgentError {
                     code: connectrpc::ErrorCode::Internal,
-                    message: "the database failed".to_owned(),
+                    message: "failed to access the database".to_owned(),
                     connection_lost: false,
                 });
             }
         }
         let result = self.agent.create(request(id, new)).await;
         entry.call_ended();
-        // A destroy that was waiting for the call to end goes first; the status is read again after it.
+        // A destroy that is waiting for the end of the call goes first. The status is read again
+        // after it.
         let _lock = self.locks.lock(id).await;
         self.settle(id, &result).await;
         result.map(drop)
     }
 
-    /// Writes how the call went, and frees what must not stay.
+    /// Writes the result of the call to the row, and frees resources that must not remain.
     pub(super) async fn settle(
         &self,
         id: &SandboxId,
@@ -171,22 +177,23 @@ impl Lifecycle {
                     return;
                 }
                 Err(LifecycleError::Refused(refused)) => {
-                    tracing::warn!(sandbox_id = %id, %refused, "the end of a create came late");
+                    tracing::warn!(sandbox_id = %id, %refused, "create result arrived too late");
                     return;
                 }
                 Err(error) => {
-                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), "cannot write how a create went");
+                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), "failed to write the result of the create");
                     tokio::time::sleep(WRITE_PAUSE).await;
                 }
             }
         }
-        // Nobody could use what no row tells of. The reconciler settles the row when the database is back.
+        // A sandbox without a row would be unusable. The reconciler settles the row when the
+        // database is available again.
         self.destroy_at_host(id).await;
     }
 }
 
 impl Creation {
-    /// The name of the sandbox, once its row is there.
+    /// Returns the id of the sandbox, once its row exists.
     pub(crate) async fn id(&mut self) -> Result<SandboxId, LifecycleError> {
         if let Some(named) = self.named.as_mut() {
             let id = named.await.map_err(|_| ended())??;
@@ -206,12 +213,13 @@ impl Creation {
         done.unwrap_or_else(|_| Err(ended()))
     }
 
-    /// The client was told; the sandbox is its own now.
+    /// Ends the guard: the client received the sandbox and owns it now.
     pub(crate) fn keep(mut self) {
         self.kept = true;
     }
 
-    /// The client was told that there will be no sandbox; its record stays. The same request may be made again.
+    /// Ends the guard of a failed create: the client received the failure, and the record stays.
+    /// The same request may be made again.
     pub(crate) async fn failed(self) {
         if let (Some(id), Some(_)) = (&self.id, &self.ticket) {
             self.lifecycle.release_request(id).await;
@@ -222,11 +230,11 @@ impl Creation {
 
 impl Drop for Creation {
     fn drop(&mut self) {
-        // Without a runtime this process is at its end; the next one's reconciler settles the row.
+        // Without a runtime this process is exiting. The next process's reconciler settles the row.
         if self.kept || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        // Another handler may have told the client of it.
+        // Another handler may have returned the sandbox to the client.
         let ticket = self.ticket.take();
         if ticket.as_ref().is_some_and(|ticket| !ticket.give_up()) {
             return;
@@ -240,29 +248,29 @@ impl Drop for Creation {
                 (None, None) => None,
             };
             let Some(id) = id else { return };
-            tracing::info!(sandbox_id = %id, "the client left during the create");
-            let why = "its client went away before it was told of the sandbox";
+            tracing::info!(sandbox_id = %id, "client disconnected during the create");
+            let why = "the client disconnected before it received the sandbox";
             if let Err(error) = lifecycle.destroy_now(&id, why).await {
-                tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "cannot destroy an abandoned sandbox now");
+                tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "failed to destroy an abandoned sandbox");
                 lifecycle.destroy_at_host(&id).await;
             }
             if ticket.is_some() {
                 lifecycle.release_request(&id).await;
             }
-            // Only now may the same request begin anew.
+            // The same request may be made again only from here on.
             drop(ticket);
         });
     }
 }
 
-/// Why a create failed, for the row.
+/// Describes the failure of a create for the row.
 fn reason(error: &AgentError) -> String {
     if error.connection_lost {
-        return "the host agent went away while it was being created".to_owned();
+        return "the connection to the host agent was lost during the create".to_owned();
     }
     match error.code {
         connectrpc::ErrorCode::Internal | connectrpc::ErrorCode::Unknown => {
-            "the host could not create it".to_owned()
+            "the host failed to create the sandbox".to_owned()
         }
         _ => error.message.clone(),
     }
@@ -272,7 +280,7 @@ fn ended() -> AgentError {
     AgentError::task_ended("create")
 }
 
-/// An error with its causes, for the log.
+/// Returns an error with its causes, for the log.
 pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Creates that this process has under way.
+//! Creates in progress in this process.
 
 use std::{
     collections::HashMap,
@@ -8,26 +8,26 @@ use std::{
 use tokio::sync::watch;
 use wrenn_proto::SandboxId;
 
-/// How far a create is.
+/// Progress of a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
-    /// Its row is being written, or the host works on it: a call may be on its way.
+    /// The row is being written, or a call to the host may be in progress.
     Calling,
-    /// No call to the host is or will be under way.
+    /// No call to the host is in progress, and none will follow.
     CallEnded,
-    /// Its row says how it went.
+    /// The row holds the result.
     Done,
 }
 
 type Table = HashMap<SandboxId, watch::Receiver<Phase>>;
 
-/// The creates under way.
+/// Creates in progress.
 #[derive(Debug, Default)]
 pub(super) struct Creating {
     table: Arc<Mutex<Table>>,
 }
 
-/// A create under way, held by the task that owns it.
+/// Create in progress, held by the task that owns it.
 #[derive(Debug)]
 pub(super) struct CreateEntry {
     id: SandboxId,
@@ -36,7 +36,8 @@ pub(super) struct CreateEntry {
 }
 
 impl Creating {
-    /// Enters a create. `None` if this process has one of that name.
+    /// Registers a create. Returns `None` if this process is already creating a sandbox with this
+    /// id.
     pub(super) fn enter(&self, id: &SandboxId) -> Option<CreateEntry> {
         let (phase, receiver) = watch::channel(Phase::Calling);
         let mut table = lock(&self.table);
@@ -55,14 +56,14 @@ impl Creating {
         lock(&self.table).contains_key(id)
     }
 
-    /// How far the create of an id is; `None` if there is none.
+    /// Returns the progress of a create, or `None` if there is none with this id.
     pub(super) fn watch(&self, id: &SandboxId) -> Option<watch::Receiver<Phase>> {
         lock(&self.table).get(id).cloned()
     }
 }
 
 impl CreateEntry {
-    /// Tells that the host is not, and will not be, called.
+    /// Records that no call to the host is in progress, and that none will follow.
     pub(super) fn call_ended(&self) {
         self.phase.send_replace(Phase::CallEnded);
     }

@@ -1,8 +1,10 @@
-//! Deadlines: what becomes of a sandbox when its lifetime is over, used or not.
+//! Deadlines: ends or pauses sandboxes at the end of their lifetime, whether they are in use or
+//! not.
 //!
-//! Owns one task that sleeps until the nearest deadline, or until it is told of a nearer one. A deadline is looked at once
-//! more under the sandbox's lock, so one that was moved in the last moment counts as moved. A pause that fails is tried
-//! again, each time later (`reaping`); a destroy that fails is the reconciler's.
+//! Owns one task that sleeps until the nearest deadline, or until it is notified of a nearer one. A
+//! deadline is checked again under the sandbox's lock, so one that was moved at the last moment
+//! counts as moved. A failed pause is retried with increasing delays (`reaping`). A failed destroy
+//! is left to the reconciler.
 
 use std::{
     collections::HashSet,
@@ -21,27 +23,27 @@ use crate::{clock, db::sandboxes::Sandbox};
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
 
-/// Deadlines read in one go. Those behind them are read when these are done.
+/// Maximum number of deadlines read at once. Later ones are read when these are done.
 const MAX_ROWS: u32 = 1000;
 
-/// How long to sleep at most: another process may have set a deadline, or the clock may have been set.
+/// Maximum sleep. Another process may have set a deadline, or the clock may have been changed.
 const MAX_SLEEP_MS: i64 = 30_000;
 
-/// How long to sleep when the database fails.
+/// Sleep after a database failure.
 const AFTER_FAILURE_MS: i64 = 1000;
 
-/// How long one who ends a sandbox at once waits to see it begin.
+/// Maximum time that a caller who ends a sandbox at once waits for the end to start.
 const BEGIN_WAIT: Duration = Duration::from_secs(5);
 
 impl Lifecycle {
-    /// Ends or pauses what has lived its time, until told to stop.
+    /// Ends or pauses sandboxes whose deadline has passed, until shutdown.
     pub(crate) async fn keep_deadlines(self: Arc<Self>, shutdown: CancellationToken) {
         let under_way = Marks::default();
         loop {
             let sleep_ms = match self.db.expiring(MAX_ROWS).await {
                 Ok(rows) => self.begin_due(&rows, &under_way),
                 Err(error) => {
-                    tracing::error!(%error, "cannot read the deadlines");
+                    tracing::error!(%error, "failed to read the deadlines");
                     AFTER_FAILURE_MS
                 }
             };
@@ -54,7 +56,8 @@ impl Lifecycle {
         }
     }
 
-    /// Begins with those whose time has come; milliseconds until the next one's.
+    /// Starts to expire the sandboxes that are due. Returns the milliseconds until the next
+    /// deadline.
     fn begin_due(self: &Arc<Self>, rows: &[Sandbox], under_way: &Marks) -> i64 {
         let now = clock::now_ms();
         let mut next = now + MAX_SLEEP_MS;
@@ -70,23 +73,23 @@ impl Lifecycle {
             let (lifecycle, id) = (Arc::clone(self), row.id.clone());
             self.spawn(async move {
                 if let Err(error) = lifecycle.expire(&id).await {
-                    tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "cannot end a lifetime now");
+                    tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "failed to expire the sandbox");
                 }
                 drop(mark);
-                // The next attempt's time is known only now.
+                // The time of the next attempt is known only now.
                 lifecycle.deadlines.notify_one();
             });
         }
         next - now
     }
 
-    /// Does what is to be done at the deadline, if that has come.
+    /// Performs the action of the deadline, if the deadline has passed.
     async fn expire(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let _lock = self.locks.lock(id).await;
         let Err(error) = self.expire_locked(id).await else {
             return Ok(());
         };
-        self.pause_failed(id, &error, "its lifetime is over").await;
+        self.pause_failed(id, &error, "lifetime expired").await;
         Err(error)
     }
 
@@ -96,14 +99,15 @@ impl Lifecycle {
         if row.status != SandboxStatus::Running || !over {
             return Ok(());
         }
-        tracing::info!(sandbox_id = %id, on_timeout = row.on_timeout.as_str(), "a lifetime is over");
+        tracing::info!(sandbox_id = %id, on_timeout = row.on_timeout.as_str(), "lifetime expired");
         match row.on_timeout {
-            OnTimeout::Kill => self.destroy_locked(id, "its lifetime was over").await,
+            OnTimeout::Kill => self.destroy_locked(id, "lifetime expired").await,
             OnTimeout::Pause => self.pause_locked(id, row.options.disk_only).await.map(drop),
         }
     }
 
-    /// Sets how long from now a sandbox that runs shall live. With 0 its end has begun when this answers.
+    /// Sets the remaining lifetime of a running sandbox. With 0, its end has started when this
+    /// returns.
     pub(crate) async fn set_lifetime(
         &self,
         id: &SandboxId,
@@ -142,7 +146,7 @@ impl Lifecycle {
     }
 }
 
-/// A sandbox whose end is under way: it is begun once.
+/// Mark of a sandbox that is being expired. Each end is started only once.
 struct Mark {
     all: Marks,
     id: SandboxId,

@@ -1,4 +1,4 @@
-//! Destroying: under the sandbox's lock, until the host has nothing of it.
+//! Destroying sandboxes: under the sandbox's lock, until the host has no resources of it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,15 +10,16 @@ use crate::{
     state_machine::{Effect, Event},
 };
 
-/// How long a destroy that met a create waits before it asks the host again.
+/// Interval between requests to the host while a create is in progress.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// What a destroy may take in all; the reconciler goes on after that.
+/// Maximum total time of a destroy. After that, the reconciler continues.
 const LIMIT: Duration = Duration::from_secs(60);
 
 impl Lifecycle {
-    /// Destroys a sandbox; its row becomes `stopped`. Done already is success. `why` is kept in the row: empty if its
-    /// user asked for it. Goes on if the caller goes away.
+    /// Destroys a sandbox; its row becomes `stopped`. Succeeds if that was already done. `why` is
+    /// stored in the row, and empty if the user requested the destroy. Completes even if the caller
+    /// disconnects.
     pub(crate) async fn destroy(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -30,7 +31,7 @@ impl Lifecycle {
             .unwrap_or_else(|_| Err(AgentError::task_ended("destroy").into()))
     }
 
-    /// As [`destroy`](Self::destroy), for tasks that nobody drops.
+    /// Like [`destroy`](Self::destroy), for tasks that are never dropped.
     pub(super) async fn destroy_now(
         &self,
         id: &SandboxId,
@@ -40,7 +41,7 @@ impl Lifecycle {
         self.destroy_locked(id, why).await
     }
 
-    /// Destroys, for one who holds the lock.
+    /// Destroys a sandbox. The caller holds the lock.
     pub(crate) async fn destroy_locked(
         &self,
         id: &SandboxId,
@@ -63,8 +64,8 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Asks the host until nothing of it can be there: while a create's call is under way, it may still come up after
-    /// the host has said that it knows nothing of it.
+    /// Requests the destroy at the host until no resource can remain. While the call of a create is
+    /// in progress, the sandbox may still appear after the host reported that it does not know it.
     async fn free_at_host(&self, id: &SandboxId) -> Result<(), AgentError> {
         let freed = async {
             loop {
@@ -86,7 +87,7 @@ impl Lifecycle {
                 Err(AgentError {
                     code: connectrpc::ErrorCode::DeadlineExceeded,
                     message: format!(
-                        "the host did not destroy it within {} s; it will be tried again",
+                        "the host did not destroy the sandbox within {} s; the destroy will be retried",
                         LIMIT.as_secs()
                     ),
                     connection_lost: false,

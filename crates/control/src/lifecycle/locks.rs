@@ -1,4 +1,4 @@
-//! One lock a sandbox, there only while someone holds or wants it.
+//! Lifecycle locks: one per sandbox. A lock exists only while a task holds it or waits for it.
 
 use std::{
     collections::HashMap,
@@ -10,20 +10,21 @@ use wrenn_proto::SandboxId;
 
 type Table = HashMap<SandboxId, Arc<AsyncMutex<()>>>;
 
-/// The locks that are held or wanted.
+/// Locks that are held or waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
     table: Mutex<Table>,
 }
 
-/// A held lock.
+/// Held lock.
 pub(crate) struct LockGuard<'a> {
-    // Dropped in this order: the lock is free before the ticket looks whether anyone else wants it.
+    // Dropped in this order: the lock is free before the ticket checks for other waiters.
     _held: OwnedMutexGuard<()>,
     _ticket: Ticket<'a>,
 }
 
-/// Interest in a lock; the last one to go takes the lock out of the table, also when it gives up waiting.
+/// Interest in a lock. The last ticket removes the lock from the table, also if its owner stops
+/// waiting.
 struct Ticket<'a> {
     locks: &'a Locks,
     id: SandboxId,
@@ -40,7 +41,7 @@ impl Locks {
         }
     }
 
-    /// The lock, if nobody has it.
+    /// Returns the lock if it is free.
     pub(crate) fn try_lock(&self, id: &SandboxId) -> Option<LockGuard<'_>> {
         let ticket = self.ticket(id);
         let held = Arc::clone(&ticket.lock).try_lock_owned().ok()?;
@@ -67,7 +68,8 @@ impl Locks {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut table = self.locks.table();
-        // The table's and this one: under the table's lock nobody can make a third.
+        // One reference is the table's, one is this ticket's. No third can be created while the
+        // table is locked.
         if Arc::strong_count(&self.lock) == 2 {
             table.remove(&self.id);
         }
@@ -104,7 +106,7 @@ mod tests {
             tasks.spawn(async move {
                 let id = id(n % 3);
                 let held = locks.lock(&id);
-                // Some give up while they wait.
+                // Some tasks stop waiting.
                 let held = if n % 5 == 0 {
                     tokio::time::timeout(std::time::Duration::from_micros(50), held)
                         .await

@@ -1,4 +1,4 @@
-//! What a sandbox may reach, changed while it lives: at its host first, then in its row.
+//! Changes of a sandbox's access rules during its life: first at the host, then in the row.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use super::{Lifecycle, LifecycleError};
 use crate::{agent_client::AgentError, db::options::NetworkLists};
 
 impl Lifecycle {
-    /// Replaces what a running or paused sandbox may reach. `asked` is what its client said of `egress`. Goes on if the caller
-    /// goes away.
+    /// Replaces the access rules of a running or paused sandbox. `asked` is the client's value of
+    /// `egress`. Completes even if the caller disconnects.
     pub(crate) async fn set_network(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -43,11 +43,11 @@ impl Lifecycle {
             written.await.map(drop)
         });
         task.await
-            .unwrap_or_else(|_| Err(AgentError::task_ended("change of the network").into()))
+            .unwrap_or_else(|_| Err(AgentError::task_ended("network change").into()))
     }
 }
 
-/// As the host agent says it.
+/// Converts the policy to the host agent's type.
 pub(super) const fn rpc_egress(egress: Egress) -> rpc::Egress {
     match egress {
         Egress::Allow => rpc::Egress::EGRESS_ALLOW,

@@ -1,7 +1,9 @@
-//! Pausing and resuming: under the sandbox's lock, in a task of its own, marked in the row before the host is asked.
+//! Pause and resume: under the sandbox's lock, in a separate task, marked in the row before the
+//! host is called.
 //!
-//! The host's word decides. Where a call failed, or its reply is lost, the host is asked what the sandbox is now; if it does
-//! not answer that either, the row stays `pausing` or `resuming`, and the reconciler settles it.
+//! The host's report decides. If a call fails or its reply is lost, the host is asked for the
+//! current state of the sandbox. If the host does not answer that either, the row stays `pausing`
+//! or `resuming`, and the reconciler settles it.
 
 use std::sync::Arc;
 
@@ -21,15 +23,15 @@ use crate::{
     state_machine::Event,
 };
 
-/// A resume that callers share: one call to the host, one result for all.
+/// Resume that callers share: one call to the host, one result for all.
 pub(super) type SharedResume =
     Shared<futures::future::BoxFuture<'static, Result<(), Arc<LifecycleError>>>>;
 
-/// The shortest life after a resume that a call began, seconds: one whose lifetime is a few seconds must not end in the middle
-/// of the call that woke it.
+/// Minimum lifetime after a resume that was started by a call, in seconds. A sandbox with a
+/// lifetime of a few seconds must not end in the middle of the call that woke it.
 const MIN_WOKEN_SEC: u32 = 300;
 
-/// What was asked of the host.
+/// Operation requested from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Pause,
@@ -37,8 +39,8 @@ enum Step {
 }
 
 impl Lifecycle {
-    /// Pauses a sandbox that runs; with `disk_only` its memory does not count when it is resumed. Goes on if the caller
-    /// goes away.
+    /// Pauses a running sandbox. With `disk_only`, a later resume boots from the disk and ignores
+    /// the memory. Completes even if the caller disconnects.
     pub(crate) async fn pause(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -53,7 +55,7 @@ impl Lifecycle {
             .unwrap_or_else(|_| Err(AgentError::task_ended("pause").into()))
     }
 
-    /// Pauses, for one who holds the lock.
+    /// Like [`pause`](Self::pause). The caller holds the lock.
     pub(super) async fn pause_locked(
         &self,
         id: &SandboxId,
@@ -63,7 +65,7 @@ impl Lifecycle {
         self.pause_begun(id).await
     }
 
-    /// Pauses what is marked as about to be paused.
+    /// Pauses a sandbox whose row is already marked `pausing`.
     pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         match self.agent.pause(id.as_str()).await {
             Ok(_) => {
@@ -74,7 +76,7 @@ impl Lifecycle {
         }
     }
 
-    /// Resumes a sandbox that is paused. Goes on if the caller goes away.
+    /// Resumes a paused sandbox. Completes even if the caller disconnects.
     pub(crate) async fn resume(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -88,7 +90,7 @@ impl Lifecycle {
             .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))
     }
 
-    /// Resumes, for one who holds the lock.
+    /// Like [`resume`](Self::resume). The caller holds the lock.
     pub(super) async fn resume_locked(
         &self,
         id: &SandboxId,
@@ -99,7 +101,8 @@ impl Lifecycle {
                 row.options.resuming = Some(how);
             })
             .await?;
-        // What the pause said stays in the row beside what this resume asks: after a failure the next one goes by the pause.
+        // The pause's setting stays in the row, next to the settings of this resume. After a
+        // failure, the next resume uses the pause's setting.
         let disk_only = row.options.paused_disk_only || how.disk_only;
         match self.agent.resume(id.as_str(), disk_only).await {
             Ok(info) => {
@@ -110,13 +113,14 @@ impl Lifecycle {
         }
     }
 
-    /// Resumes for a call to a paused sandbox. All who ask at the same time share one attempt and its result.
+    /// Resumes a sandbox for a call to it. Concurrent callers share one attempt and its result.
     pub(super) fn resume_shared(self: &Arc<Self>, id: &SandboxId) -> SharedResume {
         let mut table = self.resumes();
         let begun = table.entry(id.clone()).or_insert_with(|| {
             let (lifecycle, id) = (Arc::clone(self), id.clone());
             let task = self.spawn(async move {
-                // Removed when the task is over, however that comes about: the next caller begins anew.
+                // Removed when the task ends, for any reason, so that the next caller starts a new
+                // attempt.
                 let _entry = Entry(&lifecycle, &id);
                 lifecycle.resume_if_paused(&id).await.map_err(Arc::new)
             });
@@ -129,12 +133,13 @@ impl Lifecycle {
         begun.clone()
     }
 
-    /// The attempt that is under way, if a call began it.
+    /// Returns the attempt in progress, if a call started it.
     pub(super) fn resume_under_way(&self, id: &SandboxId) -> Option<SharedResume> {
         self.resumes().get(id).cloned()
     }
 
-    /// What is no longer paused when the lock is there is for the caller to look at again.
+    /// Resumes the sandbox if it is still paused once the lock is held. If it is not, the caller
+    /// re-reads the row.
     async fn resume_if_paused(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let _lock = self.locks.lock(id).await;
         let row = self.get(id).await?;
@@ -150,7 +155,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Marks a sandbox as about to be paused: who comes from now on waits, or is refused.
+    /// Marks a running sandbox as about to be paused. New callers wait or are rejected.
     pub(super) async fn begin_pause(
         &self,
         id: &SandboxId,
@@ -162,12 +167,13 @@ impl Lifecycle {
         .await
     }
 
-    /// Takes that mark away: it runs on.
+    /// Removes that mark. The sandbox keeps running.
     pub(super) async fn unmark_pause(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         self.write(id, Event::PauseFailed, |_| ()).await.map(drop)
     }
 
-    /// Marks the row before the host is asked. `change` writes how it is asked, so that whoever settles the row knows it too.
+    /// Marks the row before the host is called. `change` writes the parameters of the call, so that
+    /// they are known when the row is settled later.
     async fn begin(
         &self,
         id: &SandboxId,
@@ -184,7 +190,8 @@ impl Lifecycle {
         }
     }
 
-    /// Writes what the host did, more than once if the database fails. If it cannot, the reconciler will.
+    /// Writes the result of the host's work, repeatedly if the database fails. If all attempts
+    /// fail, the reconciler writes it.
     async fn write(
         &self,
         id: &SandboxId,
@@ -196,7 +203,7 @@ impl Lifecycle {
             match self.apply(id, event, &change).await {
                 Ok((row, _)) => return Ok(row),
                 Err(error @ LifecycleError::Db(_)) if attempt < WRITE_ATTEMPTS => {
-                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), ?event, "cannot write what the host did");
+                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), ?event, "failed to write the result of the host's work");
                     attempt += 1;
                     tokio::time::sleep(WRITE_PAUSE).await;
                 }
@@ -205,14 +212,14 @@ impl Lifecycle {
         }
     }
 
-    /// After a call that failed, or whose reply is lost: what the host says now is what the row says.
+    /// Handles a failed call or a lost reply: the host's current state determines the row's status.
     async fn after_failure(
         &self,
         id: &SandboxId,
         step: Step,
         error: AgentError,
     ) -> Result<Sandbox, LifecycleError> {
-        tracing::warn!(sandbox_id = %id, ?step, %error, "the host did not do it");
+        tracing::warn!(sandbox_id = %id, ?step, %error, "agent call failed");
         let Ok(found) = self.agent.find(id.as_str()).await else {
             return Err(error.into());
         };
@@ -220,23 +227,24 @@ impl Lifecycle {
         let info = found.unwrap_or_default();
         let now = clock::now_ms();
         match (state, step) {
-            // A paused sandbox is files, which may be there again.
+            // A paused sandbox consists of files only, and these may become available again.
             (None, Step::Resume) => {
-                let warning = "its host does not have its files now";
+                let warning = "the host does not have the sandbox's files";
                 self.write(id, Event::ResumeFailed, |row| {
                     warning.clone_into(&mut row.warning);
                 })
                 .await?;
             }
             (None, Step::Pause) => {
-                self.lost(id, &format!("its host lost it: {}", told(&error)))
+                self.lost(id, &format!("the host lost the sandbox: {}", told(&error)))
                     .await?
             }
             (Some(Some(SandboxState::SANDBOX_STATE_ERROR)), _) => {
                 self.lost(id, &lost_reason(&info)).await?;
                 self.destroy_at_host(id).await;
             }
-            // Its machine was lost, and it stands where it was frozen before: that is not what was asked for.
+            // The VM was lost, and the sandbox is paused at an earlier snapshot. That is not the
+            // requested pause.
             (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Pause)
                 if !info.warning.is_empty() =>
             {
@@ -256,7 +264,7 @@ impl Lifecycle {
                     .await;
             }
             (Some(Some(SandboxState::SANDBOX_STATE_RUNNING)), Step::Pause) => {
-                let warning = format!("it could not be paused: {}", told(&error));
+                let warning = format!("the pause failed: {}", told(&error));
                 self.write(id, Event::PauseFailed, |row| {
                     fill_from_host(row, &info, now);
                     row.warning.clone_from(&warning);
@@ -264,13 +272,13 @@ impl Lifecycle {
                 .await?;
             }
             (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Resume) => {
-                let warning = format!("it could not be resumed: {}", told(&error));
+                let warning = format!("the resume failed: {}", told(&error));
                 self.write(id, Event::ResumeFailed, |row| {
                     row.warning.clone_from(&warning);
                 })
                 .await?;
             }
-            // It is still at it; the reconciler sees what comes of it.
+            // The operation is still in progress. The reconciler sees its result.
             (Some(_), _) => {}
         }
         Err(error.into())
@@ -283,15 +291,15 @@ impl Lifecycle {
     }
 }
 
-/// Why the host has it in error.
+/// Returns the reason why the host reports the sandbox in state error.
 pub(crate) fn lost_reason(info: &SandboxInfo) -> String {
     if info.reason.is_empty() {
-        return "its machine is gone".to_owned();
+        return "the VM is gone".to_owned();
     }
     info.reason.clone()
 }
 
-/// An entry among the shared resumes.
+/// Entry in the table of shared resumes.
 struct Entry<'a>(&'a Lifecycle, &'a SandboxId);
 
 impl Drop for Entry<'_> {

@@ -1,10 +1,12 @@
-//! What becomes of a sandbox that nobody uses: paused or destroyed, as it was created to be. A pause that fails is tried
-//! again, each time later.
+//! Idle sandboxes: pauses or destroys them, as requested at their creation. A failed pause is
+//! retried with increasing delays.
 //!
-//! What the reconciler saw is old when the lock is there, and a use changes no row. So all is looked at anew: what is known here,
-//! then what the host knows. Then the row is marked, `pausing` either way, and it is looked once more who uses it: a user marks
-//! the use and then reads the row, the reaper marks the row and then reads the uses, so one of them sees the other. If somebody
-//! came, the mark is taken away, and nothing has happened. A mark that a process leaves as it dies is the reconciler's.
+//! The reconciler's view may be stale once the lock is held, and activity changes no row. Idleness
+//! is therefore re-checked: first local activity, then the agent's. Then the row is marked
+//! `pausing` in either case, and local activity is checked once more. A user registers its activity
+//! and then reads the row; the reaper marks the row and then reads the activity, so one of them
+//! sees the other. If there is new activity, the mark is removed and nothing has happened. A mark
+//! that a dying process leaves behind is settled by the reconciler.
 
 use std::{
     collections::HashMap,
@@ -20,27 +22,28 @@ use wrenn_proto::{
 use super::{Lifecycle, LifecycleError, told};
 use crate::{clock, db::sandboxes::Sandbox};
 
-/// Until the second attempt; each further one waits twice as long.
+/// Delay before the second attempt. Each further delay is twice as long.
 const FIRST_WAIT_SEC: u32 = 2;
 
-/// Between two attempts at most.
+/// Maximum delay between two attempts.
 const MAX_WAIT_SEC: u32 = 300;
 
-/// Attempts that failed.
+/// Failed attempts to pause a sandbox.
 #[derive(Debug, Clone, Copy)]
 struct Failed {
     wait_sec: u32,
     not_before_ms: i64,
 }
 
-/// The sandboxes that could not be paused.
+/// Sandboxes that could not be paused.
 #[derive(Debug, Default)]
 pub(super) struct Reaping {
     table: Mutex<HashMap<SandboxId, Failed>>,
 }
 
 impl Reaping {
-    /// Milliseconds since 1970 before which it is not tried again; 0: it did not fail.
+    /// Returns the earliest time of the next attempt, in milliseconds since the Unix epoch; 0 if no
+    /// attempt failed.
     pub(super) fn not_before_ms(&self, id: &SandboxId) -> i64 {
         self.table()
             .get(id)
@@ -51,7 +54,7 @@ impl Reaping {
         self.table().remove(id);
     }
 
-    /// Notes a failure; seconds until the next attempt.
+    /// Records a failure. Returns the delay until the next attempt, in seconds.
     pub(super) fn failed(&self, id: &SandboxId, now_ms: i64) -> u32 {
         let mut table = self.table();
         let wait_sec = table.get(id).map_or(FIRST_WAIT_SEC, |failed| {
@@ -72,8 +75,8 @@ impl Reaping {
 }
 
 impl Lifecycle {
-    /// Ends the idleness of a sandbox, for one who holds its lock and found that it was idle for so long. Does nothing if somebody
-    /// has used it since.
+    /// Pauses or destroys a sandbox that was found idle for `idle_sec`. The caller holds its lock.
+    /// Does nothing if the sandbox was used since.
     pub(crate) async fn reap_locked(
         &self,
         id: &SandboxId,
@@ -81,10 +84,10 @@ impl Lifecycle {
         on_timeout: OnTimeout,
     ) -> Result<(), LifecycleError> {
         if !self.is_idle_still(id).await? || !self.mark_unused(id).await? {
-            tracing::info!(sandbox_id = %id, "it is not idle any more");
+            tracing::info!(sandbox_id = %id, "sandbox no longer idle");
             return Ok(());
         }
-        let why = format!("it was idle for {idle_sec} s");
+        let why = format!("idle for {idle_sec} s");
         if on_timeout == OnTimeout::Kill {
             return self.destroy_locked(id, &why).await;
         }
@@ -95,14 +98,14 @@ impl Lifecycle {
         Err(error)
     }
 
-    /// Whether it is idle by all that is known here, and by what the host says now.
+    /// True if the sandbox is idle according to this process and to the host's current report.
     async fn is_idle_still(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
         let row = self.get(id).await?;
         if row.status != SandboxStatus::Running || !self.is_idle_here(&row) {
             return Ok(false);
         }
         let running = SandboxState::SANDBOX_STATE_RUNNING;
-        // What else the host may say of it is for the next look.
+        // Any other state reported by the host is handled by the reconciler.
         let found = self.agent.find(id.as_str()).await?;
         let found = found.filter(|info| info.state.as_known() == Some(running));
         Ok(found.is_some_and(|info| {
@@ -110,7 +113,8 @@ impl Lifecycle {
         }))
     }
 
-    /// Marks it, unless somebody has come. False then: it runs on.
+    /// Marks the row, unless there is new activity. Returns false in that case, and the sandbox
+    /// keeps running.
     async fn mark_unused(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
         let row = self.begin_pause(id, false).await?;
         if self.is_idle_here(&row) {
@@ -120,21 +124,23 @@ impl Lifecycle {
         Ok(false)
     }
 
-    /// Whether nobody uses it, nor has within the time that it may be idle, as far as this process knows.
+    /// True if the sandbox is not in use and was not used within its idle timeout, as far as this
+    /// process knows.
     fn is_idle_here(&self, row: &Sandbox) -> bool {
         let (in_use, last_ended_ms) = self.uses.of(&row.id);
         let last_ms = last_ended_ms.max(row.last_active_at).max(row.started_at);
         !in_use && !is_within(row.timeout_sec, last_ms, clock::now_ms())
     }
 
-    /// Notes that a sandbox which was to be paused (`why`) could not be, for whoever tries again and for whoever looks at it.
+    /// Records a failed pause, for the next attempt and in the row's warning. `why` is the reason
+    /// of the pause.
     pub(super) async fn pause_failed(&self, id: &SandboxId, error: &LifecycleError, why: &str) {
         let wait_sec = self.reaping.failed(id, clock::now_ms());
         let LifecycleError::Agent(error) = error else {
             return;
         };
         let warning = format!(
-            "{why} but it could not be paused: {}; it runs on, and will be tried again after {wait_sec} s",
+            "{why}, but the pause failed: {}; the sandbox keeps running, next attempt in {wait_sec} s",
             told(error)
         );
         self.note(id, |row| {
@@ -145,13 +151,15 @@ impl Lifecycle {
         .await;
     }
 
-    /// Milliseconds since 1970 before which an idle sandbox is left alone; 0: it is not.
+    /// Returns the time before which an idle sandbox is left alone, in milliseconds since the Unix
+    /// epoch; 0 if there is none.
     pub(crate) fn not_reaped_before_ms(&self, id: &SandboxId) -> i64 {
         self.reaping.not_before_ms(id)
     }
 }
 
-/// Whether a sandbox that was last used then may be idle still. One without a time may be for ever.
+/// True if a sandbox last used at `last_used_ms` is still within its idle timeout. Without a
+/// timeout, it always is.
 fn is_within(timeout_sec: u32, last_used_ms: i64, now_ms: i64) -> bool {
     let idle_ms = now_ms.saturating_sub(last_used_ms);
     timeout_sec == 0 || idle_ms < i64::from(timeout_sec) * 1000
@@ -181,7 +189,7 @@ mod tests {
             (2, 1000, 2999, true),
             (2, 1000, 3000, false),
             (2, 0, i64::MAX, false),
-            // Another machine's clock may be before this one's.
+            // Another host's clock may be behind this one's.
             (2, 5000, 1000, true),
             (0, 0, i64::MAX, true),
         ] {

@@ -1,13 +1,14 @@
-//! Requests that name themselves by an idempotency key, so that the same one made again makes no other sandbox.
+//! Requests with an idempotency key: the same request made again creates no second sandbox.
 //!
-//! The row remembers key and request; this remembers, for as long as a create is under way here, who answers for it. A
-//! client whose connection broke asks again while the first handler still works, or while what it began is being undone.
+//! The row stores key and request. This module additionally tracks, while a create is in progress
+//! in this process, who answers for it. A client whose connection was interrupted may repeat its
+//! request while the first handler is still working, or while the first create is being undone.
 //!
 //! ```text
-//!  enter ──► Creating ──── told elsewhere ───► Told ──┐
-//!               │ │                                   ├──► gone: the row alone says what is
-//!               │ └───── told by its own handler ─────┤
-//!               └─ its client left ─► Undoing ────────┘
+//!  enter ──► Creating ──── answered by another handler ──► Told ──┐
+//!               │ │                                               ├──► removed: only the row
+//!               │ └──── answered by its own handler ──────────────┤    counts
+//!               └─ client disconnected ──► Undoing ───────────────┘
 //! ```
 
 use std::{
@@ -21,23 +22,23 @@ use wrenn_proto::{SandboxId, rest::SandboxStatus};
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 use crate::db::{DbError, sandboxes::Sandbox};
 
-/// How long the first request is waited for: what a create may take, and its undoing.
+/// Maximum time to wait for the first request: the duration of a create and of undoing it.
 const LIMIT: Duration = Duration::from_secs(150);
 
-/// Why a request with a key is not carried out.
+/// Reason why a request with a key is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    /// The key belongs to a request with another content.
-    #[error("this idempotency key was used for another request")]
+    /// The key belongs to a request with other content.
+    #[error("the idempotency key was used for another request")]
     Other,
-    /// What the first request made has been, and is no more.
-    #[error("the sandbox `{0}` that this idempotency key has made has ended")]
+    /// The sandbox of the first request has ended.
+    #[error("sandbox `{0}`, created with this idempotency key, has ended")]
     Ended(SandboxId),
-    /// The first request does not come to an end.
-    #[error("the first request with this idempotency key is still under way")]
+    /// The first request does not complete in time.
+    #[error("the first request with this idempotency key is still in progress")]
     UnderWay,
-    /// The database failed.
-    #[error("the database failed")]
+    /// The database access failed.
+    #[error("failed to access the database")]
     Db(#[from] DbError),
 }
 
@@ -50,25 +51,25 @@ enum Stage {
 
 type Table = HashMap<String, Stage>;
 
-/// Creates with a key that are under way.
+/// Creates in progress that have a key.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     table: Mutex<Table>,
 }
 
-/// The right to create for a key; given back when dropped.
+/// Right to create a sandbox for a key. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     requests: Arc<Requests>,
     key: String,
 }
 
-/// What an earlier request with the same key has come to.
+/// Result of an earlier request with the same key.
 #[derive(Debug)]
 pub(crate) enum Earlier {
-    /// There was none: this one may create.
+    /// There is none. This request may create.
     Nothing(Ticket),
-    /// It has made this sandbox.
+    /// The earlier request created this sandbox.
     Made(Box<Sandbox>),
 }
 
@@ -85,7 +86,8 @@ impl Requests {
         })
     }
 
-    /// Notes that a client was told of the sandbox. False if that is being undone, or is over.
+    /// Records that a client received the sandbox. Returns false if the create is being undone or
+    /// is no longer in progress.
     fn tell(&self, key: &str) -> bool {
         match self.table().get_mut(key) {
             Some(Stage::Undoing) | None => false,
@@ -102,7 +104,8 @@ impl Requests {
 }
 
 impl Ticket {
-    /// The client of this handler left. True if nobody else has told it of the sandbox, which is then to be undone.
+    /// Records that the client of this handler disconnected. Returns true if no other handler has
+    /// returned the sandbox, which must then be destroyed.
     pub(super) fn give_up(&self) -> bool {
         let mut table = self.requests.table();
         if table.get(&self.key) == Some(&Stage::Told) {
@@ -120,7 +123,7 @@ impl Drop for Ticket {
 }
 
 impl Lifecycle {
-    /// What has come of an earlier request with this key, waiting for one that is under way.
+    /// Returns the result of an earlier request with this key. Waits for one in progress.
     pub(crate) async fn earlier(&self, key: &str, hash: &str) -> Result<Earlier, RequestError> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
@@ -140,7 +143,7 @@ impl Lifecycle {
                     | SandboxStatus::Pausing
                     | SandboxStatus::Paused
                     | SandboxStatus::Resuming => return Ok(Earlier::Made(Box::new(row))),
-                    // It never was its client's.
+                    // No client ever received this sandbox.
                     SandboxStatus::Error | SandboxStatus::Stopped if row.started_at == 0 => {
                         self.db.release_idempotency_key(&row.id).await?;
                         return Ok(Earlier::Nothing(ticket));
@@ -148,7 +151,8 @@ impl Lifecycle {
                     SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                         return Err(RequestError::Ended(row.id));
                     }
-                    // Left by another process, or created by it: the reconciler or that process settles it.
+                    // Created, or left behind, by another process. That process or the reconciler
+                    // settles it.
                     SandboxStatus::Pending | SandboxStatus::Starting => {}
                 },
                 (Some(row), None)
@@ -166,7 +170,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether a row has this key.
+    /// True if a row has this key.
     pub(super) async fn has_request(&self, key: &str) -> Result<bool, LifecycleError> {
         if key.is_empty() {
             return Ok(false);
@@ -174,11 +178,11 @@ impl Lifecycle {
         Ok(self.db.sandbox_by_idempotency_key(key).await?.is_some())
     }
 
-    /// Frees the key of a sandbox that no client was told of.
+    /// Releases the key of a sandbox that no client received.
     pub(super) async fn release_request(&self, id: &SandboxId) {
         if let Err(error) = self.db.release_idempotency_key(id).await {
-            // The same request is then answered from the row: it never ran, or has ended.
-            tracing::warn!(sandbox_id = %id, %error, "cannot free an idempotency key");
+            // A repeated request is then answered from the row, which never ran or has ended.
+            tracing::warn!(sandbox_id = %id, %error, "failed to release the idempotency key");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Who uses a sandbox now: the agent knows when a command was started, only this knows that its client still listens.
+//! Activity of sandboxes. The agent knows when a command was started. Only this module knows that
+//! the client is still listening.
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,7 @@ struct Use {
     last_ended_ms: i64,
 }
 
-/// Uses of all sandboxes.
+/// Activity of all sandboxes.
 #[derive(Debug, Default)]
 pub(super) struct Uses {
     table: Mutex<HashMap<SandboxId, Use>>,
@@ -28,7 +29,7 @@ impl Uses {
         (found.open > 0, found.last_ended_ms)
     }
 
-    /// Forgets a sandbox that is gone.
+    /// Removes a sandbox that is gone.
     pub(super) fn forget(&self, id: &SandboxId) {
         let mut table = self.table();
         if table.get(id).is_some_and(|u| u.open == 0) {
@@ -41,11 +42,11 @@ impl Uses {
     }
 }
 
-/// A use; over when dropped.
+/// Activity in progress. Ends when dropped.
 pub(crate) struct UseGuard {
     lifecycle: Arc<Lifecycle>,
     id: SandboxId,
-    /// Whether its end is when the sandbox was last used.
+    /// True if the end of this activity counts as the last use of the sandbox.
     counts: bool,
 }
 
@@ -59,7 +60,8 @@ impl UseGuard {
         }
     }
 
-    /// It came to nothing: the sandbox was not used, and when it was used before stays known.
+    /// Withdraws an activity that did not reach the sandbox. The time of the last use stays
+    /// unchanged.
     pub(super) fn withdraw(mut self) {
         self.counts = false;
     }
@@ -73,7 +75,7 @@ impl Drop for UseGuard {
             if self.counts {
                 found.last_ended_ms = clock::now_ms();
             } else if found.open == 0 && found.last_ended_ms == 0 {
-                // It may be an id that nobody has.
+                // The id may belong to no sandbox.
                 table.remove(&self.id);
             }
         }

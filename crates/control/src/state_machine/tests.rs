@@ -5,7 +5,7 @@ use wrenn_proto::rest::SandboxStatus as S;
 
 use super::*;
 
-/// What the host may have of a sandbox in this status.
+/// True if the host may have resources of a sandbox in this status.
 fn may_be_at_host(state: S) -> bool {
     !matches!(state, S::Stopped | S::Error)
 }
@@ -94,7 +94,7 @@ fn every_status_that_passes_is_left_by_what_can_be_found_at_the_host() {
         });
         assert!(ends.count() >= 1, "{state}");
     }
-    // Found paused, found running, found nowhere.
+    // Found paused, found running, not found.
     for state in [S::Pausing, S::Resuming] {
         let after = |event| transition(state, event).map(|(next, _)| next);
         assert_eq!(
@@ -123,13 +123,13 @@ proptest! {
         let mut state = S::Pending;
         for event in events {
             let Ok((next, effects)) = transition(state, event) else { continue };
-            // Leaving what may have a machine or files for what has none always frees them.
+            // A transition from a status with possible resources to one without always frees them.
             if may_be_at_host(state) && !may_be_at_host(next) && state != S::Stopping {
                 prop_assert!(effects.contains(&Effect::Destroy), "{state} {event:?}");
             }
-            // Nothing is begun and ended at once.
+            // No transition starts and ends an operation at once.
             prop_assert!(effects.len() <= 1);
-            // The end is the end.
+            // A final status is never left.
             if state == S::Stopped {
                 prop_assert_eq!(next, S::Stopped);
             }
@@ -141,7 +141,7 @@ proptest! {
             }
             state = next;
         }
-        // And from wherever that led, a destroy ends it.
+        // A destroy ends the sandbox from any status reached.
         let (next, _) = transition(state, Event::DestroyAsked).unwrap();
         if next != S::Stopped {
             prop_assert_eq!(transition(next, Event::Destroyed).unwrap().0, S::Stopped);

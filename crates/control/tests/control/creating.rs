@@ -113,7 +113,10 @@ async fn a_client_that_leaves_during_a_create_leaves_nothing() {
     let id = list[0]["id"].as_str().unwrap();
     let row = control.until_status(id, "stopped").await;
     assert!(
-        row["error"].as_str().unwrap().contains("client went away"),
+        row["error"]
+            .as_str()
+            .unwrap()
+            .contains("client disconnected"),
         "{row}"
     );
     until("all resources are freed", async || {

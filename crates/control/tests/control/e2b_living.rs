@@ -95,7 +95,7 @@ async fn a_deadline_kills_within_a_second_however_much_it_is_used() {
     let late_ms = time("last_updated").as_millisecond() - time("expires_at").as_millisecond();
     // A deadline without a notification is noticed after 30 s only.
     assert!((0..10_000).contains(&late_ms), "{late_ms}");
-    assert_eq!(row["error"], "its lifetime was over");
+    assert_eq!(row["error"], "lifetime expired");
     assert_eq!(state(&control, &far).await.as_deref(), Some("running"));
 }
 

@@ -182,7 +182,7 @@ async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_agai
     assert_eq!(row["status"], "running", "{row}");
     let warning = row["warning"].as_str().unwrap();
     assert!(
-        warning.contains("the disk is full") && warning.contains("tried again"),
+        warning.contains("the disk is full") && warning.contains("next attempt"),
         "{warning}"
     );
     let (status, _) = control
@@ -221,7 +221,10 @@ async fn paused_sandboxes_are_left_alone_also_when_their_host_does_not_have_them
     let (_, row) = control.get(&format!("/v1/sandboxes/{gone}")).await;
     assert_eq!(row["status"], "paused", "{row}");
     let warning = row["warning"].as_str().unwrap();
-    assert!(warning.contains("does not have its files"), "{row}");
+    assert!(
+        warning.contains("does not have the sandbox's files"),
+        "{row}"
+    );
     assert_eq!(control.status(&kept).await, "paused");
     let dir = control.stop().await;
     let control = Control::start_with(&agent, Options { dir, ..eager() }).await;

@@ -358,7 +358,10 @@ async fn a_fork_that_fails_leaves_no_copy_and_no_row() {
     .await;
     assert_eq!(control.status(&id).await, "running");
     let (_, row) = control.get(&format!("/v1/sandboxes/{id}")).await;
-    assert!(row["warning"].as_str().unwrap().contains("forked"), "{row}");
+    assert!(
+        row["warning"].as_str().unwrap().contains("fork failed"),
+        "{row}"
+    );
     let (status, _) = control.post(&path, Value::Null).await;
     assert_eq!(status, StatusCode::CREATED);
 }
