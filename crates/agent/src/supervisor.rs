@@ -376,7 +376,7 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
-        // Kills the supervisor until it is known to run. See `reap`.
+        // Active until the supervisor is known to run. See `reap`.
         .kill_on_drop(true);
     wrenn_sys::session::in_new_session(command.as_std_mut());
     if let Some(memory) = memory {
