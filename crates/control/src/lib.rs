@@ -19,7 +19,7 @@
 //!
 //! Failures: a database failure is 500 `db_error`, a host that does not answer is 503
 //! `unavailable`. A restart interrupts only the operations in progress, which the reconciler then
-//! settles. No other state is kept only in memory.
+//! settles.
 #![forbid(unsafe_code)]
 
 mod agent_client;
