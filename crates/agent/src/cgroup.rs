@@ -141,6 +141,19 @@ impl Cgroups {
         Ok(self.directories(id))
     }
 
+    /// Gives a sandbox priority while its kernel boots, or takes that back. A failure is logged:
+    /// the boot works without.
+    pub(crate) fn set_booting(&self, id: &SandboxId, limits: Limits, booting: bool) {
+        for hierarchy in &self.hierarchies {
+            let dir = hierarchy.instance_dir(&self.instance).join(id);
+            for Setting { file, value } in hierarchy.boot_settings(limits, booting) {
+                if let Err(error) = fs::write(dir.join(file), &value) {
+                    tracing::warn!(%error, file, value, "failed to set the CPU priority");
+                }
+            }
+        }
+    }
+
     /// Kills all processes in a sandbox's groups and removes the groups. Succeeds if there are
     /// none.
     pub(crate) async fn remove(&self, id: &SandboxId) -> Result<(), CgroupError> {

@@ -27,6 +27,7 @@ mod supervisor;
 mod templates;
 pub mod warm;
 
+pub use sandbox::BootPolicy;
 pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};
 pub use templates::{Template, TemplateError, TemplateSource};
 

@@ -44,6 +44,8 @@
 
 pub(crate) mod adopt;
 mod boot;
+mod boot_watch;
+mod boots;
 mod compact;
 pub(crate) mod error;
 mod freeze;
@@ -75,6 +77,9 @@ use crate::{
     templates::Template,
 };
 
+pub(crate) use boot_watch::Stall;
+pub use boots::BootPolicy;
+pub(crate) use boots::Boots;
 pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
 pub(crate) use owner::{Start, spawn};
 pub(crate) use tunnels::{Tunnel, Tunnels};

@@ -22,7 +22,7 @@ use crate::{
     network::{self, slot::Slots},
     registry::Registry,
     rpc,
-    sandbox::{adopt, owner::Owners, resources::HostParts},
+    sandbox::{BootPolicy, Boots, adopt, owner::Owners, resources::HostParts},
     snapshots::Snapshots,
     templates::TemplateSource,
 };
@@ -60,6 +60,8 @@ pub struct AgentConfig {
     pub prefetch: bool,
     /// Whether frozen guests keep their page cache: larger snapshots, faster starts.
     pub keep_page_cache: bool,
+    /// Attempts of boots from disk.
+    pub boot: BootPolicy,
 }
 
 /// How long an agent waits for others. The default suits a slow host without hardware virtualization.
@@ -210,6 +212,7 @@ pub(crate) async fn open_parts(
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),
         tsc_khz: tsc_khz.map_err(host_failed("measure the processor's counter"))?,
+        boots: Boots::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
     })
 }
 

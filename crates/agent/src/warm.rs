@@ -31,7 +31,9 @@ use crate::{
     network::access::Access,
     registry::Registry,
     rpc::{self, Wanted},
-    sandbox::{Sandbox, Source, adopt, error::chain, owner::Owners, resources::HostParts},
+    sandbox::{
+        BootPolicy, Sandbox, Source, adopt, error::chain, owner::Owners, resources::HostParts,
+    },
     server,
     snapshots::{PinnedBuild, warm_name},
 };
@@ -214,6 +216,7 @@ fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {
         warm: false,
         prefetch: true,
         keep_page_cache: true,
+        boot: BootPolicy::precise(),
     }
 }
 

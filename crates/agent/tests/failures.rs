@@ -114,6 +114,85 @@ fn a_guest_that_never_answers_is_given_up() {
     );
 }
 
+/// Boots that the agent counted: started, retried, stalled.
+async fn boots(agent: &TestAgent) -> [u64; 3] {
+    let request = pb::GetHostRequest::default();
+    let host = agent.client.get_host(request).await.expect("a host");
+    let host = host.into_owned();
+    [host.boots, host.boots_retried, host.boots_stalled]
+}
+
+#[test]
+fn a_guest_that_hangs_at_boot_is_booted_again() {
+    with_agent(async |agent| {
+        let id = id();
+        let began = Instant::now();
+        let sandbox = agent.create_with(faulty(&id, "hang-once")).await;
+        let sandbox = sandbox.expect("the second attempt boots");
+        assert_eq!(
+            sandbox.state.as_known(),
+            Some(pb::SandboxState::SANDBOX_STATE_RUNNING)
+        );
+        // Detection takes 6 s; the deadline of a guest is far beyond this.
+        assert!(began.elapsed() < Duration::from_secs(30));
+        assert_eq!(boots(agent).await, [1, 1, 0]);
+        assert_eq!(
+            agent.sh(&id, "echo hi").await.expect("runs").stdout,
+            b"hi\n"
+        );
+        agent.destroy(&id).await.expect("destroyed");
+    });
+}
+
+#[test]
+fn a_guest_that_hangs_at_every_boot_is_given_up_within_seconds() {
+    with_agent(async |agent| {
+        for (fault, text) in [
+            ("hang", "the guest is idle after it started the guest agent"),
+            ("report-failure", "the guest's init gave up: no timer"),
+        ] {
+            let began = Instant::now();
+            let create = agent.create_with(faulty(&id(), fault));
+            let error = create.await.expect_err("no attempt boots");
+            assert_eq!(error.code, ErrorCode::Internal, "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+            assert!(began.elapsed() < Duration::from_secs(30));
+        }
+        assert_eq!(boots(agent).await, [2, 2, 2]);
+    });
+}
+
+/// The agent is killed while an attempt hangs: the next one notices, and boots the guest again.
+#[test]
+fn a_hung_boot_that_is_adopted_is_booted_again() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        let id = id();
+        let create = agent.create_with(faulty(&id, "hang-once"));
+        let stop = async {
+            agent::until("the first attempt", async || {
+                let marker = agent.folder(&id).join("hung");
+                (marker.exists() && agent.folder(&id).join("supervisor.sock").exists())
+                    .then_some(())
+            })
+            .await;
+        };
+        tokio::select! {
+            made = create => panic!("the first attempt hangs: {made:?}"),
+            () = stop => {}
+        }
+        agent.stop().await;
+        let agent = TestAgent::start(data.path()).await;
+        agent
+            .wait_for(&id, pb::SandboxState::SANDBOX_STATE_RUNNING)
+            .await;
+        assert_eq!(boots(&agent).await, [1, 1, 0]);
+        agent.destroy(&id).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
 #[test]
 fn a_guest_agent_that_refuses_its_settings_is_told_in_its_words() {
     fails(

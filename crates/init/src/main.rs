@@ -26,6 +26,7 @@ mod late;
 mod mounts;
 mod network;
 mod root;
+mod timer;
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
 
@@ -56,6 +57,10 @@ fn main() {
     let mut kept = root::Kept::new();
     if Path::new(drivers::LIST).exists() {
         say(marks::KERNEL_DONE);
+        if let Err(reason) = timer::check() {
+            say(&format!("{}{reason}", marks::BOOT_FAILED));
+            wait_to_be_ended();
+        }
         drivers::load_early();
         kept = match root::enter() {
             Ok(kept) => kept,
@@ -70,6 +75,14 @@ fn main() {
     say(marks::INIT_DONE);
     let error = hand_over();
     say(&format!("wrenn: failed to start tini: {error}"));
+}
+
+/// Waits for the host to end the guest: without a timer nothing else works, and an exit would be
+/// reported as a crash.
+fn wait_to_be_ended() -> ! {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Executes tini, with the guest agent as its child. Returns only on failure.

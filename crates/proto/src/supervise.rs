@@ -273,6 +273,27 @@ pub struct MachineStatus {
     pub kernel_ms: Option<u32>,
     /// Time from the start of the supervisor to the start of the guest agent, in milliseconds.
     pub init_ms: Option<u32>,
+    /// Reason why the guest's init gave up, as printed after [`marks::BOOT_FAILED`].
+    #[serde(default)]
+    pub boot_failure: Option<String>,
+    /// Processor time of the VMM; none from a supervisor that does not report it, or where the
+    /// kernel does not.
+    #[serde(default)]
+    pub vmm_time: Option<VmmTime>,
+    /// True if the VMM paused the guest after a host write error (disk full).
+    #[serde(default)]
+    pub waits_for_disk: bool,
+}
+
+/// Processor time of all threads of a VMM since its start.
+///
+/// A hung guest uses no processor and does not ask for one; a guest on a busy host waits for one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmTime {
+    /// Time on a processor, in milliseconds.
+    pub running_ms: u64,
+    /// Time spent ready to run, waiting for a processor, in milliseconds.
+    pub waiting_ms: u64,
 }
 
 /// Contents of `status.json`: how the VM of a sandbox ended.
@@ -284,12 +305,19 @@ pub struct FinalStatus {
     pub reason: String,
 }
 
-/// Lines on the guest's console whose time the supervisor records.
+/// Lines on the guest's console that the supervisor reads, and words on the kernel command line
+/// that the guest reads.
 pub mod marks {
     /// First line that the initramfs prints.
     pub const KERNEL_DONE: &str = "wrenn: kernel up";
     /// Line that `wrenn-init` prints immediately before it starts the guest agent.
     pub const INIT_DONE: &str = "wrenn: starting envd";
+    /// Start of the line that `wrenn-init` prints when it gives up; the reason follows. The guest
+    /// then waits to be ended.
+    pub const BOOT_FAILED: &str = "wrenn: boot failed: ";
+    /// Word of the kernel command line before the error that `wrenn-init` tolerates in the
+    /// kernel's calibration of its timer, in percent.
+    pub const TIMER_TOLERANCE: &str = "wrenn.timer_tolerance=";
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ pub(crate) async fn record(
             status.send_modify(|status| match mark {
                 Mark::KernelDone => status.kernel_ms = now,
                 Mark::InitDone => status.init_ms = now,
+                Mark::BootFailed(reason) => status.boot_failure = Some(reason),
             });
         }
         if let Err(error) = log.append(&buffer[..read]) {
@@ -42,10 +43,11 @@ pub(crate) async fn record(
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Mark {
     KernelDone,
     InitDone,
+    BootFailed(String),
 }
 
 /// Finds marks in a stream that arrives in pieces.
@@ -73,7 +75,10 @@ fn mark_of(line: &[u8]) -> Option<Mark> {
     match std::str::from_utf8(line).ok()?.trim() {
         marks::KERNEL_DONE => Some(Mark::KernelDone),
         marks::INIT_DONE => Some(Mark::InitDone),
-        _ => None,
+        line => {
+            let reason = line.strip_prefix(marks::BOOT_FAILED)?;
+            Some(Mark::BootFailed(reason.to_owned()))
+        }
     }
 }
 
@@ -138,6 +143,10 @@ mod tests {
         assert!(finder.feed(b"[ 0.1] noise\r\nwrenn: ker").is_empty());
         assert_eq!(finder.feed(b"nel up\r\nmore\n"), [Mark::KernelDone]);
         assert_eq!(finder.feed(b"wrenn: starting envd\n"), [Mark::InitDone]);
+        assert_eq!(
+            finder.feed(b"wrenn: boot failed: no clock event device\r\n"),
+            [Mark::BootFailed("no clock event device".to_owned())]
+        );
     }
 
     #[test]

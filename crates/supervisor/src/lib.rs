@@ -42,6 +42,7 @@ mod owner;
 mod preload;
 mod status;
 mod supervise;
+mod vmm_time;
 
 pub use error::SupervisorError;
 pub use preload::find as paging_library;

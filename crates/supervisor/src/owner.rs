@@ -38,6 +38,7 @@ use crate::{
     control::{Answer, Command, StopReply},
     memory::{Failure, GuestMemory},
     supervise::elapsed_ms,
+    vmm_time,
 };
 
 /// Maximum time until a killed VMM has exited. The kernel must first free all of the guest's
@@ -201,6 +202,8 @@ impl<M: Machine> Owner<M> {
             frozen: self.frozen,
             disk: self.disk.clone(),
             pager: self.memory.status(),
+            vmm_time: vmm_time::of(self.machine.pid()),
+            waits_for_disk: self.machine.is_stalled(),
             ..self.status.borrow().clone()
         }
     }

@@ -13,6 +13,15 @@ const ROOT: &str = "wrenn";
 /// Period of the CPU quota, in microseconds. Equal to the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
+/// CPU weight of a group whose guest's kernel boots, in multiples of the default.
+const BOOT_PRIORITY: u64 = 5;
+
+/// Default `cpu.weight` of cgroup v2.
+const DEFAULT_WEIGHT: u64 = 100;
+
+/// Default `cpu.shares` of cgroup v1.
+const DEFAULT_SHARES: u64 = 1024;
+
 /// Cgroup controllers that limit sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Controller {
@@ -169,6 +178,37 @@ impl Hierarchy {
         made
     }
 
+    /// Returns what to write for a group whose guest's kernel boots, or no longer does.
+    ///
+    /// A booting kernel measures its timer; a pause of its virtual CPU falsifies the result
+    /// (`crates/init/src/timer.rs`). So the group has no CPU quota and [`BOOT_PRIORITY`] times the
+    /// default weight while a kernel boots.
+    pub(super) fn boot_settings(&self, limits: Limits, booting: bool) -> Vec<Setting> {
+        if !self.controllers.contains(&Controller::Cpu) {
+            return Vec::new();
+        }
+        let factor = if booting { BOOT_PRIORITY } else { 1 };
+        let quota_us = limits.cpu_percent * PERIOD_US / 100;
+        match (self.unified, booting) {
+            (true, true) => vec![
+                setting("cpu.weight", DEFAULT_WEIGHT * factor),
+                setting("cpu.max", format!("max {PERIOD_US}")),
+            ],
+            (true, false) => vec![
+                setting("cpu.weight", DEFAULT_WEIGHT),
+                setting("cpu.max", format!("{quota_us} {PERIOD_US}")),
+            ],
+            (false, true) => vec![
+                setting("cpu.shares", DEFAULT_SHARES * factor),
+                setting("cpu.cfs_quota_us", -1),
+            ],
+            (false, false) => vec![
+                setting("cpu.shares", DEFAULT_SHARES),
+                setting("cpu.cfs_quota_us", quota_us),
+            ],
+        }
+    }
+
     /// Returns the limits to write to a new group.
     pub(super) fn settings(&self, limits: Limits) -> Vec<Setting> {
         let Limits {
@@ -286,6 +326,28 @@ mod tests {
         let found = detect(&mountinfo(V1, root.path()));
         assert!(found.iter().all(|h| h.controllers != [Controller::Memory]));
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn a_booting_kernel_has_priority_and_no_quota() {
+        let limits = Limits::for_guest(512, 1);
+        let text = |unified, booting| {
+            let hierarchy = Hierarchy {
+                mount: PathBuf::new(),
+                unified,
+                controllers: vec![Controller::Cpu],
+            };
+            let settings = hierarchy.boot_settings(limits, booting);
+            let lines = settings.iter().map(|s| format!("{}={}", s.file, s.value));
+            lines.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(text(true, true), "cpu.weight=500 cpu.max=max 100000");
+        assert_eq!(text(true, false), "cpu.weight=100 cpu.max=125000 100000");
+        assert_eq!(text(false, true), "cpu.shares=5120 cpu.cfs_quota_us=-1");
+        assert_eq!(
+            text(false, false),
+            "cpu.shares=1024 cpu.cfs_quota_us=125000"
+        );
     }
 
     #[test]

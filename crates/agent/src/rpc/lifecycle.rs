@@ -1,6 +1,10 @@
 //! Create, list, figures of host and sandbox.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use connectrpc::ConnectError;
 use tokio::sync::oneshot;
@@ -45,6 +49,9 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
             disk_free_mib: facts.disk_free_mib,
             sandboxes: u32::try_from(sandboxes).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            boots: host.boots.started.load(Ordering::Relaxed),
+            boots_retried: host.boots.retried.load(Ordering::Relaxed),
+            boots_stalled: host.boots.stalled.load(Ordering::Relaxed),
             templates: templates
                 .into_iter()
                 .map(template)

@@ -153,7 +153,7 @@ async fn examine(
     let paused = last.is_some_and(|last| !last.running);
     let machine = match Supervisor::attach(folder.path()).await {
         Ok(supervisor) if paused => {
-            resources.supervisor = Some(supervisor);
+            resources.supervisor = Some(supervisor.into());
             AdoptedMachine::Paused
         }
         Ok(supervisor) => {
@@ -168,7 +168,7 @@ async fn examine(
                 pins.origin.as_ref(),
             )
             .await;
-            resources.supervisor = Some(supervisor);
+            resources.supervisor = Some(supervisor.into());
             machine
         }
         Err(error) if !says_that_none_lives(&error) => return Err(error),

@@ -5,21 +5,26 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use connectrpc::{ConnectError, ErrorCode};
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::{
     SandboxId,
-    supervise::{NetworkSpec, SupervisorSpec, files},
+    supervise::{NetworkSpec, SupervisorSpec, files, marks},
 };
 use wrenn_sys::fault;
 
 use super::{
-    Plan, ResumeFrom, Running, Sandbox, Source, Tunnels,
+    Plan, ResumeFrom, Running, Sandbox, Source, Stall, Tunnels,
+    boot_watch::BootWatch,
     error::CreateError,
     owner::Pins,
     resources::{HostParts, Resources},
@@ -40,6 +45,12 @@ const POLL: Duration = Duration::from_millis(15);
 /// How long one attempt to reach a restored guest may take. What was sent while it was not yet listening, or to a connection that it
 /// had when it was frozen, is never answered; another attempt is.
 const RECOVER_ATTEMPT: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at the progress of a boot.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+
+/// End of the console that is logged when a boot makes no progress, in bytes.
+const LOGGED_CONSOLE_BYTES: usize = 2000;
 
 /// Version of `spec.json`.
 const SPEC_VERSION: u32 = 1;
@@ -70,6 +81,15 @@ impl Abort {
             () = self.shutdown.cancelled() => CreateError::ShuttingDown,
         }
     }
+}
+
+/// How the first attempt of a boot begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// With the start of a supervisor.
+    First,
+    /// With the machine that an earlier agent started.
+    Adopted,
 }
 
 /// What a machine is started in.
@@ -171,33 +191,149 @@ impl Boot<'_> {
         moment: Option<&Moment>,
     ) -> Result<Running, CreateError> {
         fault::point("agent.start.parts", None);
+        let Some(moment) = moment else {
+            return self.boot_from_disk(folder, spec, Attempt::First).await;
+        };
+        self.prepare(folder, spec).await?;
+        self.pins.origin = Some(moment.pin());
+        verify(self.host, moment).await?;
+        let memory = self.host.snapshots.memory(moment)?;
+        let (mut times, started_ms) = self.prepared();
+        self.start_supervisor(folder, Some(&memory)).await?;
+        fault::point("agent.start.supervised", None);
+        let guest = self.await_guest(folder, spec, &mut times, started_ms);
+        let mut running = guest.await?;
+        running.memory = Some(memory);
+        fault::point("agent.start.recovered", None);
+        tracing::info!(sandbox_id = %spec.id, ?times, "sandbox runs");
+        Ok(running)
+    }
+
+    /// Makes the disk and writes the specification, for a first attempt or over an earlier one's.
+    async fn prepare(&mut self, folder: &Folder, spec: &SupervisorSpec) -> Result<(), CreateError> {
         self.resources.disk = true;
         disk::create(folder.path(), spec.disk_mib, spec.uid).await?;
         self.abort.check()?;
         write_spec(folder, spec).await?;
         fault::point("agent.start.spec", None);
-        let memory = match moment {
-            Some(moment) => {
-                self.pins.origin = Some(moment.pin());
-                verify(self.host, moment).await?;
-                Some(self.host.snapshots.memory(moment)?)
-            }
-            None => None,
-        };
-        let mut times = BootTimes {
+        Ok(())
+    }
+
+    /// Times so far, and when the supervisor starts, in milliseconds since the create.
+    fn prepared(&self) -> (BootTimes, u32) {
+        let times = BootTimes {
             prepared_ms: ms_since(self.began),
             ..BootTimes::default()
         };
-        let started_ms = times.prepared_ms;
-        self.start_supervisor(folder, memory.as_deref()).await?;
+        (times, times.prepared_ms)
+    }
+
+    /// Boots the kernel until the guest answers. A boot that makes no progress is ended and
+    /// repeated, as often as the policy says.
+    ///
+    /// | an attempt ends because      | then                                                      |
+    /// |------------------------------|-----------------------------------------------------------|
+    /// | the guest answers            | the sandbox runs                                          |
+    /// | it makes no progress         | machine ended, new overlay, next attempt; after the last: |
+    /// |                              | `Stalled`, and the owner frees everything                 |
+    /// | the machine ends, a deadline | the create fails as it is: trying again would not help    |
+    /// | destroy, agent ends          | the attempt is given up                                   |
+    /// | the agent is killed          | the next agent adopts the attempt, and repeats it if need |
+    pub(super) async fn boot_from_disk(
+        &mut self,
+        folder: &Folder,
+        spec: &SupervisorSpec,
+        first: Attempt,
+    ) -> Result<Running, CreateError> {
+        let policy = self.host.config.boot;
+        let boots = &self.host.boots;
+        boots.started.fetch_add(1, Ordering::Relaxed);
+        let mut attempt = 0;
+        loop {
+            let booted = match first {
+                Attempt::Adopted if attempt == 0 => self.await_adopted(folder, spec).await,
+                _ => self.try_boot(folder, spec, attempt).await,
+            };
+            let Err(CreateError::Stalled(stall)) = booted else {
+                return booted;
+            };
+            attempt += 1;
+            let console = folder.tail(files::CONSOLE, LOGGED_CONSOLE_BYTES);
+            tracing::warn!(sandbox_id = %spec.id, attempt, %stall, console, "boot made no progress");
+            if attempt >= policy.attempts {
+                boots.stalled.fetch_add(1, Ordering::Relaxed);
+                return Err(CreateError::Stalled(stall));
+            }
+            boots.retried.fetch_add(1, Ordering::Relaxed);
+            self.end_attempt(folder).await?;
+        }
+    }
+
+    /// One attempt to boot, from the overlay to a guest that answers.
+    async fn try_boot(
+        &mut self,
+        folder: &Folder,
+        spec: &SupervisorSpec,
+        attempt: u32,
+    ) -> Result<Running, CreateError> {
+        let tolerance = self.host.config.boot.tolerance_percent(attempt);
+        let spec = &with_timer_tolerance(spec, tolerance);
+        self.prepare(folder, spec).await?;
+        let host = self.host;
+        let permit = tokio::select! {
+            permit = host.boots.enter() => permit,
+            abort = self.abort.requested() => return Err(abort),
+        };
+        let (mut times, started_ms) = self.prepared();
+        let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+        host.cgroups.set_booting(&spec.id, limits, true);
+        self.start_supervisor(folder, None).await?;
         fault::point("agent.start.supervised", None);
-        let mut running = self
-            .await_guest(folder, spec, &mut times, started_ms)
-            .await?;
-        running.memory = memory;
+        let Some(supervisor) = self.resources.supervisor.clone() else {
+            return Err(CreateError::Ended(final_reason(folder)));
+        };
+        let running = tokio::select! {
+            running = self.await_guest(folder, spec, &mut times, started_ms) => running?,
+            stall = watch(host, spec, &supervisor, permit) => return Err(CreateError::Stalled(stall)),
+        };
+        host.cgroups.set_booting(&spec.id, limits, false);
         fault::point("agent.start.recovered", None);
         tracing::info!(sandbox_id = %spec.id, ?times, "sandbox runs");
         Ok(running)
+    }
+
+    /// The rest of an attempt that an earlier agent began.
+    async fn await_adopted(
+        &mut self,
+        folder: &Folder,
+        spec: &SupervisorSpec,
+    ) -> Result<Running, CreateError> {
+        let host = self.host;
+        let Some(supervisor) = self.resources.supervisor.clone() else {
+            return Err(CreateError::Ended(final_reason(folder)));
+        };
+        let mut times = BootTimes::default();
+        let guest = self.await_guest(folder, spec, &mut times, 0);
+        let running = tokio::select! {
+            running = guest => running?,
+            stall = watch(host, spec, &supervisor, None), if spec.restore.is_none() => {
+                return Err(CreateError::Stalled(stall));
+            }
+        };
+        let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+        host.cgroups.set_booting(&spec.id, limits, false);
+        Ok(running)
+    }
+
+    /// Ends the machine of an attempt, so that the next one finds what the first one found.
+    async fn end_attempt(&mut self, folder: &Folder) -> Result<(), CreateError> {
+        if let Some(supervisor) = &self.resources.supervisor {
+            supervisor.stop(self.host.deadlines.stop).await?;
+            self.resources.supervisor = None;
+        }
+        disk::remove(folder)?;
+        folder.forget_final_status().map_err(CreateError::Folder)?;
+        self.abort.check()
     }
 
     async fn make_network(&mut self, access: &Access) -> Result<NetworkSpec, CreateError> {
@@ -267,7 +403,7 @@ impl Boot<'_> {
         };
         match started {
             Ok(supervisor) => {
-                self.resources.supervisor = Some(supervisor);
+                self.resources.supervisor = Some(Arc::new(supervisor));
                 Ok(())
             }
             Err(error) => {
@@ -285,7 +421,7 @@ impl Boot<'_> {
         times: &mut BootTimes,
         started_ms: u32,
     ) -> Result<Running, CreateError> {
-        let Some(supervisor) = &self.resources.supervisor else {
+        let Some(supervisor) = self.resources.supervisor.clone() else {
             return Err(CreateError::Ended(final_reason(folder)));
         };
         let ip = IpAddr::V4(spec.network.host_ip);
@@ -321,7 +457,7 @@ impl Boot<'_> {
             log_last_words(folder);
             return Err(error);
         }
-        note_machine_times(supervisor, times, started_ms).await;
+        note_machine_times(&supervisor, times, started_ms).await;
         // Without it the next agent would only wait for the guest again, so a failure is not the sandbox's end.
         if let Err(error) = folder.write_boot(times) {
             tracing::warn!(sandbox_id = %spec.id, error = super::error::chain(&error), "boot times not kept");
@@ -333,6 +469,44 @@ impl Boot<'_> {
             memory: None,
             tunnels: Tunnels::default(),
         })
+    }
+}
+
+/// Returns when a boot makes no progress. Ends the priority that a booting kernel has once the
+/// kernel is up.
+async fn watch(
+    host: &HostParts,
+    spec: &SupervisorSpec,
+    supervisor: &Supervisor,
+    permit: Option<SemaphorePermit<'_>>,
+) -> Stall {
+    let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+    let (mut watch, mut permit, mut booting) = (BootWatch::new(), permit, true);
+    let mut ticks = tokio::time::interval(WATCH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Ok(status) = supervisor.status().await else {
+            watch.lose_sight();
+            continue;
+        };
+        if booting && status.kernel_ms.is_some() {
+            host.cgroups.set_booting(&spec.id, limits, false);
+            drop(permit.take());
+            booting = false;
+        }
+        if let Some(stall) = watch.observe(Instant::now(), &status) {
+            return stall;
+        }
+    }
+}
+
+/// The specification of an attempt that tolerates this error of the guest's timer.
+fn with_timer_tolerance(spec: &SupervisorSpec, percent: u32) -> SupervisorSpec {
+    let kernel_args = format!("{} {}{percent}", spec.kernel_args, marks::TIMER_TOLERANCE);
+    SupervisorSpec {
+        kernel_args,
+        ..spec.clone()
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::SandboxId;
 
+use super::Stall;
 use crate::{
     cgroup::CgroupError,
     disk::DiskError,
@@ -55,6 +56,9 @@ pub(crate) enum CreateError {
     /// The guest agent never answered.
     #[error("the sandbox's guest agent did not answer within {0:?}")]
     GuestSilent(Duration),
+    /// The guest made no progress, in every attempt.
+    #[error("the sandbox's guest did not boot")]
+    Stalled(#[source] Stall),
     /// The guest agent rejected its settings.
     #[error("failed to configure the sandbox's guest agent")]
     Guest(#[source] ConnectError),

@@ -399,7 +399,10 @@ impl Owner {
     }
 
     fn supervisor(&self) -> Result<&Supervisor, FreezeError> {
-        self.resources.supervisor.as_ref().ok_or(FreezeError::Gone)
+        self.resources
+            .supervisor
+            .as_deref()
+            .ok_or(FreezeError::Gone)
     }
 
     fn folder(&self) -> Result<Folder, FreezeError> {

@@ -12,18 +12,13 @@ use wrenn_proto::supervise::SupervisorSpec;
 
 use super::{
     Ask, Plan, Reply, Running, Sandbox, State,
-    boot::{Abort, Boot},
+    boot::{Abort, Attempt, Boot},
     compact::Compaction,
     error::{CreateError, DestroyError, FreezeError, chain},
     recovery::Recovery,
     resources::{HostParts, Resources},
 };
-use crate::{
-    folder::{BootTimes, Folder},
-    registry::Registry,
-    snapshots::PinnedBuild,
-    supervisor::final_reason,
-};
+use crate::{folder::Folder, registry::Registry, snapshots::PinnedBuild, supervisor::final_reason};
 
 /// Who waits for a destroy.
 type DestroyReply = Reply<(), DestroyError>;
@@ -252,10 +247,7 @@ impl Owner {
             AdoptedMachine::Paused => self.rest().await,
             AdoptedMachine::Booting => {
                 let (outcome, replies) = self
-                    .boot(async |boot| {
-                        let mut times = BootTimes::default();
-                        boot.await_guest(&folder, &spec, &mut times, 0).await
-                    })
+                    .boot(async |boot| boot.boot_from_disk(&folder, &spec, Attempt::Adopted).await)
                     .await;
                 match outcome {
                     _ if !replies.is_empty() => Next::Destroy(replies),

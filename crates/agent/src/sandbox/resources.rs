@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use wrenn_proto::SandboxId;
 
-use super::error::DestroyError;
+use super::{Boots, error::DestroyError};
 use crate::{
     cgroup::{CgroupError, Cgroups, kill_processes_of},
     disk,
@@ -31,6 +31,7 @@ pub(crate) struct HostParts {
     pub(crate) snapshots: Arc<Snapshots>,
     /// Frequency of this host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u32,
+    pub(crate) boots: Boots,
 }
 
 /// Resources of one sandbox.
@@ -41,7 +42,7 @@ pub(super) struct Resources {
     pub(super) slot: Option<Slot>,
     pub(super) cgroup: bool,
     pub(super) disk: bool,
-    pub(super) supervisor: Option<Supervisor>,
+    pub(super) supervisor: Option<Arc<Supervisor>>,
 }
 
 impl Resources {

@@ -68,6 +68,7 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         warm: true,
         prefetch: true,
         keep_page_cache: false,
+        boot: wrenn_agent::BootPolicy::default(),
     }
 }
 

@@ -326,6 +326,7 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
         warm: true,
         prefetch: true,
         keep_page_cache: false,
+        boot: wrenn_agent::BootPolicy::default(),
     };
     Ok((config, decision.accel))
 }

@@ -2,7 +2,7 @@
 //! virtual machine.
 //!
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
-//! `die-in-boot`, `silent-guest`, `refuse-init`, `deaf` (ignores stop requests). The file `fault`
+//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `refuse-init`, `deaf` (ignores stop requests). The file `fault`
 //! in the sandbox's directory selects a fault of the following snapshots: see `freeze`, and
 //! `refuse-prepare` and `refuse-recover` in `envd`.
 
@@ -68,6 +68,7 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         warm: true,
         prefetch: true,
         keep_page_cache: false,
+        boot: wrenn_agent::BootPolicy::default(),
         data_dir: data_dir.clone(),
     };
     let templates = std::sync::Arc::new(one_template::OneTemplate::new(&data_dir));
@@ -101,7 +102,13 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
     if fake == "never-ready" {
         std::future::pending::<()>().await;
     }
-    if !["silent-guest", "die-in-boot"].contains(&fake) {
+    let hangs = match fake {
+        "hang" => true,
+        // The file is created by the first attempt.
+        "hang-once" => fs::File::create_new(dir.join("hung")).is_ok(),
+        _ => false,
+    };
+    if !hangs && !["silent-guest", "die-in-boot", "report-failure"].contains(&fake) {
         let (spec, fake, dir) = (spec.clone(), fake.to_owned(), dir.to_owned());
         std::thread::spawn(move || {
             guest::become_guest(&spec.network.netns).expect("a guest");
@@ -139,6 +146,9 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                     frozen: dir.join("frozen").exists(),
                     freezing: dir.join("freezing").exists(),
                     disk: freeze::layers(dir),
+                    // Of a guest that does nothing.
+                    vmm_time: fake.starts_with("hang").then(Default::default),
+                    boot_failure: (fake == "report-failure").then(|| "no timer".to_owned()),
                     ..MachineStatus::default()
                 };
                 let reply = serde_json::to_vec(&Reply::Status(status))?;

@@ -1,0 +1,64 @@
+//! Processor time of the VMM, from `/proc/PID/task/*/schedstat` (`Documentation/scheduler/
+//! sched-stats.rst` of the kernel).
+
+use std::{fs, io};
+
+use wrenn_proto::supervise::VmmTime;
+
+/// Sums up all threads of a process. `None` if the process is gone, or if the kernel keeps no
+/// such statistics.
+pub(crate) fn of(pid: u32) -> Option<VmmTime> {
+    sum(pid).ok()
+}
+
+fn sum(pid: u32) -> io::Result<VmmTime> {
+    let (mut running_ns, mut waiting_ns) = (0_u64, 0_u64);
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = match fs::read_to_string(task?.path().join("schedstat")) {
+            // The thread ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            read => read?,
+        };
+        let (running, waiting) = parse(&text).ok_or(io::ErrorKind::InvalidData)?;
+        running_ns = running_ns.saturating_add(running);
+        waiting_ns = waiting_ns.saturating_add(waiting);
+    }
+    Ok(VmmTime {
+        running_ms: running_ns / 1_000_000,
+        waiting_ms: waiting_ns / 1_000_000,
+    })
+}
+
+/// Nanoseconds on a processor and nanoseconds on a run queue, of `schedstat`'s three numbers.
+fn parse(text: &str) -> Option<(u64, u64)> {
+    let mut numbers = text.split_ascii_whitespace();
+    let running = numbers.next()?.parse().ok()?;
+    let waiting = numbers.next()?.parse().ok()?;
+    Some((running, waiting))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_two_numbers_are_read() {
+        assert_eq!(parse("7000000 2000000 5\n"), Some((7_000_000, 2_000_000)));
+        assert_eq!(parse("7000000"), None);
+        assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn a_process_that_works_gains_time_and_one_that_is_gone_has_none() {
+        let pid = std::process::id();
+        let total = |time: VmmTime| time.running_ms + time.waiting_ms;
+        let before = total(of(pid).expect("this process has threads"));
+        let began = std::time::Instant::now();
+        while began.elapsed() < std::time::Duration::from_millis(50) {
+            std::hint::spin_loop();
+        }
+        let after = total(of(pid).expect("this process has threads"));
+        assert!(after >= before + 20, "{before} -> {after}");
+        assert_eq!(of(u32::MAX), None);
+    }
+}
