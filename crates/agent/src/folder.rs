@@ -35,6 +35,9 @@ const BOOT: &str = "boot.json";
 /// File name of [`LastMoment`].
 const LAST: &str = "snapshot.json";
 
+/// File with the id of the installation that owns the sandbox.
+const INSTALLATION: &str = "installation.json";
+
 /// Prefix and suffix of the names of disk files.
 const DISK_NAME: (&str, &str) = ("rootfs.", "qcow2");
 
@@ -134,6 +137,13 @@ impl Folders {
         }
     }
 
+    /// Returns the directory of a sandbox, whether it exists or not.
+    pub(crate) fn of(&self, id: &SandboxId) -> Folder {
+        Folder {
+            path: self.root.join(id),
+        }
+    }
+
     /// Returns the last snapshot of each sandbox that has one.
     pub(crate) fn last_moments(&self) -> Result<Vec<LastMoment>, FolderError> {
         let folders = self.list()?.into_iter();
@@ -169,6 +179,17 @@ impl Folder {
         let path = self.path.join(files::SPEC);
         let text = fs::read(&path).map_err(failed("read", &path))?;
         serde_json::from_slice(&text).map_err(|source| FolderError::Malformed { path, source })
+    }
+
+    /// Records the installation that owns the sandbox.
+    pub(crate) fn write_installation(&self, id: &str) -> Result<(), FolderError> {
+        self.write_json(INSTALLATION, &id)
+    }
+
+    /// Returns the installation that owns the sandbox; empty if none is recorded.
+    pub(crate) fn read_installation(&self) -> String {
+        let text = fs::read(self.path.join(INSTALLATION)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     pub(crate) fn write_boot(&self, boot: &BootTimes) -> Result<(), FolderError> {

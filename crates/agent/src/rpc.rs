@@ -5,6 +5,7 @@
 mod auth;
 mod files;
 mod lifecycle;
+mod ownership;
 mod process;
 mod snapshots;
 mod tunnel;
@@ -65,6 +66,13 @@ impl AgentService {
         Ok(self.owners.registry.get(id)?)
     }
 
+    /// Returns a sandbox that the caller's installation may command.
+    fn owned(&self, context: &RequestContext, id: &str) -> Result<Arc<Sandbox>, ConnectError> {
+        let sandbox = self.sandbox(id)?;
+        ownership::require(&sandbox, &ownership::caller(context)?)?;
+        Ok(sandbox)
+    }
+
     /// Returns a running sandbox and counts the call as activity.
     fn in_use(&self, id: &str) -> Result<InUse, ConnectError> {
         let sandbox = self.sandbox(id)?;
@@ -122,18 +130,25 @@ impl pb::HostAgentService for AgentService {
 
     async fn create_sandbox(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::CreateSandboxRequest>,
     ) -> ServiceResult<pb::CreateSandboxResponse> {
-        Response::ok(lifecycle::create(&self.owners, request.to_owned_message()).await?)
+        Response::ok(
+            lifecycle::create(
+                &self.owners,
+                request.to_owned_message(),
+                ownership::caller(&context)?,
+            )
+            .await?,
+        )
     }
 
     async fn destroy_sandbox(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::DestroySandboxRequest>,
     ) -> ServiceResult<pb::DestroySandboxResponse> {
-        self.sandbox(request.id)?.destroy().await?;
+        self.owned(&context, request.id)?.destroy().await?;
         Response::ok(pb::DestroySandboxResponse::default())
     }
 
@@ -145,12 +160,25 @@ impl pb::HostAgentService for AgentService {
         Response::ok(lifecycle::list(&self.owners))
     }
 
+    async fn adopt_sandbox(
+        &self,
+        context: RequestContext,
+        request: Request<'_, pb::AdoptSandboxRequest>,
+    ) -> ServiceResult<pb::AdoptSandboxResponse> {
+        let sandbox = self.sandbox(request.id)?;
+        ownership::adopt(&self.owners, &sandbox, ownership::caller(&context)?).await?;
+        Response::ok(pb::AdoptSandboxResponse {
+            sandbox: lifecycle::info(&sandbox).into(),
+            ..Default::default()
+        })
+    }
+
     async fn pause_sandbox(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::PauseSandboxRequest>,
     ) -> ServiceResult<pb::PauseSandboxResponse> {
-        let sandbox = self.sandbox(request.id)?;
+        let sandbox = self.owned(&context, request.id)?;
         sandbox.pause().await?;
         Response::ok(pb::PauseSandboxResponse {
             sandbox: lifecycle::info(&sandbox).into(),
@@ -160,10 +188,10 @@ impl pb::HostAgentService for AgentService {
 
     async fn resume_sandbox(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::ResumeSandboxRequest>,
     ) -> ServiceResult<pb::ResumeSandboxResponse> {
-        let sandbox = self.sandbox(request.id)?;
+        let sandbox = self.owned(&context, request.id)?;
         sandbox
             .resume(lifecycle::resume_from(request.cold_boot))
             .await?;
@@ -175,22 +203,22 @@ impl pb::HostAgentService for AgentService {
 
     async fn update_network(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::UpdateNetworkRequest>,
     ) -> ServiceResult<pb::UpdateNetworkResponse> {
         let request = request.to_owned_message();
-        let sandbox = self.sandbox(&request.id)?;
+        let sandbox = self.owned(&context, &request.id)?;
         lifecycle::update_network(&self.owners, &sandbox, request).await?;
         Response::ok(pb::UpdateNetworkResponse::default())
     }
 
     async fn create_snapshot(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::CreateSnapshotRequest>,
     ) -> ServiceResult<pb::CreateSnapshotResponse> {
         let request = request.to_owned_message();
-        let sandbox = self.sandbox(&request.id)?;
+        let sandbox = self.owned(&context, &request.id)?;
         Response::ok(snapshots::create(&self.owners, &sandbox, request).await?)
     }
 
@@ -205,11 +233,11 @@ impl pb::HostAgentService for AgentService {
 
     async fn fork_sandbox(
         &self,
-        _: RequestContext,
+        context: RequestContext,
         request: Request<'_, pb::ForkSandboxRequest>,
     ) -> ServiceResult<pb::ForkSandboxResponse> {
         let request = request.to_owned_message();
-        let sandbox = self.sandbox(&request.id)?;
+        let sandbox = self.owned(&context, &request.id)?;
         Response::ok(snapshots::fork(&self.owners, &sandbox, request).await?)
     }
 

@@ -98,6 +98,8 @@ pub(crate) struct Plan {
     pub(crate) envs: BTreeMap<String, String>,
     pub(crate) created_unix_ms: i64,
     pub(crate) envd_token: GuestToken,
+    /// Installation that the sandbox is created for; empty if the caller named none.
+    pub(crate) installation: String,
 }
 
 /// What a machine begins with.
@@ -244,6 +246,8 @@ pub(crate) struct Sandbox {
     state: Mutex<State>,
     /// What of the world it may reach.
     access: Mutex<Access>,
+    /// Installation that owns the sandbox; empty if none is known.
+    installation: Mutex<String>,
     /// The last lifecycle step that failed and changed nothing; for a user.
     warning: Mutex<String>,
     /// To the owner.
@@ -255,6 +259,7 @@ impl Sandbox {
     pub(crate) fn new(
         facts: Facts,
         access: Access,
+        installation: String,
         now_unix_ms: i64,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ask>) {
         let (asks, requests) = mpsc::unbounded_channel();
@@ -264,6 +269,7 @@ impl Sandbox {
             last_active_unix_ms: AtomicI64::new(now_unix_ms),
             state: Mutex::new(State::Starting),
             access: Mutex::new(access),
+            installation: Mutex::new(installation),
             warning: Mutex::default(),
             asks,
         };
@@ -307,6 +313,20 @@ impl Sandbox {
 
     fn note_access(&self, access: Access) {
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
+    }
+
+    /// Installation that owns the sandbox; empty if none is known.
+    pub(crate) fn installation(&self) -> String {
+        let installation = self.installation.lock();
+        installation.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the installation that owns the sandbox, in memory only.
+    pub(crate) fn set_installation(&self, id: String) {
+        *self
+            .installation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = id;
     }
 
     /// The last lifecycle step that failed and changed nothing; empty if the last one succeeded.

@@ -2,12 +2,14 @@
 
 use std::{
     fs, io,
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use rand::RngExt as _;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
@@ -212,6 +214,7 @@ pub(crate) async fn open_parts(
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),
         tsc_khz: tsc_khz.map_err(host_failed("measure the processor's counter"))?,
+        id: host_id(&data_dir)?,
         boots: Boots::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
     })
 }
@@ -247,6 +250,32 @@ pub(crate) fn lock(data_dir: &Path) -> Result<fs::File, AgentError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::InUse(data_dir.to_owned())),
         Err(error) => Err(failed("lock the data directory")(error.into())),
     }
+}
+
+/// Returns the id of a data directory, which its first agent chooses.
+///
+/// Rows of the control plane name it: a control plane never takes the sandboxes of another host,
+/// or of another data directory, for lost ones of this host.
+fn host_id(data_dir: &Path) -> Result<String, AgentError> {
+    let path = data_dir.join("host-id");
+    match fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("read the host id")(error));
+        }
+        _ => {}
+    }
+    let id = hex::encode(rand::rng().random::<[u8; 16]>());
+    let write = || {
+        let temporary = data_dir.join("host-id.tmp");
+        let mut file = fs::File::create(&temporary)?;
+        writeln!(file, "{id}")?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        fs::File::open(data_dir)?.sync_all()
+    };
+    write().map_err(failed("write the host id"))?;
+    Ok(id)
 }
 
 /// A short name that stands for the data directory where a path does not fit.

@@ -299,6 +299,7 @@ fn wanted(template: &TemplateName) -> Result<Wanted, WarmError> {
         timeout_sec: 0,
         access: Access::default(),
         envs: std::collections::BTreeMap::new(),
+        installation: String::new(),
     })
 }
 

@@ -19,7 +19,7 @@ use wrenn_proto::{
     rest::{
         ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
         ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, SandboxStatus,
-        Template,
+        Template, UnknownSandbox,
     },
 };
 
@@ -101,6 +101,24 @@ impl Client {
     pub(crate) async fn destroy(&self, id: &SandboxId) -> Result<(), ClientError> {
         self.order(Method::DELETE, &["sandboxes", id.as_str()])
             .await
+    }
+
+    /// `GET /v1/unknown-sandboxes`.
+    pub(crate) async fn unknown(&self) -> Result<Vec<UnknownSandbox>, ClientError> {
+        self.call(Method::GET, &["unknown-sandboxes"], NO_BODY)
+            .await
+    }
+
+    /// `POST /v1/unknown-sandboxes/{id}/adopt`.
+    pub(crate) async fn adopt(&self, id: &SandboxId) -> Result<Sandbox, ClientError> {
+        let path = ["unknown-sandboxes", id.as_str(), "adopt"];
+        self.call(Method::POST, &path, NO_BODY).await
+    }
+
+    /// `DELETE /v1/unknown-sandboxes/{id}`.
+    pub(crate) async fn destroy_unknown(&self, id: &SandboxId) -> Result<(), ClientError> {
+        let path = ["unknown-sandboxes", id.as_str()];
+        self.order(Method::DELETE, &path).await
     }
 
     /// `POST /v1/sandboxes/{id}/pause`.

@@ -7,7 +7,10 @@
 //!
 //! Every call has a deadline. Streams have one until the agent's first answer; after that their length is the user's.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use connectrpc::{
     ConnectError, ErrorCode,
@@ -108,6 +111,8 @@ pub(crate) struct AgentClient {
     looks: Client,
     calls: Client,
     streams: Client,
+    /// Id of the agent's host, as last reported.
+    host_id: Arc<Mutex<String>>,
 }
 
 /// A unary call with a deadline, its answer owned.
@@ -128,7 +133,8 @@ pub(crate) use lifecycle::FREEZE_TIMEOUT;
 
 impl AgentClient {
     /// Clients for one agent; connects when first used.
-    pub(crate) fn new(url: &str, token: &str) -> Result<Self, ControlError> {
+    /// `installation` is the id of this control plane's database.
+    pub(crate) fn new(url: &str, token: &str, installation: &str) -> Result<Self, ControlError> {
         let bad_url = || ControlError::AgentUrl {
             url: url.to_owned(),
         };
@@ -141,30 +147,53 @@ impl AgentClient {
         bearer.set_sensitive(true);
         let config = ClientConfig::new(uri)
             .with_default_max_message_size(MAX_MESSAGE_BYTES)
-            .with_default_header(http::header::AUTHORIZATION, bearer);
+            .with_default_header(http::header::AUTHORIZATION, bearer)
+            .with_default_header(limits::INSTALLATION_HEADER, installation);
         let client = || Client::new(HttpClient::plaintext(), config.clone());
         Ok(Self {
             lifecycle: client(),
             looks: client(),
             calls: client(),
             streams: client(),
+            host_id: Arc::default(),
         })
+    }
+
+    /// Returns the id of the agent's host, as last reported; empty before the first answer.
+    pub(crate) fn host_id(&self) -> String {
+        let id = self.host_id.lock();
+        id.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_host_id(&self, reported: &str) {
+        // An agent of release 0.1.0 reports none.
+        if reported.is_empty() {
+            return;
+        }
+        let mut id = self.host_id.lock().unwrap_or_else(PoisonError::into_inner);
+        if *id != reported {
+            tracing::info!(host_id = reported, "connected to a host");
+            reported.clone_into(&mut id);
+        }
     }
 
     pub(crate) async fn host(&self) -> Result<rpc::GetHostResponse, AgentError> {
         let request = rpc::GetHostRequest::default();
-        unary!(self.looks, get_host_with_options, request, LOOK_TIMEOUT)
+        let host = unary!(self.looks, get_host_with_options, request, LOOK_TIMEOUT)?;
+        self.note_host_id(&host.host_id);
+        Ok(host)
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<rpc::SandboxInfo>, AgentError> {
         let request = rpc::ListSandboxesRequest::default();
-        unary!(
+        let list = unary!(
             self.looks,
             list_sandboxes_with_options,
             request,
             LOOK_TIMEOUT
-        )
-        .map(|response| response.sandboxes)
+        )?;
+        self.note_host_id(&list.host_id);
+        Ok(list.sandboxes)
     }
 
     pub(crate) async fn ping(&self, id: &str) -> Result<(), AgentError> {

@@ -23,6 +23,7 @@ pub(crate) mod extract;
 mod files;
 mod files_stream;
 mod health;
+mod host;
 mod metrics;
 pub(crate) mod openapi;
 mod pause;
@@ -34,6 +35,7 @@ mod session;
 pub(crate) mod snapshots;
 mod socket;
 mod templates;
+mod unknown;
 mod utf8;
 pub(crate) mod validate;
 
@@ -126,6 +128,10 @@ fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::health))
         .routes(routes!(openapi::document))
+        .routes(routes!(host::get))
+        .routes(routes!(unknown::list))
+        .routes(routes!(unknown::adopt))
+        .routes(routes!(unknown::destroy))
         .routes(routes!(templates::list))
         .routes(routes!(snapshots::create, snapshots::list))
         .routes(routes!(snapshots::get, snapshots::delete))

@@ -5,6 +5,7 @@
 //! A query has a deadline, so that a database which hangs is an error and not a hang.
 
 pub(crate) mod api_keys;
+mod installation;
 pub(crate) mod options;
 pub(crate) mod pages;
 mod private;
@@ -190,6 +191,21 @@ mod tests {
             (templates[0].disk_size_mb, templates[0].generation),
             (None, None)
         );
+    }
+
+    #[tokio::test]
+    async fn an_installation_keeps_its_id_and_another_database_has_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = |name| format!("sqlite://{}/{name}?mode=rwc", dir.path().display());
+        let db = Db::open(&url("a")).await.unwrap();
+        let (first, second) = tokio::join!(db.installation_id(), db.installation_id());
+        let id = first.unwrap();
+        assert_eq!(id, second.unwrap());
+        db.close().await;
+        let again = Db::open(&url("a")).await.unwrap();
+        assert_eq!(again.installation_id().await.unwrap(), id);
+        let other = Db::open(&url("b")).await.unwrap();
+        assert_ne!(other.installation_id().await.unwrap(), id);
     }
 
     #[tokio::test]

@@ -100,7 +100,11 @@ impl Host {
         if known.is_some_and(|known| known.templates == facts.templates) {
             return;
         }
-        if let Err(error) = self.db.sync_templates(&facts.templates).await {
+        if let Err(error) = self
+            .db
+            .sync_templates(&self.agent.host_id(), &facts.templates)
+            .await
+        {
             // The stored list of templates is then outdated. Creates use the agent's answer.
             tracing::warn!(%error, "failed to store the templates");
         }

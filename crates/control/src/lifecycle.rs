@@ -32,6 +32,7 @@ mod network;
 mod pause;
 mod reaping;
 mod requests;
+mod unknown;
 mod uses;
 
 use std::{
@@ -52,7 +53,10 @@ use wrenn_proxy::Cuts;
 use crate::{
     agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
     clock,
-    db::{Db, DbError, sandboxes::Sandbox},
+    db::{
+        Db, DbError,
+        sandboxes::{Sandbox, UNKNOWN_HOST},
+    },
     state_machine::{Effect, Event, Refused, transition},
 };
 
@@ -98,6 +102,22 @@ pub(crate) enum LifecycleError {
         /// Required status.
         wanted: &'static str,
     },
+    /// The sandbox is on a host that this control plane is not connected to.
+    #[error(
+        "sandbox `{id}` is on host {host}, and this control plane is connected to host {here}; start the \
+         service with the data directory of host {host}"
+    )]
+    OtherHost {
+        /// Sandbox id.
+        id: SandboxId,
+        /// Host that has the sandbox.
+        host: String,
+        /// Host of this control plane's agent.
+        here: String,
+    },
+    /// The database knows the sandbox.
+    #[error("sandbox `{0}` is in the database; use /v1/sandboxes/{0}")]
+    Known(SandboxId),
     /// The row keeps changing.
     #[error("sandbox `{0}` is being changed concurrently; try again")]
     Busy(SandboxId),
@@ -239,6 +259,28 @@ impl Lifecycle {
         }
     }
 
+    /// Returns the host that new rows name.
+    pub(crate) fn host_of_new_rows(&self) -> String {
+        match self.agent.host_id() {
+            id if id.is_empty() => UNKNOWN_HOST.to_owned(),
+            id => id,
+        }
+    }
+
+    /// Rejects a sandbox of another host: its host's agent would not know it, and what this host
+    /// does not know is not lost.
+    pub(crate) fn require_here(&self, row: &Sandbox) -> Result<(), LifecycleError> {
+        let here = self.agent.host_id();
+        if row.is_on_other_host(&here) {
+            return Err(LifecycleError::OtherHost {
+                id: row.id.clone(),
+                host: row.host_id.clone(),
+                here,
+            });
+        }
+        Ok(())
+    }
+
     /// Changes the status of a row: by an event, through the state machine, at the version that was
     /// read. No other function changes a status. `change` sets other fields of the row. It may be
     /// called again if another writer was faster.
@@ -250,6 +292,7 @@ impl Lifecycle {
     ) -> Result<(Sandbox, Vec<Effect>), LifecycleError> {
         for _ in 0..MAX_CONFLICTS {
             let mut row = self.get(id).await?;
+            self.require_here(&row)?;
             let before = row.status;
             let (next, effects) = transition(before, event)?;
             if next == before {
@@ -332,6 +375,7 @@ impl Lifecycle {
             // Enabled before the row is read, so that a change in between is not missed.
             told.as_mut().enable();
             let row = self.get(id).await?;
+            self.require_here(&row)?;
             let deadline = match row.status {
                 SandboxStatus::Running => return Ok(row),
                 SandboxStatus::Pausing | SandboxStatus::Paused | SandboxStatus::Resuming

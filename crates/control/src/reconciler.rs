@@ -1,29 +1,38 @@
-//! Brings the rows and the host together.
+//! Reconciliation of the database and the host.
 //!
-//! Owns one task. Every [`ControlConfig::poll_interval`](crate::ControlConfig) it reads the rows that are not at their end,
-//! *then* asks the host for its sandboxes, and takes the steps that [`reconcile`] says. Never acts on a sandbox whose
-//! lifecycle lock is taken or whose create is under way here, nor on a row that changed since it was read: what it knows
-//! is then old, and it will look again. While the host does not answer nothing changes, and the log says so once.
+//! Owns one task. At every [`ControlConfig::poll_interval`](crate::ControlConfig) it reads the rows
+//! that are not in a final status, *then* asks the host for its sandboxes, and takes the steps that
+//! [`reconcile`] returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is
+//! in progress here, nor on a row that changed since it was read: that knowledge is outdated, and the
+//! next look is soon. While the host does not answer nothing changes, and this is logged once.
 //!
-//! | row \ host says | nothing | starting | running | pausing, resuming | paused | error | stopping |
+//! | row \ host reports  | nothing | starting | running | pausing, resuming | paused | error | stopping |
 //! |---|---|---|---|---|---|---|---|
-//! | any, its create under way here | – | – | – | – | – | – | – |
-//! | `pending`, `starting` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
-//! | `running` | → `error` | – | refresh; if idle pause or destroy | – | → `paused` | → `error`, destroy | – |
-//! | `pausing` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | any, create in progress here | – | – | – | – | – | – | – |
+//! | any, of another host | – | – | – | – | – | – | – |
+//! | `pending`, `starting` | → `error` (3) | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | `running` | → `error` (3) | – | refresh; if idle pause or destroy | – | → `paused` | → `error`, destroy | – |
+//! | `pausing` | → `error` (3) | – | → `running` | – | → `paused` | → `error`, destroy | – |
 //! | `paused` | – | – | → `running` | – | – | → `error`, destroy | – |
-//! | `resuming` | → `error` | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | `resuming` | → `error` (3) | – | → `running` | – | → `paused` | → `error`, destroy | – |
 //! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
 //! | `stopped` | – | destroy | destroy | destroy | destroy | destroy | – |
-//! | `error`, no row | – | destroy | destroy | destroy | – | destroy | – |
+//! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
+//! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - "destroy" of what is in `error` is the acknowledgement after which the agent forgets it.
-//! - `pending` and `starting` rows without a create were left by a process that died; what the host says "starting" of,
-//!   that process had asked for, and is waited for. So with `pausing` and `resuming` rows whose lock is free.
-//! - A paused sandbox is nothing but files, and nothing else has what it held. A host that does not have them now may have
-//!   them again, when its disk is mounted: the row stays, and a resume says what is missing. And files without a row, which a
-//!   database that was restored from an older copy does not know, are nobody's to remove: the log tells of them.
-//! - A step that fails is taken again at the next look: each is safe to repeat.
+//! - (3): only after the sandbox was absent at [`ABSENT_LOOKS`] looks in a row.
+//! - "keep": the sandbox stays as it is, and this is logged once. A sandbox without a row belongs to
+//!   another database: this one is empty, restored from an older copy, or mistyped. Such sandboxes
+//!   are listed by `GET /v1/unknown-sandboxes`, and only a command adopts or destroys them.
+//! - A row of another host: the control plane was started with another data directory, or several
+//!   hosts share the database. This host's agent cannot know the sandbox.
+//! - "destroy" of a sandbox in `error` acknowledges the loss; the agent then forgets the sandbox.
+//! - `pending` and `starting` rows without a create were left by a process that died. If the host
+//!   reports `starting`, that process had requested it, and the end is awaited. The same holds for
+//!   `pausing` and `resuming` rows whose lock is free.
+//! - A paused sandbox consists of files only. A host that does not have them now may have them again
+//!   when its disk is mounted: the row stays, and a resume reports what is missing.
+//! - A step that fails is taken again at the next look: each step is safe to repeat.
 
 mod steps;
 
@@ -33,7 +42,10 @@ use wrenn_proto::{SandboxId, rest::SandboxStatus};
 
 pub(crate) use steps::Reconciler;
 
-/// What the host says of one sandbox.
+/// Looks in a row at which a sandbox must be absent before it is taken for lost.
+pub(crate) const ABSENT_LOOKS: u32 = 3;
+
+/// State that the host reports for one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HostState {
     Starting,
@@ -64,6 +76,10 @@ pub(crate) struct RowView {
     pub(crate) timeout_sec: u32,
     /// Milliseconds since 1970 before which its idleness is not ended: an attempt failed.
     pub(crate) not_reaped_before_ms: i64,
+    /// Looks in a row, this one included, at which the host did not report the sandbox.
+    pub(crate) absent_looks: u32,
+    /// True if another host has the sandbox.
+    pub(crate) on_other_host: bool,
 }
 
 /// A step to be taken.
@@ -81,11 +97,11 @@ pub(crate) enum Action {
     FinishStop,
     /// Ask the host once more.
     DestroyAgain,
-    /// Nobody should have it.
+    /// Free the host's resources of a sandbox whose row says that it ended.
     DestroyOrphan,
-    /// It is paused, and no row is known that it belongs to: a user's data, unless it was destroyed.
+    /// Leave a sandbox alone that the database does not know, or knows in `error`.
     Keep,
-    /// Nobody uses it.
+    /// End or pause an idle sandbox.
     Reap { idle_sec: u64 },
 }
 
@@ -105,9 +121,9 @@ pub(crate) fn reconcile(
 fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<Action> {
     use SandboxStatus as S;
     let Some(row) = row else {
-        return orphan(host);
+        return unknown(host);
     };
-    if row.creating {
+    if row.creating || row.on_other_host {
         return None;
     }
     let (status, found) = match (row.status, host) {
@@ -117,6 +133,7 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
         (S::Stopping, Some(HostState::Stopping)) => return None,
         (S::Stopping, Some(_)) => return Some(Action::DestroyAgain),
         (S::Paused, None) => return None,
+        (_, None) if row.absent_looks < ABSENT_LOOKS => return None,
         (status, None) => {
             let reason = lost(status).to_owned();
             return Some(Action::Fail { reason });
@@ -148,6 +165,15 @@ fn lost(status: SandboxStatus) -> &'static str {
     }
 }
 
+/// A sandbox without a row: never destroyed here.
+fn unknown(host: Option<&HostState>) -> Option<Action> {
+    match host {
+        None | Some(HostState::Stopping) => None,
+        Some(_) => Some(Action::Keep),
+    }
+}
+
+/// A sandbox whose row says that it ended.
 fn orphan(host: Option<&HostState>) -> Option<Action> {
     match host {
         None | Some(HostState::Stopping) => None,

@@ -55,11 +55,13 @@ pub async fn serve(
     ready: impl FnOnce(Listening),
     shutdown: CancellationToken,
 ) -> Result<(), ControlError> {
-    let agent = AgentClient::new(&config.agent_url, &config.agent_token)?;
     let tunnel = tunnel(&config)?;
     let (listener, api) = listen(config.listen).await?;
     let (traffic_listener, traffic) = listen(config.traffic_listen).await?;
     let db = Db::open(&config.database_url).await?;
+    let installation = db.installation_id().await?;
+    tracing::info!(installation, "database opened");
+    let agent = AgentClient::new(&config.agent_url, &config.agent_token, &installation)?;
     let auth = Auth::new(db.clone());
     ensure_first_keys(&db, &auth, &config).await?;
     let cuts = Cuts::default();

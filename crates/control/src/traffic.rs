@@ -78,7 +78,8 @@ fn refused(error: &LifecycleError) -> Refused {
             ..
         } => Refused::Changing,
         LifecycleError::WrongStatus { .. } | LifecycleError::Refused(_) => Refused::NotFound,
-        LifecycleError::Busy(_) => Refused::Changing,
+        LifecycleError::Busy(_) | LifecycleError::Known(_) => Refused::Changing,
+        LifecycleError::OtherHost { .. } => Refused::Unavailable(error.to_string()),
         LifecycleError::Agent(error) => Refused::Unavailable(host_words(error)),
         LifecycleError::Db(error) => {
             tracing::error!(%error, "failed to look up the sandbox");

@@ -84,3 +84,7 @@ pub const NTP_PACKET_BYTES: usize = 48;
 
 /// Seconds from 1900, the epoch of NTP, to 1970.
 pub const NTP_UNIX_OFFSET_SEC: u64 = 2_208_988_800;
+
+/// Header of calls to the host agent that names the caller's installation: the id in the control
+/// plane's database.
+pub const INSTALLATION_HEADER: &str = "wrenn-installation";

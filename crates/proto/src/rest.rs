@@ -557,3 +557,60 @@ pub struct Health {
     /// Version of the server.
     pub version: String,
 }
+
+/// Sandbox that runs on the host and is not in the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnknownSandbox {
+    /// Sandbox id.
+    pub id: String,
+    /// State on the host: `starting`, `running`, `pausing`, `paused`, `resuming`, `stopping` or
+    /// `error`.
+    pub state: String,
+    /// Template that the sandbox was created from.
+    pub template: String,
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// Memory, in MiB.
+    pub memory_mb: u32,
+    /// Installation (database) that the sandbox belongs to, if it is recorded.
+    pub installation_id: Option<String>,
+    /// Time of creation.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: jiff::Timestamp,
+}
+
+/// Host that runs sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    /// Id of the host agent's data directory.
+    pub id: String,
+    /// Id of the control plane's database.
+    pub installation_id: String,
+    /// Version of the host agent.
+    pub version: String,
+    /// How guest code runs: `kvm` or `tcg` (software emulation).
+    pub accel: String,
+    /// Number of processors.
+    pub cpu_count: u32,
+    /// Memory, in MiB.
+    pub memory_total_mb: u64,
+    /// Available memory, in MiB.
+    pub memory_available_mb: u64,
+    /// Free disk space of the data directory, in MiB.
+    pub disk_free_mb: u64,
+    /// Number of sandboxes, paused ones included.
+    pub sandboxes: u32,
+    /// Boots since the host agent started.
+    pub boots: BootCounts,
+}
+
+/// Boots from disk since the host agent started. A create that restores a snapshot is not a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BootCounts {
+    /// Boots that began.
+    pub started: u64,
+    /// Repeated attempts after an attempt that made no progress.
+    pub retried: u64,
+    /// Boots whose last attempt made no progress.
+    pub stalled: u64,
+}

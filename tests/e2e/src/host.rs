@@ -128,3 +128,15 @@ fn processes() -> BTreeSet<String> {
         })
         .collect()
 }
+
+/// Returns the process id of a sandbox's VMM, if it runs.
+#[must_use]
+pub fn vmm_of(id: &str) -> Option<i32> {
+    names_in(Path::new("/proc")).into_iter().find_map(|name| {
+        let pid = name.parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        (command.contains("qemu-system") && command.contains(&format!("-name {id} ")))
+            .then_some(pid)
+    })
+}

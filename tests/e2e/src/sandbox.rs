@@ -73,6 +73,30 @@ impl<'a> Sandbox<'a> {
         .await
     }
 
+    /// Pauses the sandbox.
+    ///
+    /// # Errors
+    /// The server does not pause it.
+    pub async fn pause(&self) -> Result<()> {
+        self.order("/pause").await
+    }
+
+    /// Resumes the sandbox.
+    ///
+    /// # Errors
+    /// The server does not resume it.
+    pub async fn resume(&self) -> Result<()> {
+        self.order("/resume").await
+    }
+
+    async fn order(&self, verb: &str) -> Result<()> {
+        let request = self.service.request(Method::POST, &self.path(verb));
+        let response = request.send().await?;
+        let status = response.status();
+        ensure!(status.is_success(), "{status}: {}", response.text().await?);
+        Ok(())
+    }
+
     /// Runs a program.
     ///
     /// # Errors

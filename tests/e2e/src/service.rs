@@ -32,6 +32,8 @@ pub struct Service {
     traffic_listen: String,
     key: String,
     fault: Option<String>,
+    /// File name of the database in the data directory, if it is not the default one.
+    database: Option<String>,
     http: reqwest::Client,
 }
 
@@ -60,6 +62,7 @@ impl Service {
             traffic_listen: format!("127.0.0.1:{}", free_port()?),
             key: String::new(),
             fault: None,
+            database: None,
             http: reqwest::Client::new(),
         };
         service.start_again().await?;
@@ -119,6 +122,13 @@ impl Service {
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
             .env_remove("DATABASE_URL");
+        if let Some(name) = &self.database {
+            let file = self.dir().join(name);
+            command.env(
+                "DATABASE_URL",
+                format!("sqlite://{}?mode=rwc", file.display()),
+            );
+        }
         command
     }
 
@@ -247,6 +257,11 @@ impl Service {
         Ok(Sandbox::new(self, id))
     }
 
+    /// Uses another database from the next start on, or with `None` the right one.
+    pub fn use_database(&mut self, name: Option<&str>) {
+        self.database = name.map(str::to_owned);
+    }
+
     /// Kills the service without any cleanup, as a crash would.
     ///
     /// # Errors
@@ -339,6 +354,16 @@ impl Service {
         while fs::read_dir(self.dir().join("sandboxes")).is_ok_and(|mut d| d.next().is_some()) {
             ensure!(std::time::Instant::now() < deadline, "sandboxes are left");
             let _ = self.command("sandbox").args(["rm", "--all"]).output();
+            let unknown = self
+                .command("sandbox")
+                .args(["ls", "--unknown", "--quiet"])
+                .output()?;
+            for id in String::from_utf8_lossy(&unknown.stdout).lines() {
+                let _ = self
+                    .command("sandbox")
+                    .args(["rm", "--unknown", id])
+                    .output();
+            }
         }
         Ok(())
     }

@@ -49,6 +49,7 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
             disk_free_mib: facts.disk_free_mib,
             sandboxes: u32::try_from(sandboxes).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            host_id: host.id.clone(),
             boots: host.boots.started.load(Ordering::Relaxed),
             boots_retried: host.boots.retried.load(Ordering::Relaxed),
             boots_stalled: host.boots.stalled.load(Ordering::Relaxed),
@@ -67,8 +68,9 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
 pub(super) async fn create(
     owners: &Owners,
     request: pb::CreateSandboxRequest,
+    installation: String,
 ) -> Result<pb::CreateSandboxResponse, ConnectError> {
-    let (sandbox, made) = begin(owners, request)
+    let (sandbox, made) = begin(owners, request, installation)
         .await
         .map_err(|e| ConnectError::from(&e))?;
     let made = made.await.unwrap_or(Err(CreateError::Panicked));
@@ -84,12 +86,13 @@ pub(crate) type Made = oneshot::Receiver<Result<(), CreateError>>;
 async fn begin(
     owners: &Owners,
     request: pb::CreateSandboxRequest,
+    installation: String,
 ) -> Result<(Arc<Sandbox>, Made), CreateError> {
     if owners.shutdown.is_cancelled() {
         return Err(CreateError::ShuttingDown);
     }
     let host = owners.host.clone();
-    let plan = blocking(move || check(&host, request)).await?;
+    let plan = blocking(move || check(&host, request, installation)).await?;
     begin_plan(owners, plan)
 }
 
@@ -98,6 +101,7 @@ pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, M
     let (sandbox, requests) = Sandbox::new(
         Facts::from(&plan),
         plan.access.clone(),
+        plan.installation.clone(),
         plan.created_unix_ms,
     );
     if !owners.registry.insert(sandbox.clone()) {
@@ -115,7 +119,11 @@ pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, M
 }
 
 /// Everything about a request that can be said before anything is made.
-fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, CreateError> {
+fn check(
+    host: &HostParts,
+    request: pb::CreateSandboxRequest,
+    installation: String,
+) -> Result<Plan, CreateError> {
     let id = request.id.parse().map_err(field("id"))?;
     let template_name: TemplateName = request.template.parse().map_err(field("template"))?;
     let access = access(host, request.egress.as_known(), &request.network)?;
@@ -135,6 +143,7 @@ fn check(host: &HostParts, request: pb::CreateSandboxRequest) -> Result<Plan, Cr
         timeout_sec: request.timeout_sec,
         access,
         envs,
+        installation,
     };
     if let Some(pin) = host.snapshots.named(&wanted.template_name)? {
         let moment = host.snapshots.moment(&pin)?;
@@ -185,6 +194,7 @@ pub(crate) struct Wanted {
     pub(crate) timeout_sec: u32,
     pub(crate) access: Access,
     pub(crate) envs: BTreeMap<String, String>,
+    pub(crate) installation: String,
 }
 
 impl Wanted {
@@ -214,6 +224,7 @@ impl Wanted {
             envs: self.envs,
             created_unix_ms: now_unix_ms(),
             envd_token: GuestToken::random(),
+            installation: self.installation,
         }
     }
 }
@@ -284,6 +295,7 @@ fn field<E: ToString>(field: &'static str) -> impl FnOnce(E) -> CreateError {
 pub(super) fn list(owners: &Owners) -> pb::ListSandboxesResponse {
     pb::ListSandboxesResponse {
         sandboxes: owners.registry.list().iter().map(|s| info(s)).collect(),
+        host_id: owners.host.id.clone(),
         ..Default::default()
     }
 }
@@ -360,6 +372,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         egress: egress.into(),
         warning: sandbox.warning(),
         envd_token: facts.envd_token.reveal().to_owned(),
+        installation_id: sandbox.installation(),
         ..Default::default()
     }
 }

@@ -159,6 +159,7 @@ async fn make_copies(
             timeout_sec: sandbox.facts.timeout_sec,
             access: sandbox.access(),
             envs: BTreeMap::new(),
+            installation: sandbox.installation(),
         };
         let plan = wanted.thawing(facts, moment.clone());
         match plan.and_then(|plan| lifecycle::begin_plan(owners, plan)) {

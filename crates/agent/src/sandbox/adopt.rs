@@ -99,7 +99,8 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
     }
     for (_, adopted) in found {
         let (facts, access) = (Facts::from(&*adopted.spec), access_of(&adopted.spec));
-        let (sandbox, requests) = Sandbox::new(facts, access, now_unix_ms());
+        let installation = adopted.folder.read_installation();
+        let (sandbox, requests) = Sandbox::new(facts, access, installation, now_unix_ms());
         owners.registry.insert(sandbox.clone());
         spawn(owners, sandbox, requests, Start::Adopted(Box::new(adopted)));
     }

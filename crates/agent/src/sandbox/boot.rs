@@ -116,6 +116,8 @@ impl Boot<'_> {
         let claimed = self.host.folders.claim(&plan.id);
         let folder = claimed.map_err(CreateError::Folder)?;
         self.resources.folder = Some(folder.clone());
+        let recorded = folder.write_installation(&plan.installation);
+        recorded.map_err(CreateError::Folder)?;
         let parts = self
             .make_parts(&plan.access, plan.memory_mib, plan.vcpus)
             .await?;

@@ -32,6 +32,8 @@ pub(crate) struct HostParts {
     /// Frequency of this host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u32,
     pub(crate) boots: Boots,
+    /// Identifies the data directory.
+    pub(crate) id: String,
 }
 
 /// Resources of one sandbox.

@@ -64,6 +64,8 @@ pub(crate) enum SandboxVerb {
     Fork(change::ForkArgs),
     /// Destroy sandboxes
     Rm(RmArgs),
+    /// Add sandboxes that run on the host but are not in the database
+    Adopt(change::ManyArgs),
     /// List the processes that were started in a sandbox
     Ps(OneArgs),
     /// Send a signal to a process in a sandbox
@@ -96,6 +98,7 @@ impl SandboxVerb {
             Self::Resume(args) => change::resume(client, args).await,
             Self::Fork(args) => change::fork(client, args).await,
             Self::Rm(args) => rm(client, args).await,
+            Self::Adopt(args) => change::adopt(client, args).await,
             Self::Ps(args) => process::ps(client, &args).await,
             Self::Kill(args) => process::kill(client, &args).await,
             Self::Ping(args) => process::ping(client, &args).await,
@@ -254,6 +257,9 @@ pub(crate) struct LsArgs {
     /// Include destroyed sandboxes
     #[arg(short, long)]
     all: bool,
+    /// List the sandboxes that run on the host but are not in the database
+    #[arg(long, conflicts_with = "all")]
+    unknown: bool,
     /// Print only ids
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
@@ -263,6 +269,9 @@ pub(crate) struct LsArgs {
 }
 
 async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
+    if args.unknown {
+        return ls_unknown(client, &args).await;
+    }
     let statuses = if args.all {
         SandboxStatus::ALL.to_vec()
     } else {
@@ -277,6 +286,20 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
         }
     } else {
         show::list(&sandboxes)?;
+    }
+    Ok(0)
+}
+
+async fn ls_unknown(client: &Client, args: &LsArgs) -> anyhow::Result<i32> {
+    let sandboxes = client.unknown().await?;
+    if args.json {
+        output::json(&sandboxes)?;
+    } else if args.quiet {
+        for sandbox in &sandboxes {
+            output::line(&sandbox.id)?;
+        }
+    } else {
+        show::list_unknown(&sandboxes)?;
     }
     Ok(0)
 }
@@ -298,6 +321,9 @@ pub(crate) struct RmArgs {
     /// Destroy all sandboxes
     #[arg(long)]
     all: bool,
+    /// The ids are of sandboxes that run on the host but are not in the database
+    #[arg(long, conflicts_with = "all")]
+    unknown: bool,
 }
 
 /// Destroys all named sandboxes, continuing after failures, and prints the ids of those that were
@@ -313,9 +339,14 @@ async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
     } else {
         args.ids
     };
+    let unknown = args.unknown;
     let mut results = stream::iter(ids)
         .map(|id| async move {
-            let result = client.destroy(&id).await;
+            let result = if unknown {
+                client.destroy_unknown(&id).await
+            } else {
+                client.destroy(&id).await
+            };
             (id, result)
         })
         .buffer_unordered(DESTROY_AT_ONCE);

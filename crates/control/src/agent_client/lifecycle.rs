@@ -48,6 +48,21 @@ impl AgentClient {
         }
     }
 
+    /// Makes this installation the owner of a sandbox at the host.
+    pub(crate) async fn adopt(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+        let request = rpc::AdoptSandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        unary!(
+            self.lifecycle,
+            adopt_sandbox_with_options,
+            request,
+            DESTROY_TIMEOUT
+        )
+        .map(|response| response.sandbox.into_option().unwrap_or_default())
+    }
+
     /// What the host says of one sandbox; `None` if it has none of that name.
     pub(crate) async fn find(&self, id: &str) -> Result<Option<rpc::SandboxInfo>, AgentError> {
         let infos = self.list().await?;

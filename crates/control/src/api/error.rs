@@ -204,7 +204,10 @@ impl From<&LifecycleError> for ApiError {
             LifecycleError::Refused(_) | LifecycleError::WrongStatus { .. } => {
                 Self::new(Code::InvalidState, error.to_string())
             }
-            LifecycleError::Busy(_) => Self::new(Code::Conflict, error.to_string()),
+            LifecycleError::Busy(_) | LifecycleError::Known(_) => {
+                Self::new(Code::Conflict, error.to_string())
+            }
+            LifecycleError::OtherHost { .. } => Self::new(Code::Unavailable, error.to_string()),
             LifecycleError::Agent(error) => error.clone().into(),
             LifecycleError::Db(error) => error.into(),
             LifecycleError::Shared(error) => Self::from(error.as_ref()),

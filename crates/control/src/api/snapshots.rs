@@ -86,7 +86,7 @@ pub(crate) async fn make(
         // Later reads of the host's templates include the snapshot.
         app.host.changed().await;
         let made = host::template(made?);
-        if let Err(error) = app.db.record_snapshot(&made, id.as_str()).await {
+        if let Err(error) = app.db.record_snapshot(&app.agent.host_id(), &made, id.as_str()).await {
             // The snapshot is usable. Only its source sandbox is unknown.
             tracing::warn!(sandbox_id = %id, template = %made.name, %error, "snapshot source not recorded");
         }

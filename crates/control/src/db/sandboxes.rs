@@ -16,7 +16,7 @@ macro_rules! columns {
     () => {
         "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
          metadata, error, boot, created_at, started_at, last_active_at, last_updated, on_timeout, auto_resume, warning, \
-         expires_at, envd_token, options, idempotency_key"
+         expires_at, envd_token, options, idempotency_key, host_id"
     };
 }
 
@@ -78,9 +78,19 @@ pub(crate) struct Sandbox {
     pub(crate) options: Options,
     /// What its client called the request that made it; empty if nothing.
     pub(crate) idempotency_key: String,
+    /// Host that has the sandbox; [`UNKNOWN_HOST`] in a row of an earlier release.
+    pub(crate) host_id: String,
 }
 
+/// Host of a row that was written before hosts had ids.
+pub(crate) const UNKNOWN_HOST: &str = "default";
+
 impl Sandbox {
+    /// True if another host than `here` has the sandbox. Unknown hosts are not other hosts.
+    pub(crate) fn is_on_other_host(&self, here: &str) -> bool {
+        !here.is_empty() && self.host_id != UNKNOWN_HOST && self.host_id != here
+    }
+
     /// Begins its lifetime anew: that which the resume under way asks for, else the one that it was created with. One without
     /// a lifetime has no deadline then.
     pub(crate) fn renew_lifetime(&mut self, now_ms: i64) {
@@ -154,6 +164,7 @@ pub(super) struct Stored {
     envd_token: String,
     options: String,
     idempotency_key: String,
+    host_id: String,
 }
 
 impl TryFrom<Stored> for Sandbox {
@@ -193,6 +204,7 @@ impl TryFrom<Stored> for Sandbox {
             envd_token: row.envd_token,
             options: serde_json::from_str(&row.options).map_err(|_| corrupt("options"))?,
             idempotency_key: row.idempotency_key,
+            host_id: row.host_id,
         })
     }
 }
@@ -218,8 +230,8 @@ impl Db {
     pub(crate) async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError> {
         let query = sqlx::query(
             "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
-             metadata, created_at, last_updated, on_timeout, auto_resume, expires_at, options, idempotency_key) \
-             VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+             metadata, created_at, last_updated, on_timeout, auto_resume, expires_at, options, idempotency_key, \
+             host_id) VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(row.id.to_string())
         .bind(row.template.clone())
@@ -236,7 +248,8 @@ impl Db {
         .bind(i64::from(row.auto_resume))
         .bind(row.expires_at)
         .bind(json(&row.options))
-        .bind(row.idempotency_key.clone());
+        .bind(row.idempotency_key.clone())
+        .bind(row.host_id.clone());
         run("store the sandbox", query.execute(&self.pool)).await?;
         Ok(())
     }
@@ -327,7 +340,8 @@ impl Db {
         let query = sqlx::query(
             "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
              last_active_at = $7, last_updated = $8, warning = $9, expires_at = $10, envd_token = $11, options = $12, \
-             egress = $13, on_timeout = $14, auto_resume = $15, version = version + 1 WHERE id = $16 AND version = $17",
+             egress = $13, on_timeout = $14, auto_resume = $15, host_id = $16, version = version + 1 \
+             WHERE id = $17 AND version = $18",
         )
         .bind(row.status.as_str())
         .bind(row.guest_ip.clone())
@@ -344,6 +358,7 @@ impl Db {
         .bind(egress_word(row.egress))
         .bind(row.on_timeout.as_str())
         .bind(i64::from(row.auto_resume))
+        .bind(row.host_id.clone())
         .bind(row.id.to_string())
         .bind(row.version);
         let done = run("change the sandbox", query.execute(&self.pool)).await?;
@@ -353,14 +368,15 @@ impl Db {
     /// Writes what the host knows better. Not a change of the sandbox: its version stays.
     pub(crate) async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
         let query = sqlx::query(
-            "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5 \
-             WHERE id = $6 AND version = $7",
+            "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5, \
+             host_id = $6 WHERE id = $7 AND version = $8",
         )
         .bind(row.guest_ip.clone())
         .bind(row.host_ip.clone())
         .bind(boot_json(row.boot.as_ref()))
         .bind(row.last_active_at)
         .bind(row.warning.clone())
+        .bind(row.host_id.clone())
         .bind(row.id.to_string())
         .bind(row.version);
         let done = run("refresh the sandbox", query.execute(&self.pool)).await?;

@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 use wrenn_proto::rest::Template;
 
-use super::{Db, DbError, narrow, run};
+use super::{Db, DbError, narrow, run, sandboxes::UNKNOWN_HOST};
 use crate::clock;
 
 #[derive(FromRow)]
@@ -47,26 +47,42 @@ impl Db {
         rows.into_iter().map(Template::try_from).collect()
     }
 
-    /// Makes the stored templates equal to those of the host.
-    pub(crate) async fn sync_templates(&self, present: &[Template]) -> Result<(), DbError> {
-        for known in self.templates().await? {
-            if present.iter().all(|t| t.name != known.name) {
-                self.forget_template(&known.name).await?;
+    /// Makes the stored templates of a host equal to those that it reports. Templates that another
+    /// host reported stay.
+    pub(crate) async fn sync_templates(
+        &self,
+        host_id: &str,
+        present: &[Template],
+    ) -> Result<(), DbError> {
+        for name in self.template_names_of(host_id).await? {
+            if present.iter().all(|t| t.name != name) {
+                self.forget_template(&name).await?;
             }
         }
         for template in present {
-            self.store_template(template).await?;
+            self.store_template(host_id, template).await?;
         }
         Ok(())
     }
 
+    /// Returns the names of the templates that no other host is known to have reported.
+    async fn template_names_of(&self, host_id: &str) -> Result<Vec<String>, DbError> {
+        let query = sqlx::query_scalar(
+            "SELECT name FROM templates WHERE host_id IN ($1, $2) ORDER BY name",
+        )
+        .bind(host_id.to_owned())
+        .bind(UNKNOWN_HOST);
+        run("list the host's templates", query.fetch_all(&self.pool)).await
+    }
+
     /// Writes a template. Replaces one with the same name.
-    async fn store_template(&self, template: &Template) -> Result<(), DbError> {
+    async fn store_template(&self, host_id: &str, template: &Template) -> Result<(), DbError> {
         let query = sqlx::query(
-            "INSERT INTO templates (name, type, vcpus, memory_mb, disk_size_mb, generation, size_bytes, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO UPDATE SET type = excluded.type, \
+            "INSERT INTO templates (name, type, vcpus, memory_mb, disk_size_mb, generation, size_bytes, created_at, host_id) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO UPDATE SET type = excluded.type, \
              vcpus = excluded.vcpus, memory_mb = excluded.memory_mb, disk_size_mb = excluded.disk_size_mb, \
-             generation = excluded.generation, size_bytes = excluded.size_bytes, created_at = excluded.created_at",
+             generation = excluded.generation, size_bytes = excluded.size_bytes, created_at = excluded.created_at, \
+             host_id = excluded.host_id",
         )
         .bind(template.name.clone())
         .bind(template.kind.clone())
@@ -75,7 +91,8 @@ impl Db {
         .bind(i64::from(template.disk_size_mb.unwrap_or(0)))
         .bind(i64::from(template.generation.unwrap_or(0)))
         .bind(i64::try_from(template.size_bytes).unwrap_or(i64::MAX))
-        .bind(template.created_at.as_millisecond());
+        .bind(template.created_at.as_millisecond())
+        .bind(host_id.to_owned());
         run("store a template", query.execute(&self.pool)).await?;
         Ok(())
     }
@@ -83,10 +100,11 @@ impl Db {
     /// Writes a new snapshot and its source sandbox.
     pub(crate) async fn record_snapshot(
         &self,
+        host_id: &str,
         snapshot: &Template,
         sandbox: &str,
     ) -> Result<(), DbError> {
-        self.store_template(snapshot).await?;
+        self.store_template(host_id, snapshot).await?;
         let query = sqlx::query("UPDATE templates SET source = $1 WHERE name = $2")
             .bind(sandbox.to_owned())
             .bind(snapshot.name.clone());

@@ -254,6 +254,7 @@ fn copy_row(id: SandboxId, source: &Sandbox, copy_as: CopyAs) -> Sandbox {
         expires_at: 0,
         envd_token: String::new(),
         idempotency_key: String::new(),
+        host_id: String::new(),
         ..source.clone()
     }
 }

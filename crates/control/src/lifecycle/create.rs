@@ -101,7 +101,8 @@ impl Lifecycle {
             let Some(entry) = self.creating.enter(&id) else {
                 continue;
             };
-            let row = row(id.clone());
+            let mut row = row(id.clone());
+            row.host_id = self.host_of_new_rows();
             match self.db.insert_sandbox(&row).await {
                 Ok(()) => return Ok((id, entry)),
                 Err(DbError::Exists) if self.has_request(&row.idempotency_key).await? => {
@@ -320,6 +321,7 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
         envd_token: String::new(),
         options: new.options.clone(),
         idempotency_key: new.idempotency_key.clone(),
+        host_id: String::new(),
     }
 }
 

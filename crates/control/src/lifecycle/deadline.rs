@@ -61,7 +61,8 @@ impl Lifecycle {
     fn begin_due(self: &Arc<Self>, rows: &[Sandbox], under_way: &Marks) -> i64 {
         let now = clock::now_ms();
         let mut next = now + MAX_SLEEP_MS;
-        for row in rows {
+        let here = self.agent.host_id();
+        for row in rows.iter().filter(|row| !row.is_on_other_host(&here)) {
             let due = row.expires_at.max(self.reaping.not_before_ms(&row.id));
             if due > now {
                 next = next.min(due);

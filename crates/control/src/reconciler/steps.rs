@@ -50,8 +50,10 @@ pub(crate) struct Reconciler {
     lifecycle: Arc<Lifecycle>,
     /// Whether the host answered at the last look.
     reachable: bool,
-    /// Paused sandboxes without a row, of which the log has told.
+    /// Sandboxes that were left alone, as logged.
     kept: Arc<Mutex<BTreeSet<SandboxId>>>,
+    /// Looks in a row at which the host did not report a sandbox that has a row.
+    absent: BTreeMap<SandboxId, u32>,
 }
 
 /// What one look found of a sandbox.
@@ -68,6 +70,7 @@ impl Reconciler {
             lifecycle,
             reachable: true,
             kept: Arc::default(),
+            absent: BTreeMap::new(),
         }
     }
 
@@ -103,10 +106,17 @@ impl Reconciler {
         let Some(infos) = self.ask_host().await else {
             return;
         };
+        let reported: BTreeSet<&str> = infos.iter().map(|info| info.id.as_str()).collect();
+        let known: BTreeSet<&SandboxId> = rows.iter().map(|row| &row.id).collect();
+        self.absent.retain(|id, _| known.contains(id));
         let mut found: BTreeMap<SandboxId, Found> = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
-            views.insert(row.id.clone(), self.view(&row, creating));
+            let is_reported = reported.contains(row.id.as_str());
+            let absent_looks = self.count_absence(&row.id, is_reported);
+            let mut view = self.view(&row, creating);
+            view.absent_looks = absent_looks;
+            views.insert(row.id.clone(), view);
             let info = None;
             found.insert(
                 row.id.clone(),
@@ -119,7 +129,7 @@ impl Reconciler {
         let mut host = BTreeMap::new();
         for info in infos {
             let Ok(id) = info.id.parse::<SandboxId>() else {
-                tracing::error!(id = %info.id, "the host has a sandbox with a strange name");
+                tracing::error!(id = %info.id, "the host has a sandbox with an invalid id");
                 continue;
             };
             host.insert(id.clone(), host_state(&info));
@@ -155,6 +165,17 @@ impl Reconciler {
         }
     }
 
+    /// Counts the looks in a row at which the host did not report a sandbox.
+    fn count_absence(&mut self, id: &SandboxId, is_reported: bool) -> u32 {
+        if is_reported {
+            self.absent.remove(id);
+            return 0;
+        }
+        let looks = self.absent.entry(id.clone()).or_default();
+        *looks = looks.saturating_add(1);
+        *looks
+    }
+
     fn view(&self, row: &Sandbox, creating: bool) -> RowView {
         let (in_use, last_use_ms) = self.lifecycle.use_of(&row.id);
         RowView {
@@ -164,6 +185,8 @@ impl Reconciler {
             last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
             timeout_sec: row.timeout_sec,
             not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
+            absent_looks: 0,
+            on_other_host: row.is_on_other_host(&self.agent.host_id()),
         }
     }
 
@@ -236,7 +259,7 @@ impl Step {
         }
     }
 
-    /// Destroys a paused sandbox that was destroyed here, and leaves any other without an active row alone.
+    /// Leaves a sandbox without an active row alone, unless it was destroyed here meanwhile.
     async fn keep(&self) -> Result<(), LifecycleError> {
         let row = self.db.sandbox(&self.id).await?;
         let status = row.map(|row| row.status);
@@ -247,7 +270,7 @@ impl Step {
         if status.is_none_or(|status| !ACTIVE.contains(&status)) && kept.insert(self.id.clone()) {
             tracing::warn!(
                 sandbox_id = %self.id,
-                "the host has a paused sandbox that the database does not know, or has in error: it is left alone"
+                "sandbox unknown to the database, or in error there: left alone; see `wrenn sandbox ls --unknown`"
             );
         }
         Ok(())
@@ -331,6 +354,7 @@ impl Step {
         };
         let mut new = row.clone();
         refresh_from_host(&mut new, info);
+        new.host_id = self.lifecycle.host_of_new_rows();
         let (_, last_use_ms) = self.lifecycle.use_of(&self.id);
         new.last_active_at = new.last_active_at.max(last_use_ms);
         if new.last_active_at < row.last_active_at.saturating_add(USE_GRAIN_MS) {

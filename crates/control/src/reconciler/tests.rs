@@ -14,6 +14,8 @@ fn view(status: S) -> RowView {
         last_active_ms: 1_000_000,
         timeout_sec: 60,
         not_reaped_before_ms: 0,
+        absent_looks: ABSENT_LOOKS,
+        on_other_host: false,
     }
 }
 
@@ -69,7 +71,7 @@ fn every_cell_of_the_table_is_as_it_is_written() {
         (Some(S::Stopping), "Sddddd-"),
         (Some(S::Stopped), "-DDDDD-"),
         (Some(S::Error), "-DDDKD-"),
-        (None, "-DDDKD-"),
+        (None, "-KKKKK-"),
     ];
     for (status, wanted) in table {
         let row = status.map(view);
@@ -88,6 +90,32 @@ fn a_create_under_way_here_is_left_alone() {
             let mut row = view(status);
             row.creating = true;
             assert_eq!(one(Some(&row), host.as_ref(), i64::MAX), None);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_another_host_is_left_alone() {
+    for status in S::ALL {
+        for host in host_states() {
+            let mut row = view(status);
+            row.on_other_host = true;
+            assert_eq!(one(Some(&row), host.as_ref(), i64::MAX), None);
+        }
+    }
+}
+
+#[test]
+fn a_sandbox_is_lost_only_after_several_looks() {
+    for status in S::ALL {
+        for looks in 0..ABSENT_LOOKS {
+            let mut row = view(status);
+            row.absent_looks = looks;
+            let action = one(Some(&row), None, 1_000_000);
+            assert!(
+                matches!(action, None | Some(Action::FinishStop)),
+                "{status} {looks} {action:?}"
+            );
         }
     }
 }
@@ -152,6 +180,15 @@ fn event(action: &Action, status: S) -> Option<Event> {
 }
 
 proptest! {
+    #[test]
+    fn a_sandbox_without_a_row_is_never_destroyed(
+        host in prop::sample::select(host_states()),
+        now_ms in any::<i64>(),
+    ) {
+        let action = one(None, host.as_ref(), now_ms);
+        prop_assert!(matches!(action, None | Some(Action::Keep)), "{action:?}");
+    }
+
     #[test]
     fn every_step_is_one_that_the_state_machine_allows(
         status in prop::sample::select(S::ALL.to_vec()),

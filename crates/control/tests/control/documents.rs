@@ -33,10 +33,14 @@ const SANDBOX: [&str; 22] = [
     "post /{id}/resume",
 ];
 
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 14] = [
     "get /health",
     "get /openapi.yaml",
+    "delete /v1/unknown-sandboxes/{id}",
     "get /v1/api-keys",
+    "get /v1/host",
+    "get /v1/unknown-sandboxes",
+    "post /v1/unknown-sandboxes/{id}/adopt",
     "post /v1/api-keys",
     "delete /v1/api-keys/{key_id}",
     "get /v1/snapshots",

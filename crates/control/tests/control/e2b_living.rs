@@ -450,7 +450,7 @@ async fn a_network_is_replaced_at_the_host_and_what_is_omitted_is_cleared() {
     let got = control
         .call(Method::PUT, &path, &json!({ "denyOut": ["1.1.1.1"] }))
         .await;
-    assert_e2b_failure(&got, 500, &["refused"]);
+    assert_e2b_failure(&got, 500, &["rejected"]);
     let (_, seen) = control.get(&format!("/sandboxes/{id}")).await;
     assert_eq!(seen["network"]["denyOut"], json!([]));
 }

@@ -1,4 +1,4 @@
-//! `wrenn sandbox pause`, `resume` and `fork`.
+//! `wrenn sandbox pause`, `resume`, `fork` and `adopt`.
 
 use clap::Args;
 use wrenn_proto::{SandboxId, rest::ForkSandbox};
@@ -37,6 +37,11 @@ pub(crate) async fn pause(client: &Client, args: ManyArgs) -> anyhow::Result<i32
 /// Resumes all named sandboxes in order, continuing after failures.
 pub(crate) async fn resume(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
     each(args, "resume", async |id| client.resume(id).await.map(drop)).await
+}
+
+/// Adopts all named sandboxes in order, continuing after failures.
+pub(crate) async fn adopt(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
+    each(args, "adopt", async |id| client.adopt(id).await.map(drop)).await
 }
 
 async fn each(

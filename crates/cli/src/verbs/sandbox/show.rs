@@ -1,7 +1,7 @@
 //! Tables of sandboxes.
 
 use jiff::Timestamp;
-use wrenn_proto::rest::{Egress, Sandbox};
+use wrenn_proto::rest::{Egress, Sandbox, UnknownSandbox};
 
 use super::super::process::OneArgs;
 use crate::{client::Client, output};
@@ -27,6 +27,32 @@ pub(crate) fn list(sandboxes: &[Sandbox]) -> std::io::Result<()> {
         ],
         rows,
     )
+}
+
+/// Prints a table of sandboxes that are not in the database.
+pub(crate) fn list_unknown(sandboxes: &[UnknownSandbox]) -> std::io::Result<()> {
+    let now = Timestamp::now();
+    let row = |sandbox: &UnknownSandbox| {
+        vec![
+            sandbox.id.clone(),
+            sandbox.state.clone(),
+            sandbox.template.clone(),
+            sandbox.vcpus.to_string(),
+            format!("{} MiB", sandbox.memory_mb),
+            output::age(sandbox.created_at, now),
+            sandbox.installation_id.clone().unwrap_or_default(),
+        ]
+    };
+    let columns = [
+        "id",
+        "state",
+        "template",
+        "vcpus",
+        "memory",
+        "age",
+        "installation",
+    ];
+    output::table(&columns, sandboxes.iter().map(row).collect())
 }
 
 fn row(sandbox: &Sandbox, now: Timestamp) -> Vec<String> {

@@ -115,6 +115,8 @@ pub(crate) struct FakeSandbox {
 
 /// State and settings of the fake.
 pub(crate) struct State {
+    /// Id that the fake reports as its host's.
+    pub(crate) host_id: Mutex<String>,
     sandboxes: Mutex<HashMap<String, FakeSandbox>>,
     pub(crate) files: Mutex<HashMap<String, Vec<u8>>>,
     pub(crate) processes: Processes,
@@ -171,6 +173,7 @@ pub(crate) fn now_ms() -> i64 {
 impl FakeAgent {
     pub(crate) async fn start() -> Self {
         let state = Arc::new(State {
+            host_id: Mutex::new("host-of-the-tests".to_owned()),
             sandboxes: Mutex::default(),
             files: Mutex::default(),
             processes: Processes::default(),
@@ -301,6 +304,15 @@ impl FakeAgent {
     /// Forgets a sandbox.
     pub(crate) fn lose(&self, id: &str) {
         lock(&self.state.sandboxes).remove(id);
+    }
+
+    /// Removes a sandbox, to be put back by [`show`](Self::show).
+    pub(crate) fn hide(&self, id: &str) -> FakeSandbox {
+        lock(&self.state.sandboxes).remove(id).unwrap()
+    }
+
+    pub(crate) fn show(&self, id: &str, sandbox: FakeSandbox) {
+        lock(&self.state.sandboxes).insert(id.to_owned(), sandbox);
     }
 
     /// Adds a sandbox that no client has requested.

@@ -30,6 +30,7 @@ impl HostAgentService for Service {
         self.0.host_gate.pass().await;
         Response::ok(rpc::GetHostResponse {
             accel: "tcg".to_owned(),
+            host_id: lock(&self.0.host_id).clone(),
             cpu_count: 2,
             memory_total_mib: 8192,
             memory_available_mib: 8192,
@@ -79,6 +80,21 @@ impl HostAgentService for Service {
         let sandboxes = ids.iter().filter_map(|id| self.0.info(id)).collect();
         Response::ok(rpc::ListSandboxesResponse {
             sandboxes,
+            host_id: lock(&self.0.host_id).clone(),
+            ..Default::default()
+        })
+    }
+
+    async fn adopt_sandbox(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::AdoptSandboxRequest>,
+    ) -> ServiceResult<rpc::AdoptSandboxResponse> {
+        let Some(sandbox) = self.0.info(request.id) else {
+            return Err(ConnectError::new(ErrorCode::NotFound, "no such sandbox"));
+        };
+        Response::ok(rpc::AdoptSandboxResponse {
+            sandbox: sandbox.into(),
             ..Default::default()
         })
     }

@@ -1,0 +1,93 @@
+//! Which installation may command a sandbox.
+//!
+//! A control plane that was started with the wrong database must not end the sandboxes of another
+//! one. So each sandbox records the installation that created or adopted it, and a lifecycle call
+//! of another installation is rejected. A sandbox of release 0.1.0 has no record, and a caller
+//! without the header is not checked: neither can be the other installation.
+
+use std::sync::Arc;
+
+use connectrpc::{ConnectError, RequestContext};
+use wrenn_proto::limits::INSTALLATION_HEADER;
+
+use crate::{
+    folder::FolderError,
+    sandbox::{Sandbox, error::chain, owner::Owners},
+};
+
+/// Longest id of an installation, in bytes.
+const MAX_ID_BYTES: usize = 64;
+
+/// Returns the caller's installation; empty if the caller names none.
+pub(super) fn caller(context: &RequestContext) -> Result<String, ConnectError> {
+    let Some(value) = context.header(INSTALLATION_HEADER) else {
+        return Ok(String::new());
+    };
+    let id = value.to_str().ok().filter(|id| is_id(id));
+    id.map(str::to_owned)
+        .ok_or_else(|| ConnectError::invalid_argument("the installation id is not valid"))
+}
+
+fn is_id(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(allowed)
+}
+
+/// Rejects a lifecycle call on a sandbox of another installation.
+pub(super) fn require(sandbox: &Sandbox, caller: &str) -> Result<(), ConnectError> {
+    let owner = sandbox.installation();
+    if owner.is_empty() || caller.is_empty() || owner == caller {
+        return Ok(());
+    }
+    let id = &sandbox.facts.id;
+    Err(ConnectError::failed_precondition(format!(
+        "sandbox {id} belongs to installation {owner}, not to {caller}: the control plane uses \
+         another database than the one that created the sandbox; adopt it with \
+         `wrenn sandbox adopt {id}` if that is intended"
+    )))
+}
+
+/// Makes the caller's installation the owner of a sandbox. The record is on disk when this returns.
+pub(super) async fn adopt(
+    owners: &Owners,
+    sandbox: &Arc<Sandbox>,
+    caller: String,
+) -> Result<(), ConnectError> {
+    if caller.is_empty() {
+        return Err(ConnectError::invalid_argument(format!(
+            "the header `{INSTALLATION_HEADER}` is missing"
+        )));
+    }
+    let folder = owners.host.folders.of(&sandbox.facts.id);
+    let id = caller.clone();
+    let written = tokio::task::spawn_blocking(move || folder.write_installation(&id)).await;
+    match written {
+        Ok(Ok(())) => {
+            tracing::warn!(sandbox_id = %sandbox.facts.id, installation = caller, "sandbox adopted");
+            sandbox.set_installation(caller);
+            Ok(())
+        }
+        Ok(Err(error)) => Err(failed(&error)),
+        Err(_) => Err(ConnectError::internal("internal error of the host agent")),
+    }
+}
+
+fn failed(error: &FolderError) -> ConnectError {
+    ConnectError::internal(format!(
+        "failed to record the sandbox's owner: {}",
+        chain(error)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_short_word() {
+        assert!(is_id("0198f0c2-6f4e") && is_id("A"));
+        for wrong in ["", "a b", "a/b", "é", &"x".repeat(65)] {
+            assert!(!is_id(wrong), "{wrong}");
+        }
+    }
+}

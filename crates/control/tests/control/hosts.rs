@@ -1,0 +1,206 @@
+//! Wrong databases and several hosts: no sandbox is destroyed that the database does not know.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Control, FakeAgent, Options, assert_failure, until};
+
+fn with_database(dir: &Arc<tempfile::TempDir>, name: &str) -> Options {
+    Options {
+        dir: Arc::clone(dir),
+        database_url: Some(format!("sqlite://{}/{name}?mode=rwc", dir.path().display())),
+        poll_interval: Duration::from_millis(10),
+    }
+}
+
+/// Waits until the reconciler has looked often enough to act on anything.
+async fn looks(agent: &FakeAgent) {
+    let before = agent.calls("ListSandboxes");
+    until("the reconciler has looked ten times", async || {
+        (agent.calls("ListSandboxes") > before + 10).then_some(())
+    })
+    .await;
+}
+
+async fn unknown(control: &Control) -> Vec<String> {
+    let (status, list) = control.get("/v1/unknown-sandboxes").await;
+    assert_eq!(status, StatusCode::OK, "{list}");
+    let list = list.as_array().unwrap().iter();
+    list.map(|sandbox| sandbox["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_not_know() {
+    let agent = FakeAgent::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let right = Control::start_with(&agent, with_database(&dir, "right")).await;
+    let (running, paused) = (right.create().await, right.create().await);
+    let path = format!("/v1/sandboxes/{paused}/pause");
+    assert_eq!(right.post(&path, Value::Null).await.0, StatusCode::OK);
+    right.stop().await;
+
+    let wrong = Control::start_with(&agent, with_database(&dir, "wrong")).await;
+    looks(&agent).await;
+    assert_eq!(agent.calls("DestroySandbox"), 0);
+    let mut all = vec![running.clone(), paused.clone()];
+    all.sort();
+    assert_eq!(unknown(&wrong).await, all);
+    // It is not known here: no other call works on it.
+    let got = wrong.delete(&format!("/v1/sandboxes/{running}")).await;
+    assert_eq!(got.0, StatusCode::NOT_FOUND);
+    // The wrong database has sandboxes of its own.
+    let own = wrong.create().await;
+    assert_eq!(unknown(&wrong).await, all);
+    wrong.stop().await;
+
+    let right = Control::start_with(&agent, with_database(&dir, "right")).await;
+    looks(&agent).await;
+    assert_eq!(right.status(&running).await, "running");
+    assert_eq!(right.status(&paused).await, "paused");
+    assert_eq!(unknown(&right).await, [own]);
+    assert_eq!(agent.calls("DestroySandbox"), 0);
+}
+
+#[tokio::test]
+async fn a_database_restored_from_an_older_copy_keeps_what_was_created_since() {
+    let agent = FakeAgent::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let old = control.create().await;
+    control.stop().await;
+    std::fs::copy(dir.path().join("db"), dir.path().join("backup")).unwrap();
+    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let new = control.create().await;
+    let destroyed = old.clone();
+    let path = format!("/v1/sandboxes/{destroyed}");
+    assert_eq!(control.delete(&path).await.0, StatusCode::NO_CONTENT);
+    control.stop().await;
+
+    let restored = Control::start_with(&agent, with_database(&dir, "backup")).await;
+    // What was destroyed since is lost, as far as this copy can know.
+    restored.until_status(&old, "error").await;
+    assert_eq!(agent.ids(), [new.clone()]);
+    assert_eq!(unknown(&restored).await, [new]);
+}
+
+#[tokio::test]
+async fn an_unknown_sandbox_is_adopted_or_destroyed_by_command_only() {
+    let agent = FakeAgent::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let first = Control::start_with(&agent, with_database(&dir, "first")).await;
+    let (kept, ended) = (first.create().await, first.create().await);
+    first.stop().await;
+
+    let second = Control::start_with(&agent, with_database(&dir, "second")).await;
+    let path = |id: &str, verb: &str| format!("/v1/unknown-sandboxes/{id}{verb}");
+    let (status, row) = second.post(&path(&kept, "/adopt"), Value::Null).await;
+    assert_eq!(status, StatusCode::OK, "{row}");
+    assert_eq!(
+        (&row["status"], &row["template"]),
+        (&json!("running"), &json!("minimal"))
+    );
+    let exec = format!("/v1/sandboxes/{kept}/exec");
+    let (status, _) = second.post(&exec, json!({ "cmd": "echo" })).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_failure(
+        &second.post(&path(&kept, "/adopt"), Value::Null).await,
+        409,
+        "conflict",
+        &["is in the database"],
+    );
+    assert_failure(&second.delete(&path(&kept, "")).await, 409, "conflict", &[]);
+
+    let (status, _) = second.delete(&path(&ended, "")).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(agent.ids(), [kept]);
+    assert_failure(
+        &second.delete(&path(&ended, "")).await,
+        404,
+        "not_found",
+        &[],
+    );
+    assert!(unknown(&second).await.is_empty());
+}
+
+/// A wrong data directory, or a second host on the same database.
+#[tokio::test]
+async fn rows_of_another_host_are_left_alone() {
+    let (agent, other) = (FakeAgent::start().await, FakeAgent::start().await);
+    "other-host".clone_into(&mut other.state.host_id.lock().unwrap());
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let id = control.create().await;
+    let (_, timed) = control
+        .post(
+            "/v1/sandboxes",
+            json!({ "timeout_sec": 1, "on_timeout": "kill" }),
+        )
+        .await;
+    let timed = timed["id"].as_str().unwrap().to_owned();
+    // Both hosts serve the one database at the same time.
+    let second = Control::start_with(&other, with_database(&dir, "db")).await;
+    let own = second.create().await;
+    looks(&other).await;
+    looks(&agent).await;
+    assert_eq!(second.status(&id).await, "running");
+    assert_eq!(control.status(&own).await, "running");
+    assert!(unknown(&second).await.is_empty() && unknown(&control).await.is_empty());
+    let path = format!("/v1/sandboxes/{id}");
+    for got in [
+        second
+            .post(&format!("{path}/exec"), json!({ "cmd": "echo" }))
+            .await,
+        second.post(&format!("{path}/pause"), Value::Null).await,
+        second.delete(&path).await,
+    ] {
+        assert_failure(
+            &got,
+            503,
+            "unavailable",
+            &["other-host", "host-of-the-tests"],
+        );
+    }
+    assert_eq!(second.status(&id).await, "running");
+    // Its own host ends the idle one, and only that one.
+    control.until_status(&timed, "stopped").await;
+    assert_eq!(other.calls("DestroySandbox"), 0);
+    // Its own templates do not remove the other host's.
+    assert_eq!(
+        control
+            .get("/v1/templates")
+            .await
+            .1
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_absent_once_is_not_lost() {
+    let agent = FakeAgent::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let id = control.create().await;
+    agent.state.list_gate.shut();
+    until("the reconciler waits", async || {
+        (agent.state.list_gate.waiting() > 0).then_some(())
+    })
+    .await;
+    let hidden = agent.hide(&id);
+    agent.state.list_gate.admit_one();
+    until("the next look waits", async || {
+        (agent.state.list_gate.waiting() > 0).then_some(())
+    })
+    .await;
+    agent.show(&id, hidden);
+    agent.state.list_gate.open();
+    looks(&agent).await;
+    assert_eq!(control.status(&id).await, "running");
+    agent.lose(&id);
+    control.until_status(&id, "error").await;
+}
