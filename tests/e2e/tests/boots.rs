@@ -9,6 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use wrenn_e2e::{
     Service,
@@ -67,23 +71,15 @@ async fn many_boots_at_once_all_come_up() -> Result<()> {
 async fn a_boot_that_stands_still_is_repeated() -> Result<()> {
     let service = Service::start().await?;
     let began = Instant::now();
-    let sandbox = service.create_unready(cold()).await?;
-    let console = service
-        .dir()
-        .join("sandboxes")
-        .join(sandbox.id())
-        .join("console.log");
-    let first = until("the kernel is up", GENEROUS, async || {
-        let text = std::fs::read_to_string(&console).unwrap_or_default();
-        Ok(if text.contains("wrenn: kernel up") {
-            vmm_of(sandbox.id())
-        } else {
-            None
-        })
-    })
-    .await?;
-    let first = nix::unistd::Pid::from_raw(first);
-    nix::sys::signal::kill(first, nix::sys::signal::Signal::SIGSTOP)?;
+    // A create answers when the guest is up, so the VMM is stopped beside it.
+    let stop = until("the kernel is up", GENEROUS, async || {
+        Ok(booting_vmm(service.dir()))
+    });
+    let stop = async {
+        let first = Pid::from_raw(stop.await?);
+        Ok(kill(first, Signal::SIGSTOP).map(|()| first)?)
+    };
+    let (sandbox, first) = tokio::try_join!(service.create_unready(cold()), stop)?;
     let record = sandbox.until_status("running").await?;
     assert!(record["error"].is_null(), "{record}");
     assert!(began.elapsed() < Duration::from_secs(60));
@@ -101,6 +97,17 @@ async fn a_boot_that_stands_still_is_repeated() -> Result<()> {
     );
     assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
     Ok(())
+}
+
+/// The VMM of the one sandbox of a service, once its kernel is up.
+fn booting_vmm(dir: &Path) -> Option<i32> {
+    let mut sandboxes = std::fs::read_dir(dir.join("sandboxes")).ok()?;
+    let folder = sandboxes.next()?.ok()?;
+    let console = std::fs::read_to_string(folder.path().join("console.log")).ok()?;
+    if !console.contains("wrenn: kernel up") {
+        return None;
+    }
+    vmm_of(folder.file_name().to_str()?)
 }
 
 /// What a failed calibration leaves: a kernel without a clock event device.

@@ -108,5 +108,9 @@ async fn unknown_sandboxes_are_adopted_and_destroyed_by_command() -> Result<()> 
     );
     assert!(vmm_of(&kept).is_some());
     Sandbox::new(&service, ended).until_status("error").await?;
+    // Only its owner may clean up.
+    service.stop().await?;
+    service.use_database(Some("another.db"));
+    service.start_again().await?;
     Ok(())
 }
