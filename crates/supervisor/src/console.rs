@@ -43,21 +43,26 @@ pub(crate) async fn record(
     }
 }
 
+/// Boot mark: a line that the guest prints at a step of its boot (see [`marks`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Mark {
+pub enum Mark {
+    /// The kernel started its first program.
     KernelDone,
+    /// The guest agent is about to start.
     InitDone,
+    /// The guest's init gave up. The reason contains no control characters.
     BootFailed(String),
 }
 
 /// Finds marks in a stream that arrives in pieces.
 #[derive(Debug, Default)]
-struct MarkFinder {
+pub struct MarkFinder {
     line: Vec<u8>,
 }
 
 impl MarkFinder {
-    fn feed(&mut self, bytes: &[u8]) -> Vec<Mark> {
+    /// Returns the marks that end in `bytes`, the next piece of the stream.
+    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Mark> {
         let mut found = Vec::new();
         for &byte in bytes {
             if byte == b'\n' {
@@ -77,7 +82,9 @@ fn mark_of(line: &[u8]) -> Option<Mark> {
         marks::INIT_DONE => Some(Mark::InitDone),
         line => {
             let reason = line.strip_prefix(marks::BOOT_FAILED)?;
-            Some(Mark::BootFailed(reason.to_owned()))
+            // The guest is untrusted, and the reason reaches logs, terminals and a database.
+            let printable = |c: char| if c.is_control() { ' ' } else { c };
+            Some(Mark::BootFailed(reason.chars().map(printable).collect()))
         }
     }
 }
@@ -146,6 +153,15 @@ mod tests {
         assert_eq!(
             finder.feed(b"wrenn: boot failed: no clock event device\r\n"),
             [Mark::BootFailed("no clock event device".to_owned())]
+        );
+    }
+
+    #[test]
+    fn a_reason_has_no_control_characters() {
+        let mut finder = MarkFinder::default();
+        assert_eq!(
+            finder.feed(b"wrenn: boot failed: no\0 \x1b[2Jclock\n"),
+            [Mark::BootFailed("no   [2Jclock".to_owned())]
         );
     }
 

@@ -30,7 +30,7 @@
 //! | the agent is killed          | unchanged; the next agent connects to the socket              |
 #![forbid(unsafe_code)]
 
-mod console;
+pub mod console;
 mod control;
 mod error;
 mod gateway;
