@@ -1,7 +1,7 @@
 //! QEMU driver. Works on every host: with KVM if there is hardware virtualization, otherwise with
 //! software emulation (TCG).
 
-mod api;
+pub mod api;
 mod command_line;
 mod control;
 mod process;

@@ -21,19 +21,25 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// Message on one line from QEMU.
 #[derive(Debug, PartialEq)]
-pub(super) enum Line {
+pub enum Line {
     /// Carries QEMU's version, if the greeting contains one.
     Greeting(Option<String>),
+    /// Successful response to a command.
     Return(Value),
+    /// Failed command, with QEMU's description of the failure.
     Error(String),
+    /// Event.
     Event {
+        /// Name of the event.
         name: String,
+        /// Data of the event; null if it has none.
         data: Value,
     },
 }
 
 /// Parses a line of QMP. Returns `None` if it is not a QMP message.
-pub(super) fn parse_line(line: &str) -> Option<Line> {
+#[must_use]
+pub fn parse_line(line: &str) -> Option<Line> {
     let mut object: Value = serde_json::from_str(line).ok()?;
     let map = object.as_object_mut()?;
     if let Some(greeting) = map.get("QMP") {
