@@ -1,22 +1,24 @@
-//! What this machine has, and whether a sandbox fits in.
+//! Capacity of this host, and admission of sandboxes.
 
 use std::{fs, io, path::Path};
 
 use wrenn_proto::limits;
 
-/// Host memory that is never promised to a new sandbox, MiB: for the kernel, the agent, and the page cache.
+/// Host memory that is never promised to a new sandbox, in MiB. Left for the kernel, the agent and
+/// the page cache.
 const MEMORY_RESERVE_MIB: u64 = 512;
 
-/// Virtual CPUs that one sandbox may have for each of the host's.
+/// Maximum number of virtual CPUs of one sandbox per processor of the host.
 const VCPUS_PER_CPU: u32 = 4;
 
-/// Free space below which no sandbox is made, MiB.
+/// Minimum free disk space for a new sandbox, in MiB.
 pub(crate) const DISK_FLOOR_MIB: u64 = 256;
 
-/// How long the VMM may take to tell its version.
+/// Maximum time for the VMM to print its version.
 const VERSION_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Kind and version of the VMM of this host, such as `qemu 7.2.22`: a machine's state fits the version that it was saved by.
+/// Returns kind and version of this host's VMM, such as `qemu 7.2.22`. Only the version that saved
+/// the state of a VM can restore it.
 pub(crate) async fn vmm() -> String {
     let run = tokio::process::Command::new("qemu-system-x86_64")
         .arg("--version")
@@ -33,12 +35,12 @@ pub(crate) async fn vmm() -> String {
     format!("qemu {version}")
 }
 
-/// Why a sandbox does not fit.
+/// Reason why a sandbox is not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum AdmissionError {
-    /// A field has a value that no state of this host would allow.
-    #[error("{field} is {got}; it must be from {min} to {max}{why}")]
+    /// The value of a field is outside the limits of this host, regardless of its current load.
+    #[error("`{field}`: {got} is out of range, expected {min} to {max}{why}")]
     OutOfRange {
         field: &'static str,
         got: u32,
@@ -46,20 +48,21 @@ pub(crate) enum AdmissionError {
         max: u32,
         why: &'static str,
     },
-    /// Not enough memory now.
+    /// Not enough memory is available now.
     #[error(
-        "the host has {available_mib} MiB of memory available, of which {MEMORY_RESERVE_MIB} MiB are kept free: \
-         not enough for memory_mb {wanted_mib}"
+        "not enough memory on the host for `memory_mb` {wanted_mib}: {available_mib} MiB of memory \
+         are available, of which {MEMORY_RESERVE_MIB} MiB stay free"
     )]
     Memory { available_mib: u64, wanted_mib: u32 },
-    /// Not enough disk now.
+    /// Not enough disk space is free now.
     #[error(
-        "the host has {free_mib} MiB of disk free; {DISK_FLOOR_MIB} MiB must stay free to make a sandbox"
+        "not enough disk space on the host to create a sandbox: {free_mib} MiB are free, \
+         {DISK_FLOOR_MIB} MiB are required"
     )]
     Disk { free_mib: u64 },
 }
 
-/// What a machine has.
+/// Capacity of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) cpu_count: u32,
@@ -69,13 +72,13 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Asks the kernel.
+    /// Reads the capacity from the kernel.
     pub(crate) fn read(data_dir: &Path) -> io::Result<Self> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
         let field_mib = |name| {
             meminfo_kib(&meminfo, name)
                 .map(|kib| kib / 1024)
-                .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {name}")))
+                .ok_or_else(|| io::Error::other(format!("`{name}` is missing in /proc/meminfo")))
         };
         let cpus = std::thread::available_parallelism()?.get();
         Ok(Self {
@@ -86,7 +89,7 @@ impl Facts {
         })
     }
 
-    /// Whether a sandbox of this size can be made now.
+    /// Checks that a sandbox of this size can be created now.
     pub(crate) fn admit(&self, vcpus: u32, memory_mib: u32) -> Result<(), AdmissionError> {
         let max_vcpus = limits::MAX_VCPUS.min(self.cpu_count.saturating_mul(VCPUS_PER_CPU));
         in_range("vcpus", vcpus, 1, max_vcpus, " on this host")?;
@@ -115,7 +118,7 @@ impl Facts {
     }
 }
 
-/// Refuses a value outside of a range.
+/// Rejects a value outside a range.
 pub(crate) fn in_range(
     field: &'static str,
     got: u32,
@@ -147,7 +150,7 @@ fn meminfo_kib(text: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
-/// Whether an error says that a file system is full.
+/// True if an error means that a file system is full or its quota is used up.
 pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -197,7 +200,7 @@ mod tests {
         assert!(matches!(error, AdmissionError::Memory { .. }), "{error}");
         let text = error.to_string();
         assert!(
-            text.contains("4096 MiB of memory") && text.contains("memory_mb 4096"),
+            text.contains("4096 MiB of memory") && text.contains("`memory_mb` 4096"),
             "{text}"
         );
         let full = Facts {

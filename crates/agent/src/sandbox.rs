@@ -1,46 +1,65 @@
-//! One sandbox: what it is, in which state, and who may change that.
+//! Lifecycle of one sandbox on this host: its data, its states, and the operations that change
+//! them.
 //!
-//! A task owns each sandbox ([`owner`]) and is the only one that builds, frees or changes it, so there is one lifecycle
-//! operation at a time and no lock to hold across it. Everybody else has a [`Sandbox`]: reads, counts use, and asks the
-//! owner to destroy.
+//! One task owns each sandbox, its actor ([`owner`]). Only the actor creates, frees or changes
+//! anything of the sandbox, so lifecycle operations run one at a time, and no lock is held across
+//! them. All other code uses a [`Sandbox`] to read data, to record activity, and to send commands
+//! to the actor.
 //!
 //! ```text
-//!              boot done                     supervisor gone
+//!              boot done               supervisor gone, no snapshot
 //!  Starting ──────────────► Running ───────────────────────────► Error(reason)
 //!                            │  ▲ ▲                                  │
 //!                      pause │  │ └──────── a step failed             │ resume, if it
-//!                            ▼  │                   │                │ was frozen once
+//!                            ▼  │                   │                │ has a snapshot
 //!                         Pausing ──────────────────┘                │
-//!                            │ the snapshot is in its place          │
+//!                            │ snapshot published                    │
 //!                            ▼             resume                    │
 //!                         Paused ─────────────────────► Resuming ◄───┘
 //!                            ▲                          │   │ guest answers
 //!                            └──────────────────────────┘   └──────► Running
 //!                                   a step failed
 //!
-//!  any of them ── destroy ──► Stopping ── all is freed ──► forgotten
-//!                                └─ what could not be freed ──► Error(reason), destroy again
+//!  any state ── destroy ──► Stopping ── everything freed ──► removed from the registry
+//!                              └─ a resource was not freed ──► Error(reason), destroy again
 //! ```
 //!
-//! | step of a create     | failure                        | what the caller sees            | who frees what was made            |
-//! |----------------------|--------------------------------|---------------------------------|------------------------------------|
-//! | admission            | no memory, CPU or disk for it  | resource_exhausted              | nothing made                       |
-//! | folder               | name taken                     | already_exists                  | nothing made                       |
-//! | folder, disk, spec   | host's disk full               | resource_exhausted              | the owner, at once                 |
-//! | slot                 | all taken                      | resource_exhausted              | the owner, at once                 |
-//! | network, cgroup      | kernel or nft refuses          | internal                        | the owner, at once                 |
-//! | supervisor           | dies, or is not ready in time  | internal, with its last word    | the owner; the VMM dies with it    |
-//! | guest                | supervisor dies meanwhile      | internal, with its last word    | the owner, at once                 |
-//! | guest                | does not answer in time        | deadline_exceeded               | the owner, at once                 |
-//! | guest                | refuses its settings           | the guest agent's own code      | the owner, at once                 |
-//! | any                  | caller goes away               | -                               | nobody: it runs; the caller destroys |
-//! | any                  | destroy                        | failed_precondition (create)    | the owner, before destroy answers  |
-//! | any                  | agent ends in order            | unavailable                     | the owner; if the supervisor runs, nobody: the next agent adopts |
-//! | before `spec.json`   | agent is killed                | connection lost                 | the next agent, at its start       |
-//! | after `spec.json`    | agent is killed                | connection lost                 | the next agent adopts it           |
-//! | running              | supervisor or VMM dies         | state error, with the reason    | the owner, at once; the folder stays until destroy |
+//! A sandbox that has a snapshot becomes `Paused` when its supervisor is gone, with a warning.
 //!
-//! Pausing and freezing: `freeze.rs`. What stands at which moment, and what the next agent makes of it: `adopt.rs`.
+//! | step of a create   | failure                  | caller sees         | resources freed by     |
+//! |--------------------|--------------------------|---------------------|------------------------|
+//! | admission          | too little memory, CPU   | resource_exhausted  | nothing created        |
+//! |                    | or disk                  |                     |                        |
+//! | directory          | name taken               | already_exists      | nothing created        |
+//! | directory, disk,   | host's disk full         | resource_exhausted  | actor, at once         |
+//! | spec               |                          |                     |                        |
+//! | slot               | all taken                | resource_exhausted  | actor, at once         |
+//! | network, cgroup    | kernel or nft refuses    | internal            | actor, at once         |
+//! | supervisor         | exits, or is not ready   | internal, with its  | actor; the VMM dies    |
+//! |                    | in time                  | last message        | with the supervisor    |
+//! | guest              | supervisor exits         | internal, with its  | actor, at once         |
+//! |                    |                          | last message        |                        |
+//! | guest              | no answer in time        | deadline_exceeded   | actor, at once         |
+//! | guest              | rejects its settings     | code of the guest   | actor, at once         |
+//! |                    |                          | agent               |                        |
+//! | any                | caller disconnects       | -                   | nothing freed: the     |
+//! |                    |                          |                     | sandbox runs, the      |
+//! |                    |                          |                     | caller destroys it     |
+//! | any                | destroy                  | failed_precondition | actor, before destroy  |
+//! |                    |                          | (for the create)    | is answered            |
+//! | any                | agent shuts down         | unavailable         | actor; if the          |
+//! |                    |                          |                     | supervisor runs, the   |
+//! |                    |                          |                     | next agent adopts it   |
+//! | before `spec.json` | agent killed             | connection lost     | next agent, when it    |
+//! |                    |                          |                     | starts                 |
+//! | after `spec.json`  | agent killed             | connection lost     | nothing freed: the     |
+//! |                    |                          |                     | next agent adopts the  |
+//! |                    |                          |                     | sandbox                |
+//! | running            | supervisor or VMM dies   | state error, with   | actor, at once; the    |
+//! |                    |                          | the reason          | directory by destroy   |
+//!
+//! Pause, snapshot and resume are described in `freeze.rs`, and the states that the next agent may
+//! find in `adopt.rs`.
 
 pub(crate) mod adopt;
 mod boot;
@@ -84,7 +103,7 @@ pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
 pub(crate) use owner::{Start, spawn};
 pub(crate) use tunnels::{Tunnel, Tunnels};
 
-/// What was asked for, checked.
+/// Checked parameters of a create.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) id: SandboxId,
@@ -102,16 +121,16 @@ pub(crate) struct Plan {
     pub(crate) installation: String,
 }
 
-/// What a machine begins with.
+/// Initial state of a VM.
 #[derive(Debug, Clone)]
 pub(crate) enum Source {
-    /// A kernel and a root file system: it boots.
+    /// Kernel and root file system. The VM boots.
     Image(Template),
-    /// A frozen moment: it goes on from there.
+    /// Snapshot. The VM continues from it.
     Moment(Box<Moment>),
 }
 
-/// What never changes about a sandbox.
+/// Immutable properties of a sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) id: SandboxId,
@@ -124,17 +143,18 @@ pub(crate) struct Facts {
     pub(crate) envd_token: GuestToken,
 }
 
-/// What a guest agent asks of its clients. Given with the sandbox and the same for its whole life; never in a log.
+/// Token that a guest agent requires from its clients. Chosen with the sandbox, constant for its
+/// whole life, and never logged.
 #[derive(Clone)]
 pub(crate) struct GuestToken(String);
 
 impl GuestToken {
-    /// 256 random bits.
+    /// Returns a token of 256 random bits.
     pub(crate) fn random() -> Self {
         Self(hex::encode(rand::rng().random::<[u8; 32]>()))
     }
 
-    /// The token itself.
+    /// Returns the text of the token.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -176,86 +196,89 @@ impl From<&SupervisorSpec> for Facts {
     }
 }
 
-/// Where a sandbox is in its life.
+/// Lifecycle state of a sandbox.
 #[derive(Debug, Clone)]
 pub(crate) enum State {
-    /// Being built, or its guest boots.
+    /// The sandbox is being created, or its guest boots.
     Starting,
-    /// It can be used.
+    /// The sandbox can be used.
     Running(Arc<Running>),
-    /// It is being frozen and will be given up; if that fails it runs on.
+    /// A snapshot is being taken, after which the VM is ended. If that fails, the sandbox keeps
+    /// running.
     Pausing(Arc<Running>),
-    /// It is files and nothing else.
+    /// The sandbox consists of files only.
     Paused,
-    /// It is being brought back; if that fails it is paused again.
+    /// The sandbox is being resumed. If that fails, it is paused again.
     Resuming,
-    /// Its machine is gone; for a user: why.
+    /// The VM is gone. `reason` is for the user.
     Error { reason: String },
-    /// It is being destroyed.
+    /// The sandbox is being destroyed.
     Stopping,
 }
 
-/// What a running sandbox has for those who use it.
+/// Data of a running sandbox, for the calls that use it.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Its guest.
+    /// Client of the guest agent.
     pub(crate) envd: EnvdClient,
-    /// Where the time of its boot went.
+    /// Durations of the phases of the boot.
     pub(crate) boot: BootTimes,
-    /// Cancelled when it runs no more: whoever waits for its guest stops waiting.
+    /// Cancelled when the sandbox no longer runs. Calls that wait for its guest then end.
     pub(crate) gone: CancellationToken,
-    /// The shared memory of the image that it was restored from; held so that others of the same image find it.
+    /// Memory file of the snapshot that the VM was restored from. Held so that other VMs of the
+    /// same snapshot share it.
     pub(crate) memory: Option<Arc<ImageMemory>>,
     /// Connections from outside to ports of the guest.
     pub(crate) tunnels: Tunnels,
 }
 
-/// What of its last moment a sandbox is brought back from.
+/// Part of the last snapshot that a resume uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResumeFrom {
-    /// All of it: it goes on where it stood.
+    /// The whole snapshot: the VM continues where it was paused.
     Memory,
-    /// Its disk alone: it boots, as after a loss of power.
+    /// The disk only: the VM boots, as after a power failure.
     Disk,
 }
 
-/// What an owner can be asked, and where the answer goes.
+/// Command to an actor, with the channel for its reply.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    /// Free everything and forget it.
+    /// Free everything and remove the sandbox.
     Destroy(Reply<(), DestroyError>),
-    /// Save it and give back what it has on the host.
+    /// Take a snapshot, then end the VM and free its resources on the host.
     Pause(Reply<(), FreezeError>),
-    /// Bring it back.
+    /// Resume the sandbox.
     Resume(ResumeFrom, Reply<(), FreezeError>),
-    /// Freeze this moment; it goes on as it was.
+    /// Take a snapshot. The sandbox keeps running.
     Freeze(Reply<PinnedBuild, FreezeError>),
-    /// Change what it may reach.
+    /// Change the addresses that the sandbox may reach.
     SetAccess(Access, Reply<(), FreezeError>),
 }
 
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
-/// A sandbox, for everybody but its owner.
+/// Handle of a sandbox, for all code except its actor.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) facts: Facts,
-    /// Known while it has a slot; another one after each resume.
+    /// Address of the guest as seen from the host. Known while the sandbox has a slot, and another
+    /// one after each resume.
     host_ip: Mutex<Option<Ipv4Addr>>,
     last_active_unix_ms: AtomicI64,
     state: Mutex<State>,
-    /// What of the world it may reach.
+    /// Addresses that the sandbox may reach.
     access: Mutex<Access>,
     /// Installation that owns the sandbox; empty if none is known.
     installation: Mutex<String>,
-    /// The last lifecycle step that failed and changed nothing; for a user.
+    /// Last lifecycle step that failed and changed nothing, for the user.
     warning: Mutex<String>,
-    /// To the owner.
+    /// Mailbox of the actor.
     asks: mpsc::UnboundedSender<Ask>,
 }
 
 impl Sandbox {
-    /// A sandbox that starts, and what its owner is asked by.
+    /// Returns the handle of a sandbox that starts, and the receiver for its actor's mailbox.
     pub(crate) fn new(
         facts: Facts,
         access: Access,
@@ -277,14 +300,16 @@ impl Sandbox {
     }
 
     pub(crate) fn state(&self) -> State {
-        // Only whole values are ever stored, so one of a thread that panicked is as good as any.
+        // Only complete values are stored, so the value is valid even if a thread panicked while it
+        // held the lock.
         self.state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// Calls that wait for the guest end when it leaves `Running` for good: not while it is being frozen, for it may run on.
+    /// Sets the state. Calls that wait for the guest end when the state leaves `Running` for good.
+    /// During a pause they do not end yet, because the guest may keep running.
     fn set_state(&self, state: State) {
         let keeps = matches!(&state, State::Running(_) | State::Pausing(_));
         let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -305,7 +330,7 @@ impl Sandbox {
         *self.host_ip.lock().unwrap_or_else(PoisonError::into_inner) = ip;
     }
 
-    /// What of the world it may reach.
+    /// Returns the addresses that the sandbox may reach.
     pub(crate) fn access(&self) -> Access {
         let access = self.access.lock();
         access.unwrap_or_else(PoisonError::into_inner).clone()
@@ -315,7 +340,7 @@ impl Sandbox {
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
-    /// Installation that owns the sandbox; empty if none is known.
+    /// Returns the installation that owns the sandbox; empty if none is known.
     pub(crate) fn installation(&self) -> String {
         let installation = self.installation.lock();
         installation.unwrap_or_else(PoisonError::into_inner).clone()
@@ -329,7 +354,8 @@ impl Sandbox {
             .unwrap_or_else(PoisonError::into_inner) = id;
     }
 
-    /// The last lifecycle step that failed and changed nothing; empty if the last one succeeded.
+    /// Returns the last lifecycle step that failed and changed nothing; empty if the last one
+    /// succeeded.
     pub(crate) fn warning(&self) -> String {
         let warning = self.warning.lock();
         warning.unwrap_or_else(PoisonError::into_inner).clone()
@@ -343,13 +369,14 @@ impl Sandbox {
         self.last_active_unix_ms.load(Ordering::Relaxed)
     }
 
-    /// Counts as use.
+    /// Records activity.
     pub(crate) fn touch(&self) {
         self.last_active_unix_ms
             .fetch_max(now_unix_ms(), Ordering::Relaxed);
     }
 
-    /// Counts as use, if the sandbox can be used.
+    /// Records activity and returns the data of the running sandbox. Fails if the sandbox does not
+    /// run.
     pub(crate) fn use_now(&self) -> Result<Arc<Running>, UseError> {
         let State::Running(running) = self.state() else {
             return Err(self.unusable());
@@ -358,11 +385,11 @@ impl Sandbox {
         Ok(running)
     }
 
-    /// Why it cannot be used.
+    /// Returns the reason why the sandbox cannot be used.
     pub(crate) fn unusable(&self) -> UseError {
         let id = self.facts.id.clone();
         match self.state() {
-            // It has only just begun, or ended, to run.
+            // For `Running`: the state changed after the caller read it.
             State::Starting | State::Running(_) => UseError::NotRunning(id, "starting"),
             State::Stopping => UseError::NotRunning(id, "being destroyed"),
             State::Pausing(_) => UseError::NotRunning(id, "being paused"),
@@ -372,40 +399,42 @@ impl Sandbox {
         }
     }
 
-    /// Frees all that the sandbox has and forgets it. Goes on when the caller goes away, as all that follows.
+    /// Frees everything that belongs to the sandbox and removes it. Like the operations below,
+    /// continues if the caller disconnects.
     pub(crate) async fn destroy(&self) -> Result<(), DestroyError> {
         self.ask(Ask::Destroy)
             .await
             .unwrap_or(Err(DestroyError::Gone))
     }
 
-    /// Saves it and gives back what it has on the host.
+    /// Takes a snapshot, then ends the VM and frees its resources on the host.
     pub(crate) async fn pause(&self) -> Result<(), FreezeError> {
         self.ask(Ask::Pause).await.unwrap_or(Err(FreezeError::Gone))
     }
 
-    /// Brings it back.
+    /// Resumes the sandbox.
     pub(crate) async fn resume(&self, from: ResumeFrom) -> Result<(), FreezeError> {
         self.ask(|reply| Ask::Resume(from, reply))
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }
 
-    /// Freezes this moment; it goes on as it was.
+    /// Takes a snapshot. The sandbox keeps running.
     pub(crate) async fn freeze(&self) -> Result<PinnedBuild, FreezeError> {
         self.ask(Ask::Freeze)
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }
 
-    /// Changes what it may reach, now or from its resume on.
+    /// Changes the addresses that the sandbox may reach, at once or from its next resume on.
     pub(crate) async fn set_access(&self, access: Access) -> Result<(), FreezeError> {
         self.ask(|reply| Ask::SetAccess(access, reply))
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }
 
-    /// `None` if the owner is gone: it has freed everything already, or the agent ends.
+    /// Sends a command to the actor and returns the reply. `None` if the actor has ended, because
+    /// everything is freed or the agent is shutting down.
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(ask(reply)).ok()?;
@@ -413,7 +442,7 @@ impl Sandbox {
     }
 }
 
-/// Milliseconds since 1970.
+/// Returns the current time in milliseconds since 1970.
 pub(crate) fn now_unix_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))

@@ -1,4 +1,5 @@
-//! The agent's life: take the data directory, adopt what is there, serve, let go.
+//! Lifecycle of the agent: locks the data directory, adopts existing sandboxes, serves calls, and
+//! leaves the sandboxes running at its end.
 
 use std::{
     fs, io,
@@ -29,52 +30,57 @@ use crate::{
     templates::TemplateSource,
 };
 
-/// How long calls may go on once the agent is to end.
+/// Maximum time for calls in progress to complete after a shutdown request.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long creates that are given up may take to free what they made.
+/// Maximum time for aborted creates to free their resources.
 const ROLLBACK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Settings of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// Where to serve.
+    /// Address to listen on.
     pub listen: SocketAddr,
-    /// Where the sandboxes' folders are.
+    /// Directory that contains the sandboxes' directories.
     pub data_dir: PathBuf,
-    /// Where kernels, images and templates are.
+    /// Directory that contains kernels, images and templates.
     pub images_dir: PathBuf,
-    /// What callers must know.
+    /// Token required from callers.
     pub token: String,
-    /// How guest code runs.
+    /// Execution mode of guest code.
     pub accel: Accel,
-    /// Whether a sandbox may reach the world when its request does not say.
+    /// True if a sandbox whose request does not specify egress may reach addresses beyond the host.
     pub default_egress: bool,
-    /// The program that has `supervise`.
+    /// Program that provides `supervise`.
     pub wrenn_exe: PathBuf,
-    /// Nameservers of sandboxes that may reach the world.
+    /// Nameservers of sandboxes whose access permits them.
     pub dns: Vec<Ipv4Addr>,
-    /// Where snapshots are; in the data directory unless given.
+    /// Directory that contains the snapshots; by default in the data directory.
     pub snapshots_dir: Option<PathBuf>,
-    /// Whether a sandbox of a template's own size is brought back from the template's booted guest instead of booted.
+    /// True if a sandbox with the size of its template is restored from the template snapshot
+    /// instead of booted.
     pub warm: bool,
-    /// Whether pages that were needed after the last restore are loaded ahead of the guest.
+    /// True if pages that were needed after the last restore are loaded ahead of the guest.
     pub prefetch: bool,
-    /// Whether frozen guests keep their page cache: larger snapshots, faster starts.
+    /// True if snapshots keep the page cache of the guest: larger snapshots, faster starts.
     pub keep_page_cache: bool,
-    /// Attempts of boots from disk.
+    /// Policy for boots from disk.
     pub boot: BootPolicy,
 }
 
-/// How long an agent waits for others. The default suits a slow host without hardware virtualization.
+/// Maximum times that an agent waits for other components. The defaults suit a slow host without
+/// hardware virtualization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deadlines {
-    /// From a supervisor's start until its machine runs; with eight at once on a small host that takes seconds.
+    /// From the start of a supervisor until its VM runs. With eight at once on a small host, this
+    /// takes seconds.
     pub machine: Duration,
-    /// From there until the guest agent answers; with eight at once without hardware virtualization, most of a minute.
+    /// From the start of the VM until the guest agent answers. With eight at once without hardware
+    /// virtualization, this takes most of a minute.
     pub guest: Duration,
-    /// From asking a supervisor to end its machine until both are gone. It gives the machine 20 seconds itself.
+    /// From the request to a supervisor to end its VM until both are gone. The supervisor itself
+    /// gives the VM 20 seconds.
     pub stop: Duration,
 }
 
@@ -88,42 +94,43 @@ impl Default for Deadlines {
     }
 }
 
-/// Why an agent could not serve.
+/// Failure to start or run an agent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// Another agent has the data directory.
-    #[error("another host agent uses {0}: one data directory, one agent")]
+    /// Another agent uses the data directory.
+    #[error("the data directory {0} is in use by another host agent")]
     InUse(PathBuf),
     /// A system call failed.
-    #[error("could not {step}")]
+    #[error("failed to {step}")]
     Io {
-        /// What was tried.
+        /// Attempted operation.
         step: &'static str,
-        /// Its failure.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The address cannot be served.
-    #[error("could not listen on {address}")]
+    /// The agent cannot listen on the address.
+    #[error("failed to listen on {address}")]
     Listen {
-        /// The address.
+        /// Address.
         address: SocketAddr,
-        /// Why not.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Something that the host must have was not there or refused.
-    #[error("could not {step}: {reason}")]
+    /// A component that the host must provide is missing or failed.
+    #[error("failed to {step}: {reason}")]
     Host {
-        /// What was tried.
+        /// Attempted operation.
         step: &'static str,
-        /// The failure, with its causes.
+        /// Failure with its causes.
         reason: String,
     },
 }
 
-/// Serves until `shutdown`, with the templates of `config.images_dir`. See [`serve_with`].
+/// Serves until `shutdown` is cancelled, with the templates in `config.images_dir`. See
+/// [`serve_with`].
 ///
 /// # Errors
 /// See [`AgentError`].
@@ -133,7 +140,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
     let store = ImageStore::open(&config.images_dir);
-    let store = store.map_err(host_failed("open the images"))?;
+    let store = store.map_err(host_failed("open the image store"))?;
     serve_with(
         config,
         Arc::new(store),
@@ -144,8 +151,9 @@ pub async fn serve(
     .await
 }
 
-/// Serves until `shutdown`, with templates and deadlines of the caller's. `ready` is told the address once every sandbox of an earlier
-/// agent is adopted. Sandboxes run on when this returns, and the next agent of the data directory adopts them.
+/// Serves until `shutdown` is cancelled, with the caller's templates and deadlines. Calls `ready`
+/// with the address once all sandboxes of an earlier agent are adopted. The sandboxes keep running
+/// when this function returns, and the next agent of the data directory adopts them.
 ///
 /// # Errors
 /// See [`AgentError`].
@@ -156,17 +164,20 @@ pub async fn serve_with(
     ready: impl FnOnce(SocketAddr),
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
-    fs::create_dir_all(&config.data_dir).map_err(failed("make the data directory"))?;
-    let data_dir = fs::canonicalize(&config.data_dir).map_err(failed("find the data directory"))?;
+    fs::create_dir_all(&config.data_dir).map_err(failed("create the data directory"))?;
+    let data_dir = fs::canonicalize(&config.data_dir)
+        .map_err(failed("resolve the path of the data directory"))?;
     let _lock = lock(&data_dir)?;
     let config = AgentConfig { data_dir, ..config };
-    // Before anything is touched: a port that is taken is the commonest mistake.
+    // Bound before anything is changed, because a port in use is the most common mistake.
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(|source| AgentError::Listen {
         address: config.listen,
         source,
     })?;
-    let address = listener.local_addr().map_err(failed("find its address"))?;
+    let address = listener
+        .local_addr()
+        .map_err(failed("read the address of the listener"))?;
     let token = config.token.clone();
     let owners = Owners {
         host: Arc::new(open_parts(config, templates, deadlines).await?),
@@ -177,7 +188,7 @@ pub async fn serve_with(
     adopt::adopt_all(&owners)
         .await
         .map_err(host_failed("adopt the sandboxes of an earlier agent"))?;
-    tracing::info!(%address, sandboxes = owners.registry.list().len(), "host agent serves");
+    tracing::info!(%address, sandboxes = owners.registry.list().len(), "host agent ready");
     ready(address);
     serve_until(listener, rpc::router(owners.clone(), &token), &shutdown).await?;
     owners.tasks.close();
@@ -186,7 +197,7 @@ pub async fn serve_with(
         .await
         .is_err()
     {
-        tracing::warn!("creates are still being undone; the next agent cleans up");
+        tracing::warn!("creates still being undone, clean-up left to the next agent");
     }
     Ok(())
 }
@@ -206,20 +217,24 @@ pub(crate) async fn open_parts(
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
     let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.accel);
     Ok(HostParts {
-        snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshots"))?),
+        snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         config,
         templates,
         deadlines,
-        folders: Folders::open(&data_dir).map_err(host_failed("open the sandboxes' folders"))?,
+        folders: Folders::open(&data_dir)
+            .map_err(host_failed("open the sandboxes' directories"))?,
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),
-        tsc_khz: tsc_khz.map_err(host_failed("measure the processor's counter"))?,
+        tsc_khz: tsc_khz.map_err(host_failed(
+            "measure the frequency of the time stamp counter",
+        ))?,
         id: host_id(&data_dir)?,
         boots: Boots::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
     })
 }
 
-/// Serves; once `shutdown` comes, new calls are refused and those that go on have a moment to end.
+/// Serves until `shutdown` is cancelled. Then rejects new calls, and gives calls in progress
+/// [`DRAIN_DEADLINE`] to complete.
 async fn serve_until(
     listener: TcpListener,
     router: axum::Router,
@@ -237,7 +252,8 @@ async fn serve_until(
     }
 }
 
-/// Held as long as the agent lives; the kernel takes it back however that ends.
+/// Locks the data directory for as long as the returned file is open. The kernel releases the lock
+/// however the agent ends.
 pub(crate) fn lock(data_dir: &Path) -> Result<fs::File, AgentError> {
     let file = fs::File::options()
         .create(true)
@@ -252,10 +268,10 @@ pub(crate) fn lock(data_dir: &Path) -> Result<fs::File, AgentError> {
     }
 }
 
-/// Returns the id of a data directory, which its first agent chooses.
+/// Returns the ID of a data directory. The first agent of the directory chooses the ID.
 ///
-/// Rows of the control plane name it: a control plane never takes the sandboxes of another host,
-/// or of another data directory, for lost ones of this host.
+/// Rows of the control plane contain the ID. A control plane therefore never takes the sandboxes of
+/// another host, or of another data directory, for lost sandboxes of this host.
 fn host_id(data_dir: &Path) -> Result<String, AgentError> {
     let path = data_dir.join("host-id");
     match fs::read_to_string(&path) {
@@ -278,7 +294,7 @@ fn host_id(data_dir: &Path) -> Result<String, AgentError> {
     Ok(id)
 }
 
-/// A short name that stands for the data directory where a path does not fit.
+/// Returns a short name for the data directory, for places where its path does not fit.
 fn instance(data_dir: &Path) -> String {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     hex::encode(&digest[..6])

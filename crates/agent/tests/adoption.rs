@@ -237,7 +237,7 @@ fn one_data_directory_has_one_agent() {
             "{error}"
         );
         assert!(
-            error.to_string().contains("one data directory, one agent"),
+            error.to_string().contains("in use by another host agent"),
             "{error}"
         );
         first.stop().await;

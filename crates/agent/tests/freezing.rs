@@ -207,7 +207,10 @@ fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_fr
         fs::create_dir(&in_the_way).expect("made");
         agent::kill_9(agent.supervisor_pid(ID));
         let lost = agent.wait_for(ID, PAUSED).await;
-        assert!(lost.warning.contains("last frozen"), "{lost:?}");
+        assert!(
+            lost.warning.contains("paused at its last snapshot"),
+            "{lost:?}"
+        );
         fs::remove_dir(&in_the_way).expect("it is there");
         resume(&agent).await.expect("resumed");
         runs(&agent).await;

@@ -1,11 +1,13 @@
-//! Calls to the host agent.
+//! Client of the host agent.
 //!
-//! Owns four pools of HTTP/1.1 connections, one a kind of call: a connection carries one call at a time, so a command
-//! that hangs holds its own connection and nobody else's, and a burst of file transfers cannot keep a destroy or the
-//! reconciler's look from being sent.
-//! Never retries: what failed may have been done.
+//! Owns four pools of HTTP/1.1 connections, one per kind of call. A connection carries one call at
+//! a time, so a command that hangs blocks only its own connection, and a burst of file transfers
+//! cannot delay a destroy or a poll of the reconciler. Never retries, because a failed call may
+//! have been executed.
 //!
-//! Every call has a deadline. Streams have one until the agent's first answer; after that their length is the user's.
+//! Calls have deadlines, except those that depend on the caller alone: commands without a time
+//! limit, input, and uploads. A response stream has a deadline until the agent's first answer; its
+//! length is determined by the user.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -23,63 +25,64 @@ use wrenn_proto::{
 
 use crate::error::ControlError;
 
-/// What a look at the host may take. Below the 5 s in which a create must answer.
+/// Deadline of a query of the host's state. Below the 5 s in which a create must answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a small call into a guest may take.
+/// Deadline of a small call into a guest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Until a stream has begun.
+/// Deadline for the start of a stream.
 const STREAM_START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a collected exec may take beyond its own limit.
+/// Time that a collected exec may take beyond its own limit.
 const EXEC_MARGIN: Duration = Duration::from_secs(15);
 
-/// The largest answer: two streams of a collected exec, or a file.
+/// Maximum size of an answer, in bytes: the two output streams of a collected exec, or a file.
 const MAX_MESSAGE_BYTES: usize = limits::MAX_FILE_MESSAGE_BYTES + 1024 * 1024;
 
 type Client = HostAgentServiceClient<HttpClient>;
 type Body = hyper::body::Incoming;
 
-/// Events of a process, as they come.
+/// Events of a process, as they arrive.
 pub(crate) type ProcessStream = ServerStream<Body, rpc::ExecStreamResponseView<'static>>;
 
-/// Pieces of a file, as they come.
+/// Parts of a file, as they arrive.
 pub(crate) type FileStream = ServerStream<Body, rpc::ReadFileStreamResponseView<'static>>;
 
-/// Why a call to the agent failed.
+/// Failure of a call to the agent.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code:?}: {message}")]
 pub(crate) struct AgentError {
-    /// The agent's code, or the one that says how the call was lost.
+    /// Code reported by the agent, or the code that describes how the call was lost.
     pub(crate) code: ErrorCode,
-    /// The agent's words.
+    /// Message of the agent.
     pub(crate) message: String,
-    /// The agent did not say this: the connection failed.
+    /// True if the connection failed. The error is then not an answer of the agent.
     pub(crate) connection_lost: bool,
 }
 
 impl AgentError {
-    /// The agent does not know it.
+    /// True if the agent reported that the object of the call does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         self.code == ErrorCode::NotFound && !self.connection_lost
     }
 
-    /// What was to be made is there.
+    /// True if the agent reported that the object to be created already exists.
     pub(crate) fn is_already_exists(&self) -> bool {
         self.code == ErrorCode::AlreadyExists && !self.connection_lost
     }
 
-    /// The agent has not said whether it was done: the reply is lost, or did not come in time.
+    /// True if the outcome is unknown: the reply is lost, or did not arrive in time.
     pub(crate) fn is_unknown_outcome(&self) -> bool {
         self.connection_lost || self.code == ErrorCode::DeadlineExceeded
     }
 
-    /// A task of this process ended without a result: it panicked, or the process is at its end.
+    /// Returns the error for a task of this process that ended without a result, because it
+    /// panicked or the process is shutting down.
     pub(crate) fn task_ended(what: &str) -> Self {
         Self {
             code: ErrorCode::Internal,
-            message: format!("the {what} ended without a result"),
+            message: format!("the {what} task ended without a result"),
             connection_lost: false,
         }
     }
@@ -87,7 +90,7 @@ impl AgentError {
     fn timed_out(what: &str, limit: Duration) -> Self {
         Self {
             code: ErrorCode::DeadlineExceeded,
-            message: format!("{what} took more than {} s", limit.as_secs()),
+            message: format!("failed to {what} within {} s", limit.as_secs()),
             connection_lost: false,
         }
     }
@@ -104,7 +107,7 @@ impl From<ConnectError> for AgentError {
     }
 }
 
-/// The agent of the host.
+/// Client of the host's agent.
 #[derive(Clone)]
 pub(crate) struct AgentClient {
     lifecycle: Client,
@@ -115,7 +118,7 @@ pub(crate) struct AgentClient {
     host_id: Arc<Mutex<String>>,
 }
 
-/// A unary call with a deadline, its answer owned.
+/// Makes a unary call with a deadline. Returns its answer as an owned value.
 macro_rules! unary {
     ($client:expr, $method:ident, $request:expr, $limit:expr) => {{
         let options = CallOptions::default().with_timeout($limit);
@@ -132,7 +135,7 @@ mod lifecycle;
 pub(crate) use lifecycle::FREEZE_TIMEOUT;
 
 impl AgentClient {
-    /// Clients for one agent; connects when first used.
+    /// Returns a client of one agent. Connections are opened when they are first used.
     /// `installation` is the id of this control plane's database.
     pub(crate) fn new(url: &str, token: &str, installation: &str) -> Result<Self, ControlError> {
         let bad_url = || ControlError::AgentUrl {
@@ -172,7 +175,7 @@ impl AgentClient {
         }
         let mut id = self.host_id.lock().unwrap_or_else(PoisonError::into_inner);
         if *id != reported {
-            tracing::info!(host_id = reported, "connected to a host");
+            tracing::info!(host_id = reported, "connected to host");
             reported.clone_into(&mut id);
         }
     }
@@ -212,7 +215,8 @@ impl AgentClient {
         unary!(self.calls, get_metrics_with_options, request, CALL_TIMEOUT)
     }
 
-    /// Runs a command to its end. Without a limit of its own it has none here either: it ends with its caller.
+    /// Runs a command to its end. A command without a time limit has no deadline here either; the
+    /// call ends with its caller.
     pub(crate) async fn exec(
         &self,
         request: rpc::ExecRequest,
@@ -230,7 +234,7 @@ impl AgentClient {
         &self,
         request: rpc::ExecStreamRequest,
     ) -> Result<ProcessStream, AgentError> {
-        begun("starting the process", self.streams.exec_stream(request)).await
+        begun("start the process", self.streams.exec_stream(request)).await
     }
 
     pub(crate) async fn connect_process(
@@ -238,7 +242,7 @@ impl AgentClient {
         request: rpc::ConnectProcessRequest,
     ) -> Result<ProcessStream, AgentError> {
         let stream = self.streams.connect_process(request);
-        begun("finding the process", stream).await
+        begun("find the process", stream).await
     }
 
     pub(crate) async fn processes(
@@ -257,7 +261,8 @@ impl AgentClient {
         )
     }
 
-    /// Feeds input. A process that does not read makes this wait, hence no deadline of its own: its caller has one.
+    /// Sends input to a process. The call waits while the process does not read, so it has no
+    /// deadline of its own; its caller has one.
     pub(crate) async fn send_input(
         &self,
         request: rpc::SendInputRequest,
@@ -290,7 +295,7 @@ impl AgentClient {
         .map(drop)
     }
 
-    /// Sends a file. Ends early, with the agent's answer, if the agent refuses it.
+    /// Sends a file. Ends early, with the agent's answer, if the agent rejects the file.
     pub(crate) async fn write_file(
         &self,
         parts: impl futures::Stream<Item = rpc::WriteFileStreamRequest> + Send + 'static,
@@ -304,7 +309,7 @@ impl AgentClient {
             meta: meta.into(),
             ..Default::default()
         };
-        begun("opening the file", self.streams.read_file_stream(request)).await
+        begun("open the file", self.streams.read_file_stream(request)).await
     }
 
     pub(crate) async fn list_dir(

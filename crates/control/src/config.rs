@@ -1,4 +1,4 @@
-//! What the control plane must be told.
+//! Configuration of the control plane.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,28 +7,29 @@ use wrenn_proto::rest::Egress;
 /// Settings of the control plane.
 #[derive(Clone)]
 pub struct ControlConfig {
-    /// Where the REST API listens.
+    /// Address of the REST API.
     pub listen: SocketAddr,
-    /// Where requests to ports of sandboxes are taken.
+    /// Address for requests to ports of sandboxes.
     pub traffic_listen: SocketAddr,
-    /// `sqlite://PATH?mode=rwc` or `postgres://...`.
+    /// URL of the database: `sqlite://PATH?mode=rwc` or `postgres://...`.
     pub database_url: String,
-    /// Where the host agent listens, `http://...`.
+    /// URL of the host agent, `http://...`.
     pub agent_url: String,
-    /// What the host agent asks of its callers.
+    /// Token that the host agent requires from its callers.
     pub agent_token: String,
-    /// Egress of a sandbox whose request does not say.
+    /// Egress of a sandbox whose request does not specify it.
     pub default_egress: Egress,
-    /// Where a first API key is written (mode 0600) if the database has none, or this file is missing.
+    /// File to which a first API key is written (mode 0600) if the database has none, or if this
+    /// file is missing.
     pub first_key_file: Option<PathBuf>,
-    /// The same for a first key in the form that clients of the E2B API expect.
+    /// Same as `first_key_file`, for a first key in the form that clients of the E2B API expect.
     pub first_e2b_key_file: Option<PathBuf>,
-    /// How often rows and host are compared.
+    /// Interval at which the reconciler compares rows and host.
     pub poll_interval: Duration,
 }
 
 impl std::fmt::Debug for ControlConfig {
-    /// Without secrets: the token, and the password that a database URL may hold.
+    /// Omits the secrets: the token, and the database URL, which may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ControlConfig")
             .field("listen", &self.listen)

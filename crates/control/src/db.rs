@@ -1,8 +1,10 @@
-//! The rows. SQL lives here and nowhere else; one text serves SQLite and PostgreSQL.
+//! Database of the control plane. SQL is confined to this module. The same statements serve SQLite
+//! and PostgreSQL.
 //!
-//! Owns the pool of connections and the schema (`migrations/`). Never decides what a status may become: callers bring
-//! the row they read, changed by `state_machine`, and an update counts only if the row's version is still that one.
-//! A query has a deadline, so that a database which hangs is an error and not a hang.
+//! Owns the connection pool and the schema (`migrations/`). Never decides which status a row may
+//! get: callers pass the row that they read, changed by `state_machine`, and an update takes effect
+//! only if the row still has the version that was read. Every query has a deadline, so a database
+//! that hangs causes an error, not a hang.
 
 pub(crate) mod api_keys;
 mod installation;
@@ -16,66 +18,67 @@ use std::{sync::Once, time::Duration};
 
 use sqlx::{AnyPool, any::AnyPoolOptions};
 
-/// What a query may take.
+/// Maximum duration of a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a caller waits for a connection.
+/// Maximum time that a caller waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Connections at most. SQLite writes one at a time whatever their number; readers go beside.
+/// Maximum number of connections. SQLite has one writer at a time regardless of this number;
+/// readers run beside it.
 const MAX_CONNECTIONS: u32 = 8;
 
-/// Why the database did not do what was asked.
+/// Failure of a database operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DbError {
-    /// It cannot be reached or opened.
-    #[error("cannot open the database")]
+    /// The database cannot be reached or opened.
+    #[error("failed to open the database")]
     Open {
-        /// Why.
+        /// Cause.
         source: sqlx::Error,
     },
-    /// Its schema cannot be brought up to date.
-    #[error("cannot bring the database's schema up to date")]
+    /// The schema cannot be updated.
+    #[error("failed to update the schema of the database")]
     Migrate {
-        /// Why.
+        /// Cause.
         source: sqlx::migrate::MigrateError,
     },
     /// A query failed.
-    #[error("the database could not {what}")]
+    #[error("failed to {what} in the database")]
     Query {
-        /// What was tried.
+        /// Attempted operation.
         what: &'static str,
-        /// Why.
+        /// Cause.
         source: sqlx::Error,
     },
-    /// A query did not end in time.
-    #[error("the database did not {what} within {} s", QUERY_TIMEOUT.as_secs())]
+    /// A query exceeded its deadline.
+    #[error("failed to {what} in the database within {} s", QUERY_TIMEOUT.as_secs())]
     TimedOut {
-        /// What was tried.
+        /// Attempted operation.
         what: &'static str,
     },
-    /// A row with this key exists.
-    #[error("a row with this key exists")]
+    /// A row with this key already exists.
+    #[error("a row with this key already exists")]
     Exists,
-    /// A stored value makes no sense.
-    #[error("row `{id}` holds a strange `{field}`")]
+    /// A stored value is invalid.
+    #[error("invalid value in column `{field}` of row `{id}`")]
     Corrupt {
-        /// The row.
+        /// Key of the row.
         id: String,
-        /// The column.
+        /// Column.
         field: &'static str,
     },
 }
 
-/// The database.
+/// Handle to the database.
 #[derive(Debug, Clone)]
 pub(crate) struct Db {
     pool: AnyPool,
 }
 
 impl Db {
-    /// Opens it and brings its schema up to date.
+    /// Opens the database and updates its schema.
     pub(crate) async fn open(url: &str) -> Result<Self, DbError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
@@ -98,10 +101,11 @@ impl Db {
         Ok(Self { pool })
     }
 
-    /// Makes what was written so far outlive a power failure: a paused sandbox does, and without its row nobody would find it.
-    /// PostgreSQL does so with every commit.
+    /// Makes everything written so far survive a power failure. The files of a paused sandbox
+    /// survive one, and without its row the sandbox could not be found. PostgreSQL does this at
+    /// every commit.
     pub(crate) async fn keep(&self) -> Result<(), DbError> {
-        run("keep", async {
+        run("flush the write-ahead log", async {
             let mut connection = self.pool.acquire().await?;
             if connection.backend_name() == "SQLite" {
                 let flush = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)");
@@ -118,8 +122,9 @@ impl Db {
     }
 }
 
-/// SQLite only: readers beside the writer, and waiting for the lock instead of failing. With a write-ahead log `NORMAL`
-/// loses no committed row when the process dies; when the power fails, running sandboxes are gone with it, and of paused ones
+/// Configures a connection to SQLite: readers run beside the writer, and a statement waits for a
+/// lock instead of failing. With a write-ahead log, `NORMAL` loses no committed row when the
+/// process dies. In a power failure, running sandboxes are lost as well, and for paused sandboxes
 /// [`Db::keep`] has been called.
 async fn prepare(connection: &mut sqlx::AnyConnection) -> Result<(), sqlx::Error> {
     if connection.backend_name() != "SQLite" {
@@ -135,7 +140,7 @@ async fn prepare(connection: &mut sqlx::AnyConnection) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// Gives a query its deadline and its error.
+/// Runs a query with its deadline, and converts its error.
 async fn run<T>(
     what: &'static str,
     query: impl Future<Output = Result<T, sqlx::Error>>,
@@ -148,7 +153,7 @@ async fn run<T>(
     }
 }
 
-/// A stored number as the type it has everywhere else.
+/// Converts a stored number to the type used in the rest of the program.
 fn narrow<T: TryFrom<i64>>(id: &str, field: &'static str, value: i64) -> Result<T, DbError> {
     T::try_from(value).map_err(|_| DbError::Corrupt {
         id: id.to_owned(),

@@ -1,8 +1,10 @@
-//! The control plane's life: what it is made of, when it is ready, and how it ends.
+//! Lifecycle of the control plane: its parts, its readiness, its shutdown.
 //!
-//! Owns the two listeners' addresses, and the tasks in the background: reconciler, deadlines, samples, traffic. At the end no new
-//! connections are taken, requests get [`wrenn_listener::DRAIN_DEADLINE`] to finish, then the rest is dropped; what a dropped
-//! request had begun is finished or undone by its own task, or by the next process's reconciler.
+//! Owns the addresses of the two listeners, and the background tasks: reconciler, deadlines,
+//! samples, traffic. At shutdown, no new connection is accepted. Requests in progress get
+//! [`wrenn_listener::DRAIN_DEADLINE`] to complete, and the remaining ones are dropped. Work that a
+//! dropped request started is completed or undone by its own task, or by the reconciler of the next
+//! process.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -27,29 +29,31 @@ use crate::{
     traffic::Traffic,
 };
 
-/// What detached tasks (creates, destroys) get after the requests.
+/// Maximum time for each kind of work that remains after the last request: sessions, detached tasks
+/// (creates, destroys), database connections.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Connections at the same time.
+/// Maximum number of concurrent connections to the REST API.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// Header fields of one request.
+/// Maximum number of header fields per request.
 const MAX_HEADERS: usize = 100;
 
-/// Where it listens.
+/// Addresses of the control plane's listeners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listening {
-    /// The REST API.
+    /// Address of the REST API.
     pub api: SocketAddr,
-    /// Requests to ports of sandboxes.
+    /// Address for requests to ports of sandboxes.
     pub traffic: SocketAddr,
 }
 
-/// Runs the control plane until `shutdown` is cancelled. Calls `ready` with the addresses once it accepts connections.
+/// Runs the control plane until `shutdown` is cancelled. Calls `ready` with the addresses once
+/// connections are accepted.
 ///
 /// # Errors
-/// If it cannot begin: addresses, database, key files, or the agent's address are not usable. An agent that does not answer
-/// (yet) is no error.
+/// If the control plane cannot start, because an address, the database, a key file or the agent's
+/// URL is unusable. An agent that does not answer (yet) is not an error.
 pub async fn serve(
     config: ControlConfig,
     ready: impl FnOnce(Listening),
@@ -93,7 +97,7 @@ pub async fn serve(
     background.spawn(samples.run(begun, shutdown.clone()));
     let proxying = shutdown.clone();
     background.spawn(async move { proxy.serve(traffic_listener, proxying).await });
-    tracing::info!(%api, %traffic, "control plane is ready");
+    tracing::info!(%api, %traffic, "control plane ready");
     ready(Listening { api, traffic });
 
     serve_api(listener, app, shutdown).await;
@@ -102,16 +106,16 @@ pub async fn serve(
         .await
         .is_err()
     {
-        tracing::warn!(left = sessions.len(), "sessions are still open");
+        tracing::warn!(left = sessions.len(), "sessions still open");
     }
     while background.join_next().await.is_some() {}
     if tokio::time::timeout(FINISH_TIMEOUT, lifecycle.finish())
         .await
         .is_err()
     {
-        tracing::warn!("creates or destroys are still under way; the next start settles them");
+        tracing::warn!("creates or destroys still in progress, left to the next start");
     }
-    // A query that hangs must not keep the process.
+    // A hanging query must not keep the process running.
     let _ = tokio::time::timeout(FINISH_TIMEOUT, db.close()).await;
     Ok(())
 }
@@ -132,7 +136,7 @@ fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
     })
 }
 
-/// Answers the API's requests until told to stop, and lets those that are under way finish.
+/// Serves the REST API until shutdown. Requests in progress may complete.
 async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) {
     let router = api::router(app);
     let answer = move |request: Request<Received>, _client| {

@@ -238,7 +238,7 @@ async fn the_machine_dies(verb: &str) -> Result<()> {
         ];
         let may_be_complete = verb == "pause" && killed_late.contains(&fault);
         let warned = record["warning"].as_str().unwrap_or_default();
-        let is_lost = warned.contains("last frozen");
+        let is_lost = warned.contains("paused at its last snapshot");
         assert!(is_lost || may_be_complete, "{fault}: {record}");
         assert_eq!(
             Sandbox::new(&service, other.clone())

@@ -1,4 +1,5 @@
-//! Create, list, figures of host and sandbox.
+//! Calls that create and list sandboxes, change their network access, and report the data of host
+//! and sandboxes.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +33,7 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
         let snapshots = host.snapshots.all_named()?;
         let template = |template: crate::Template| pb::TemplateInfo {
             kind: pb::TemplateKind::TEMPLATE_KIND_BASE.into(),
-            // 0 is "not known": its image was removed just now.
+            // 0 means unknown: the template's image was removed just now.
             disk_size_mb: image_mib(&template).unwrap_or(0),
             name: template.name.into(),
             vcpus: template.vcpus,
@@ -64,7 +65,7 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
     answer.await.map_err(|error| (&error).into())
 }
 
-/// Boots a sandbox. It boots on when the caller goes away.
+/// Creates a sandbox. The create continues if the caller disconnects.
 pub(super) async fn create(
     owners: &Owners,
     request: pb::CreateSandboxRequest,
@@ -96,7 +97,7 @@ async fn begin(
     begin_plan(owners, plan)
 }
 
-/// Starts the owner of a new sandbox.
+/// Starts the actor of a new sandbox.
 pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, Made), CreateError> {
     let (sandbox, requests) = Sandbox::new(
         Facts::from(&plan),
@@ -118,7 +119,7 @@ pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, M
     Ok((sandbox, answer))
 }
 
-/// Everything about a request that can be said before anything is made.
+/// Checks everything about a request that can be checked before anything is created.
 fn check(
     host: &HostParts,
     request: pb::CreateSandboxRequest,
@@ -156,7 +157,7 @@ fn check(
         size => size,
     };
     let image_mib = image_mib(&template).map_err(CreateError::Host)?;
-    let why = " MiB, and no smaller than the template's image";
+    let why = " MiB; the minimum is the size of the template's image";
     in_range(
         "disk_size_mb",
         disk_mib,
@@ -181,13 +182,13 @@ fn check(
     ))
 }
 
-/// The smallest disk of a sandbox of this template: its image.
+/// Returns the minimum disk size of a sandbox of this template, in MiB: the size of its image.
 pub(crate) fn image_mib(template: &crate::Template) -> io::Result<u32> {
     let image = std::fs::metadata(&template.rootfs)?;
     Ok(u32::try_from(image.len().div_ceil(1024 * 1024)).unwrap_or(u32::MAX))
 }
 
-/// What was asked for, but for the machine.
+/// Parameters of a create, except those of the VM.
 pub(crate) struct Wanted {
     pub(crate) id: SandboxId,
     pub(crate) template_name: TemplateName,
@@ -198,7 +199,8 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// A machine that goes on from a frozen one has that one's size, and its environment where the request does not say otherwise.
+    /// Returns the parameters of a VM that continues from a snapshot. The VM has the size of the
+    /// snapshot. Its environment is that of the snapshot; variables of the request take precedence.
     pub(crate) fn thawing(self, facts: &host::Facts, moment: Moment) -> Result<Plan, CreateError> {
         let manifest = moment.manifest();
         let mut envs = manifest.envs.clone();
@@ -237,7 +239,7 @@ pub(super) const fn resume_from(cold_boot: bool) -> ResumeFrom {
     }
 }
 
-/// What a request lets a sandbox reach.
+/// Returns the addresses that a request allows a sandbox to reach.
 fn access(
     host: &HostParts,
     egress: Option<pb::Egress>,
@@ -247,12 +249,12 @@ fn access(
         Some(pb::Egress::EGRESS_UNSPECIFIED) => host.config.default_egress,
         Some(pb::Egress::EGRESS_DENY) => false,
         Some(pb::Egress::EGRESS_ALLOW) => true,
-        None => return Err(field("egress")("not a value of Egress")),
+        None => return Err(field("egress")("unknown value")),
     };
     Ok(Access::parse(egress, &policy.allow, &policy.deny)?)
 }
 
-/// Changes what a sandbox may reach.
+/// Changes the addresses that a sandbox may reach.
 pub(super) async fn update_network(
     owners: &Owners,
     sandbox: &Sandbox,
@@ -268,19 +270,21 @@ fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), CreateError> {
     for (name, value) in envs {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(field("envs")(format!(
-                "{name:?} is not a name of a variable"
+                "{name:?} is not a valid variable name"
             )));
         }
         if value.contains('\0') {
             return Err(field("envs")(format!(
-                "the value of {name:?} has a NUL in it"
+                "the value of {name:?} contains a NUL character"
             )));
         }
         bytes += name.len() + value.len();
     }
     let max = limits::MAX_SANDBOX_ENVS_BYTES;
     if bytes > max {
-        return Err(field("envs")(format!("{bytes} bytes; at most {max}")));
+        return Err(field("envs")(format!(
+            "{bytes} bytes exceed the limit of {max} bytes"
+        )));
     }
     Ok(())
 }
@@ -300,7 +304,7 @@ pub(super) fn list(owners: &Owners) -> pb::ListSandboxesResponse {
     }
 }
 
-/// The guest's figures. Looking at them is no use of the sandbox.
+/// Returns the resource usage of the guest. Does not count as activity.
 pub(super) async fn metrics(sandbox: &Sandbox) -> Result<pb::GetMetricsResponse, ConnectError> {
     let State::Running(running) = sandbox.state() else {
         return Err(sandbox.unusable().into());
@@ -388,7 +392,7 @@ fn boot_times(times: BootTimes) -> pb::BootTimes {
     }
 }
 
-/// Runs what reads files off the tasks that serve others.
+/// Runs work that reads files on a blocking thread, so that other calls are not delayed.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CreateError> + Send + 'static,
 ) -> Result<T, CreateError> {

@@ -1,19 +1,25 @@
-//! What an agent does with what an earlier one left, before it serves anybody.
+//! Adoption of everything that an earlier agent left, before this agent accepts calls.
 //!
-//! | found                                                   | becomes                                              |
-//! |---------------------------------------------------------|------------------------------------------------------|
-//! | folder without `spec.json`, or with a torn one, and     | removed: its create had not come far                 |
-//! | without `snapshot.json`                                 |                                                      |
-//! | the same with `snapshot.json`                           | left alone and told in the log: it is not lost       |
-//! | something that is there and cannot be read now          | the agent does not start, and says what it is        |
-//! | supervisor lives, guest answered once                   | running                                              |
-//! | supervisor lives, guest never answered                  | starting, and the boot goes on                       |
-//! | supervisor lives, its network is gone                   | ended, then error with the reason                    |
-//! | supervisor is dead                                      | error with the reason it left; all else is freed     |
-//! | `snapshot.json` says that it did not run on             | paused; a machine that is left is ended: it is of a  |
-//! |                                                         | pause that was noted, or of a resume that was not    |
-//! | supervisor lives, its machine is frozen, or it is silent | thawed, recovered and running: its pause was not noted |
-//! | slot, network or cgroup of ours without a live sandbox  | removed                                              |
+//! | found                                            | result                                  |
+//! |--------------------------------------------------|-----------------------------------------|
+//! | directory whose `spec.json` is missing or        | removed: its create was at an early     |
+//! | incomplete, without `snapshot.json`              | step                                    |
+//! | the same with `snapshot.json`                    | left alone and logged: it is not lost   |
+//! | file that exists and cannot be read now          | agent does not start, names the file    |
+//! | supervisor alive, guest has answered once        | running                                 |
+//! | supervisor alive, guest has never answered       | starting, and the boot continues        |
+//! | supervisor alive, network missing                | VM ended, then as with a dead           |
+//! |                                                  | supervisor                              |
+//! | supervisor dead                                  | error with the reason that it left, or  |
+//! |                                                  | paused if the sandbox has a snapshot;   |
+//! |                                                  | everything else is freed                |
+//! | `snapshot.json` says that the sandbox does not   | paused; a remaining VM is ended: it     |
+//! | run                                              | belongs to a pause that was recorded,   |
+//! |                                                  | or to a resume that was not             |
+//! | supervisor alive, VM paused or supervisor silent | VM resumed, guest recovered, running:   |
+//! |                                                  | the pause was not recorded              |
+//! | slot, network or cgroup of this data directory   | removed                                 |
+//! | that belongs to no sandbox                       |                                         |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,22 +46,22 @@ use crate::{
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
-/// Why nothing was adopted.
+/// Failure to adopt the sandboxes of an earlier agent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum AdoptError {
-    /// A sandbox's folder cannot be read or removed.
+    /// The directory of a sandbox cannot be read or removed.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// It is not known which networks are whose.
+    /// The assignment of networks to sandboxes cannot be read.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// It is not known whether a sandbox's machine runs, so nothing of it may be freed.
-    #[error("could not find out whether the supervisor of {id} lives")]
+    /// The state of a sandbox's VM cannot be determined, so none of its resources may be freed.
+    #[error("failed to determine whether the supervisor of sandbox {id} is alive")]
     Supervisor {
-        /// The sandbox.
+        /// Sandbox.
         id: SandboxId,
-        /// The failure.
+        /// Cause.
         source: io::Error,
     },
 }
@@ -77,16 +83,17 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
             }
             Err(error) if error.is_unreadable() => return Err(error.into()),
             Err(error) if folder.was_frozen() => {
-                tracing::error!(sandbox_id = %id, error = chain(&error), "a sandbox is left alone: it cannot be used as it is");
+                tracing::error!(sandbox_id = %id, error = chain(&error), "directory of a sandbox is invalid, sandbox left alone");
                 left.insert(id);
             }
             Err(error) => {
-                tracing::warn!(sandbox_id = %id, error = chain(&error), "half-made sandbox is removed");
+                tracing::warn!(sandbox_id = %id, error = chain(&error), "removing incomplete sandbox");
                 folder.remove()?;
             }
         }
     }
-    // Who was found keeps what is its, dead or alive: its owner frees it.
+    // Resources of an adopted sandbox are kept, whether its VM is alive or not. Its actor frees
+    // them.
     let kept: BTreeMap<&SandboxId, Option<Slot>> = found
         .iter()
         .map(|(id, adopted)| (id, adopted.resources.slot))
@@ -94,7 +101,7 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
     if let Err(error) = remove_strays(host, &kept, &left).await {
         tracing::warn!(
             error = chain(&error),
-            "something of an earlier agent is left"
+            "failed to remove everything that an earlier agent left"
         );
     }
     for (_, adopted) in found {
@@ -104,7 +111,8 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
         owners.registry.insert(sandbox.clone());
         spawn(owners, sandbox, requests, Start::Adopted(Box::new(adopted)));
     }
-    // What the sandboxes stand on is pinned by now; the rest of an earlier agent's work is garbage.
+    // All snapshots that the sandboxes depend on are pinned now. Any others are garbage of an
+    // earlier agent.
     owners.collect_snapshots();
     Ok(())
 }
@@ -115,18 +123,20 @@ fn read(
 ) -> Result<(SupervisorSpec, Option<LastMoment>), FolderError> {
     let spec = folder.read_spec()?;
     if spec.id != *id {
-        let source = serde::de::Error::custom(format!("it is that of {}", spec.id));
+        let source =
+            serde::de::Error::custom(format!("the specification belongs to sandbox {}", spec.id));
         let path = folder.path().to_owned();
         return Err(FolderError::Malformed { path, source });
     }
     Ok((spec, folder.read_last()?))
 }
 
-/// What a sandbox may reach. A list that cannot be read lets nothing out: better cut off than let loose.
+/// Returns the addresses that a sandbox may reach. If a list is invalid, the sandbox may reach
+/// nothing, because too little access is safer than too much.
 fn access_of(spec: &SupervisorSpec) -> Access {
     let network = &spec.network;
     Access::parse(network.egress, &network.allow, &network.deny).unwrap_or_else(|error| {
-        tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "it may reach nothing");
+        tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "egress lists invalid, denying all egress");
         Access::default()
     })
 }
@@ -142,7 +152,7 @@ async fn examine(
     resources.folder = Some(folder.clone());
     resources.disk = true;
     resources.cgroup = true;
-    // A slot that was freed may be another's by now.
+    // A slot that was freed may belong to another sandbox by now.
     resources.slot =
         Slot::new(spec.network.slot).filter(|slot| owned.contains(&(*slot, spec.id.clone())));
     let mut pins = Pins {
@@ -185,7 +195,8 @@ async fn examine(
     })
 }
 
-/// Whether a connection failed because there is nobody, not for want of something on this side.
+/// True if a connection failed because no supervisor is running, and not because this process lacks
+/// a resource.
 fn says_that_none_lives(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -214,10 +225,11 @@ async fn examine_machine(
             ));
         }
         Err(error) => {
-            tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "network could not be checked");
+            tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "failed to check the network");
         }
     }
-    // A silent one is busy: a freeze that an earlier supervisor's program does not tell of.
+    // A supervisor that does not answer is busy with a snapshot, which an older version of it does
+    // not report.
     let stands = match supervisor.status().await {
         Ok(status) => status.frozen,
         Err(SupervisorError::Silent(_)) => true,
@@ -244,7 +256,7 @@ async fn examine_machine(
     }
 }
 
-/// The image's memory that a supervisor has: those who come after share it.
+/// Returns the memory file of the snapshot that a supervisor holds, so that later VMs share it.
 async fn shared_memory(
     host: &HostParts,
     supervisor: &Supervisor,
@@ -254,7 +266,7 @@ async fn shared_memory(
     Some(host.snapshots.adopt_memory(origin?, fd))
 }
 
-/// Removes what is ours and belongs to no sandbox.
+/// Removes slots, networks and cgroups of this data directory that belong to no sandbox.
 async fn remove_strays(
     host: &HostParts,
     kept: &BTreeMap<&SandboxId, Option<Slot>>,
@@ -263,13 +275,13 @@ async fn remove_strays(
     host.slots.remove_stale_drafts()?;
     for id in host.cgroups.existing() {
         if !kept.contains_key(&id) && !left.contains(&id) {
-            tracing::warn!(sandbox_id = %id, "stray cgroup is removed");
+            tracing::warn!(sandbox_id = %id, "removing stray cgroup");
             host.cgroups.remove(&id).await?;
         }
     }
     for (slot, id) in host.slots.owned()? {
         if kept.get(&id).copied().flatten() != Some(slot) && !left.contains(&id) {
-            tracing::warn!(sandbox_id = %id, %slot, "stray network is removed");
+            tracing::warn!(sandbox_id = %id, %slot, "removing stray network");
             free_network(host, slot).await?;
         }
     }

@@ -1,7 +1,8 @@
-//! The steps of a create or a resume, from nothing to a guest that answers.
+//! Steps of a create or a resume, up to a guest that answers.
 //!
-//! Each step notes in [`Resources`] what it is about to make; the owner frees all of that if any step fails. Between the
-//! steps, and in the long ones, an abort is noticed.
+//! Each step records in [`Resources`] what it is about to create. If a step fails, the sandbox's
+//! actor frees everything that is recorded. An abort is noticed between the steps, and during the
+//! long ones.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -39,28 +40,29 @@ use crate::{
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
-/// Pause between two looks at a guest that boots.
+/// Interval between two attempts to reach a guest that starts.
 const POLL: Duration = Duration::from_millis(15);
 
-/// How long one attempt to reach a restored guest may take. What was sent while it was not yet listening, or to a connection that it
-/// had when it was frozen, is never answered; another attempt is.
+/// Maximum duration of one attempt to reach a restored guest. A request that was sent before the
+/// guest listened, or on a connection that existed when the snapshot was taken, is never answered;
+/// another attempt is.
 const RECOVER_ATTEMPT: Duration = Duration::from_secs(20);
 
-/// Pause between two looks at the progress of a boot.
+/// Interval at which the progress of a boot is checked.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 
-/// End of the console that is logged when a boot makes no progress, in bytes.
+/// Length of the end of the console output that is logged when a boot makes no progress, in bytes.
 const LOGGED_CONSOLE_BYTES: usize = 2000;
 
 /// Version of `spec.json`.
 const SPEC_VERSION: u32 = 1;
 
-/// Why a boot should stop.
+/// Requests to abort a boot.
 #[derive(Debug, Clone)]
 pub(super) struct Abort {
-    /// Somebody destroys the sandbox.
+    /// Cancelled when a client destroys the sandbox.
     pub(super) destroyed: CancellationToken,
-    /// The agent ends.
+    /// Cancelled when the agent shuts down.
     pub(super) shutdown: CancellationToken,
 }
 
@@ -83,35 +85,36 @@ impl Abort {
     }
 }
 
-/// How the first attempt of a boot begins.
+/// Start of the first attempt of a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// With the start of a supervisor.
+    /// A new supervisor is started.
     First,
-    /// With the machine that an earlier agent started.
+    /// The VM that an earlier agent started is used.
     Adopted,
 }
 
-/// What a machine is started in.
+/// Environment that a VM is started in.
 struct Parts {
     network: NetworkSpec,
     cgroups: Vec<std::path::PathBuf>,
     uid: u32,
 }
 
-/// What the steps of a boot work on.
+/// Context of the steps of a boot.
 pub(super) struct Boot<'a> {
     pub(super) host: &'a HostParts,
     pub(super) sandbox: &'a Sandbox,
     pub(super) resources: &'a mut Resources,
     pub(super) pins: &'a mut Pins,
     pub(super) abort: Abort,
-    /// When the create began.
+    /// Start time of the create or the resume.
     pub(super) began: Instant,
 }
 
 impl Boot<'_> {
-    /// A create. What was made is in `resources`, whatever becomes of it.
+    /// Creates the sandbox. Everything that was created is recorded in `resources`, regardless of
+    /// the outcome.
     pub(super) async fn run(&mut self, plan: &Plan) -> Result<Running, CreateError> {
         let claimed = self.host.folders.claim(&plan.id);
         let folder = claimed.map_err(CreateError::Folder)?;
@@ -128,7 +131,7 @@ impl Boot<'_> {
         }
     }
 
-    /// A resume of the sandbox whose last moment is `last`.
+    /// Resumes the sandbox from `last`, its last snapshot.
     pub(super) async fn resume(
         &mut self,
         last: &PinnedBuild,
@@ -155,7 +158,7 @@ impl Boot<'_> {
             network: parts.network,
             disk_layers: layers,
             restore: moment.as_ref().map(|m| m.restore(config.prefetch)),
-            // A machine that boots does so as this host runs it now.
+            // A VM that boots uses the current settings of this host.
             accel: config.accel,
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             dns: nameservers(self.host, &access),
@@ -165,7 +168,7 @@ impl Boot<'_> {
         self.start(&folder, &spec, moment.as_ref()).await
     }
 
-    /// Network and cgroups, unless it is to be destroyed.
+    /// Creates network and cgroups, unless the boot is aborted.
     async fn make_parts(
         &mut self,
         access: &Access,
@@ -185,7 +188,7 @@ impl Boot<'_> {
         })
     }
 
-    /// Disk and machine, until the guest answers.
+    /// Creates the disk and starts the VM. Returns when the guest answers.
     async fn start(
         &mut self,
         folder: &Folder,
@@ -207,11 +210,11 @@ impl Boot<'_> {
         let mut running = guest.await?;
         running.memory = Some(memory);
         fault::point("agent.start.recovered", None);
-        tracing::info!(sandbox_id = %spec.id, ?times, "sandbox runs");
+        tracing::info!(sandbox_id = %spec.id, ?times, "sandbox running");
         Ok(running)
     }
 
-    /// Makes the disk and writes the specification, for a first attempt or over an earlier one's.
+    /// Creates the disk and writes the specification. Overwrites those of an earlier attempt.
     async fn prepare(&mut self, folder: &Folder, spec: &SupervisorSpec) -> Result<(), CreateError> {
         self.resources.disk = true;
         disk::create(folder.path(), spec.disk_mib, spec.uid).await?;
@@ -221,7 +224,8 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Times so far, and when the supervisor starts, in milliseconds since the create.
+    /// Returns the times so far, and the time at which the supervisor starts, in milliseconds since
+    /// the start of the create.
     fn prepared(&self) -> (BootTimes, u32) {
         let times = BootTimes {
             prepared_ms: ms_since(self.began),
@@ -233,14 +237,14 @@ impl Boot<'_> {
     /// Boots the kernel until the guest answers. A boot that makes no progress is ended and
     /// repeated, as often as the policy says.
     ///
-    /// | an attempt ends because      | then                                                      |
-    /// |------------------------------|-----------------------------------------------------------|
-    /// | the guest answers            | the sandbox runs                                          |
-    /// | it makes no progress         | machine ended, new overlay, next attempt; after the last: |
-    /// |                              | `Stalled`, and the owner frees everything                 |
-    /// | the machine ends, a deadline | the create fails as it is: trying again would not help    |
-    /// | destroy, agent ends          | the attempt is given up                                   |
-    /// | the agent is killed          | the next agent adopts the attempt, and repeats it if need |
+    /// | end of an attempt         | next                                                       |
+    /// |---------------------------|------------------------------------------------------------|
+    /// | guest answers             | sandbox runs                                               |
+    /// | no progress               | VM ended, new overlay, next attempt; after the last one:   |
+    /// |                           | `Stalled`, and the actor frees everything                  |
+    /// | VM ends, deadline expires | create fails without a retry, because a retry cannot help  |
+    /// | destroy, agent shuts down | attempt abandoned                                          |
+    /// | agent killed              | next agent adopts the attempt, and repeats it if necessary |
     pub(super) async fn boot_from_disk(
         &mut self,
         folder: &Folder,
@@ -271,7 +275,7 @@ impl Boot<'_> {
         }
     }
 
-    /// One attempt to boot, from the overlay to a guest that answers.
+    /// Makes one attempt to boot, from the overlay to a guest that answers.
     async fn try_boot(
         &mut self,
         folder: &Folder,
@@ -300,11 +304,11 @@ impl Boot<'_> {
         };
         host.cgroups.set_booting(&spec.id, limits, false);
         fault::point("agent.start.recovered", None);
-        tracing::info!(sandbox_id = %spec.id, ?times, "sandbox runs");
+        tracing::info!(sandbox_id = %spec.id, ?times, "sandbox running");
         Ok(running)
     }
 
-    /// The rest of an attempt that an earlier agent began.
+    /// Completes an attempt that an earlier agent started.
     async fn await_adopted(
         &mut self,
         folder: &Folder,
@@ -327,7 +331,7 @@ impl Boot<'_> {
         Ok(running)
     }
 
-    /// Ends the machine of an attempt, so that the next one finds what the first one found.
+    /// Ends the VM of an attempt, so that the next attempt starts from the same state as the first.
     async fn end_attempt(&mut self, folder: &Folder) -> Result<(), CreateError> {
         if let Some(supervisor) = &self.resources.supervisor {
             supervisor.stop(self.host.deadlines.stop).await?;
@@ -400,7 +404,7 @@ impl Boot<'_> {
         );
         let started = tokio::select! {
             started = start => started,
-            // Dropping the start kills the supervisor.
+            // Dropping the future kills the supervisor.
             abort = self.abort.requested() => return Err(abort),
         };
         match started {
@@ -415,7 +419,8 @@ impl Boot<'_> {
         }
     }
 
-    /// Waits until the guest answers, and tells it what it must know. Also the rest of a boot that an earlier agent began.
+    /// Waits until the guest answers, and sends its settings. Also completes a boot that an earlier
+    /// agent started.
     pub(super) async fn await_guest(
         &mut self,
         folder: &Folder,
@@ -432,7 +437,8 @@ impl Boot<'_> {
         let before = before.and_then(|pin| self.host.snapshots.guest_token(pin));
         let set_up = async {
             if let Some(token) = &before {
-                // It stands where it answered before: asking how it is first would only cost time.
+                // The guest continues at a point at which it answered. A health check first would
+                // only cost time.
                 while !recovered(&envd, token, spec).await? {
                     tokio::time::sleep(POLL).await;
                 }
@@ -449,7 +455,7 @@ impl Boot<'_> {
         let limit = self.host.deadlines.guest;
         let deadline = tokio::time::timeout(limit, set_up);
         let outcome = tokio::select! {
-            // What makes waiting pointless is looked at first.
+            // Events that make waiting pointless are checked first.
             biased;
             () = supervisor.gone() => Err(CreateError::Ended(final_reason(folder))),
             abort = self.abort.requested() => return Err(abort),
@@ -460,9 +466,10 @@ impl Boot<'_> {
             return Err(error);
         }
         note_machine_times(&supervisor, times, started_ms).await;
-        // Without it the next agent would only wait for the guest again, so a failure is not the sandbox's end.
+        // Without the record, the next agent only waits for the guest again. A failure is therefore
+        // not the end of the sandbox.
         if let Err(error) = folder.write_boot(times) {
-            tracing::warn!(sandbox_id = %spec.id, error = super::error::chain(&error), "boot times not kept");
+            tracing::warn!(sandbox_id = %spec.id, error = super::error::chain(&error), "failed to record the boot times");
         }
         Ok(Running {
             envd,
@@ -474,8 +481,8 @@ impl Boot<'_> {
     }
 }
 
-/// Returns when a boot makes no progress. Ends the priority that a booting kernel has once the
-/// kernel is up.
+/// Returns when a boot makes no progress. Ends the priority of a booting kernel once the kernel is
+/// up.
 async fn watch(
     host: &HostParts,
     spec: &SupervisorSpec,
@@ -503,7 +510,8 @@ async fn watch(
     }
 }
 
-/// The specification of an attempt that tolerates this error of the guest's timer.
+/// Returns the specification of an attempt that tolerates this error of the guest's timer, in
+/// percent.
 fn with_timer_tolerance(spec: &SupervisorSpec, percent: u32) -> SupervisorSpec {
     let kernel_args = format!("{} {}{percent}", spec.kernel_args, marks::TIMER_TOLERANCE);
     SupervisorSpec {
@@ -512,13 +520,14 @@ fn with_timer_tolerance(spec: &SupervisorSpec, percent: u32) -> SupervisorSpec {
     }
 }
 
-/// The host's nameservers that a sandbox can reach.
+/// Returns the host's nameservers that a sandbox can reach.
 pub(super) fn nameservers(host: &HostParts, access: &Access) -> Vec<Ipv4Addr> {
     let servers = host.config.dns.iter().copied();
     servers.filter(|ip| access.permits(*ip)).collect()
 }
 
-/// Makes a guest this sandbox's: until a restored one has heard this it is still the one that was frozen, with its token.
+/// Gives a guest the identity of this sandbox. Until then, a restored guest still has the identity
+/// of the snapshot, and its token.
 async fn recover(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), ConnectError> {
     let (id, template) = (spec.id.to_string(), spec.template.to_string());
     let recover = Recover {
@@ -535,8 +544,8 @@ async fn recover(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), Connect
     envd.recover(&recover).await
 }
 
-/// Tries to [`recover`]; false if the guest cannot be reached yet. Doing it twice is fine, but the second time it has this
-/// sandbox's token already.
+/// Tries to [`recover`] the guest. Returns false if the guest cannot be reached yet. A second
+/// recovery is harmless, but by then the guest requires this sandbox's token.
 async fn recovered(
     envd: &EnvdClient,
     token: &str,
@@ -554,7 +563,8 @@ async fn recovered(
     again.map(|()| true).map_err(|_| CreateError::Guest(failed))
 }
 
-/// A machine id (32 hexadecimal digits) that is the sandbox's alone and stays the same over its resumes.
+/// Returns a machine ID (32 hexadecimal digits) that is unique to the sandbox and stays the same
+/// across its resumes.
 fn machine_id(id: &SandboxId) -> String {
     let digest = Sha256::digest(format!("wrenn machine-id {id}"));
     hex::encode(&digest[..16])
@@ -570,7 +580,7 @@ async fn init(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), CreateErro
     envd.init(&init).await.map_err(CreateError::Guest)
 }
 
-/// Adds what the supervisor measured, in milliseconds from its own start.
+/// Adds the times that the supervisor measured, in milliseconds since its own start.
 async fn note_machine_times(supervisor: &Supervisor, times: &mut BootTimes, started_ms: u32) {
     match supervisor.status().await {
         Ok(status) => {
@@ -579,18 +589,21 @@ async fn note_machine_times(supervisor: &Supervisor, times: &mut BootTimes, star
             times.kernel_ms = since_create(status.kernel_ms);
             times.init_ms = since_create(status.init_ms);
         }
-        Err(error) => tracing::warn!(error = super::error::chain(&error), "no boot times"),
+        Err(error) => tracing::warn!(
+            error = super::error::chain(&error),
+            "failed to read the boot times"
+        ),
     }
 }
 
-/// Reading may block, so it is done aside.
+/// Verifies the files of a snapshot, on a blocking thread because reading may block.
 async fn verify(host: &HostParts, moment: &Moment) -> Result<(), CreateError> {
     let (snapshots, moment) = (host.snapshots.clone(), moment.clone());
     let verified = tokio::task::spawn_blocking(move || snapshots.verify(&moment)).await;
     Ok(verified.unwrap_or_else(|lost| Err(std::io::Error::from(lost).into()))?)
 }
 
-/// Flushing to disk blocks, so it is done aside.
+/// Writes the specification, on a blocking thread because flushing to disk blocks.
 async fn write_spec(folder: &Folder, spec: &SupervisorSpec) -> Result<(), CreateError> {
     let (folder, spec) = (folder.clone(), spec.clone());
     let written = tokio::task::spawn_blocking(move || folder.write_spec(&spec)).await;
@@ -605,15 +618,12 @@ async fn write_spec(folder: &Folder, spec: &SupervisorSpec) -> Result<(), Create
         .map_err(CreateError::Folder)
 }
 
-/// A create that fails takes its logs with it, so their end goes to the agent's.
+/// Logs the end of the supervisor's log and of the console output, because a failed create removes
+/// both.
 fn log_last_words(folder: &Folder) {
     let supervisor = folder.tail(files::LOG, 2000);
     let console = folder.tail(files::CONSOLE, 2000);
-    tracing::warn!(
-        supervisor,
-        console,
-        "a sandbox did not start; its last words"
-    );
+    tracing::warn!(supervisor, console, "sandbox did not start");
 }
 
 fn ms_since(began: Instant) -> u32 {

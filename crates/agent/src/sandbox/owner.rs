@@ -1,4 +1,4 @@
-//! The task that owns a sandbox, from its create or adoption to its end.
+//! Actor of a sandbox: the task that owns the sandbox, from its create or adoption to its end.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -20,74 +20,78 @@ use super::{
 };
 use crate::{folder::Folder, registry::Registry, snapshots::PinnedBuild, supervisor::final_reason};
 
-/// Who waits for a destroy.
+/// Channel to a caller that waits for a destroy.
 type DestroyReply = Reply<(), DestroyError>;
 
-/// How an owner begins.
+/// Start of an actor.
 pub(crate) enum Start {
-    /// With nothing; `made` is told how it went.
+    /// The sandbox is created. The outcome is sent to `made`.
     Create {
         plan: Box<Plan>,
         made: oneshot::Sender<Result<(), CreateError>>,
     },
-    /// With a machine that runs.
+    /// The sandbox was left by an earlier agent.
     Adopted(Box<Adopted>),
 }
 
-/// What an agent found of a sandbox at its start.
+/// State of a sandbox that an agent found when it started.
 pub(crate) struct Adopted {
     pub(super) resources: Resources,
     pub(super) folder: Folder,
     pub(super) spec: Box<SupervisorSpec>,
     pub(super) machine: AdoptedMachine,
-    /// What its machine was restored from, and the last moment that was frozen.
+    /// Snapshot that the VM was restored from, and last snapshot of the sandbox.
     pub(super) pins: Pins,
 }
 
-/// Snapshots that a sandbox stands on. Nobody removes them as long as they are held.
+/// Snapshots that a sandbox depends on. They are not removed as long as they are held here.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
-    /// Its machine was restored from this.
+    /// Snapshot that the VM was restored from.
     pub(super) origin: Option<PinnedBuild>,
-    /// It can be brought back from this.
+    /// Snapshot that the sandbox can be resumed from.
     pub(super) last: Option<PinnedBuild>,
 }
 
-/// How its machine was found.
+/// State in which an agent found the VM of a sandbox.
 pub(super) enum AdoptedMachine {
-    /// It runs and its guest answered once.
+    /// The VM runs, and its guest has answered once.
     Running(Box<Running>),
-    /// So did its guest, but it stands still, or does not say: an agent was killed in the middle of freezing it.
+    /// The guest has answered once, but the VM is paused, or its supervisor does not answer: an
+    /// agent was killed during a snapshot.
     Frozen(Box<Running>),
-    /// It runs; the guest has not answered yet.
+    /// The VM runs. The guest has not answered yet.
     Booting,
-    /// It was frozen and is files and nothing else; what was left of its machine is to be freed.
+    /// The sandbox is paused and consists of files only. Other resources that are left of its VM
+    /// must be freed.
     Paused,
-    /// It is gone; for a user: why.
+    /// The VM is gone. Contains the reason, for the user.
     Lost(String),
 }
 
-/// What all owners share.
+/// Data shared by all actors.
 #[derive(Clone)]
 pub(crate) struct Owners {
     pub(crate) host: Arc<HostParts>,
     pub(crate) registry: Arc<Registry>,
-    /// The agent ends: let go of what runs.
+    /// Cancelled when the agent shuts down. The actors then end and leave their VMs running.
     pub(crate) shutdown: CancellationToken,
-    /// All owners, so that the agent can wait for them.
+    /// Tasks of all actors, so that the agent can wait for them.
     pub(crate) tasks: TaskTracker,
 }
 
 impl Owners {
-    /// Removes, in the background, what nobody stands on any more: neither an owner, nor a sandbox as its folder tells.
+    /// Removes in the background the snapshots that are no longer referenced, neither by an actor
+    /// nor by the directory of a sandbox.
     pub(crate) fn collect_snapshots(&self) {
         let (host, shutdown) = (self.host.clone(), self.shutdown.clone());
         let kept = move |host: &HostParts| {
             let noted = host.folders.last_moments();
             let noted = noted.inspect_err(|error| {
-                tracing::warn!(error = chain(error), "no snapshot is collected");
+                tracing::warn!(error = chain(error), "snapshot collection skipped");
             });
-            // An agent that ends lets go of its sandboxes, and of their pins; they stay, and so does what they stand on.
+            // An agent that shuts down drops its actors and their references. The sandboxes stay,
+            // and the snapshots that they depend on must stay too.
             let noted = noted.ok().filter(|_| !shutdown.is_cancelled())?;
             Some(
                 noted
@@ -101,7 +105,7 @@ impl Owners {
     }
 }
 
-/// Starts the owner of a sandbox, which is in the registry already.
+/// Starts the actor of a sandbox, which must already be in the registry.
 pub(crate) fn spawn(
     owners: &Owners,
     sandbox: Arc<Sandbox>,
@@ -121,12 +125,13 @@ pub(crate) fn spawn(
         resumes: Vec::new(),
     };
     owners.tasks.spawn(async move {
-        // What an owner noted in `resources` is true at every await, so it can go on after a panic: to free.
+        // `resources` is accurate at every await point, so the actor can still free everything
+        // after a panic.
         let first = AssertUnwindSafe(owner.run(start)).catch_unwind().await;
         if first.is_err() {
             let recover = AssertUnwindSafe(owner.recover()).catch_unwind().await;
             if recover.is_err() {
-                tracing::error!("the owner of a sandbox panicked twice; the next agent cleans up");
+                tracing::error!("sandbox actor panicked twice, clean-up left to the next agent");
             }
         }
     });
@@ -138,25 +143,25 @@ pub(super) struct Owner {
     pub(super) resources: Resources,
     pub(super) pins: Pins,
     asks: mpsc::UnboundedReceiver<Ask>,
-    /// Who waits for it to run.
+    /// Callers that wait for the sandbox to run.
     pub(super) resumes: Vec<Reply<(), FreezeError>>,
-    /// Why its machine was lost since its last moment was frozen.
+    /// Reason for a loss of the VM since the last snapshot.
     pub(super) lost: Option<String>,
-    /// A twin of its last moment with shorter chains, in the making.
+    /// Compaction of the last snapshot's chain, if one is in progress.
     pub(super) compaction: Option<Compaction>,
-    /// A guest that did not recover from its preparation is asked again and again.
+    /// Repeated notification of a guest that did not recover after its preparation for a snapshot.
     pub(super) recovery: Option<Recovery>,
 }
 
-/// What an owner does next.
+/// Next step of an actor.
 pub(super) enum Next {
-    /// Watch the machine.
+    /// Watch the VM.
     Watch,
-    /// There is no machine: wait to be resumed or destroyed.
+    /// There is no VM: wait for a resume or a destroy.
     Wait,
-    /// Free everything, then tell those who asked.
+    /// Free everything, then answer the callers.
     Destroy(Vec<DestroyReply>),
-    /// Nothing: it is destroyed, or left to the next agent.
+    /// The actor ends: the sandbox is destroyed, or left to the next agent.
     End,
 }
 
@@ -170,10 +175,10 @@ impl Owner {
         self.go_on(next).await;
     }
 
-    /// After a panic, which is reported by its own message: what there is, is freed.
+    /// Frees everything after a panic. The panic itself is reported by its own message.
     async fn recover(&mut self) {
         let next = self
-            .lose("the host agent failed inside; see its log".to_owned())
+            .lose("internal error of the host agent; see its log".to_owned())
             .await;
         self.go_on(next).await;
     }
@@ -200,7 +205,8 @@ impl Owner {
                 self.sandbox.touch();
                 self.sandbox.set_state(State::Running(Arc::new(running)));
                 self.answer_resumes(Ok(()));
-                // Nobody is there to hear it when the caller has gone away: the sandbox runs all the same.
+                // If the caller has disconnected, the reply has no receiver, and the sandbox keeps
+                // running.
                 let _ = made.send(Ok(()));
                 return Next::Watch;
             }
@@ -208,13 +214,13 @@ impl Owner {
             Err(CreateError::ShuttingDown)
                 if self.resources.supervisor.is_some() && replies.is_empty() =>
             {
-                tracing::info!("left to the next agent while it boots");
+                tracing::info!("booting sandbox left to the next agent");
                 let _ = made.send(Err(CreateError::ShuttingDown));
                 return Next::End;
             }
             Err(error) => error,
         };
-        tracing::warn!(error = chain(&error), "sandbox was not made");
+        tracing::warn!(error = chain(&error), "failed to create the sandbox");
         self.sandbox.set_state(State::Stopping);
         let freed = self.resources.free_all(&self.owners.host).await;
         if freed.is_ok() {
@@ -262,7 +268,7 @@ impl Owner {
         }
     }
 
-    /// Boots or restores while listening: a request to destroy stops it.
+    /// Boots or restores the VM while receiving commands. A destroy aborts the boot.
     pub(super) async fn boot(
         &mut self,
         work: impl AsyncFnOnce(&mut Boot<'_>) -> Result<Running, CreateError>,
@@ -296,10 +302,10 @@ impl Owner {
         }
     }
 
-    /// The machine runs: until it is gone, or something is asked.
+    /// Watches a running VM until the VM is gone or a command arrives.
     async fn watch(&mut self) -> Next {
         let Some(supervisor) = &self.resources.supervisor else {
-            return self.lose("its supervisor is gone".to_owned()).await;
+            return self.lose("the supervisor process is gone".to_owned()).await;
         };
         let ask = tokio::select! {
             () = supervisor.gone() => None,
@@ -326,36 +332,39 @@ impl Owner {
         }
     }
 
-    /// The supervisor is gone, and with it the machine.
+    /// Handles the end of the supervisor, which is also the end of the VM.
     pub(super) async fn lose_machine(&mut self) -> Next {
         self.resources.supervisor = None;
         let reason = match &self.resources.folder {
             Some(folder) => final_reason(folder),
-            None => "its supervisor is gone".to_owned(),
+            None => "the supervisor process is gone".to_owned(),
         };
         self.lose(reason).await
     }
 
-    /// The machine is gone. All but the folder is freed at once; what could not be is tried again by destroy. If a moment of it
-    /// was ever frozen it stands there again, paused; else nothing can bring it back.
+    /// Handles the loss of the VM. Frees everything except the directory at once; a destroy retries
+    /// resources that could not be freed. If the sandbox has a snapshot, it is paused at that
+    /// snapshot; otherwise it cannot be resumed.
     pub(super) async fn lose(&mut self, reason: String) -> Next {
-        tracing::warn!(reason, "sandbox is lost");
+        tracing::warn!(reason, "VM lost");
         if let Some(last) = self.pins.last.clone() {
-            // If it cannot be noted, the next agent finds a machine that is gone, and comes here as well.
+            // If the record cannot be written, the next agent finds that the VM is gone and takes
+            // the same path.
             let _ = self.note_paused(&last);
             let warning =
-                format!("its machine was lost ({reason}); it stands where it was last frozen");
+                format!("the VM was lost ({reason}); the sandbox is paused at its last snapshot");
             self.sandbox.set_warning(warning);
             self.lost = Some(reason);
             return self.rest().await;
         }
         self.sandbox.set_state(State::Error { reason });
-        // The failure is logged where it happens, and the user's reason stays the first.
+        // The failure is logged where it occurs, and the first reason remains the one shown to the
+        // user.
         let _ = self.resources.free(&self.owners.host).await;
         Next::Wait
     }
 
-    /// It is paused or in error: until it is resumed or destroyed.
+    /// Waits while the sandbox is paused or in error, until it is resumed or destroyed.
     async fn wait(&mut self) -> Next {
         let ask = tokio::select! {
             Some(ask) = self.asks.recv() => ask,
@@ -397,14 +406,15 @@ impl Owner {
         self.sandbox.set_state(State::Stopping);
         let freed = self.resources.free_all(&self.owners.host).await;
         if freed.is_ok() {
-            tracing::info!("sandbox is destroyed");
+            tracing::info!("sandbox destroyed");
             self.forget();
         }
         self.collect_asks(&mut replies);
         self.answer(freed, replies)
     }
 
-    /// From here on its id is unknown, and nothing is kept for it.
+    /// Removes the sandbox from the registry, so that its ID is unknown from now on, and drops its
+    /// references to snapshots.
     fn forget(&mut self) {
         self.owners.registry.remove(&self.sandbox.facts.id);
         self.pins = Pins::default();
@@ -412,7 +422,8 @@ impl Owner {
         self.owners.collect_snapshots();
     }
 
-    /// Those who asked for the same while it was done get the same answer; others are told that it is gone.
+    /// Empties the mailbox after a destroy. Further destroys are added to `replies`, so that they
+    /// get the same answer. Other commands are rejected, because the sandbox is gone.
     fn collect_asks(&mut self, replies: &mut Vec<DestroyReply>) {
         while let Ok(ask) = self.asks.try_recv() {
             match ask {
@@ -425,7 +436,7 @@ impl Owner {
     pub(super) fn answer_resumes(&mut self, answer: Result<(), FreezeError>) {
         let mut answer = Some(answer);
         for reply in self.resumes.drain(..) {
-            // The first to ask hears the error itself, the others its words.
+            // The first caller receives the error itself, the others receive its text.
             let again = match &answer {
                 Some(Ok(())) | None => Ok(()),
                 Some(Err(error)) => Err(FreezeError::Again(chain(error))),
@@ -442,7 +453,7 @@ impl Owner {
             }
             return Next::End;
         };
-        let reason = format!("it could not be destroyed: {}", chain(&error));
+        let reason = format!("failed to destroy the sandbox: {}", chain(&error));
         self.sandbox.set_state(State::Error {
             reason: reason.clone(),
         });
@@ -455,10 +466,10 @@ impl Owner {
     }
 }
 
-/// Answers what cannot be done now.
+/// Rejects a command that is not possible now.
 fn refuse(ask: Ask, why: &FreezeError) {
     let why = FreezeError::Again(why.to_string());
-    // Whoever asked may be gone.
+    // The caller may be gone.
     let _ = match ask {
         Ask::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
         Ask::Pause(reply) | Ask::Resume(_, reply) | Ask::SetAccess(_, reply) => {

@@ -1,4 +1,4 @@
-//! Calls that make, freeze, copy and end sandboxes.
+//! Calls that create, pause, resume, snapshot, copy and destroy sandboxes.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{AgentClient, AgentError, CALL_TIMEOUT};
 
-/// What a create may take: a cold boot in software emulation on a loaded host.
+/// Deadline of a create. Allows for a cold boot in software emulation on a loaded host.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What a destroy may take: the guest gets time to end.
+/// Deadline of a destroy. Allows the guest time to end.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a pause, a resume, a snapshot or a fork may take: memory of many gigabytes goes to a disk or comes from it.
+/// Deadline of a pause, resume, snapshot or fork. Many gigabytes of memory may be written to a disk
+/// or read from it.
 pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl AgentClient {
@@ -30,7 +31,8 @@ impl AgentClient {
         .map(|response| response.sandbox.into_option().unwrap_or_default())
     }
 
-    /// Frees all that the host has of a sandbox. An id that the agent does not know is freed.
+    /// Frees all resources of a sandbox on the host. Succeeds for an id that the agent does not
+    /// know.
     pub(crate) async fn destroy(&self, id: &str) -> Result<(), AgentError> {
         let request = rpc::DestroySandboxRequest {
             id: id.to_owned(),
@@ -48,7 +50,7 @@ impl AgentClient {
         }
     }
 
-    /// Makes this installation the owner of a sandbox at the host.
+    /// Makes this installation the owner of a sandbox on the host.
     pub(crate) async fn adopt(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
         let request = rpc::AdoptSandboxRequest {
             id: id.to_owned(),
@@ -63,7 +65,7 @@ impl AgentClient {
         .map(|response| response.sandbox.into_option().unwrap_or_default())
     }
 
-    /// What the host says of one sandbox; `None` if it has none of that name.
+    /// Returns the host's report on one sandbox; `None` if the host has no sandbox with this id.
     pub(crate) async fn find(&self, id: &str) -> Result<Option<rpc::SandboxInfo>, AgentError> {
         let infos = self.list().await?;
         Ok(infos.into_iter().find(|info| info.id == id))
@@ -102,7 +104,7 @@ impl AgentClient {
         .map(|response| response.sandbox.into_option().unwrap_or_default())
     }
 
-    /// Replaces what a sandbox may reach.
+    /// Replaces the addresses that a sandbox may reach.
     pub(crate) async fn update_network(
         &self,
         request: rpc::UpdateNetworkRequest,
@@ -129,7 +131,7 @@ impl AgentClient {
         .map(|response| response.template.into_option().unwrap_or_default())
     }
 
-    /// With `force` also while sandboxes that were made from it are there.
+    /// Deletes a snapshot. With `force`, also while sandboxes that were created from it exist.
     pub(crate) async fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), AgentError> {
         let request = rpc::DeleteSnapshotRequest {
             name: name.to_owned(),
@@ -145,7 +147,7 @@ impl AgentClient {
         .map(drop)
     }
 
-    /// Makes copies; the answer tells of each.
+    /// Forks a sandbox. The answer reports each copy.
     pub(crate) async fn fork(
         &self,
         request: rpc::ForkSandboxRequest,

@@ -11,7 +11,7 @@ use wrenn_proto::{
 use super::{Db, DbError, narrow, options::Options, run};
 use crate::clock;
 
-/// All columns, in no order that matters.
+/// All columns. Their order is irrelevant.
 macro_rules! columns {
     () => {
         "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
@@ -22,61 +22,62 @@ macro_rules! columns {
 
 pub(super) use columns;
 
-/// The most rows that one list returns.
+/// Maximum number of rows per list.
 pub(crate) const MAX_LIST: u32 = 1000;
 
-/// A sandbox as it is stored.
+/// Row of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sandbox {
-    /// Its name.
+    /// Sandbox id.
     pub(crate) id: SandboxId,
-    /// Template it was made from.
+    /// Template that the sandbox was created from.
     pub(crate) template: String,
-    /// Where it is in its life.
+    /// Lifecycle status.
     pub(crate) status: SandboxStatus,
-    /// Changes so far.
+    /// Number of changes so far.
     pub(crate) version: i64,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub(crate) vcpus: u32,
-    /// Memory, MiB.
+    /// Memory, in MiB.
     pub(crate) memory_mb: u32,
-    /// Disk as the guest sees it, MiB.
+    /// Disk size as seen by the guest, in MiB.
     pub(crate) disk_size_mb: u32,
-    /// Idle time that it survives, seconds; 0 means any.
+    /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
     pub(crate) timeout_sec: u32,
-    /// What becomes of it then.
+    /// Action when the sandbox was idle for `timeout_sec` or has reached `expires_at`.
     pub(crate) on_timeout: OnTimeout,
-    /// Whether a call to it resumes it.
+    /// True if a call to the paused sandbox resumes it.
     pub(crate) auto_resume: bool,
-    /// Whether it may reach the world.
+    /// Network access to addresses beyond the host.
     pub(crate) egress: Egress,
-    /// Empty where not known.
+    /// Address of the guest on its own link; empty if unknown.
     pub(crate) guest_ip: String,
-    /// Empty where not known.
+    /// Address of the guest as seen from the host; empty if unknown.
     pub(crate) host_ip: String,
-    /// The user's words.
+    /// User-defined key-value pairs.
     pub(crate) metadata: BTreeMap<String, String>,
-    /// Why it is in `error`, or who stopped it; else empty.
+    /// Reason for the status `error`, or party that stopped the sandbox; otherwise empty.
     pub(crate) error: String,
-    /// The last step that failed and left it as it was; else empty.
+    /// Last step that failed and left the sandbox unchanged; empty if there is none.
     pub(crate) warning: String,
-    /// Where the time of its boot went.
+    /// Durations of the phases of the boot.
     pub(crate) boot: Option<BootTimes>,
-    /// Milliseconds since 1970.
+    /// Creation time, in milliseconds since 1970.
     pub(crate) created_at: i64,
-    /// Milliseconds since 1970; 0 before it first ran.
+    /// Time of the first start, in milliseconds since 1970; 0 before it.
     pub(crate) started_at: i64,
-    /// Milliseconds since 1970; 0 before it was first used.
+    /// Time of the last activity, in milliseconds since 1970; 0 before the first.
     pub(crate) last_active_at: i64,
-    /// Milliseconds since 1970.
+    /// Time of the last change of the row, in milliseconds since 1970.
     pub(crate) last_updated: i64,
-    /// Milliseconds since 1970 at which `on_timeout` happens, used or not; 0: never.
+    /// Time at which `on_timeout` is applied regardless of activity, in milliseconds since 1970; 0
+    /// means never.
     pub(crate) expires_at: i64,
-    /// What its guest agent asks of clients; empty before it first ran.
+    /// Token that the guest agent requires from its clients; empty before the first start.
     pub(crate) envd_token: String,
-    /// What most do without.
+    /// Rarely used options.
     pub(crate) options: Options,
-    /// What its client called the request that made it; empty if nothing.
+    /// Idempotency key of the request that created the sandbox; empty if it had none.
     pub(crate) idempotency_key: String,
     /// Host that has the sandbox; [`UNKNOWN_HOST`] in a row of an earlier release.
     pub(crate) host_id: String,
@@ -86,13 +87,15 @@ pub(crate) struct Sandbox {
 pub(crate) const UNKNOWN_HOST: &str = "default";
 
 impl Sandbox {
-    /// True if another host than `here` has the sandbox. Unknown hosts are not other hosts.
+    /// True if another host than `here` has the sandbox. An unknown host does not count as another
+    /// one.
     pub(crate) fn is_on_other_host(&self, here: &str) -> bool {
         !here.is_empty() && self.host_id != UNKNOWN_HOST && self.host_id != here
     }
 
-    /// Begins its lifetime anew: that which the resume under way asks for, else the one that it was created with. One without
-    /// a lifetime has no deadline then.
+    /// Starts the lifetime anew, with the length that the resume in progress requests, otherwise
+    /// with the length from the sandbox's creation. A sandbox without a lifetime has no deadline
+    /// afterwards.
     pub(crate) fn renew_lifetime(&mut self, now_ms: i64) {
         let asked = self.options.resuming.and_then(|how| how.lifetime_sec);
         let own = Some(self.options.lifetime_sec).filter(|sec| *sec > 0);
@@ -101,13 +104,14 @@ impl Sandbox {
             .map_or(0, |sec| now_ms + i64::from(sec) * 1000);
     }
 
-    /// Whether a call to it resumes it if it is paused. Where memory does not count it would begin anew: that is for its user to
-    /// ask for, not for a call that expects what ran there.
+    /// True if a call to the paused sandbox resumes it. A sandbox that was paused without its
+    /// memory would boot. Only its user may request that, because a call expects the processes that
+    /// ran before.
     pub(crate) fn wakes(&self) -> bool {
         self.auto_resume && !self.options.paused_disk_only
     }
 
-    /// As the API shows it.
+    /// Converts the row to its representation in the API.
     pub(crate) fn into_rest(self) -> rest::Sandbox {
         let given = |text: String| (!text.is_empty()).then_some(text);
         rest::Sandbox {
@@ -136,7 +140,7 @@ impl Sandbox {
     }
 }
 
-/// The row in the database's own types.
+/// Row in the types of the database.
 #[derive(FromRow)]
 pub(super) struct Stored {
     id: String,
@@ -210,7 +214,7 @@ impl TryFrom<Stored> for Sandbox {
 }
 
 fn json(value: &impl serde::Serialize) -> String {
-    // Maps of texts and structs of numbers always are JSON.
+    // Maps of strings and structs of numbers can always be serialized as JSON.
     serde_json::to_string(value).unwrap_or_default()
 }
 
@@ -226,7 +230,7 @@ const fn egress_word(egress: Egress) -> &'static str {
 }
 
 impl Db {
-    /// Adds a row, with version 0.
+    /// Inserts a row with version 0.
     pub(crate) async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError> {
         let query = sqlx::query(
             "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
@@ -254,7 +258,7 @@ impl Db {
         Ok(())
     }
 
-    /// The row of an id.
+    /// Returns the row of a sandbox.
     pub(crate) async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, DbError> {
         let query = sqlx::query_as::<_, Stored>(concat!(
             "SELECT ",
@@ -266,7 +270,7 @@ impl Db {
         row.map(Sandbox::try_from).transpose()
     }
 
-    /// Rows of these statuses, newest first, at most `limit`.
+    /// Returns the rows with one of these statuses, newest first, at most `limit`.
     pub(crate) async fn sandboxes(
         &self,
         statuses: &[SandboxStatus],
@@ -280,7 +284,8 @@ impl Db {
             columns!(),
             " FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9) ORDER BY created_at DESC, id DESC LIMIT $10"
         ));
-        // As many places as there are statuses.
+        // The statement has one placeholder per status that exists. Those that are left repeat the
+        // first status.
         for place in 0..SandboxStatus::ALL.len() {
             query = query.bind(statuses.get(place).unwrap_or(&first).as_str());
         }
@@ -289,7 +294,7 @@ impl Db {
         rows.into_iter().map(Sandbox::try_from).collect()
     }
 
-    /// The row of the sandbox that a client's request has made, if it was made.
+    /// Returns the row that the request with this idempotency key created, if there is one.
     pub(crate) async fn sandbox_by_idempotency_key(
         &self,
         key: &str,
@@ -300,30 +305,31 @@ impl Db {
             " FROM sandboxes WHERE idempotency_key = $1"
         ))
         .bind(key.to_owned());
-        let row = run("find the request", query.fetch_optional(&self.pool)).await?;
+        let row = run("find the idempotency key", query.fetch_optional(&self.pool)).await?;
         row.map(Sandbox::try_from).transpose()
     }
 
-    /// Tokens of the guest agents of all sandboxes that run or are paused.
+    /// Returns the tokens of the guest agents of all sandboxes that run or are paused.
     pub(crate) async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError> {
         let query = sqlx::query_as::<_, (String, String)>(
             "SELECT id, envd_token FROM sandboxes \
              WHERE status IN ('running', 'pausing', 'paused', 'resuming') AND envd_token <> ''",
         );
-        let rows = run("read the tokens", query.fetch_all(&self.pool)).await?;
+        let rows = run("read the guest agents' tokens", query.fetch_all(&self.pool)).await?;
         let known = |(id, token): (String, String)| Some((id.parse().ok()?, token));
         Ok(rows.into_iter().filter_map(known).collect())
     }
 
-    /// Lets another request use the idempotency key of a sandbox that never was its client's.
+    /// Releases the idempotency key of a sandbox that its client never received, so that another
+    /// request may use the key.
     pub(crate) async fn release_idempotency_key(&self, id: &SandboxId) -> Result<(), DbError> {
         let query = sqlx::query("UPDATE sandboxes SET idempotency_key = '' WHERE id = $1")
             .bind(id.to_string());
-        run("forget the request", query.execute(&self.pool)).await?;
+        run("release the idempotency key", query.execute(&self.pool)).await?;
         Ok(())
     }
 
-    /// Running sandboxes with a deadline, the next first.
+    /// Returns running sandboxes with a deadline, earliest deadline first.
     pub(crate) async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError> {
         let query = sqlx::query_as::<_, Stored>(concat!(
             "SELECT ",
@@ -335,7 +341,8 @@ impl Db {
         rows.into_iter().map(Sandbox::try_from).collect()
     }
 
-    /// Writes what may change of a row, if it still has the version it was read with. False if it has not.
+    /// Writes the columns of a row that may change, if the row still has the version that was read.
+    /// Returns false otherwise.
     pub(crate) async fn update_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
         let query = sqlx::query(
             "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
@@ -361,11 +368,13 @@ impl Db {
         .bind(row.host_id.clone())
         .bind(row.id.to_string())
         .bind(row.version);
-        let done = run("change the sandbox", query.execute(&self.pool)).await?;
+        let done = run("update the sandbox", query.execute(&self.pool)).await?;
         Ok(done.rows_affected() == 1)
     }
 
-    /// Writes what the host knows better. Not a change of the sandbox: its version stays.
+    /// Writes newer data of the host to a row, if the row still has the version that was read.
+    /// Returns false otherwise. The data is not a change of the sandbox, so the version stays the
+    /// same.
     pub(crate) async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError> {
         let query = sqlx::query(
             "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5, \
@@ -383,7 +392,8 @@ impl Db {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Removes the row of a sandbox that never was, if it still has this version. False if it has not.
+    /// Removes the row of a sandbox that was never created, if the row still has this version.
+    /// Returns false otherwise.
     pub(crate) async fn remove_sandbox(
         &self,
         id: &SandboxId,
@@ -396,17 +406,17 @@ impl Db {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     pub(crate) async fn ping(&self) -> Result<(), DbError> {
         let row: AnyRow = run(
-            "answer",
+            "run a test query",
             sqlx::query("SELECT 1 AS one").fetch_one(&self.pool),
         )
         .await?;
         row.try_get::<i64, _>("one")
             .map(drop)
             .map_err(|source| DbError::Query {
-                what: "answer",
+                what: "run a test query",
                 source,
             })
     }

@@ -1,4 +1,5 @@
-//! Looking, and taking the steps.
+//! The task of the reconciler: polls the database and the host, and runs the steps that
+//! [`reconcile`] returns.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,26 +38,26 @@ const ACTIVE: [SandboxStatus; 7] = [
     SandboxStatus::Stopping,
 ];
 
-/// Rows looked at in one go: more than a host can have slots.
+/// Maximum number of rows per poll. Larger than the number of slots of a host.
 const MAX_ROWS: u32 = 100_000;
 
-/// A time of use is written when it has moved by this much.
+/// Minimum change of a sandbox's activity time that is written to its row, in milliseconds.
 const USE_GRAIN_MS: i64 = 1000;
 
-/// The task that looks.
+/// Task that compares the rows with the sandboxes of the host and corrects the differences.
 pub(crate) struct Reconciler {
     db: Db,
     agent: AgentClient,
     lifecycle: Arc<Lifecycle>,
-    /// Whether the host answered at the last look.
+    /// True if the host answered the last poll.
     reachable: bool,
-    /// Sandboxes that were left alone, as logged.
+    /// Sandboxes that are left alone and have been logged as such.
     kept: Arc<Mutex<BTreeSet<SandboxId>>>,
-    /// Looks in a row at which the host did not report a sandbox that has a row.
+    /// Number of consecutive polls in which the host did not report a sandbox that has a row.
     absent: BTreeMap<SandboxId, u32>,
 }
 
-/// What one look found of a sandbox.
+/// Result of one poll for one sandbox.
 struct Found {
     row: Option<Sandbox>,
     info: Option<SandboxInfo>,
@@ -74,7 +75,7 @@ impl Reconciler {
         }
     }
 
-    /// Looks until told to stop.
+    /// Polls until shutdown.
     pub(crate) async fn run(mut self, interval: Duration, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -91,11 +92,12 @@ impl Reconciler {
     }
 
     async fn look(&mut self) {
-        // Rows first: a sandbox that was `running` before the host was asked must be in the host's answer.
+        // The rows are read first: a sandbox that was `running` before the host was asked must be
+        // in the host's answer.
         let rows = match self.db.sandboxes(&ACTIVE, MAX_ROWS).await {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::error!(%error, "cannot compare rows and host");
+                tracing::error!(%error, "failed to read the rows, reconciliation skipped");
                 return;
             }
         };
@@ -129,7 +131,7 @@ impl Reconciler {
         let mut host = BTreeMap::new();
         for info in infos {
             let Ok(id) = info.id.parse::<SandboxId>() else {
-                tracing::error!(id = %info.id, "the host has a sandbox with an invalid id");
+                tracing::error!(id = %info.id, "host reported a sandbox with an invalid id");
                 continue;
             };
             host.insert(id.clone(), host_state(&info));
@@ -150,14 +152,14 @@ impl Reconciler {
         match self.agent.list().await {
             Ok(infos) => {
                 if !self.reachable {
-                    tracing::info!("the host answers again");
+                    tracing::info!("host agent available again");
                 }
                 self.reachable = true;
                 Some(infos)
             }
             Err(error) => {
                 if self.reachable {
-                    tracing::error!(%error, "the host does not answer; nothing changes until it does");
+                    tracing::error!(%error, "host agent unavailable, reconciliation suspended");
                 }
                 self.reachable = false;
                 None
@@ -165,7 +167,8 @@ impl Reconciler {
         }
     }
 
-    /// Counts the looks in a row at which the host did not report a sandbox.
+    /// Updates and returns the number of consecutive polls in which the host did not report a
+    /// sandbox.
     fn count_absence(&mut self, id: &SandboxId, is_reported: bool) -> u32 {
         if is_reported {
             self.absent.remove(id);
@@ -190,7 +193,8 @@ impl Reconciler {
         }
     }
 
-    /// Takes a step in a task of its own: a destroy takes seconds, and other sandboxes must not wait for it.
+    /// Runs a step in a task of its own. A destroy takes seconds, and other sandboxes must not wait
+    /// for it.
     fn begin(&self, id: SandboxId, action: Action, found: Found) {
         let step = Step {
             db: self.db.clone(),
@@ -202,13 +206,13 @@ impl Reconciler {
         };
         self.lifecycle.spawn(async move {
             if let Err(error) = step.take(action).await {
-                tracing::warn!(sandbox_id = %step.id, %error, "a step failed; it will be tried again");
+                tracing::warn!(sandbox_id = %step.id, %error, "reconciliation step failed, will be retried");
             }
         });
     }
 }
 
-/// One sandbox, as it was found, and what the step needs.
+/// One sandbox as found by a poll, and everything that its step needs.
 struct Step {
     db: Db,
     agent: AgentClient,
@@ -225,7 +229,7 @@ impl Step {
             Action::Keep => return self.keep().await,
             _ => {}
         }
-        // Whoever has the lock is changing it right now.
+        // If the lock is taken, another task is changing the sandbox.
         let Some(_lock) = self.lifecycle.try_lock(&self.id) else {
             return Ok(());
         };
@@ -259,7 +263,8 @@ impl Step {
         }
     }
 
-    /// Leaves a sandbox without an active row alone, unless it was destroyed here meanwhile.
+    /// Leaves a sandbox without an active row alone. If it was destroyed here in the meantime,
+    /// frees its resources on the host.
     async fn keep(&self) -> Result<(), LifecycleError> {
         let row = self.db.sandbox(&self.id).await?;
         let status = row.map(|row| row.status);
@@ -270,7 +275,7 @@ impl Step {
         if status.is_none_or(|status| !ACTIVE.contains(&status)) && kept.insert(self.id.clone()) {
             tracing::warn!(
                 sandbox_id = %self.id,
-                "sandbox unknown to the database, or in error there: left alone; see `wrenn sandbox ls --unknown`"
+                "sandbox without an active row left alone; see `wrenn sandbox ls --unknown`"
             );
         }
         Ok(())
@@ -284,7 +289,8 @@ impl Step {
                 self.event(Event::PauseFailed, |row| {
                     fill_from_host(row, &info, now);
                     if row.warning.is_empty() {
-                        "a pause of it was broken off".clone_into(&mut row.warning);
+                        "the pause was interrupted; the sandbox keeps running"
+                            .clone_into(&mut row.warning);
                     }
                 })
                 .await
@@ -310,7 +316,8 @@ impl Step {
                 .event(Event::ResumeFailed, |row| {
                     row.warning.clone_from(&info.warning);
                     if row.warning.is_empty() {
-                        "a resume of it was broken off".clone_into(&mut row.warning);
+                        "the resume was interrupted; the sandbox stays paused"
+                            .clone_into(&mut row.warning);
                     }
                 })
                 .await;
@@ -333,7 +340,8 @@ impl Step {
         Ok(())
     }
 
-    /// Whether nothing has changed since the look. For one without an active row: that it still has none.
+    /// True if the row is unchanged since the poll and no create is in progress. A sandbox that had
+    /// no active row must still have none.
     async fn is_as_found(&self) -> Result<bool, LifecycleError> {
         if self.lifecycle.is_creating(&self.id) {
             return Ok(false);
@@ -347,7 +355,8 @@ impl Step {
         })
     }
 
-    /// Writes what the host knows better, if it is worth a write.
+    /// Writes newer data of the host to the row. A small change of the activity time alone is not
+    /// written.
     async fn refresh(&self) -> Result<(), LifecycleError> {
         let (Some(row), Some(info)) = (&self.found.row, &self.found.info) else {
             return Ok(());
@@ -367,7 +376,8 @@ impl Step {
     }
 }
 
-/// What the host says. A state that this version does not know calls for no step, like `stopping`.
+/// Converts the state that the host reports. A state that is unknown to this version requires no
+/// step, like `stopping`.
 fn host_state(info: &SandboxInfo) -> HostState {
     match info.state.as_known() {
         Some(SandboxState::SANDBOX_STATE_STARTING) => HostState::Starting,

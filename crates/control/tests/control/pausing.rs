@@ -242,7 +242,7 @@ async fn an_agent_that_restarts_in_the_middle_of_a_pause_finishes_it_or_not() {
             });
             let row = control.until_status(&id, "running").await;
             assert!(
-                row["warning"].as_str().unwrap().contains("broken off"),
+                row["warning"].as_str().unwrap().contains("interrupted"),
                 "{row}"
             );
             agent.state.pause_gate.open();
