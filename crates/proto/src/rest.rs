@@ -29,7 +29,7 @@ pub struct ErrorDetail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SandboxStatus {
-    /// Accepted. The create was not sent to the host yet.
+    /// Accepted. The create has not been sent to the host yet.
     Pending,
     /// The VM is booting.
     Starting,

@@ -273,7 +273,7 @@ pub struct MachineStatus {
     pub kernel_ms: Option<u32>,
     /// Time from the start of the supervisor to the start of the guest agent, in milliseconds.
     pub init_ms: Option<u32>,
-    /// Reason why the guest's init gave up, as printed after [`marks::BOOT_FAILED`].
+    /// Reason why the guest's init failed the boot, as printed after [`marks::BOOT_FAILED`].
     #[serde(default)]
     pub boot_failure: Option<String>,
     /// Processor time of the VMM; none from a supervisor that does not report it, or where the
