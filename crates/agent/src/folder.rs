@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! <data>/sandboxes/<id>/   0700
+//!   installation.json      the installation that owns the sandbox; absent for sandboxes of
+//!                          release 0.1.0
 //!   spec.json              written last before the supervisor starts; without it, the create is
 //!                          incomplete
 //!   boot.json              written when the guest first answered; without it, the sandbox never

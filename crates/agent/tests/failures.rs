@@ -149,7 +149,10 @@ fn a_guest_that_hangs_at_every_boot_is_given_up_within_seconds() {
     with_agent(async |agent| {
         for (fault, text) in [
             ("hang", "the guest is idle after it started the guest agent"),
-            ("report-failure", "the guest's init gave up: no timer"),
+            (
+                "report-failure",
+                "the guest's init reported a failure: no timer",
+            ),
         ] {
             let began = Instant::now();
             let create = agent.create_with(faulty(&id(), fault));
@@ -162,7 +165,8 @@ fn a_guest_that_hangs_at_every_boot_is_given_up_within_seconds() {
     });
 }
 
-/// The agent is killed while an attempt hangs: the next one notices, and boots the guest again.
+/// The agent is killed while an attempt hangs. The next agent detects this, and boots the guest
+/// again.
 #[test]
 fn a_hung_boot_that_is_adopted_is_booted_again() {
     on_private_host(async || {

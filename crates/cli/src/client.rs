@@ -36,8 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// within 5 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Timeout of a call that saves or restores a machine: it may transfer the whole memory at the
-/// speed of a slow disk.
+/// Timeout of a call that saves or restores a sandbox. Such a call may transfer the whole memory at
+/// the speed of a slow disk.
 const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// Time that a foreground exec may take in addition to the timeout of its command.
@@ -216,7 +216,7 @@ impl Client {
             None => DEFAULT_EXEC_TIMEOUT_SEC,
             Some(n) => u64::try_from(n).unwrap_or(0),
         };
-        // 0 disables the command's timeout, so the response has none either.
+        // 0 disables the command's timeout, so the call has none either.
         if seconds > 0 {
             request = request.timeout(Duration::from_secs(seconds).saturating_add(EXEC_GRACE));
         }

@@ -182,7 +182,7 @@ fn acceleration(decision: Decision) -> Finding {
             let fix = if why.contains("/dev/kvm") {
                 "modprobe kvm_intel || modprobe kvm_amd"
             } else {
-                "no command: enable virtualization in the firmware, or for this machine in its hypervisor"
+                "no command: enable virtualization in the firmware, or in the hypervisor if this is a VM"
             };
             let detail =
                 format!("tcg: software emulation, because {why}; everything works, but slower");

@@ -64,7 +64,7 @@ pub(crate) fn find_init(envd: &Path) -> anyhow::Result<PathBuf> {
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
     paths: Vec<PathBuf>,
-    /// Snapshots that running machines were restored from.
+    /// Snapshots from which running VMs were restored.
     builds: Vec<String>,
     /// True if the specification of a sandbox or snapshot cannot be read (yet), so that any file
     /// may be in use.
@@ -105,7 +105,7 @@ impl InUse {
         Ok(())
     }
 
-    /// Returns the snapshots that running machines were restored from; `None` if unknown.
+    /// Returns the snapshots from which running VMs were restored; `None` if unknown.
     pub(crate) fn builds(&self) -> Option<Vec<String>> {
         (!self.unknown).then(|| self.builds.clone())
     }
@@ -126,7 +126,7 @@ struct Parts {
     kernel: PathBuf,
     initrd: PathBuf,
     base_disk: PathBuf,
-    /// Snapshot of a machine that was restored instead of booted.
+    /// Snapshot from which the VM was restored; absent if it was booted.
     #[serde(default)]
     restore: Option<Origin>,
 }

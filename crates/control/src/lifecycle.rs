@@ -115,7 +115,7 @@ pub(crate) enum LifecycleError {
         /// Host of this control plane's agent.
         here: String,
     },
-    /// The database knows the sandbox.
+    /// The sandbox is in the database, so it is not unknown.
     #[error("sandbox `{0}` is in the database; use /v1/sandboxes/{0}")]
     Known(SandboxId),
     /// The row keeps changing.

@@ -1,38 +1,43 @@
 //! Reconciliation of the database and the host.
 //!
-//! Owns one task. At every [`ControlConfig::poll_interval`](crate::ControlConfig) it reads the rows
-//! that are not in a final status, *then* asks the host for its sandboxes, and takes the steps that
-//! [`reconcile`] returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is
-//! in progress here, nor on a row that changed since it was read: that knowledge is outdated, and the
-//! next look is soon. While the host does not answer nothing changes, and this is logged once.
+//! Owns one task, which makes a pass once per
+//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the rows that are not in a
+//! final status, *then* asks the host for its sandboxes, and takes the steps that [`reconcile`]
+//! returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is in progress
+//! in this process, nor on a row that changed since it was read: its view of such a sandbox is
+//! stale, and the next pass follows soon. While the host does not answer, nothing is changed, and
+//! this is logged once.
 //!
-//! | row \ host reports  | nothing | starting | running | pausing, resuming | paused | error | stopping |
+//! | row \ host | nothing | starting | running | pausing, resuming | paused | error | stopping |
 //! |---|---|---|---|---|---|---|---|
 //! | any, create in progress here | – | – | – | – | – | – | – |
-//! | any, of another host | – | – | – | – | – | – | – |
-//! | `pending`, `starting` | → `error` (3) | – | → `running` | – | → `paused` | → `error`, destroy | – |
-//! | `running` | → `error` (3) | – | refresh; if idle pause or destroy | – | → `paused` | → `error`, destroy | – |
-//! | `pausing` | → `error` (3) | – | → `running` | – | → `paused` | → `error`, destroy | – |
-//! | `paused` | – | – | → `running` | – | – | → `error`, destroy | – |
-//! | `resuming` | → `error` (3) | – | → `running` | – | → `paused` | → `error`, destroy | – |
+//! | any, on another host | – | – | – | – | – | – | – |
+//! | `pending`, `starting` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
+//! | `running` | → `error` (3) | – | refresh or reap | – | → `paused` | fail | – |
+//! | `pausing` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
+//! | `paused` | – | – | → `running` | – | – | fail | – |
+//! | `resuming` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
 //! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
 //! | `stopped` | – | destroy | destroy | destroy | destroy | destroy | – |
 //! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - (3): only after the sandbox was absent at [`ABSENT_LOOKS`] looks in a row.
-//! - "keep": the sandbox stays as it is, and this is logged once. A sandbox without a row belongs to
-//!   another database: this one is empty, restored from an older copy, or mistyped. Such sandboxes
-//!   are listed by `GET /v1/unknown-sandboxes`, and only a command adopts or destroys them.
-//! - A row of another host: the control plane was started with another data directory, or several
-//!   hosts share the database. This host's agent cannot know the sandbox.
+//! - (3): only if the sandbox was absent in [`ABSENT_LOOKS`] consecutive passes.
+//! - "reap": an idle sandbox is paused or destroyed, as requested at its creation.
+//! - "fail": the row becomes `error`, and the sandbox is destroyed at the host.
+//! - "keep": the sandbox is left unchanged, and this is logged once. A sandbox without a row
+//!   belongs to another database: the current one is empty, restored from an older copy, or not the
+//!   intended one. Such sandboxes are listed by `GET /v1/unknown-sandboxes`. Only a client's call
+//!   adopts or destroys them.
+//! - A row on another host: the control plane was started with another data directory, or several
+//!   hosts share the database. The agent of this host cannot have the sandbox.
 //! - "destroy" of a sandbox in `error` acknowledges the loss; the agent then forgets the sandbox.
 //! - `pending` and `starting` rows without a create were left by a process that died. If the host
-//!   reports `starting`, that process had requested it, and the end is awaited. The same holds for
-//!   `pausing` and `resuming` rows whose lock is free.
-//! - A paused sandbox consists of files only. A host that does not have them now may have them again
-//!   when its disk is mounted: the row stays, and a resume reports what is missing.
-//! - A step that fails is taken again at the next look: each step is safe to repeat.
+//!   reports `starting`, that process had sent the create, and the reconciler waits for its end.
+//!   The same holds for `pausing` and `resuming` rows whose lock is free.
+//! - A paused sandbox consists of files only. If the host does not report it, the disk with the
+//!   files may not be mounted yet. The row therefore stays, and a resume reports the missing files.
+//! - A step that fails is repeated in the next pass. Every step is idempotent.
 
 mod steps;
 
@@ -42,7 +47,7 @@ use wrenn_proto::{SandboxId, rest::SandboxStatus};
 
 pub(crate) use steps::Reconciler;
 
-/// Looks in a row at which a sandbox must be absent before it is taken for lost.
+/// Number of consecutive passes in which a sandbox must be absent before it counts as lost.
 pub(crate) const ABSENT_LOOKS: u32 = 3;
 
 /// State that the host reports for one sandbox.
@@ -50,10 +55,10 @@ pub(crate) const ABSENT_LOOKS: u32 = 3;
 pub(crate) enum HostState {
     Starting,
     Running {
-        /// Milliseconds since 1970 of its last use, as the agent knows.
+        /// Time of the last activity known to the agent, in milliseconds since 1970.
         last_active_ms: i64,
     },
-    /// It is being paused or resumed.
+    /// Being paused or resumed.
     Changing,
     Paused,
     Error {
@@ -62,50 +67,52 @@ pub(crate) enum HostState {
     Stopping,
 }
 
-/// What is known here of one sandbox.
+/// Row of a sandbox, and the state of the sandbox in this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RowView {
     pub(crate) status: SandboxStatus,
-    /// This process has its create under way.
+    /// True if a create of the sandbox is in progress in this process.
     pub(crate) creating: bool,
-    /// A client uses it now.
+    /// True if a client is using the sandbox.
     pub(crate) in_use: bool,
-    /// Milliseconds since 1970 of its last use, as known here.
+    /// Time of the last activity known to this process, in milliseconds since 1970.
     pub(crate) last_active_ms: i64,
-    /// Seconds that it may be idle; 0: any.
+    /// Idle timeout, in seconds; 0 means none.
     pub(crate) timeout_sec: u32,
-    /// Milliseconds since 1970 before which its idleness is not ended: an attempt failed.
+    /// Time before which the sandbox is not reaped, because an attempt failed, in milliseconds
+    /// since 1970.
     pub(crate) not_reaped_before_ms: i64,
-    /// Looks in a row, this one included, at which the host did not report the sandbox.
+    /// Number of consecutive passes, including the current one, in which the host did not report
+    /// the sandbox.
     pub(crate) absent_looks: u32,
     /// True if another host has the sandbox.
     pub(crate) on_other_host: bool,
 }
 
-/// A step to be taken.
+/// Step that the reconciler takes for one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// It runs, though whoever made it so is gone.
+    /// Marks the row `running`. The operation that started the sandbox is no longer in progress.
     MarkRunning,
-    /// It is paused, though whoever made it so is gone.
+    /// Marks the row `paused`. The operation that paused the sandbox is no longer in progress.
     MarkPaused,
-    /// Take over what the host knows.
+    /// Updates the row from the host's report.
     Refresh,
-    /// It is lost; its resources are to be freed.
+    /// Marks the row `error`, because the sandbox is lost, and frees its resources.
     Fail { reason: String },
-    /// The host has nothing of it any more.
+    /// Marks the row `stopped`, because the host no longer has the sandbox.
     FinishStop,
-    /// Ask the host once more.
+    /// Sends the destroy to the host again.
     DestroyAgain,
-    /// Free the host's resources of a sandbox whose row says that it ended.
+    /// Frees the host's resources of a sandbox whose row is in a final status.
     DestroyOrphan,
-    /// Leave a sandbox alone that the database does not know, or knows in `error`.
+    /// Leaves a sandbox unchanged that has no row, or whose row is `error`.
     Keep,
-    /// End or pause an idle sandbox.
+    /// Pauses or destroys an idle sandbox.
     Reap { idle_sec: u64 },
 }
 
-/// What to do, for every sandbox that is in the rows or at the host.
+/// Returns the step for each sandbox that has a row or exists on the host and needs one.
 pub(crate) fn reconcile(
     rows: &BTreeMap<SandboxId, RowView>,
     host: &BTreeMap<SandboxId, HostState>,
@@ -117,7 +124,7 @@ pub(crate) fn reconcile(
         .collect()
 }
 
-/// One cell of the table.
+/// Returns one cell of the table in the module documentation.
 fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<Action> {
     use SandboxStatus as S;
     let Some(row) = row else {
@@ -154,18 +161,20 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
     }
 }
 
-/// Why what the host has nothing of is an error.
+/// Returns the reason for which a sandbox that the host does not have is in `error`.
 fn lost(status: SandboxStatus) -> &'static str {
     use SandboxStatus as S;
     match status {
-        S::Pending | S::Starting => "the server was restarted while it was being created",
-        S::Pausing => "its host lost it while it was being paused",
-        S::Resuming => "its host lost it while it was being resumed",
-        S::Running | S::Paused | S::Stopping | S::Stopped | S::Error => "its host no longer has it",
+        S::Pending | S::Starting => "the control plane was restarted during the create",
+        S::Pausing => "the host lost the sandbox during a pause",
+        S::Resuming => "the host lost the sandbox during a resume",
+        S::Running | S::Paused | S::Stopping | S::Stopped | S::Error => {
+            "the host no longer has the sandbox"
+        }
     }
 }
 
-/// A sandbox without a row: never destroyed here.
+/// Returns the step for a sandbox without a row, which is never destroyed.
 fn unknown(host: Option<&HostState>) -> Option<Action> {
     match host {
         None | Some(HostState::Stopping) => None,
@@ -173,7 +182,7 @@ fn unknown(host: Option<&HostState>) -> Option<Action> {
     }
 }
 
-/// A sandbox whose row says that it ended.
+/// Returns the step for a sandbox whose row is in a final status.
 fn orphan(host: Option<&HostState>) -> Option<Action> {
     match host {
         None | Some(HostState::Stopping) => None,
@@ -182,7 +191,7 @@ fn orphan(host: Option<&HostState>) -> Option<Action> {
     }
 }
 
-/// Whether it has been idle for longer than it may be.
+/// Returns [`Action::Reap`] if the sandbox has been idle for longer than its timeout.
 fn idle(row: &RowView, host_last_active_ms: i64, now_ms: i64) -> Option<Action> {
     if row.timeout_sec == 0 || row.in_use || now_ms < row.not_reaped_before_ms {
         return None;

@@ -242,8 +242,8 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Returns the directory in which template snapshots are made. An interrupted run leaves a
-    /// machine in it, which the next run ends.
+    /// Returns the directory in which template snapshots are made. An interrupted run may leave a
+    /// running VM there, which the next run ends.
     #[must_use]
     pub fn warm_dir(&self) -> PathBuf {
         self.root.join("warm")

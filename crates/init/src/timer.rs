@@ -1,14 +1,14 @@
-//! Check of the timer that the kernel calibrated, before anything relies on it.
+//! Check of the timer that the kernel calibrated, before any program relies on it.
 //!
 //! Without a TSC deadline timer, Linux measures how fast the local APIC timer counts: it reads
-//! the counter twice, 25 ticks apart, while it polls the TSC. Both go on while the host does not
-//! run the virtual CPU. A pause at the first reading makes the timer look slow, one at the second
-//! makes it look fast. A pause of 0.1 s at the first reading leaves nothing to measure: the kernel
-//! logs "APIC frequency too slow, disabling apic timer" and goes on without any clock event
-//! device, which hangs the guest at its first sleep. Both emulated and KVM's local APIC timers
-//! count at 1 GHz (`hw/intc/apic.c` of QEMU, `APIC_BUS_CYCLE_NS` of KVM), so the result can be
-//! checked exactly: `/proc/timer_list` shows the multiplier in use. How the cause was proved:
-//! decision record 0016.
+//! the counter twice, 25 ticks apart, while it polls the TSC. Both counters advance while the host
+//! does not run the virtual CPU. A pause of the virtual CPU at the first reading makes the timer
+//! look slow, and a pause at the second reading makes it look fast. After a pause of 0.1 s at the
+//! first reading, nothing is left to measure: the kernel logs "APIC frequency too slow, disabling
+//! apic timer" and continues without any clock event device. The guest then hangs at its first
+//! sleep. The local APIC timers of QEMU and of KVM count at 1 GHz (`hw/intc/apic.c` of QEMU,
+//! `APIC_BUS_CYCLE_NS` of KVM), so the result can be checked exactly: `/proc/timer_list` shows the
+//! multiplier in use. Decision record 0016 contains the proof of the cause.
 
 use std::{fs, io, path::Path};
 
@@ -18,16 +18,17 @@ use wrenn_proto::supervise::marks;
 /// Frequency at which the kernel drives the local APIC timer: the bus, divided by 16.
 const LAPIC_TIMER_HZ: f64 = 1e9 / 16.0;
 
-/// Word of the kernel command line that sets the tolerance, in percent.
+/// Parameter of the kernel command line that sets the tolerance, in percent.
 const TOLERANCE_WORD: &str = marks::TIMER_TOLERANCE;
 
-/// Tolerance where the command line sets none, in percent: a factor of two either way.
+/// Default tolerance, in percent: a factor of two in either direction.
 const DEFAULT_TOLERANCE_PERCENT: f64 = 100.0;
 
-/// Checks every CPU's timer. Needs an empty `/proc`, which is empty again afterwards.
+/// Checks the timer of every CPU. Mounts the proc file system on `/proc`, which must be empty, and
+/// unmounts it again.
 ///
 /// # Errors
-/// The reason why the guest must not go on. What cannot be read is not a reason.
+/// Returns the reason for which the boot must end. A file that cannot be read is not an error.
 pub(crate) fn check() -> Result<(), String> {
     match read() {
         Ok((timers, command_line)) => judge(&timers, tolerance_percent(&command_line)),
@@ -52,14 +53,14 @@ fn tolerance_percent(command_line: &str) -> f64 {
     value.unwrap_or(DEFAULT_TOLERANCE_PERCENT)
 }
 
-/// Judges the text of `/proc/timer_list`.
+/// Checks the content of `/proc/timer_list`.
 fn judge(timers: &str, tolerance_percent: f64) -> Result<(), String> {
     let factor = 1.0 + tolerance_percent / 100.0;
     for timer in per_cpu(timers) {
         let Some(device) = timer.device else {
             return Err(format!("CPU {} has no clock event device", timer.cpu));
         };
-        // Any other device is not calibrated this way.
+        // No other device is calibrated in this way.
         let Some(hz) = timer.hz.filter(|_| device == "lapic") else {
             continue;
         };
@@ -74,17 +75,17 @@ fn judge(timers: &str, tolerance_percent: f64) -> Result<(), String> {
     Ok(())
 }
 
-/// One CPU's clock event device.
+/// Clock event device of a CPU.
 #[derive(Debug, PartialEq)]
 struct Timer<'a> {
     cpu: &'a str,
-    /// `None` if the CPU has none.
+    /// Name of the device, or `None` if the CPU has none.
     device: Option<&'a str>,
     /// Ticks per second that the kernel assumes.
     hz: Option<f64>,
 }
 
-/// Reads the blocks that begin with `Per CPU device:`. `mult` and `shift` convert nanoseconds to
+/// Parses the blocks that begin with `Per CPU device:`. `mult` and `shift` convert nanoseconds to
 /// ticks: `ticks = ns * mult >> shift`.
 fn per_cpu(timers: &str) -> Vec<Timer<'_>> {
     let mut blocks = timers.split("Per CPU device:");
@@ -110,7 +111,7 @@ fn timer_of(block: &str) -> Timer<'_> {
 mod tests {
     use super::*;
 
-    /// As Linux 6.1 prints it, shortened; `@` is the multiplier.
+    /// Output of Linux 6.1, shortened. `@` stands for the multiplier.
     const LIST: &str = "\
 Timer List Version: v0.9
 HRTIMER_MAX_CLOCK_BASES: 8
@@ -151,7 +152,7 @@ Clock Event Device: lapic
 
     #[test]
     fn one_that_is_too_slow_or_too_fast_does_not() {
-        // Seen on a busy host: 7032355 instead of 4000000, and 1443562.
+        // Results on a busy host: 7032355 and 1443562 instead of 4000000.
         for (mult, ratio) in [("471934464", "1.758"), ("96875384", "0.361")] {
             let error = judge(&list(mult), 50.0).expect_err("out of range");
             assert!(error.contains(ratio), "{error}");

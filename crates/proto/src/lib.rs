@@ -1,4 +1,4 @@
-//! Identifiers, limits and wire types shared by all parts of Wrenn. Contains no behaviour except
+//! Identifiers, limits and wire types shared by all parts of Wrenn. Contains no behavior except
 //! validation.
 //!
 //! - [`rpc`]: messages, services and clients generated from `proto/*.proto` (Connect).

@@ -21,7 +21,7 @@ pub struct ErrorDetail {
     /// `conflict`, `already_exists`, `too_large`, `resource_exhausted`, `agent_error`,
     /// `unavailable`, `timeout`, `db_error`, `internal`.
     pub code: String,
-    /// Error message for people. Names the field or file and the remedy.
+    /// Human-readable message. Names the affected field, file or resource, if there is one.
     pub message: String,
 }
 
@@ -29,7 +29,7 @@ pub struct ErrorDetail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SandboxStatus {
-    /// Accepted. The host has not started yet.
+    /// Accepted. The create has not been sent to the host yet.
     Pending,
     /// The VM is booting.
     Starting,
@@ -115,7 +115,7 @@ impl std::str::FromStr for Egress {
     }
 }
 
-/// Action when a sandbox was idle for its `timeout_sec`.
+/// Action when a sandbox has been idle for `timeout_sec`, or reaches `expires_at`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {
@@ -171,7 +171,7 @@ pub struct CreateSandbox {
     /// Idle time until `on_timeout` is applied, in seconds; 0 means never; default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
-    /// Action when the sandbox was idle for `timeout_sec`: `pause` (default) or `kill`.
+    /// Action when the sandbox has been idle for `timeout_sec`: `pause` (default) or `kill`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<OnTimeout>,
     /// True if a call to the paused sandbox resumes it. Default false: such a call is rejected.
@@ -192,7 +192,8 @@ pub struct CreateSandbox {
 /// Record of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
-    /// Sandbox id: `sb-` and 8 hexadecimal digits.
+    /// Sandbox id: `sb-` and 8 hexadecimal digits, or `i` and 20 lower-case letters and digits if
+    /// the sandbox was created through the E2B API.
     pub id: String,
     /// Lifecycle status.
     pub status: SandboxStatus,
@@ -206,7 +207,7 @@ pub struct Sandbox {
     pub disk_size_mb: u32,
     /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
     pub timeout_sec: u32,
-    /// Action when the sandbox was idle for `timeout_sec`, or at `expires_at`.
+    /// Action when the sandbox has been idle for `timeout_sec`, or at `expires_at`.
     #[serde(default)]
     pub on_timeout: OnTimeout,
     /// True if a call to the paused sandbox resumes it.
@@ -226,8 +227,9 @@ pub struct Sandbox {
     /// Reason for status `error`, or for a stop that the user did not request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Last lifecycle step, such as a pause, that failed and left the sandbox unchanged. Removed
-    /// when a step succeeds.
+    /// Message about the last lifecycle step that failed without ending the sandbox, such as a
+    /// pause, or about a lost VM that was returned to its last snapshot. Removed when a step
+    /// succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
     /// Times of the boot steps.
@@ -534,7 +536,7 @@ pub struct ApiKey {
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// Time of the last use, to the minute.
+    /// Time of the last use. Updated at most once per minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_used_at: Option<Timestamp>,
@@ -558,7 +560,7 @@ pub struct Health {
     pub version: String,
 }
 
-/// Sandbox that runs on the host and is not in the database.
+/// Sandbox that exists on the host, running or paused, and is not in the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UnknownSandbox {
     /// Sandbox id.
@@ -566,13 +568,14 @@ pub struct UnknownSandbox {
     /// State on the host: `starting`, `running`, `pausing`, `paused`, `resuming`, `stopping` or
     /// `error`.
     pub state: String,
-    /// Template that the sandbox was created from.
+    /// Template from which the sandbox was created.
     pub template: String,
     /// Number of virtual CPUs.
     pub vcpus: u32,
     /// Memory, in MiB.
     pub memory_mb: u32,
-    /// Installation (database) that the sandbox belongs to, if it is recorded.
+    /// Id of the installation (the database) whose control plane created or adopted the sandbox;
+    /// null if it is not recorded.
     pub installation_id: Option<String>,
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
@@ -588,29 +591,29 @@ pub struct Host {
     pub installation_id: String,
     /// Version of the host agent.
     pub version: String,
-    /// How guest code runs: `kvm` or `tcg` (software emulation).
+    /// Accelerator: `kvm` (hardware virtualization) or `tcg` (software emulation).
     pub accel: String,
     /// Number of processors.
     pub cpu_count: u32,
-    /// Memory, in MiB.
+    /// Total memory, in MiB.
     pub memory_total_mb: u64,
     /// Available memory, in MiB.
     pub memory_available_mb: u64,
     /// Free disk space of the data directory, in MiB.
     pub disk_free_mb: u64,
-    /// Number of sandboxes, paused ones included.
+    /// Number of sandboxes, including paused ones.
     pub sandboxes: u32,
     /// Boots since the host agent started.
     pub boots: BootCounts,
 }
 
-/// Boots from disk since the host agent started. A create that restores a snapshot is not a boot.
+/// Number of boots from disk since the host agent started. A restore from a snapshot is not a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BootCounts {
-    /// Boots that began.
+    /// Boots that were started.
     pub started: u64,
-    /// Repeated attempts after an attempt that made no progress.
+    /// Attempts that were made because the previous attempt of the same boot made no progress.
     pub retried: u64,
-    /// Boots whose last attempt made no progress.
+    /// Boots that failed because their last attempt made no progress.
     pub stalled: u64,
 }

@@ -273,11 +273,11 @@ pub struct MachineStatus {
     pub kernel_ms: Option<u32>,
     /// Time from the start of the supervisor to the start of the guest agent, in milliseconds.
     pub init_ms: Option<u32>,
-    /// Reason why the guest's init gave up, as printed after [`marks::BOOT_FAILED`].
+    /// Reason why the guest's init failed the boot, as printed after [`marks::BOOT_FAILED`].
     #[serde(default)]
     pub boot_failure: Option<String>,
-    /// Processor time of the VMM; none from a supervisor that does not report it, or where the
-    /// kernel does not.
+    /// Processor time of the VMM. `None` from older supervisors, and on kernels without scheduler
+    /// statistics.
     #[serde(default)]
     pub vmm_time: Option<VmmTime>,
     /// True if the VMM paused the guest after a host write error (disk full).
@@ -287,7 +287,8 @@ pub struct MachineStatus {
 
 /// Processor time of all threads of a VMM since its start.
 ///
-/// A hung guest uses no processor and does not ask for one; a guest on a busy host waits for one.
+/// The VMM of a hung guest neither runs nor waits. On a busy host, the VMM of a working guest
+/// waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmTime {
     /// Time on a processor, in milliseconds.
@@ -305,18 +306,18 @@ pub struct FinalStatus {
     pub reason: String,
 }
 
-/// Lines on the guest's console that the supervisor reads, and words on the kernel command line
-/// that the guest reads.
+/// Lines on the guest's console that the supervisor reads, and parameters on the kernel command
+/// line that the guest reads.
 pub mod marks {
     /// First line that the initramfs prints.
     pub const KERNEL_DONE: &str = "wrenn: kernel up";
     /// Line that `wrenn-init` prints immediately before it starts the guest agent.
     pub const INIT_DONE: &str = "wrenn: starting envd";
-    /// Start of the line that `wrenn-init` prints when it gives up; the reason follows. The guest
-    /// then waits to be ended.
+    /// Start of the line that `wrenn-init` prints when it fails the boot. The reason follows. The
+    /// guest then waits until it is ended.
     pub const BOOT_FAILED: &str = "wrenn: boot failed: ";
-    /// Word of the kernel command line before the error that `wrenn-init` tolerates in the
-    /// kernel's calibration of its timer, in percent.
+    /// Parameter of the kernel command line: the error of the kernel's timer calibration that
+    /// `wrenn-init` tolerates, in percent.
     pub const TIMER_TOLERANCE: &str = "wrenn.timer_tolerance=";
 }
 

@@ -50,7 +50,7 @@ pub enum Mark {
     KernelDone,
     /// The guest agent is about to start.
     InitDone,
-    /// The guest's init gave up. The reason contains no control characters.
+    /// The guest's init failed the boot. The reason contains no control characters.
     BootFailed(String),
 }
 

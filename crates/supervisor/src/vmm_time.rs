@@ -5,8 +5,8 @@ use std::{fs, io};
 
 use wrenn_proto::supervise::VmmTime;
 
-/// Sums up all threads of a process. `None` if the process is gone, or if the kernel keeps no
-/// such statistics.
+/// Returns the sum over all threads of a process. `None` if the process is gone, or if the kernel
+/// keeps no such statistics.
 pub(crate) fn of(pid: u32) -> Option<VmmTime> {
     sum(pid).ok()
 }
@@ -15,7 +15,7 @@ fn sum(pid: u32) -> io::Result<VmmTime> {
     let (mut running_ns, mut waiting_ns) = (0_u64, 0_u64);
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let text = match fs::read_to_string(task?.path().join("schedstat")) {
-            // The thread ended meanwhile.
+            // The thread has ended in the meantime.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             read => read?,
         };
@@ -29,7 +29,8 @@ fn sum(pid: u32) -> io::Result<VmmTime> {
     })
 }
 
-/// Nanoseconds on a processor and nanoseconds on a run queue, of `schedstat`'s three numbers.
+/// Parses the three numbers of a `schedstat` file. Returns the nanoseconds on a processor and the
+/// nanoseconds on a run queue.
 fn parse(text: &str) -> Option<(u64, u64)> {
     let mut numbers = text.split_ascii_whitespace();
     let running = numbers.next()?.parse().ok()?;

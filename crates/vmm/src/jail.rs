@@ -14,8 +14,8 @@
 //! them.
 //!
 //! Nothing needs to be undone: mounts belong to the mount namespace and disappear with the process.
-//! On failure, the process prints the error and exits with [`EXIT_CODE`]; the supervisor reads the
-//! text from the VMM's standard error.
+//! On failure, the process prints the error and exits with status 1. The supervisor reads the text
+//! from the VMM's standard error.
 
 use std::{
     ffi::CString,
@@ -61,7 +61,7 @@ pub const MEMORY: &str = "/tmp/fc-vm/memory";
 /// Path of the disk's base image, in the jail.
 pub const BASE_DISK: &str = "/tmp/fc-vm/base";
 
-/// Exit code of a process that failed to become the jail.
+/// Exit code reserved for a failed jail. Not used: `wrenn jail` exits with status 1.
 pub const EXIT_CODE: u8 = 126;
 
 /// Mount point on which the new root is assembled: a directory that exists on every host. The tmpfs

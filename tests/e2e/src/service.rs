@@ -257,7 +257,7 @@ impl Service {
         Ok(Sandbox::new(self, id))
     }
 
-    /// Uses another database from the next start on, or with `None` the right one.
+    /// Selects another database for the next start. `None` selects the original one.
     pub fn use_database(&mut self, name: Option<&str>) {
         self.database = name.map(str::to_owned);
     }

@@ -21,7 +21,7 @@ use wrenn_e2e::{
     wait::{GENEROUS, until},
 };
 
-/// Boots at the same time.
+/// Number of concurrent boots.
 const AT_ONCE: usize = 8;
 
 async fn boot_counts(service: &Service) -> Result<Value> {
@@ -30,7 +30,7 @@ async fn boot_counts(service: &Service) -> Result<Value> {
     Ok(host["boots"].clone())
 }
 
-/// A memory size that no template has, so that the sandbox boots.
+/// Returns a create request with a memory size that no template has, so that the sandbox boots.
 fn cold() -> Value {
     json!({ "memory_mb": 256 })
 }
@@ -42,7 +42,7 @@ async fn many_boots_at_once_all_come_up() -> Result<()> {
     stream::iter(0..count)
         .map(|_| async {
             let sandbox = service.create_with(cold()).await?;
-            // A timer that works, and at the right speed: within a factor of two.
+            // The timer works, and its speed is correct within a factor of two.
             let began = Instant::now();
             let slept = sandbox.exec("sleep", &["0.2"]).await?;
             ensure!(slept.code == 0, "{slept:?}");
@@ -56,7 +56,7 @@ async fn many_boots_at_once_all_come_up() -> Result<()> {
     eprintln!("boots: {boots}");
     assert_eq!(boots["started"], count, "{boots}");
     assert_eq!(boots["stalled"], 0, "{boots}");
-    // Repeated attempts cost seconds each: they must be the exception.
+    // A repeated attempt costs seconds, so it must be the exception.
     let retried = boots["retried"].as_u64().context("no count")?;
     assert!(
         retried <= 1 + count as u64 / 50,
@@ -66,12 +66,13 @@ async fn many_boots_at_once_all_come_up() -> Result<()> {
     Ok(())
 }
 
-/// The VMM is stopped in the middle of the boot: no interrupt, no progress, no processor time.
+/// The VMM is stopped in the middle of the boot, so the guest makes no progress and uses no
+/// processor time.
 #[tokio::test]
 async fn a_boot_that_stands_still_is_repeated() -> Result<()> {
     let service = Service::start().await?;
     let began = Instant::now();
-    // A create answers when the guest is up, so the VMM is stopped beside it.
+    // The create returns once the guest is up, so the VMM is stopped concurrently.
     let stop = until("the kernel is up", GENEROUS, async || {
         Ok(booting_vmm(service.dir()))
     });
@@ -99,7 +100,7 @@ async fn a_boot_that_stands_still_is_repeated() -> Result<()> {
     Ok(())
 }
 
-/// The VMM of the one sandbox of a service, once its kernel is up.
+/// Returns the VMM of the service's only sandbox, once its kernel is up.
 fn booting_vmm(dir: &Path) -> Option<i32> {
     let mut sandboxes = std::fs::read_dir(dir.join("sandboxes")).ok()?;
     let folder = sandboxes.next()?.ok()?;
@@ -110,18 +111,19 @@ fn booting_vmm(dir: &Path) -> Option<i32> {
     vmm_of(folder.file_name().to_str()?)
 }
 
-/// What a failed calibration leaves: a kernel without a clock event device.
+/// A failed calibration leaves a kernel without a clock event device.
 #[test]
 fn a_guest_without_a_timer_says_so_and_one_with_a_timer_goes_on() -> Result<()> {
     let dead = console_of("nolapic_timer", "wrenn: boot failed: ")?;
     assert!(dead.contains("CPU 0 has no clock event device"), "{dead}");
-    // Without a disk the boot ends after the check.
+    // Without a disk, the boot ends after the check.
     let alive = console_of("wrenn.timer_tolerance=90", "wrenn: failed to mount root")?;
     assert!(!alive.contains("boot failed"), "{alive}");
     Ok(())
 }
 
-/// Boots the template's kernel and initramfs in a bare QEMU; returns its console once `mark` came.
+/// Boots the template's kernel and initramfs in a bare QEMU. Returns the console output once it
+/// contains `mark`.
 fn console_of(kernel_arg: &str, mark: &str) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let console = dir.path().join("console");

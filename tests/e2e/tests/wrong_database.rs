@@ -1,4 +1,5 @@
-//! A service that is started with another database: sandboxes of the right one stay as they are.
+//! A service that is started with another database leaves the sandboxes of the first database
+//! unchanged.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,7 +21,7 @@ async fn unknown(service: &Service) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// Waits until the reconciler of a service has looked, which logs what it leaves alone.
+/// Waits until the reconciler of a service has logged that it leaves these sandboxes unchanged.
 async fn wait_for_looks(service: &Service, ids: &[&str]) -> Result<()> {
     until("the reconciler has looked", GENEROUS, async || {
         let log = service.log();
@@ -46,7 +47,7 @@ async fn a_wrong_database_ends_no_sandbox_and_the_right_one_has_them_as_before()
     let vmm = vmm_of(&running).context("no VMM")?;
     service.stop().await?;
 
-    // Mistyped, and empty.
+    // The service is started with a mistyped database name, so the database is empty.
     service.use_database(Some("another.db"));
     service.start_again().await?;
     wait_for_looks(&service, &[&running, &paused]).await?;
@@ -55,7 +56,7 @@ async fn a_wrong_database_ends_no_sandbox_and_the_right_one_has_them_as_before()
     assert_eq!(unknown(&service).await?, all);
     let (_, list) = service.get("/v1/sandboxes?status=all").await?;
     assert_eq!(list, json!([]));
-    // It works all the same, beside the others.
+    // The service can create and use sandboxes of its own.
     let own = service.create().await?;
     assert_eq!(own.exec("true", &[]).await?.code, 0);
     own.destroy().await?;
@@ -97,7 +98,7 @@ async fn unknown_sandboxes_are_adopted_and_destroyed_by_command() -> Result<()> 
     assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
     service.stop().await?;
 
-    // The first database still has rows of both. One is now another installation's.
+    // The first database still has rows of both sandboxes. One now belongs to another installation.
     service.use_database(None);
     service.start_again().await?;
     let path = format!("/v1/sandboxes/{kept}");
@@ -108,7 +109,7 @@ async fn unknown_sandboxes_are_adopted_and_destroyed_by_command() -> Result<()> 
     );
     assert!(vmm_of(&kept).is_some());
     Sandbox::new(&service, ended).until_status("error").await?;
-    // Only its owner may clean up.
+    // Only the installation that owns the sandbox may destroy it.
     service.stop().await?;
     service.use_database(Some("another.db"));
     service.start_again().await?;

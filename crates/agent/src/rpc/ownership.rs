@@ -1,9 +1,9 @@
-//! Which installation may command a sandbox.
+//! Ownership of sandboxes by installations.
 //!
 //! A control plane that was started with the wrong database must not end the sandboxes of another
-//! one. So each sandbox records the installation that created or adopted it, and a lifecycle call
-//! of another installation is rejected. A sandbox of release 0.1.0 has no record, and a caller
-//! without the header is not checked: neither can be the other installation.
+//! database. Each sandbox therefore records the installation that created or adopted it, and the
+//! lifecycle calls of other installations are rejected. Two cases are not checked: a sandbox of
+//! release 0.1.0, which has no record, and a caller that does not send the header.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use crate::{
     sandbox::{Sandbox, error::chain, owner::Owners},
 };
 
-/// Longest id of an installation, in bytes.
+/// Maximum length of an installation id, in bytes.
 const MAX_ID_BYTES: usize = 64;
 
-/// Returns the caller's installation; empty if the caller names none.
+/// Returns the installation id of the caller, or an empty string if the caller sends none.
 pub(super) fn caller(context: &RequestContext) -> Result<String, ConnectError> {
     let Some(value) = context.header(INSTALLATION_HEADER) else {
         return Ok(String::new());
     };
     let id = value.to_str().ok().filter(|id| is_id(id));
     id.map(str::to_owned)
-        .ok_or_else(|| ConnectError::invalid_argument("the installation id is not valid"))
+        .ok_or_else(|| ConnectError::invalid_argument("invalid installation id in the header"))
 }
 
 fn is_id(id: &str) -> bool {
@@ -41,13 +41,12 @@ pub(super) fn require(sandbox: &Sandbox, caller: &str) -> Result<(), ConnectErro
     }
     let id = &sandbox.facts.id;
     Err(ConnectError::failed_precondition(format!(
-        "sandbox {id} belongs to installation {owner}, not to {caller}: the control plane uses \
-         another database than the one that created the sandbox; adopt it with \
-         `wrenn sandbox adopt {id}` if that is intended"
+        "sandbox {id} belongs to installation {owner}, not to {caller}: it was created with \
+         another database; to move it to this installation, run `wrenn sandbox adopt {id}`"
     )))
 }
 
-/// Makes the caller's installation the owner of a sandbox. The record is on disk when this returns.
+/// Makes the caller's installation the owner of a sandbox. The record is flushed to disk on return.
 pub(super) async fn adopt(
     owners: &Owners,
     sandbox: &Arc<Sandbox>,
@@ -68,7 +67,9 @@ pub(super) async fn adopt(
             Ok(())
         }
         Ok(Err(error)) => Err(failed(&error)),
-        Err(_) => Err(ConnectError::internal("internal error of the host agent")),
+        Err(_) => Err(ConnectError::internal(
+            "internal error of the host agent; see its log",
+        )),
     }
 }
 

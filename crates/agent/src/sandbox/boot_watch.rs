@@ -1,20 +1,20 @@
 //! Detection of a boot that makes no progress.
 //!
-//! Wall-clock time tells nothing: a guest on a busy host may wait minutes for a processor. So the
-//! watch compares wall-clock time with the processor time of the VMM. A hung guest is idle: its
-//! VMM neither runs nor waits for a processor. A guest that spins uses far more processor time
-//! than any boot.
+//! Wall-clock time alone is not sufficient: a guest on a busy host may wait minutes for a
+//! processor. The watch therefore also uses the processor time of the VMM. The VMM of a hung guest
+//! is idle: it neither runs nor waits for a processor. The VMM of a guest that spins uses far more
+//! processor time than any boot.
 //!
-//! | seen since the last mark                                  | verdict           |
+//! | observed since the last boot mark                         | verdict           |
 //! |-----------------------------------------------------------|-------------------|
 //! | `wrenn-init` reported a failure                           | stalled, at once  |
-//! | a new mark: kernel up, starting envd                      | watch starts anew |
-//! | the guest waits for room on the host's disk               | watch starts anew |
+//! | a new mark: kernel up, starting envd                      | watch restarts    |
+//! | the guest is paused because the host's disk is full       | watch restarts    |
 //! | busy (running + waiting) below 10 % of the last 6 s       | stalled: idle     |
 //! | over 60 s of processor time                               | stalled: spinning |
 //! | the supervisor reports no processor time                  | no verdict        |
 //!
-//! No I/O and no clock in here: the caller passes what it saw and when.
+//! No I/O, no clock: the caller passes each status and the time of the observation.
 
 use std::time::Duration;
 
@@ -25,23 +25,23 @@ use wrenn_proto::supervise::{MachineStatus, VmmTime};
 /// for a disk read.
 const IDLE_AFTER: Duration = Duration::from_secs(6);
 
-/// Share of [`IDLE_AFTER`] that an idle guest is busy at most: one in this many.
+/// Divisor of [`IDLE_AFTER`]: a guest that is busy for less than this share counts as idle.
 const IDLE_SHARE: u64 = 10;
 
 /// Processor time without a new mark after which a guest is stalled. A whole boot takes 1–3 s in
 /// software emulation.
 const SPIN_AFTER_MS: u64 = 60_000;
 
-/// Reason why a boot is given up.
+/// Reason for which a boot counts as stalled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stall {
-    /// The guest's init gave up.
-    #[error("the guest's init gave up: {0}")]
+    /// The guest's init reported a failure.
+    #[error("the guest's init reported a failure: {0}")]
     Reported(String),
-    /// The guest does nothing.
+    /// The guest is idle.
     #[error("the guest is idle {0}")]
     Idle(Progress),
-    /// The guest works without end.
+    /// The guest uses processor time without progress.
     #[error("the guest is busy without progress {0}")]
     Spinning(Progress),
 }
@@ -53,15 +53,15 @@ pub(crate) enum Progress {
     Started,
     /// The kernel started its first program.
     KernelUp,
-    /// That program started the guest agent.
+    /// The guest's init started the guest agent.
     InitDone,
 }
 
 impl std::fmt::Display for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Started => "before its kernel came up",
-            Self::KernelUp => "after its kernel came up",
+            Self::Started => "before its kernel started",
+            Self::KernelUp => "after its kernel started",
             Self::InitDone => "after it started the guest agent",
         })
     }
@@ -77,7 +77,7 @@ impl From<&MachineStatus> for Progress {
     }
 }
 
-/// Watch over one boot.
+/// Watch of one boot.
 #[derive(Debug)]
 pub(crate) struct BootWatch {
     progress: Progress,
@@ -96,7 +96,8 @@ impl BootWatch {
         }
     }
 
-    /// Returns the verdict on what a supervisor reported at `now`.
+    /// Evaluates the status that the supervisor reported at `now`. Returns the reason if the boot
+    /// is stalled.
     pub(crate) fn observe(&mut self, now: Instant, status: &MachineStatus) -> Option<Stall> {
         if let Some(reason) = &status.boot_failure {
             return Some(Stall::Reported(reason.clone()));
@@ -123,13 +124,14 @@ impl BootWatch {
         (now.duration_since(since) >= IDLE_AFTER).then_some(Stall::Idle(progress))
     }
 
-    /// Starts the idle interval anew: the supervisor did not answer, so nothing is known.
+    /// Restarts the idle interval, because the supervisor did not answer and the guest may have
+    /// been busy.
     pub(crate) fn lose_sight(&mut self) {
         self.idle = None;
     }
 }
 
-/// True if a VMM was busy for more than an idle one is in [`IDLE_AFTER`].
+/// True if a VMM was busy between two readings for longer than an idle VMM is in [`IDLE_AFTER`].
 fn is_busy(from: VmmTime, to: VmmTime) -> bool {
     let limit_ms = u64::try_from(IDLE_AFTER.as_millis()).unwrap_or(u64::MAX) / IDLE_SHARE;
     let running_ms = to.running_ms.saturating_sub(from.running_ms);

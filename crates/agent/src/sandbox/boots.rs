@@ -1,4 +1,4 @@
-//! Boots of kernels on this host: how many run at once, and how many there were.
+//! Boots of guest kernels on this host: limit of concurrent boots, retry policy, and counters.
 
 use std::sync::atomic::AtomicU64;
 
@@ -7,10 +7,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// Policy for boots from disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootPolicy {
-    /// Attempts until a boot that makes no progress fails.
+    /// Maximum number of attempts of a boot that makes no progress.
     pub attempts: u32,
-    /// Error in the kernel's calibration of its timer that the first attempt tolerates, in
-    /// percent. Each further attempt tolerates twice as much.
+    /// Error of the kernel's timer calibration that the first attempt tolerates, in percent. Each
+    /// further attempt tolerates twice as much.
     pub timer_tolerance_percent: u32,
 }
 
@@ -24,7 +24,7 @@ impl Default for BootPolicy {
 }
 
 impl BootPolicy {
-    /// Policy for a guest that many others are restored from: they inherit its timer.
+    /// Policy for a guest from which many others will be restored, because they inherit its timer.
     pub(crate) const fn precise() -> Self {
         Self {
             attempts: 6,
@@ -32,7 +32,7 @@ impl BootPolicy {
         }
     }
 
-    /// Tolerance of an attempt, counted from 0, in percent.
+    /// Returns the tolerance of an attempt, in percent. Attempts are counted from 0.
     pub(super) fn tolerance_percent(self, attempt: u32) -> u32 {
         let factor = 1_u32.checked_shl(attempt).unwrap_or(u32::MAX);
         self.timer_tolerance_percent.saturating_mul(factor)
@@ -42,18 +42,18 @@ impl BootPolicy {
 /// Boots of one agent.
 #[derive(Debug)]
 pub(crate) struct Boots {
-    /// One permit per processor: a kernel that calibrates its timer needs one for itself.
+    /// One permit per processor: a kernel that calibrates its timer needs a processor of its own.
     gate: Semaphore,
-    /// Boots from disk that began.
+    /// Number of boots from disk that were started.
     pub(crate) started: AtomicU64,
-    /// Attempts after the first of such a boot.
+    /// Number of attempts after the first attempt of a boot.
     pub(crate) retried: AtomicU64,
-    /// Boots whose last attempt made no progress.
+    /// Number of boots whose last attempt made no progress.
     pub(crate) stalled: AtomicU64,
 }
 
 impl Boots {
-    /// Boots of a host with this many processors.
+    /// Creates the limit and counters of a host with this many processors.
     pub(crate) fn new(cpus: usize) -> Self {
         Self {
             gate: Semaphore::new(cpus.max(1)),

@@ -5,8 +5,8 @@
 //! | # | step                                                   | failure                         |
 //! |---|--------------------------------------------------------|---------------------------------|
 //! | 1 | new calls are rejected, calls in progress drained      | none; continues after 2 s       |
-//! | 2 | the guest prepares (`/snapshot/prepare`)               | guest refuses, no answer        |
-//! | 3 | the supervisor pauses vCPUs, writes devices and memory | disk full, VMM refuses, timeout |
+//! | 2 | the guest prepares (`/snapshot/prepare`)               | guest fails or does not answer  |
+//! | 3 | the supervisor pauses vCPUs, writes devices and memory | disk full, VMM error, timeout   |
 //! | 4 | disk linked, manifest written, snapshot published      | disk full                       |
 //! | 5 | `snapshot.json` written by rename                      | disk full                       |
 //! | 6 | VM ended, network and cgroup freed                     | a resource cannot be freed      |
@@ -35,7 +35,7 @@
 //! | # | step                                        | failure               | next agent finds   |
 //! |---|---------------------------------------------|-----------------------|--------------------|
 //! | 1 | slot, network, cgroup, overlay, `spec.json` | none left, disk full  | paused: frees rest |
-//! | 2 | the supervisor restores the VM              | bad file, VMM refuses | paused: ends VM    |
+//! | 2 | the supervisor restores the VM              | bad file, VMM error   | paused: ends VM    |
 //! | 3 | the guest recovers (`/snapshot/recover`)    | no answer             | paused: ends VM    |
 //! | 4 | `snapshot.json` says running                | disk full             | running            |
 //!

@@ -3,7 +3,7 @@
 //! | # | step                                      | failure               | sandbox afterwards |
 //! |---|-------------------------------------------|-----------------------|--------------------|
 //! | 1 | `spec.json` with the new lists, by rename | disk full             | unchanged          |
-//! | 2 | rules of host and namespace, if it runs   | kernel or nft refuses | previous access    |
+//! | 2 | rules of host and namespace, if it runs   | kernel or nft error   | previous access    |
 //!
 //! If the agent is killed after either step, the next agent finds the new lists and applies the
 //! rules for them.

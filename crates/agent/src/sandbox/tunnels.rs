@@ -1,8 +1,8 @@
 //! Admission and termination of connections from outside to ports of a running guest.
 //!
-//! Owns the decision who may connect and when a connection ends. Never handles the bytes; the
-//! tunnel's own task does. A tunnel ends when the sandbox ends or is paused, or when the agent
-//! ends. A tunnel that is open when a pause begins is closed before the guest is paused, because a
+//! Decides which connections are admitted and when they end. Never handles the bytes; the tunnel's
+//! own task does. A tunnel ends when the sandbox ends or is paused, or when the agent ends. A
+//! tunnel that is open when a pause begins is closed before the guest is paused, because a
 //! connection that is saved open would stay in the guest as a zombie forever.
 //!
 //! The order of operations matters. A caller first opens a [`Tunnel`] and then checks the sandbox's

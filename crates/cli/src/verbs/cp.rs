@@ -35,7 +35,7 @@ pub(crate) struct CpArgs {
     from: Place,
     /// Destination: a local file or directory, `-`, or ID:PATH
     to: Place,
-    /// User in the sandbox who owns the file and in whose home relative paths start [default: the
+    /// User in the sandbox: owner of the file, and home directory of relative paths [default: the
     /// template's]
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,

@@ -13,7 +13,7 @@ use crate::{
     output,
 };
 
-/// Exit code for a program that ended in a way that no exit code describes.
+/// Exit code of this process if the end of the program corresponds to no exit code.
 const EXIT_UNKNOWN: i32 = 255;
 
 /// Size of the chunks in which input is read and sent, in bytes.
@@ -34,7 +34,7 @@ pub(crate) struct ProgramArgs {
     /// User to run as [default: the template's]
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
-    /// Timeout in seconds after which the command is killed; 0: none
+    /// Timeout in seconds after which the command is killed; 0: none [default: 0]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_TIMEOUT_SEC)))]
     timeout: Option<u32>,
     /// Pass standard input to the command
@@ -139,7 +139,7 @@ pub(crate) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<i32> 
 pub(crate) enum Ended {
     /// The program ended with this code.
     Exit(i32),
-    /// The user interrupted it.
+    /// The user interrupted the program.
     Interrupted(Interrupted),
 }
 

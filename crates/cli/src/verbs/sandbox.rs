@@ -64,7 +64,7 @@ pub(crate) enum SandboxVerb {
     Fork(change::ForkArgs),
     /// Destroy sandboxes
     Rm(RmArgs),
-    /// Add sandboxes that run on the host but are not in the database
+    /// Add sandboxes that exist on the host to the database (see `ls --unknown`)
     Adopt(change::ManyArgs),
     /// List the processes that were started in a sandbox
     Ps(OneArgs),
@@ -257,7 +257,7 @@ pub(crate) struct LsArgs {
     /// Include destroyed sandboxes
     #[arg(short, long)]
     all: bool,
-    /// List the sandboxes that run on the host but are not in the database
+    /// List the sandboxes that exist on the host but are not in the database
     #[arg(long, conflicts_with = "all")]
     unknown: bool,
     /// Print only ids
@@ -321,7 +321,7 @@ pub(crate) struct RmArgs {
     /// Destroy all sandboxes
     #[arg(long)]
     all: bool,
-    /// The ids are of sandboxes that run on the host but are not in the database
+    /// Destroy sandboxes that exist on the host but are not in the database
     #[arg(long, conflicts_with = "all")]
     unknown: bool,
 }

@@ -11,7 +11,7 @@
 //! | concurrent change, existing path, or resource that cannot be deleted | 409 | `conflict` |
 //! | resource to be created exists | 409 | `already_exists` |
 //! | body, file or output exceeds the limit of this call | 413 | `too_large` |
-//! | no room on the host or in the guest | 503 | `resource_exhausted` |
+//! | lack of memory, disk space or slots on the host or in the guest | 503 | `resource_exhausted` |
 //! | host or guest does not answer | 503 | `unavailable` |
 //! | timeout | 504 | `timeout` |
 //! | any other failure of the host | 502 | `agent_error` |

@@ -9,7 +9,7 @@ use super::{
     openapi::{CommonErrors, HostErrors},
 };
 
-/// Returns the host: its identity, its capacity, and how its guests booted.
+/// Returns the host: its identity, its capacity and its boot counters.
 #[utoipa::path(
     get, path = "/v1/host", tag = "server", operation_id = "get_host",
     responses((status = 200, description = "The host.", body = Host), CommonErrors, HostErrors)

@@ -67,10 +67,10 @@ pub(crate) enum SandboxErrors {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documents, is never made")]
 pub(crate) enum HostErrors {
-    /// The host failed.
+    /// The host failed to carry out the call. The message contains the reason.
     #[response(status = 502)]
     Failed(#[to_schema] ErrorBody),
-    /// The host or the guest does not answer, or has no room.
+    /// The host or the guest does not answer, or lacks free resources.
     #[response(status = 503)]
     Unavailable(#[to_schema] ErrorBody),
     /// The call timed out.

@@ -34,8 +34,8 @@ const ANSWER_AFTER: Duration = Duration::from_millis(4500);
 /// sandbox boots; commands and file calls wait for the boot. If the client disconnects before the
 /// response, the sandbox is destroyed.
 ///
-/// An unknown template is 404. A create that fails before the response is answered with the
-/// failure. Its record stays, with the status `error`.
+/// Fails with 404 if the template does not exist. If the create fails before the response is sent,
+/// the response is the error, and the record of the sandbox is kept with the status `error`.
 #[utoipa::path(
     post, path = "/", tag = "sandboxes", operation_id = "create_sandbox", request_body = Option<CreateSandbox>,
     responses(
@@ -169,7 +169,7 @@ pub(super) async fn get(
 
 /// Destroys a sandbox, even while it is being created.
 ///
-/// A sandbox that is already `stopped` is 204 again. If the host does not answer, the response is
+/// Succeeds (204) if the sandbox is already `stopped`. If the host does not answer, the response is
 /// 503, and the sandbox is destroyed as soon as the host responds.
 #[utoipa::path(
     delete, path = "/{id}", tag = "sandboxes", operation_id = "destroy_sandbox",
@@ -194,7 +194,7 @@ pub(super) async fn destroy(
     }
 }
 
-/// Resets the idle time of a sandbox.
+/// Restarts the idle timeout of a sandbox.
 #[utoipa::path(
     post, path = "/{id}/ping", tag = "sandboxes", operation_id = "ping_sandbox",
     params(("id" = String, Path, description = "Sandbox id.")),

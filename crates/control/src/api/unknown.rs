@@ -1,4 +1,4 @@
-//! Sandboxes that the host has and the database does not know.
+//! Unknown sandboxes: sandboxes that exist on the host and are not in the database.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -15,10 +15,10 @@ use super::{
 };
 use crate::clock;
 
-/// Lists sandboxes that run on the host and are not in the database.
+/// Lists sandboxes that exist on the host and are not in the database.
 ///
-/// An empty, restored or mistyped database does not know the sandboxes of the right one. They keep
-/// running until they are adopted or destroyed by the calls below.
+/// This happens if the control plane was started with another, an empty or a restored database. The
+/// sandboxes are left unchanged until a client adopts or destroys them.
 #[utoipa::path(
     get, path = "/v1/unknown-sandboxes", tag = "sandboxes", operation_id = "list_unknown_sandboxes",
     responses((status = 200, description = "The sandboxes, by id.", body = [UnknownSandbox]),
@@ -31,10 +31,11 @@ pub(super) async fn list(
     Ok(Json(unknown.into_iter().map(shown).collect()))
 }
 
-/// Adds a sandbox that runs on the host to the database.
+/// Adds a sandbox that exists on the host to the database.
 ///
-/// Its metadata and its settings for the end of the idle timeout are the defaults: only the
-/// database that created the sandbox knows them.
+/// The sandbox gets no metadata, `on_timeout` `pause`, `auto_resume` false and no deadline, because
+/// these settings are only in the database with which it was created. Fails with 409 `conflict` if
+/// the sandbox is already in the database, or is neither starting, running nor paused.
 #[utoipa::path(
     post, path = "/v1/unknown-sandboxes/{id}/adopt", tag = "sandboxes",
     operation_id = "adopt_sandbox", params(("id" = String, Path, description = "Sandbox id.")),
@@ -48,7 +49,9 @@ pub(super) async fn adopt(
     Ok(Json(app.lifecycle.adopt(&id).await?.into_rest()))
 }
 
-/// Destroys a sandbox that runs on the host and is not in the database.
+/// Destroys a sandbox that exists on the host and is not in the database.
+///
+/// Fails with 409 `conflict` if the sandbox is in the database.
 #[utoipa::path(
     delete, path = "/v1/unknown-sandboxes/{id}", tag = "sandboxes",
     operation_id = "destroy_unknown_sandbox",

@@ -73,7 +73,7 @@ pub(super) struct E2bNewSandbox {
     /// Accepted and ignored. The client itself starts the gateway, in a sandbox whose template
     /// includes it.
     #[schema(value_type = Option<Object>)]
-    #[expect(dead_code, reason = "it is there for the API's document")]
+    #[expect(dead_code, reason = "documents the field, is never read")]
     mcp: Option<Value>,
     /// Not implemented.
     #[schema(value_type = Option<Object>)]

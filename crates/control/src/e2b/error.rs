@@ -10,7 +10,7 @@
 //! | idempotency key of another request | 422 |
 //! | bug, database failure or host failure | 500 |
 //! | part of the contract that is not implemented | 501 |
-//! | host or guest does not answer, or has no room | 503 |
+//! | host or guest does not answer, or lacks free resources | 503 |
 //! | timeout | 504 |
 //!
 //! Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
@@ -61,7 +61,7 @@ pub(super) enum E2bErrors {
     /// Database failure, host failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] E2bErrorBody),
-    /// The host or the guest does not answer, or has no room.
+    /// The host or the guest does not answer, or lacks free resources.
     #[response(status = 503)]
     Unavailable(#[to_schema] E2bErrorBody),
 }

@@ -1,4 +1,4 @@
-//! Resource usage of sandboxes: samples in memory, and a current one.
+//! Resource usage of sandboxes: stored samples, and a current one.
 
 use std::collections::BTreeMap;
 
@@ -24,8 +24,8 @@ const MAX_IDS: usize = 100;
 pub(super) struct MetricsQuery {
     /// Start of the time range, in seconds since 1970, inclusive.
     start: Option<i64>,
-    /// End of the time range, in seconds since 1970. Samples after exactly this time are excluded,
-    /// even within the same second.
+    /// End of the time range, in seconds since 1970. Samples taken later are excluded, even within
+    /// the same second.
     end: Option<i64>,
 }
 
@@ -58,10 +58,11 @@ impl From<Sample> for E2bMetric {
     }
 }
 
-/// Returns the resource usage of a sandbox in the last hour, oldest first.
+/// Returns the resource usage of a sandbox in the last 24 hours, oldest sample first.
 ///
-/// There is one sample per 15 s. For a running sandbox, a current sample is added unless `end` is
-/// in the past. For a paused sandbox, returns its usage before the pause.
+/// There is one sample per 15 s for the last hour, and one per 5 min before that. For a running
+/// sandbox, a current sample is added unless `end` is in the past. For a paused sandbox, returns
+/// its usage before the pause.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/metrics", tag = "e2b", operation_id = "e2b_get_metrics",
     params(("id" = String, Path, description = "Sandbox id."), MetricsQuery),

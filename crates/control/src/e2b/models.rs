@@ -173,7 +173,7 @@ struct E2bNetwork {
     mask_request_host: Option<String>,
 }
 
-/// Behaviour of a sandbox at its deadline and while it is paused.
+/// Behavior of a sandbox at its deadline and while it is paused.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct E2bLifecycle {

@@ -1,8 +1,9 @@
 //! Requests with an idempotency key: the same request made again creates no second sandbox.
 //!
 //! The row stores key and request. This module additionally tracks, while a create is in progress
-//! in this process, who answers for it. A client whose connection was interrupted may repeat its
-//! request while the first handler is still working, or while the first create is being undone.
+//! in this process, which handler answers the client. A client whose connection was interrupted may
+//! repeat its request while the first handler is still working, or while the first create is being
+//! undone.
 //!
 //! ```text
 //!  enter ──► Creating ──── answered by another handler ──► Told ──┐

@@ -1,15 +1,16 @@
-//! Sandboxes that the host has and the database does not know.
+//! Unknown sandboxes: sandboxes that exist on the host and have no row.
 //!
-//! An empty, a restored or a mistyped database, or a second control plane's sandboxes: nothing of
-//! that is lost, so nothing of that is destroyed. Such a sandbox keeps running and is listed. Only a
-//! command adopts or destroys it.
+//! Either the database is empty, restored from an older copy or not the intended one, or the
+//! sandboxes belong to a second control plane. Their users still need them, so they are never
+//! destroyed automatically. They are left unchanged and listed. Only a client's call adopts or
+//! destroys them.
 //!
-//! | adopt: failed step     | state left behind                    | next adopt                      |
-//! |------------------------|--------------------------------------|---------------------------------|
-//! | host has no such id    | unchanged                            | 404 again                       |
-//! | host rejects, is away  | unchanged                            | starts over                     |
-//! | row cannot be written  | owned by this installation, no row   | starts over, same result        |
-//! | this process dies      | as for the step before               | starts over                     |
+//! | failed step of an adopt   | state left behind                  | next adopt                |
+//! |---------------------------|------------------------------------|---------------------------|
+//! | no such sandbox           | unchanged                          | 404 again                 |
+//! | host rejects or is away   | unchanged                          | starts over               |
+//! | row cannot be written     | owned by this installation, no row | starts over, same result  |
+//! | this process dies         | as for the step before             | starts over               |
 
 use std::collections::BTreeMap;
 
@@ -39,7 +40,7 @@ impl Lifecycle {
         Ok(unknown)
     }
 
-    /// Adds a row for a sandbox that only the host knows, and makes this installation its owner.
+    /// Adds a row for an unknown sandbox, and makes this installation its owner.
     pub(crate) async fn adopt(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         let _lock = self.locks.lock(id).await;
         self.find_unknown(id).await?;
@@ -47,13 +48,13 @@ impl Lifecycle {
         let mut row = row_of(id, &info)?;
         row.host_id = self.host_of_new_rows();
         self.db.insert_sandbox(&row).await?;
-        // An insert leaves out what only a running sandbox has.
+        // The insert omits the columns that are set only once a sandbox runs.
         self.db.update_sandbox(&row).await?;
         tracing::info!(sandbox_id = %id, status = %row.status, "unknown sandbox adopted");
         self.get(id).await
     }
 
-    /// Destroys a sandbox that only the host knows.
+    /// Destroys an unknown sandbox.
     pub(crate) async fn destroy_unknown(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let _lock = self.locks.lock(id).await;
         self.find_unknown(id).await?;
@@ -74,7 +75,8 @@ impl Lifecycle {
     }
 }
 
-/// Returns the row of an adopted sandbox. Metadata and options of its first row are gone.
+/// Returns the row of an adopted sandbox. The metadata and options of its original row are not
+/// known, so they get their defaults.
 fn row_of(id: &SandboxId, info: &SandboxInfo) -> Result<Sandbox, LifecycleError> {
     let status = match info.state.as_known() {
         Some(SandboxState::SANDBOX_STATE_STARTING) => SandboxStatus::Starting,

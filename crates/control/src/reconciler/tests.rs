@@ -43,7 +43,7 @@ fn host_states() -> Vec<Option<HostState>> {
     ]
 }
 
-/// A letter for each step, as in the module's table.
+/// Returns a letter for each step, for comparison with the module's table.
 fn letter(action: Option<&Action>) -> char {
     match action {
         None => '-',
@@ -136,9 +136,9 @@ fn the_idle_are_reaped_and_no_others() {
     assert_eq!(idle(&|row| row.last_active_ms += 1, end), 'r');
     assert_eq!(idle(&|row| row.not_reaped_before_ms = end + 1, end), 'r');
     assert_eq!(idle(&|row| row.not_reaped_before_ms = end, end), '!');
-    // A clock that went back.
+    // The clock was set back.
     assert_eq!(idle(&|_| (), 0), 'r');
-    // A use that only the host knows of.
+    // Activity that only the host has recorded.
     let host = HostState::Running {
         last_active_ms: end,
     };
@@ -165,7 +165,7 @@ fn a_reason_says_what_happened() {
     );
 }
 
-/// The event that a step speaks, as `steps` does.
+/// Returns the event that `steps` applies for a step.
 fn event(action: &Action, status: S) -> Option<Event> {
     Some(match (action, status) {
         (Action::MarkRunning, S::Pausing) => Event::PauseFailed,
@@ -206,7 +206,7 @@ proptest! {
         status in prop::sample::select(S::ALL.to_vec()),
         host in prop::sample::select(host_states()),
     ) {
-        // A host that stands still is agreed with after two steps at most.
+        // If the state of the host does not change, the row matches it after at most two steps.
         let (mut status, mut host) = (status, host);
         for _ in 0..3 {
             let Some(action) = one(Some(&view(status)), host.as_ref(), 1_000_000) else { break };

@@ -1,4 +1,4 @@
-//! Wrong databases and several hosts: no sandbox is destroyed that the database does not know.
+//! Wrong databases and several hosts: a sandbox that is not in the database is never destroyed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ fn with_database(dir: &Arc<tempfile::TempDir>, name: &str) -> Options {
     }
 }
 
-/// Waits until the reconciler has looked often enough to act on anything.
+/// Waits for enough passes of the reconciler that any step would have been taken.
 async fn looks(agent: &FakeAgent) {
     let before = agent.calls("ListSandboxes");
     until("the reconciler has looked ten times", async || {
@@ -48,10 +48,10 @@ async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_n
     let mut all = vec![running.clone(), paused.clone()];
     all.sort();
     assert_eq!(unknown(&wrong).await, all);
-    // It is not known here: no other call works on it.
+    // The sandbox is not in this database, so no other call accepts it.
     let got = wrong.delete(&format!("/v1/sandboxes/{running}")).await;
     assert_eq!(got.0, StatusCode::NOT_FOUND);
-    // The wrong database has sandboxes of its own.
+    // A control plane with the wrong database can create sandboxes of its own.
     let own = wrong.create().await;
     assert_eq!(unknown(&wrong).await, all);
     wrong.stop().await;
@@ -80,7 +80,7 @@ async fn a_database_restored_from_an_older_copy_keeps_what_was_created_since() {
     control.stop().await;
 
     let restored = Control::start_with(&agent, with_database(&dir, "backup")).await;
-    // What was destroyed since is lost, as far as this copy can know.
+    // To this copy of the database, a sandbox that was destroyed since appears as lost.
     restored.until_status(&old, "error").await;
     assert_eq!(agent.ids(), [new.clone()]);
     assert_eq!(unknown(&restored).await, [new]);
@@ -125,7 +125,7 @@ async fn an_unknown_sandbox_is_adopted_or_destroyed_by_command_only() {
     assert!(unknown(&second).await.is_empty());
 }
 
-/// A wrong data directory, or a second host on the same database.
+/// A control plane with the wrong data directory, or two hosts on one database.
 #[tokio::test]
 async fn rows_of_another_host_are_left_alone() {
     let (agent, other) = (FakeAgent::start().await, FakeAgent::start().await);
@@ -140,7 +140,7 @@ async fn rows_of_another_host_are_left_alone() {
         )
         .await;
     let timed = timed["id"].as_str().unwrap().to_owned();
-    // Both hosts serve the one database at the same time.
+    // Both hosts use the same database at the same time.
     let second = Control::start_with(&other, with_database(&dir, "db")).await;
     let own = second.create().await;
     looks(&other).await;
@@ -164,10 +164,10 @@ async fn rows_of_another_host_are_left_alone() {
         );
     }
     assert_eq!(second.status(&id).await, "running");
-    // Its own host ends the idle one, and only that one.
+    // The idle sandbox, and no other, is ended by its own host.
     control.until_status(&timed, "stopped").await;
     assert_eq!(other.calls("DestroySandbox"), 0);
-    // Its own templates do not remove the other host's.
+    // The templates of one host do not replace those of the other.
     assert_eq!(
         control
             .get("/v1/templates")

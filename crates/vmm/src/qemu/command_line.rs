@@ -35,8 +35,7 @@ pub(super) struct Inherited<'a> {
     pub(super) qmp: &'a OwnedFd,
 }
 
-/// Returns QEMU's arguments. The reasons for each are in `design` section 3 and in
-/// `docs/decisions/`.
+/// Returns QEMU's arguments. `docs/decisions` records the reasons for the less obvious ones.
 pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<String> {
     let memory = config.memory_mib;
     let (accel, cpu) = match config.accel {

@@ -2,9 +2,9 @@
 //! virtual machine.
 //!
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
-//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `refuse-init`, `deaf` (ignores stop requests). The file `fault`
-//! in the sandbox's directory selects a fault of the following snapshots: see `freeze`, and
-//! `refuse-prepare` and `refuse-recover` in `envd`.
+//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `refuse-init`, `deaf`
+//! (ignores stop requests). The file `fault` in the sandbox's directory selects a fault of the
+//! following snapshots: see `freeze`, and `refuse-prepare` and `refuse-recover` in `envd`.
 
 mod envd;
 mod freeze;
@@ -146,7 +146,7 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                     frozen: dir.join("frozen").exists(),
                     freezing: dir.join("freezing").exists(),
                     disk: freeze::layers(dir),
-                    // Of a guest that does nothing.
+                    // Processor time of an idle guest.
                     vmm_time: fake.starts_with("hang").then(Default::default),
                     boot_failure: (fake == "report-failure").then(|| "no timer".to_owned()),
                     ..MachineStatus::default()
