@@ -11,7 +11,7 @@ use std::{fs, io, path::Path, process::Stdio, time::Duration};
 use tokio::process::Command;
 use wrenn_proto::supervise::files;
 
-use crate::folder::Folder;
+use crate::sandbox_dir::SandboxDir;
 
 pub(crate) use merge::merge;
 
@@ -123,7 +123,7 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
 }
 
 /// Removes all files of the disk. Succeeds if there are none.
-pub(crate) fn remove(folder: &Folder) -> Result<(), DiskError> {
+pub(crate) fn remove(folder: &SandboxDir) -> Result<(), DiskError> {
     let files = match folder.disks() {
         Ok(files) => files,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -153,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn an_overlay_is_sparse_and_its_users_alone() {
         let data = tempfile::tempdir().unwrap();
-        let folders = crate::folder::Folders::open(data.path()).unwrap();
+        let folders = crate::sandbox_dir::SandboxDirs::open(data.path()).unwrap();
         let folder = folders.claim(&"sb-1".parse().unwrap()).unwrap();
         let dir = folder.clone();
         create(dir.path(), 5120, 1_900_000_001).await.unwrap();

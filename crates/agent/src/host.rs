@@ -64,14 +64,14 @@ pub(crate) enum AdmissionError {
 
 /// Capacity of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct HostCapacity {
     pub(crate) cpu_count: u32,
     pub(crate) memory_total_mib: u64,
     pub(crate) memory_available_mib: u64,
     pub(crate) disk_free_mib: u64,
 }
 
-impl Facts {
+impl HostCapacity {
     /// Reads the capacity from the kernel.
     pub(crate) fn read(data_dir: &Path) -> io::Result<Self> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
@@ -163,7 +163,7 @@ pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    const HOST: Facts = Facts {
+    const HOST: HostCapacity = HostCapacity {
         cpu_count: 2,
         memory_total_mib: 8192,
         memory_available_mib: 4096,
@@ -203,7 +203,7 @@ mod tests {
             text.contains("4096 MiB of memory") && text.contains("`memory_mb` 4096"),
             "{text}"
         );
-        let full = Facts {
+        let full = HostCapacity {
             disk_free_mib: 255,
             ..HOST
         };
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_something_of_everything() {
-        let facts = Facts::read(Path::new("/")).unwrap();
+        let facts = HostCapacity::read(Path::new("/")).unwrap();
         assert!(facts.cpu_count > 0 && facts.memory_total_mib >= facts.memory_available_mib);
         assert!(facts.memory_available_mib > 0);
     }

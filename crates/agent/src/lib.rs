@@ -15,12 +15,12 @@
 mod cgroup;
 mod disk;
 mod envd_client;
-mod folder;
 mod host;
 mod network;
 mod registry;
 mod rpc;
 mod sandbox;
+mod sandbox_dir;
 mod server;
 mod snapshots;
 mod supervisor;

@@ -18,20 +18,20 @@ use connectrpc::{
 };
 use wrenn_proto::{limits, rpc::hostagent::v1 as pb};
 
-use crate::sandbox::{Running, Sandbox, owner::Owners};
+use crate::sandbox::{Running, Sandbox, actor::SandboxActors};
 
-pub(crate) use lifecycle::{Wanted, begin_plan, image_mib};
+pub(crate) use lifecycle::{CreateParams, begin_plan, image_mib};
 
 /// Room for the fields of a message next to a file's content, in bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// Implementation of the service.
 pub(crate) struct AgentService {
-    owners: Owners,
+    owners: SandboxActors,
 }
 
 /// Returns the service behind the token check, ready to be served.
-pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
+pub(crate) fn router(owners: SandboxActors, token: &str) -> axum::Router {
     let service = Arc::new(AgentService {
         owners: owners.clone(),
     });
@@ -52,7 +52,7 @@ pub(crate) fn router(owners: Owners, token: &str) -> axum::Router {
 
 /// Runs a command in a sandbox, as the RPC call does.
 pub(crate) async fn exec(
-    owners: &Owners,
+    owners: &SandboxActors,
     request: pb::ExecRequest,
 ) -> Result<pb::ExecResponse, ConnectError> {
     let service = AgentService {
@@ -76,7 +76,7 @@ impl AgentService {
     /// Returns a running sandbox and counts the call as activity.
     fn in_use(&self, id: &str) -> Result<InUse, ConnectError> {
         let sandbox = self.sandbox(id)?;
-        let running = sandbox.use_now()?;
+        let running = sandbox.touch_running()?;
         Ok(InUse { sandbox, running })
     }
 }

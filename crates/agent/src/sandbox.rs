@@ -61,6 +61,7 @@
 //! Pause, snapshot and resume are described in `freeze.rs`, and the states that the next agent may
 //! find in `adopt.rs`.
 
+pub(crate) mod actor;
 pub(crate) mod adopt;
 mod boot;
 mod boot_watch;
@@ -69,7 +70,6 @@ mod compact;
 pub(crate) mod error;
 mod freeze;
 mod network;
-pub(crate) mod owner;
 mod recovery;
 pub(crate) mod resources;
 mod tunnels;
@@ -90,17 +90,17 @@ use wrenn_proto::{SandboxId, TemplateName, supervise::SupervisorSpec};
 
 use crate::{
     envd_client::EnvdClient,
-    folder::BootTimes,
     network::access::Access,
-    snapshots::{ImageMemory, Moment, PinnedBuild},
+    sandbox_dir::BootTimes,
+    snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},
     templates::Template,
 };
 
+pub(crate) use actor::{Start, spawn};
 pub(crate) use boot_watch::Stall;
 pub use boots::BootPolicy;
 pub(crate) use boots::Boots;
 pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
-pub(crate) use owner::{Start, spawn};
 pub(crate) use tunnels::{Tunnel, Tunnels};
 
 /// Checked parameters of a create.
@@ -127,12 +127,12 @@ pub(crate) enum Source {
     /// Kernel and root file system. The VM boots.
     Image(Template),
     /// Snapshot. The VM continues from it.
-    Moment(Box<Moment>),
+    Snapshot(Box<LocatedSnapshot>),
 }
 
 /// Immutable properties of a sandbox.
 #[derive(Debug, Clone)]
-pub(crate) struct Facts {
+pub(crate) struct SandboxFacts {
     pub(crate) id: SandboxId,
     pub(crate) template: TemplateName,
     pub(crate) vcpus: u32,
@@ -166,7 +166,7 @@ impl std::fmt::Debug for GuestToken {
     }
 }
 
-impl From<&Plan> for Facts {
+impl From<&Plan> for SandboxFacts {
     fn from(plan: &Plan) -> Self {
         Self {
             id: plan.id.clone(),
@@ -181,7 +181,7 @@ impl From<&Plan> for Facts {
     }
 }
 
-impl From<&SupervisorSpec> for Facts {
+impl From<&SupervisorSpec> for SandboxFacts {
     fn from(spec: &SupervisorSpec) -> Self {
         Self {
             id: spec.id.clone(),
@@ -243,7 +243,7 @@ pub(crate) enum ResumeFrom {
 
 /// Command to an actor, with the channel for its reply.
 #[derive(Debug)]
-pub(crate) enum Ask {
+pub(crate) enum Command {
     /// Free everything and remove the sandbox.
     Destroy(Reply<(), DestroyError>),
     /// Take a snapshot, then end the VM and free its resources on the host.
@@ -251,7 +251,7 @@ pub(crate) enum Ask {
     /// Resume the sandbox.
     Resume(ResumeFrom, Reply<(), FreezeError>),
     /// Take a snapshot. The sandbox keeps running.
-    Freeze(Reply<PinnedBuild, FreezeError>),
+    Freeze(Reply<SnapshotRef, FreezeError>),
     /// Change the addresses that the sandbox may reach.
     SetAccess(Access, Reply<(), FreezeError>),
 }
@@ -261,7 +261,7 @@ type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 /// Handle of a sandbox, for all code except its actor.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    pub(crate) facts: Facts,
+    pub(crate) facts: SandboxFacts,
     /// Address of the guest as seen from the host. Known while the sandbox has a slot, and another
     /// one after each resume.
     host_ip: Mutex<Option<Ipv4Addr>>,
@@ -274,18 +274,18 @@ pub(crate) struct Sandbox {
     /// Last lifecycle step that failed and changed nothing, for the user.
     warning: Mutex<String>,
     /// Mailbox of the actor.
-    asks: mpsc::UnboundedSender<Ask>,
+    mailbox: mpsc::UnboundedSender<Command>,
 }
 
 impl Sandbox {
     /// Returns the handle of a sandbox that starts, and the receiver for its actor's mailbox.
     pub(crate) fn new(
-        facts: Facts,
+        facts: SandboxFacts,
         access: Access,
         installation: String,
         now_unix_ms: i64,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ask>) {
-        let (asks, requests) = mpsc::unbounded_channel();
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Command>) {
+        let (mailbox, requests) = mpsc::unbounded_channel();
         let sandbox = Self {
             facts,
             host_ip: Mutex::default(),
@@ -294,7 +294,7 @@ impl Sandbox {
             access: Mutex::new(access),
             installation: Mutex::new(installation),
             warning: Mutex::default(),
-            asks,
+            mailbox,
         };
         (Arc::new(sandbox), requests)
     }
@@ -377,7 +377,7 @@ impl Sandbox {
 
     /// Records activity and returns the data of the running sandbox. Fails if the sandbox does not
     /// run.
-    pub(crate) fn use_now(&self) -> Result<Arc<Running>, UseError> {
+    pub(crate) fn touch_running(&self) -> Result<Arc<Running>, UseError> {
         let State::Running(running) = self.state() else {
             return Err(self.unusable());
         };
@@ -402,42 +402,44 @@ impl Sandbox {
     /// Frees everything that belongs to the sandbox and removes it. Like the operations below,
     /// continues if the caller disconnects.
     pub(crate) async fn destroy(&self) -> Result<(), DestroyError> {
-        self.ask(Ask::Destroy)
+        self.ask(Command::Destroy)
             .await
             .unwrap_or(Err(DestroyError::Gone))
     }
 
     /// Takes a snapshot, then ends the VM and frees its resources on the host.
     pub(crate) async fn pause(&self) -> Result<(), FreezeError> {
-        self.ask(Ask::Pause).await.unwrap_or(Err(FreezeError::Gone))
+        self.ask(Command::Pause)
+            .await
+            .unwrap_or(Err(FreezeError::Gone))
     }
 
     /// Resumes the sandbox.
     pub(crate) async fn resume(&self, from: ResumeFrom) -> Result<(), FreezeError> {
-        self.ask(|reply| Ask::Resume(from, reply))
+        self.ask(|reply| Command::Resume(from, reply))
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }
 
     /// Takes a snapshot. The sandbox keeps running.
-    pub(crate) async fn freeze(&self) -> Result<PinnedBuild, FreezeError> {
-        self.ask(Ask::Freeze)
+    pub(crate) async fn freeze(&self) -> Result<SnapshotRef, FreezeError> {
+        self.ask(Command::Freeze)
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }
 
     /// Changes the addresses that the sandbox may reach, at once or from its next resume on.
     pub(crate) async fn set_access(&self, access: Access) -> Result<(), FreezeError> {
-        self.ask(|reply| Ask::SetAccess(access, reply))
+        self.ask(|reply| Command::SetAccess(access, reply))
             .await
             .unwrap_or(Err(FreezeError::Gone))
     }
 
     /// Sends a command to the actor and returns the reply. `None` if the actor has ended, because
     /// everything is freed or the agent is shutting down.
-    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(ask(reply)).ok()?;
+        self.mailbox.send(ask(reply)).ok()?;
         answer.await.ok()
     }
 }

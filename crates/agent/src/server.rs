@@ -20,12 +20,12 @@ use wrenn_proto::supervise::Accel;
 
 use crate::{
     cgroup::Cgroups,
-    folder::Folders,
     host,
     network::{self, slot::Slots},
     registry::Registry,
     rpc,
-    sandbox::{BootPolicy, Boots, adopt, owner::Owners, resources::HostParts},
+    sandbox::{BootPolicy, Boots, actor::SandboxActors, adopt, resources::HostContext},
+    sandbox_dir::SandboxDirs,
     snapshots::Snapshots,
     templates::TemplateSource,
 };
@@ -179,7 +179,7 @@ pub async fn serve_with(
         .local_addr()
         .map_err(failed("read the address of the listener"))?;
     let token = config.token.clone();
-    let owners = Owners {
+    let owners = SandboxActors {
         host: Arc::new(open_parts(config, templates, deadlines).await?),
         registry: Arc::new(Registry::default()),
         shutdown: shutdown.clone(),
@@ -206,7 +206,7 @@ pub(crate) async fn open_parts(
     config: AgentConfig,
     templates: Arc<dyn TemplateSource>,
     deadlines: Deadlines,
-) -> Result<HostParts, AgentError> {
+) -> Result<HostContext, AgentError> {
     network::prepare_host()
         .await
         .map_err(host_failed("prepare the host's network"))?;
@@ -216,12 +216,12 @@ pub(crate) async fn open_parts(
     let vmm = host::vmm().await;
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
     let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.accel);
-    Ok(HostParts {
+    Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         config,
         templates,
         deadlines,
-        folders: Folders::open(&data_dir)
+        folders: SandboxDirs::open(&data_dir)
             .map_err(host_failed("open the sandboxes' directories"))?,
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),

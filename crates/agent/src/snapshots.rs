@@ -4,13 +4,13 @@
 //! files of the snapshots that VMs currently run from. The image directory has a second store,
 //! which holds the template snapshots; this module only reads it.
 //!
-//! A snapshot is kept as long as a name or a [`PinnedBuild`] refers to it. [`Snapshots::collect`]
+//! A snapshot is kept as long as a name or a [`SnapshotRef`] refers to it. [`Snapshots::collect`]
 //! removes all others. A sandbox's actor holds a reference to every snapshot that the sandbox runs
 //! on or may be restored from.
 
 mod compact;
+mod located;
 mod memory;
-mod moment;
 mod names;
 mod pins;
 mod verify;
@@ -26,15 +26,15 @@ use wrenn_proto::{
 };
 use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
 
+pub(crate) use located::LocatedSnapshot;
 pub(crate) use memory::ImageMemory;
 use memory::Memories;
-pub(crate) use moment::Moment;
-pub(crate) use names::NamedMoment;
+pub(crate) use names::TaggedSnapshot;
 use names::{NameError, Names};
-pub(crate) use pins::PinnedBuild;
 use pins::Pins;
+pub(crate) use pins::SnapshotRef;
 use verify::Verified;
-pub(crate) use wrenn_snapshot::BuildId;
+pub(crate) use wrenn_snapshot::SnapshotId;
 
 use crate::{Template, disk::DiskError};
 
@@ -91,12 +91,12 @@ impl SnapshotError {
 }
 
 /// Staged snapshot: not yet published, but already referenced.
-pub(crate) struct Stage {
+pub(crate) struct StagedSnapshot {
     staging: Staging,
-    pin: PinnedBuild,
+    pin: SnapshotRef,
 }
 
-impl Stage {
+impl StagedSnapshot {
     pub(crate) fn path(&self) -> &Path {
         self.staging.path()
     }
@@ -143,12 +143,12 @@ impl Snapshots {
     }
 
     /// Starts a new snapshot.
-    pub(crate) fn stage(&self) -> Result<Stage, SnapshotError> {
-        let build = BuildId::random();
+    pub(crate) fn stage(&self) -> Result<StagedSnapshot, SnapshotError> {
+        let build = SnapshotId::random();
         // Referenced before its directory exists, so that it is never collected.
         let pin = Pins::pin(&self.pins, build);
         let staging = self.own.stage(build)?;
-        Ok(Stage { staging, pin })
+        Ok(StagedSnapshot { staging, pin })
     }
 
     /// Completes a snapshot and moves it to its final place.
@@ -157,16 +157,16 @@ impl Snapshots {
     /// which may be older than this agent's. Blocks until all of its files are flushed.
     pub(crate) fn publish(
         &self,
-        stage: Stage,
+        stage: StagedSnapshot,
         spec: &SupervisorSpec,
         layers: &[PathBuf],
         vmm: &str,
-    ) -> Result<PinnedBuild, SnapshotError> {
-        let Stage { staging, pin } = stage;
+    ) -> Result<SnapshotRef, SnapshotError> {
+        let StagedSnapshot { staging, pin } = stage;
         let mut names = Vec::new();
         let mut new = Vec::new();
         for path in layers {
-            let build = self.stored_layer(path).unwrap_or_else(BuildId::random);
+            let build = self.stored_layer(path).unwrap_or_else(SnapshotId::random);
             names.push(build);
             // A layer of the image store is linked as well: this store must not depend on files
             // that may be removed there.
@@ -199,8 +199,8 @@ impl Snapshots {
     }
 
     /// Returns the ID of a layer that is already in a store.
-    fn stored_layer(&self, path: &Path) -> Option<BuildId> {
-        let build: BuildId = path.file_stem()?.to_str()?.parse().ok()?;
+    fn stored_layer(&self, path: &Path) -> Option<SnapshotId> {
+        let build: SnapshotId = path.file_stem()?.to_str()?.parse().ok()?;
         let stored = [&self.own, &self.images].map(|store| store.layer(build));
         stored.iter().any(|known| known == path).then_some(build)
     }
@@ -216,14 +216,14 @@ impl Snapshots {
     }
 
     /// Takes a reference to a snapshot, if it exists.
-    pub(crate) fn pin(&self, build: &str) -> Option<PinnedBuild> {
+    pub(crate) fn pin(&self, build: &str) -> Option<SnapshotRef> {
         let build = build.parse().ok()?;
         let pin = Pins::pin(&self.pins, build);
         self.find(build).ok().map(|_| pin)
     }
 
     /// Returns everything needed to restore a VM from a snapshot.
-    pub(crate) fn moment(&self, pin: &PinnedBuild) -> Result<Moment, SnapshotError> {
+    pub(crate) fn locate(&self, pin: &SnapshotRef) -> Result<LocatedSnapshot, SnapshotError> {
         let snapshot = self.find(pin.id())?;
         let manifest = &snapshot.manifest;
         if manifest.vmm != self.vmm || manifest.accel != self.accel {
@@ -237,12 +237,12 @@ impl Snapshots {
         let stores = self.stores_of(&snapshot);
         let layers = self.layers(&stores, manifest)?;
         let memory = stores.iter().map(|store| store.memory_dir()).collect();
-        Ok(Moment::new(snapshot, layers, memory, pin.clone()))
+        Ok(LocatedSnapshot::new(snapshot, layers, memory, pin.clone()))
     }
 
     /// Returns the read-only layers of a snapshot's disk, lowest first. The snapshot's other files
     /// need not exist or match this host.
-    pub(crate) fn disk_layers(&self, pin: &PinnedBuild) -> Result<Vec<PathBuf>, SnapshotError> {
+    pub(crate) fn disk_layers(&self, pin: &SnapshotRef) -> Result<Vec<PathBuf>, SnapshotError> {
         let snapshot = self.find(pin.id())?;
         self.layers(&self.stores_of(&snapshot), &snapshot.manifest)
     }
@@ -269,25 +269,25 @@ impl Snapshots {
 
     /// Verifies the checksums of a snapshot's files. Blocks until the files that were not verified
     /// before have been read.
-    pub(crate) fn verify(&self, moment: &Moment) -> Result<(), SnapshotError> {
-        moment.snapshot().verify_devices()?;
-        let header = moment.snapshot().header()?;
-        let chain = Chain::open(&moment.restore(false).memory, &header)?;
+    pub(crate) fn verify(&self, located: &LocatedSnapshot) -> Result<(), SnapshotError> {
+        located.snapshot().verify_devices()?;
+        let header = located.snapshot().header()?;
+        let chain = Chain::open(&located.restore(false).memory, &header)?;
         Ok(self.verified.verify(&chain)?)
     }
 
-    fn layer(&self, stores: &[&Store], build: BuildId) -> Result<PathBuf, SnapshotError> {
+    fn layer(&self, stores: &[&Store], build: SnapshotId) -> Result<PathBuf, SnapshotError> {
         let mut paths = stores.iter().map(|store| store.layer(build));
         let Some(path) = paths.find(|path| path.exists()) else {
             return Err(StoreError::MissingLayer(self.own.layer(build)).into());
         };
         if path == self.own.layer(build) {
-            moment::protect_layer(&path)?;
+            located::protect_layer(&path)?;
         }
         Ok(path)
     }
 
-    fn find(&self, build: BuildId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {
+    fn find(&self, build: SnapshotId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {
         match self.own.snapshot(build) {
             Err(StoreError::NotFound(_)) => Ok(self.images.snapshot(build)?),
             other => Ok(other?),
@@ -295,29 +295,32 @@ impl Snapshots {
     }
 
     /// Returns the token that the guest agent in a snapshot requires from its clients.
-    pub(crate) fn guest_token(&self, pin: &PinnedBuild) -> Option<String> {
+    pub(crate) fn guest_token(&self, pin: &SnapshotRef) -> Option<String> {
         self.find(pin.id()).ok().map(|s| s.manifest.guest_token)
     }
 
     /// Returns the memory file of a snapshot, which all VMs running from it share.
-    pub(crate) fn memory(&self, moment: &Moment) -> Result<Arc<ImageMemory>, SnapshotError> {
+    pub(crate) fn memory(
+        &self,
+        located: &LocatedSnapshot,
+    ) -> Result<Arc<ImageMemory>, SnapshotError> {
         let made = self
             .memories
-            .get_or_make(moment.pin().id(), moment.manifest().memory_mib);
+            .get_or_make(located.pin().id(), located.manifest().memory_mib);
         made.map_err(SnapshotError::Memory)
     }
 
     /// Takes over a snapshot's memory file from a supervisor that an earlier agent started.
     pub(crate) fn adopt_memory(
         &self,
-        pin: &PinnedBuild,
+        pin: &SnapshotRef,
         fd: std::os::fd::OwnedFd,
     ) -> Arc<ImageMemory> {
         self.memories.adopt(pin.id(), fd)
     }
 
     /// Returns a reference to the snapshot that has this user-given name.
-    pub(crate) fn named(&self, name: &TemplateName) -> Result<Option<PinnedBuild>, SnapshotError> {
+    pub(crate) fn named(&self, name: &TemplateName) -> Result<Option<SnapshotRef>, SnapshotError> {
         self.pinned(&self.names, name)
     }
 
@@ -328,11 +331,11 @@ impl Snapshots {
         &self,
         names: &Names,
         name: &TemplateName,
-    ) -> Result<Option<PinnedBuild>, SnapshotError> {
-        let mut pin: Option<PinnedBuild> = None;
+    ) -> Result<Option<SnapshotRef>, SnapshotError> {
+        let mut pin: Option<SnapshotRef> = None;
         loop {
             let build = names.get(name)?.map(|record| record.build);
-            if build == pin.as_ref().map(PinnedBuild::id) {
+            if build == pin.as_ref().map(SnapshotRef::id) {
                 return Ok(pin);
             }
             pin = build.map(|build| Pins::pin(&self.pins, build));
@@ -340,7 +343,7 @@ impl Snapshots {
     }
 
     /// Takes a reference to every snapshot in the data directory's store.
-    pub(crate) fn pin_all(&self) -> Result<Vec<PinnedBuild>, SnapshotError> {
+    pub(crate) fn pin_all(&self) -> Result<Vec<SnapshotRef>, SnapshotError> {
         let all = self.own.list()?.into_iter();
         Ok(all.map(|build| Pins::pin(&self.pins, build)).collect())
     }
@@ -354,9 +357,9 @@ impl Snapshots {
     pub(crate) fn name(
         &self,
         name: &TemplateName,
-        pin: &PinnedBuild,
+        pin: &SnapshotRef,
         overwrite: bool,
-    ) -> Result<NamedMoment, SnapshotError> {
+    ) -> Result<TaggedSnapshot, SnapshotError> {
         self.names.put(name, pin.id(), overwrite)?;
         self.describe(name, pin.id())
     }
@@ -369,7 +372,7 @@ impl Snapshots {
 
     /// Returns all named snapshots. Of a damaged snapshot only the name is returned; its defect is
     /// reported to a client that uses it.
-    pub(crate) fn all_named(&self) -> Result<Vec<NamedMoment>, SnapshotError> {
+    pub(crate) fn all_named(&self) -> Result<Vec<TaggedSnapshot>, SnapshotError> {
         let mut all = Vec::new();
         for (name, record) in self.names.each()? {
             let record = record.map_err(SnapshotError::from);
@@ -378,7 +381,7 @@ impl Snapshots {
                 Err(error) => {
                     let error = crate::sandbox::error::chain(&error);
                     tracing::warn!(%name, error, "failed to read a snapshot");
-                    all.push(NamedMoment {
+                    all.push(TaggedSnapshot {
                         name,
                         manifest: None,
                         size_bytes: 0,
@@ -390,9 +393,13 @@ impl Snapshots {
         Ok(all)
     }
 
-    fn describe(&self, name: &TemplateName, build: BuildId) -> Result<NamedMoment, SnapshotError> {
+    fn describe(
+        &self,
+        name: &TemplateName,
+        build: SnapshotId,
+    ) -> Result<TaggedSnapshot, SnapshotError> {
         let snapshot = self.find(build)?;
-        Ok(NamedMoment {
+        Ok(TaggedSnapshot {
             name: name.clone(),
             size_bytes: self.own.size(build)?,
             generation: snapshot.header()?.generation(),
@@ -402,24 +409,24 @@ impl Snapshots {
 
     /// Returns the template snapshot of a template, if it exists and matches this host and the
     /// template.
-    pub(crate) fn warm(&self, template: &Template) -> Option<Moment> {
+    pub(crate) fn warm(&self, template: &Template) -> Option<LocatedSnapshot> {
         let name = warm_name(&template.name, self.accel).ok()?;
         let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
-        let moment = self.moment(&pin).ok()?;
-        let manifest = moment.manifest();
+        let located = self.locate(&pin).ok()?;
+        let manifest = located.manifest();
         let fits = manifest.kernel == template.kernel
             && manifest.initrd == template.initrd
             && manifest.base_disk == template.rootfs
             && manifest.vcpus == template.vcpus
             && manifest.memory_mib == template.memory_mib;
-        fits.then_some(moment)
+        fits.then_some(located)
     }
 
     /// Removes all unreferenced snapshots. Blocks until they are removed.
     ///
     /// `kept` is called after the references were read and returns further snapshots to keep. If it
     /// returns `None`, nothing is removed.
-    pub(crate) fn collect(&self, kept: impl FnOnce() -> Option<Vec<BuildId>>) {
+    pub(crate) fn collect(&self, kept: impl FnOnce() -> Option<Vec<SnapshotId>>) {
         let live = || -> Result<_, SnapshotError> {
             // References are read before the names: a snapshot that is named and then released is
             // in the list of names by then, or was referenced before. They are read again at the

@@ -30,7 +30,7 @@ use wrenn_proto::supervise::{
     FrozenMachine, MAX_MESSAGE_BYTES, MachineStatus, Reply, Request, files,
 };
 
-use crate::folder::Folder;
+use crate::sandbox_dir::SandboxDir;
 
 /// Deadline of a request that does not pause or resume the VM.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
@@ -117,7 +117,7 @@ impl Supervisor {
     /// If this fails, or if its future is dropped, the supervisor is killed.
     pub(crate) async fn start(
         exe: &Path,
-        folder: &Folder,
+        folder: &SandboxDir,
         memory: Option<BorrowedFd<'_>>,
         deadline: Duration,
     ) -> Result<Self, SupervisorError> {
@@ -333,7 +333,7 @@ fn unexpected(reply: Reply) -> SupervisorError {
 }
 
 /// Returns the reason, for the user, why the supervisor of this directory is gone.
-pub(crate) fn final_reason(folder: &Folder) -> String {
+pub(crate) fn final_reason(folder: &SandboxDir) -> String {
     match folder.read_final_status() {
         Some(status) if status.requested => STOPPED.to_owned(),
         Some(status) if !status.reason.is_empty() => status.reason,
@@ -368,7 +368,7 @@ fn spawn(
         // The agent's environment holds keys that a supervisor must not see.
         .env_clear()
         .envs(
-            ["PATH", "RUST_LOG", wrenn_sys::fault::VARIABLE]
+            ["PATH", "RUST_LOG", wrenn_sys::failpoint::VARIABLE]
                 .iter()
                 .filter_map(|k| Some((k, std::env::var_os(k)?))),
         )

@@ -30,12 +30,13 @@ use crate::{
     AgentConfig, AgentError, Deadlines, Template,
     network::access::Access,
     registry::Registry,
-    rpc::{self, Wanted},
+    rpc::{self, CreateParams},
     sandbox::{
-        BootPolicy, Sandbox, Source, adopt, error::chain, owner::Owners, resources::HostParts,
+        BootPolicy, Sandbox, Source, actor::SandboxActors, adopt, error::chain,
+        resources::HostContext,
     },
     server,
-    snapshots::{PinnedBuild, warm_name},
+    snapshots::{SnapshotRef, warm_name},
 };
 
 /// Commands that guests run first, as their template's default user: those of our own client and of
@@ -112,7 +113,7 @@ pub async fn make(
         begins();
     }
     let _in_use = in_use(&host, &config)?;
-    let owners = Owners {
+    let owners = SandboxActors {
         host: Arc::new(host),
         registry: Arc::new(Registry::default()),
         shutdown: CancellationToken::new(),
@@ -140,7 +141,7 @@ pub async fn make(
 }
 
 /// Destroys the sandboxes that a killed run left behind.
-async fn clean_up(owners: &Owners) -> Result<(), WarmError> {
+async fn clean_up(owners: &SandboxActors) -> Result<(), WarmError> {
     const STEP: &str = "clean up after an earlier run";
     adopt::adopt_all(owners).await.map_err(failed(STEP))?;
     for left in owners.registry.list() {
@@ -155,7 +156,7 @@ async fn open(
     config: &WarmConfig,
     store: ImageStore,
     _lock: &StoreLock,
-) -> Result<(std::fs::File, HostParts), WarmError> {
+) -> Result<(std::fs::File, HostContext), WarmError> {
     let work = store.warm_dir();
     std::fs::create_dir_all(&work).map_err(failed("create the work directory"))?;
     let lock = server::lock(&work)?;
@@ -191,7 +192,7 @@ pub async fn remove(
 }
 
 /// Takes references to the template snapshots that sandboxes of another process depend on.
-fn in_use(host: &HostParts, config: &WarmConfig) -> Result<Vec<PinnedBuild>, WarmError> {
+fn in_use(host: &HostContext, config: &WarmConfig) -> Result<Vec<SnapshotRef>, WarmError> {
     let Some(builds) = &config.in_use else {
         let all = host.snapshots.pin_all();
         return all.map_err(failed("find the template snapshots"));
@@ -220,7 +221,7 @@ fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {
     }
 }
 
-async fn freeze_template(owners: &Owners, template: &Template) -> Result<(), WarmError> {
+async fn freeze_template(owners: &SandboxActors, template: &Template) -> Result<(), WarmError> {
     let disk_mib = rpc::image_mib(template).map_err(failed("find the template's image"))?;
     let wanted = wanted(&template.name)?;
     let plan = wanted.plan(
@@ -259,17 +260,17 @@ async fn freeze_template(owners: &Owners, template: &Template) -> Result<(), War
 /// Restores the template snapshot once, so that the pages that a restore needs are recorded for all
 /// later restores.
 async fn record_working_set(
-    owners: &Owners,
+    owners: &SandboxActors,
     template: &Template,
-    pin: &PinnedBuild,
+    pin: &SnapshotRef,
 ) -> Result<(), WarmError> {
-    let moment = owners.host.snapshots.moment(pin);
-    let moment = moment.map_err(failed("find the new snapshot"))?;
-    let record = moment.restore(true).snapshot.join(layout::WORKING_SET);
-    let facts = crate::host::Facts::read(&owners.host.config.data_dir)
+    let snapshot = owners.host.snapshots.locate(pin);
+    let snapshot = snapshot.map_err(failed("find the new snapshot"))?;
+    let record = snapshot.restore(true).snapshot.join(layout::WORKING_SET);
+    let facts = crate::host::HostCapacity::read(&owners.host.config.data_dir)
         .map_err(failed("read the capacity of this host"))?;
     let plan = wanted(&template.name)?
-        .thawing(&facts, moment)
+        .from_snapshot(&facts, snapshot)
         .map_err(failed("restore the template snapshot"))?;
     let restored = run(owners, plan, "restore the template snapshot").await?;
     run_first_commands(owners, &restored).await?;
@@ -289,9 +290,9 @@ async fn record_working_set(
         .map_err(failed("destroy the restored guest"))
 }
 
-fn wanted(template: &TemplateName) -> Result<Wanted, WarmError> {
+fn wanted(template: &TemplateName) -> Result<CreateParams, WarmError> {
     let id = format!("sb-{:08x}", rand::rng().random::<u32>());
-    Ok(Wanted {
+    Ok(CreateParams {
         id: id
             .parse::<SandboxId>()
             .map_err(failed("create a sandbox ID"))?,
@@ -304,7 +305,7 @@ fn wanted(template: &TemplateName) -> Result<Wanted, WarmError> {
 }
 
 async fn run(
-    owners: &Owners,
+    owners: &SandboxActors,
     plan: crate::sandbox::Plan,
     step: &'static str,
 ) -> Result<Arc<Sandbox>, WarmError> {
@@ -316,7 +317,7 @@ async fn run(
     Ok(sandbox)
 }
 
-async fn run_first_commands(owners: &Owners, sandbox: &Sandbox) -> Result<(), WarmError> {
+async fn run_first_commands(owners: &SandboxActors, sandbox: &Sandbox) -> Result<(), WarmError> {
     for command in FIRST_COMMANDS {
         run_command(owners, sandbox, command).await?;
     }
@@ -324,7 +325,7 @@ async fn run_first_commands(owners: &Owners, sandbox: &Sandbox) -> Result<(), Wa
 }
 
 async fn run_command(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: &Sandbox,
     command: &[&str],
 ) -> Result<(), WarmError> {

@@ -7,8 +7,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     client::Client,
+    commands::{completions, doctor, image, key, run, sandbox, serve, snapshot},
     config::{self, Layer, Settings},
-    verbs::{completions, doctor, image, key, run, sandbox, serve, snapshot},
 };
 
 /// Self-hosted microVM sandboxes: every sandbox is a virtual machine with its own kernel

@@ -9,17 +9,17 @@
 mod accel;
 mod cli;
 mod client;
+mod commands;
 mod config;
 mod data_dir;
 mod descriptors;
 mod doctor;
-mod hidden;
 mod images;
+mod internal;
 mod interrupt;
 mod logging;
 mod output;
 mod service;
-mod verbs;
 
 use std::{ffi::OsString, io, process};
 
@@ -30,7 +30,7 @@ const EXIT_BROKEN_PIPE: i32 = 141;
 
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if let Some(code) = hidden::dispatch(&args) {
+    if let Some(code) = internal::dispatch(&args) {
         process::exit(code);
     }
     let cli = cli::Cli::parse()
@@ -51,6 +51,6 @@ fn report(error: &anyhow::Error) -> i32 {
     if pipe {
         return EXIT_BROKEN_PIPE;
     }
-    output::tell(format_args!("wrenn: {}", output::in_full(error.as_ref())));
+    output::error(format_args!("wrenn: {}", output::in_full(error.as_ref())));
     1
 }

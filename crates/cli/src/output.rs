@@ -28,7 +28,7 @@ pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
 }
 
 /// Writes one line to standard error, ignoring failures.
-pub(crate) fn tell(text: impl std::fmt::Display) {
+pub(crate) fn error(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

@@ -60,7 +60,7 @@ use crate::{
     db::{Db, sandboxes::Sandbox},
     e2b,
     host::Host,
-    lifecycle::{Lifecycle, UseGuard},
+    lifecycle::{ActivityGuard, Lifecycle},
     samples::Samples,
 };
 use error::{ApiError, Code};
@@ -93,7 +93,7 @@ pub(crate) type AppState = Arc<App>;
 impl App {
     /// Returns a running sandbox, which counts as active until the guard is dropped. Waits for a
     /// sandbox that is booting, and resumes a paused sandbox that was created with `auto_resume`.
-    async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, UseGuard), ApiError> {
+    async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, ActivityGuard), ApiError> {
         Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
     }
 }
@@ -187,7 +187,7 @@ async fn authorize(State(app): State<AppState>, request: Request, next: Next) ->
         .and_then(|value| value.to_str().ok());
     let refusal = match key {
         None => ApiError::new(Code::Unauthorized, "missing header `X-API-Key`"),
-        Some(key) => match app.auth.is_good(key).await {
+        Some(key) => match app.auth.accepts_key(key).await {
             Ok(true) => return next.run(request).await,
             Ok(false) => {
                 let message = "invalid API key in the header `X-API-Key`";

@@ -103,7 +103,7 @@ impl Auth {
     }
 
     /// True if the text is a key that exists in the database.
-    pub(crate) async fn is_good(&self, key: &str) -> Result<bool, DbError> {
+    pub(crate) async fn accepts_key(&self, key: &str) -> Result<bool, DbError> {
         if !has_the_form(key) {
             return Ok(false);
         }
@@ -203,10 +203,10 @@ mod tests {
         let auth = auth(&dir).await;
         let other = auth.make("test", KeyForm::E2b).await.unwrap();
         assert!(other.secret.starts_with("e2b_") && other.secret.len() == 44);
-        assert!(auth.is_good(&other.secret).await.unwrap());
+        assert!(auth.accepts_key(&other.secret).await.unwrap());
         let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
         assert!(has_the_form(&made.secret));
-        assert!(auth.is_good(&made.secret).await.unwrap());
+        assert!(auth.accepts_key(&made.secret).await.unwrap());
         let mut near = made.secret.clone();
         let last = if near.pop() == Some('0') { '1' } else { '0' };
         near.push(last);
@@ -220,7 +220,7 @@ mod tests {
             &made.row.key_hash,
             "wrn_ééééééééééééééééé",
         ] {
-            assert!(!auth.is_good(bad).await.unwrap(), "{bad}");
+            assert!(!auth.accepts_key(bad).await.unwrap(), "{bad}");
         }
         assert!(
             !made
@@ -236,11 +236,11 @@ mod tests {
         let auth = auth(&dir).await;
         let first = auth.make("first", KeyForm::Wrenn).await.unwrap();
         let second = auth.make("second", KeyForm::Wrenn).await.unwrap();
-        assert!(auth.is_good(&second.secret).await.unwrap());
+        assert!(auth.accepts_key(&second.secret).await.unwrap());
         assert!(auth.delete(&second.row.id).await.unwrap());
-        assert!(!auth.is_good(&second.secret).await.unwrap());
+        assert!(!auth.accepts_key(&second.secret).await.unwrap());
         assert!(!auth.delete(&first.row.id).await.unwrap());
-        assert!(auth.is_good(&first.secret).await.unwrap());
+        assert!(auth.accepts_key(&first.secret).await.unwrap());
     }
 
     #[tokio::test]
@@ -249,7 +249,7 @@ mod tests {
         let auth = auth(&dir).await;
         let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
         assert_eq!(auth.db.api_keys().await.unwrap()[0].last_used_at, 0);
-        auth.is_good(&made.secret).await.unwrap();
+        auth.accepts_key(&made.secret).await.unwrap();
         assert!(auth.db.api_keys().await.unwrap()[0].last_used_at > 0);
     }
 }

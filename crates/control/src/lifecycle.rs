@@ -48,7 +48,7 @@ use wrenn_proto::{
     rest::{BootTimes, SandboxStatus},
     rpc::hostagent::v1::SandboxInfo,
 };
-use wrenn_proxy::Cuts;
+use wrenn_proxy::ConnectionKillSwitch;
 
 use crate::{
     agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
@@ -57,16 +57,16 @@ use crate::{
         Db, DbError,
         sandboxes::{Sandbox, UNKNOWN_HOST},
     },
-    state_machine::{Effect, Event, Refused, transition},
+    state_machine::{Effect, Event, Rejected, transition},
 };
 
 pub(crate) use connect::{Connected, Connection};
 pub(crate) use copies::CopyAs;
-pub(crate) use create::{Creation, NewSandbox};
+pub(crate) use create::{NewSandbox, PendingCreate};
 pub(crate) use locks::LockGuard;
 pub(crate) use pause::lost_reason;
-pub(crate) use requests::{Earlier, RequestError};
-pub(crate) use uses::UseGuard;
+pub(crate) use requests::{PriorRequest, RequestError};
+pub(crate) use uses::ActivityGuard;
 
 /// Maximum number of attempts to write a row. Each lost race means that another writer succeeded.
 const MAX_CONFLICTS: usize = 50;
@@ -89,7 +89,7 @@ pub(crate) enum LifecycleError {
     NotFound(SandboxId),
     /// The sandbox's status does not allow the event.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Rejected(#[from] Rejected),
     /// The sandbox is in another status than the operation requires.
     #[error("sandbox `{id}` is `{status}`{}{reason}; {}", if reason.is_empty() { "" } else { ": " }, what_to_do(id, *status, wanted))]
     WrongStatus {
@@ -161,8 +161,8 @@ pub(crate) struct Lifecycle {
     agent: AgentClient,
     locks: locks::Locks,
     creating: creating::Creating,
-    uses: uses::Uses,
-    reaping: reaping::Reaping,
+    uses: uses::ActivityTracker,
+    reaping: reaping::IdleReaper,
     /// Resumes that calls to paused sandboxes wait for.
     resumes: Mutex<HashMap<SandboxId, pause::SharedResume>>,
     /// Requests in progress that have an idempotency key.
@@ -174,7 +174,7 @@ pub(crate) struct Lifecycle {
     /// Receives sandboxes that start to run.
     begun: mpsc::Sender<SandboxId>,
     /// Closes the clients' connections to a sandbox's ports.
-    cuts: Cuts,
+    cuts: ConnectionKillSwitch,
     /// Tasks that outlive the requests that started them.
     tasks: TaskTracker,
 }
@@ -183,7 +183,7 @@ impl Lifecycle {
     pub(crate) fn new(
         db: Db,
         agent: AgentClient,
-        cuts: Cuts,
+        cuts: ConnectionKillSwitch,
         begun: mpsc::Sender<SandboxId>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -191,8 +191,8 @@ impl Lifecycle {
             agent,
             locks: locks::Locks::default(),
             creating: creating::Creating::default(),
-            uses: uses::Uses::default(),
-            reaping: reaping::Reaping::default(),
+            uses: uses::ActivityTracker::default(),
+            reaping: reaping::IdleReaper::default(),
             resumes: Mutex::default(),
             requests: Arc::default(),
             changed: Notify::new(),
@@ -228,9 +228,9 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: &SandboxId,
         limit: Duration,
-    ) -> Result<(Sandbox, UseGuard), LifecycleError> {
+    ) -> Result<(Sandbox, ActivityGuard), LifecycleError> {
         // Marked first, so that a sandbox that is found running is not reaped as idle right after.
-        let used = UseGuard::new(Arc::clone(self), id.clone());
+        let used = ActivityGuard::new(Arc::clone(self), id.clone());
         match self.await_running(id, limit).await {
             Ok(row) => Ok((row, used)),
             Err(error) => {

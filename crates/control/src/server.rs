@@ -12,8 +12,8 @@ use axum::{body::Body, extract::Request};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
-use wrenn_listener::{Limits, Received};
-use wrenn_proxy::{AgentTunnel, BadAgent, Cuts, Proxy, ProxyConfig};
+use wrenn_listener::{DrainingBody, Limits};
+use wrenn_proxy::{AgentTunnel, ConnectionKillSwitch, InvalidAgentUrl, Proxy, ProxyConfig};
 
 use crate::{
     agent_client::AgentClient,
@@ -68,7 +68,7 @@ pub async fn serve(
     let agent = AgentClient::new(&config.agent_url, &config.agent_token, &installation)?;
     let auth = Auth::new(db.clone());
     ensure_first_keys(&db, &auth, &config).await?;
-    let cuts = Cuts::default();
+    let cuts = ConnectionKillSwitch::default();
     let (say_begun, begun) = samples::begun();
     let lifecycle = Lifecycle::new(db.clone(), agent.clone(), cuts.clone(), say_begun);
     let samples = Samples::new(db.clone(), agent.clone());
@@ -129,7 +129,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Contro
 
 fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
     AgentTunnel::new(&config.agent_url, &config.agent_token).map_err(|error| match error {
-        BadAgent::Token => ControlError::AgentToken,
+        InvalidAgentUrl::Token => ControlError::AgentToken,
         _ => ControlError::AgentUrl {
             url: config.agent_url.clone(),
         },
@@ -139,7 +139,7 @@ fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
 /// Serves the REST API until shutdown. Requests in progress may complete.
 async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) {
     let router = api::router(app);
-    let answer = move |request: Request<Received>, _client| {
+    let answer = move |request: Request<DrainingBody>, _client| {
         let router = router.clone();
         async move {
             let Ok(response) = router.oneshot(request.map(Body::new)).await;

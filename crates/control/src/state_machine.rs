@@ -92,7 +92,7 @@ pub(crate) enum Effect {
 /// The event is not valid in the status. Nothing changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("event {event:?} is not valid for a sandbox that is `{state}`")]
-pub(crate) struct Refused {
+pub(crate) struct Rejected {
     /// Current status.
     pub(crate) state: SandboxStatus,
     /// Rejected event.
@@ -106,7 +106,7 @@ pub(crate) struct Refused {
 pub(crate) fn transition(
     state: SandboxStatus,
     event: Event,
-) -> Result<(SandboxStatus, Vec<Effect>), Refused> {
+) -> Result<(SandboxStatus, Vec<Effect>), Rejected> {
     use SandboxStatus as S;
     let ended = matches!(state, S::Stopping | S::Stopped | S::Error);
     let (next, effect) = match (event, state) {
@@ -155,7 +155,7 @@ pub(crate) fn transition(
             | Event::Destroyed
             | Event::Lost,
             _,
-        ) => return Err(Refused { state, event }),
+        ) => return Err(Rejected { state, event }),
     };
     Ok((next, effect.into_iter().collect()))
 }

@@ -9,12 +9,12 @@ use std::{sync::Arc, time::Duration};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use wrenn_proto::SandboxId;
-use wrenn_proxy::{AgentTunnel, DialError, Refused, Sandboxes, SignedLink, Target};
+use wrenn_proxy::{AgentTunnel, DialError, Rejected, Sandboxes, SignedLink, Target};
 
 use crate::{
     agent_client::AgentError,
     db::{Db, sandboxes::Sandbox},
-    lifecycle::{Lifecycle, LifecycleError, UseGuard},
+    lifecycle::{ActivityGuard, Lifecycle, LifecycleError},
 };
 
 /// Maximum time that a request waits for a sandbox that is booting.
@@ -29,9 +29,9 @@ pub(crate) struct Traffic {
 
 impl Sandboxes for Traffic {
     type Io = TokioIo<Upgraded>;
-    type Use = UseGuard;
+    type Use = ActivityGuard;
 
-    async fn resolve(&self, id: &SandboxId) -> Result<Target, Refused> {
+    async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
         match self.lifecycle.await_running(id, BOOT_WAIT).await {
             Ok(row) => Ok(target(row)),
             Err(error) => Err(refused(&error)),
@@ -55,35 +55,35 @@ impl Sandboxes for Traffic {
         self.tunnel.dial(id, port).await
     }
 
-    fn begin_use(&self, id: &SandboxId) -> UseGuard {
-        UseGuard::new(Arc::clone(&self.lifecycle), id.clone())
+    fn begin_use(&self, id: &SandboxId) -> ActivityGuard {
+        ActivityGuard::new(Arc::clone(&self.lifecycle), id.clone())
     }
 }
 
 fn target(row: Sandbox) -> Target {
     let given = |text: String| (!text.is_empty()).then_some(text);
     Target {
-        shown_token: given(row.envd_token).filter(|_| row.options.open),
+        injected_token: given(row.envd_token).filter(|_| row.options.open),
         traffic_token: given(row.options.traffic_token),
         mask_host: given(row.options.mask_host),
     }
 }
 
-fn refused(error: &LifecycleError) -> Refused {
+fn refused(error: &LifecycleError) -> Rejected {
     use wrenn_proto::rest::SandboxStatus as S;
     match error {
-        LifecycleError::NotFound(_) => Refused::NotFound,
+        LifecycleError::NotFound(_) => Rejected::NotFound,
         LifecycleError::WrongStatus {
             status: S::Pending | S::Starting | S::Resuming,
             ..
-        } => Refused::Changing,
-        LifecycleError::WrongStatus { .. } | LifecycleError::Refused(_) => Refused::NotFound,
-        LifecycleError::Busy(_) | LifecycleError::Known(_) => Refused::Changing,
-        LifecycleError::OtherHost { .. } => Refused::Unavailable(error.to_string()),
-        LifecycleError::Agent(error) => Refused::Unavailable(host_words(error)),
+        } => Rejected::Changing,
+        LifecycleError::WrongStatus { .. } | LifecycleError::Rejected(_) => Rejected::NotFound,
+        LifecycleError::Busy(_) | LifecycleError::Known(_) => Rejected::Changing,
+        LifecycleError::OtherHost { .. } => Rejected::Unavailable(error.to_string()),
+        LifecycleError::Agent(error) => Rejected::Unavailable(host_words(error)),
         LifecycleError::Db(error) => {
             tracing::error!(%error, "failed to look up the sandbox");
-            Refused::Unavailable("failed to access the database".to_owned())
+            Rejected::Unavailable("failed to access the database".to_owned())
         }
         LifecycleError::Shared(error) => refused(error),
     }

@@ -25,7 +25,7 @@ use hyper_util::{
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
-use wrenn_listener::Received;
+use wrenn_listener::DrainingBody;
 use wrenn_proto::limits;
 
 use crate::{
@@ -159,8 +159,11 @@ async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
         // Frames are small, and a client waits for each of them.
         let _ = stream.set_nodelay(true);
         let router = router.clone();
-        let service =
-            service_fn(move |request| router.clone().oneshot(Received::of(request).map(Body::new)));
+        let service = service_fn(move |request| {
+            router
+                .clone()
+                .oneshot(DrainingBody::of(request).map(Body::new))
+        });
         let generation = connections.running();
         tokio::spawn(async move {
             let mut builder = Builder::new(TokioExecutor::new());

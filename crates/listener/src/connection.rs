@@ -30,7 +30,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Received, watched::Watched};
+use crate::{DrainingBody, watched::Watched};
 
 /// Time within which a request's head must be complete.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,7 +161,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
 pub(crate) async fn serve<F, B>(
     stream: TcpStream,
     max_headers: usize,
-    answer: impl Fn(Request<Received>) -> F,
+    answer: impl Fn(Request<DrainingBody>) -> F,
     shutdown: CancellationToken,
 ) where
     F: Future<Output = Response<B>>,
@@ -173,7 +173,7 @@ pub(crate) async fn serve<F, B>(
     let answering = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = answering.answering();
-        let answered = answer(Received::during(request, Some(Arc::clone(&busy))));
+        let answered = answer(DrainingBody::during(request, Some(Arc::clone(&busy))));
         async move {
             let response = answered.await;
             Ok::<_, Infallible>(response.map(|body| Given { body, _busy: busy }))

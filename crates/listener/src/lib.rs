@@ -2,7 +2,7 @@
 //! shutdown.
 //!
 //! Owns a listener, the tasks of its connections and their deadlines (`connection`), and the part
-//! of request bodies that handlers leave unread ([`Received`]). Never interprets requests or
+//! of request bodies that handlers leave unread ([`DrainingBody`]). Never interprets requests or
 //! responses, never buffers a body, and never guesses a protocol. HTTP/1.1 is what WebSockets need
 //! here. A connection on which nothing arrives is timed from its start.
 //!
@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
-mod received;
+mod draining_body;
 mod watched;
 
 use std::{
@@ -32,7 +32,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use received::Received;
+pub use draining_body::DrainingBody;
 
 /// Time that requests have to finish after shutdown began.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ pub async fn serve<A, F, B>(
     answer: A,
     shutdown: CancellationToken,
 ) where
-    A: Fn(Request<Received>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<DrainingBody>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

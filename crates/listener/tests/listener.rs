@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_listener::{DRAIN_DEADLINE, Limits, Received, serve};
+use wrenn_listener::{DRAIN_DEADLINE, DrainingBody, Limits, serve};
 
 /// Maximum number of header fields of the test server.
 const HEADERS: usize = 10;
@@ -37,7 +37,7 @@ impl Server {
         let (asked, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let shutdown = CancellationToken::new();
         let (says, waits) = (Arc::clone(&asked), Arc::clone(&go));
-        let answer = move |_: Request<Received>, _| {
+        let answer = move |_: Request<DrainingBody>, _| {
             let (says, waits) = (Arc::clone(&says), Arc::clone(&waits));
             async move {
                 says.notify_one();

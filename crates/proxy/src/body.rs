@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use wrenn_listener::Received;
+use wrenn_listener::DrainingBody;
 
 /// Request body that survives a failed attempt to send it. It can be sent again as long as no frame
 /// has been taken from it.
@@ -23,12 +23,12 @@ pub(crate) struct RequestBody(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    body: Mutex<Received>,
+    body: Mutex<DrainingBody>,
     begun: AtomicBool,
 }
 
 impl RequestBody {
-    pub(crate) fn new(body: Received) -> Self {
+    pub(crate) fn new(body: DrainingBody) -> Self {
         Self(Arc::new(Shared {
             body: Mutex::new(body),
             begun: AtomicBool::new(false),
@@ -40,7 +40,7 @@ impl RequestBody {
         self.0.begun.load(Ordering::Acquire)
     }
 
-    fn body(&self) -> MutexGuard<'_, Received> {
+    fn body(&self) -> MutexGuard<'_, DrainingBody> {
         self.0.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

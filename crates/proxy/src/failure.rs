@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    lookup::Refused,
+    lookup::Rejected,
     path, preflight,
     route::{Address, BadAddress},
 };
@@ -47,13 +47,13 @@ pub(crate) enum Failure {
 /// Header in which clients send a sandbox's traffic access token.
 pub(crate) const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
 
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
+impl From<Rejected> for Failure {
+    fn from(refused: Rejected) -> Self {
         match refused {
-            Refused::NotFound => Self::NotFound,
-            Refused::Changing => Self::Changing,
-            Refused::ResumeDenied(why) => Self::ResumeDenied(why),
-            Refused::Unavailable(why) => Self::Unreachable(why),
+            Rejected::NotFound => Self::NotFound,
+            Rejected::Changing => Self::Changing,
+            Rejected::ResumeDenied(why) => Self::ResumeDenied(why),
+            Rejected::Unavailable(why) => Self::Unreachable(why),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{error::Error, sync::Arc};
 use http::{Method, Request, Response, request::Parts};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
-use wrenn_listener::Received;
+use wrenn_listener::DrainingBody;
 use wrenn_proto::SandboxId;
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) async fn send<S: Sandboxes>(
     pools: &Pools<S>,
     id: &SandboxId,
     head: Parts,
-    body: Received,
+    body: DrainingBody,
     resolve_again: impl AsyncFnOnce() -> Result<(), Failure>,
 ) -> Result<Answered<S>, Failure> {
     let body = RequestBody::new(body);

@@ -38,7 +38,7 @@ const KEPT: [HeaderName; 4] = [
 ];
 
 /// Properties of a request that its forwarded headers depend on.
-pub(crate) struct Onward<'a> {
+pub(crate) struct ForwardContext<'a> {
     /// Port in the sandbox.
     pub(crate) port: u16,
     /// True if the target is the guest agent rather than a server of the user.
@@ -61,7 +61,7 @@ pub(crate) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 /// that protocol.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
-    onward: &Onward<'_>,
+    onward: &ForwardContext<'_>,
     upgrade: Option<&HeaderValue>,
 ) {
     let takes_trailers = headers
@@ -92,7 +92,7 @@ pub(crate) fn prepare_request(
     }
     if let Some(token) = onward
         .target
-        .shown_token
+        .injected_token
         .as_deref()
         .filter(|_| onward.is_envd)
         && let Ok(mut token) = HeaderValue::from_str(token)
@@ -143,7 +143,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn add_forwarded(headers: &mut HeaderMap, onward: &Onward<'_>) {
+fn add_forwarded(headers: &mut HeaderMap, onward: &ForwardContext<'_>) {
     let client = onward.client.to_canonical();
     let before: Vec<&str> = headers
         .get_all(FORWARDED_FOR)
@@ -167,7 +167,7 @@ fn add_forwarded(headers: &mut HeaderMap, onward: &Onward<'_>) {
     }
 }
 
-fn host(onward: &Onward<'_>) -> Option<HeaderValue> {
+fn host(onward: &ForwardContext<'_>) -> Option<HeaderValue> {
     let masked = onward.target.mask_host.as_deref();
     match masked.filter(|mask| !onward.is_envd && !mask.is_empty()) {
         Some(mask) => {
@@ -187,7 +187,7 @@ mod tests {
             let name: HeaderName = name.parse().expect("a header's name");
             headers.append(name, value.parse().expect("a header's value"));
         }
-        let onward = Onward {
+        let onward = ForwardContext {
             port,
             is_envd: port == 49983,
             authority: &Authority::from_static("80-i1.example.com:8001"),
@@ -261,7 +261,7 @@ mod tests {
     fn a_masked_host_is_what_servers_see_but_not_the_guest_agent() {
         let target = Target {
             mask_host: Some("localhost:${PORT}".to_owned()),
-            shown_token: Some("secret".to_owned()),
+            injected_token: Some("secret".to_owned()),
             ..Target::default()
         };
         let headers = prepared(&[("host", "80-i1.example.com:8001")], 80, &target);

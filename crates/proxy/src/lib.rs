@@ -17,14 +17,14 @@
 //! Failures: an unknown sandbox is answered with `502 … was not found`, a port without a listener
 //! with `502 … port is not open`. Clients search for these texts. An upstream that fails in the
 //! middle of a response closes the client's connection, so that no client takes a partial response
-//! for a complete one. When a sandbox stops, [`Cuts::forget`] closes all of its connections.
+//! for a complete one. When a sandbox stops, [`ConnectionKillSwitch::forget`] closes all of its connections.
 #![forbid(unsafe_code)]
 
 mod body;
-mod cuts;
 mod failure;
 mod forward;
 mod headers;
+mod kill_switch;
 pub mod link;
 mod lookup;
 pub mod path;
@@ -35,8 +35,8 @@ pub mod route;
 mod tunnel;
 mod upgrade;
 
-pub use cuts::Cuts;
+pub use kill_switch::ConnectionKillSwitch;
 pub use link::SignedLink;
-pub use lookup::{DialError, Refused, Sandboxes, Target};
+pub use lookup::{DialError, Rejected, Sandboxes, Target};
 pub use proxy::{Proxy, ProxyConfig};
-pub use tunnel::{AgentTunnel, BadAgent};
+pub use tunnel::{AgentTunnel, InvalidAgentUrl};

@@ -21,11 +21,11 @@ pub trait Sandboxes: Send + Sync + 'static {
     ///
     /// A paused sandbox that resumes on traffic is resumed here, and the call waits for it. The
     /// call also waits for a sandbox that is about to run. A paused sandbox that does not resume on
-    /// traffic is [`Refused::NotFound`], as if it had never existed. The proxy gives up after two
+    /// traffic is [`Rejected::NotFound`], as if it had never existed. The proxy gives up after two
     /// minutes.
     ///
     /// The result is used at once and not cached: the proxy asks again for each request.
-    fn resolve(&self, id: &SandboxId) -> impl Future<Output = Result<Target, Refused>> + Send;
+    fn resolve(&self, id: &SandboxId) -> impl Future<Output = Result<Target, Rejected>> + Send;
 
     /// Returns the sandbox whose guest agent's token signed a link: the one for which
     /// [`SignedLink::is_signed_with`] is true. Called for requests that do not name a sandbox, so
@@ -48,7 +48,7 @@ pub trait Sandboxes: Send + Sync + 'static {
 pub struct Target {
     /// The guest agent's token, set only where clients need none (`secure: false`). The proxy adds
     /// it to their requests.
-    pub shown_token: Option<String>,
+    pub injected_token: Option<String>,
     /// Token that clients must send to reach any port except the guest agent's.
     pub traffic_token: Option<String>,
     /// `Host` header for servers in the sandbox other than the guest agent; `${PORT}` is replaced
@@ -59,7 +59,7 @@ pub struct Target {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")
-            .field("shown_token", &self.shown_token.is_some())
+            .field("shown_token", &self.injected_token.is_some())
             .field("traffic_token", &self.traffic_token.is_some())
             .field("mask_host", &self.mask_host)
             .finish()
@@ -69,7 +69,7 @@ impl fmt::Debug for Target {
 /// Reasons for which a request does not reach a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refused {
+pub enum Rejected {
     /// Unknown, destroyed, or paused without resuming on traffic.
     #[error("the sandbox was not found")]
     NotFound,

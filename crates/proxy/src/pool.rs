@@ -33,7 +33,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use wrenn_proto::SandboxId;
 
-use crate::{Cuts, DialError, Sandboxes, body::RequestBody};
+use crate::{ConnectionKillSwitch, DialError, Sandboxes, body::RequestBody};
 
 /// Time within which a connection to a port must be open.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);
@@ -60,12 +60,16 @@ pub(crate) struct Pool<S: Sandboxes> {
 pub(crate) struct Pools<S: Sandboxes> {
     pools: Mutex<HashMap<SandboxId, Arc<Pool<S>>>>,
     sandboxes: Arc<S>,
-    cuts: Cuts,
+    cuts: ConnectionKillSwitch,
     max_connections: usize,
 }
 
 impl<S: Sandboxes> Pools<S> {
-    pub(crate) fn new(sandboxes: Arc<S>, cuts: Cuts, max_connections: usize) -> Self {
+    pub(crate) fn new(
+        sandboxes: Arc<S>,
+        cuts: ConnectionKillSwitch,
+        max_connections: usize,
+    ) -> Self {
         Self {
             pools: Mutex::default(),
             sandboxes,

@@ -6,11 +6,11 @@ use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuer
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wrenn_listener::{Limits, Received};
+use wrenn_listener::{DrainingBody, Limits};
 use wrenn_proto::{SandboxId, limits};
 
 use crate::{
-    Cuts, Sandboxes, SignedLink, Target,
+    ConnectionKillSwitch, Sandboxes, SignedLink, Target,
     body::AnswerBody,
     failure::{self, Failure},
     forward, headers,
@@ -56,7 +56,7 @@ pub struct Proxy<S: Sandboxes>(Arc<Inner<S>>);
 struct Inner<S: Sandboxes> {
     sandboxes: Arc<S>,
     pools: Pools<S>,
-    cuts: Cuts,
+    cuts: ConnectionKillSwitch,
     config: ProxyConfig,
     /// Upgraded connections, which outlive their requests.
     upgraded: TaskTracker,
@@ -73,7 +73,7 @@ impl<S: Sandboxes> Clone for Proxy<S> {
 impl<S: Sandboxes> Proxy<S> {
     /// Creates a proxy for `sandboxes`. It learns through `cuts` that a sandbox stopped.
     #[must_use]
-    pub fn new(sandboxes: Arc<S>, cuts: Cuts, config: ProxyConfig) -> Self {
+    pub fn new(sandboxes: Arc<S>, cuts: ConnectionKillSwitch, config: ProxyConfig) -> Self {
         Self(Arc::new(Inner {
             pools: Pools::new(Arc::clone(&sandboxes), cuts.clone(), config.max_connections),
             sandboxes,
@@ -106,7 +106,7 @@ impl<S: Sandboxes> Proxy<S> {
 
 impl<S: Sandboxes> Inner<S> {
     /// Answers a request; every failure becomes a response.
-    async fn answer(&self, request: Request<Received>, client: IpAddr) -> Response<AnswerBody> {
+    async fn answer(&self, request: Request<DrainingBody>, client: IpAddr) -> Response<AnswerBody> {
         let browser = failure::is_browser(request.headers());
         let mut address = None;
         match self.try_answer(request, client, &mut address).await {
@@ -122,7 +122,7 @@ impl<S: Sandboxes> Inner<S> {
 
     async fn try_answer(
         &self,
-        request: Request<Received>,
+        request: Request<DrainingBody>,
         client: IpAddr,
         known: &mut Option<Address>,
     ) -> Result<Response<AnswerBody>, Failure> {
@@ -130,7 +130,7 @@ impl<S: Sandboxes> Inner<S> {
             return Err(Failure::BadTarget);
         }
         let route = route::route(request.uri(), request.headers(), &self.config.shared_names)?;
-        if route == Route::Unsaid
+        if route == Route::Unaddressed
             && let Some(answer) = preflight::answer(&request)
         {
             return Ok(answer.map(AnswerBody::own));
@@ -148,10 +148,14 @@ impl<S: Sandboxes> Inner<S> {
             .await
     }
 
-    async fn address(&self, route: Route, request: &Request<Received>) -> Result<Address, Failure> {
+    async fn address(
+        &self,
+        route: Route,
+        request: &Request<DrainingBody>,
+    ) -> Result<Address, Failure> {
         match route {
             Route::Port(address) => Ok(address),
-            Route::Unsaid => {
+            Route::Unaddressed => {
                 let uri = request.uri();
                 let query = uri.query().unwrap_or_default();
                 let link = SignedLink::parse(request.method(), uri.path(), query)
@@ -173,14 +177,14 @@ impl<S: Sandboxes> Inner<S> {
     /// guest agent checks the signature first and rejects it.
     async fn check_link(
         &self,
-        request: &Request<Received>,
+        request: &Request<DrainingBody>,
         id: &SandboxId,
         port: u16,
         target: &Target,
     ) -> Result<(), Failure> {
         let uri = request.uri();
         let is_link = port == limits::ENVD_PORT
-            && target.shown_token.is_none()
+            && target.injected_token.is_none()
             && !request.headers().contains_key(headers::ACCESS_TOKEN);
         let query = uri.query().unwrap_or_default();
         let link = SignedLink::parse(request.method(), uri.path(), query)
@@ -200,7 +204,7 @@ impl<S: Sandboxes> Inner<S> {
 
     async fn forward(
         &self,
-        mut request: Request<Received>,
+        mut request: Request<DrainingBody>,
         client: IpAddr,
         id: &SandboxId,
         port: u16,
@@ -213,7 +217,7 @@ impl<S: Sandboxes> Inner<S> {
         // checked.
         let protocol = headers::wanted_upgrade(request.headers()).filter(|_| !is_envd);
         let upgrading = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
-        let onward = headers::Onward {
+        let onward = headers::ForwardContext {
             port,
             is_envd,
             authority: &authority,

@@ -41,7 +41,7 @@ pub enum Route {
     /// The request names this port.
     Port(Address),
     /// The request names no sandbox.
-    Unsaid,
+    Unaddressed,
 }
 
 /// Reasons for which a request has no valid target.
@@ -123,7 +123,7 @@ fn by_headers(headers: &HeaderMap) -> Result<Route, BadAddress> {
     };
     match (one(&SANDBOX_ID)?, one(&SANDBOX_PORT)?) {
         (Some(id), Some(port)) => Ok(Route::Port(address(id, port)?)),
-        (None, None) => Ok(Route::Unsaid),
+        (None, None) => Ok(Route::Unaddressed),
         _ => Err(BadAddress::Headers),
     }
 }

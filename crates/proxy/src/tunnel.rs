@@ -28,7 +28,7 @@ const PROTOCOL: &str = "wrenn-tunnel";
 /// Invalid address or token of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum BadAgent {
+pub enum InvalidAgentUrl {
     /// Not of the form `http://host:port`.
     #[error("invalid agent URL `{0}`: expected http://host:port")]
     Url(String),
@@ -48,7 +48,7 @@ pub struct AgentTunnel {
 
 /// Error response of the agent.
 #[derive(Deserialize)]
-struct Refusal {
+struct RejectionBody {
     #[serde(default)]
     code: String,
     #[serde(default)]
@@ -61,15 +61,15 @@ impl AgentTunnel {
     ///
     /// # Errors
     /// If the URL or the token is invalid.
-    pub fn new(agent_url: &str, token: &str) -> Result<Self, BadAgent> {
-        let bad_url = || BadAgent::Url(agent_url.to_owned());
+    pub fn new(agent_url: &str, token: &str) -> Result<Self, InvalidAgentUrl> {
+        let bad_url = || InvalidAgentUrl::Url(agent_url.to_owned());
         let uri: Uri = agent_url.parse().map_err(|_| bad_url())?;
         let authority = uri.authority().ok_or_else(bad_url)?;
         if uri.scheme_str() != Some("http") {
             return Err(bad_url());
         }
-        let mut bearer =
-            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| BadAgent::Token)?;
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
+            .map_err(|_| InvalidAgentUrl::Token)?;
         bearer.set_sensitive(true);
         Ok(Self {
             host: authority.host().trim_matches(['[', ']']).to_owned(),
@@ -134,7 +134,7 @@ async fn refusal(response: Response<Incoming>) -> DialError {
     let body = body
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
-    let refusal: Option<Refusal> = serde_json::from_slice(&body).ok();
+    let refusal: Option<RejectionBody> = serde_json::from_slice(&body).ok();
     let is_port_closed = refusal
         .as_ref()
         .is_some_and(|refusal| refusal.code == "port_closed");

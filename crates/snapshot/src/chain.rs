@@ -8,7 +8,7 @@ use std::{
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{BuildId, Header, Mapping, Source, mapping::lookup, store::diff_name};
+use crate::{Header, Mapping, SnapshotId, Source, mapping::lookup, store::diff_name};
 
 /// Size of one read while a file is verified, in bytes.
 const VERIFY_BYTES: usize = 1024 * 1024;
@@ -21,7 +21,7 @@ pub enum ChainError {
     #[error("memory diff file {} is missing", diff_name(*build))]
     Missing {
         /// Snapshot id that names the file.
-        build: BuildId,
+        build: SnapshotId,
     },
     /// The length of a diff file differs from the length in the header.
     #[error("{path} is damaged: {got} bytes, expected {want}")]
@@ -204,7 +204,7 @@ impl Diff {
     }
 }
 
-fn find(dirs: &[PathBuf], build: BuildId) -> Result<(PathBuf, fs::File), ChainError> {
+fn find(dirs: &[PathBuf], build: SnapshotId) -> Result<(PathBuf, fs::File), ChainError> {
     for dir in dirs {
         let path = Path::join(dir, diff_name(build));
         match fs::File::open(&path) {

@@ -5,7 +5,7 @@ use std::{fs, io, io::Write as _, path::Path, path::PathBuf, sync::Arc};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    BuildId, Chain, ChainError, DiffFile, Header, HeaderError, Mapping, PAGE_BYTES, Source,
+    Chain, ChainError, DiffFile, Header, HeaderError, Mapping, PAGE_BYTES, SnapshotId, Source,
     header::Summary, is_zero, mapping::merged,
 };
 
@@ -75,7 +75,7 @@ pub struct DiffWriter {
     /// Length of the file including the buffer, in bytes.
     stored: u64,
     hash: Xxh3,
-    build: BuildId,
+    build: SnapshotId,
     memory_size: u64,
     parent: Option<(Header, Arc<Chain>)>,
     before: Vec<u8>,
@@ -95,7 +95,7 @@ impl DiffWriter {
     /// Fails if the file cannot be created or the parent has another memory size.
     pub fn create(
         path: &Path,
-        build: BuildId,
+        build: SnapshotId,
         memory_size: u64,
         parent: Option<(Header, Arc<Chain>)>,
     ) -> Result<Self, DiffError> {

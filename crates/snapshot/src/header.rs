@@ -38,7 +38,7 @@ use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{BuildId, Mapping, PAGE_BYTES, Source, mapping::lookup};
+use crate::{Mapping, PAGE_BYTES, SnapshotId, Source, mapping::lookup};
 
 /// First bytes of a header.
 pub const MAGIC: [u8; 8] = *b"WRENNMEM";
@@ -62,7 +62,7 @@ const MAX_DIFFS: u32 = 1 << 12;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiffFile {
     /// Snapshot id that names the file.
-    pub build: BuildId,
+    pub build: SnapshotId,
     /// Length of the file, in bytes.
     pub len: u64,
     /// XXH3-64 of the file's content.
@@ -77,9 +77,9 @@ pub struct Summary {
     /// Generation; 0 is the first.
     pub generation: u64,
     /// Id of this snapshot.
-    pub build: BuildId,
+    pub build: SnapshotId,
     /// Snapshot id of generation 0.
-    pub base: BuildId,
+    pub base: SnapshotId,
 }
 
 /// Memory header whose parts are known to be consistent.
@@ -261,13 +261,13 @@ impl Header {
 
     /// Returns the id of this snapshot.
     #[must_use]
-    pub const fn build(&self) -> BuildId {
+    pub const fn build(&self) -> SnapshotId {
         self.summary.build
     }
 
     /// Returns the snapshot id of generation 0.
     #[must_use]
-    pub const fn base(&self) -> BuildId {
+    pub const fn base(&self) -> SnapshotId {
         self.summary.base
     }
 

@@ -13,10 +13,10 @@
 //! are separate, so that other storage locations, page sizes and memory sizes can be added.
 #![forbid(unsafe_code)]
 
-mod build;
 mod chain;
 mod diff;
 pub mod header;
+mod id;
 pub mod layout;
 mod manifest;
 mod mapping;
@@ -24,10 +24,10 @@ mod merge;
 pub mod store;
 mod working_set;
 
-pub use build::{BuildId, NotABuildId};
 pub use chain::{Chain, ChainError, Diff};
 pub use diff::{DiffError, DiffStats, DiffWriter};
 pub use header::{DiffFile, Header, HeaderError};
+pub use id::{ParseSnapshotIdError, SnapshotId};
 pub use manifest::{Manifest, ManifestError};
 pub use mapping::{Mapping, Source, lookup, normalise, overlay};
 pub use merge::merge_files;

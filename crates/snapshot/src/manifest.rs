@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use wrenn_proto::supervise::Accel;
 
-use crate::BuildId;
+use crate::SnapshotId;
 
 /// Version of this structure.
 const VERSION: u32 = 1;
@@ -17,7 +17,7 @@ pub struct Manifest {
     /// Version of the structure, 1.
     pub version: u32,
     /// Id of this snapshot.
-    pub build: BuildId,
+    pub build: SnapshotId,
     /// Time of the snapshot, in milliseconds since 1970.
     pub created_unix_ms: i64,
     /// Kind and version of the VMM that wrote the device state: `qemu 7.2.22`.
@@ -38,7 +38,7 @@ pub struct Manifest {
     /// Image at the base of the disk.
     pub base_disk: PathBuf,
     /// Layers of the disk on top of that image, lowest first; files of the store.
-    pub disk_layers: Vec<BuildId>,
+    pub disk_layers: Vec<SnapshotId>,
     /// Template that the sandbox was created from.
     pub template: String,
     /// User that commands run as if a request names none.

@@ -4,7 +4,7 @@ use std::{fs::File, io::Write as _, path::Path};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{BuildId, Chain, DiffError, DiffFile, Header, Source, header::Summary};
+use crate::{Chain, DiffError, DiffFile, Header, SnapshotId, Source, header::Summary};
 
 /// Size of one copy operation, in bytes.
 const COPY_BYTES: u64 = 1024 * 1024;
@@ -20,9 +20,9 @@ const COPY_BYTES: u64 = 1024 * 1024;
 pub fn merge_files(
     header: &Header,
     chain: &Chain,
-    keep: &[BuildId],
+    keep: &[SnapshotId],
     path: &Path,
-    build: BuildId,
+    build: SnapshotId,
 ) -> Result<Header, DiffError> {
     let mut diffs: Vec<DiffFile> = header.diffs().to_vec();
     diffs.retain(|diff| keep.contains(&diff.build));
@@ -93,7 +93,7 @@ impl<'a> Target<'a> {
         Ok(start)
     }
 
-    fn finish(self, build: BuildId) -> Result<DiffFile, DiffError> {
+    fn finish(self, build: SnapshotId) -> Result<DiffFile, DiffError> {
         self.file.sync_all().map_err(failed(self.path))?;
         Ok(DiffFile {
             build,

@@ -26,7 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 
 pub use staging::Staging;
 
-use crate::{BuildId, Header, HeaderError, Manifest, ManifestError, layout};
+use crate::{Header, HeaderError, Manifest, ManifestError, SnapshotId, layout};
 
 const DIRS: [&str; 4] = ["memory", "disks", "snapshots", "staging"];
 
@@ -36,7 +36,7 @@ const DIRS: [&str; 4] = ["memory", "disks", "snapshots", "staging"];
 pub enum StoreError {
     /// The snapshot does not exist.
     #[error("snapshot {0} does not exist")]
-    NotFound(BuildId),
+    NotFound(SnapshotId),
     /// A manifest is damaged.
     #[error("manifest {path} is damaged")]
     Manifest {
@@ -87,13 +87,13 @@ pub(crate) fn failed<'a>(
 
 /// Returns the name of the file with a generation's pages.
 #[must_use]
-pub fn diff_name(build: BuildId) -> String {
+pub fn diff_name(build: SnapshotId) -> String {
     format!("{build}.mem")
 }
 
 /// Returns the name of the file of a disk layer.
 #[must_use]
-pub fn layer_name(build: BuildId) -> String {
+pub fn layer_name(build: SnapshotId) -> String {
     format!("{build}.qcow2")
 }
 
@@ -170,11 +170,11 @@ impl Store {
 
     /// Returns the path of a disk layer.
     #[must_use]
-    pub fn layer(&self, build: BuildId) -> PathBuf {
+    pub fn layer(&self, build: SnapshotId) -> PathBuf {
         self.root.join("disks").join(layer_name(build))
     }
 
-    fn snapshot_dir(&self, build: BuildId) -> PathBuf {
+    fn snapshot_dir(&self, build: SnapshotId) -> PathBuf {
         self.root.join("snapshots").join(build.to_string())
     }
 
@@ -182,7 +182,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the snapshot does not exist, or its manifest is damaged.
-    pub fn snapshot(&self, build: BuildId) -> Result<Snapshot, StoreError> {
+    pub fn snapshot(&self, build: SnapshotId) -> Result<Snapshot, StoreError> {
         let dir = self.snapshot_dir(build);
         let path = dir.join(layout::MANIFEST);
         let bytes = match fs::read(&path) {
@@ -207,7 +207,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the header is missing or damaged.
-    pub fn header(&self, build: BuildId) -> Result<Header, StoreError> {
+    pub fn header(&self, build: SnapshotId) -> Result<Header, StoreError> {
         read_header(&self.snapshot_dir(build))
     }
 
@@ -215,7 +215,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the directory cannot be read.
-    pub fn list(&self) -> Result<Vec<BuildId>, StoreError> {
+    pub fn list(&self) -> Result<Vec<SnapshotId>, StoreError> {
         names(&self.root.join("snapshots"), "")
     }
 
@@ -224,7 +224,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the snapshot does not exist.
-    pub fn size(&self, build: BuildId) -> Result<u64, StoreError> {
+    pub fn size(&self, build: SnapshotId) -> Result<u64, StoreError> {
         let snapshot = self.snapshot(build)?;
         let own = [
             snapshot.dir.join(layout::HEADER),
@@ -270,12 +270,12 @@ pub fn on_disk(path: &Path) -> u64 {
 }
 
 /// Returns the snapshot ids of the files in a directory whose names end in `suffix`.
-fn names(dir: &Path, suffix: &str) -> Result<Vec<BuildId>, StoreError> {
+fn names(dir: &Path, suffix: &str) -> Result<Vec<SnapshotId>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
         let name = entry.map_err(failed("list", dir))?.file_name();
         let id = name.to_str().and_then(|name| name.strip_suffix(suffix));
-        found.extend(id.and_then(|id| id.parse::<BuildId>().ok()));
+        found.extend(id.and_then(|id| id.parse::<SnapshotId>().ok()));
     }
     Ok(found)
 }

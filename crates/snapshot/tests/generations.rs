@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use proptest::prelude::*;
-use wrenn_snapshot::{BuildId, Chain, ChainError, DiffError, DiffWriter, Header, merge_files};
+use wrenn_snapshot::{Chain, ChainError, DiffError, DiffWriter, Header, SnapshotId, merge_files};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 48;
@@ -19,7 +19,7 @@ fn write(
     parent: Option<(Header, Arc<Chain>)>,
     dirty: &[(usize, u8)],
 ) -> (Header, Arc<Chain>, u64) {
-    let build = BuildId::random();
+    let build = SnapshotId::random();
     let path = dir.join(format!("{build}.mem"));
     let mut writer = DiffWriter::create(&path, build, (PAGES * PAGE) as u64, parent).unwrap();
     for (at, value) in dirty {
@@ -74,7 +74,7 @@ proptest! {
         let (header, chain) = parent.unwrap();
         let first: Vec<_> = header.diffs().iter().map(|diff| diff.build).take(1).collect();
         for keep in [vec![], first] {
-            let build = BuildId::random();
+            let build = SnapshotId::random();
             let path = dir.path().join(format!("{build}.mem"));
             let merged = merge_files(&header, &chain, &keep, &path, build).unwrap();
             prop_assert!(merged.diffs().len() <= 1 + keep.len());
@@ -156,7 +156,8 @@ fn a_damaged_file_is_named() {
 fn pages_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("diff");
-    let mut writer = DiffWriter::create(&path, BuildId::random(), 4 * PAGE as u64, None).unwrap();
+    let mut writer =
+        DiffWriter::create(&path, SnapshotId::random(), 4 * PAGE as u64, None).unwrap();
     writer.push(PAGE as u64, &page(1)).unwrap();
     for (offset, len) in [
         (0, PAGE),

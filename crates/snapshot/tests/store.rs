@@ -4,11 +4,11 @@
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use wrenn_proto::supervise::Accel;
-use wrenn_snapshot::{BuildId, Chain, DiffWriter, Header, Manifest, Store, StoreError, layout};
+use wrenn_snapshot::{Chain, DiffWriter, Header, Manifest, SnapshotId, Store, StoreError, layout};
 
 const BYTES: u64 = 16 * 4096;
 
-fn manifest(build: BuildId, layers: Vec<BuildId>) -> Manifest {
+fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
     Manifest {
         version: 1,
         build,
@@ -34,9 +34,9 @@ fn manifest(build: BuildId, layers: Vec<BuildId>) -> Manifest {
 fn publish(
     store: &Store,
     parent: Option<&Header>,
-    below: &[BuildId],
-) -> Result<(BuildId, Header), StoreError> {
-    let build = BuildId::random();
+    below: &[SnapshotId],
+) -> Result<(SnapshotId, Header), StoreError> {
+    let build = SnapshotId::random();
     let stage = store.stage(build)?;
     let parent = parent.map(|header| {
         let chain = Chain::open(&[store.memory_dir()], header).unwrap();
@@ -58,7 +58,7 @@ fn publish(
     Ok((build, header))
 }
 
-fn collect(store: &Store, live: HashSet<BuildId>) -> u64 {
+fn collect(store: &Store, live: HashSet<SnapshotId>) -> u64 {
     store.collect(|| Ok::<_, StoreError>(live)).unwrap()
 }
 
@@ -105,7 +105,7 @@ fn what_is_stood_on_stays_and_the_rest_goes() {
 fn a_snapshot_that_is_given_up_leaves_nothing_and_one_in_the_making_is_left_alone() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
-    let stage = store.stage(BuildId::random()).unwrap();
+    let stage = store.stage(SnapshotId::random()).unwrap();
     fs::write(stage.path().join(layout::MEMORY), "half").unwrap();
     collect(&store, HashSet::from([stage.build()]));
     assert!(stage.path().is_dir());
@@ -117,7 +117,7 @@ fn a_snapshot_that_is_given_up_leaves_nothing_and_one_in_the_making_is_left_alon
 fn a_file_that_is_missing_publishes_nothing() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
-    let build = BuildId::random();
+    let build = SnapshotId::random();
     let stage = store.stage(build).unwrap();
     let error = stage
         .publish(&manifest(build, vec![]), &[], None)
@@ -139,13 +139,13 @@ fn what_a_crash_left_is_collected() {
     let (kept, _) = publish(&store, None, &[]).unwrap();
     // State after a crash during publishing: files are in place, but no snapshot exists.
     for path in ["memory/{}.mem", "disks/{}.qcow2"] {
-        let path = path.replace("{}", &BuildId::random().to_string());
+        let path = path.replace("{}", &SnapshotId::random().to_string());
         fs::write(root.path().join(path), "garbage").unwrap();
     }
     fs::create_dir(
         root.path()
             .join("staging")
-            .join(BuildId::random().to_string()),
+            .join(SnapshotId::random().to_string()),
     )
     .unwrap();
     collect(&store, HashSet::from([kept]));
@@ -199,7 +199,7 @@ fn a_damaged_device_state_is_named() {
 fn a_snapshot_that_is_begun_while_others_are_collected_stays() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let build = BuildId::random();
+    let build = SnapshotId::random();
     let mut stage = None;
     let live = || {
         stage = Some(store.stage(build).unwrap());

@@ -11,12 +11,12 @@ use wrenn_proto::{
     supervise::{RestoreSpec, SupervisorSpec, files},
 };
 use wrenn_snapshot::layout;
-use wrenn_sys::fault;
+use wrenn_sys::failpoint;
 use wrenn_vmm::{ControlError, Machine, MachineConfig, MachineExit, MachineFds, Start, VmmDriver};
 
 use crate::{
     SupervisorError, gateway,
-    memory::{Failure, VmmEnd},
+    memory::{Failure, VmmFds},
 };
 
 /// Maximum time until a VMM that closed its control connection has exited.
@@ -28,7 +28,7 @@ pub(crate) async fn launch<D: VmmDriver>(
     driver: &D,
     spec: &SupervisorSpec,
     dir: &Path,
-    memory: VmmEnd,
+    memory: VmmFds,
 ) -> Result<D::Machine, SupervisorError> {
     let tap = gateway::open_tap(&spec.network.netns)?;
     let config = MachineConfig {
@@ -79,7 +79,7 @@ pub(crate) async fn restore<M: Machine>(
             return Err(not_loaded(machine, path, source).await);
         },
     }
-    fault::point("supervisor.restore.loaded", Some(machine.pid()));
+    failpoint::hit("supervisor.restore.loaded", Some(machine.pid()));
     Ok(machine.thaw().await?)
 }
 

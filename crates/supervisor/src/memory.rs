@@ -28,7 +28,7 @@ use rustix::{
 use tokio::io::unix::AsyncFd;
 use wrenn_pager::{Backing, Failed, Options, PageRun, PageServer, Regions, handshake};
 use wrenn_proto::supervise::{PagerStatus, RestoreSpec, SupervisorSpec};
-use wrenn_snapshot::{BuildId, Chain, Header, WorkingSet, layout};
+use wrenn_snapshot::{Chain, Header, SnapshotId, WorkingSet, layout};
 
 use crate::SupervisorError;
 
@@ -70,7 +70,7 @@ pub(crate) struct GuestMemory {
 }
 
 /// Descriptors that a VMM needs at its start.
-pub(crate) struct VmmEnd {
+pub(crate) struct VmmFds {
     /// Guest memory, read-only.
     pub(crate) memory: OwnedFd,
     /// Socket on which the VMM reports its mapping.
@@ -85,7 +85,7 @@ impl GuestMemory {
     pub(crate) fn prepare(
         spec: &SupervisorSpec,
         image: Option<OwnedFd>,
-    ) -> Result<(Self, VmmEnd), SupervisorError> {
+    ) -> Result<(Self, VmmFds), SupervisorError> {
         let bytes = u64::from(spec.memory_mib) * 1024 * 1024;
         let (ours, theirs) =
             UnixStream::pair().map_err(SupervisorError::io("create a socket pair"))?;
@@ -102,7 +102,7 @@ impl GuestMemory {
         };
         let Some(restore) = &spec.restore else {
             let size_only = memfd(bytes).map_err(SupervisorError::io("create a memory file"))?;
-            let end = VmmEnd {
+            let end = VmmFds {
                 memory: size_only,
                 pager: theirs.into(),
                 userfaultfd: None,
@@ -135,7 +135,7 @@ impl GuestMemory {
         memory.prefetch = prefetch_of(restore);
         memory.parent = Some(parent);
         memory.image = Some(image);
-        let end = VmmEnd {
+        let end = VmmFds {
             memory: read_only,
             pager: theirs.into(),
             userfaultfd: Some(device),
@@ -212,14 +212,14 @@ impl GuestMemory {
         pid: u32,
     ) -> Result<impl FnOnce() -> Result<Written, SupervisorError> + Send + 'static, SupervisorError>
     {
-        let build: BuildId = build
+        let build: SnapshotId = build
             .parse()
             .map_err(|_| SupervisorError::Build(build.to_owned()))?;
         let region = match self.regions.as_ref().map(Regions::as_slice) {
             Some([region]) if region.len == self.bytes => region.address,
             _ => return Err(SupervisorError::Layout),
         };
-        let job = writer::Job {
+        let job = writer::DiffJob {
             staging: staging.to_owned(),
             build,
             pid,

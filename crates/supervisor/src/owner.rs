@@ -30,7 +30,7 @@ use tokio::{
 };
 use wrenn_proto::supervise::{FrozenMachine, MachineStatus, Reply, Request};
 use wrenn_snapshot::layout;
-use wrenn_sys::fault;
+use wrenn_sys::failpoint;
 use wrenn_vmm::Machine;
 
 use crate::{
@@ -273,7 +273,7 @@ impl<M: Machine> Owner<M> {
         self.frozen = true;
         let vmm = Some(self.machine.pid());
         self.machine.freeze().await?;
-        fault::point("supervisor.freeze.stopped", vmm);
+        failpoint::hit("supervisor.freeze.stopped", vmm);
         let disk_layers = self.disk.clone();
         if let Some(next) = next_disk {
             let overlay = open_overlay(&next)?;
@@ -282,14 +282,14 @@ impl<M: Machine> Owner<M> {
         }
         let device = create(&staging.join(layout::DEVICE))?;
         self.machine.save(device).await?;
-        fault::point("supervisor.freeze.saved", vmm);
+        failpoint::hit("supervisor.freeze.saved", vmm);
         let job = self.memory.writer(staging, build, self.machine.pid())?;
         // Runs on a separate thread, so that the services of the gateway continue.
         let written = tokio::task::spawn_blocking(job).await;
         let written = written.unwrap_or(Err(SupervisorError::Panicked))?;
         let generation = written.header.generation();
         self.memory.wrote(written.header);
-        fault::point("supervisor.freeze.written", vmm);
+        failpoint::hit("supervisor.freeze.written", vmm);
         Ok(FrozenMachine {
             generation,
             disk_layers,

@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use wrenn_proto::supervise::{FinalStatus, MachineStatus, SupervisorSpec, files};
-use wrenn_sys::fault;
+use wrenn_sys::failpoint;
 use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
@@ -77,21 +77,21 @@ async fn supervise<D: VmmDriver>(
         signal(SignalKind::terminate()).map_err(SupervisorError::io("listen for SIGTERM"))?;
     let listener = control::listen(dir)?;
     let services = gateway::serve(&spec.network.netns, Mmds::of(&spec))?;
-    let (mut memory, vmm_end) = GuestMemory::prepare(&spec, image)?;
+    let (mut memory, vmm_fds) = GuestMemory::prepare(&spec, image)?;
     if spec.restore.is_some() {
-        fault::point("supervisor.restore.prepared", None);
+        failpoint::hit("supervisor.restore.prepared", None);
     }
     // Dropped before `memory`, because the VM must not touch memory that is no longer served.
-    let mut machine = machine::launch(driver, &spec, dir, vmm_end).await?;
+    let mut machine = machine::launch(driver, &spec, dir, vmm_fds).await?;
     let vmm_started_ms = elapsed_ms(started);
     memory.attach()?;
     let failure = memory.failure()?;
     let mut restored_ms = None;
     if let Some(restore) = &spec.restore {
-        fault::point("supervisor.restore.attached", Some(machine.pid()));
+        failpoint::hit("supervisor.restore.attached", Some(machine.pid()));
         machine::restore(&mut machine, restore, &failure).await?;
         restored_ms = Some(elapsed_ms(started));
-        fault::point("supervisor.restore.thawed", Some(machine.pid()));
+        failpoint::hit("supervisor.restore.thawed", Some(machine.pid()));
     }
     let (status_sender, status) = watch::channel(MachineStatus {
         vmm_pid: machine.pid(),

@@ -22,7 +22,7 @@ const KVM_CREATE_VCPU: libc::c_ulong = 0xAE41;
 /// Reason why no virtual machine could be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum KvmUnusable {
+pub enum KvmUnavailable {
     /// The device cannot be opened.
     #[error("failed to open {path}")]
     Open {
@@ -46,22 +46,22 @@ pub enum KvmUnusable {
 ///
 /// # Errors
 /// The error names the failed step.
-pub fn probe(device: &Path) -> Result<(), KvmUnusable> {
+pub fn probe(device: &Path) -> Result<(), KvmUnavailable> {
     let kvm = File::options()
         .read(true)
         .write(true)
         .open(device)
-        .map_err(|source| KvmUnusable::Open {
+        .map_err(|source| KvmUnavailable::Open {
             path: device.display().to_string(),
             source,
         })?;
     match ioctl(kvm.as_fd(), KVM_GET_API_VERSION) {
         Ok(API_VERSION) => {}
-        Ok(version) => return Err(KvmUnusable::Version(version)),
-        Err(_) => return Err(KvmUnusable::Version(-1)),
+        Ok(version) => return Err(KvmUnavailable::Version(version)),
+        Err(_) => return Err(KvmUnavailable::Version(-1)),
     }
-    let vm = ioctl_fd(kvm.as_fd(), KVM_CREATE_VM).map_err(KvmUnusable::CreateVm)?;
-    ioctl_fd(vm.as_fd(), KVM_CREATE_VCPU).map_err(KvmUnusable::CreateVcpu)?;
+    let vm = ioctl_fd(kvm.as_fd(), KVM_CREATE_VM).map_err(KvmUnavailable::CreateVm)?;
+    ioctl_fd(vm.as_fd(), KVM_CREATE_VCPU).map_err(KvmUnavailable::CreateVcpu)?;
     Ok(())
 }
 
@@ -99,7 +99,7 @@ mod tests {
     fn a_device_that_is_not_kvm_is_refused() {
         assert!(matches!(
             probe(Path::new("/dev/null")),
-            Err(KvmUnusable::Version(-1))
+            Err(KvmUnavailable::Version(-1))
         ));
     }
 }

@@ -8,7 +8,7 @@
     reason = "this crate is the one place where unsafe code lives"
 )]
 
-pub mod fault;
+pub mod failpoint;
 pub mod heap;
 pub mod kvm;
 pub mod mapping;

@@ -286,7 +286,7 @@ impl Service {
     }
 
     /// Restarts the service with a failpoint, at which the service or its supervisors die
-    /// (`WRENN_FAULT`, see `wrenn_sys::fault`); with `None`, without a failpoint. Running
+    /// (`WRENN_FAULT`, see `wrenn_sys::failpoint`); with `None`, without a failpoint. Running
     /// supervisors are not affected.
     ///
     /// # Errors

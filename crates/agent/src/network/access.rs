@@ -120,7 +120,7 @@ impl Access {
 
 fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Block>, AccessError> {
     let read = |text: &String| {
-        text.parse().map_err(|NotABlock| AccessError::Entry {
+        text.parse().map_err(|ParseCidrError| AccessError::Entry {
             list,
             entry: text.chars().take(80).collect(),
         })
@@ -131,7 +131,7 @@ fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Block>, AccessErro
 /// The text is neither an IPv4 address nor a CIDR block.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an IPv4 address or CIDR block")]
-pub(super) struct NotABlock;
+pub(super) struct ParseCidrError;
 
 impl Block {
     const fn new(first: [u8; 4], prefix: u8) -> Self {
@@ -158,15 +158,15 @@ impl Block {
 }
 
 impl std::str::FromStr for Block {
-    type Err = NotABlock;
+    type Err = ParseCidrError;
 
     /// Parses `1.2.3.4` or `1.2.3.0/24`. Bits after the prefix are dropped, as routers do.
-    fn from_str(text: &str) -> Result<Self, NotABlock> {
+    fn from_str(text: &str) -> Result<Self, ParseCidrError> {
         let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, read_prefix(prefix).ok_or(NotABlock)?),
+            Some((address, prefix)) => (address, read_prefix(prefix).ok_or(ParseCidrError)?),
             None => (text, 32),
         };
-        let address: Ipv4Addr = address.parse().map_err(|_| NotABlock)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| ParseCidrError)?;
         let block = Self {
             first: address.to_bits(),
             prefix,

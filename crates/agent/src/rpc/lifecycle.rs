@@ -14,21 +14,21 @@ use wrenn_proto::{SandboxId, TemplateName, limits, rpc::hostagent::v1 as pb};
 use super::snapshots;
 
 use crate::{
-    folder::BootTimes,
     host::{self, in_range},
     network::access::Access,
     sandbox::{
-        self, CreateError, Facts, GuestToken, Plan, ResumeFrom, Sandbox, Source, Start, State,
-        now_unix_ms, owner::Owners, resources::HostParts,
+        self, CreateError, GuestToken, Plan, ResumeFrom, Sandbox, SandboxFacts, Source, Start,
+        State, actor::SandboxActors, now_unix_ms, resources::HostContext,
     },
-    snapshots::Moment,
+    sandbox_dir::BootTimes,
+    snapshots::LocatedSnapshot,
 };
 
-pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, ConnectError> {
+pub(super) async fn get_host(owners: &SandboxActors) -> Result<pb::GetHostResponse, ConnectError> {
     let host = owners.host.clone();
     let sandboxes = owners.registry.list().len();
     let answer = blocking(move || {
-        let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
+        let facts = host::HostCapacity::read(&host.config.data_dir).map_err(CreateError::Host)?;
         let templates = host.templates.templates()?;
         let snapshots = host.snapshots.all_named()?;
         let template = |template: crate::Template| pb::TemplateInfo {
@@ -67,7 +67,7 @@ pub(super) async fn get_host(owners: &Owners) -> Result<pb::GetHostResponse, Con
 
 /// Creates a sandbox. The create continues if the caller disconnects.
 pub(super) async fn create(
-    owners: &Owners,
+    owners: &SandboxActors,
     request: pb::CreateSandboxRequest,
     installation: String,
 ) -> Result<pb::CreateSandboxResponse, ConnectError> {
@@ -85,7 +85,7 @@ pub(super) async fn create(
 pub(crate) type Made = oneshot::Receiver<Result<(), CreateError>>;
 
 async fn begin(
-    owners: &Owners,
+    owners: &SandboxActors,
     request: pb::CreateSandboxRequest,
     installation: String,
 ) -> Result<(Arc<Sandbox>, Made), CreateError> {
@@ -98,9 +98,12 @@ async fn begin(
 }
 
 /// Starts the actor of a new sandbox.
-pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, Made), CreateError> {
+pub(crate) fn begin_plan(
+    owners: &SandboxActors,
+    plan: Plan,
+) -> Result<(Arc<Sandbox>, Made), CreateError> {
     let (sandbox, requests) = Sandbox::new(
-        Facts::from(&plan),
+        SandboxFacts::from(&plan),
         plan.access.clone(),
         plan.installation.clone(),
         plan.created_unix_ms,
@@ -121,7 +124,7 @@ pub(crate) fn begin_plan(owners: &Owners, plan: Plan) -> Result<(Arc<Sandbox>, M
 
 /// Checks everything about a request that can be checked before anything is created.
 fn check(
-    host: &HostParts,
+    host: &HostContext,
     request: pb::CreateSandboxRequest,
     installation: String,
 ) -> Result<Plan, CreateError> {
@@ -137,8 +140,8 @@ fn check(
         limits::MAX_TIMEOUT_SEC,
         "",
     )?;
-    let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
-    let wanted = Wanted {
+    let facts = host::HostCapacity::read(&host.config.data_dir).map_err(CreateError::Host)?;
+    let wanted = CreateParams {
         id,
         template_name,
         timeout_sec: request.timeout_sec,
@@ -147,8 +150,8 @@ fn check(
         installation,
     };
     if let Some(pin) = host.snapshots.named(&wanted.template_name)? {
-        let moment = host.snapshots.moment(&pin)?;
-        return wanted.thawing(&facts, moment);
+        let snapshot = host.snapshots.locate(&pin)?;
+        return wanted.from_snapshot(&facts, snapshot);
     }
     let template = host.templates.template(&wanted.template_name)?;
     facts.admit(request.vcpus, request.memory_mb)?;
@@ -170,9 +173,9 @@ fn check(
         && disk_mib == image_mib;
     if own_size
         && host.config.warm
-        && let Some(moment) = host.snapshots.warm(&template)
+        && let Some(snapshot) = host.snapshots.warm(&template)
     {
-        return wanted.thawing(&facts, moment);
+        return wanted.from_snapshot(&facts, snapshot);
     }
     Ok(wanted.plan(
         Source::Image(template),
@@ -189,7 +192,7 @@ pub(crate) fn image_mib(template: &crate::Template) -> io::Result<u32> {
 }
 
 /// Parameters of a create, except those of the VM.
-pub(crate) struct Wanted {
+pub(crate) struct CreateParams {
     pub(crate) id: SandboxId,
     pub(crate) template_name: TemplateName,
     pub(crate) timeout_sec: u32,
@@ -198,18 +201,22 @@ pub(crate) struct Wanted {
     pub(crate) installation: String,
 }
 
-impl Wanted {
+impl CreateParams {
     /// Returns the parameters of a VM that continues from a snapshot. The VM has the size of the
     /// snapshot. Its environment is that of the snapshot; variables of the request take precedence.
-    pub(crate) fn thawing(self, facts: &host::Facts, moment: Moment) -> Result<Plan, CreateError> {
-        let manifest = moment.manifest();
+    pub(crate) fn from_snapshot(
+        self,
+        facts: &host::HostCapacity,
+        snapshot: LocatedSnapshot,
+    ) -> Result<Plan, CreateError> {
+        let manifest = snapshot.manifest();
         let mut envs = manifest.envs.clone();
         envs.extend(self.envs);
         check_envs(&envs)?;
         let (vcpus, memory_mib, disk_mib) =
             (manifest.vcpus, manifest.memory_mib, manifest.disk_mib);
         facts.admit(vcpus, memory_mib)?;
-        let source = Source::Moment(Box::new(moment));
+        let source = Source::Snapshot(Box::new(snapshot));
         Ok(Self { envs, ..self }.plan(source, vcpus, memory_mib, disk_mib))
     }
 
@@ -241,7 +248,7 @@ pub(super) const fn resume_from(cold_boot: bool) -> ResumeFrom {
 
 /// Returns the addresses that a request allows a sandbox to reach.
 fn access(
-    host: &HostParts,
+    host: &HostContext,
     egress: Option<pb::Egress>,
     policy: &pb::NetworkPolicy,
 ) -> Result<Access, CreateError> {
@@ -256,7 +263,7 @@ fn access(
 
 /// Changes the addresses that a sandbox may reach.
 pub(super) async fn update_network(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: &Sandbox,
     request: pb::UpdateNetworkRequest,
 ) -> Result<(), ConnectError> {
@@ -296,7 +303,7 @@ fn field<E: ToString>(field: &'static str) -> impl FnOnce(E) -> CreateError {
     }
 }
 
-pub(super) fn list(owners: &Owners) -> pb::ListSandboxesResponse {
+pub(super) fn list(owners: &SandboxActors) -> pb::ListSandboxesResponse {
     pb::ListSandboxesResponse {
         sandboxes: owners.registry.list().iter().map(|s| info(s)).collect(),
         host_id: owners.host.id.clone(),

@@ -11,8 +11,8 @@ use connectrpc::{ConnectError, RequestContext};
 use wrenn_proto::limits::INSTALLATION_HEADER;
 
 use crate::{
-    folder::FolderError,
-    sandbox::{Sandbox, error::chain, owner::Owners},
+    sandbox::{Sandbox, actor::SandboxActors, error::chain},
+    sandbox_dir::SandboxDirError,
 };
 
 /// Maximum length of an installation id, in bytes.
@@ -48,7 +48,7 @@ pub(super) fn require(sandbox: &Sandbox, caller: &str) -> Result<(), ConnectErro
 
 /// Makes the caller's installation the owner of a sandbox. The record is flushed to disk on return.
 pub(super) async fn adopt(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: &Arc<Sandbox>,
     caller: String,
 ) -> Result<(), ConnectError> {
@@ -73,7 +73,7 @@ pub(super) async fn adopt(
     }
 }
 
-fn failed(error: &FolderError) -> ConnectError {
+fn failed(error: &SandboxDirError) -> ConnectError {
     ConnectError::internal(format!(
         "failed to record the sandbox's owner: {}",
         chain(error)

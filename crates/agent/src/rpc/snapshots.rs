@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use connectrpc::ConnectError;
 use wrenn_proto::{SandboxId, TemplateName, rpc::hostagent::v1 as pb};
 
-use super::lifecycle::{self, Wanted, blocking, info as sandbox_info};
+use super::lifecycle::{self, CreateParams, blocking, info as sandbox_info};
 use crate::{
     host,
-    sandbox::{CreateError, Sandbox, owner::Owners},
-    snapshots::{Moment, NamedMoment},
+    sandbox::{CreateError, Sandbox, actor::SandboxActors},
+    snapshots::{LocatedSnapshot, TaggedSnapshot},
     templates::TemplateError,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 const MAX_COPIES: usize = 100;
 
 /// Describes a named snapshot as a template.
-pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
+pub(super) fn info(named: TaggedSnapshot) -> pb::TemplateInfo {
     let info = pb::TemplateInfo {
         name: named.name.into(),
         size_bytes: named.size_bytes,
@@ -40,7 +40,7 @@ pub(super) fn info(named: NamedMoment) -> pb::TemplateInfo {
 
 /// Takes a snapshot of a sandbox and gives it a name.
 pub(super) async fn create(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: &Sandbox,
     request: pb::CreateSnapshotRequest,
 ) -> Result<pb::CreateSnapshotResponse, ConnectError> {
@@ -77,7 +77,11 @@ pub(super) async fn create(
 /// Removes the name of a snapshot, unless sandboxes were created from it. With `force`, removes the
 /// name even then: the actors of these sandboxes hold references to the snapshots that they depend
 /// on, which are collected when the last reference is gone.
-pub(super) async fn delete(owners: &Owners, name: &str, force: bool) -> Result<(), ConnectError> {
+pub(super) async fn delete(
+    owners: &SandboxActors,
+    name: &str,
+    force: bool,
+) -> Result<(), ConnectError> {
     let name: TemplateName = parse("name", name)?;
     let all = owners.registry.list();
     let made = all.iter().filter(|s| s.facts.template == name).count();
@@ -115,7 +119,7 @@ enum Removed {
 
 /// Creates copies of a sandbox from a new snapshot of it: all of them, or none.
 pub(super) async fn fork(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: &Sandbox,
     request: pb::ForkSandboxRequest,
 ) -> Result<pb::ForkSandboxResponse, ConnectError> {
@@ -132,11 +136,11 @@ pub(super) async fn fork(
     let pin = sandbox.freeze().await?;
     let host = owners.host.clone();
     let found = blocking(move || {
-        let facts = host::Facts::read(&host.config.data_dir).map_err(CreateError::Host)?;
-        Ok((facts, host.snapshots.moment(&pin)?))
+        let facts = host::HostCapacity::read(&host.config.data_dir).map_err(CreateError::Host)?;
+        Ok((facts, host.snapshots.locate(&pin)?))
     });
-    let (facts, moment) = found.await.map_err(|e| ConnectError::from(&e))?;
-    let copies = make_copies(owners, sandbox, &facts, &moment, ids).await?;
+    let (facts, snapshot) = found.await.map_err(|e| ConnectError::from(&e))?;
+    let copies = make_copies(owners, sandbox, &facts, &snapshot, ids).await?;
     Ok(pb::ForkSandboxResponse {
         copies: copies.iter().map(|copy| sandbox_info(copy)).collect(),
         ..Default::default()
@@ -144,16 +148,16 @@ pub(super) async fn fork(
 }
 
 async fn make_copies(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: &Sandbox,
-    facts: &host::Facts,
-    moment: &Moment,
+    facts: &host::HostCapacity,
+    snapshot: &LocatedSnapshot,
     ids: Vec<SandboxId>,
 ) -> Result<Vec<Arc<Sandbox>>, ConnectError> {
     let mut begun = Vec::new();
     let mut error = None;
     for id in ids {
-        let wanted = Wanted {
+        let wanted = CreateParams {
             id,
             template_name: sandbox.facts.template.clone(),
             timeout_sec: sandbox.facts.timeout_sec,
@@ -161,7 +165,7 @@ async fn make_copies(
             envs: BTreeMap::new(),
             installation: sandbox.installation(),
         };
-        let plan = wanted.thawing(facts, moment.clone());
+        let plan = wanted.from_snapshot(facts, snapshot.clone());
         match plan.and_then(|plan| lifecycle::begin_plan(owners, plan)) {
             Ok(copy) => begun.push(copy),
             Err(failed) => {

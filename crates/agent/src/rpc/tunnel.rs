@@ -31,7 +31,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::sandbox::{Running, Sandbox, State, Tunnel, owner::Owners};
+use crate::sandbox::{Running, Sandbox, State, Tunnel, actor::SandboxActors};
 
 /// Protocol name in the `Upgrade` header.
 pub(super) const PROTOCOL: &str = "wrenn-tunnel";
@@ -47,7 +47,7 @@ const BUFFER_BYTES: usize = 32 * 1024;
 
 /// Answers the request, and copies the bytes of the tunnel in a separate task.
 pub(super) async fn open(
-    Extract(owners): Extract<Owners>,
+    Extract(owners): Extract<SandboxActors>,
     Path((id, port)): Path<(String, String)>,
     mut request: Request,
 ) -> Response {

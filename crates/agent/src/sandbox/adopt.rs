@@ -31,18 +31,18 @@ use tokio_util::sync::CancellationToken;
 use wrenn_proto::{SandboxId, supervise::SupervisorSpec};
 
 use super::{
-    Facts, Running, Sandbox, Start, Tunnels,
+    Running, Sandbox, SandboxFacts, Start, Tunnels,
+    actor::{Adopted, AdoptedMachine, Pins, SandboxActors},
     error::{DestroyError, chain},
     now_unix_ms,
-    owner::{Adopted, AdoptedMachine, Owners, Pins},
-    resources::{HostParts, Resources, free_network},
+    resources::{HostContext, Resources, free_network},
     spawn,
 };
 use crate::{
     envd_client::EnvdClient,
-    folder::{Folder, FolderError, LastMoment},
     network::{self, NetworkError, access::Access, addresses::Slot, slot::SlotError},
-    snapshots::{ImageMemory, PinnedBuild},
+    sandbox_dir::{LastSnapshot, SandboxDir, SandboxDirError},
+    snapshots::{ImageMemory, SnapshotRef},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
@@ -52,7 +52,7 @@ use crate::{
 pub(crate) enum AdoptError {
     /// The directory of a sandbox cannot be read or removed.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    SandboxDir(#[from] SandboxDirError),
     /// The assignment of networks to sandboxes cannot be read.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -67,7 +67,7 @@ pub(crate) enum AdoptError {
 }
 
 /// Adopts or cleans up everything that an earlier agent of this data directory left.
-pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
+pub(crate) async fn adopt_all(owners: &SandboxActors) -> Result<(), AdoptError> {
     let host = &owners.host;
     let owned: BTreeSet<(Slot, SandboxId)> = host.slots.owned()?.into_iter().collect();
     let (mut found, mut left) = (Vec::new(), BTreeSet::new());
@@ -105,7 +105,7 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
         );
     }
     for (_, adopted) in found {
-        let (facts, access) = (Facts::from(&*adopted.spec), access_of(&adopted.spec));
+        let (facts, access) = (SandboxFacts::from(&*adopted.spec), access_of(&adopted.spec));
         let installation = adopted.folder.read_installation();
         let (sandbox, requests) = Sandbox::new(facts, access, installation, now_unix_ms());
         owners.registry.insert(sandbox.clone());
@@ -119,14 +119,14 @@ pub(crate) async fn adopt_all(owners: &Owners) -> Result<(), AdoptError> {
 
 fn read(
     id: &SandboxId,
-    folder: &Folder,
-) -> Result<(SupervisorSpec, Option<LastMoment>), FolderError> {
+    folder: &SandboxDir,
+) -> Result<(SupervisorSpec, Option<LastSnapshot>), SandboxDirError> {
     let spec = folder.read_spec()?;
     if spec.id != *id {
         let source =
             serde::de::Error::custom(format!("the specification belongs to sandbox {}", spec.id));
         let path = folder.path().to_owned();
-        return Err(FolderError::Malformed { path, source });
+        return Err(SandboxDirError::Malformed { path, source });
     }
     Ok((spec, folder.read_last()?))
 }
@@ -142,10 +142,10 @@ fn access_of(spec: &SupervisorSpec) -> Access {
 }
 
 async fn examine(
-    host: &HostParts,
-    folder: Folder,
+    host: &HostContext,
+    folder: SandboxDir,
     spec: SupervisorSpec,
-    last: Option<LastMoment>,
+    last: Option<LastSnapshot>,
     owned: &BTreeSet<(Slot, SandboxId)>,
 ) -> io::Result<Adopted> {
     let mut resources = Resources::none(spec.id.clone());
@@ -206,12 +206,12 @@ fn says_that_none_lives(error: &io::Error) -> bool {
 }
 
 async fn examine_machine(
-    host: &HostParts,
-    folder: &Folder,
+    host: &HostContext,
+    folder: &SandboxDir,
     spec: &SupervisorSpec,
     slot: Option<Slot>,
     supervisor: &Supervisor,
-    origin: Option<&PinnedBuild>,
+    origin: Option<&SnapshotRef>,
 ) -> AdoptedMachine {
     let verified = match slot {
         Some(slot) => network::verify(slot, &access_of(spec)).await,
@@ -258,9 +258,9 @@ async fn examine_machine(
 
 /// Returns the memory file of the snapshot that a supervisor holds, so that later VMs share it.
 async fn shared_memory(
-    host: &HostParts,
+    host: &HostContext,
     supervisor: &Supervisor,
-    origin: Option<&PinnedBuild>,
+    origin: Option<&SnapshotRef>,
 ) -> Option<std::sync::Arc<ImageMemory>> {
     let fd = supervisor.image_memory().await.ok().flatten()?;
     Some(host.snapshots.adopt_memory(origin?, fd))
@@ -268,7 +268,7 @@ async fn shared_memory(
 
 /// Removes slots, networks and cgroups of this data directory that belong to no sandbox.
 async fn remove_strays(
-    host: &HostParts,
+    host: &HostContext,
     kept: &BTreeMap<&SandboxId, Option<Slot>>,
     left: &BTreeSet<SandboxId>,
 ) -> Result<(), DestroyError> {

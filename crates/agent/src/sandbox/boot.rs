@@ -21,22 +21,22 @@ use wrenn_proto::{
     SandboxId,
     supervise::{NetworkSpec, SupervisorSpec, files, marks},
 };
-use wrenn_sys::fault;
+use wrenn_sys::failpoint;
 
 use super::{
     Plan, ResumeFrom, Running, Sandbox, Source, Stall, Tunnels,
+    actor::Pins,
     boot_watch::BootWatch,
     error::CreateError,
-    owner::Pins,
-    resources::{HostParts, Resources},
+    resources::{HostContext, Resources},
 };
 use crate::{
     cgroup::Limits,
     disk,
     envd_client::{EnvdClient, Init, Recover},
-    folder::{BootTimes, Folder, FolderError},
     network::{self, access::Access},
-    snapshots::{ImageMemory, Moment, PinnedBuild},
+    sandbox_dir::{BootTimes, SandboxDir, SandboxDirError},
+    snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
@@ -95,7 +95,7 @@ pub(super) enum Attempt {
 }
 
 /// Environment that a VM is started in.
-struct Parts {
+struct MachineEnv {
     network: NetworkSpec,
     cgroups: Vec<std::path::PathBuf>,
     uid: u32,
@@ -103,7 +103,7 @@ struct Parts {
 
 /// Context of the steps of a boot.
 pub(super) struct Boot<'a> {
-    pub(super) host: &'a HostParts,
+    pub(super) host: &'a HostContext,
     pub(super) sandbox: &'a Sandbox,
     pub(super) resources: &'a mut Resources,
     pub(super) pins: &'a mut Pins,
@@ -117,71 +117,75 @@ impl Boot<'_> {
     /// the outcome.
     pub(super) async fn run(&mut self, plan: &Plan) -> Result<Running, CreateError> {
         let claimed = self.host.folders.claim(&plan.id);
-        let folder = claimed.map_err(CreateError::Folder)?;
+        let folder = claimed.map_err(CreateError::SandboxDir)?;
         self.resources.folder = Some(folder.clone());
         let recorded = folder.write_installation(&plan.installation);
-        recorded.map_err(CreateError::Folder)?;
+        recorded.map_err(CreateError::SandboxDir)?;
         let parts = self
-            .make_parts(&plan.access, plan.memory_mib, plan.vcpus)
+            .make_environment(&plan.access, plan.memory_mib, plan.vcpus)
             .await?;
         let spec = self.make_spec(plan, parts);
         match &plan.source {
             Source::Image(_) => self.start(&folder, &spec, None).await,
-            Source::Moment(moment) => self.start(&folder, &spec, Some(moment)).await,
+            Source::Snapshot(snapshot) => self.start(&folder, &spec, Some(snapshot)).await,
         }
     }
 
     /// Resumes the sandbox from `last`, its last snapshot.
     pub(super) async fn resume(
         &mut self,
-        last: &PinnedBuild,
+        last: &SnapshotRef,
         from: ResumeFrom,
     ) -> Result<Running, CreateError> {
         let folder = self.resources.folder.clone();
         let folder = folder.ok_or(CreateError::Panicked)?;
         let snapshots = &self.host.snapshots;
-        let (moment, layers) = match from {
+        let (snapshot, layers) = match from {
             ResumeFrom::Memory => {
-                let moment = snapshots.moment(last)?;
-                let layers = moment.disk_layers();
-                (Some(moment), layers)
+                let snapshot = snapshots.locate(last)?;
+                let layers = snapshot.disk_layers();
+                (Some(snapshot), layers)
             }
             ResumeFrom::Disk => (None, snapshots.disk_layers(last)?),
         };
-        let old = folder.read_spec().map_err(CreateError::Folder)?;
+        let old = folder.read_spec().map_err(CreateError::SandboxDir)?;
         let access = self.sandbox.access();
-        let parts = self.make_parts(&access, old.memory_mib, old.vcpus).await?;
+        let parts = self
+            .make_environment(&access, old.memory_mib, old.vcpus)
+            .await?;
         let config = &self.host.config;
         let spec = SupervisorSpec {
             uid: parts.uid,
             cgroups: parts.cgroups,
             network: parts.network,
             disk_layers: layers,
-            restore: moment.as_ref().map(|m| m.restore(config.prefetch)),
+            restore: snapshot.as_ref().map(|m| m.restore(config.prefetch)),
             // A VM that boots uses the current settings of this host.
             accel: config.accel,
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             dns: nameservers(self.host, &access),
             ..old
         };
-        folder.forget_final_status().map_err(CreateError::Folder)?;
-        self.start(&folder, &spec, moment.as_ref()).await
+        folder
+            .forget_final_status()
+            .map_err(CreateError::SandboxDir)?;
+        self.start(&folder, &spec, snapshot.as_ref()).await
     }
 
     /// Creates network and cgroups, unless the boot is aborted.
-    async fn make_parts(
+    async fn make_environment(
         &mut self,
         access: &Access,
         memory_mib: u32,
         vcpus: u32,
-    ) -> Result<Parts, CreateError> {
+    ) -> Result<MachineEnv, CreateError> {
         let network = self.make_network(access).await?;
         self.abort.check()?;
         self.resources.cgroup = true;
         let limits = Limits::for_guest(memory_mib, vcpus);
         let cgroups = self.host.cgroups.create(&self.sandbox.facts.id, limits)?;
         let slot = self.resources.slot;
-        Ok(Parts {
+        Ok(MachineEnv {
             network,
             cgroups,
             uid: slot.map_or(u32::MAX, network::addresses::Slot::uid),
@@ -191,36 +195,40 @@ impl Boot<'_> {
     /// Creates the disk and starts the VM. Returns when the guest answers.
     async fn start(
         &mut self,
-        folder: &Folder,
+        folder: &SandboxDir,
         spec: &SupervisorSpec,
-        moment: Option<&Moment>,
+        snapshot: Option<&LocatedSnapshot>,
     ) -> Result<Running, CreateError> {
-        fault::point("agent.start.parts", None);
-        let Some(moment) = moment else {
+        failpoint::hit("agent.start.parts", None);
+        let Some(snapshot) = snapshot else {
             return self.boot_from_disk(folder, spec, Attempt::First).await;
         };
         self.prepare(folder, spec).await?;
-        self.pins.origin = Some(moment.pin());
-        verify(self.host, moment).await?;
-        let memory = self.host.snapshots.memory(moment)?;
+        self.pins.origin = Some(snapshot.pin());
+        verify(self.host, snapshot).await?;
+        let memory = self.host.snapshots.memory(snapshot)?;
         let (mut times, started_ms) = self.prepared();
         self.start_supervisor(folder, Some(&memory)).await?;
-        fault::point("agent.start.supervised", None);
+        failpoint::hit("agent.start.supervised", None);
         let guest = self.await_guest(folder, spec, &mut times, started_ms);
         let mut running = guest.await?;
         running.memory = Some(memory);
-        fault::point("agent.start.recovered", None);
+        failpoint::hit("agent.start.recovered", None);
         tracing::info!(sandbox_id = %spec.id, ?times, "sandbox running");
         Ok(running)
     }
 
     /// Creates the disk and writes the specification. Overwrites those of an earlier attempt.
-    async fn prepare(&mut self, folder: &Folder, spec: &SupervisorSpec) -> Result<(), CreateError> {
+    async fn prepare(
+        &mut self,
+        folder: &SandboxDir,
+        spec: &SupervisorSpec,
+    ) -> Result<(), CreateError> {
         self.resources.disk = true;
         disk::create(folder.path(), spec.disk_mib, spec.uid).await?;
         self.abort.check()?;
         write_spec(folder, spec).await?;
-        fault::point("agent.start.spec", None);
+        failpoint::hit("agent.start.spec", None);
         Ok(())
     }
 
@@ -247,7 +255,7 @@ impl Boot<'_> {
     /// | agent killed              | next agent adopts the attempt, and repeats it if necessary |
     pub(super) async fn boot_from_disk(
         &mut self,
-        folder: &Folder,
+        folder: &SandboxDir,
         spec: &SupervisorSpec,
         first: Attempt,
     ) -> Result<Running, CreateError> {
@@ -278,7 +286,7 @@ impl Boot<'_> {
     /// Makes one attempt to boot, from the overlay to a guest that answers.
     async fn try_boot(
         &mut self,
-        folder: &Folder,
+        folder: &SandboxDir,
         spec: &SupervisorSpec,
         attempt: u32,
     ) -> Result<Running, CreateError> {
@@ -294,7 +302,7 @@ impl Boot<'_> {
         let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
         host.cgroups.set_booting(&spec.id, limits, true);
         self.start_supervisor(folder, None).await?;
-        fault::point("agent.start.supervised", None);
+        failpoint::hit("agent.start.supervised", None);
         let Some(supervisor) = self.resources.supervisor.clone() else {
             return Err(CreateError::Ended(final_reason(folder)));
         };
@@ -303,7 +311,7 @@ impl Boot<'_> {
             stall = watch(host, spec, &supervisor, permit) => return Err(CreateError::Stalled(stall)),
         };
         host.cgroups.set_booting(&spec.id, limits, false);
-        fault::point("agent.start.recovered", None);
+        failpoint::hit("agent.start.recovered", None);
         tracing::info!(sandbox_id = %spec.id, ?times, "sandbox running");
         Ok(running)
     }
@@ -311,7 +319,7 @@ impl Boot<'_> {
     /// Completes an attempt that an earlier agent started.
     async fn await_adopted(
         &mut self,
-        folder: &Folder,
+        folder: &SandboxDir,
         spec: &SupervisorSpec,
     ) -> Result<Running, CreateError> {
         let host = self.host;
@@ -332,13 +340,15 @@ impl Boot<'_> {
     }
 
     /// Ends the VM of an attempt, so that the next attempt starts from the same state as the first.
-    async fn end_attempt(&mut self, folder: &Folder) -> Result<(), CreateError> {
+    async fn end_attempt(&mut self, folder: &SandboxDir) -> Result<(), CreateError> {
         if let Some(supervisor) = &self.resources.supervisor {
             supervisor.stop(self.host.deadlines.stop).await?;
             self.resources.supervisor = None;
         }
         disk::remove(folder)?;
-        folder.forget_final_status().map_err(CreateError::Folder)?;
+        folder
+            .forget_final_status()
+            .map_err(CreateError::SandboxDir)?;
         self.abort.check()
     }
 
@@ -350,7 +360,7 @@ impl Boot<'_> {
         Ok(network)
     }
 
-    fn make_spec(&self, plan: &Plan, parts: Parts) -> SupervisorSpec {
+    fn make_spec(&self, plan: &Plan, parts: MachineEnv) -> SupervisorSpec {
         let config = &self.host.config;
         let (kernel, initrd, base_disk, default_user) = match &plan.source {
             Source::Image(image) => (
@@ -359,11 +369,11 @@ impl Boot<'_> {
                 image.rootfs.clone(),
                 image.default_user.clone(),
             ),
-            Source::Moment(moment) => moment.image(),
+            Source::Snapshot(snapshot) => snapshot.image(),
         };
-        let moment = match &plan.source {
+        let snapshot = match &plan.source {
             Source::Image(_) => None,
-            Source::Moment(moment) => Some(moment),
+            Source::Snapshot(snapshot) => Some(snapshot),
         };
         SupervisorSpec {
             version: SPEC_VERSION,
@@ -379,8 +389,8 @@ impl Boot<'_> {
             initrd,
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             base_disk,
-            disk_layers: moment.map(|m| m.disk_layers()).unwrap_or_default(),
-            restore: moment.map(|m| m.restore(config.prefetch)),
+            disk_layers: snapshot.map(|m| m.disk_layers()).unwrap_or_default(),
+            restore: snapshot.map(|m| m.restore(config.prefetch)),
             uid: parts.uid,
             cgroups: parts.cgroups,
             dns: nameservers(self.host, &plan.access),
@@ -393,7 +403,7 @@ impl Boot<'_> {
 
     async fn start_supervisor(
         &mut self,
-        folder: &Folder,
+        folder: &SandboxDir,
         memory: Option<&ImageMemory>,
     ) -> Result<(), CreateError> {
         let start = Supervisor::start(
@@ -423,7 +433,7 @@ impl Boot<'_> {
     /// agent started.
     pub(super) async fn await_guest(
         &mut self,
-        folder: &Folder,
+        folder: &SandboxDir,
         spec: &SupervisorSpec,
         times: &mut BootTimes,
         started_ms: u32,
@@ -484,7 +494,7 @@ impl Boot<'_> {
 /// Returns when a boot makes no progress. Ends the priority of a booting kernel once the kernel is
 /// up.
 async fn watch(
-    host: &HostParts,
+    host: &HostContext,
     spec: &SupervisorSpec,
     supervisor: &Supervisor,
     permit: Option<SemaphorePermit<'_>>,
@@ -521,7 +531,7 @@ fn with_timer_tolerance(spec: &SupervisorSpec, percent: u32) -> SupervisorSpec {
 }
 
 /// Returns the host's nameservers that a sandbox can reach.
-pub(super) fn nameservers(host: &HostParts, access: &Access) -> Vec<Ipv4Addr> {
+pub(super) fn nameservers(host: &HostContext, access: &Access) -> Vec<Ipv4Addr> {
     let servers = host.config.dns.iter().copied();
     servers.filter(|ip| access.permits(*ip)).collect()
 }
@@ -597,30 +607,30 @@ async fn note_machine_times(supervisor: &Supervisor, times: &mut BootTimes, star
 }
 
 /// Verifies the files of a snapshot, on a blocking thread because reading may block.
-async fn verify(host: &HostParts, moment: &Moment) -> Result<(), CreateError> {
-    let (snapshots, moment) = (host.snapshots.clone(), moment.clone());
-    let verified = tokio::task::spawn_blocking(move || snapshots.verify(&moment)).await;
+async fn verify(host: &HostContext, snapshot: &LocatedSnapshot) -> Result<(), CreateError> {
+    let (snapshots, snapshot) = (host.snapshots.clone(), snapshot.clone());
+    let verified = tokio::task::spawn_blocking(move || snapshots.verify(&snapshot)).await;
     Ok(verified.unwrap_or_else(|lost| Err(std::io::Error::from(lost).into()))?)
 }
 
 /// Writes the specification, on a blocking thread because flushing to disk blocks.
-async fn write_spec(folder: &Folder, spec: &SupervisorSpec) -> Result<(), CreateError> {
+async fn write_spec(folder: &SandboxDir, spec: &SupervisorSpec) -> Result<(), CreateError> {
     let (folder, spec) = (folder.clone(), spec.clone());
     let written = tokio::task::spawn_blocking(move || folder.write_spec(&spec)).await;
     written
         .unwrap_or_else(|lost| {
-            Err(FolderError::Io {
+            Err(SandboxDirError::Io {
                 step: "write",
                 path: files::SPEC.into(),
                 source: std::io::Error::other(lost),
             })
         })
-        .map_err(CreateError::Folder)
+        .map_err(CreateError::SandboxDir)
 }
 
 /// Logs the end of the supervisor's log and of the console output, because a failed create removes
 /// both.
-fn log_last_words(folder: &Folder) {
+fn log_last_words(folder: &SandboxDir) {
     let supervisor = folder.tail(files::LOG, 2000);
     let console = folder.tail(files::CONSOLE, 2000);
     tracing::warn!(supervisor, console, "sandbox did not start");

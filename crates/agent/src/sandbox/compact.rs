@@ -23,16 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Reply, ResumeFrom, State,
+    actor::{SandboxActor, Step},
     error::{FreezeError, chain},
-    owner::{Next, Owner},
 };
-use crate::snapshots::{PinnedBuild, SnapshotError};
+use crate::snapshots::{SnapshotError, SnapshotRef};
 
 /// Compaction in progress.
 pub(super) struct Compaction {
     /// Snapshot that is compacted.
-    of: PinnedBuild,
-    task: JoinHandle<Result<PinnedBuild, SnapshotError>>,
+    of: SnapshotRef,
+    task: JoinHandle<Result<SnapshotRef, SnapshotError>>,
     /// Cancelled to start the work immediately.
     hurry: CancellationToken,
     /// True once the work has started.
@@ -45,11 +45,11 @@ const REST: Duration = Duration::from_secs(5);
 /// Result of a compaction.
 pub(super) struct Compacted {
     /// Snapshot that was compacted.
-    of: PinnedBuild,
-    twin: Option<PinnedBuild>,
+    of: SnapshotRef,
+    twin: Option<SnapshotRef>,
 }
 
-impl Owner {
+impl SandboxActor {
     /// Starts a compaction of the last snapshot, if it is worthwhile and none is in progress.
     pub(super) fn begin_compaction(&mut self) {
         let Some(of) = self.pins.last.clone() else {
@@ -114,14 +114,14 @@ impl Owner {
         *compaction = None;
         let failed = match made {
             Ok(Ok(twin)) => {
-                tracing::info!(moment = %of.id(), twin = %twin.id(), "chain compacted");
+                tracing::info!(snapshot = %of.id(), twin = %twin.id(), "chain compacted");
                 let twin = Some(twin);
                 return Compacted { of, twin };
             }
             Ok(Err(error)) => chain(&error),
             Err(lost) => chain(&lost),
         };
-        tracing::warn!(moment = %of.id(), error = failed, "chain compaction failed");
+        tracing::warn!(snapshot = %of.id(), error = failed, "chain compaction failed");
         Compacted { of, twin: None }
     }
 
@@ -130,7 +130,7 @@ impl Owner {
     pub(super) fn move_to_twin(&mut self, compacted: Compacted) {
         let Compacted { of, twin } = compacted;
         let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming);
-        let stands_there = self.pins.last.as_ref().map(PinnedBuild::id) == Some(of.id());
+        let stands_there = self.pins.last.as_ref().map(SnapshotRef::id) == Some(of.id());
         if let Some(twin) = twin.filter(|_| rests) {
             if !stands_there {
                 self.begin_compaction();
@@ -147,7 +147,7 @@ impl Owner {
         let depth = |pin| self.owners.host.snapshots.depth(pin);
         // A sandbox without a snapshot of its own depends on the snapshot that it was created from.
         let stands_on = self.pins.last.as_ref().or(self.pins.origin.as_ref());
-        stands_on.is_some_and(|moment| depth(moment).is_too_much())
+        stands_on.is_some_and(|snapshot| depth(snapshot).is_too_much())
     }
 
     /// Waits for the compacted copy if the chain is too long to start a VM from.
@@ -170,8 +170,8 @@ impl Owner {
     /// resumes it from the compacted copy.
     pub(super) async fn freeze_and_shorten(
         &mut self,
-        reply: Reply<PinnedBuild, FreezeError>,
-    ) -> Next {
+        reply: Reply<SnapshotRef, FreezeError>,
+    ) -> Step {
         let (paused, outcome) = oneshot::channel();
         let next = self.pause(paused).await;
         let outcome = match outcome.await.unwrap_or(Err(FreezeError::Gone)) {

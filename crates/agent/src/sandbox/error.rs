@@ -9,9 +9,9 @@ use super::Stall;
 use crate::{
     cgroup::CgroupError,
     disk::DiskError,
-    folder::FolderError,
     host::AdmissionError,
     network::{NetworkError, access::AccessError, slot::SlotError},
+    sandbox_dir::SandboxDirError,
     snapshots::SnapshotError,
     supervisor::SupervisorError,
     templates::TemplateError,
@@ -39,7 +39,7 @@ pub(crate) enum CreateError {
     #[error("sandbox {0} already exists")]
     Exists(SandboxId),
     #[error("failed to prepare the sandbox's directory")]
-    Folder(#[source] FolderError),
+    SandboxDir(#[source] SandboxDirError),
     #[error(transparent)]
     Slot(#[from] SlotError),
     #[error("failed to create the sandbox's network")]
@@ -76,7 +76,7 @@ pub(crate) enum CreateError {
 impl CreateError {
     fn is_out_of_space(&self) -> bool {
         match self {
-            Self::Folder(error) => error.is_out_of_space(),
+            Self::SandboxDir(error) => error.is_out_of_space(),
             Self::Disk(error) => error.is_out_of_space(),
             Self::Slot(SlotError::Io { source, .. }) => crate::host::is_out_of_space(source),
             _ => false,
@@ -93,7 +93,9 @@ impl CreateError {
             | Self::Admission(AdmissionError::OutOfRange { .. }) => ErrorCode::InvalidArgument,
             Self::Admission(_) | Self::Slot(SlotError::Exhausted) => ErrorCode::ResourceExhausted,
             Self::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
-            Self::Exists(_) | Self::Folder(FolderError::Exists(_)) => ErrorCode::AlreadyExists,
+            Self::Exists(_) | Self::SandboxDir(SandboxDirError::Exists(_)) => {
+                ErrorCode::AlreadyExists
+            }
             Self::GuestSilent(_) => ErrorCode::DeadlineExceeded,
             Self::Guest(error) => error.code,
             Self::Destroyed => ErrorCode::FailedPrecondition,
@@ -129,7 +131,7 @@ pub(crate) enum DestroyError {
     #[error("failed to release the sandbox's network slot")]
     Slot(#[from] SlotError),
     #[error("failed to remove the sandbox's directory")]
-    Folder(#[from] FolderError),
+    SandboxDir(#[from] SandboxDirError),
     /// A concurrent destroy of the same sandbox failed.
     #[error("{0}")]
     Again(String),
@@ -170,7 +172,7 @@ pub(crate) enum FreezeError {
     #[error("failed to store the snapshot; the sandbox is unchanged")]
     Store(#[from] SnapshotError),
     #[error("failed to update the sandbox's directory; the sandbox is unchanged")]
-    Folder(#[from] FolderError),
+    SandboxDir(#[from] SandboxDirError),
     #[error("failed to change the sandbox's network access; the sandbox is unchanged")]
     Access(#[source] NetworkError),
     #[error("failed to resume the sandbox; it stays paused")]
@@ -187,7 +189,7 @@ impl FreezeError {
     fn is_out_of_space(&self) -> bool {
         match self {
             Self::Store(error) => error.is_out_of_space(),
-            Self::Folder(error) => error.is_out_of_space(),
+            Self::SandboxDir(error) => error.is_out_of_space(),
             Self::Disk(error) => error.is_out_of_space(),
             Self::Restore(error) => error.is_out_of_space(),
             Self::Freeze(error) => error.is_out_of_space(),
@@ -263,7 +265,7 @@ mod tests {
     }
 
     fn folder_error(source: io::Error) -> CreateError {
-        CreateError::Folder(FolderError::Io {
+        CreateError::SandboxDir(SandboxDirError::Io {
             step: "write",
             path: "/x".into(),
             source,

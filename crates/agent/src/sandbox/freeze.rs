@@ -52,19 +52,19 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use wrenn_sys::fault;
+use wrenn_sys::failpoint;
 
 use super::{
     Reply, ResumeFrom, Running, State,
+    actor::{SandboxActor, Step},
     error::{CreateError, FreezeError, chain},
     now_unix_ms,
-    owner::{Next, Owner},
     recovery::recover,
 };
 use crate::{
     disk,
-    folder::{Folder, LastMoment},
-    snapshots::{PinnedBuild, Stage},
+    sandbox_dir::{LastSnapshot, SandboxDir},
+    snapshots::{SnapshotRef, StagedSnapshot},
     supervisor::Supervisor,
 };
 
@@ -80,18 +80,18 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(240);
 
 /// State of a paused VM that was written and is not yet published.
 struct Frozen {
-    stage: Stage,
+    stage: StagedSnapshot,
     layers: Vec<std::path::PathBuf>,
     /// Version of the VMM that saved the state.
     vmm: Option<String>,
 }
 
-impl Owner {
+impl SandboxActor {
     /// Saves the VM and frees its resources. If a step fails, the sandbox keeps running.
-    pub(super) async fn pause(&mut self, reply: Reply<(), FreezeError>) -> Next {
+    pub(super) async fn pause(&mut self, reply: Reply<(), FreezeError>) -> Step {
         let State::Running(running) = self.sandbox.state() else {
             let _ = reply.send(Err(FreezeError::NotNow("not running")));
-            return Next::Watch;
+            return Step::Watch;
         };
         let began = Instant::now();
         self.sandbox.set_state(State::Pausing(running.clone()));
@@ -99,21 +99,21 @@ impl Owner {
         // still runs, because it would otherwise keep their connections forever.
         running.tunnels.close_all();
         drain(&running).await;
-        fault::point("agent.pause.drained", None);
+        failpoint::hit("agent.pause.drained", None);
         match self.save(&running).await {
             Ok(pin) => {
                 self.pins.last = Some(pin);
                 self.sandbox.set_warning(String::new());
-                fault::point("agent.pause.noted", None);
-                let next = self.rest().await;
-                fault::point("agent.pause.freed", None);
+                failpoint::hit("agent.pause.noted", None);
+                let next = self.enter_paused().await;
+                failpoint::hit("agent.pause.freed", None);
                 tracing::info!(ms = began.elapsed().as_millis(), "sandbox paused");
                 let _ = reply.send(Ok(()));
                 next
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "failed to pause the sandbox");
-                let next = self.run_on(running, &error).await;
+                let next = self.roll_back(running, &error).await;
                 let _ = reply.send(Err(error));
                 next
             }
@@ -121,10 +121,10 @@ impl Owner {
     }
 
     /// Takes a snapshot of the running sandbox, which keeps running.
-    pub(super) async fn freeze(&mut self, reply: Reply<PinnedBuild, FreezeError>) -> Next {
+    pub(super) async fn freeze(&mut self, reply: Reply<SnapshotRef, FreezeError>) -> Step {
         let State::Running(running) = self.sandbox.state() else {
             let _ = reply.send(Err(FreezeError::NotNow("not running")));
-            return Next::Watch;
+            return Step::Watch;
         };
         if self.is_deep() {
             return self.freeze_and_shorten(reply).await;
@@ -134,11 +134,11 @@ impl Owner {
                 self.sandbox.set_warning(String::new());
                 self.pins.last = Some(pin.clone());
                 let _ = reply.send(Ok(pin));
-                Next::Watch
+                Step::Watch
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "failed to take a snapshot");
-                let next = self.run_on(running, &error).await;
+                let next = self.roll_back(running, &error).await;
                 let _ = reply.send(Err(error));
                 next
             }
@@ -147,7 +147,7 @@ impl Owner {
 
     /// Resumes the sandbox from its last snapshot. If a step fails, the previous state is kept:
     /// paused or lost.
-    pub(super) async fn resume(&mut self, from: ResumeFrom) -> Next {
+    pub(super) async fn resume(&mut self, from: ResumeFrom) -> Step {
         let before = self.sandbox.state();
         // Set now, because the compaction of a chain may take minutes.
         self.sandbox.set_state(State::Resuming);
@@ -156,7 +156,7 @@ impl Owner {
         let Some(last) = self.pins.last.clone() else {
             self.sandbox.set_state(before);
             self.answer_resumes(Err(FreezeError::NeverFrozen));
-            return Next::Wait;
+            return Step::Wait;
         };
         // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
         // fails as well.
@@ -164,7 +164,7 @@ impl Owner {
             let reason = CreateError::Ended(chain(&error));
             self.sandbox.set_state(before);
             self.answer_resumes(Err(FreezeError::Restore(reason)));
-            return Next::Wait;
+            return Step::Wait;
         }
         let (outcome, replies) = self.boot(async |boot| boot.resume(&last, from).await).await;
         let noted = match outcome {
@@ -174,7 +174,7 @@ impl Owner {
         match noted {
             _ if !replies.is_empty() => {
                 self.answer_resumes(Err(FreezeError::Gone));
-                Next::Destroy(replies)
+                Step::Destroy(replies)
             }
             Ok(running) => {
                 self.sandbox.touch();
@@ -185,7 +185,7 @@ impl Owner {
                     }));
                 self.sandbox.set_state(State::Running(Arc::new(running)));
                 self.answer_resumes(Ok(()));
-                Next::Watch
+                Step::Watch
             }
             Err(error) => {
                 let error = FreezeError::Restore(error);
@@ -197,18 +197,18 @@ impl Owner {
                 self.sandbox.set_warning(chain(&error));
                 self.sandbox.set_state(before);
                 self.answer_resumes(Err(error));
-                Next::Wait
+                Step::Wait
             }
         }
     }
 
     /// Records in the sandbox's directory, for the next agent, that the sandbox is paused. Returns
     /// false if the record cannot be written.
-    pub(super) fn note_paused(&self, last: &PinnedBuild) -> bool {
+    pub(super) fn note_paused(&self, last: &SnapshotRef) -> bool {
         let Some(folder) = &self.resources.folder else {
             return false;
         };
-        let noted = folder.write_last(&LastMoment {
+        let noted = folder.write_last(&LastSnapshot {
             build: last.build(),
             frozen_unix_ms: now_unix_ms(),
             running: false,
@@ -219,7 +219,7 @@ impl Owner {
     }
 
     /// Enters the paused state: frees all resources except files.
-    pub(super) async fn rest(&mut self) -> Next {
+    pub(super) async fn enter_paused(&mut self) -> Step {
         self.sandbox.set_state(State::Paused);
         // The failure is logged where it happens. A resume or a destroy tries again.
         let _ = self.resources.free(&self.owners.host).await;
@@ -227,30 +227,30 @@ impl Owner {
         self.sandbox.set_host_ip(None);
         self.owners.collect_snapshots();
         self.begin_compaction();
-        Next::Wait
+        Step::Wait
     }
 
     /// Takes steps 2 to 5. After an error, either the VM runs or the supervisor is gone.
-    async fn save(&mut self, running: &Running) -> Result<PinnedBuild, FreezeError> {
+    async fn save(&mut self, running: &Running) -> Result<SnapshotRef, FreezeError> {
         let folder = self.folder()?;
-        let frozen = self.take(running, None).await?;
+        let frozen = self.capture(running, None).await?;
         let stored = self.store(frozen, &folder, false).await;
         match stored {
             Ok(pin) => Ok(pin),
             Err(error) => {
-                self.let_go(running).await?;
+                self.abort_snapshot(running).await?;
                 Err(error)
             }
         }
     }
 
     /// Takes steps 2 and 3, resumes the VM, and takes steps 4 and 5 while the VM runs.
-    async fn save_and_go_on(&mut self, running: &Running) -> Result<PinnedBuild, FreezeError> {
+    async fn save_and_go_on(&mut self, running: &Running) -> Result<SnapshotRef, FreezeError> {
         let folder = self.folder()?;
         let spec = folder.read_spec()?;
         let next_disk = folder.next_disk();
         disk::create_at(&next_disk, spec.disk_mib, spec.uid).await?;
-        let frozen = match self.take(running, Some(&next_disk)).await {
+        let frozen = match self.capture(running, Some(&next_disk)).await {
             Ok(frozen) => frozen,
             Err(error) => {
                 self.forget_unless_used(&next_disk).await;
@@ -280,7 +280,7 @@ impl Owner {
     }
 
     /// Prepares the guest, pauses it, and has the supervisor write memory and devices.
-    async fn take(
+    async fn capture(
         &mut self,
         running: &Running,
         next_disk: Option<&Path>,
@@ -293,7 +293,7 @@ impl Owner {
             self.recovery = recover(running).await;
             return Err(FreezeError::Prepare(error));
         }
-        fault::point("agent.freeze.prepared", None);
+        failpoint::hit("agent.freeze.prepared", None);
         let asked = self
             .supervisor()?
             .freeze(stage.path(), &build, next_disk, FREEZE_DEADLINE)
@@ -307,7 +307,7 @@ impl Owner {
             }),
             Err(error) => {
                 // The VM may be paused all the same, if only the answer was lost.
-                self.let_go(running).await?;
+                self.abort_snapshot(running).await?;
                 Err(FreezeError::Freeze(error))
             }
         }
@@ -317,18 +317,18 @@ impl Owner {
     async fn store(
         &self,
         frozen: Frozen,
-        folder: &Folder,
+        folder: &SandboxDir,
         running: bool,
-    ) -> Result<PinnedBuild, FreezeError> {
+    ) -> Result<SnapshotRef, FreezeError> {
         let Frozen { stage, layers, vmm } = frozen;
-        fault::point("agent.freeze.frozen", None);
+        failpoint::hit("agent.freeze.frozen", None);
         let (host, folder) = (self.owners.host.clone(), folder.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let spec = folder.read_spec()?;
             let vmm = vmm.as_deref().unwrap_or(host.snapshots.vmm());
             let pin = host.snapshots.publish(stage, &spec, &layers, vmm)?;
-            fault::point("agent.freeze.published", None);
-            folder.write_last(&LastMoment {
+            failpoint::hit("agent.freeze.published", None);
+            folder.write_last(&LastSnapshot {
                 build: pin.build(),
                 frozen_unix_ms: now_unix_ms(),
                 running,
@@ -340,20 +340,20 @@ impl Owner {
 
     /// Resumes a VM that an earlier agent left paused or in the middle of a snapshot. The files
     /// written so far are discarded.
-    pub(super) async fn thaw_left(&mut self, running: Arc<Running>) -> Next {
+    pub(super) async fn recover_interrupted(&mut self, running: Arc<Running>) -> Step {
         self.sandbox.set_state(State::Pausing(running.clone()));
-        match self.let_go(&running).await {
+        match self.abort_snapshot(&running).await {
             Ok(()) => {
                 self.sandbox.set_state(State::Running(running));
-                Next::Watch
+                Step::Watch
             }
-            Err(error) => self.lose(chain(&error)).await,
+            Err(error) => self.on_vm_lost(chain(&error)).await,
         }
     }
 
     /// Discards the snapshot and resumes the VM. Waits first until the supervisor has finished
     /// writing.
-    async fn let_go(&mut self, running: &Running) -> Result<(), FreezeError> {
+    async fn abort_snapshot(&mut self, running: &Running) -> Result<(), FreezeError> {
         let supervisor = self.supervisor()?;
         supervisor.settled().await.map_err(FreezeError::Thaw)?;
         // If this message cannot be sent, the resume reports the failure.
@@ -369,7 +369,7 @@ impl Owner {
     }
 
     /// Handles a failed step: the sandbox either keeps running or is lost.
-    async fn run_on(&mut self, running: Arc<Running>, error: &FreezeError) -> Next {
+    async fn roll_back(&mut self, running: Arc<Running>, error: &FreezeError) -> Step {
         let alive = match &self.resources.supervisor {
             Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.frozen),
             None => false,
@@ -377,24 +377,26 @@ impl Owner {
         if alive {
             self.sandbox.set_warning(chain(error));
             self.sandbox.set_state(State::Running(running));
-            return Next::Watch;
+            return Step::Watch;
         }
         match &self.resources.supervisor {
-            Some(supervisor) if supervisor.status().await.is_ok() => self.lose(chain(error)).await,
-            _ => self.lose_machine().await,
+            Some(supervisor) if supervisor.status().await.is_ok() => {
+                self.on_vm_lost(chain(error)).await
+            }
+            _ => self.on_machine_gone().await,
         }
     }
 
-    fn note_running(&self, running: Running, last: &PinnedBuild) -> Result<Running, CreateError> {
+    fn note_running(&self, running: Running, last: &SnapshotRef) -> Result<Running, CreateError> {
         let folder = self.resources.folder.as_ref();
         let folder = folder.ok_or(CreateError::Panicked)?;
-        let noted = folder.write_last(&LastMoment {
+        let noted = folder.write_last(&LastSnapshot {
             build: last.build(),
             frozen_unix_ms: now_unix_ms(),
             running: true,
         });
-        noted.map_err(CreateError::Folder)?;
-        fault::point("agent.resume.noted", None);
+        noted.map_err(CreateError::SandboxDir)?;
+        failpoint::hit("agent.resume.noted", None);
         Ok(running)
     }
 
@@ -405,7 +407,7 @@ impl Owner {
             .ok_or(FreezeError::Gone)
     }
 
-    fn folder(&self) -> Result<Folder, FreezeError> {
+    fn folder(&self) -> Result<SandboxDir, FreezeError> {
         self.resources.folder.clone().ok_or(FreezeError::Gone)
     }
 }

@@ -13,15 +13,15 @@
 
 use super::{
     State,
+    actor::SandboxActor,
     error::{FreezeError, chain},
-    owner::Owner,
 };
 use crate::{
-    folder::{Folder, FolderError},
     network::{self, access::Access},
+    sandbox_dir::{SandboxDir, SandboxDirError},
 };
 
-impl Owner {
+impl SandboxActor {
     /// Changes the addresses that the sandbox may reach. Takes effect at once if the sandbox runs,
     /// otherwise when it is resumed. On failure, the access is unchanged.
     pub(super) async fn set_access(&mut self, access: Access) -> Result<(), FreezeError> {
@@ -45,7 +45,7 @@ impl Owner {
 }
 
 /// Writes the lists to `spec.json`, on a blocking thread because flushing to disk blocks.
-async fn note(folder: &Folder, access: &Access) -> Result<(), FreezeError> {
+async fn note(folder: &SandboxDir, access: &Access) -> Result<(), FreezeError> {
     let (folder, access) = (folder.clone(), access.clone());
     let noted = tokio::task::spawn_blocking(move || {
         let mut spec = folder.read_spec()?;
@@ -53,6 +53,6 @@ async fn note(folder: &Folder, access: &Access) -> Result<(), FreezeError> {
         spec.network.egress = access.egress;
         folder.write_spec(&spec)
     });
-    let noted: Result<(), FolderError> = noted.await.map_err(|_| FreezeError::Gone)?;
+    let noted: Result<(), SandboxDirError> = noted.await.map_err(|_| FreezeError::Gone)?;
     Ok(noted?)
 }

@@ -13,19 +13,19 @@ use super::{Boots, error::DestroyError};
 use crate::{
     cgroup::{CgroupError, Cgroups, kill_processes_of},
     disk,
-    folder::{Folder, Folders},
     network::{self, addresses::Slot, slot::Slots},
+    sandbox_dir::{SandboxDir, SandboxDirs},
     snapshots::Snapshots,
     supervisor::Supervisor,
     templates::TemplateSource,
 };
 
 /// Environment that sandboxes on this host are created in.
-pub(crate) struct HostParts {
+pub(crate) struct HostContext {
     pub(crate) config: crate::AgentConfig,
     pub(crate) templates: Arc<dyn TemplateSource>,
     pub(crate) deadlines: crate::Deadlines,
-    pub(crate) folders: Folders,
+    pub(crate) folders: SandboxDirs,
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -40,7 +40,7 @@ pub(crate) struct HostParts {
 #[derive(Debug)]
 pub(super) struct Resources {
     id: SandboxId,
-    pub(super) folder: Option<Folder>,
+    pub(super) folder: Option<SandboxDir>,
     pub(super) slot: Option<Slot>,
     pub(super) cgroup: bool,
     pub(super) disk: bool,
@@ -62,7 +62,7 @@ impl Resources {
 
     /// Ends the VM and frees everything except the directory. Every step runs. The first failure is
     /// returned.
-    pub(super) async fn free(&mut self, host: &HostParts) -> Result<(), DestroyError> {
+    pub(super) async fn free(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         let mut first = Ok(());
         let mut note = |result: Result<(), DestroyError>| {
             let done = result.is_ok();
@@ -108,7 +108,7 @@ impl Resources {
 
     /// Frees everything. The directory is removed last, and only if all other resources are freed,
     /// because the next agent finds the remaining resources by the directory.
-    pub(super) async fn free_all(&mut self, host: &HostParts) -> Result<(), DestroyError> {
+    pub(super) async fn free_all(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         self.free(host).await?;
         if let Some(folder) = &self.folder {
             folder.remove()?;
@@ -117,7 +117,7 @@ impl Resources {
         Ok(())
     }
 
-    async fn kill_processes(&self, host: &HostParts) -> Result<(), CgroupError> {
+    async fn kill_processes(&self, host: &HostContext) -> Result<(), CgroupError> {
         if self.cgroup {
             host.cgroups.remove(&self.id).await?;
         }
@@ -132,7 +132,7 @@ impl Resources {
 
 /// Removes a network, then releases its slot. Until then, the slot identifies the owner of the
 /// network.
-pub(super) async fn free_network(host: &HostParts, slot: Slot) -> Result<(), DestroyError> {
+pub(super) async fn free_network(host: &HostContext, slot: Slot) -> Result<(), DestroyError> {
     network::remove(slot).await?;
     host.slots.release(slot).map_err(DestroyError::Slot)
 }

@@ -15,10 +15,10 @@ use std::{
 };
 
 use wrenn_snapshot::{
-    BuildId, Chain, Header, Manifest, StoreError, layout, merge_files, store::on_disk,
+    Chain, Header, Manifest, SnapshotId, StoreError, layout, merge_files, store::on_disk,
 };
 
-use super::{PinnedBuild, Pins, SnapshotError, Snapshots};
+use super::{Pins, SnapshotError, SnapshotRef, Snapshots};
 use crate::disk;
 
 /// Snapshots with more diff files or more disk layers than this are compacted.
@@ -47,7 +47,7 @@ impl Depth {
 
 impl Snapshots {
     /// Returns the depth of a snapshot, or 0 if the snapshot cannot be read.
-    pub(crate) fn depth(&self, pin: &PinnedBuild) -> Depth {
+    pub(crate) fn depth(&self, pin: &SnapshotRef) -> Depth {
         let depth = || {
             let snapshot = self.own.snapshot(pin.id())?;
             Ok::<_, StoreError>(Depth::of(&snapshot.header()?, &snapshot.manifest))
@@ -57,24 +57,24 @@ impl Snapshots {
 
     /// Makes the compacted copy of a snapshot. Reads and writes as much data as the snapshot's own
     /// files hold.
-    pub(crate) async fn compact(&self, pin: &PinnedBuild) -> Result<PinnedBuild, SnapshotError> {
-        let moment = self.moment(pin)?;
-        let header = moment.snapshot().header()?;
-        let build = BuildId::random();
+    pub(crate) async fn compact(&self, pin: &SnapshotRef) -> Result<SnapshotRef, SnapshotError> {
+        let located = self.locate(pin)?;
+        let header = located.snapshot().header()?;
+        let build = SnapshotId::random();
         let twin = Pins::pin(&self.pins, build);
         let stage = self.own.stage(build)?;
-        let (dir, memory) = (stage.path().to_owned(), moment.restore(false).memory);
-        let old = moment.snapshot().dir.clone();
+        let (dir, memory) = (stage.path().to_owned(), located.restore(false).memory);
+        let old = located.snapshot().dir.clone();
         let merged =
             tokio::task::spawn_blocking(move || merge_memory(&header, &memory, &old, &dir, build));
         merged.await.map_err(std::io::Error::from)??;
         let (disk_layers, new) = self
-            .compact_disk(moment.disk_layers(), moment.manifest(), stage.path())
+            .compact_disk(located.disk_layers(), located.manifest(), stage.path())
             .await?;
         let manifest = Manifest {
             build,
             disk_layers,
-            ..moment.manifest().clone()
+            ..located.manifest().clone()
         };
         let published = tokio::task::spawn_blocking(move || stage.publish(&manifest, &new, None));
         published.await.map_err(std::io::Error::from)??;
@@ -88,7 +88,7 @@ impl Snapshots {
         layers: Vec<PathBuf>,
         manifest: &Manifest,
         dir: &Path,
-    ) -> Result<(Vec<BuildId>, Vec<(BuildId, PathBuf)>), SnapshotError> {
+    ) -> Result<(Vec<SnapshotId>, Vec<(SnapshotId, PathBuf)>), SnapshotError> {
         let mut names = manifest.disk_layers.clone();
         if names.len() <= 2 {
             return Ok((names, Vec::new()));
@@ -101,7 +101,7 @@ impl Snapshots {
             .await
             .map_err(SnapshotError::Disk)?;
         names.truncate(keep);
-        let build = BuildId::random();
+        let build = SnapshotId::random();
         names.push(build);
         Ok((names, vec![(build, path)]))
     }
@@ -114,7 +114,7 @@ fn merge_memory(
     memory: &[PathBuf],
     old: &Path,
     dir: &Path,
-    build: BuildId,
+    build: SnapshotId,
 ) -> Result<(), SnapshotError> {
     let chain = Chain::open(memory, header)?;
     let all = header.diffs().iter().map(|diff| diff.len).sum();

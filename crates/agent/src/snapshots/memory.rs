@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::fs::{MemfdFlags, Mode, fchmod, ftruncate, memfd_create};
-use wrenn_snapshot::BuildId;
+use wrenn_snapshot::SnapshotId;
 
 /// Memory of a snapshot: an unnamed file (memfd) that the supervisors of its VMs fill on demand.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ impl ImageMemory {
 
 /// Memory files in use.
 #[derive(Debug, Default)]
-pub(super) struct Memories(Mutex<HashMap<BuildId, Weak<ImageMemory>>>);
+pub(super) struct Memories(Mutex<HashMap<SnapshotId, Weak<ImageMemory>>>);
 
 impl Memories {
     pub(super) fn get_or_make(
         &self,
-        build: BuildId,
+        build: SnapshotId,
         memory_mib: u32,
     ) -> io::Result<Arc<ImageMemory>> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +46,7 @@ impl Memories {
 
     /// Registers a memory file. The first file registered for a snapshot is kept. All supervisors
     /// have the same file, unless an agent was killed between two creates.
-    pub(super) fn adopt(&self, build: BuildId, fd: OwnedFd) -> Arc<ImageMemory> {
+    pub(super) fn adopt(&self, build: SnapshotId, fd: OwnedFd) -> Arc<ImageMemory> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = memories.get(&build).and_then(Weak::upgrade) {
             return memory;
@@ -66,11 +66,11 @@ mod tests {
     #[test]
     fn machines_of_one_snapshot_share_it_as_long_as_one_runs() {
         let memories = Memories::default();
-        let build = BuildId([1; 16]);
+        let build = SnapshotId([1; 16]);
         let first = memories.get_or_make(build, 1).unwrap();
         let second = memories.get_or_make(build, 1).unwrap();
         assert!(Arc::ptr_eq(&first, &second));
-        let other = memories.get_or_make(BuildId([2; 16]), 1).unwrap();
+        let other = memories.get_or_make(SnapshotId([2; 16]), 1).unwrap();
         assert_ne!(first.as_fd().as_raw_fd(), other.as_fd().as_raw_fd());
         drop((first, second));
         let fresh = memories.get_or_make(build, 1).unwrap();

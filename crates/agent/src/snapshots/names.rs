@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use wrenn_proto::TemplateName;
-use wrenn_snapshot::{BuildId, Manifest};
+use wrenn_snapshot::{Manifest, SnapshotId};
 
 /// Failure to read, set or remove a name.
 #[derive(Debug, thiserror::Error)]
@@ -35,12 +35,12 @@ pub(crate) enum NameError {
 /// Snapshot that a name refers to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct NameRecord {
-    pub(super) build: BuildId,
+    pub(super) build: SnapshotId,
 }
 
 /// Snapshot with a name.
 #[derive(Debug, Clone)]
-pub(crate) struct NamedMoment {
+pub(crate) struct TaggedSnapshot {
     pub(crate) name: TemplateName,
     /// `None` if the snapshot is damaged.
     pub(crate) manifest: Option<Manifest>,
@@ -112,7 +112,7 @@ impl Names {
     pub(super) fn put(
         &self,
         name: &TemplateName,
-        build: BuildId,
+        build: SnapshotId,
         overwrite: bool,
     ) -> Result<(), NameError> {
         let path = self.path(name);
@@ -171,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let names = Names::open(dir.path()).unwrap();
         let name: TemplateName = "mine".parse().unwrap();
-        let (first, second) = (BuildId([1; 16]), BuildId([2; 16]));
+        let (first, second) = (SnapshotId([1; 16]), SnapshotId([2; 16]));
         names.put(&name, first, false).unwrap();
         assert!(matches!(
             names.put(&name, second, false),
@@ -191,7 +191,7 @@ mod tests {
         let names = Names::open(dir.path()).unwrap();
         let (good, bad): (TemplateName, TemplateName) =
             ("good".parse().unwrap(), "bad".parse().unwrap());
-        names.put(&good, BuildId([1; 16]), false).unwrap();
+        names.put(&good, SnapshotId([1; 16]), false).unwrap();
         fs::write(dir.path().join("bad.json"), "{").unwrap();
         let each = names.each().unwrap();
         assert!(matches!(each[0], (_, Err(NameError::Damaged { .. }))));

@@ -5,40 +5,40 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use wrenn_snapshot::BuildId;
+use wrenn_snapshot::SnapshotId;
 
 /// Number of references per snapshot.
 #[derive(Debug, Default)]
-pub(super) struct Pins(Mutex<HashMap<BuildId, usize>>);
+pub(super) struct Pins(Mutex<HashMap<SnapshotId, usize>>);
 
 /// Reference to a snapshot. The snapshot is kept as long as this value or a clone of it exists.
 #[derive(Debug)]
-pub(crate) struct PinnedBuild {
-    build: BuildId,
+pub(crate) struct SnapshotRef {
+    build: SnapshotId,
     pins: Arc<Pins>,
 }
 
 impl Pins {
-    pub(super) fn pin(pins: &Arc<Self>, build: BuildId) -> PinnedBuild {
+    pub(super) fn pin(pins: &Arc<Self>, build: SnapshotId) -> SnapshotRef {
         *pins.lock().entry(build).or_default() += 1;
-        PinnedBuild {
+        SnapshotRef {
             build,
             pins: pins.clone(),
         }
     }
 
-    pub(super) fn all(&self) -> HashSet<BuildId> {
+    pub(super) fn all(&self) -> HashSet<SnapshotId> {
         self.lock().keys().copied().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BuildId, usize>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, usize>> {
         // Every update is a single step, so the map is valid even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl PinnedBuild {
-    pub(crate) fn id(&self) -> BuildId {
+impl SnapshotRef {
+    pub(crate) fn id(&self) -> SnapshotId {
         self.build
     }
 
@@ -48,13 +48,13 @@ impl PinnedBuild {
     }
 }
 
-impl Clone for PinnedBuild {
+impl Clone for SnapshotRef {
     fn clone(&self) -> Self {
         Pins::pin(&self.pins, self.build)
     }
 }
 
-impl Drop for PinnedBuild {
+impl Drop for SnapshotRef {
     fn drop(&mut self) {
         let mut pins = self.pins.lock();
         if let Some(count) = pins.get_mut(&self.build) {
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_snapshot_is_free_when_the_last_one_lets_go() {
         let pins = Arc::<Pins>::default();
-        let first = Pins::pin(&pins, BuildId([1; 16]));
+        let first = Pins::pin(&pins, SnapshotId([1; 16]));
         let second = first.clone();
         drop(first);
         assert_eq!(pins.all().len(), 1);

@@ -69,12 +69,12 @@ impl Verified {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use wrenn_snapshot::{BuildId, DiffWriter};
+    use wrenn_snapshot::{DiffWriter, SnapshotId};
 
     #[test]
     fn a_file_is_read_once_and_again_when_it_was_written_to() {
         let dir = tempfile::tempdir().unwrap();
-        let build = BuildId::random();
+        let build = SnapshotId::random();
         let path = dir.path().join(format!("{build}.mem"));
         let mut writer = DiffWriter::create(&path, build, 8192, None).unwrap();
         writer.push(0, &[7; 8192]).unwrap();

@@ -201,7 +201,7 @@ impl From<&LifecycleError> for ApiError {
     fn from(error: &LifecycleError) -> Self {
         match error {
             LifecycleError::NotFound(_) => Self::new(Code::NotFound, error.to_string()),
-            LifecycleError::Refused(_) | LifecycleError::WrongStatus { .. } => {
+            LifecycleError::Rejected(_) | LifecycleError::WrongStatus { .. } => {
                 Self::new(Code::InvalidState, error.to_string())
             }
             LifecycleError::Busy(_) | LifecycleError::Known(_) => {

@@ -47,7 +47,7 @@ use super::{
     extract::SandboxPath,
     openapi::{CommonErrors, HostErrors, SandboxErrors},
     process::{self, Selector},
-    session::{self, Dialect},
+    session::{self, Protocol},
     socket::{ApiSocket, split},
     utf8::{Piece, TextStream},
     validate,
@@ -79,7 +79,7 @@ pub(super) async fn exec_stream(
 /// Message of a client.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum Said {
+pub(super) enum ClientMessage {
     Start(Start),
     Stdin { data: String },
     CloseStdin,
@@ -106,7 +106,7 @@ pub(super) struct Start {
 /// Message of the server.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum Out {
+pub(super) enum ServerMessage {
     Start {
         pid: u32,
     },
@@ -153,49 +153,63 @@ pub(super) struct ExecDialect {
     stderr: TextStream,
 }
 
-impl Dialect for ExecDialect {
-    type Said = Said;
-    type Out = Out;
+impl Protocol for ExecDialect {
+    type ClientMessage = ClientMessage;
+    type ServerMessage = ServerMessage;
 
-    async fn hear(said: Said, controls: &Controls) -> Result<(), String> {
+    async fn on_message(said: ClientMessage, controls: &Controls) -> Result<(), String> {
         match said {
-            Said::Start(_) => Err("unexpected `start`: the session has already started".to_owned()),
-            Said::Stdin { data } => {
+            ClientMessage::Start(_) => {
+                Err("unexpected `start`: the session has already started".to_owned())
+            }
+            ClientMessage::Stdin { data } => {
                 let bytes = BASE64
                     .decode(data)
                     .map_err(|e| format!("`data` is not valid base64: {e}"))?;
                 controls.input(bytes).await;
                 Ok(())
             }
-            Said::CloseStdin => {
+            ClientMessage::CloseStdin => {
                 controls.close_input();
                 Ok(())
             }
-            Said::Stop => {
+            ClientMessage::Stop => {
                 controls.kill();
                 Ok(())
             }
         }
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Out> {
+    fn encode(&mut self, event: Event) -> Vec<ServerMessage> {
         match event {
-            Event::Start(start) => vec![Out::Start { pid: start.pid }],
+            Event::Start(start) => vec![ServerMessage::Start { pid: start.pid }],
             Event::Data(data) => match data.output {
                 Some(Output::Stdout(bytes) | Output::Pty(bytes)) => {
                     let piece = self.stdout.push(&bytes);
-                    piece.map(|p| Out::Stdout(p.into())).into_iter().collect()
+                    piece
+                        .map(|p| ServerMessage::Stdout(p.into()))
+                        .into_iter()
+                        .collect()
                 }
                 Some(Output::Stderr(bytes)) => {
                     let piece = self.stderr.push(&bytes);
-                    piece.map(|p| Out::Stderr(p.into())).into_iter().collect()
+                    piece
+                        .map(|p| ServerMessage::Stderr(p.into()))
+                        .into_iter()
+                        .collect()
                 }
                 None => Vec::new(),
             },
             Event::End(end) => {
-                let stdout = self.stdout.finish().map(|p| Out::Stdout(p.into()));
-                let stderr = self.stderr.finish().map(|p| Out::Stderr(p.into()));
-                let exit = Out::Exit {
+                let stdout = self
+                    .stdout
+                    .finish()
+                    .map(|p| ServerMessage::Stdout(p.into()));
+                let stderr = self
+                    .stderr
+                    .finish()
+                    .map(|p| ServerMessage::Stderr(p.into()));
+                let exit = ServerMessage::Exit {
                     exit_code: end.exit_code,
                     error: session::other_end(&end),
                 };
@@ -205,27 +219,27 @@ impl Dialect for ExecDialect {
         }
     }
 
-    fn error(data: String, fatal: bool) -> Out {
-        Out::Error { data, fatal }
+    fn error(data: String, fatal: bool) -> ServerMessage {
+        ServerMessage::Error { data, fatal }
     }
 
-    fn ping() -> Option<Out> {
+    fn ping() -> Option<ServerMessage> {
         None
     }
 }
 
 async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let (outbox, mut inbox) = split(socket);
-    let Ok(first) = inbox.first::<Said>().await else {
+    let Ok(first) = inbox.first::<ClientMessage>().await else {
         return;
     };
     let started = match first {
-        Ok(Said::Start(start)) => begin(&app, &id, start).await,
+        Ok(ClientMessage::Start(start)) => begin(&app, &id, start).await,
         Ok(_) => Err("the first message must be `start`".to_owned()),
         Err(why) => Err(format!("the first message must be `start`: {why}")),
     };
     match started {
-        Err(text) => session::refuse::<ExecDialect>(&app, outbox, inbox, text).await,
+        Err(text) => session::reject::<ExecDialect>(&app, outbox, inbox, text).await,
         Ok((events, tag, _used)) => {
             let target = target(&app, id, Selector::Tag(tag));
             session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
@@ -248,7 +262,7 @@ async fn begin(
     app: &AppState,
     id: &SandboxId,
     start: Start,
-) -> Result<(ProcessStream, String, crate::lifecycle::UseGuard), String> {
+) -> Result<(ProcessStream, String, crate::lifecycle::ActivityGuard), String> {
     let text = |error: ApiError| error.message;
     let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
     validate::check_tag("tag", &tag).map_err(text)?;

@@ -19,7 +19,7 @@ use super::{
     files::{OCTETS, UploadForm, meta, next_piece, upload},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
 };
-use crate::{agent_client::FileStream, lifecycle::UseGuard};
+use crate::{agent_client::FileStream, lifecycle::ActivityGuard};
 
 /// Writes a file of any size.
 ///
@@ -72,7 +72,7 @@ pub(super) async fn read(
 fn pieces(
     first: Bytes,
     stream: FileStream,
-    used: UseGuard,
+    used: ActivityGuard,
 ) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
     let begin = (Some(first), Some(stream), used);
     futures::stream::unfold(begin, |(first, stream, used)| async move {

@@ -135,7 +135,7 @@ async fn run(app: AppState, id: SandboxId, process: Selector, socket: WebSocket)
     };
     match connected.await {
         Err(error) => {
-            session::refuse::<ExecDialect>(&app, outbox, inbox, error.message).await;
+            session::reject::<ExecDialect>(&app, outbox, inbox, error.message).await;
         }
         Ok((events, _used)) => {
             let target = target(&app, id, process);

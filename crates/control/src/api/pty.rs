@@ -52,11 +52,11 @@ use super::{
     extract::SandboxPath,
     openapi::{CommonErrors, HostErrors, SandboxErrors},
     process::{self, Selector},
-    session::{self, Dialect},
+    session::{self, Protocol},
     socket::{ApiSocket, split},
     validate,
 };
-use crate::{agent_client::ProcessStream, lifecycle::UseGuard};
+use crate::{agent_client::ProcessStream, lifecycle::ActivityGuard};
 
 /// Program of a terminal whose client names none.
 const DEFAULT_SHELL: &str = "/bin/bash";
@@ -93,7 +93,7 @@ pub(super) async fn pty(
 
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Said {
+enum ClientMessage {
     Start(Start),
     Connect { tag: String },
     Input { data: String },
@@ -117,7 +117,7 @@ struct Start {
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Out {
+enum ServerMessage {
     Started {
         tag: String,
         pid: u32,
@@ -141,49 +141,49 @@ struct PtyDialect {
     tag: String,
 }
 
-impl Dialect for PtyDialect {
-    type Said = Said;
-    type Out = Out;
+impl Protocol for PtyDialect {
+    type ClientMessage = ClientMessage;
+    type ServerMessage = ServerMessage;
 
-    async fn hear(said: Said, controls: &Controls) -> Result<(), String> {
+    async fn on_message(said: ClientMessage, controls: &Controls) -> Result<(), String> {
         match said {
-            Said::Start(_) | Said::Connect { .. } => {
+            ClientMessage::Start(_) | ClientMessage::Connect { .. } => {
                 Err("unexpected `start` or `connect`: the session has already started".to_owned())
             }
-            Said::Input { data } => {
+            ClientMessage::Input { data } => {
                 let bytes = BASE64
                     .decode(data)
                     .map_err(|e| format!("`data` is not valid base64: {e}"))?;
                 controls.input(bytes).await;
                 Ok(())
             }
-            Said::Resize { cols, rows } => {
+            ClientMessage::Resize { cols, rows } => {
                 let size = size(Some(cols), Some(rows)).map_err(|error| error.message)?;
                 controls.resize(size.cols, size.rows);
                 Ok(())
             }
-            Said::Kill => {
+            ClientMessage::Kill => {
                 controls.kill();
                 Ok(())
             }
         }
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Out> {
+    fn encode(&mut self, event: Event) -> Vec<ServerMessage> {
         match event {
-            Event::Start(start) => vec![Out::Started {
+            Event::Start(start) => vec![ServerMessage::Started {
                 tag: self.tag.clone(),
                 pid: start.pid,
             }],
             Event::Data(data) => match data.output {
                 Some(Output::Pty(bytes) | Output::Stdout(bytes) | Output::Stderr(bytes)) => {
-                    vec![Out::Output {
+                    vec![ServerMessage::Output {
                         data: BASE64.encode(bytes),
                     }]
                 }
                 None => Vec::new(),
             },
-            Event::End(end) => vec![Out::Exit {
+            Event::End(end) => vec![ServerMessage::Exit {
                 exit_code: end.exit_code,
                 error: session::other_end(&end),
             }],
@@ -191,12 +191,12 @@ impl Dialect for PtyDialect {
         }
     }
 
-    fn error(data: String, fatal: bool) -> Out {
-        Out::Error { data, fatal }
+    fn error(data: String, fatal: bool) -> ServerMessage {
+        ServerMessage::Error { data, fatal }
     }
 
-    fn ping() -> Option<Out> {
-        Some(Out::Ping)
+    fn ping() -> Option<ServerMessage> {
+        Some(ServerMessage::Ping)
     }
 }
 
@@ -218,19 +218,19 @@ fn size(cols: Option<u32>, rows: Option<u32>) -> Result<Size, ApiError> {
 
 async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let (outbox, mut inbox) = split(socket);
-    let Ok(first) = inbox.first::<Said>().await else {
+    let Ok(first) = inbox.first::<ClientMessage>().await else {
         return;
     };
     let begun = match first {
-        Ok(Said::Start(begin)) => start(&app, &id, begin).await,
-        Ok(Said::Connect { tag }) => connect(&app, &id, tag).await,
+        Ok(ClientMessage::Start(begin)) => start(&app, &id, begin).await,
+        Ok(ClientMessage::Connect { tag }) => connect(&app, &id, tag).await,
         Ok(_) => Err("the first message must be `start` or `connect`".to_owned()),
         Err(why) => Err(format!(
             "the first message must be `start` or `connect`: {why}"
         )),
     };
     match begun {
-        Err(text) => session::refuse::<PtyDialect>(&app, outbox, inbox, text).await,
+        Err(text) => session::reject::<PtyDialect>(&app, outbox, inbox, text).await,
         Ok(Begun { events, tag, _used }) => {
             let target = Target {
                 agent: app.agent.clone(),
@@ -248,7 +248,7 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
 struct Begun {
     events: ProcessStream,
     tag: String,
-    _used: UseGuard,
+    _used: ActivityGuard,
 }
 
 async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, String> {

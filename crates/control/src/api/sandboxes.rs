@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     db::sandboxes::{MAX_LIST, Sandbox as Row},
-    lifecycle::{Creation, LifecycleError},
+    lifecycle::{LifecycleError, PendingCreate},
 };
 
 /// Time after which a create is answered, whatever the status of the sandbox. Clients may rely on
@@ -85,7 +85,7 @@ pub(super) async fn create(
 /// Returns the row when the create has ended, or at the deadline.
 async fn settled(
     app: &AppState,
-    creation: &mut Creation,
+    creation: &mut PendingCreate,
     id: &SandboxId,
     deadline: Instant,
 ) -> Result<Row, ApiError> {

@@ -33,26 +33,26 @@ const MAX_COMPLAINTS: usize = 16;
 const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Protocol of a kind of session.
-pub(super) trait Dialect: Send {
+pub(super) trait Protocol: Send {
     /// Message of a client.
-    type Said: DeserializeOwned + Send;
+    type ClientMessage: DeserializeOwned + Send;
     /// Message to a client.
-    type Out: Serialize + Send + Sync;
+    type ServerMessage: Serialize + Send + Sync;
 
     /// Handles a client message. An error is sent to the client and does not end the session.
-    fn hear(
-        said: Self::Said,
+    fn on_message(
+        said: Self::ClientMessage,
         controls: &Controls,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Encodes a process event as messages to the client.
-    fn tell(&mut self, event: Event) -> Vec<Self::Out>;
+    fn encode(&mut self, event: Event) -> Vec<Self::ServerMessage>;
 
     /// Encodes an error. `fatal` is true if the error ends the session.
-    fn error(text: String, fatal: bool) -> Self::Out;
+    fn error(text: String, fatal: bool) -> Self::ServerMessage;
 
     /// Returns the keep-alive message of the protocol, if the protocol has one.
-    fn ping() -> Option<Self::Out>;
+    fn ping() -> Option<Self::ServerMessage>;
 }
 
 /// Returns the reason for which a process ended without exiting. The guest agent also reports a
@@ -77,7 +77,7 @@ async fn explain(mut end: Box<EndEvent>, events: &mut ProcessStream) -> Event {
 }
 
 /// Runs a session to its end and closes the connection.
-pub(super) async fn run<D: Dialect>(
+pub(super) async fn run<D: Protocol>(
     app: &AppState,
     mut outbox: Outbox,
     mut inbox: Inbox,
@@ -103,7 +103,7 @@ pub(super) async fn run<D: Dialect>(
 }
 
 /// Rejects a session and closes the connection.
-pub(super) async fn refuse<D: Dialect>(
+pub(super) async fn reject<D: Protocol>(
     app: &AppState,
     mut outbox: Outbox,
     inbox: Inbox,
@@ -115,10 +115,10 @@ pub(super) async fn refuse<D: Dialect>(
 }
 
 /// Reads until the client has disconnected.
-async fn read<D: Dialect>(inbox: &mut Inbox, controls: Controls, complain: mpsc::Sender<String>) {
-    while let Ok(said) = inbox.next::<D::Said>().await {
+async fn read<D: Protocol>(inbox: &mut Inbox, controls: Controls, complain: mpsc::Sender<String>) {
+    while let Ok(said) = inbox.next::<D::ClientMessage>().await {
         let heard = match said {
-            Ok(said) => D::hear(said, &controls).await,
+            Ok(said) => D::on_message(said, &controls).await,
             Err(why) => Err(format!("invalid message: {why}")),
         };
         if let Err(text) = heard {
@@ -130,7 +130,7 @@ async fn read<D: Dialect>(inbox: &mut Inbox, controls: Controls, complain: mpsc:
 /// Sends process events to the client until the process ends. If the client disconnects first,
 /// waits until the reader notices, so that messages which the client has already sent are still
 /// delivered.
-async fn tell<D: Dialect>(
+async fn tell<D: Protocol>(
     outbox: &mut Outbox,
     events: ProcessStream,
     complaints: mpsc::Receiver<String>,
@@ -141,7 +141,7 @@ async fn tell<D: Dialect>(
     }
 }
 
-async fn tell_all<D: Dialect>(
+async fn tell_all<D: Protocol>(
     outbox: &mut Outbox,
     mut events: ProcessStream,
     mut complaints: mpsc::Receiver<String>,
@@ -159,7 +159,7 @@ async fn tell_all<D: Dialect>(
                         Event::End(end) => (explain(end, &mut events).await, true),
                         other => (other, false),
                     };
-                    for out in dialect.tell(event) {
+                    for out in dialect.encode(event) {
                         outbox.say(&out).await?;
                     }
                     if ended {

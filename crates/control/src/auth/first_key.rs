@@ -39,7 +39,7 @@ pub(crate) async fn ensure_first_keys(
 /// older copy, or another one.
 async fn is_good_file(auth: &Auth, file: &Path) -> Result<bool, ControlError> {
     match fs::read_to_string(file) {
-        Ok(key) => Ok(auth.is_good(key.trim()).await?),
+        Ok(key) => Ok(auth.accepts_key(key.trim()).await?),
         Err(_) => Ok(false),
     }
 }
@@ -128,7 +128,7 @@ mod tests {
         let keys = [read(&files[0]), read(&files[1])];
         for ((file, key), prefix) in files.iter().zip(&keys).zip(["wrn_", "e2b_"]) {
             assert!(key.starts_with(prefix), "{key}");
-            assert!(auth.is_good(key.trim()).await.unwrap());
+            assert!(auth.accepts_key(key.trim()).await.unwrap());
             let mode = fs::metadata(file).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(read(&files[0]), keys[0]);
         let other = read(&files[1]);
         assert_ne!(other, keys[1]);
-        assert!(auth.is_good(other.trim()).await.unwrap());
+        assert!(auth.accepts_key(other.trim()).await.unwrap());
     }
 
     #[tokio::test]
@@ -156,7 +156,7 @@ mod tests {
             ensure_first_keys(&db, &auth, &config).await.unwrap();
             for file in &files {
                 let key = fs::read_to_string(file).unwrap();
-                assert!(auth.is_good(key.trim()).await.unwrap());
+                assert!(auth.accepts_key(key.trim()).await.unwrap());
             }
             db.close().await;
         }

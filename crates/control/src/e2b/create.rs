@@ -25,7 +25,7 @@ use super::{
 use crate::{
     api::{AppState, error::Code, validate},
     db::{options::Options, sandboxes::Sandbox as Row},
-    lifecycle::{Creation, Earlier, NewSandbox},
+    lifecycle::{NewSandbox, PendingCreate, PriorRequest},
 };
 
 /// Name of the header with the idempotency key.
@@ -133,10 +133,10 @@ async fn create_as(
     let ticket = match key {
         None => None,
         Some(key) => match app.lifecycle.earlier(key, &hash).await? {
-            Earlier::Made(row) => {
+            PriorRequest::Made(row) => {
                 return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))));
             }
-            Earlier::Nothing(ticket) => Some(ticket),
+            PriorRequest::Nothing(ticket) => Some(ticket),
         },
     };
     let facts = app.host.facts().await?;
@@ -159,7 +159,11 @@ async fn create_as(
 }
 
 /// Waits for the end of the create. Returns the row of the running sandbox.
-async fn made(app: &AppState, mut creation: Creation, deadline: Instant) -> Result<Row, E2bError> {
+async fn made(
+    app: &AppState,
+    mut creation: PendingCreate,
+    deadline: Instant,
+) -> Result<Row, E2bError> {
     let late = || {
         let message = "timed out starting the sandbox; it will be destroyed";
         E2bError::new(StatusCode::GATEWAY_TIMEOUT, message)

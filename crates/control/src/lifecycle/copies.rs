@@ -21,7 +21,7 @@ use wrenn_proto::{
     rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo},
 };
 
-use super::{Lifecycle, LifecycleError, UseGuard, creating::CreateEntry, told};
+use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, told};
 use crate::{
     agent_client::AgentError,
     clock,
@@ -74,7 +74,7 @@ impl Lifecycle {
         if !matches!(row.status, SandboxStatus::Running | SandboxStatus::Paused) {
             return Err(LifecycleError::wrong_status(&row, "running` or `paused"));
         }
-        let _used = UseGuard::new(Arc::clone(self), id.clone());
+        let _used = ActivityGuard::new(Arc::clone(self), id.clone());
         let done = self.name_snapshot(id, name, overwrite).await;
         let warning = match &done {
             Ok(_) => String::new(),
@@ -137,7 +137,7 @@ impl Lifecycle {
         if source.status != SandboxStatus::Running {
             return Err(LifecycleError::wrong_status(&source, "running"));
         }
-        let _used = UseGuard::new(Arc::clone(self), id.clone());
+        let _used = ActivityGuard::new(Arc::clone(self), id.clone());
         let e2b_id = source.id.is_e2b() || matches!(copy_as, CopyAs::Lifetime { .. });
         let mut copies: Vec<NewCopy> = Vec::new();
         for _ in 0..count {

@@ -12,7 +12,7 @@ use wrenn_proto::{
 
 use super::{
     Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, creating::CreateEntry, fill_from_host,
-    network::rpc_egress, requests::Ticket,
+    network::rpc_egress, requests::IdempotencyGuard,
 };
 use crate::{
     agent_client::AgentError,
@@ -45,21 +45,25 @@ pub(crate) struct NewSandbox {
 
 /// Create in progress, as seen by its client. If it is dropped before [`keep`](Self::keep), the
 /// sandbox is destroyed.
-pub(crate) struct Creation {
+pub(crate) struct PendingCreate {
     lifecycle: Arc<Lifecycle>,
     /// Receives the id once the row exists.
     named: Option<oneshot::Receiver<Result<SandboxId, LifecycleError>>>,
     id: Option<SandboxId>,
     task: Option<JoinHandle<Result<(), AgentError>>>,
     /// Guard of the request, if the request has an idempotency key.
-    ticket: Option<Ticket>,
+    ticket: Option<IdempotencyGuard>,
     kept: bool,
 }
 
 impl Lifecycle {
     /// Starts a create. A request with an idempotency key passes the ticket returned by
     /// [`earlier`](Self::earlier).
-    pub(crate) fn create(self: &Arc<Self>, new: NewSandbox, ticket: Option<Ticket>) -> Creation {
+    pub(crate) fn create(
+        self: &Arc<Self>,
+        new: NewSandbox,
+        ticket: Option<IdempotencyGuard>,
+    ) -> PendingCreate {
         let (tell, named) = oneshot::channel();
         let lifecycle = Arc::clone(self);
         let task = self.spawn(async move {
@@ -76,7 +80,7 @@ impl Lifecycle {
                 }
             }
         });
-        Creation {
+        PendingCreate {
             lifecycle: Arc::clone(self),
             named: Some(named),
             id: None,
@@ -126,7 +130,7 @@ impl Lifecycle {
         match self.apply(id, Event::CreateBegun, |_| ()).await {
             Ok((_, effects)) if effects.contains(&Effect::Create) => {}
             // The sandbox was destroyed before the create started.
-            Ok(_) | Err(LifecycleError::Refused(_)) => return Ok(()),
+            Ok(_) | Err(LifecycleError::Rejected(_)) => return Ok(()),
             Err(error) => {
                 tracing::error!(sandbox_id = %id, %error, "failed to start the create");
                 return Err(AgentError {
@@ -177,7 +181,7 @@ impl Lifecycle {
                     }
                     return;
                 }
-                Err(LifecycleError::Refused(refused)) => {
+                Err(LifecycleError::Rejected(refused)) => {
                     tracing::warn!(sandbox_id = %id, %refused, "create result arrived too late");
                     return;
                 }
@@ -193,7 +197,7 @@ impl Lifecycle {
     }
 }
 
-impl Creation {
+impl PendingCreate {
     /// Returns the id of the sandbox, once its row exists.
     pub(crate) async fn id(&mut self) -> Result<SandboxId, LifecycleError> {
         if let Some(named) = self.named.as_mut() {
@@ -229,7 +233,7 @@ impl Creation {
     }
 }
 
-impl Drop for Creation {
+impl Drop for PendingCreate {
     fn drop(&mut self) {
         // Without a runtime this process is exiting. The next process's reconciler settles the row.
         if self.kept || tokio::runtime::Handle::try_current().is_err() {

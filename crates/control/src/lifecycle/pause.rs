@@ -183,7 +183,7 @@ impl Lifecycle {
     ) -> Result<Sandbox, LifecycleError> {
         match self.apply(id, event, change).await {
             Ok((row, _)) => Ok(row),
-            Err(LifecycleError::Refused(_)) => {
+            Err(LifecycleError::Rejected(_)) => {
                 Err(LifecycleError::wrong_status(&self.get(id).await?, wanted))
             }
             Err(error) => Err(error),

@@ -37,11 +37,11 @@ struct Failed {
 
 /// Sandboxes that could not be paused.
 #[derive(Debug, Default)]
-pub(super) struct Reaping {
+pub(super) struct IdleReaper {
     table: Mutex<HashMap<SandboxId, Failed>>,
 }
 
-impl Reaping {
+impl IdleReaper {
     /// Returns the earliest time of the next attempt, in milliseconds since the Unix epoch; 0 if no
     /// attempt failed.
     pub(super) fn not_before_ms(&self, id: &SandboxId) -> i64 {
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn each_failure_waits_twice_as_long_up_to_a_limit() {
-        let reaping = Reaping::default();
+        let reaping = IdleReaper::default();
         let id: SandboxId = "sb-1".parse().unwrap();
         assert_eq!(reaping.not_before_ms(&id), 0);
         let waits: Vec<u32> = (0..10).map(|_| reaping.failed(&id, 1000)).collect();

@@ -46,7 +46,7 @@ pub(crate) enum RequestError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Creating,
-    Told,
+    Answered,
     Undoing,
 }
 
@@ -60,28 +60,28 @@ pub(super) struct Requests {
 
 /// Right to create a sandbox for a key. Released when dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct IdempotencyGuard {
     requests: Arc<Requests>,
     key: String,
 }
 
 /// Result of an earlier request with the same key.
 #[derive(Debug)]
-pub(crate) enum Earlier {
+pub(crate) enum PriorRequest {
     /// There is none. This request may create.
-    Nothing(Ticket),
+    Nothing(IdempotencyGuard),
     /// The earlier request created this sandbox.
     Made(Box<Sandbox>),
 }
 
 impl Requests {
-    fn enter(self: &Arc<Self>, key: &str) -> Option<Ticket> {
+    fn enter(self: &Arc<Self>, key: &str) -> Option<IdempotencyGuard> {
         let mut table = self.table();
         if table.contains_key(key) {
             return None;
         }
         table.insert(key.to_owned(), Stage::Creating);
-        Some(Ticket {
+        Some(IdempotencyGuard {
             requests: Arc::clone(self),
             key: key.to_owned(),
         })
@@ -93,7 +93,7 @@ impl Requests {
         match self.table().get_mut(key) {
             Some(Stage::Undoing) | None => false,
             Some(stage) => {
-                *stage = Stage::Told;
+                *stage = Stage::Answered;
                 true
             }
         }
@@ -104,12 +104,12 @@ impl Requests {
     }
 }
 
-impl Ticket {
+impl IdempotencyGuard {
     /// Records that the client of this handler disconnected. Returns true if no other handler has
     /// returned the sandbox, which must then be destroyed.
     pub(super) fn give_up(&self) -> bool {
         let mut table = self.requests.table();
-        if table.get(&self.key) == Some(&Stage::Told) {
+        if table.get(&self.key) == Some(&Stage::Answered) {
             return false;
         }
         table.insert(self.key.clone(), Stage::Undoing);
@@ -117,7 +117,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for IdempotencyGuard {
     fn drop(&mut self) {
         self.requests.table().remove(&self.key);
     }
@@ -125,7 +125,11 @@ impl Drop for Ticket {
 
 impl Lifecycle {
     /// Returns the result of an earlier request with this key. Waits for one in progress.
-    pub(crate) async fn earlier(&self, key: &str, hash: &str) -> Result<Earlier, RequestError> {
+    pub(crate) async fn earlier(
+        &self,
+        key: &str,
+        hash: &str,
+    ) -> Result<PriorRequest, RequestError> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             let mut told = std::pin::pin!(self.changed.notified());
@@ -138,16 +142,16 @@ impl Lifecycle {
                 return Err(RequestError::Other);
             }
             match (found, ticket) {
-                (None, Some(ticket)) => return Ok(Earlier::Nothing(ticket)),
+                (None, Some(ticket)) => return Ok(PriorRequest::Nothing(ticket)),
                 (Some(row), Some(ticket)) => match row.status {
                     SandboxStatus::Running
                     | SandboxStatus::Pausing
                     | SandboxStatus::Paused
-                    | SandboxStatus::Resuming => return Ok(Earlier::Made(Box::new(row))),
+                    | SandboxStatus::Resuming => return Ok(PriorRequest::Made(Box::new(row))),
                     // No client ever received this sandbox.
                     SandboxStatus::Error | SandboxStatus::Stopped if row.started_at == 0 => {
                         self.db.release_idempotency_key(&row.id).await?;
-                        return Ok(Earlier::Nothing(ticket));
+                        return Ok(PriorRequest::Nothing(ticket));
                     }
                     SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                         return Err(RequestError::Ended(row.id));
@@ -159,7 +163,7 @@ impl Lifecycle {
                 (Some(row), None)
                     if row.status == SandboxStatus::Running && self.requests.tell(key) =>
                 {
-                    return Ok(Earlier::Made(Box::new(row)));
+                    return Ok(PriorRequest::Made(Box::new(row)));
                 }
                 (_, None) => {}
             }

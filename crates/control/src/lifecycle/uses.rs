@@ -19,11 +19,11 @@ struct Use {
 
 /// Activity of all sandboxes.
 #[derive(Debug, Default)]
-pub(super) struct Uses {
+pub(super) struct ActivityTracker {
     table: Mutex<HashMap<SandboxId, Use>>,
 }
 
-impl Uses {
+impl ActivityTracker {
     pub(super) fn of(&self, id: &SandboxId) -> (bool, i64) {
         let found = self.table().get(id).copied().unwrap_or_default();
         (found.open > 0, found.last_ended_ms)
@@ -43,14 +43,14 @@ impl Uses {
 }
 
 /// Activity in progress. Ends when dropped.
-pub(crate) struct UseGuard {
+pub(crate) struct ActivityGuard {
     lifecycle: Arc<Lifecycle>,
     id: SandboxId,
     /// True if the end of this activity counts as the last use of the sandbox.
     counts: bool,
 }
 
-impl UseGuard {
+impl ActivityGuard {
     pub(crate) fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
         lifecycle.uses.table().entry(id.clone()).or_default().open += 1;
         Self {
@@ -67,7 +67,7 @@ impl UseGuard {
     }
 }
 
-impl Drop for UseGuard {
+impl Drop for ActivityGuard {
     fn drop(&mut self) {
         let mut table = self.lifecycle.uses.table();
         if let Some(found) = table.get_mut(&self.id) {

@@ -47,7 +47,7 @@ fn a_call_is_begun_from_one_status_only() {
             if state == from {
                 assert_eq!(got, Ok((to, vec![effect])));
             } else {
-                assert_eq!(got, Err(Refused { state, event }));
+                assert_eq!(got, Err(Rejected { state, event }));
             }
         }
     }

@@ -34,7 +34,7 @@ fn headers_count_on_shared_names() {
         "build-server:8001",
     ] {
         assert_eq!(ask(host, &BOTH), port(3000, "i0abc"), "{host}");
-        assert_eq!(ask(host, &[]), Ok(Route::Unsaid), "{host}");
+        assert_eq!(ask(host, &[]), Ok(Route::Unaddressed), "{host}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Routing, access checks, and the responses that the proxy generates itself.
 
 use wrenn_proto::Grant;
-use wrenn_proxy::{ProxyConfig, Refused, Target};
+use wrenn_proxy::{ProxyConfig, Rejected, Target};
 
 use crate::support::{ID, OTHER, Setup, get, request};
 
@@ -94,9 +94,9 @@ async fn what_is_not_there_is_told_in_the_contracts_words() {
         assert_eq!(gone.body, text);
     }
     for (refused, status) in [
-        (Refused::Changing, 409),
-        (Refused::ResumeDenied("full".to_owned()), 403),
-        (Refused::Unavailable("no agent".to_owned()), 502),
+        (Rejected::Changing, 409),
+        (Rejected::ResumeDenied("full".to_owned()), 403),
+        (Rejected::Unavailable("no agent".to_owned()), 502),
     ] {
         setup.change(ID, |sandbox| sandbox.refused = Some(refused));
         assert_eq!(setup.ask(&get("/", ID, 80)).await.status(), status);
@@ -275,7 +275,7 @@ async fn an_open_sandbox_is_shown_its_token_and_a_masked_host() {
     setup.open(ID, 80).serve(ECHO);
     setup.change(ID, |sandbox| {
         sandbox.target = Target {
-            shown_token: Some("t0ken".to_owned()),
+            injected_token: Some("t0ken".to_owned()),
             mask_host: Some("localhost:${PORT}".to_owned()),
             ..Target::default()
         };

@@ -17,7 +17,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::SandboxId;
-use wrenn_proxy::{Cuts, DialError, Proxy, ProxyConfig, Refused, Sandboxes, SignedLink, Target};
+use wrenn_proxy::{
+    ConnectionKillSwitch, DialError, Proxy, ProxyConfig, Rejected, Sandboxes, SignedLink, Target,
+};
 
 /// Deadline of every step; a step that takes longer hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,7 +31,7 @@ pub(crate) const OTHER: &str = "sb-0a1b2c3d";
 pub(crate) struct Sandbox {
     pub(crate) target: Target,
     pub(crate) token: String,
-    pub(crate) refused: Option<Refused>,
+    pub(crate) refused: Option<Rejected>,
     /// Errors with which the next connections fail.
     pub(crate) dial_errors: Vec<DialError>,
     pub(crate) ports: HashMap<u16, mpsc::UnboundedSender<DuplexStream>>,
@@ -54,10 +56,10 @@ impl Sandboxes for World {
     type Io = DuplexStream;
     type Use = Use;
 
-    async fn resolve(&self, id: &SandboxId) -> Result<Target, Refused> {
+    async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
         self.resolved.fetch_add(1, Ordering::SeqCst);
         let sandboxes = self.sandboxes.lock().unwrap();
-        let sandbox = sandboxes.get(id.as_str()).ok_or(Refused::NotFound)?;
+        let sandbox = sandboxes.get(id.as_str()).ok_or(Rejected::NotFound)?;
         sandbox
             .refused
             .clone()
@@ -95,7 +97,7 @@ impl Sandboxes for World {
 /// Proxy with two sandboxes, [`ID`] and [`OTHER`].
 pub(crate) struct Setup {
     pub(crate) world: Arc<World>,
-    pub(crate) cuts: Cuts,
+    pub(crate) cuts: ConnectionKillSwitch,
     pub(crate) address: SocketAddr,
     shutdown: CancellationToken,
 }
@@ -120,7 +122,7 @@ impl Setup {
                 .unwrap()
                 .insert(id.to_owned(), Sandbox::default());
         }
-        let cuts = Cuts::default();
+        let cuts = ConnectionKillSwitch::default();
         let proxy = Proxy::new(Arc::clone(&world), cuts.clone(), config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

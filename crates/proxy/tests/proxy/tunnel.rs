@@ -4,7 +4,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-use wrenn_proxy::{AgentTunnel, BadAgent, DialError};
+use wrenn_proxy::{AgentTunnel, DialError, InvalidAgentUrl};
 
 use crate::support::{ID, Wire};
 
@@ -88,10 +88,10 @@ async fn an_agent_that_is_not_there_is_told() {
     assert!(matches!(error, DialError::Host(_)), "{error}");
     assert!(matches!(
         AgentTunnel::new("https://x", "t"),
-        Err(BadAgent::Url(_))
+        Err(InvalidAgentUrl::Url(_))
     ));
     assert!(matches!(
         AgentTunnel::new("http://x", "a\nb"),
-        Err(BadAgent::Token)
+        Err(InvalidAgentUrl::Token)
     ));
 }

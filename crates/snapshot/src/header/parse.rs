@@ -4,7 +4,7 @@ use super::{
     CHECKSUM_AT, DiffFile, ENTRY_BYTES, FIXED_BYTES, Header, HeaderError, MAGIC, MAX_DIFFS,
     MAX_MAPPINGS, Problem, Summary, VERSION, ZERO_FILE, checksum,
 };
-use crate::{BuildId, Mapping, PAGE_BYTES, Source, mapping::is_aligned};
+use crate::{Mapping, PAGE_BYTES, SnapshotId, Source, mapping::is_aligned};
 
 pub(super) fn header(bytes: &[u8]) -> Result<Header, HeaderError> {
     let summary = summary(bytes)?;
@@ -198,6 +198,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
 
-fn build_at(bytes: &[u8], at: usize) -> BuildId {
-    BuildId(array_at(bytes, at))
+fn build_at(bytes: &[u8], at: usize) -> SnapshotId {
+    SnapshotId(array_at(bytes, at))
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn example() -> Header {
-    let (first, second) = (BuildId([0x11; 16]), BuildId([0x22; 16]));
+    let (first, second) = (SnapshotId([0x11; 16]), SnapshotId([0x22; 16]));
     let file = |build, len| DiffFile {
         build,
         len,

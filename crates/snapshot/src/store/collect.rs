@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, io, path::Path};
 use rustix::fs::FlockOperation;
 
 use super::{Store, StoreError, diff_name, failed, layer_name, names, on_disk};
-use crate::BuildId;
+use crate::SnapshotId;
 
 impl Store {
     /// Removes all snapshots that are not in the result of `live`, then the diff files and disk
@@ -24,7 +24,7 @@ impl Store {
     /// removed.
     pub fn collect<E: From<StoreError>>(
         &self,
-        live: impl FnOnce() -> Result<HashSet<BuildId>, E>,
+        live: impl FnOnce() -> Result<HashSet<SnapshotId>, E>,
     ) -> Result<u64, E> {
         let _lock = self.lock(FlockOperation::LockExclusive)?;
         let mut seen = Vec::new();
@@ -61,8 +61,8 @@ impl Store {
 fn sweep(
     dir: &Path,
     suffix: &str,
-    name: fn(BuildId) -> String,
-    used: &HashSet<BuildId>,
+    name: fn(SnapshotId) -> String,
+    used: &HashSet<SnapshotId>,
 ) -> Result<u64, StoreError> {
     let mut freed = 0;
     for build in names(dir, suffix)? {

@@ -8,14 +8,14 @@ use std::{
 use rustix::fs::FlockOperation;
 
 use super::{Store, StoreError, diff_name, failed, sync_dir};
-use crate::{BuildId, Header, Manifest, layout};
+use crate::{Header, Manifest, SnapshotId, layout};
 
 /// Directory to which a snapshot is written. On drop, the directory is removed with its content,
 /// unless the snapshot was published.
 #[derive(Debug)]
 pub struct Staging {
     store: Store,
-    build: BuildId,
+    build: SnapshotId,
     dir: PathBuf,
 }
 
@@ -24,7 +24,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the directory of the snapshot cannot be created.
-    pub fn stage(&self, build: BuildId) -> Result<Staging, StoreError> {
+    pub fn stage(&self, build: SnapshotId) -> Result<Staging, StoreError> {
         let dir = self.root.join("staging").join(build.to_string());
         fs::create_dir(&dir).map_err(failed("create", &dir))?;
         Ok(Staging {
@@ -44,7 +44,7 @@ impl Staging {
 
     /// Returns the id of the snapshot.
     #[must_use]
-    pub const fn build(&self) -> BuildId {
+    pub const fn build(&self) -> SnapshotId {
         self.build
     }
 
@@ -68,7 +68,7 @@ impl Staging {
     pub fn publish(
         self,
         manifest: &Manifest,
-        layers: &[(BuildId, PathBuf)],
+        layers: &[(SnapshotId, PathBuf)],
         other: Option<&Store>,
     ) -> Result<(), StoreError> {
         // While the lock is held, nothing is collected. The linked files therefore remain until the
@@ -131,7 +131,7 @@ impl Drop for Staging {
 impl Staging {
     /// Ensures that a diff file of an earlier generation is in this store, and links it from
     /// `other` if `other` has it.
-    fn take_diff(&self, build: BuildId, other: Option<&Store>) -> Result<(), StoreError> {
+    fn take_diff(&self, build: SnapshotId, other: Option<&Store>) -> Result<(), StoreError> {
         let target = self.store.memory_dir().join(diff_name(build));
         if let Some(other) = other {
             let source = other.memory_dir().join(diff_name(build));

@@ -8,14 +8,14 @@ use std::{
 };
 
 use wrenn_pager::{PageRun, dirty};
-use wrenn_snapshot::{BuildId, Chain, DiffWriter, Header, WorkingSet, layout};
+use wrenn_snapshot::{Chain, DiffWriter, Header, SnapshotId, WorkingSet, layout};
 
 use crate::SupervisorError;
 
 /// Parameters of a memory snapshot.
-pub(super) struct Job {
+pub(super) struct DiffJob {
     pub(super) staging: PathBuf,
-    pub(super) build: BuildId,
+    pub(super) build: SnapshotId,
     pub(super) pid: u32,
     /// Address of guest memory in the VMM.
     pub(super) base: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Written {
     pub(crate) pages_written: u64,
 }
 
-impl Job {
+impl DiffJob {
     /// Reads the pages that the VM has changed, and writes those that differ from the parent
     /// snapshot.
     pub(super) fn run(self) -> Result<Written, SupervisorError> {

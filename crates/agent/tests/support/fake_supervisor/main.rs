@@ -2,9 +2,9 @@
 //! virtual machine.
 //!
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
-//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `refuse-init`, `deaf`
+//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `reject-init`, `deaf`
 //! (ignores stop requests). The file `fault` in the sandbox's directory selects a fault of the
-//! following snapshots: see `freeze`, and `refuse-prepare` and `refuse-recover` in `envd`.
+//! following snapshots: see `freeze`, and `reject-prepare` and `reject-recover` in `envd`.
 
 mod envd;
 mod freeze;

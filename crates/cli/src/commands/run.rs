@@ -63,7 +63,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> anyhow::Result<i32> {
         None => use_it(client, sandbox, &args, &mut interrupts).await,
     };
     if let Err(error) = destroy(client, &id, &mut interrupts).await {
-        output::tell(format_args!(
+        output::error(format_args!(
             "wrenn: failed to destroy sandbox {id}: {error}; destroy it with `wrenn sandbox rm {id}`"
         ));
         return result.map(|code| if code == 0 { 1 } else { code });

@@ -403,7 +403,7 @@ fn require_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
 fn tell_missing_template(settings: &Settings) {
     let names = images::template_names(&settings.images_dir).unwrap_or_default();
     if !names.iter().any(|name| name == "minimal") {
-        output::tell(format_args!(
+        output::error(format_args!(
             "wrenn: template `minimal` is not built yet; run `wrenn image build --images-dir {}`",
             settings.images_dir.display()
         ));

@@ -12,9 +12,9 @@ use wrenn_proto::SandboxId;
 /// [`Proxy`](crate::Proxy), so that the proxy and the component that stops sandboxes do not depend
 /// on each other's construction. Clones share the same state.
 #[derive(Debug, Clone, Default)]
-pub struct Cuts(Arc<Mutex<HashMap<SandboxId, CancellationToken>>>);
+pub struct ConnectionKillSwitch(Arc<Mutex<HashMap<SandboxId, CancellationToken>>>);
 
-impl Cuts {
+impl ConnectionKillSwitch {
     /// Closes every connection to a sandbox, idle and in use.
     ///
     /// Call this when a sandbox was paused, destroyed or lost, after

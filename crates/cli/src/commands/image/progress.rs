@@ -64,7 +64,7 @@ impl Progress for TerminalProgress {
         if let Some(spinner) = self.swap(None) {
             spinner.finish_and_clear();
         }
-        output::tell(format_args!("✓ {name:10} {:.1} s", elapsed.as_secs_f64()));
+        output::error(format_args!("✓ {name:10} {:.1} s", elapsed.as_secs_f64()));
     }
 }
 
@@ -91,16 +91,16 @@ impl PlainProgress {
 
 impl Progress for PlainProgress {
     fn step(&self, name: &str) {
-        output::tell(format_args!("{name} …"));
+        output::error(format_args!("{name} …"));
     }
 
     fn line(&self, text: &str) {
         if self.verbose {
-            output::tell(format_args!("  {}", output::printable(text)));
+            output::error(format_args!("  {}", output::printable(text)));
         }
     }
 
     fn done(&self, name: &str, elapsed: Duration) {
-        output::tell(format_args!("{name}: {:.1} s", elapsed.as_secs_f64()));
+        output::error(format_args!("{name}: {:.1} s", elapsed.as_secs_f64()));
     }
 }

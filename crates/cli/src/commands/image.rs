@@ -204,7 +204,7 @@ async fn build_all(
 /// Waits for the exclusive lock on the store.
 async fn lock(store: &ImageStore) -> anyhow::Result<StoreLock> {
     let store = store.clone();
-    let waits = || output::tell("waiting for another `wrenn image` command to finish");
+    let waits = || output::error("waiting for another `wrenn image` command to finish");
     Ok(tokio::task::spawn_blocking(move || store.lock(waits)).await??)
 }
 

@@ -255,7 +255,7 @@ async fn pass_input(sender: &mut Sender, wanted: bool) -> anyhow::Result<Infalli
 pub(crate) fn exit_code(code: i32, error: Option<&str>) -> i32 {
     match error {
         Some(error) if code < 0 => {
-            output::tell(format_args!(
+            output::error(format_args!(
                 "wrenn: the command did not exit normally: {}",
                 output::printable(error)
             ));

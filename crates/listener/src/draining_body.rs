@@ -31,7 +31,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The exception is a client that sent `Expect: 100-continue` and has not been asked to continue:
 /// nothing will arrive from it. Must be dropped within a tokio runtime.
 #[derive(Debug)]
-pub struct Received {
+pub struct DrainingBody {
     /// `None` after the body ended or failed.
     body: Option<Incoming>,
     /// True while the client waits for `100 Continue`. The first poll of the body sends it.
@@ -40,7 +40,7 @@ pub struct Received {
     busy: Option<Arc<Answering>>,
 }
 
-impl Received {
+impl DrainingBody {
     /// Wraps the body of a hyper request.
     #[must_use]
     pub fn of(request: Request<Incoming>) -> Request<Self> {
@@ -60,7 +60,7 @@ impl Received {
     }
 }
 
-impl Body for Received {
+impl Body for DrainingBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -89,7 +89,7 @@ impl Body for Received {
     }
 }
 
-impl Drop for Received {
+impl Drop for DrainingBody {
     fn drop(&mut self) {
         if self.is_held_back || self.is_end_stream() {
             return;

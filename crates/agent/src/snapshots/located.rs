@@ -8,23 +8,23 @@ use std::{
 use wrenn_proto::supervise::RestoreSpec;
 use wrenn_snapshot::{Manifest, Snapshot, StoreError};
 
-use super::PinnedBuild;
+use super::SnapshotRef;
 
 /// Snapshot whose files were located, with a reference that keeps it.
 #[derive(Debug, Clone)]
-pub(crate) struct Moment {
+pub(crate) struct LocatedSnapshot {
     snapshot: Snapshot,
     layers: Vec<PathBuf>,
     memory: Vec<PathBuf>,
-    pin: PinnedBuild,
+    pin: SnapshotRef,
 }
 
-impl Moment {
+impl LocatedSnapshot {
     pub(super) fn new(
         snapshot: Snapshot,
         layers: Vec<PathBuf>,
         memory: Vec<PathBuf>,
-        pin: PinnedBuild,
+        pin: SnapshotRef,
     ) -> Self {
         Self {
             snapshot,
@@ -42,7 +42,7 @@ impl Moment {
         &self.snapshot
     }
 
-    pub(crate) fn pin(&self) -> PinnedBuild {
+    pub(crate) fn pin(&self) -> SnapshotRef {
         self.pin.clone()
     }
 

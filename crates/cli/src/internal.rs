@@ -20,7 +20,7 @@ fn supervise(args: &[OsString]) -> i32 {
         [flag, dir] if flag == "--dir" => (dir, None),
         [flag, dir, fd, number] if flag == "--dir" && fd == "--memory-fd" => (dir, Some(number)),
         _ => {
-            crate::output::tell(format_args!(
+            crate::output::error(format_args!(
                 "wrenn: `wrenn supervise` is internal: expected --dir PATH [--memory-fd N]"
             ));
             return 2;
@@ -43,7 +43,7 @@ fn exit_code(verb: &str, ended: Result<(), anyhow::Error>) -> i32 {
     match ended {
         Ok(()) => 0,
         Err(error) => {
-            crate::output::tell(format_args!(
+            crate::output::error(format_args!(
                 "wrenn {verb}: {}",
                 crate::output::in_full(error.as_ref())
             ));
@@ -59,13 +59,13 @@ fn with_path(
     run: impl FnOnce(&std::path::Path) -> Result<(), anyhow::Error>,
 ) -> i32 {
     let [given, path] = args else {
-        crate::output::tell(format_args!(
+        crate::output::error(format_args!(
             "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
         ));
         return 2;
     };
     if given != flag {
-        crate::output::tell(format_args!(
+        crate::output::error(format_args!(
             "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
         ));
         return 2;

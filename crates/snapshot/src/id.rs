@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 /// all zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub struct BuildId(pub [u8; 16]);
+pub struct SnapshotId(pub [u8; 16]);
 
 /// Error for text that is not 32 lowercase hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid snapshot id `{0}`: expected 32 lowercase hexadecimal digits")]
-pub struct NotABuildId(String);
+pub struct ParseSnapshotIdError(String);
 
-impl BuildId {
+impl SnapshotId {
     /// Generates a new random id.
     #[must_use]
     pub fn random() -> Self {
@@ -21,24 +21,24 @@ impl BuildId {
     }
 }
 
-impl std::fmt::Display for BuildId {
+impl std::fmt::Display for SnapshotId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&hex::encode(self.0))
     }
 }
 
-impl std::fmt::Debug for BuildId {
+impl std::fmt::Debug for SnapshotId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BuildId({self})")
+        write!(f, "SnapshotId({self})")
     }
 }
 
-impl std::str::FromStr for BuildId {
-    type Err = NotABuildId;
+impl std::str::FromStr for SnapshotId {
+    type Err = ParseSnapshotIdError;
 
-    fn from_str(text: &str) -> Result<Self, NotABuildId> {
+    fn from_str(text: &str) -> Result<Self, ParseSnapshotIdError> {
         let mut bytes = [0; 16];
-        let refused = || NotABuildId(text.chars().take(80).collect());
+        let refused = || ParseSnapshotIdError(text.chars().take(80).collect());
         hex::decode_to_slice(text, &mut bytes).map_err(|_| refused())?;
         // Only one spelling is accepted, because the id becomes a file name.
         if hex::encode(bytes) == text {
@@ -49,16 +49,16 @@ impl std::str::FromStr for BuildId {
     }
 }
 
-impl From<BuildId> for String {
-    fn from(id: BuildId) -> Self {
+impl From<SnapshotId> for String {
+    fn from(id: SnapshotId) -> Self {
         id.to_string()
     }
 }
 
-impl TryFrom<String> for BuildId {
-    type Error = NotABuildId;
+impl TryFrom<String> for SnapshotId {
+    type Error = ParseSnapshotIdError;
 
-    fn try_from(text: String) -> Result<Self, NotABuildId> {
+    fn try_from(text: String) -> Result<Self, ParseSnapshotIdError> {
         text.parse()
     }
 }
@@ -69,10 +69,10 @@ mod tests {
 
     #[test]
     fn there_is_one_spelling() {
-        let id = BuildId::random();
+        let id = SnapshotId::random();
         assert_eq!(id.to_string().parse(), Ok(id));
         for wrong in ["", "..", "0g", &"A".repeat(32), &"0".repeat(31)] {
-            assert!(wrong.parse::<BuildId>().is_err(), "{wrong}");
+            assert!(wrong.parse::<SnapshotId>().is_err(), "{wrong}");
         }
     }
 }

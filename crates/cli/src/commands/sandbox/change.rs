@@ -54,7 +54,7 @@ async fn each(
         match act(id).await {
             Ok(()) => output::line(id)?,
             Err(error) => {
-                output::tell(format_args!(
+                output::error(format_args!(
                     "wrenn: failed to {verb} {id}: {}",
                     in_full(&error)
                 ));

@@ -362,7 +362,7 @@ async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<i32> {
         [(id, error)] => bail!("failed to destroy {id}: {}", in_full(error)),
         several => {
             for (id, error) in several {
-                output::tell(format_args!(
+                output::error(format_args!(
                     "wrenn: failed to destroy {id}: {}",
                     in_full(error)
                 ));

@@ -14,7 +14,7 @@
 //!   status.json, console.log, supervisor.log, supervisor.sock   written by the supervisor
 //! ```
 //!
-//! Files are replaced atomically: written under another name, flushed, renamed. [`Folder::remove`]
+//! Files are replaced atomically: written under another name, flushed, renamed. [`SandboxDir::remove`]
 //! removes `snapshot.json` and `spec.json` first, so a partially removed directory is never taken
 //! for a sandbox.
 
@@ -34,7 +34,7 @@ use wrenn_proto::{
 /// File name of [`BootTimes`].
 const BOOT: &str = "boot.json";
 
-/// File name of [`LastMoment`].
+/// File name of [`LastSnapshot`].
 const LAST: &str = "snapshot.json";
 
 /// File with the id of the installation that owns the sandbox.
@@ -46,7 +46,7 @@ const DISK_NAME: (&str, &str) = ("rootfs.", "qcow2");
 /// Failure to create or use a sandbox's directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum FolderError {
+pub(crate) enum SandboxDirError {
     /// A directory with this name exists.
     #[error("sandbox {0} already exists")]
     Exists(SandboxId),
@@ -67,7 +67,7 @@ pub(crate) enum FolderError {
     },
 }
 
-impl FolderError {
+impl SandboxDirError {
     /// True if the file exists but cannot be read now, because the disk failed or no file
     /// descriptor is left. A later attempt may succeed.
     pub(crate) fn is_unreadable(&self) -> bool {
@@ -93,7 +93,7 @@ pub(crate) struct BootTimes {
 
 /// Last complete snapshot of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LastMoment {
+pub(crate) struct LastSnapshot {
     /// ID of the snapshot.
     pub(crate) build: String,
     /// Time when this record was made, in milliseconds since the Unix epoch.
@@ -105,19 +105,19 @@ pub(crate) struct LastMoment {
 
 /// Sandbox directories of one agent.
 #[derive(Debug, Clone)]
-pub(crate) struct Folders {
+pub(crate) struct SandboxDirs {
     root: PathBuf,
 }
 
 /// Directory of one sandbox.
 #[derive(Debug, Clone)]
-pub(crate) struct Folder {
+pub(crate) struct SandboxDir {
     path: PathBuf,
 }
 
-impl Folders {
+impl SandboxDirs {
     /// Opens the sandbox directories of a data directory.
-    pub(crate) fn open(data_dir: &Path) -> Result<Self, FolderError> {
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, SandboxDirError> {
         let root = data_dir.join("sandboxes");
         fs::DirBuilder::new()
             .mode(0o700)
@@ -128,39 +128,39 @@ impl Folders {
     }
 
     /// Creates the directory of a new sandbox.
-    pub(crate) fn claim(&self, id: &SandboxId) -> Result<Folder, FolderError> {
+    pub(crate) fn claim(&self, id: &SandboxId) -> Result<SandboxDir, SandboxDirError> {
         let path = self.root.join(id);
         match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => Ok(Folder { path }),
+            Ok(()) => Ok(SandboxDir { path }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(FolderError::Exists(id.clone()))
+                Err(SandboxDirError::Exists(id.clone()))
             }
             Err(error) => Err(failed("create", &path)(error)),
         }
     }
 
     /// Returns the directory of a sandbox, whether it exists or not.
-    pub(crate) fn of(&self, id: &SandboxId) -> Folder {
-        Folder {
+    pub(crate) fn of(&self, id: &SandboxId) -> SandboxDir {
+        SandboxDir {
             path: self.root.join(id),
         }
     }
 
     /// Returns the last snapshot of each sandbox that has one.
-    pub(crate) fn last_moments(&self) -> Result<Vec<LastMoment>, FolderError> {
+    pub(crate) fn last_snapshots(&self) -> Result<Vec<LastSnapshot>, SandboxDirError> {
         let folders = self.list()?.into_iter();
-        let moments = folders.map(|(_, folder)| folder.read_last());
-        moments.filter_map(Result::transpose).collect()
+        let snapshots = folders.map(|(_, folder)| folder.read_last());
+        snapshots.filter_map(Result::transpose).collect()
     }
 
     /// Returns all sandbox directories. Entries whose name is not a sandbox ID are skipped.
-    pub(crate) fn list(&self) -> Result<Vec<(SandboxId, Folder)>, FolderError> {
+    pub(crate) fn list(&self) -> Result<Vec<(SandboxId, SandboxDir)>, SandboxDirError> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
             let entry = entry.map_err(failed("list", &self.root))?;
             let name = entry.file_name();
             match name.to_str().map(str::parse) {
-                Some(Ok(id)) => found.push((id, Folder { path: entry.path() })),
+                Some(Ok(id)) => found.push((id, SandboxDir { path: entry.path() })),
                 _ => tracing::warn!(path = %entry.path().display(), "not a sandbox, ignored"),
             }
         }
@@ -168,23 +168,23 @@ impl Folders {
     }
 }
 
-impl Folder {
+impl SandboxDir {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(crate) fn write_spec(&self, spec: &SupervisorSpec) -> Result<(), FolderError> {
+    pub(crate) fn write_spec(&self, spec: &SupervisorSpec) -> Result<(), SandboxDirError> {
         self.write_json(files::SPEC, spec)
     }
 
-    pub(crate) fn read_spec(&self) -> Result<SupervisorSpec, FolderError> {
+    pub(crate) fn read_spec(&self) -> Result<SupervisorSpec, SandboxDirError> {
         let path = self.path.join(files::SPEC);
         let text = fs::read(&path).map_err(failed("read", &path))?;
-        serde_json::from_slice(&text).map_err(|source| FolderError::Malformed { path, source })
+        serde_json::from_slice(&text).map_err(|source| SandboxDirError::Malformed { path, source })
     }
 
     /// Records the installation that owns the sandbox.
-    pub(crate) fn write_installation(&self, id: &str) -> Result<(), FolderError> {
+    pub(crate) fn write_installation(&self, id: &str) -> Result<(), SandboxDirError> {
         self.write_json(INSTALLATION, &id)
     }
 
@@ -194,7 +194,7 @@ impl Folder {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    pub(crate) fn write_boot(&self, boot: &BootTimes) -> Result<(), FolderError> {
+    pub(crate) fn write_boot(&self, boot: &BootTimes) -> Result<(), SandboxDirError> {
         self.write_json(BOOT, boot)
     }
 
@@ -204,7 +204,7 @@ impl Folder {
         serde_json::from_slice(&text).ok()
     }
 
-    pub(crate) fn write_last(&self, last: &LastMoment) -> Result<(), FolderError> {
+    pub(crate) fn write_last(&self, last: &LastSnapshot) -> Result<(), SandboxDirError> {
         self.write_json(LAST, last)
     }
 
@@ -214,7 +214,7 @@ impl Folder {
     }
 
     /// Returns `None` if the sandbox has no snapshot.
-    pub(crate) fn read_last(&self) -> Result<Option<LastMoment>, FolderError> {
+    pub(crate) fn read_last(&self) -> Result<Option<LastSnapshot>, SandboxDirError> {
         let path = self.path.join(LAST);
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -223,7 +223,7 @@ impl Folder {
         };
         let last = serde_json::from_slice(&text);
         last.map(Some)
-            .map_err(|source| FolderError::Malformed { path, source })
+            .map_err(|source| SandboxDirError::Malformed { path, source })
     }
 
     /// Returns a path for the next disk file.
@@ -252,7 +252,7 @@ impl Folder {
     }
 
     /// Removes the final status of an earlier VM of the sandbox.
-    pub(crate) fn forget_final_status(&self) -> Result<(), FolderError> {
+    pub(crate) fn forget_final_status(&self) -> Result<(), SandboxDirError> {
         let path = self.path.join(files::STATUS);
         ignore_missing(fs::remove_file(&path)).map_err(failed("remove", &path))
     }
@@ -275,7 +275,7 @@ impl Folder {
     /// The order determines what the next agent finds if this agent is killed in between: first a
     /// sandbox without a snapshot, then an incomplete create, which is also removed. A sandbox with
     /// a snapshot and an unreadable specification would be left alone.
-    pub(crate) fn remove(&self) -> Result<(), FolderError> {
+    pub(crate) fn remove(&self) -> Result<(), SandboxDirError> {
         for file in [LAST, files::SPEC] {
             let path = self.path.join(file);
             ignore_missing(fs::remove_file(&path)).map_err(failed("remove", &path))?;
@@ -283,7 +283,11 @@ impl Folder {
         ignore_missing(fs::remove_dir_all(&self.path)).map_err(failed("remove", &self.path))
     }
 
-    fn write_json(&self, name: &'static str, value: &impl Serialize) -> Result<(), FolderError> {
+    fn write_json(
+        &self,
+        name: &'static str,
+        value: &impl Serialize,
+    ) -> Result<(), SandboxDirError> {
         let path = self.path.join(name);
         let temporary = self.path.join(format!("{name}.tmp"));
         let write = || {
@@ -309,9 +313,9 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SandboxDirError {
     let path = path.to_owned();
-    move |source| FolderError::Io { step, path, source }
+    move |source| SandboxDirError::Io { step, path, source }
 }
 
 #[cfg(test)]
@@ -326,9 +330,12 @@ mod tests {
     #[test]
     fn a_folder_is_claimed_once_and_removed_whole() {
         let data = tempfile::tempdir().unwrap();
-        let folders = Folders::open(data.path()).unwrap();
+        let folders = SandboxDirs::open(data.path()).unwrap();
         let folder = folders.claim(&id()).unwrap();
-        assert!(matches!(folders.claim(&id()), Err(FolderError::Exists(_))));
+        assert!(matches!(
+            folders.claim(&id()),
+            Err(SandboxDirError::Exists(_))
+        ));
         assert!(folder.read_spec().is_err() && folder.read_boot().is_none());
         let boot = BootTimes {
             envd_ms: 5,
@@ -346,7 +353,10 @@ mod tests {
     #[test]
     fn a_log_is_cut_to_its_end() {
         let data = tempfile::tempdir().unwrap();
-        let folder = Folders::open(data.path()).unwrap().claim(&id()).unwrap();
+        let folder = SandboxDirs::open(data.path())
+            .unwrap()
+            .claim(&id())
+            .unwrap();
         fs::write(folder.path().join(files::LOG), "first\nlast\n").unwrap();
         assert_eq!(folder.tail(files::LOG, 5), "last");
         assert_eq!(folder.tail(files::CONSOLE, 5), "");

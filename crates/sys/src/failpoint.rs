@@ -10,7 +10,7 @@ pub const VARIABLE: &str = "WRENN_FAULT";
 /// Marks that this process has reached failpoint `point`. `vmm` is the process id of the VMM that
 /// this process supervises, if any.
 #[cfg(debug_assertions)]
-pub fn point(point: &str, vmm: Option<u32>) {
+pub fn hit(point: &str, vmm: Option<u32>) {
     use nix::{
         sys::signal::{Signal, kill},
         unistd::{Pid, getpid},
@@ -35,4 +35,4 @@ pub fn point(point: &str, vmm: Option<u32>) {
 
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
-pub const fn point(_point: &str, _vmm: Option<u32>) {}
+pub const fn hit(_point: &str, _vmm: Option<u32>) {}

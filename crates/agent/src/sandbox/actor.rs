@@ -11,14 +11,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_proto::supervise::SupervisorSpec;
 
 use super::{
-    Ask, Plan, Reply, Running, Sandbox, State,
+    Command, Plan, Reply, Running, Sandbox, State,
     boot::{Abort, Attempt, Boot},
     compact::Compaction,
     error::{CreateError, DestroyError, FreezeError, chain},
     recovery::Recovery,
-    resources::{HostParts, Resources},
+    resources::{HostContext, Resources},
 };
-use crate::{folder::Folder, registry::Registry, snapshots::PinnedBuild, supervisor::final_reason};
+use crate::{
+    registry::Registry, sandbox_dir::SandboxDir, snapshots::SnapshotRef, supervisor::final_reason,
+};
 
 /// Channel to a caller that waits for a destroy.
 type DestroyReply = Reply<(), DestroyError>;
@@ -37,7 +39,7 @@ pub(crate) enum Start {
 /// State of a sandbox that an agent found when it started.
 pub(crate) struct Adopted {
     pub(super) resources: Resources,
-    pub(super) folder: Folder,
+    pub(super) folder: SandboxDir,
     pub(super) spec: Box<SupervisorSpec>,
     pub(super) machine: AdoptedMachine,
     /// Snapshot that the VM was restored from, and last snapshot of the sandbox.
@@ -48,9 +50,9 @@ pub(crate) struct Adopted {
 #[derive(Debug, Default)]
 pub(super) struct Pins {
     /// Snapshot that the VM was restored from.
-    pub(super) origin: Option<PinnedBuild>,
+    pub(super) origin: Option<SnapshotRef>,
     /// Snapshot that the sandbox can be resumed from.
-    pub(super) last: Option<PinnedBuild>,
+    pub(super) last: Option<SnapshotRef>,
 }
 
 /// State in which an agent found the VM of a sandbox.
@@ -71,8 +73,8 @@ pub(super) enum AdoptedMachine {
 
 /// Data shared by all actors.
 #[derive(Clone)]
-pub(crate) struct Owners {
-    pub(crate) host: Arc<HostParts>,
+pub(crate) struct SandboxActors {
+    pub(crate) host: Arc<HostContext>,
     pub(crate) registry: Arc<Registry>,
     /// Cancelled when the agent shuts down. The actors then end and leave their VMs running.
     pub(crate) shutdown: CancellationToken,
@@ -80,13 +82,13 @@ pub(crate) struct Owners {
     pub(crate) tasks: TaskTracker,
 }
 
-impl Owners {
+impl SandboxActors {
     /// Removes in the background the snapshots that are no longer referenced, neither by an actor
     /// nor by the directory of a sandbox.
     pub(crate) fn collect_snapshots(&self) {
         let (host, shutdown) = (self.host.clone(), self.shutdown.clone());
-        let kept = move |host: &HostParts| {
-            let noted = host.folders.last_moments();
+        let kept = move |host: &HostContext| {
+            let noted = host.folders.last_snapshots();
             let noted = noted.inspect_err(|error| {
                 tracing::warn!(error = chain(error), "snapshot collection skipped");
             });
@@ -107,13 +109,13 @@ impl Owners {
 
 /// Starts the actor of a sandbox, which must already be in the registry.
 pub(crate) fn spawn(
-    owners: &Owners,
+    owners: &SandboxActors,
     sandbox: Arc<Sandbox>,
-    asks: mpsc::UnboundedReceiver<Ask>,
+    mailbox: mpsc::UnboundedReceiver<Command>,
     start: Start,
 ) {
     let resources = Resources::none(sandbox.facts.id.clone());
-    let mut owner = Owner {
+    let mut owner = SandboxActor {
         lost: None,
         compaction: None,
         recovery: None,
@@ -121,7 +123,7 @@ pub(crate) fn spawn(
         sandbox,
         resources,
         pins: Pins::default(),
-        asks,
+        mailbox,
         resumes: Vec::new(),
     };
     owners.tasks.spawn(async move {
@@ -137,12 +139,12 @@ pub(crate) fn spawn(
     });
 }
 
-pub(super) struct Owner {
-    pub(super) owners: Owners,
+pub(super) struct SandboxActor {
+    pub(super) owners: SandboxActors,
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) resources: Resources,
     pub(super) pins: Pins,
-    asks: mpsc::UnboundedReceiver<Ask>,
+    mailbox: mpsc::UnboundedReceiver<Command>,
     /// Callers that wait for the sandbox to run.
     pub(super) resumes: Vec<Reply<(), FreezeError>>,
     /// Reason for a loss of the VM since the last snapshot.
@@ -154,7 +156,7 @@ pub(super) struct Owner {
 }
 
 /// Next step of an actor.
-pub(super) enum Next {
+pub(super) enum Step {
     /// Watch the VM.
     Watch,
     /// There is no VM: wait for a resume or a destroy.
@@ -165,31 +167,31 @@ pub(super) enum Next {
     End,
 }
 
-impl Owner {
+impl SandboxActor {
     #[tracing::instrument(name = "sandbox", skip_all, fields(sandbox_id = %self.sandbox.facts.id))]
     async fn run(&mut self, start: Start) {
         let next = match start {
             Start::Create { plan, made } => self.create(&plan, made).await,
             Start::Adopted(adopted) => self.adopt(*adopted).await,
         };
-        self.go_on(next).await;
+        self.run_steps(next).await;
     }
 
     /// Frees everything after a panic. The panic itself is reported by its own message.
     async fn recover(&mut self) {
         let next = self
-            .lose("internal error of the host agent; see its log".to_owned())
+            .on_vm_lost("internal error of the host agent; see its log".to_owned())
             .await;
-        self.go_on(next).await;
+        self.run_steps(next).await;
     }
 
-    async fn go_on(&mut self, mut next: Next) {
+    async fn run_steps(&mut self, mut next: Step) {
         loop {
             next = match next {
-                Next::Watch => self.watch().await,
-                Next::Wait => self.wait().await,
-                Next::Destroy(replies) => self.destroy(replies).await,
-                Next::End => return,
+                Step::Watch => self.watch().await,
+                Step::Wait => self.wait().await,
+                Step::Destroy(replies) => self.destroy(replies).await,
+                Step::End => return,
             };
         }
     }
@@ -198,7 +200,7 @@ impl Owner {
         &mut self,
         plan: &Plan,
         made: oneshot::Sender<Result<(), CreateError>>,
-    ) -> Next {
+    ) -> Step {
         let (outcome, mut replies) = self.boot(async |boot| boot.run(plan).await).await;
         let error = match outcome {
             Ok(running) if replies.is_empty() => {
@@ -208,7 +210,7 @@ impl Owner {
                 // If the caller has disconnected, the reply has no receiver, and the sandbox keeps
                 // running.
                 let _ = made.send(Ok(()));
-                return Next::Watch;
+                return Step::Watch;
             }
             Ok(_) => CreateError::Destroyed,
             Err(CreateError::ShuttingDown)
@@ -216,7 +218,7 @@ impl Owner {
             {
                 tracing::info!("booting sandbox left to the next agent");
                 let _ = made.send(Err(CreateError::ShuttingDown));
-                return Next::End;
+                return Step::End;
             }
             Err(error) => error,
         };
@@ -228,11 +230,11 @@ impl Owner {
         }
         self.answer_resumes(Err(FreezeError::Gone));
         let _ = made.send(Err(error));
-        self.collect_asks(&mut replies);
+        self.drain_mailbox(&mut replies);
         self.answer(freed, replies)
     }
 
-    async fn adopt(&mut self, adopted: Adopted) -> Next {
+    async fn adopt(&mut self, adopted: Adopted) -> Step {
         let Adopted {
             resources,
             folder,
@@ -246,23 +248,23 @@ impl Owner {
         match machine {
             AdoptedMachine::Running(running) => {
                 self.sandbox.set_state(State::Running(Arc::new(*running)));
-                Next::Watch
+                Step::Watch
             }
-            AdoptedMachine::Frozen(running) => self.thaw_left(Arc::new(*running)).await,
-            AdoptedMachine::Lost(reason) => self.lose(reason).await,
-            AdoptedMachine::Paused => self.rest().await,
+            AdoptedMachine::Frozen(running) => self.recover_interrupted(Arc::new(*running)).await,
+            AdoptedMachine::Lost(reason) => self.on_vm_lost(reason).await,
+            AdoptedMachine::Paused => self.enter_paused().await,
             AdoptedMachine::Booting => {
                 let (outcome, replies) = self
                     .boot(async |boot| boot.boot_from_disk(&folder, &spec, Attempt::Adopted).await)
                     .await;
                 match outcome {
-                    _ if !replies.is_empty() => Next::Destroy(replies),
+                    _ if !replies.is_empty() => Step::Destroy(replies),
                     Ok(running) => {
                         self.sandbox.set_state(State::Running(Arc::new(running)));
-                        Next::Watch
+                        Step::Watch
                     }
-                    Err(CreateError::ShuttingDown) => Next::End,
-                    Err(error) => self.lose(chain(&error)).await,
+                    Err(CreateError::ShuttingDown) => Step::End,
+                    Err(error) => self.on_vm_lost(chain(&error)).await,
                 }
             }
         }
@@ -290,62 +292,64 @@ impl Owner {
         loop {
             tokio::select! {
                 outcome = &mut work => return (outcome, replies),
-                Some(ask) = self.asks.recv() => match ask {
-                    Ask::Destroy(reply) => {
+                Some(ask) = self.mailbox.recv() => match ask {
+                    Command::Destroy(reply) => {
                         replies.push(reply);
                         abort.destroyed.cancel();
                     }
-                    Ask::Resume(_, reply) => self.resumes.push(reply),
-                    other => refuse(other, &FreezeError::NotNow("starting")),
+                    Command::Resume(_, reply) => self.resumes.push(reply),
+                    other => reject(other, &FreezeError::NotNow("starting")),
                 },
             }
         }
     }
 
     /// Watches a running VM until the VM is gone or a command arrives.
-    async fn watch(&mut self) -> Next {
+    async fn watch(&mut self) -> Step {
         let Some(supervisor) = &self.resources.supervisor else {
-            return self.lose("the supervisor process is gone".to_owned()).await;
+            return self
+                .on_vm_lost("the supervisor process is gone".to_owned())
+                .await;
         };
         let ask = tokio::select! {
             () = supervisor.gone() => None,
             compacted = Self::compacted(&mut self.compaction) => {
                 self.move_to_twin(compacted);
-                return Next::Watch;
+                return Step::Watch;
             }
-            Some(ask) = self.asks.recv() => Some(ask),
-            () = self.owners.shutdown.cancelled() => return Next::End,
+            Some(ask) = self.mailbox.recv() => Some(ask),
+            () = self.owners.shutdown.cancelled() => return Step::End,
         };
         match ask {
-            Some(Ask::Destroy(reply)) => Next::Destroy(vec![reply]),
-            Some(Ask::Pause(reply)) => self.pause(reply).await,
-            Some(Ask::Freeze(reply)) => self.freeze(reply).await,
-            Some(Ask::SetAccess(access, reply)) => {
+            Some(Command::Destroy(reply)) => Step::Destroy(vec![reply]),
+            Some(Command::Pause(reply)) => self.pause(reply).await,
+            Some(Command::Freeze(reply)) => self.freeze(reply).await,
+            Some(Command::SetAccess(access, reply)) => {
                 let _ = reply.send(self.set_access(access).await);
-                Next::Watch
+                Step::Watch
             }
-            Some(Ask::Resume(_, reply)) => {
+            Some(Command::Resume(_, reply)) => {
                 let _ = reply.send(Ok(()));
-                Next::Watch
+                Step::Watch
             }
-            None => self.lose_machine().await,
+            None => self.on_machine_gone().await,
         }
     }
 
     /// Handles the end of the supervisor, which is also the end of the VM.
-    pub(super) async fn lose_machine(&mut self) -> Next {
+    pub(super) async fn on_machine_gone(&mut self) -> Step {
         self.resources.supervisor = None;
         let reason = match &self.resources.folder {
             Some(folder) => final_reason(folder),
             None => "the supervisor process is gone".to_owned(),
         };
-        self.lose(reason).await
+        self.on_vm_lost(reason).await
     }
 
     /// Handles the loss of the VM. Frees everything except the directory at once; a destroy retries
     /// resources that could not be freed. If the sandbox has a snapshot, it is paused at that
     /// snapshot; otherwise it cannot be resumed.
-    pub(super) async fn lose(&mut self, reason: String) -> Next {
+    pub(super) async fn on_vm_lost(&mut self, reason: String) -> Step {
         tracing::warn!(reason, "VM lost");
         if let Some(last) = self.pins.last.clone() {
             // If the record cannot be written, the next agent finds that the VM is gone and takes
@@ -355,61 +359,61 @@ impl Owner {
                 format!("the VM was lost ({reason}); the sandbox is paused at its last snapshot");
             self.sandbox.set_warning(warning);
             self.lost = Some(reason);
-            return self.rest().await;
+            return self.enter_paused().await;
         }
         self.sandbox.set_state(State::Error { reason });
         // The failure is logged where it occurs, and the first reason remains the one shown to the
         // user.
         let _ = self.resources.free(&self.owners.host).await;
-        Next::Wait
+        Step::Wait
     }
 
     /// Waits while the sandbox is paused or in error, until it is resumed or destroyed.
-    async fn wait(&mut self) -> Next {
+    async fn wait(&mut self) -> Step {
         let ask = tokio::select! {
-            Some(ask) = self.asks.recv() => ask,
+            Some(ask) = self.mailbox.recv() => ask,
             compacted = Self::compacted(&mut self.compaction) => {
                 self.move_to_twin(compacted);
-                return Next::Wait;
+                return Step::Wait;
             }
-            () = self.owners.shutdown.cancelled() => return Next::End,
+            () = self.owners.shutdown.cancelled() => return Step::End,
         };
         match ask {
-            Ask::Destroy(reply) => return Next::Destroy(vec![reply]),
-            Ask::Resume(from, reply) => {
+            Command::Destroy(reply) => return Step::Destroy(vec![reply]),
+            Command::Resume(from, reply) => {
                 self.resumes.push(reply);
                 return self.resume(from).await;
             }
-            Ask::Pause(reply) => {
+            Command::Pause(reply) => {
                 let _ = reply.send(match self.sandbox.state() {
                     State::Paused => Ok(()),
                     _ => Err(FreezeError::NotNow("lost")),
                 });
             }
-            Ask::Freeze(reply) => {
+            Command::Freeze(reply) => {
                 let _ = reply.send(match (self.sandbox.state(), &self.pins.last) {
                     (State::Paused, Some(last)) => Ok(last.clone()),
                     _ => Err(FreezeError::NotNow("lost")),
                 });
             }
-            Ask::SetAccess(access, reply) => {
+            Command::SetAccess(access, reply) => {
                 let _ = reply.send(match self.sandbox.state() {
                     State::Paused => self.set_access(access).await,
                     _ => Err(FreezeError::NotNow("lost")),
                 });
             }
         }
-        Next::Wait
+        Step::Wait
     }
 
-    async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Next {
+    async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Step {
         self.sandbox.set_state(State::Stopping);
         let freed = self.resources.free_all(&self.owners.host).await;
         if freed.is_ok() {
             tracing::info!("sandbox destroyed");
             self.forget();
         }
-        self.collect_asks(&mut replies);
+        self.drain_mailbox(&mut replies);
         self.answer(freed, replies)
     }
 
@@ -424,11 +428,11 @@ impl Owner {
 
     /// Empties the mailbox after a destroy. Further destroys are added to `replies`, so that they
     /// get the same answer. Other commands are rejected, because the sandbox is gone.
-    fn collect_asks(&mut self, replies: &mut Vec<DestroyReply>) {
-        while let Ok(ask) = self.asks.try_recv() {
+    fn drain_mailbox(&mut self, replies: &mut Vec<DestroyReply>) {
+        while let Ok(ask) = self.mailbox.try_recv() {
             match ask {
-                Ask::Destroy(reply) => replies.push(reply),
-                other => refuse(other, &FreezeError::Gone),
+                Command::Destroy(reply) => replies.push(reply),
+                other => reject(other, &FreezeError::Gone),
             }
         }
     }
@@ -446,12 +450,12 @@ impl Owner {
         }
     }
 
-    fn answer(&self, freed: Result<(), DestroyError>, replies: Vec<DestroyReply>) -> Next {
+    fn answer(&self, freed: Result<(), DestroyError>, replies: Vec<DestroyReply>) -> Step {
         let Err(error) = freed else {
             for reply in replies {
                 let _ = reply.send(Ok(()));
             }
-            return Next::End;
+            return Step::End;
         };
         let reason = format!("failed to destroy the sandbox: {}", chain(&error));
         self.sandbox.set_state(State::Error {
@@ -462,19 +466,19 @@ impl Owner {
             let error = error.take().unwrap_or(DestroyError::Again(reason.clone()));
             let _ = reply.send(Err(error));
         }
-        Next::Wait
+        Step::Wait
     }
 }
 
 /// Rejects a command that is not possible now.
-fn refuse(ask: Ask, why: &FreezeError) {
+fn reject(ask: Command, why: &FreezeError) {
     let why = FreezeError::Again(why.to_string());
     // The caller may be gone.
     let _ = match ask {
-        Ask::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
-        Ask::Pause(reply) | Ask::Resume(_, reply) | Ask::SetAccess(_, reply) => {
+        Command::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
+        Command::Pause(reply) | Command::Resume(_, reply) | Command::SetAccess(_, reply) => {
             reply.send(Err(why)).is_ok()
         }
-        Ask::Freeze(reply) => reply.send(Err(why)).is_ok(),
+        Command::Freeze(reply) => reply.send(Err(why)).is_ok(),
     };
 }
