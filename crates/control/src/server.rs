@@ -2,7 +2,7 @@
 //!
 //! Owns the addresses of the two listeners, and the background tasks: reconciler, deadlines,
 //! samples, traffic. At shutdown, no new connection is accepted. Requests in progress get
-//! [`wrenn_listener::DRAIN_DEADLINE`] to complete, and the remaining ones are dropped. Work that a
+//! [`wrenn_http_server::DRAIN_DEADLINE`] to complete, and the remaining ones are dropped. Work that a
 //! dropped request started is completed or undone by its own task, or by the reconciler of the next
 //! process.
 
@@ -12,7 +12,7 @@ use axum::{body::Body, extract::Request};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
-use wrenn_listener::{DrainingBody, Limits};
+use wrenn_http_server::{DrainingBody, Limits};
 use wrenn_proxy::{AgentTunnel, ConnectionKillSwitch, InvalidAgentUrl, Proxy, ProxyConfig};
 
 use crate::{
@@ -150,5 +150,5 @@ async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationT
         clients: MAX_CONNECTIONS,
         headers: MAX_HEADERS,
     };
-    wrenn_listener::serve(listener, limits, answer, shutdown).await;
+    wrenn_http_server::serve(listener, limits, answer, shutdown).await;
 }

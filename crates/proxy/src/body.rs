@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use wrenn_listener::DrainingBody;
+use wrenn_http_server::DrainingBody;
 
 /// Request body that survives a failed attempt to send it. It can be sent again as long as no frame
 /// has been taken from it.

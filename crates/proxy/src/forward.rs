@@ -5,7 +5,7 @@ use std::{error::Error, sync::Arc};
 use http::{Method, Request, Response, request::Parts};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
-use wrenn_listener::DrainingBody;
+use wrenn_http_server::DrainingBody;
 use wrenn_proto::SandboxId;
 
 use crate::{

@@ -6,7 +6,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuer
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wrenn_listener::{DrainingBody, Limits};
+use wrenn_http_server::{DrainingBody, Limits};
 use wrenn_proto::{SandboxId, limits};
 
 use crate::{
@@ -96,7 +96,7 @@ impl<S: Sandboxes> Proxy<S> {
             let inner = Arc::clone(&inner);
             async move { inner.answer(request, client).await }
         };
-        wrenn_listener::serve(listener, limits, answer, shutdown).await;
+        wrenn_http_server::serve(listener, limits, answer, shutdown).await;
         self.0.end.cancel();
         self.0.upgraded.close();
         self.0.upgraded.wait().await;

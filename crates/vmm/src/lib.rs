@@ -3,7 +3,7 @@
 //!
 //! A driver owns the VMM process and its control socket. It never touches networks, cgroups or
 //! disks: it receives open descriptors and paths ([`MachineConfig`], [`MachineFds`]). It starts the
-//! VMM inside a [`jail`], so the VMM sees the files of its own sandbox and nothing else of the
+//! VMM inside a jail ([`wrenn_jail`]), so the VMM sees the files of its own sandbox and nothing else of the
 //! host.
 //!
 //! Dropping a machine value kills its VMM. If the process that holds the value dies, the kernel
@@ -13,7 +13,6 @@
 
 mod driver;
 pub mod fake;
-pub mod jail;
 pub mod qemu;
 
 pub use driver::{

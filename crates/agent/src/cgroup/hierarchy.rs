@@ -181,7 +181,7 @@ impl Hierarchy {
     /// Returns what to write for a group whose guest's kernel boots, or no longer does.
     ///
     /// A booting kernel measures its timer; a pause of its virtual CPU falsifies the result
-    /// (`crates/init/src/timer.rs`). So the group has no CPU quota and [`BOOT_PRIORITY`] times the
+    /// (`bin/init/src/timer.rs`). So the group has no CPU quota and [`BOOT_PRIORITY`] times the
     /// default weight while a kernel boots.
     pub(super) fn boot_settings(&self, limits: Limits, booting: bool) -> Vec<Setting> {
         if !self.controllers.contains(&Controller::Cpu) {

@@ -6,12 +6,10 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use wrenn_jail::{self as jail, JailFile};
 use wrenn_proto::supervise::Accel;
 
-use crate::{
-    MachineConfig, Start,
-    jail::{self, JailFile},
-};
+use crate::{MachineConfig, Start};
 
 /// Name of the disk's topmost block node at start.
 pub(super) const ROOT_NODE: &str = "root";

@@ -15,6 +15,7 @@ use tokio::{
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
+use wrenn_jail::JailSpec;
 
 use super::{
     api::Qmp,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError,
-    VmmDriver, jail::JailSpec,
+    VmmDriver,
 };
 
 /// Deadline for QEMU's first response. Generous, because QEMU first maps guest memory and links a

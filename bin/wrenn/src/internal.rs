@@ -1,0 +1,74 @@
+//! Internal commands, each of which Wrenn runs as one process per sandbox.
+
+use std::{ffi::OsString, path::PathBuf};
+
+/// Runs an internal command if the arguments name one, and returns its exit code.
+pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
+    let (verb, rest) = args.split_first()?;
+    match verb.to_str()? {
+        "supervise" => Some(supervise(rest)),
+        "jail" => Some(with_path("jail", "--spec", rest, |spec| {
+            Err(wrenn_jail::enter(spec).into())
+        })),
+        _ => None,
+    }
+}
+
+/// Parses `--dir DIR`, optionally followed by `--memory-fd N`, and runs a supervisor.
+fn supervise(args: &[OsString]) -> i32 {
+    let (dir, memory) = match args {
+        [flag, dir] if flag == "--dir" => (dir, None),
+        [flag, dir, fd, number] if flag == "--dir" && fd == "--memory-fd" => (dir, Some(number)),
+        _ => {
+            crate::output::error(format_args!(
+                "wrenn: `wrenn supervise` is internal: expected --dir PATH [--memory-fd N]"
+            ));
+            return 2;
+        }
+    };
+    let inherited = memory.map(|number| {
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        wrenn_sys::session::take_inherited(number.unwrap_or(-1))
+    });
+    let ended = match inherited.transpose() {
+        Ok(memory) => wrenn_supervisor::run(&PathBuf::from(dir), memory).map_err(Into::into),
+        Err(error) => {
+            Err(anyhow::Error::new(error).context("failed to take over the image's memory"))
+        }
+    };
+    exit_code("supervise", ended)
+}
+
+fn exit_code(verb: &str, ended: Result<(), anyhow::Error>) -> i32 {
+    match ended {
+        Ok(()) => 0,
+        Err(error) => {
+            crate::output::error(format_args!(
+                "wrenn {verb}: {}",
+                crate::output::in_full(error.as_ref())
+            ));
+            1
+        }
+    }
+}
+
+fn with_path(
+    verb: &str,
+    flag: &str,
+    args: &[OsString],
+    run: impl FnOnce(&std::path::Path) -> Result<(), anyhow::Error>,
+) -> i32 {
+    let [given, path] = args else {
+        crate::output::error(format_args!(
+            "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
+        ));
+        return 2;
+    };
+    if given != flag {
+        crate::output::error(format_args!(
+            "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
+        ));
+        return 2;
+    }
+    exit_code(verb, run(&PathBuf::from(path)))
+}

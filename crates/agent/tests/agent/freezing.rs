@@ -1,0 +1,251 @@
+//! Failures of a pause, a snapshot and a resume, and the start of an agent that finds their
+//! remains: the rows of the tables in `sandbox/freeze.rs` and `sandbox/adopt.rs`.
+
+use std::fs;
+
+use connectrpc::ConnectError;
+use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
+
+use crate::agent::{self, TestAgent, on_private_host, until};
+
+const ID: &str = "sb-freeze";
+const RUNNING: SandboxState = SandboxState::SANDBOX_STATE_RUNNING;
+const PAUSING: SandboxState = SandboxState::SANDBOX_STATE_PAUSING;
+const PAUSED: SandboxState = SandboxState::SANDBOX_STATE_PAUSED;
+
+async fn pause(agent: &TestAgent) -> Result<(), ConnectError> {
+    let request = pb::PauseSandboxRequest {
+        id: ID.to_owned(),
+        ..Default::default()
+    };
+    agent.client.pause_sandbox(request).await.map(drop)
+}
+
+async fn resume(agent: &TestAgent) -> Result<(), ConnectError> {
+    let request = pb::ResumeSandboxRequest {
+        id: ID.to_owned(),
+        ..Default::default()
+    };
+    agent.client.resume_sandbox(request).await.map(drop)
+}
+
+async fn snapshot(agent: &TestAgent, name: &str) -> Result<(), ConnectError> {
+    let request = pb::CreateSnapshotRequest {
+        id: ID.to_owned(),
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    agent.client.create_snapshot(request).await.map(drop)
+}
+
+/// Makes the sandbox's snapshots fail in this way from now on. An empty string ends that.
+fn set_fault(agent: &TestAgent, fault: &str) {
+    fs::write(agent.folder(ID).join("fault"), fault).expect("written");
+}
+
+/// Returns the calls that reached the guest, `prepare` and `recover`, in order.
+fn calls(agent: &TestAgent) -> Vec<String> {
+    let log = fs::read_to_string(agent.folder(ID).join("calls.log")).unwrap_or_default();
+    let words = log.lines().filter_map(|line| line.split(' ').next());
+    words
+        .filter(|word| ["prepare", "recover"].contains(word))
+        .map(str::to_owned)
+        .collect()
+}
+
+async fn runs(agent: &TestAgent) {
+    let found = agent.find(ID).await.expect("it is there");
+    assert_eq!(found.state.as_known(), Some(RUNNING), "{found:?}");
+    let done = agent.sh(ID, "echo here").await.expect("run");
+    assert_eq!(done.stdout, b"here\n");
+}
+
+/// Checks that the sandbox can be snapshotted, paused and resumed.
+async fn is_whole(agent: &TestAgent, name: &str) {
+    snapshot(agent, name).await.expect("snapshot taken");
+    runs(agent).await;
+    pause(agent).await.expect("paused");
+    resume(agent).await.expect("resumed");
+    runs(agent).await;
+}
+
+const FAULTS: [&str; 5] = [
+    "refuse-prepare",
+    "refuse-freeze",
+    "fail-after-switch",
+    "lose-answer",
+    "unwritable-store",
+];
+
+#[test]
+fn a_sandbox_runs_on_after_a_pause_or_a_snapshot_that_failed_at_any_step() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        for (n, fault) in FAULTS.into_iter().enumerate() {
+            for pauses in [true, false] {
+                agent.create(ID).await.expect("made");
+                set_fault(&agent, fault);
+                let before = calls(&agent).len();
+                let failed = if pauses {
+                    pause(&agent).await
+                } else {
+                    snapshot(&agent, "never").await
+                };
+                failed.expect_err(fault);
+                runs(&agent).await;
+                let warning = agent.find(ID).await.expect("it is there").warning;
+                assert!(!warning.is_empty(), "{fault}: no warning");
+                let after = calls(&agent).split_off(before);
+                assert_eq!(
+                    after.last().map(String::as_str),
+                    Some("recover"),
+                    "{fault}: {after:?}"
+                );
+                set_fault(&agent, "");
+                is_whole(&agent, &format!("after-{n}-{pauses}")).await;
+                agent.destroy(ID).await.expect("destroyed");
+            }
+        }
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_machine_that_was_put_on_a_new_file_of_its_disk_keeps_it_when_the_rest_fails() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        let disks = || {
+            let mut names: Vec<_> = fs::read_dir(agent.folder(ID))
+                .expect("a directory")
+                .map(|entry| entry.expect("an entry").file_name())
+                .filter_map(|name| name.into_string().ok())
+                .filter(|name| name.ends_with(".qcow2"))
+                .collect();
+            names.sort();
+            names
+        };
+        let one = disks();
+        set_fault(&agent, "refuse-freeze");
+        snapshot(&agent, "never").await.expect_err("refused");
+        assert_eq!(disks(), one, "the unused file is removed");
+        set_fault(&agent, "fail-after-switch");
+        snapshot(&agent, "never").await.expect_err("refused");
+        assert_eq!(disks().len(), 2, "{:?}", disks());
+        snapshot(&agent, "never").await.expect_err("refused");
+        assert_eq!(disks().len(), 3, "a name is used once: {:?}", disks());
+        set_fault(&agent, "");
+        is_whole(&agent, "whole").await;
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_recover_at_once_is_asked_until_it_does() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        let before = calls(&agent).len();
+        set_fault(&agent, "refuse-recover");
+        snapshot(&agent, "taken").await.expect("snapshot taken");
+        assert_eq!(calls(&agent).split_off(before), ["prepare"]);
+        set_fault(&agent, "");
+        until("it recovers", async || {
+            (calls(&agent).split_off(before) == ["prepare", "recover"]).then_some(())
+        })
+        .await;
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_machine_that_is_being_written_when_its_agent_dies_runs_on_when_that_has_ended() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let first = TestAgent::start_child(data.path()).await;
+        first.create(ID).await.expect("made");
+        set_fault(&first, "slow-freeze");
+        let freezing = first.folder(ID).join("freezing");
+        tokio::select! {
+            paused = pause(&first) => panic!("the pause must not complete: {paused:?}"),
+            () = until("it is being written", async || freezing.exists().then_some(())) => {}
+        }
+        first.kill().await;
+
+        let second = TestAgent::start(data.path()).await;
+        let found = second.find(ID).await.expect("adopted");
+        assert_eq!(found.state.as_known(), Some(PAUSING), "{found:?}");
+        set_fault(&second, "");
+        fs::remove_file(freezing).expect("it is there");
+        second.wait_for(ID, RUNNING).await;
+        is_whole(&second, "whole").await;
+        second.destroy(ID).await.expect("destroyed");
+        second.stop().await;
+    });
+}
+
+#[test]
+fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_frozen() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        snapshot(&agent, "good").await.expect("snapshot taken");
+        // No file can be created under this name.
+        let in_the_way = agent.folder(ID).join("snapshot.json.tmp");
+        fs::create_dir(&in_the_way).expect("made");
+        agent::kill_9(agent.supervisor_pid(ID));
+        let lost = agent.wait_for(ID, PAUSED).await;
+        assert!(
+            lost.warning.contains("paused at its last snapshot"),
+            "{lost:?}"
+        );
+        fs::remove_dir(&in_the_way).expect("it is there");
+        resume(&agent).await.expect("resumed");
+        runs(&agent).await;
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn an_agent_that_cannot_read_a_sandbox_removes_nothing_of_it() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        pause(&agent).await.expect("paused");
+        let spec = agent.folder(ID).join("spec.json");
+        let aside = agent.folder(ID).join("aside");
+        agent.stop().await;
+
+        // The read fails for another reason than a missing file.
+        fs::rename(&spec, &aside).expect("moved");
+        fs::create_dir(&spec).expect("made");
+        let error = TestAgent::refusal(data.path()).await;
+        assert!(error.contains("spec.json"), "{error}");
+        fs::remove_dir(&spec).expect("it is there");
+
+        // The file exists and is invalid.
+        fs::write(&spec, "{").expect("written");
+        let agent = TestAgent::start(data.path()).await;
+        assert!(agent.find(ID).await.is_none());
+        agent.stop().await;
+
+        fs::rename(&aside, &spec).expect("moved");
+        let agent = TestAgent::start(data.path()).await;
+        assert_eq!(
+            agent.find(ID).await.expect("adopted").state.as_known(),
+            Some(PAUSED)
+        );
+        resume(&agent).await.expect("resumed");
+        runs(&agent).await;
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}

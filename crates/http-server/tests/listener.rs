@@ -1,0 +1,187 @@
+//! Clients at the limits: more clients than slots, and clients that are still connected at
+//! shutdown.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use wrenn_http_server::{DRAIN_DEADLINE, DrainingBody, Limits, serve};
+
+/// Maximum number of header fields of the test server.
+const HEADERS: usize = 10;
+
+/// Server that responds only when the test allows it.
+struct Server {
+    address: SocketAddr,
+    /// Notified when a request is being answered.
+    asked: Arc<Notify>,
+    /// Lets one request be answered.
+    go: Arc<Notify>,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(clients: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let (asked, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let shutdown = CancellationToken::new();
+        let (says, waits) = (Arc::clone(&asked), Arc::clone(&go));
+        let answer = move |_: Request<DrainingBody>, _| {
+            let (says, waits) = (Arc::clone(&says), Arc::clone(&waits));
+            async move {
+                says.notify_one();
+                waits.notified().await;
+                Response::new(Full::new(Bytes::from_static(b"done")))
+            }
+        };
+        let limits = Limits {
+            clients,
+            headers: HEADERS,
+        };
+        let serving = tokio::spawn(serve(listener, limits, answer, shutdown.clone()));
+        Self {
+            address,
+            asked,
+            go,
+            shutdown,
+            serving,
+        }
+    }
+
+    async fn ask(&self) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).await.expect("connected");
+        let request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+        client.write_all(request).await.expect("sent");
+        client
+    }
+
+    /// Sends the head of a request whose four-byte body is withheld, and returns the response.
+    async fn answer_post(&self, client: &mut TcpStream, fields: &str) -> String {
+        let head = format!("POST / HTTP/1.1\r\nHost: here\r\n{fields}Content-Length: 4\r\n\r\n");
+        client.write_all(head.as_bytes()).await.expect("sent");
+        self.go.notify_one();
+        read_to(client, "done").await
+    }
+}
+
+/// True if a complete response arrived instead of the end of the connection.
+async fn is_answered(client: &mut TcpStream) -> bool {
+    let mut buffer = [0; 1024];
+    let length = client.read(&mut buffer).await.unwrap_or(0);
+    buffer[..length].starts_with(b"HTTP/1.1 200") && buffer[..length].ends_with(b"done")
+}
+
+#[tokio::test]
+async fn a_request_under_way_at_the_end_is_answered() {
+    let server = Server::start(10).await;
+    let mut client = server.ask().await;
+    server.asked.notified().await;
+    server.shutdown.cancel();
+    server.go.notify_one();
+    assert!(is_answered(&mut client).await);
+    server.serving.await.expect("ended");
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_is_dropped() {
+    let server = Server::start(10).await;
+    let mut client = server.ask().await;
+    server.asked.notified().await;
+    // From here on, time advances only when every task waits for it.
+    tokio::time::pause();
+    let begun = Instant::now();
+    server.shutdown.cancel();
+    server.serving.await.expect("ended");
+    assert!(begun.elapsed() >= DRAIN_DEADLINE, "{:?}", begun.elapsed());
+    assert!(!is_answered(&mut client).await);
+}
+
+#[tokio::test]
+async fn a_request_with_more_header_fields_than_allowed_is_refused() {
+    let server = Server::start(10).await;
+    for (fields, status) in [(HEADERS, "200"), (HEADERS + 1, "431")] {
+        let mut client = TcpStream::connect(server.address).await.expect("connected");
+        let request = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(fields));
+        client.write_all(request.as_bytes()).await.expect("sent");
+        server.go.notify_one();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("answered");
+        let expected = format!("HTTP/1.1 {status}");
+        assert_eq!(String::from_utf8_lossy(&answer), expected, "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_too_many_waits_for_another_to_go() {
+    let server = Server::start(1).await;
+    let mut first = server.ask().await;
+    server.asked.notified().await;
+    let mut second = server.ask().await;
+    let early = tokio::time::timeout(Duration::from_millis(200), server.asked.notified());
+    assert!(early.await.is_err(), "two at the same time");
+    server.go.notify_one();
+    assert!(is_answered(&mut first).await);
+    drop(first);
+    server.asked.notified().await;
+    server.go.notify_one();
+    assert!(is_answered(&mut second).await);
+}
+
+/// Reads until the text ends with `end`.
+async fn read_to(client: &mut TcpStream, end: &str) -> String {
+    let (mut read, mut piece) = (String::new(), [0; 1024]);
+    while !read.ends_with(end) {
+        let length = client.read(&mut piece).await.expect("read");
+        assert_ne!(length, 0, "closed after {read:?}");
+        read.push_str(&String::from_utf8_lossy(&piece[..length]));
+    }
+    read
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
+    let server = Server::start(1).await;
+    let mut client = TcpStream::connect(server.address).await.expect("connected");
+    server.answer_post(&mut client, "").await;
+    client.write_all(b"late").await.expect("sent");
+    // The bytes have already reached the server; this lets its task run.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    // The connection must not be treated as one in the middle of a request's head either, which has
+    // a deadline of ten seconds.
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    server.answer_post(&mut client, "").await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_end_is_not_waited_for_forever() {
+    let server = Server::start(1).await;
+    let mut client = TcpStream::connect(server.address).await.expect("connected");
+    server.answer_post(&mut client, "").await;
+    tokio::time::pause();
+    assert_eq!(client.read(&mut [0; 8]).await.expect("closed"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_whether_to_send_is_not_told_to_for_nothing() {
+    let server = Server::start(1).await;
+    let mut client = TcpStream::connect(server.address).await.expect("connected");
+    let answer = server
+        .answer_post(&mut client, "Expect: 100-continue\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}

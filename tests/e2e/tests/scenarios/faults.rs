@@ -1,0 +1,258 @@
+//! Failures of VMs, supervisors, the service and the disk, and their isolation from other
+//! sandboxes.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+use wrenn_e2e::{
+    Sandbox, Service, SmallDisk,
+    wait::{GENEROUS, until},
+};
+
+/// Returns the free bytes of a file system.
+fn free_bytes(path: &std::path::Path) -> Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
+/// Maximum time until a loss is reported.
+const FIVE_SECONDS: Duration = Duration::from_secs(5);
+
+/// Returns the process ids of a sandbox's supervisor and VMM.
+fn processes(sandbox: &Sandbox<'_>) -> Result<(Pid, Pid)> {
+    let find = |wanted: &dyn Fn(&str) -> bool| {
+        fs::read_dir("/proc")?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .find(|pid| {
+                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                    line.contains(sandbox.id()) && wanted(&line)
+                })
+            })
+            .map(Pid::from_raw)
+            .context("no process of the sandbox")
+    };
+    let supervisor = find(&|line| line.contains(" supervise "))?;
+    let vmm = find(&|line| line.starts_with("/usr/bin/qemu-system"))?;
+    Ok((supervisor, vmm))
+}
+
+async fn until_error(sandbox: &Sandbox<'_>) -> Result<Value> {
+    until("the loss is reported", FIVE_SECONDS, async || {
+        let record = sandbox.record().await?;
+        Ok((record["status"] == "error").then_some(record))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_killed_vmm_is_an_error_with_a_reason_and_harms_no_other() -> Result<()> {
+    let service = Service::start().await?;
+    let lost = service.create().await?;
+    let other = service.create().await?;
+    let (supervisor, vmm) = processes(&lost)?;
+    kill(vmm, Signal::SIGKILL)?;
+    let record = until_error(&lost).await?;
+    let reason = record["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("killed"), "{record}");
+    assert_eq!(other.exec("true", &[]).await?.code, 0);
+    until("the supervisor has exited", GENEROUS, async || {
+        Ok(kill(supervisor, None).is_err().then_some(()))
+    })
+    .await?;
+    lost.destroy().await?;
+    other.destroy().await
+}
+
+#[tokio::test]
+async fn a_killed_supervisor_takes_its_vmm_along_and_is_an_error() -> Result<()> {
+    let service = Service::start().await?;
+    let lost = service.create().await?;
+    let other = service.create().await?;
+    let (supervisor, vmm) = processes(&lost)?;
+    kill(supervisor, Signal::SIGKILL)?;
+    let record = until_error(&lost).await?;
+    let reason = record["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("supervisor"), "{record}");
+    until("the VMM is gone", GENEROUS, async || {
+        Ok(kill(vmm, None).is_err().then_some(()))
+    })
+    .await?;
+    assert_eq!(other.exec("true", &[]).await?.code, 0);
+    other.destroy().await
+}
+
+#[tokio::test]
+async fn a_guest_that_powers_off_is_an_error_that_says_so() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    // The sysrq trigger ends the guest at once, so the exec gets no response.
+    let body =
+        json!({ "cmd": "sh", "args": ["-c", "echo b > /proc/sysrq-trigger"], "background": true });
+    service
+        .json(Method::POST, &sandbox.path("/exec"), &body)
+        .await?;
+    let record = until("the end is reported", GENEROUS, async || {
+        let record = sandbox.record().await?;
+        Ok((record["status"] == "error").then_some(record))
+    })
+    .await?;
+    let reason = record["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("guest"), "{record}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn sandboxes_run_on_when_the_service_is_killed_and_are_used_again() -> Result<()> {
+    let mut service = Service::start().await?;
+    let (id, boot_id) = {
+        let sandbox = service.create().await?;
+        sandbox.write("/home/user/kept", "kept").await?;
+        let boot_id = sandbox
+            .shell("cat /proc/sys/kernel/random/boot_id")
+            .await?
+            .stdout;
+        (sandbox.id().to_owned(), boot_id)
+    };
+    service.kill()?;
+    service.start_again().await?;
+    let sandbox = Sandbox::new(&service, id);
+    sandbox.until_status("running").await?;
+    assert_eq!(
+        sandbox
+            .shell("cat /proc/sys/kernel/random/boot_id")
+            .await?
+            .stdout,
+        boot_id
+    );
+    assert_eq!(sandbox.read("/home/user/kept").await?, b"kept");
+    let (_, list) = service.get("/v1/sandboxes?status=all").await?;
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_stop_in_order_leaves_sandboxes_running_too() -> Result<()> {
+    let mut service = Service::start().await?;
+    let id = service.create().await?.id().to_owned();
+    assert_eq!(service.stop().await?, 0, "{}", service.log());
+    service.start_again().await?;
+    let sandbox = Sandbox::new(&service, id);
+    assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_sandbox_lost_while_the_service_was_down_is_an_error_afterwards() -> Result<()> {
+    let mut service = Service::start().await?;
+    let (id, vmm) = {
+        let sandbox = service.create().await?;
+        let (_, vmm) = processes(&sandbox)?;
+        (sandbox.id().to_owned(), vmm)
+    };
+    service.kill()?;
+    kill(vmm, Signal::SIGKILL)?;
+    until("the VMM is gone", GENEROUS, async || {
+        Ok(kill(vmm, None).is_err().then_some(()))
+    })
+    .await?;
+    service.start_again().await?;
+    let record = until_error(&Sandbox::new(&service, id)).await?;
+    assert!(
+        record["error"].as_str().is_some_and(|e| !e.is_empty()),
+        "{record}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_race_on_one_sandbox_and_every_one_is_answered() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    let execs = (0..10).map(|_| async {
+        service
+            .json(
+                Method::POST,
+                &sandbox.path("/exec"),
+                &json!({ "cmd": "true" }),
+            )
+            .await
+            .map(|(status, body)| {
+                let known = [200, 404, 409, 502, 503].contains(&status.as_u16());
+                assert!(known, "{status} {body}");
+            })
+    });
+    let destroys = (0..5).map(|_| sandbox.destroy());
+    let (execs, destroys) = futures::join!(
+        futures::future::join_all(execs),
+        futures::future::join_all(destroys)
+    );
+    execs
+        .into_iter()
+        .chain(destroys)
+        .collect::<Result<Vec<_>>>()?;
+    assert_eq!(sandbox.record().await?["status"], "stopped");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_new_sandboxes_and_keeps_the_old_ones_usable() -> Result<()> {
+    let disk = SmallDisk::new(700)?;
+    let service = Service::start_in(disk.path()).await?;
+    let old = service.create().await?;
+    let filler = disk.path().join("filler");
+    fs::write(&filler, vec![1; 600 << 20])?;
+    let (status, body) = service
+        .json(Method::POST, "/v1/sandboxes", &json!({ "memory_mb": 256 }))
+        .await?;
+    let record = if status.is_success() {
+        // The host detected the full disk after the response, so the record contains the error.
+        let id = body["id"].as_str().unwrap_or_default().to_owned();
+        let sandbox = Sandbox::new(&service, id);
+        until("the create fails", GENEROUS, async || {
+            let record = sandbox.record().await?;
+            Ok((record["status"] == "error").then_some(record))
+        })
+        .await?
+    } else {
+        body
+    };
+    assert!(record.to_string().contains("disk"), "{status} {record}");
+    assert_eq!(
+        old.exec("true", &[]).await?.code,
+        0,
+        "existing sandboxes must stay usable"
+    );
+    // A write while the disk is full is not lost, but waits for free space. The write is small,
+    // because the disk is in memory, which counts for the VMM.
+    let left = usize::try_from(free_bytes(disk.path())?)?;
+    fs::write(
+        disk.path().join("rest"),
+        vec![1; left.saturating_sub(16 << 20)],
+    )?;
+    let writes = "dd if=/dev/urandom of=/root/written bs=1M count=48 conv=fsync 2>&1";
+    let writing = old.shell(writes);
+    let making_room = async {
+        until("the disk is full", GENEROUS, async || {
+            Ok((free_bytes(disk.path())? == 0).then_some(()))
+        })
+        .await?;
+        fs::remove_file(&filler)?;
+        anyhow::Ok(())
+    };
+    let (written, made) = tokio::join!(writing, making_room);
+    made?;
+    let written = written?;
+    assert_eq!(written.code, 0, "{written:?}");
+    let new = service.create().await?;
+    assert_eq!(new.exec("true", &[]).await?.code, 0);
+    new.destroy().await?;
+    old.destroy().await
+}

@@ -1,0 +1,167 @@
+//! Jail of a VMM, inspected from inside: a shell runs in place of QEMU.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use serde_json::json;
+use wrenn_e2e::service::wrenn_exe;
+
+/// Empty network namespace.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(test: &str) -> Result<Self> {
+        let name = format!("wj-{test}-{}", std::process::id());
+        let status = Command::new("ip").args(["netns", "add", &name]).status()?;
+        anyhow::ensure!(status.success(), "failed to add network namespace");
+        Ok(Self(name))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+/// Runs a shell command line in a jail with one writable and one read-only file. Returns its
+/// output.
+fn in_jail(test: &str, line: &str) -> Result<String> {
+    let namespace = Namespace::new(test)?;
+    let dir = tempfile::tempdir()?;
+    let (disk, base) = (dir.path().join("disk"), dir.path().join("base"));
+    for path in [&disk, &base] {
+        fs::write(path, "content\n")?;
+        std::os::unix::fs::chown(path, Some(70_001), Some(70_001))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    }
+    // As for a sandbox's directory, only root has access.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
+    let spec = json!({
+        "parent_pid": std::process::id(),
+        "netns": format!("/run/netns/{}", namespace.0),
+        "cgroups": [],
+        "uid": 70_001,
+        "files": [
+            { "source": disk, "target": "/tmp/fc-vm/rootfs.qcow2", "writable": true },
+            { "source": base, "target": "/tmp/fc-vm/base", "writable": false },
+        ],
+        "devices": ["/dev/null", "/dev/urandom"],
+        "argv": ["/usr/bin/sh", "-c", line],
+    });
+    let spec_path = dir.path().join("jail.json");
+    fs::write(&spec_path, spec.to_string())?;
+    let output = Command::new(wrenn_exe())
+        .args(["jail", "--spec"])
+        .arg(&spec_path)
+        .stdin(Stdio::null())
+        .output()?;
+    anyhow::ensure!(output.status.success(), "{output:?}");
+    if line.contains("> /tmp/fc-vm/rootfs.qcow2") {
+        assert_eq!(
+            fs::read_to_string(&disk)?,
+            "changed\n",
+            "the disk must be writable"
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn a_jailed_process_is_nobody_and_can_become_nobody_else() -> Result<()> {
+    let status = in_jail("user", "id -u; id -G; cat /proc/self/status")?;
+    assert!(status.starts_with("70001\n70001\n"), "{status}");
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
+    let seen = in_jail(
+        "files",
+        "ls / /tmp /tmp/fc-vm /dev; ls /proc | grep -c '^[0-9]'; cat /tmp/fc-vm/base; \
+         echo changed > /tmp/fc-vm/rootfs.qcow2; \
+         for f in /tmp/fc-vm/base /usr/x /x /tmp/x /dev/x; do (echo x > $f) 2>/dev/null && echo WROTE $f; done; \
+         ls /etc /root /home /var /run /sys 2>/dev/null; echo end",
+    )?;
+    assert!(
+        seen.contains("content") && seen.ends_with("end\n"),
+        "{seen}"
+    );
+    assert!(!seen.contains("WROTE"), "{seen}");
+    for name in [
+        "etc\n", "root\n", "home\n", "var\n", "run\n", "sys\n", "old\n", "kvm\n",
+    ] {
+        assert!(!seen.contains(&format!("\n{name}")), "{name} in {seen}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_jailed_process_has_no_network_but_its_namespace() -> Result<()> {
+    let links = in_jail(
+        "net",
+        "cat /proc/self/net/dev 2>/dev/null || cat /proc/net/dev",
+    )?;
+    let names: Vec<_> = links
+        .lines()
+        .filter_map(|line| line.split_once(':').map(|(name, _)| name.trim()))
+        .collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| !name.starts_with("eth") && !name.starts_with("wrenn")),
+        "{links}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_jail_dies_with_the_process_that_made_it() -> Result<()> {
+    let namespace = Namespace::new("parent")?;
+    let dir = tempfile::tempdir()?;
+    let spec_path = dir.path().join("jail.json");
+    let (spec, exe) = (spec_path.display(), wrenn_exe());
+    let netns = format!("/run/netns/{}", namespace.0);
+    // A shell in place of the supervisor: it writes its own process id to the specification and
+    // starts the jail.
+    let script = format!(
+        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":70001,"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
+           {} jail --spec {spec} & echo $!; wait"#,
+        exe.display()
+    );
+    let mut parent = Command::new("bash")
+        .args(["-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    let stdout = parent.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    let comm = format!("/proc/{}/comm", line.trim());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while fs::read_to_string(&comm).unwrap_or_default().trim() != "sleep" {
+        assert!(
+            Instant::now() < deadline,
+            "the jail did not execute its program"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    parent.kill()?;
+    parent.wait()?;
+    while fs::metadata(&comm).is_ok() {
+        assert!(Instant::now() < deadline, "the jail outlived its parent");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

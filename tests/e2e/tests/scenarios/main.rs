@@ -1,0 +1,19 @@
+//! Scenarios in real VMs, one program for all: each program is linked by itself.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+mod bad_input;
+mod boots;
+mod cli;
+mod e2b;
+mod examples;
+mod exec;
+mod faults;
+mod files;
+mod freeze;
+mod freeze_faults;
+mod jail;
+mod leaks;
+mod lifecycle;
+mod network;
+mod wrong_database;

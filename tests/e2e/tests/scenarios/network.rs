@@ -1,0 +1,165 @@
+//! Addresses that a guest can and cannot reach. All traffic stays on this machine.
+
+use anyhow::Result;
+use serde_json::json;
+use wrenn_e2e::{Sandbox, Service};
+
+/// Tries to connect from the guest. Returns `open` or the reason for the failure. The timeout is 3
+/// s, because a dropped packet has no response.
+async fn connect(sandbox: &Sandbox<'_>, address: &str, port: u16) -> Result<String> {
+    let program = "import socket, sys\n\
+        s = socket.socket(); s.settimeout(3)\n\
+        try: s.connect((sys.argv[1], int(sys.argv[2]))); print('open')\n\
+        except OSError as e: print(type(e).__name__)";
+    let output = sandbox
+        .exec("python3", &["-c", program, address, &port.to_string()])
+        .await?;
+    Ok(output.stdout.trim().to_owned())
+}
+
+/// Returns the addresses of this host that a guest could try: all except loopback.
+fn host_addresses() -> Result<Vec<String>> {
+    let output = std::process::Command::new("ip")
+        .args(["-4", "-o", "addr"])
+        .output()?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3))
+        .filter_map(|cidr| cidr.split('/').next())
+        .filter(|address| !address.starts_with("127."))
+        .map(str::to_owned)
+        .collect())
+}
+
+#[tokio::test]
+async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
+    let service = Service::start().await?;
+    // A service of the host on every address. A guest must not reach it, with or without egress.
+    let listener = std::net::TcpListener::bind("0.0.0.0:0")?;
+    let port = listener.local_addr()?.port();
+    for egress in ["deny", "allow"] {
+        let first = service.create_with(json!({ "egress": egress })).await?;
+        let second = service.create_with(json!({ "egress": egress })).await?;
+        let addresses = host_addresses()?;
+        assert!(
+            !addresses.is_empty(),
+            "the host's end of the link is an address"
+        );
+        for address in addresses {
+            assert_ne!(
+                connect(&first, &address, port).await?,
+                "open",
+                "{egress}: {address}"
+            );
+        }
+        assert_ne!(
+            connect(&first, "169.254.0.22", port).await?,
+            "open",
+            "the gateway, {egress}"
+        );
+        let other = second.record().await?["host_ip"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_ne!(
+            connect(&first, &other, 49983).await?,
+            "open",
+            "another guest, {egress}"
+        );
+        first.destroy().await?;
+        second.destroy().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_leaves_a_sandbox_unless_it_may() -> Result<()> {
+    let world = World::new()?;
+    let service = Service::start().await?;
+    let denied = service.create_with(json!({ "egress": "deny" })).await?;
+    assert_ne!(connect(&denied, World::ADDRESS, world.port).await?, "open");
+    assert_eq!(
+        denied.shell("cat /etc/resolv.conf").await?.stdout.trim(),
+        "",
+        "no resolver"
+    );
+    denied.destroy().await?;
+
+    let allowed = service.create_with(json!({ "egress": "allow" })).await?;
+    assert_eq!(connect(&allowed, World::ADDRESS, world.port).await?, "open");
+    allowed.destroy().await
+}
+
+/// Host beyond this one, in its own namespace, with an open port.
+struct World {
+    name: String,
+    link: String,
+    port: u16,
+    server: std::process::Child,
+}
+
+impl World {
+    /// In the range for network benchmarks (RFC 2544), which no real host uses.
+    const ADDRESS: &str = "198.19.255.2";
+
+    fn new() -> Result<Self> {
+        let id = std::process::id();
+        let (name, link, port) = (format!("we2e-{id}"), format!("we2e{id}"), 8080);
+        let run = |line: &str| -> Result<()> {
+            let status = std::process::Command::new("sh")
+                .args(["-ec", line])
+                .status()?;
+            anyhow::ensure!(status.success(), "failed: {line}");
+            Ok(())
+        };
+        run(&format!(
+            "ip netns add {name}
+             ip link add {link} type veth peer name eth0 netns {name}
+             ip addr add 198.19.255.1/30 dev {link}
+             ip link set {link} up
+             ip -n {name} addr add 198.19.255.2/30 dev eth0
+             ip -n {name} link set eth0 up
+             ip -n {name} link set lo up"
+        ))?;
+        let server = std::process::Command::new("ip")
+            .args([
+                "netns",
+                "exec",
+                &name,
+                "python3",
+                "-m",
+                "http.server",
+                "--bind",
+                "198.19.255.2",
+                "8080",
+            ])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        let world = Self {
+            name,
+            link,
+            port,
+            server,
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while std::net::TcpStream::connect((Self::ADDRESS, port)).is_err() {
+            anyhow::ensure!(std::time::Instant::now() < deadline, "no outside server");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Ok(world)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = std::process::Command::new("ip")
+            .args(["link", "del", &self.link])
+            .status();
+        let _ = std::process::Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
