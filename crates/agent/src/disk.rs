@@ -74,9 +74,9 @@ impl DiskError {
     }
 }
 
-/// Creates the overlay in `folder`. Only the user `uid` and root can open it.
-pub(crate) async fn create(folder: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
-    create_at(&folder.join(files::DISK), size_mib, uid).await
+/// Creates the overlay in `sandbox_dir`. Only the user `uid` and root can open it.
+pub(crate) async fn create(sandbox_dir: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
+    create_at(&sandbox_dir.join(files::DISK), size_mib, uid).await
 }
 
 /// Creates an overlay at `path`.
@@ -123,8 +123,8 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
 }
 
 /// Removes all files of the disk. Succeeds if there are none.
-pub(crate) fn remove(folder: &SandboxDir) -> Result<(), DiskError> {
-    let files = match folder.disks() {
+pub(crate) fn remove(sandbox_dir: &SandboxDir) -> Result<(), DiskError> {
+    let files = match sandbox_dir.disks() {
         Ok(files) => files,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("find")(error)),
@@ -153,9 +153,9 @@ mod tests {
     #[tokio::test]
     async fn an_overlay_is_sparse_and_its_users_alone() {
         let data = tempfile::tempdir().unwrap();
-        let folders = crate::sandbox_dir::SandboxDirs::open(data.path()).unwrap();
-        let folder = folders.claim(&"sb-1".parse().unwrap()).unwrap();
-        let dir = folder.clone();
+        let sandbox_dirs = crate::sandbox_dir::SandboxDirs::open(data.path()).unwrap();
+        let sandbox_dir = sandbox_dirs.claim(&"sb-1".parse().unwrap()).unwrap();
+        let dir = sandbox_dir.clone();
         create(dir.path(), 5120, 1_900_000_001).await.unwrap();
         let path = dir.path().join(files::DISK);
         let meta = fs::metadata(&path).unwrap();
@@ -173,10 +173,10 @@ mod tests {
         let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
         assert_eq!(info["virtual-size"], 5120_u64 * 1024 * 1024);
         assert_eq!(info["backing-filename"], BASE_INSIDE_JAIL);
-        let next = folder.next_disk();
+        let next = sandbox_dir.next_disk();
         create_at(&next, 5120, 1_900_000_001).await.unwrap();
-        remove(&folder).unwrap();
-        remove(&folder).unwrap();
+        remove(&sandbox_dir).unwrap();
+        remove(&sandbox_dir).unwrap();
         assert!(!path.exists() && !next.exists());
     }
 

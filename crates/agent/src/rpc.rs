@@ -27,13 +27,13 @@ const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// Implementation of the service.
 pub(crate) struct AgentService {
-    owners: SandboxActors,
+    actors: SandboxActors,
 }
 
 /// Returns the service behind the token check, ready to be served.
-pub(crate) fn router(owners: SandboxActors, token: &str) -> axum::Router {
+pub(crate) fn router(actors: SandboxActors, token: &str) -> axum::Router {
     let service = Arc::new(AgentService {
-        owners: owners.clone(),
+        actors: actors.clone(),
     });
     let largest = limits::MAX_FILE_MESSAGE_BYTES + MESSAGE_OVERHEAD_BYTES;
     let size_limits = Limits::default()
@@ -42,7 +42,7 @@ pub(crate) fn router(owners: SandboxActors, token: &str) -> axum::Router {
     let rpc = ConnectRpcService::new(Router::new().add_service(service)).with_limits(size_limits);
     axum::Router::new()
         .route("/tunnel/{id}/{port}", axum::routing::get(tunnel::open))
-        .with_state(owners)
+        .with_state(actors)
         .fallback_service(rpc)
         .layer(axum::middleware::from_fn_with_state(
             auth::Token::new(token),
@@ -52,18 +52,18 @@ pub(crate) fn router(owners: SandboxActors, token: &str) -> axum::Router {
 
 /// Runs a command in a sandbox, as the RPC call does.
 pub(crate) async fn exec(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     request: pb::ExecRequest,
 ) -> Result<pb::ExecResponse, ConnectError> {
     let service = AgentService {
-        owners: owners.clone(),
+        actors: actors.clone(),
     };
     process::exec(service.in_use(&request.id)?, request).await
 }
 
 impl AgentService {
     fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ConnectError> {
-        Ok(self.owners.registry.get(id)?)
+        Ok(self.actors.registry.get(id)?)
     }
 
     /// Returns a sandbox that the caller's installation may command.
@@ -125,7 +125,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         _: Request<'_, pb::GetHostRequest>,
     ) -> ServiceResult<pb::GetHostResponse> {
-        Response::ok(lifecycle::get_host(&self.owners).await?)
+        Response::ok(lifecycle::get_host(&self.actors).await?)
     }
 
     async fn create_sandbox(
@@ -135,7 +135,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::CreateSandboxResponse> {
         Response::ok(
             lifecycle::create(
-                &self.owners,
+                &self.actors,
                 request.to_owned_message(),
                 ownership::caller(&context)?,
             )
@@ -157,7 +157,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         _: Request<'_, pb::ListSandboxesRequest>,
     ) -> ServiceResult<pb::ListSandboxesResponse> {
-        Response::ok(lifecycle::list(&self.owners))
+        Response::ok(lifecycle::list(&self.actors))
     }
 
     async fn adopt_sandbox(
@@ -166,7 +166,7 @@ impl pb::HostAgentService for AgentService {
         request: Request<'_, pb::AdoptSandboxRequest>,
     ) -> ServiceResult<pb::AdoptSandboxResponse> {
         let sandbox = self.sandbox(request.id)?;
-        ownership::adopt(&self.owners, &sandbox, ownership::caller(&context)?).await?;
+        ownership::adopt(&self.actors, &sandbox, ownership::caller(&context)?).await?;
         Response::ok(pb::AdoptSandboxResponse {
             sandbox: lifecycle::info(&sandbox).into(),
             ..Default::default()
@@ -208,7 +208,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::UpdateNetworkResponse> {
         let request = request.to_owned_message();
         let sandbox = self.owned(&context, &request.id)?;
-        lifecycle::update_network(&self.owners, &sandbox, request).await?;
+        lifecycle::update_network(&self.actors, &sandbox, request).await?;
         Response::ok(pb::UpdateNetworkResponse::default())
     }
 
@@ -219,7 +219,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::CreateSnapshotResponse> {
         let request = request.to_owned_message();
         let sandbox = self.owned(&context, &request.id)?;
-        Response::ok(snapshots::create(&self.owners, &sandbox, request).await?)
+        Response::ok(snapshots::create(&self.actors, &sandbox, request).await?)
     }
 
     async fn delete_snapshot(
@@ -227,7 +227,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         request: Request<'_, pb::DeleteSnapshotRequest>,
     ) -> ServiceResult<pb::DeleteSnapshotResponse> {
-        snapshots::delete(&self.owners, request.name, request.force).await?;
+        snapshots::delete(&self.actors, request.name, request.force).await?;
         Response::ok(pb::DeleteSnapshotResponse::default())
     }
 
@@ -238,7 +238,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::ForkSandboxResponse> {
         let request = request.to_owned_message();
         let sandbox = self.owned(&context, &request.id)?;
-        Response::ok(snapshots::fork(&self.owners, &sandbox, request).await?)
+        Response::ok(snapshots::fork(&self.actors, &sandbox, request).await?)
     }
 
     async fn ping_sandbox(

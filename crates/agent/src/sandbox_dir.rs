@@ -148,8 +148,8 @@ impl SandboxDirs {
 
     /// Returns the last snapshot of each sandbox that has one.
     pub(crate) fn last_snapshots(&self) -> Result<Vec<LastSnapshot>, SandboxDirError> {
-        let folders = self.list()?.into_iter();
-        let snapshots = folders.map(|(_, folder)| folder.read_last());
+        let sandbox_dirs = self.list()?.into_iter();
+        let snapshots = sandbox_dirs.map(|(_, sandbox_dir)| sandbox_dir.read_last());
         snapshots.filter_map(Result::transpose).collect()
     }
 
@@ -330,35 +330,35 @@ mod tests {
     #[test]
     fn a_folder_is_claimed_once_and_removed_whole() {
         let data = tempfile::tempdir().unwrap();
-        let folders = SandboxDirs::open(data.path()).unwrap();
-        let folder = folders.claim(&id()).unwrap();
+        let sandbox_dirs = SandboxDirs::open(data.path()).unwrap();
+        let sandbox_dir = sandbox_dirs.claim(&id()).unwrap();
         assert!(matches!(
-            folders.claim(&id()),
+            sandbox_dirs.claim(&id()),
             Err(SandboxDirError::Exists(_))
         ));
-        assert!(folder.read_spec().is_err() && folder.read_boot().is_none());
+        assert!(sandbox_dir.read_spec().is_err() && sandbox_dir.read_boot().is_none());
         let boot = BootTimes {
             envd_ms: 5,
             ..BootTimes::default()
         };
-        folder.write_boot(&boot).unwrap();
-        assert_eq!(folder.read_boot(), Some(boot));
+        sandbox_dir.write_boot(&boot).unwrap();
+        assert_eq!(sandbox_dir.read_boot(), Some(boot));
         fs::write(data.path().join("sandboxes/not a sandbox"), "").unwrap();
-        assert_eq!(folders.list().unwrap().len(), 1);
-        folder.remove().unwrap();
-        folder.remove().unwrap();
-        assert!(folders.list().unwrap().is_empty());
+        assert_eq!(sandbox_dirs.list().unwrap().len(), 1);
+        sandbox_dir.remove().unwrap();
+        sandbox_dir.remove().unwrap();
+        assert!(sandbox_dirs.list().unwrap().is_empty());
     }
 
     #[test]
     fn a_log_is_cut_to_its_end() {
         let data = tempfile::tempdir().unwrap();
-        let folder = SandboxDirs::open(data.path())
+        let sandbox_dir = SandboxDirs::open(data.path())
             .unwrap()
             .claim(&id())
             .unwrap();
-        fs::write(folder.path().join(files::LOG), "first\nlast\n").unwrap();
-        assert_eq!(folder.tail(files::LOG, 5), "last");
-        assert_eq!(folder.tail(files::CONSOLE, 5), "");
+        fs::write(sandbox_dir.path().join(files::LOG), "first\nlast\n").unwrap();
+        assert_eq!(sandbox_dir.tail(files::LOG, 5), "last");
+        assert_eq!(sandbox_dir.tail(files::CONSOLE, 5), "");
     }
 }

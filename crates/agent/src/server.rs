@@ -179,20 +179,20 @@ pub async fn serve_with(
         .local_addr()
         .map_err(failed("read the address of the listener"))?;
     let token = config.token.clone();
-    let owners = SandboxActors {
+    let actors = SandboxActors {
         host: Arc::new(open_parts(config, templates, deadlines).await?),
         registry: Arc::new(Registry::default()),
         shutdown: shutdown.clone(),
         tasks: TaskTracker::new(),
     };
-    adopt::adopt_all(&owners)
+    adopt::adopt_all(&actors)
         .await
         .map_err(host_failed("adopt the sandboxes of an earlier agent"))?;
-    tracing::info!(%address, sandboxes = owners.registry.list().len(), "host agent ready");
+    tracing::info!(%address, sandboxes = actors.registry.list().len(), "host agent ready");
     ready(address);
-    serve_until(listener, rpc::router(owners.clone(), &token), &shutdown).await?;
-    owners.tasks.close();
-    let rollbacks = owners.tasks.wait();
+    serve_until(listener, rpc::router(actors.clone(), &token), &shutdown).await?;
+    actors.tasks.close();
+    let rollbacks = actors.tasks.wait();
     if tokio::time::timeout(ROLLBACK_DEADLINE, rollbacks)
         .await
         .is_err()
@@ -221,7 +221,7 @@ pub(crate) async fn open_parts(
         config,
         templates,
         deadlines,
-        folders: SandboxDirs::open(&data_dir)
+        sandbox_dirs: SandboxDirs::open(&data_dir)
             .map_err(host_failed("open the sandboxes' directories"))?,
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),

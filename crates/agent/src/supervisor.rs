@@ -105,7 +105,7 @@ impl SupervisorError {
 /// Supervisor that was running when it was last seen.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    folder: PathBuf,
+    sandbox_dir: PathBuf,
     lifeline: UnixSeqpacket,
     pid: Pid,
 }
@@ -117,14 +117,14 @@ impl Supervisor {
     /// If this fails, or if its future is dropped, the supervisor is killed.
     pub(crate) async fn start(
         exe: &Path,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         memory: Option<BorrowedFd<'_>>,
         deadline: Duration,
     ) -> Result<Self, SupervisorError> {
-        let mut child = spawn(exe, folder.path(), memory)?;
+        let mut child = spawn(exe, sandbox_dir.path(), memory)?;
         let started = async {
             wait_until_ready(&mut child).await?;
-            Self::attach(folder.path())
+            Self::attach(sandbox_dir.path())
                 .await
                 .map_err(failed("connect to the supervisor"))
         };
@@ -141,7 +141,7 @@ impl Supervisor {
                 // Waits as well: when this returns, the VMM has received its parent-death signal.
                 let _ = child.kill().await;
                 if ended {
-                    return Err(SupervisorError::Ended(final_reason(folder)));
+                    return Err(SupervisorError::Ended(final_reason(sandbox_dir)));
                 }
                 Err(error)
             }
@@ -152,14 +152,14 @@ impl Supervisor {
     ///
     /// # Errors
     /// `NotFound` or `ConnectionRefused` if no supervisor is running.
-    pub(crate) async fn attach(folder: &Path) -> io::Result<Self> {
-        let lifeline = connect(folder).await?;
+    pub(crate) async fn attach(sandbox_dir: &Path) -> io::Result<Self> {
+        let lifeline = connect(sandbox_dir).await?;
         let pid = lifeline
             .peer_cred()?
             .pid()
             .ok_or(io::ErrorKind::NotConnected)?;
         Ok(Self {
-            folder: folder.to_owned(),
+            sandbox_dir: sandbox_dir.to_owned(),
             lifeline,
             pid: Pid::from_raw(pid),
         })
@@ -304,7 +304,7 @@ impl Supervisor {
         let io = failed("send a request to the supervisor");
         let request = serde_json::to_vec(request).map_err(|_| SupervisorError::Malformed)?;
         let exchange = async {
-            let connection = connect(&self.folder).await?;
+            let connection = connect(&self.sandbox_dir).await?;
             connection.send(&request).await?;
             let mut packet = vec![0; MAX_MESSAGE_BYTES];
             let mut control = [0; ANCILLARY_BYTES];
@@ -333,8 +333,8 @@ fn unexpected(reply: Reply) -> SupervisorError {
 }
 
 /// Returns the reason, for the user, why the supervisor of this directory is gone.
-pub(crate) fn final_reason(folder: &SandboxDir) -> String {
-    match folder.read_final_status() {
+pub(crate) fn final_reason(sandbox_dir: &SandboxDir) -> String {
+    match sandbox_dir.read_final_status() {
         Some(status) if status.requested => STOPPED.to_owned(),
         Some(status) if !status.reason.is_empty() => status.reason,
         _ => KILLED.to_owned(),
@@ -343,28 +343,28 @@ pub(crate) fn final_reason(folder: &SandboxDir) -> String {
 
 /// Connects to the socket in a directory. A socket address holds 108 bytes, and the path of the
 /// directory may be longer, so the directory is addressed through a file descriptor.
-async fn connect(folder: &Path) -> io::Result<UnixSeqpacket> {
-    let directory = fs::File::open(folder)?;
+async fn connect(sandbox_dir: &Path) -> io::Result<UnixSeqpacket> {
+    let directory = fs::File::open(sandbox_dir)?;
     let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), files::SOCKET);
     UnixSeqpacket::connect(path).await
 }
 
 fn spawn(
     exe: &Path,
-    folder: &Path,
+    sandbox_dir: &Path,
     memory: Option<BorrowedFd<'_>>,
 ) -> Result<Child, SupervisorError> {
     let log = fs::File::options()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(folder.join(files::LOG))
+        .open(sandbox_dir.join(files::LOG))
         .map_err(failed("open the supervisor's log"))?;
     let mut command = Command::new(exe);
     command
         .arg("supervise")
         .arg("--dir")
-        .arg(folder)
+        .arg(sandbox_dir)
         // The agent's environment holds keys that a supervisor must not see.
         .env_clear()
         .envs(

@@ -113,16 +113,16 @@ pub async fn make(
         begins();
     }
     let _in_use = in_use(&host, &config)?;
-    let owners = SandboxActors {
+    let actors = SandboxActors {
         host: Arc::new(host),
         registry: Arc::new(Registry::default()),
         shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
     };
     let made = async {
-        clean_up(&owners).await?;
+        clean_up(&actors).await?;
         if !is_made {
-            freeze_template(&owners, &template).await?;
+            freeze_template(&actors, &template).await?;
         }
         Ok(!is_made)
     };
@@ -130,21 +130,21 @@ pub async fn make(
         made = made => made,
         () = config.stop.cancelled() => Err(WarmError::Stopped),
     };
-    for left in owners.registry.list() {
+    for left in actors.registry.list() {
         // Anything left is removed by the next run. The first failure is the one reported.
         let _ = left.destroy().await;
     }
-    owners.shutdown.cancel();
-    owners.tasks.close();
-    owners.tasks.wait().await;
+    actors.shutdown.cancel();
+    actors.tasks.close();
+    actors.tasks.wait().await;
     made
 }
 
 /// Destroys the sandboxes that a killed run left behind.
-async fn clean_up(owners: &SandboxActors) -> Result<(), WarmError> {
+async fn clean_up(actors: &SandboxActors) -> Result<(), WarmError> {
     const STEP: &str = "clean up after an earlier run";
-    adopt::adopt_all(owners).await.map_err(failed(STEP))?;
-    for left in owners.registry.list() {
+    adopt::adopt_all(actors).await.map_err(failed(STEP))?;
+    for left in actors.registry.list() {
         left.destroy().await.map_err(failed(STEP))?;
     }
     Ok(())
@@ -221,7 +221,7 @@ fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {
     }
 }
 
-async fn freeze_template(owners: &SandboxActors, template: &Template) -> Result<(), WarmError> {
+async fn freeze_template(actors: &SandboxActors, template: &Template) -> Result<(), WarmError> {
     let disk_mib = rpc::image_mib(template).map_err(failed("find the template's image"))?;
     let wanted = wanted(&template.name)?;
     let plan = wanted.plan(
@@ -230,12 +230,12 @@ async fn freeze_template(owners: &SandboxActors, template: &Template) -> Result<
         template.memory_mib,
         disk_mib,
     );
-    let booted = run(owners, plan, "boot the template").await?;
+    let booted = run(actors, plan, "boot the template").await?;
     // Work that the guest does by itself after a boot would be repeated in every sandbox if the
     // snapshot were taken in the middle of it.
     let settled = format!("until [ -e {} ]; do sleep 0.1; done", limits::SETTLED);
-    run_command(owners, &booted, &["/bin/sh", "-c", &settled]).await?;
-    run_first_commands(owners, &booted).await?;
+    run_command(actors, &booted, &["/bin/sh", "-c", &settled]).await?;
+    run_first_commands(actors, &booted).await?;
     let pin = booted
         .freeze()
         .await
@@ -244,13 +244,13 @@ async fn freeze_template(owners: &SandboxActors, template: &Template) -> Result<
         .destroy()
         .await
         .map_err(failed("destroy the guest after its snapshot"))?;
-    record_working_set(owners, template, &pin).await?;
+    record_working_set(actors, template, &pin).await?;
     let name =
-        warm_name(&template.name, owners.host.config.accel).map_err(|name| WarmError::Step {
+        warm_name(&template.name, actors.host.config.accel).map_err(|name| WarmError::Step {
             step: "name the template snapshot",
             reason: format!("`{name}` is too long"),
         })?;
-    let snapshots = &owners.host.snapshots;
+    let snapshots = &actors.host.snapshots;
     snapshots
         .name(&name, &pin, true)
         .map_err(failed("name the template snapshot"))?;
@@ -260,20 +260,20 @@ async fn freeze_template(owners: &SandboxActors, template: &Template) -> Result<
 /// Restores the template snapshot once, so that the pages that a restore needs are recorded for all
 /// later restores.
 async fn record_working_set(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     template: &Template,
     pin: &SnapshotRef,
 ) -> Result<(), WarmError> {
-    let snapshot = owners.host.snapshots.locate(pin);
+    let snapshot = actors.host.snapshots.locate(pin);
     let snapshot = snapshot.map_err(failed("find the new snapshot"))?;
     let record = snapshot.restore(true).snapshot.join(layout::WORKING_SET);
-    let facts = crate::host::HostCapacity::read(&owners.host.config.data_dir)
+    let facts = crate::host::HostCapacity::read(&actors.host.config.data_dir)
         .map_err(failed("read the capacity of this host"))?;
     let plan = wanted(&template.name)?
         .from_snapshot(&facts, snapshot)
         .map_err(failed("restore the template snapshot"))?;
-    let restored = run(owners, plan, "restore the template snapshot").await?;
-    run_first_commands(owners, &restored).await?;
+    let restored = run(actors, plan, "restore the template snapshot").await?;
+    run_first_commands(actors, &restored).await?;
     let deadline = Instant::now() + RECORD_DEADLINE;
     while !record.exists() {
         if Instant::now() > deadline {
@@ -305,11 +305,11 @@ fn wanted(template: &TemplateName) -> Result<CreateParams, WarmError> {
 }
 
 async fn run(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     plan: crate::sandbox::Plan,
     step: &'static str,
 ) -> Result<Arc<Sandbox>, WarmError> {
-    let (sandbox, made) = rpc::begin_plan(owners, plan).map_err(failed(step))?;
+    let (sandbox, made) = rpc::begin_plan(actors, plan).map_err(failed(step))?;
     match made.await {
         Ok(made) => made.map_err(failed(step))?,
         Err(lost) => return Err(failed(step)(lost)),
@@ -317,15 +317,15 @@ async fn run(
     Ok(sandbox)
 }
 
-async fn run_first_commands(owners: &SandboxActors, sandbox: &Sandbox) -> Result<(), WarmError> {
+async fn run_first_commands(actors: &SandboxActors, sandbox: &Sandbox) -> Result<(), WarmError> {
     for command in FIRST_COMMANDS {
-        run_command(owners, sandbox, command).await?;
+        run_command(actors, sandbox, command).await?;
     }
     Ok(())
 }
 
 async fn run_command(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: &Sandbox,
     command: &[&str],
 ) -> Result<(), WarmError> {
@@ -342,7 +342,7 @@ async fn run_command(
         timeout_sec: 120,
         ..Default::default()
     };
-    let done = rpc::exec(owners, request).await.map_err(failed(STEP))?;
+    let done = rpc::exec(actors, request).await.map_err(failed(STEP))?;
     if done.exit_code != 0 {
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         return Err(WarmError::Step {

@@ -62,9 +62,6 @@ pub const MEMORY: &str = "/tmp/fc-vm/memory";
 /// Path of the disk's base image, in the jail.
 pub const BASE_DISK: &str = "/tmp/fc-vm/base";
 
-/// Exit code reserved for a failed jail. Not used: `wrenn jail` exits with status 1.
-pub const EXIT_CODE: u8 = 126;
-
 /// Mount point on which the new root is assembled: a directory that exists on every host. The tmpfs
 /// hides its content in this mount namespace only.
 const NEW_ROOT: &str = "/tmp";

@@ -24,9 +24,9 @@ use crate::{
     snapshots::LocatedSnapshot,
 };
 
-pub(super) async fn get_host(owners: &SandboxActors) -> Result<pb::GetHostResponse, ConnectError> {
-    let host = owners.host.clone();
-    let sandboxes = owners.registry.list().len();
+pub(super) async fn get_host(actors: &SandboxActors) -> Result<pb::GetHostResponse, ConnectError> {
+    let host = actors.host.clone();
+    let sandboxes = actors.registry.list().len();
     let answer = blocking(move || {
         let facts = host::HostCapacity::read(&host.config.data_dir).map_err(CreateError::Host)?;
         let templates = host.templates.templates()?;
@@ -67,11 +67,11 @@ pub(super) async fn get_host(owners: &SandboxActors) -> Result<pb::GetHostRespon
 
 /// Creates a sandbox. The create continues if the caller disconnects.
 pub(super) async fn create(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     request: pb::CreateSandboxRequest,
     installation: String,
 ) -> Result<pb::CreateSandboxResponse, ConnectError> {
-    let (sandbox, made) = begin(owners, request, installation)
+    let (sandbox, made) = begin(actors, request, installation)
         .await
         .map_err(|e| ConnectError::from(&e))?;
     let made = made.await.unwrap_or(Err(CreateError::Panicked));
@@ -85,21 +85,21 @@ pub(super) async fn create(
 pub(crate) type Made = oneshot::Receiver<Result<(), CreateError>>;
 
 async fn begin(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     request: pb::CreateSandboxRequest,
     installation: String,
 ) -> Result<(Arc<Sandbox>, Made), CreateError> {
-    if owners.shutdown.is_cancelled() {
+    if actors.shutdown.is_cancelled() {
         return Err(CreateError::ShuttingDown);
     }
-    let host = owners.host.clone();
+    let host = actors.host.clone();
     let plan = blocking(move || check(&host, request, installation)).await?;
-    begin_plan(owners, plan)
+    begin_plan(actors, plan)
 }
 
 /// Starts the actor of a new sandbox.
 pub(crate) fn begin_plan(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     plan: Plan,
 ) -> Result<(Arc<Sandbox>, Made), CreateError> {
     let (sandbox, requests) = Sandbox::new(
@@ -108,13 +108,13 @@ pub(crate) fn begin_plan(
         plan.installation.clone(),
         plan.created_unix_ms,
     );
-    if !owners.registry.insert(sandbox.clone()) {
+    if !actors.registry.insert(sandbox.clone()) {
         return Err(CreateError::Exists(plan.id));
     }
     let (made, answer) = oneshot::channel();
     let plan = Box::new(plan);
     sandbox::spawn(
-        owners,
+        actors,
         sandbox.clone(),
         requests,
         Start::Create { plan, made },
@@ -263,11 +263,11 @@ fn access(
 
 /// Changes the addresses that a sandbox may reach.
 pub(super) async fn update_network(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: &Sandbox,
     request: pb::UpdateNetworkRequest,
 ) -> Result<(), ConnectError> {
-    let access = access(&owners.host, request.egress.as_known(), &request.network)
+    let access = access(&actors.host, request.egress.as_known(), &request.network)
         .map_err(|error| ConnectError::from(&error))?;
     Ok(sandbox.set_access(access).await?)
 }
@@ -303,10 +303,10 @@ fn field<E: ToString>(field: &'static str) -> impl FnOnce(E) -> CreateError {
     }
 }
 
-pub(super) fn list(owners: &SandboxActors) -> pb::ListSandboxesResponse {
+pub(super) fn list(actors: &SandboxActors) -> pb::ListSandboxesResponse {
     pb::ListSandboxesResponse {
-        sandboxes: owners.registry.list().iter().map(|s| info(s)).collect(),
-        host_id: owners.host.id.clone(),
+        sandboxes: actors.registry.list().iter().map(|s| info(s)).collect(),
+        host_id: actors.host.id.clone(),
         ..Default::default()
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn require(sandbox: &Sandbox, caller: &str) -> Result<(), ConnectErro
 
 /// Makes the caller's installation the owner of a sandbox. The record is flushed to disk on return.
 pub(super) async fn adopt(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: &Arc<Sandbox>,
     caller: String,
 ) -> Result<(), ConnectError> {
@@ -57,9 +57,9 @@ pub(super) async fn adopt(
             "the header `{INSTALLATION_HEADER}` is missing"
         )));
     }
-    let folder = owners.host.folders.of(&sandbox.facts.id);
+    let sandbox_dir = actors.host.sandbox_dirs.of(&sandbox.facts.id);
     let id = caller.clone();
-    let written = tokio::task::spawn_blocking(move || folder.write_installation(&id)).await;
+    let written = tokio::task::spawn_blocking(move || sandbox_dir.write_installation(&id)).await;
     match written {
         Ok(Ok(())) => {
             tracing::warn!(sandbox_id = %sandbox.facts.id, installation = caller, "sandbox adopted");

@@ -40,12 +40,12 @@ pub(super) fn info(named: TaggedSnapshot) -> pb::TemplateInfo {
 
 /// Takes a snapshot of a sandbox and gives it a name.
 pub(super) async fn create(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: &Sandbox,
     request: pb::CreateSnapshotRequest,
 ) -> Result<pb::CreateSnapshotResponse, ConnectError> {
     let name: TemplateName = parse("name", &request.name)?;
-    let host = owners.host.clone();
+    let host = actors.host.clone();
     let check = {
         let name = name.clone();
         move || match host.templates.template(&name) {
@@ -63,11 +63,11 @@ pub(super) async fn create(
         )));
     }
     let pin = sandbox.freeze().await?;
-    let host = owners.host.clone();
+    let host = actors.host.clone();
     let named = blocking(move || Ok(host.snapshots.name(&name, &pin, request.overwrite)?)).await;
     let named = named.map_err(|e| ConnectError::from(&e))?;
     // The previous snapshot of this name may have lost its last reference.
-    owners.collect_snapshots();
+    actors.collect_snapshots();
     Ok(pb::CreateSnapshotResponse {
         template: info(named).into(),
         ..Default::default()
@@ -78,14 +78,14 @@ pub(super) async fn create(
 /// name even then: the actors of these sandboxes hold references to the snapshots that they depend
 /// on, which are collected when the last reference is gone.
 pub(super) async fn delete(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     name: &str,
     force: bool,
 ) -> Result<(), ConnectError> {
     let name: TemplateName = parse("name", name)?;
-    let all = owners.registry.list();
+    let all = actors.registry.list();
     let made = all.iter().filter(|s| s.facts.template == name).count();
-    let host = owners.host.clone();
+    let host = actors.host.clone();
     let wanted = name.clone();
     let removed = blocking(move || {
         if !host.snapshots.has_name(&wanted) {
@@ -99,7 +99,7 @@ pub(super) async fn delete(
     });
     match removed.await.map_err(|e| ConnectError::from(&e))? {
         Removed::Done => {
-            owners.collect_snapshots();
+            actors.collect_snapshots();
             Ok(())
         }
         Removed::Unknown => Err(ConnectError::not_found(format!(
@@ -119,7 +119,7 @@ enum Removed {
 
 /// Creates copies of a sandbox from a new snapshot of it: all of them, or none.
 pub(super) async fn fork(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: &Sandbox,
     request: pb::ForkSandboxRequest,
 ) -> Result<pb::ForkSandboxResponse, ConnectError> {
@@ -134,13 +134,13 @@ pub(super) async fn fork(
         ids.push(parse::<SandboxId>("copy_ids", id)?);
     }
     let pin = sandbox.freeze().await?;
-    let host = owners.host.clone();
+    let host = actors.host.clone();
     let found = blocking(move || {
         let facts = host::HostCapacity::read(&host.config.data_dir).map_err(CreateError::Host)?;
         Ok((facts, host.snapshots.locate(&pin)?))
     });
     let (facts, snapshot) = found.await.map_err(|e| ConnectError::from(&e))?;
-    let copies = make_copies(owners, sandbox, &facts, &snapshot, ids).await?;
+    let copies = make_copies(actors, sandbox, &facts, &snapshot, ids).await?;
     Ok(pb::ForkSandboxResponse {
         copies: copies.iter().map(|copy| sandbox_info(copy)).collect(),
         ..Default::default()
@@ -148,7 +148,7 @@ pub(super) async fn fork(
 }
 
 async fn make_copies(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: &Sandbox,
     facts: &host::HostCapacity,
     snapshot: &LocatedSnapshot,
@@ -166,7 +166,7 @@ async fn make_copies(
             installation: sandbox.installation(),
         };
         let plan = wanted.from_snapshot(facts, snapshot.clone());
-        match plan.and_then(|plan| lifecycle::begin_plan(owners, plan)) {
+        match plan.and_then(|plan| lifecycle::begin_plan(actors, plan)) {
             Ok(copy) => begun.push(copy),
             Err(failed) => {
                 error = Some(failed);

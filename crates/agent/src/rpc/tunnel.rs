@@ -47,7 +47,7 @@ const BUFFER_BYTES: usize = 32 * 1024;
 
 /// Answers the request, and copies the bytes of the tunnel in a separate task.
 pub(super) async fn open(
-    Extract(owners): Extract<SandboxActors>,
+    Extract(actors): Extract<SandboxActors>,
     Path((id, port)): Path<(String, String)>,
     mut request: Request,
 ) -> Response {
@@ -59,7 +59,7 @@ pub(super) async fn open(
         let message = "`port`: expected 1 to 65535";
         return refusal(StatusCode::BAD_REQUEST, "invalid_argument", message);
     };
-    let sandbox = match owners.registry.get(&id) {
+    let sandbox = match actors.registry.get(&id) {
         Ok(sandbox) => sandbox,
         Err(error) => return refused(StatusCode::NOT_FOUND, &error.into()),
     };
@@ -67,7 +67,7 @@ pub(super) async fn open(
         Ok(connected) => connected,
         Err(refusal) => return refusal,
     };
-    let shutdown = owners.shutdown.clone();
+    let shutdown = actors.shutdown.clone();
     tokio::spawn(async move {
         // Held until the tunnel ends, because a pause waits for users of the guest.
         let _running = running.clone();

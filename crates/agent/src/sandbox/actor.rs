@@ -39,7 +39,7 @@ pub(crate) enum Start {
 /// State of a sandbox that an agent found when it started.
 pub(crate) struct Adopted {
     pub(super) resources: Resources,
-    pub(super) folder: SandboxDir,
+    pub(super) sandbox_dir: SandboxDir,
     pub(super) spec: Box<SupervisorSpec>,
     pub(super) machine: AdoptedMachine,
     /// Snapshot that the VM was restored from, and last snapshot of the sandbox.
@@ -88,7 +88,7 @@ impl SandboxActors {
     pub(crate) fn collect_snapshots(&self) {
         let (host, shutdown) = (self.host.clone(), self.shutdown.clone());
         let kept = move |host: &HostContext| {
-            let noted = host.folders.last_snapshots();
+            let noted = host.sandbox_dirs.last_snapshots();
             let noted = noted.inspect_err(|error| {
                 tracing::warn!(error = chain(error), "snapshot collection skipped");
             });
@@ -109,7 +109,7 @@ impl SandboxActors {
 
 /// Starts the actor of a sandbox, which must already be in the registry.
 pub(crate) fn spawn(
-    owners: &SandboxActors,
+    actors: &SandboxActors,
     sandbox: Arc<Sandbox>,
     mailbox: mpsc::UnboundedReceiver<Command>,
     start: Start,
@@ -119,14 +119,14 @@ pub(crate) fn spawn(
         lost: None,
         compaction: None,
         recovery: None,
-        owners: owners.clone(),
+        actors: actors.clone(),
         sandbox,
         resources,
         pins: Pins::default(),
         mailbox,
         resumes: Vec::new(),
     };
-    owners.tasks.spawn(async move {
+    actors.tasks.spawn(async move {
         // `resources` is accurate at every await point, so the actor can still free everything
         // after a panic.
         let first = AssertUnwindSafe(owner.run(start)).catch_unwind().await;
@@ -140,7 +140,7 @@ pub(crate) fn spawn(
 }
 
 pub(super) struct SandboxActor {
-    pub(super) owners: SandboxActors,
+    pub(super) actors: SandboxActors,
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) resources: Resources,
     pub(super) pins: Pins,
@@ -224,7 +224,7 @@ impl SandboxActor {
         };
         tracing::warn!(error = chain(&error), "failed to create the sandbox");
         self.sandbox.set_state(State::Stopping);
-        let freed = self.resources.free_all(&self.owners.host).await;
+        let freed = self.resources.free_all(&self.actors.host).await;
         if freed.is_ok() {
             self.forget();
         }
@@ -237,7 +237,7 @@ impl SandboxActor {
     async fn adopt(&mut self, adopted: Adopted) -> Step {
         let Adopted {
             resources,
-            folder,
+            sandbox_dir,
             spec,
             machine,
             pins,
@@ -255,7 +255,10 @@ impl SandboxActor {
             AdoptedMachine::Paused => self.enter_paused().await,
             AdoptedMachine::Booting => {
                 let (outcome, replies) = self
-                    .boot(async |boot| boot.boot_from_disk(&folder, &spec, Attempt::Adopted).await)
+                    .boot(async |boot| {
+                        boot.boot_from_disk(&sandbox_dir, &spec, Attempt::Adopted)
+                            .await
+                    })
                     .await;
                 match outcome {
                     _ if !replies.is_empty() => Step::Destroy(replies),
@@ -277,10 +280,10 @@ impl SandboxActor {
     ) -> (Result<Running, CreateError>, Vec<DestroyReply>) {
         let abort = Abort {
             destroyed: CancellationToken::new(),
-            shutdown: self.owners.shutdown.clone(),
+            shutdown: self.actors.shutdown.clone(),
         };
         let mut boot = Boot {
-            host: &self.owners.host,
+            host: &self.actors.host,
             sandbox: &self.sandbox,
             resources: &mut self.resources,
             pins: &mut self.pins,
@@ -314,11 +317,11 @@ impl SandboxActor {
         let ask = tokio::select! {
             () = supervisor.gone() => None,
             compacted = Self::compacted(&mut self.compaction) => {
-                self.move_to_twin(compacted);
+                self.move_to_compacted(compacted);
                 return Step::Watch;
             }
             Some(ask) = self.mailbox.recv() => Some(ask),
-            () = self.owners.shutdown.cancelled() => return Step::End,
+            () = self.actors.shutdown.cancelled() => return Step::End,
         };
         match ask {
             Some(Command::Destroy(reply)) => Step::Destroy(vec![reply]),
@@ -339,8 +342,8 @@ impl SandboxActor {
     /// Handles the end of the supervisor, which is also the end of the VM.
     pub(super) async fn on_machine_gone(&mut self) -> Step {
         self.resources.supervisor = None;
-        let reason = match &self.resources.folder {
-            Some(folder) => final_reason(folder),
+        let reason = match &self.resources.sandbox_dir {
+            Some(sandbox_dir) => final_reason(sandbox_dir),
             None => "the supervisor process is gone".to_owned(),
         };
         self.on_vm_lost(reason).await
@@ -364,7 +367,7 @@ impl SandboxActor {
         self.sandbox.set_state(State::Error { reason });
         // The failure is logged where it occurs, and the first reason remains the one shown to the
         // user.
-        let _ = self.resources.free(&self.owners.host).await;
+        let _ = self.resources.free(&self.actors.host).await;
         Step::Wait
     }
 
@@ -373,10 +376,10 @@ impl SandboxActor {
         let ask = tokio::select! {
             Some(ask) = self.mailbox.recv() => ask,
             compacted = Self::compacted(&mut self.compaction) => {
-                self.move_to_twin(compacted);
+                self.move_to_compacted(compacted);
                 return Step::Wait;
             }
-            () = self.owners.shutdown.cancelled() => return Step::End,
+            () = self.actors.shutdown.cancelled() => return Step::End,
         };
         match ask {
             Command::Destroy(reply) => return Step::Destroy(vec![reply]),
@@ -408,7 +411,7 @@ impl SandboxActor {
 
     async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Step {
         self.sandbox.set_state(State::Stopping);
-        let freed = self.resources.free_all(&self.owners.host).await;
+        let freed = self.resources.free_all(&self.actors.host).await;
         if freed.is_ok() {
             tracing::info!("sandbox destroyed");
             self.forget();
@@ -420,10 +423,10 @@ impl SandboxActor {
     /// Removes the sandbox from the registry, so that its ID is unknown from now on, and drops its
     /// references to snapshots.
     fn forget(&mut self) {
-        self.owners.registry.remove(&self.sandbox.facts.id);
+        self.actors.registry.remove(&self.sandbox.facts.id);
         self.pins = Pins::default();
         self.give_up_compaction();
-        self.owners.collect_snapshots();
+        self.actors.collect_snapshots();
     }
 
     /// Empties the mailbox after a destroy. Further destroys are added to `replies`, so that they

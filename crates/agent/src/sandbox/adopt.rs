@@ -67,14 +67,14 @@ pub(crate) enum AdoptError {
 }
 
 /// Adopts or cleans up everything that an earlier agent of this data directory left.
-pub(crate) async fn adopt_all(owners: &SandboxActors) -> Result<(), AdoptError> {
-    let host = &owners.host;
+pub(crate) async fn adopt_all(actors: &SandboxActors) -> Result<(), AdoptError> {
+    let host = &actors.host;
     let owned: BTreeSet<(Slot, SandboxId)> = host.slots.owned()?.into_iter().collect();
     let (mut found, mut left) = (Vec::new(), BTreeSet::new());
-    for (id, folder) in host.folders.list()? {
-        match read(&id, &folder) {
+    for (id, sandbox_dir) in host.sandbox_dirs.list()? {
+        match read(&id, &sandbox_dir) {
             Ok((spec, last)) => {
-                let adopted = examine(host, folder, spec, last, &owned).await;
+                let adopted = examine(host, sandbox_dir, spec, last, &owned).await;
                 let adopted = adopted.map_err(|source| AdoptError::Supervisor {
                     id: id.clone(),
                     source,
@@ -82,13 +82,13 @@ pub(crate) async fn adopt_all(owners: &SandboxActors) -> Result<(), AdoptError> 
                 found.push((id, adopted));
             }
             Err(error) if error.is_unreadable() => return Err(error.into()),
-            Err(error) if folder.was_frozen() => {
+            Err(error) if sandbox_dir.was_frozen() => {
                 tracing::error!(sandbox_id = %id, error = chain(&error), "directory of a sandbox is invalid, sandbox left alone");
                 left.insert(id);
             }
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, error = chain(&error), "removing incomplete sandbox");
-                folder.remove()?;
+                sandbox_dir.remove()?;
             }
         }
     }
@@ -106,29 +106,29 @@ pub(crate) async fn adopt_all(owners: &SandboxActors) -> Result<(), AdoptError> 
     }
     for (_, adopted) in found {
         let (facts, access) = (SandboxFacts::from(&*adopted.spec), access_of(&adopted.spec));
-        let installation = adopted.folder.read_installation();
+        let installation = adopted.sandbox_dir.read_installation();
         let (sandbox, requests) = Sandbox::new(facts, access, installation, now_unix_ms());
-        owners.registry.insert(sandbox.clone());
-        spawn(owners, sandbox, requests, Start::Adopted(Box::new(adopted)));
+        actors.registry.insert(sandbox.clone());
+        spawn(actors, sandbox, requests, Start::Adopted(Box::new(adopted)));
     }
     // All snapshots that the sandboxes depend on are pinned now. Any others are garbage of an
     // earlier agent.
-    owners.collect_snapshots();
+    actors.collect_snapshots();
     Ok(())
 }
 
 fn read(
     id: &SandboxId,
-    folder: &SandboxDir,
+    sandbox_dir: &SandboxDir,
 ) -> Result<(SupervisorSpec, Option<LastSnapshot>), SandboxDirError> {
-    let spec = folder.read_spec()?;
+    let spec = sandbox_dir.read_spec()?;
     if spec.id != *id {
         let source =
             serde::de::Error::custom(format!("the specification belongs to sandbox {}", spec.id));
-        let path = folder.path().to_owned();
+        let path = sandbox_dir.path().to_owned();
         return Err(SandboxDirError::Malformed { path, source });
     }
-    Ok((spec, folder.read_last()?))
+    Ok((spec, sandbox_dir.read_last()?))
 }
 
 /// Returns the addresses that a sandbox may reach. If a list is invalid, the sandbox may reach
@@ -143,13 +143,13 @@ fn access_of(spec: &SupervisorSpec) -> Access {
 
 async fn examine(
     host: &HostContext,
-    folder: SandboxDir,
+    sandbox_dir: SandboxDir,
     spec: SupervisorSpec,
     last: Option<LastSnapshot>,
     owned: &BTreeSet<(Slot, SandboxId)>,
 ) -> io::Result<Adopted> {
     let mut resources = Resources::none(spec.id.clone());
-    resources.folder = Some(folder.clone());
+    resources.sandbox_dir = Some(sandbox_dir.clone());
     resources.disk = true;
     resources.cgroup = true;
     // A slot that was freed may belong to another sandbox by now.
@@ -162,7 +162,7 @@ async fn examine(
             .and_then(|last| host.snapshots.pin(&last.build)),
     };
     let paused = last.is_some_and(|last| !last.running);
-    let machine = match Supervisor::attach(folder.path()).await {
+    let machine = match Supervisor::attach(sandbox_dir.path()).await {
         Ok(supervisor) if paused => {
             resources.supervisor = Some(supervisor.into());
             AdoptedMachine::Paused
@@ -172,7 +172,7 @@ async fn examine(
             pins.origin = restore.and_then(|restore| host.snapshots.pin(&restore.build));
             let machine = examine_machine(
                 host,
-                &folder,
+                &sandbox_dir,
                 &spec,
                 resources.slot,
                 &supervisor,
@@ -184,11 +184,11 @@ async fn examine(
         }
         Err(error) if !says_that_none_lives(&error) => return Err(error),
         Err(_) if paused => AdoptedMachine::Paused,
-        Err(_) => AdoptedMachine::Lost(final_reason(&folder)),
+        Err(_) => AdoptedMachine::Lost(final_reason(&sandbox_dir)),
     };
     Ok(Adopted {
         resources,
-        folder,
+        sandbox_dir,
         spec: Box::new(spec),
         machine,
         pins,
@@ -207,7 +207,7 @@ fn says_that_none_lives(error: &io::Error) -> bool {
 
 async fn examine_machine(
     host: &HostContext,
-    folder: &SandboxDir,
+    sandbox_dir: &SandboxDir,
     spec: &SupervisorSpec,
     slot: Option<Slot>,
     supervisor: &Supervisor,
@@ -235,7 +235,7 @@ async fn examine_machine(
         Err(SupervisorError::Silent(_)) => true,
         Err(error) => return AdoptedMachine::Lost(chain(&error)),
     };
-    let Some(boot) = folder.read_boot() else {
+    let Some(boot) = sandbox_dir.read_boot() else {
         return AdoptedMachine::Booting;
     };
     let envd = match EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token) {

@@ -116,18 +116,18 @@ impl Boot<'_> {
     /// Creates the sandbox. Everything that was created is recorded in `resources`, regardless of
     /// the outcome.
     pub(super) async fn run(&mut self, plan: &Plan) -> Result<Running, CreateError> {
-        let claimed = self.host.folders.claim(&plan.id);
-        let folder = claimed.map_err(CreateError::SandboxDir)?;
-        self.resources.folder = Some(folder.clone());
-        let recorded = folder.write_installation(&plan.installation);
+        let claimed = self.host.sandbox_dirs.claim(&plan.id);
+        let sandbox_dir = claimed.map_err(CreateError::SandboxDir)?;
+        self.resources.sandbox_dir = Some(sandbox_dir.clone());
+        let recorded = sandbox_dir.write_installation(&plan.installation);
         recorded.map_err(CreateError::SandboxDir)?;
         let parts = self
             .make_environment(&plan.access, plan.memory_mib, plan.vcpus)
             .await?;
         let spec = self.make_spec(plan, parts);
         match &plan.source {
-            Source::Image(_) => self.start(&folder, &spec, None).await,
-            Source::Snapshot(snapshot) => self.start(&folder, &spec, Some(snapshot)).await,
+            Source::Image(_) => self.start(&sandbox_dir, &spec, None).await,
+            Source::Snapshot(snapshot) => self.start(&sandbox_dir, &spec, Some(snapshot)).await,
         }
     }
 
@@ -137,8 +137,8 @@ impl Boot<'_> {
         last: &SnapshotRef,
         from: ResumeFrom,
     ) -> Result<Running, CreateError> {
-        let folder = self.resources.folder.clone();
-        let folder = folder.ok_or(CreateError::Panicked)?;
+        let sandbox_dir = self.resources.sandbox_dir.clone();
+        let sandbox_dir = sandbox_dir.ok_or(CreateError::Panicked)?;
         let snapshots = &self.host.snapshots;
         let (snapshot, layers) = match from {
             ResumeFrom::Memory => {
@@ -148,7 +148,7 @@ impl Boot<'_> {
             }
             ResumeFrom::Disk => (None, snapshots.disk_layers(last)?),
         };
-        let old = folder.read_spec().map_err(CreateError::SandboxDir)?;
+        let old = sandbox_dir.read_spec().map_err(CreateError::SandboxDir)?;
         let access = self.sandbox.access();
         let parts = self
             .make_environment(&access, old.memory_mib, old.vcpus)
@@ -166,10 +166,10 @@ impl Boot<'_> {
             dns: nameservers(self.host, &access),
             ..old
         };
-        folder
+        sandbox_dir
             .forget_final_status()
             .map_err(CreateError::SandboxDir)?;
-        self.start(&folder, &spec, snapshot.as_ref()).await
+        self.start(&sandbox_dir, &spec, snapshot.as_ref()).await
     }
 
     /// Creates network and cgroups, unless the boot is aborted.
@@ -195,22 +195,22 @@ impl Boot<'_> {
     /// Creates the disk and starts the VM. Returns when the guest answers.
     async fn start(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,
         snapshot: Option<&LocatedSnapshot>,
     ) -> Result<Running, CreateError> {
         failpoint::hit("agent.start.parts", None);
         let Some(snapshot) = snapshot else {
-            return self.boot_from_disk(folder, spec, Attempt::First).await;
+            return self.boot_from_disk(sandbox_dir, spec, Attempt::First).await;
         };
-        self.prepare(folder, spec).await?;
+        self.prepare(sandbox_dir, spec).await?;
         self.pins.origin = Some(snapshot.pin());
         verify(self.host, snapshot).await?;
         let memory = self.host.snapshots.memory(snapshot)?;
         let (mut times, started_ms) = self.prepared();
-        self.start_supervisor(folder, Some(&memory)).await?;
+        self.start_supervisor(sandbox_dir, Some(&memory)).await?;
         failpoint::hit("agent.start.supervised", None);
-        let guest = self.await_guest(folder, spec, &mut times, started_ms);
+        let guest = self.await_guest(sandbox_dir, spec, &mut times, started_ms);
         let mut running = guest.await?;
         running.memory = Some(memory);
         failpoint::hit("agent.start.recovered", None);
@@ -221,13 +221,13 @@ impl Boot<'_> {
     /// Creates the disk and writes the specification. Overwrites those of an earlier attempt.
     async fn prepare(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,
     ) -> Result<(), CreateError> {
         self.resources.disk = true;
-        disk::create(folder.path(), spec.disk_mib, spec.uid).await?;
+        disk::create(sandbox_dir.path(), spec.disk_mib, spec.uid).await?;
         self.abort.check()?;
-        write_spec(folder, spec).await?;
+        write_spec(sandbox_dir, spec).await?;
         failpoint::hit("agent.start.spec", None);
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Boot<'_> {
     /// | agent killed              | next agent adopts the attempt, and repeats it if necessary |
     pub(super) async fn boot_from_disk(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,
         first: Attempt,
     ) -> Result<Running, CreateError> {
@@ -265,34 +265,34 @@ impl Boot<'_> {
         let mut attempt = 0;
         loop {
             let booted = match first {
-                Attempt::Adopted if attempt == 0 => self.await_adopted(folder, spec).await,
-                _ => self.try_boot(folder, spec, attempt).await,
+                Attempt::Adopted if attempt == 0 => self.await_adopted(sandbox_dir, spec).await,
+                _ => self.try_boot(sandbox_dir, spec, attempt).await,
             };
             let Err(CreateError::Stalled(stall)) = booted else {
                 return booted;
             };
             attempt += 1;
-            let console = folder.tail(files::CONSOLE, LOGGED_CONSOLE_BYTES);
+            let console = sandbox_dir.tail(files::CONSOLE, LOGGED_CONSOLE_BYTES);
             tracing::warn!(sandbox_id = %spec.id, attempt, %stall, console, "boot made no progress");
             if attempt >= policy.attempts {
                 boots.stalled.fetch_add(1, Ordering::Relaxed);
                 return Err(CreateError::Stalled(stall));
             }
             boots.retried.fetch_add(1, Ordering::Relaxed);
-            self.end_attempt(folder).await?;
+            self.end_attempt(sandbox_dir).await?;
         }
     }
 
     /// Makes one attempt to boot, from the overlay to a guest that answers.
     async fn try_boot(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,
         attempt: u32,
     ) -> Result<Running, CreateError> {
         let tolerance = self.host.config.boot.tolerance_percent(attempt);
         let spec = &with_timer_tolerance(spec, tolerance);
-        self.prepare(folder, spec).await?;
+        self.prepare(sandbox_dir, spec).await?;
         let host = self.host;
         let permit = tokio::select! {
             permit = host.boots.enter() => permit,
@@ -301,13 +301,13 @@ impl Boot<'_> {
         let (mut times, started_ms) = self.prepared();
         let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
         host.cgroups.set_booting(&spec.id, limits, true);
-        self.start_supervisor(folder, None).await?;
+        self.start_supervisor(sandbox_dir, None).await?;
         failpoint::hit("agent.start.supervised", None);
         let Some(supervisor) = self.resources.supervisor.clone() else {
-            return Err(CreateError::Ended(final_reason(folder)));
+            return Err(CreateError::Ended(final_reason(sandbox_dir)));
         };
         let running = tokio::select! {
-            running = self.await_guest(folder, spec, &mut times, started_ms) => running?,
+            running = self.await_guest(sandbox_dir, spec, &mut times, started_ms) => running?,
             stall = watch(host, spec, &supervisor, permit) => return Err(CreateError::Stalled(stall)),
         };
         host.cgroups.set_booting(&spec.id, limits, false);
@@ -319,15 +319,15 @@ impl Boot<'_> {
     /// Completes an attempt that an earlier agent started.
     async fn await_adopted(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,
     ) -> Result<Running, CreateError> {
         let host = self.host;
         let Some(supervisor) = self.resources.supervisor.clone() else {
-            return Err(CreateError::Ended(final_reason(folder)));
+            return Err(CreateError::Ended(final_reason(sandbox_dir)));
         };
         let mut times = BootTimes::default();
-        let guest = self.await_guest(folder, spec, &mut times, 0);
+        let guest = self.await_guest(sandbox_dir, spec, &mut times, 0);
         let running = tokio::select! {
             running = guest => running?,
             stall = watch(host, spec, &supervisor, None), if spec.restore.is_none() => {
@@ -340,13 +340,13 @@ impl Boot<'_> {
     }
 
     /// Ends the VM of an attempt, so that the next attempt starts from the same state as the first.
-    async fn end_attempt(&mut self, folder: &SandboxDir) -> Result<(), CreateError> {
+    async fn end_attempt(&mut self, sandbox_dir: &SandboxDir) -> Result<(), CreateError> {
         if let Some(supervisor) = &self.resources.supervisor {
             supervisor.stop(self.host.deadlines.stop).await?;
             self.resources.supervisor = None;
         }
-        disk::remove(folder)?;
-        folder
+        disk::remove(sandbox_dir)?;
+        sandbox_dir
             .forget_final_status()
             .map_err(CreateError::SandboxDir)?;
         self.abort.check()
@@ -403,12 +403,12 @@ impl Boot<'_> {
 
     async fn start_supervisor(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         memory: Option<&ImageMemory>,
     ) -> Result<(), CreateError> {
         let start = Supervisor::start(
             &self.host.config.wrenn_exe,
-            folder,
+            sandbox_dir,
             memory.map(ImageMemory::as_fd),
             self.host.deadlines.machine,
         );
@@ -423,7 +423,7 @@ impl Boot<'_> {
                 Ok(())
             }
             Err(error) => {
-                log_last_words(folder);
+                log_last_words(sandbox_dir);
                 Err(CreateError::Supervisor(error))
             }
         }
@@ -433,13 +433,13 @@ impl Boot<'_> {
     /// agent started.
     pub(super) async fn await_guest(
         &mut self,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,
         times: &mut BootTimes,
         started_ms: u32,
     ) -> Result<Running, CreateError> {
         let Some(supervisor) = self.resources.supervisor.clone() else {
-            return Err(CreateError::Ended(final_reason(folder)));
+            return Err(CreateError::Ended(final_reason(sandbox_dir)));
         };
         let ip = IpAddr::V4(spec.network.host_ip);
         let envd = EnvdClient::new(ip, &spec.envd_token).map_err(CreateError::Guest)?;
@@ -467,18 +467,18 @@ impl Boot<'_> {
         let outcome = tokio::select! {
             // Events that make waiting pointless are checked first.
             biased;
-            () = supervisor.gone() => Err(CreateError::Ended(final_reason(folder))),
+            () = supervisor.gone() => Err(CreateError::Ended(final_reason(sandbox_dir))),
             abort = self.abort.requested() => return Err(abort),
             answered = deadline => answered.unwrap_or(Err(CreateError::GuestSilent(limit))),
         };
         if let Err(error) = outcome {
-            log_last_words(folder);
+            log_last_words(sandbox_dir);
             return Err(error);
         }
         note_machine_times(&supervisor, times, started_ms).await;
         // Without the record, the next agent only waits for the guest again. A failure is therefore
         // not the end of the sandbox.
-        if let Err(error) = folder.write_boot(times) {
+        if let Err(error) = sandbox_dir.write_boot(times) {
             tracing::warn!(sandbox_id = %spec.id, error = super::error::chain(&error), "failed to record the boot times");
         }
         Ok(Running {
@@ -614,9 +614,9 @@ async fn verify(host: &HostContext, snapshot: &LocatedSnapshot) -> Result<(), Cr
 }
 
 /// Writes the specification, on a blocking thread because flushing to disk blocks.
-async fn write_spec(folder: &SandboxDir, spec: &SupervisorSpec) -> Result<(), CreateError> {
-    let (folder, spec) = (folder.clone(), spec.clone());
-    let written = tokio::task::spawn_blocking(move || folder.write_spec(&spec)).await;
+async fn write_spec(sandbox_dir: &SandboxDir, spec: &SupervisorSpec) -> Result<(), CreateError> {
+    let (sandbox_dir, spec) = (sandbox_dir.clone(), spec.clone());
+    let written = tokio::task::spawn_blocking(move || sandbox_dir.write_spec(&spec)).await;
     written
         .unwrap_or_else(|lost| {
             Err(SandboxDirError::Io {
@@ -630,9 +630,9 @@ async fn write_spec(folder: &SandboxDir, spec: &SupervisorSpec) -> Result<(), Cr
 
 /// Logs the end of the supervisor's log and of the console output, because a failed create removes
 /// both.
-fn log_last_words(folder: &SandboxDir) {
-    let supervisor = folder.tail(files::LOG, 2000);
-    let console = folder.tail(files::CONSOLE, 2000);
+fn log_last_words(sandbox_dir: &SandboxDir) {
+    let supervisor = sandbox_dir.tail(files::LOG, 2000);
+    let console = sandbox_dir.tail(files::CONSOLE, 2000);
     tracing::warn!(supervisor, console, "sandbox did not start");
 }
 

@@ -46,7 +46,7 @@ const REST: Duration = Duration::from_secs(5);
 pub(super) struct Compacted {
     /// Snapshot that was compacted.
     of: SnapshotRef,
-    twin: Option<SnapshotRef>,
+    compacted_copy: Option<SnapshotRef>,
 }
 
 impl SandboxActor {
@@ -55,14 +55,14 @@ impl SandboxActor {
         let Some(of) = self.pins.last.clone() else {
             return;
         };
-        if self.compaction.is_some() || !self.owners.host.snapshots.depth(&of).is_worthwhile() {
+        if self.compaction.is_some() || !self.actors.host.snapshots.depth(&of).is_worthwhile() {
             return;
         }
-        let (snapshots, pin) = (self.owners.host.snapshots.clone(), of.clone());
+        let (snapshots, pin) = (self.actors.host.snapshots.clone(), of.clone());
         let (hurry, begun) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         let (hurried, begins, shutdown) =
-            (hurry.clone(), begun.clone(), self.owners.shutdown.clone());
-        let task = self.owners.tasks.spawn(async move {
+            (hurry.clone(), begun.clone(), self.actors.shutdown.clone());
+        let task = self.actors.tasks.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(REST) => {}
                 () = hurried.cancelled() => {}
@@ -86,11 +86,11 @@ impl SandboxActor {
             return;
         };
         task.abort();
-        let owners = self.owners.clone();
-        self.owners.tasks.spawn(async move {
+        let actors = self.actors.clone();
+        self.actors.tasks.spawn(async move {
             let _ = task.await;
             drop(of);
-            owners.collect_snapshots();
+            actors.collect_snapshots();
         });
     }
 
@@ -113,38 +113,41 @@ impl SandboxActor {
         let of = under_way.of.clone();
         *compaction = None;
         let failed = match made {
-            Ok(Ok(twin)) => {
-                tracing::info!(snapshot = %of.id(), twin = %twin.id(), "chain compacted");
-                let twin = Some(twin);
-                return Compacted { of, twin };
+            Ok(Ok(compacted_copy)) => {
+                tracing::info!(snapshot = %of.id(), compacted_copy = %compacted_copy.id(), "chain compacted");
+                let compacted_copy = Some(compacted_copy);
+                return Compacted { of, compacted_copy };
             }
             Ok(Err(error)) => chain(&error),
             Err(lost) => chain(&lost),
         };
         tracing::warn!(snapshot = %of.id(), error = failed, "chain compaction failed");
-        Compacted { of, twin: None }
+        Compacted {
+            of,
+            compacted_copy: None,
+        }
     }
 
     /// Replaces the last snapshot by its compacted copy. If a newer snapshot was taken in the
     /// meantime, that one is compacted instead. A running sandbox is left alone.
-    pub(super) fn move_to_twin(&mut self, compacted: Compacted) {
-        let Compacted { of, twin } = compacted;
+    pub(super) fn move_to_compacted(&mut self, compacted: Compacted) {
+        let Compacted { of, compacted_copy } = compacted;
         let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming);
         let stands_there = self.pins.last.as_ref().map(SnapshotRef::id) == Some(of.id());
-        if let Some(twin) = twin.filter(|_| rests) {
+        if let Some(compacted_copy) = compacted_copy.filter(|_| rests) {
             if !stands_there {
                 self.begin_compaction();
-            } else if self.note_paused(&twin) {
-                self.pins.last = Some(twin);
+            } else if self.note_paused(&compacted_copy) {
+                self.pins.last = Some(compacted_copy);
             }
         }
         drop(of);
-        self.owners.collect_snapshots();
+        self.actors.collect_snapshots();
     }
 
     /// True if the last snapshot depends on far too many files.
     pub(super) fn is_deep(&self) -> bool {
-        let depth = |pin| self.owners.host.snapshots.depth(pin);
+        let depth = |pin| self.actors.host.snapshots.depth(pin);
         // A sandbox without a snapshot of its own depends on the snapshot that it was created from.
         let stands_on = self.pins.last.as_ref().or(self.pins.origin.as_ref());
         stands_on.is_some_and(|snapshot| depth(snapshot).is_too_much())
@@ -162,7 +165,7 @@ impl SandboxActor {
                 compaction.hurry.cancel();
             }
             let compacted = Self::compacted(&mut self.compaction).await;
-            self.move_to_twin(compacted);
+            self.move_to_compacted(compacted);
         }
     }
 

@@ -160,7 +160,7 @@ impl SandboxActor {
         };
         // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
         // fails as well.
-        if let Err(error) = self.resources.free(&self.owners.host).await {
+        if let Err(error) = self.resources.free(&self.actors.host).await {
             let reason = CreateError::Ended(chain(&error));
             self.sandbox.set_state(before);
             self.answer_resumes(Err(FreezeError::Restore(reason)));
@@ -191,7 +191,7 @@ impl SandboxActor {
                 let error = FreezeError::Restore(error);
                 tracing::warn!(error = chain(&error), "failed to resume the sandbox");
                 // Resources that cannot be freed now are freed by the next attempt.
-                let _ = self.resources.free(&self.owners.host).await;
+                let _ = self.resources.free(&self.actors.host).await;
                 self.pins.origin = None;
                 self.sandbox.set_host_ip(None);
                 self.sandbox.set_warning(chain(&error));
@@ -205,10 +205,10 @@ impl SandboxActor {
     /// Records in the sandbox's directory, for the next agent, that the sandbox is paused. Returns
     /// false if the record cannot be written.
     pub(super) fn note_paused(&self, last: &SnapshotRef) -> bool {
-        let Some(folder) = &self.resources.folder else {
+        let Some(sandbox_dir) = &self.resources.sandbox_dir else {
             return false;
         };
-        let noted = folder.write_last(&LastSnapshot {
+        let noted = sandbox_dir.write_last(&LastSnapshot {
             build: last.build(),
             frozen_unix_ms: now_unix_ms(),
             running: false,
@@ -222,19 +222,19 @@ impl SandboxActor {
     pub(super) async fn enter_paused(&mut self) -> Step {
         self.sandbox.set_state(State::Paused);
         // The failure is logged where it happens. A resume or a destroy tries again.
-        let _ = self.resources.free(&self.owners.host).await;
+        let _ = self.resources.free(&self.actors.host).await;
         self.pins.origin = None;
         self.sandbox.set_host_ip(None);
-        self.owners.collect_snapshots();
+        self.actors.collect_snapshots();
         self.begin_compaction();
         Step::Wait
     }
 
     /// Takes steps 2 to 5. After an error, either the VM runs or the supervisor is gone.
     async fn save(&mut self, running: &Running) -> Result<SnapshotRef, FreezeError> {
-        let folder = self.folder()?;
+        let sandbox_dir = self.sandbox_dir()?;
         let frozen = self.capture(running, None).await?;
-        let stored = self.store(frozen, &folder, false).await;
+        let stored = self.store(frozen, &sandbox_dir, false).await;
         match stored {
             Ok(pin) => Ok(pin),
             Err(error) => {
@@ -246,9 +246,9 @@ impl SandboxActor {
 
     /// Takes steps 2 and 3, resumes the VM, and takes steps 4 and 5 while the VM runs.
     async fn save_and_go_on(&mut self, running: &Running) -> Result<SnapshotRef, FreezeError> {
-        let folder = self.folder()?;
-        let spec = folder.read_spec()?;
-        let next_disk = folder.next_disk();
+        let sandbox_dir = self.sandbox_dir()?;
+        let spec = sandbox_dir.read_spec()?;
+        let next_disk = sandbox_dir.next_disk();
         disk::create_at(&next_disk, spec.disk_mib, spec.uid).await?;
         let frozen = match self.capture(running, Some(&next_disk)).await {
             Ok(frozen) => frozen,
@@ -258,8 +258,8 @@ impl SandboxActor {
             }
         };
         self.thaw(running).await?;
-        let stored = self.store(frozen, &folder, true).await;
-        let memory = self.owners.host.snapshots.memory_dir();
+        let stored = self.store(frozen, &sandbox_dir, true).await;
+        let memory = self.actors.host.snapshots.memory_dir();
         self.supervisor()?
             .note_published(stored.is_ok(), &memory)
             .await
@@ -286,9 +286,9 @@ impl SandboxActor {
         next_disk: Option<&Path>,
     ) -> Result<Frozen, FreezeError> {
         self.recovery = None;
-        let stage = self.owners.host.snapshots.stage()?;
+        let stage = self.actors.host.snapshots.stage()?;
         let build = stage.build();
-        let keep_cache = self.owners.host.config.keep_page_cache;
+        let keep_cache = self.actors.host.config.keep_page_cache;
         if let Err(error) = running.envd.prepare(&build, keep_cache).await {
             self.recovery = recover(running).await;
             return Err(FreezeError::Prepare(error));
@@ -317,18 +317,18 @@ impl SandboxActor {
     async fn store(
         &self,
         frozen: Frozen,
-        folder: &SandboxDir,
+        sandbox_dir: &SandboxDir,
         running: bool,
     ) -> Result<SnapshotRef, FreezeError> {
         let Frozen { stage, layers, vmm } = frozen;
         failpoint::hit("agent.freeze.frozen", None);
-        let (host, folder) = (self.owners.host.clone(), folder.clone());
+        let (host, sandbox_dir) = (self.actors.host.clone(), sandbox_dir.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let spec = folder.read_spec()?;
+            let spec = sandbox_dir.read_spec()?;
             let vmm = vmm.as_deref().unwrap_or(host.snapshots.vmm());
             let pin = host.snapshots.publish(stage, &spec, &layers, vmm)?;
             failpoint::hit("agent.freeze.published", None);
-            folder.write_last(&LastSnapshot {
+            sandbox_dir.write_last(&LastSnapshot {
                 build: pin.build(),
                 frozen_unix_ms: now_unix_ms(),
                 running,
@@ -388,9 +388,9 @@ impl SandboxActor {
     }
 
     fn note_running(&self, running: Running, last: &SnapshotRef) -> Result<Running, CreateError> {
-        let folder = self.resources.folder.as_ref();
-        let folder = folder.ok_or(CreateError::Panicked)?;
-        let noted = folder.write_last(&LastSnapshot {
+        let sandbox_dir = self.resources.sandbox_dir.as_ref();
+        let sandbox_dir = sandbox_dir.ok_or(CreateError::Panicked)?;
+        let noted = sandbox_dir.write_last(&LastSnapshot {
             build: last.build(),
             frozen_unix_ms: now_unix_ms(),
             running: true,
@@ -407,8 +407,8 @@ impl SandboxActor {
             .ok_or(FreezeError::Gone)
     }
 
-    fn folder(&self) -> Result<SandboxDir, FreezeError> {
-        self.resources.folder.clone().ok_or(FreezeError::Gone)
+    fn sandbox_dir(&self) -> Result<SandboxDir, FreezeError> {
+        self.resources.sandbox_dir.clone().ok_or(FreezeError::Gone)
     }
 }
 

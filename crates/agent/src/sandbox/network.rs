@@ -25,9 +25,13 @@ impl SandboxActor {
     /// Changes the addresses that the sandbox may reach. Takes effect at once if the sandbox runs,
     /// otherwise when it is resumed. On failure, the access is unchanged.
     pub(super) async fn set_access(&mut self, access: Access) -> Result<(), FreezeError> {
-        let folder = self.resources.folder.clone().ok_or(FreezeError::Gone)?;
+        let sandbox_dir = self
+            .resources
+            .sandbox_dir
+            .clone()
+            .ok_or(FreezeError::Gone)?;
         let before = self.sandbox.access();
-        note(&folder, &access).await?;
+        note(&sandbox_dir, &access).await?;
         let runs = matches!(self.sandbox.state(), State::Running(_));
         if let Some(slot) = self.resources.slot.filter(|_| runs)
             && let Err(error) = network::update(slot, &access).await
@@ -35,7 +39,7 @@ impl SandboxActor {
             tracing::warn!(error = chain(&error), "failed to change the network access");
             // Only the first failure is reported. If the roll-back fails too, the next change or
             // the next agent sets all rules.
-            let _ = note(&folder, &before).await;
+            let _ = note(&sandbox_dir, &before).await;
             let _ = network::update(slot, &before).await;
             return Err(FreezeError::Access(error));
         }
@@ -45,13 +49,13 @@ impl SandboxActor {
 }
 
 /// Writes the lists to `spec.json`, on a blocking thread because flushing to disk blocks.
-async fn note(folder: &SandboxDir, access: &Access) -> Result<(), FreezeError> {
-    let (folder, access) = (folder.clone(), access.clone());
+async fn note(sandbox_dir: &SandboxDir, access: &Access) -> Result<(), FreezeError> {
+    let (sandbox_dir, access) = (sandbox_dir.clone(), access.clone());
     let noted = tokio::task::spawn_blocking(move || {
-        let mut spec = folder.read_spec()?;
+        let mut spec = sandbox_dir.read_spec()?;
         (spec.network.allow, spec.network.deny) = access.lists();
         spec.network.egress = access.egress;
-        folder.write_spec(&spec)
+        sandbox_dir.write_spec(&spec)
     });
     let noted: Result<(), SandboxDirError> = noted.await.map_err(|_| FreezeError::Gone)?;
     Ok(noted?)

@@ -25,7 +25,7 @@ pub(crate) struct HostContext {
     pub(crate) config: crate::AgentConfig,
     pub(crate) templates: Arc<dyn TemplateSource>,
     pub(crate) deadlines: crate::Deadlines,
-    pub(crate) folders: SandboxDirs,
+    pub(crate) sandbox_dirs: SandboxDirs,
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -40,7 +40,7 @@ pub(crate) struct HostContext {
 #[derive(Debug)]
 pub(super) struct Resources {
     id: SandboxId,
-    pub(super) folder: Option<SandboxDir>,
+    pub(super) sandbox_dir: Option<SandboxDir>,
     pub(super) slot: Option<Slot>,
     pub(super) cgroup: bool,
     pub(super) disk: bool,
@@ -52,7 +52,7 @@ impl Resources {
     pub(super) fn none(id: SandboxId) -> Self {
         Self {
             id,
-            folder: None,
+            sandbox_dir: None,
             slot: None,
             cgroup: false,
             disk: false,
@@ -93,8 +93,8 @@ impl Resources {
             self.cgroup = false;
         }
         if self.disk
-            && let Some(folder) = &self.folder
-            && note(disk::remove(folder).map_err(Into::into))
+            && let Some(sandbox_dir) = &self.sandbox_dir
+            && note(disk::remove(sandbox_dir).map_err(Into::into))
         {
             self.disk = false;
         }
@@ -110,9 +110,9 @@ impl Resources {
     /// because the next agent finds the remaining resources by the directory.
     pub(super) async fn free_all(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         self.free(host).await?;
-        if let Some(folder) = &self.folder {
-            folder.remove()?;
-            self.folder = None;
+        if let Some(sandbox_dir) = &self.sandbox_dir {
+            sandbox_dir.remove()?;
+            self.sandbox_dir = None;
         }
         Ok(())
     }

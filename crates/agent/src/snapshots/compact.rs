@@ -61,7 +61,7 @@ impl Snapshots {
         let located = self.locate(pin)?;
         let header = located.snapshot().header()?;
         let build = SnapshotId::random();
-        let twin = Pins::pin(&self.pins, build);
+        let compacted_copy = Pins::pin(&self.pins, build);
         let stage = self.own.stage(build)?;
         let (dir, memory) = (stage.path().to_owned(), located.restore(false).memory);
         let old = located.snapshot().dir.clone();
@@ -78,7 +78,7 @@ impl Snapshots {
         };
         let published = tokio::task::spawn_blocking(move || stage.publish(&manifest, &new, None));
         published.await.map_err(std::io::Error::from)??;
-        Ok(twin)
+        Ok(compacted_copy)
     }
 
     /// Merges the disk layers into `dir`. Returns the names of the copy's layers, and the file of

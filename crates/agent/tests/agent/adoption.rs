@@ -96,7 +96,7 @@ fn a_create_that_the_agents_end_cut_short_goes_on_or_is_undone() {
         let create = first.create_with(faulty("sb-boots", "silent-guest"));
         let booting = agent::until("a machine", async || {
             first
-                .folder("sb-boots")
+                .sandbox_dir("sb-boots")
                 .join("machine.pid")
                 .exists()
                 .then_some(())
@@ -139,7 +139,7 @@ fn an_agent_that_ends_in_order_undoes_a_create_that_has_no_machine_yet() {
         });
         agent::until("a supervisor", async || {
             first
-                .folder("sb-young")
+                .sandbox_dir("sb-young")
                 .join("machine.pid")
                 .exists()
                 .then_some(())

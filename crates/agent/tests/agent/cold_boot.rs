@@ -57,7 +57,7 @@ async fn delete(agent: &TestAgent, name: &str, force: bool) -> Result<(), Connec
 
 /// Returns the guest calls since the previous check.
 fn calls(agent: &TestAgent, id: &str) -> Vec<String> {
-    let path = agent.folder(id).join("calls.log");
+    let path = agent.sandbox_dir(id).join("calls.log");
     let text = fs::read_to_string(&path).unwrap_or_default();
     let _ = fs::remove_file(path);
     text.lines()
@@ -152,7 +152,7 @@ fn a_cold_boot_that_fails_leaves_it_paused_with_its_memory() {
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-1").await.expect("made");
         pause(&agent, "sb-1").await;
-        let path = agent.folder("sb-1").join("spec.json");
+        let path = agent.sandbox_dir("sb-1").join("spec.json");
         let whole = agent.spec("sb-1");
         for fault in ["die-at-start", "die-in-boot", "silent-guest", "refuse-init"] {
             let mut spec = whole.clone();

@@ -27,10 +27,10 @@ fn with_deadlines(deadlines: Deadlines, test: impl AsyncFnOnce(&TestAgent)) {
         let before = Footprint::now();
         test(&agent).await;
         assert!(agent.list().await.is_empty());
-        let folders = fs::read_dir(data.path().join("sandboxes"))
+        let sandbox_dirs = fs::read_dir(data.path().join("sandboxes"))
             .expect("directories")
             .count();
-        assert_eq!(folders, 0);
+        assert_eq!(sandbox_dirs, 0);
         assert_eq!(Footprint::now(), before);
         assert!(!cgroups_exist(), "a cgroup is left");
         agent.stop().await;
@@ -172,8 +172,8 @@ fn a_hung_boot_that_is_adopted_is_booted_again() {
         let create = agent.create_with(faulty(&id, "hang-once"));
         let stop = async {
             agent::until("the first attempt", async || {
-                let marker = agent.folder(&id).join("hung");
-                (marker.exists() && agent.folder(&id).join("supervisor.sock").exists())
+                let marker = agent.sandbox_dir(&id).join("hung");
+                (marker.exists() && agent.sandbox_dir(&id).join("supervisor.sock").exists())
                     .then_some(())
             })
             .await;
@@ -329,7 +329,11 @@ fn a_destroy_ends_a_create_at_once_and_leaves_nothing() {
             let destroy = async {
                 // The create proceeds as far as the fault permits.
                 agent::until("a machine", async || {
-                    agent.folder(&id).join("machine.pid").exists().then_some(())
+                    agent
+                        .sandbox_dir(&id)
+                        .join("machine.pid")
+                        .exists()
+                        .then_some(())
                 })
                 .await;
                 agent.destroy(&id).await
@@ -383,7 +387,7 @@ fn a_sandbox_whose_supervisor_is_killed_is_in_error_within_a_second_and_harms_no
         let running_stream = agent.sh(&lost_id, "sleep 100");
         let kill = async {
             agent::until("a command in the guest", async || {
-                let calls = fs::read_to_string(agent.folder(&id()).join("calls.log"));
+                let calls = fs::read_to_string(agent.sandbox_dir(&id()).join("calls.log"));
                 calls
                     .is_ok_and(|calls| calls.contains("start"))
                     .then_some(())
@@ -417,7 +421,7 @@ fn a_sandbox_whose_supervisor_is_killed_is_in_error_within_a_second_and_harms_no
         );
         let spec = agent.spec(&id());
         assert!(spec.cgroups.iter().all(|dir| !dir.exists()));
-        assert!(!agent.folder(&id()).join("rootfs.qcow2").exists());
+        assert!(!agent.sandbox_dir(&id()).join("rootfs.qcow2").exists());
 
         let error = agent.sh(&id(), "true").await.expect_err("lost");
         assert_eq!(error.code, ErrorCode::FailedPrecondition, "{error}");
@@ -433,7 +437,7 @@ fn the_reason_that_a_supervisor_leaves_is_the_users() {
     with_agent(async |agent| {
         agent.create(&id()).await.expect("made");
         let status = r#"{"requested": false, "reason": "the guest powered off"}"#;
-        fs::write(agent.folder(&id()).join("status.json"), status).expect("written");
+        fs::write(agent.sandbox_dir(&id()).join("status.json"), status).expect("written");
         agent::kill_9(agent.supervisor_pid(&id()));
         let lost = agent
             .wait_for(&id(), pb::SandboxState::SANDBOX_STATE_ERROR)

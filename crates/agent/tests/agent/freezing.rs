@@ -40,12 +40,12 @@ async fn snapshot(agent: &TestAgent, name: &str) -> Result<(), ConnectError> {
 
 /// Makes the sandbox's snapshots fail in this way from now on. An empty string ends that.
 fn set_fault(agent: &TestAgent, fault: &str) {
-    fs::write(agent.folder(ID).join("fault"), fault).expect("written");
+    fs::write(agent.sandbox_dir(ID).join("fault"), fault).expect("written");
 }
 
 /// Returns the calls that reached the guest, `prepare` and `recover`, in order.
 fn calls(agent: &TestAgent) -> Vec<String> {
-    let log = fs::read_to_string(agent.folder(ID).join("calls.log")).unwrap_or_default();
+    let log = fs::read_to_string(agent.sandbox_dir(ID).join("calls.log")).unwrap_or_default();
     let words = log.lines().filter_map(|line| line.split(' ').next());
     words
         .filter(|word| ["prepare", "recover"].contains(word))
@@ -118,7 +118,7 @@ fn a_machine_that_was_put_on_a_new_file_of_its_disk_keeps_it_when_the_rest_fails
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
         let disks = || {
-            let mut names: Vec<_> = fs::read_dir(agent.folder(ID))
+            let mut names: Vec<_> = fs::read_dir(agent.sandbox_dir(ID))
                 .expect("a directory")
                 .map(|entry| entry.expect("an entry").file_name())
                 .filter_map(|name| name.into_string().ok())
@@ -170,7 +170,7 @@ fn a_machine_that_is_being_written_when_its_agent_dies_runs_on_when_that_has_end
         let first = TestAgent::start_child(data.path()).await;
         first.create(ID).await.expect("made");
         set_fault(&first, "slow-freeze");
-        let freezing = first.folder(ID).join("freezing");
+        let freezing = first.sandbox_dir(ID).join("freezing");
         tokio::select! {
             paused = pause(&first) => panic!("the pause must not complete: {paused:?}"),
             () = until("it is being written", async || freezing.exists().then_some(())) => {}
@@ -197,7 +197,7 @@ fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_fr
         agent.create(ID).await.expect("made");
         snapshot(&agent, "good").await.expect("snapshot taken");
         // No file can be created under this name.
-        let in_the_way = agent.folder(ID).join("snapshot.json.tmp");
+        let in_the_way = agent.sandbox_dir(ID).join("snapshot.json.tmp");
         fs::create_dir(&in_the_way).expect("made");
         agent::kill_9(agent.supervisor_pid(ID));
         let lost = agent.wait_for(ID, PAUSED).await;
@@ -220,8 +220,8 @@ fn an_agent_that_cannot_read_a_sandbox_removes_nothing_of_it() {
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
         pause(&agent).await.expect("paused");
-        let spec = agent.folder(ID).join("spec.json");
-        let aside = agent.folder(ID).join("aside");
+        let spec = agent.sandbox_dir(ID).join("spec.json");
+        let aside = agent.sandbox_dir(ID).join("aside");
         agent.stop().await;
 
         // The read fails for another reason than a missing file.

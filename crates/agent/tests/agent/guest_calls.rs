@@ -42,7 +42,7 @@ fn path(agent: &TestAgent, name: &str) -> String {
 }
 
 fn calls(agent: &TestAgent) -> String {
-    fs::read_to_string(agent.folder(ID).join("calls.log")).expect("calls")
+    fs::read_to_string(agent.sandbox_dir(ID).join("calls.log")).expect("calls")
 }
 
 /// Peak memory of this process, which contains the agent and the client, in KiB.

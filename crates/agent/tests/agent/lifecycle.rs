@@ -34,7 +34,7 @@ fn a_sandbox_is_made_used_and_gone_without_a_trace() {
         let spec = agent.spec("sb-life");
         assert!(spec.cgroups.iter().all(|dir| dir.is_dir()));
         let init =
-            std::fs::read_to_string(agent.folder("sb-life").join("calls.log")).expect("calls");
+            std::fs::read_to_string(agent.sandbox_dir("sb-life").join("calls.log")).expect("calls");
         assert!(
             init.contains("\"defaultUser\":\"user\"") && init.contains(&spec.envd_token),
             "{init}"
@@ -71,7 +71,7 @@ fn a_sandbox_is_made_used_and_gone_without_a_trace() {
         agent.destroy("sb-life").await.expect("destroyed");
         assert!(!agent::is_alive(machine));
         assert!(agent.list().await.is_empty());
-        assert!(!agent.folder("sb-life").exists());
+        assert!(!agent.sandbox_dir("sb-life").exists());
         assert!(spec.cgroups.iter().all(|dir| !dir.exists()));
         assert_eq!(Footprint::now(), before);
         let error = agent.destroy("sb-life").await.expect_err("gone");

@@ -220,18 +220,18 @@ impl TestAgent {
         Ok(self.client.exec(request).await?.into_owned())
     }
 
-    pub(crate) fn folder(&self, id: &str) -> PathBuf {
+    pub(crate) fn sandbox_dir(&self, id: &str) -> PathBuf {
         self.data_dir.join("sandboxes").join(id)
     }
 
     pub(crate) fn spec(&self, id: &str) -> wrenn_proto::supervise::SupervisorSpec {
-        let text = fs::read(self.folder(id).join("spec.json")).expect("a spec");
+        let text = fs::read(self.sandbox_dir(id).join("spec.json")).expect("a spec");
         serde_json::from_slice(&text).expect("a spec")
     }
 
     /// Process ID of a sandbox's fake supervisor.
     pub(crate) fn supervisor_pid(&self, id: &str) -> i32 {
-        *supervisors_below(&self.folder(id))
+        *supervisors_below(&self.sandbox_dir(id))
             .first()
             .expect("a supervisor")
     }
@@ -244,7 +244,7 @@ impl TestAgent {
     /// Process ID of a sandbox's fake VMM. The VMM writes it once it has joined its cgroups, which
     /// may be after the create.
     pub(crate) fn machine_pid(&self, id: &str) -> i32 {
-        let file = self.folder(id).join("machine.pid");
+        let file = self.sandbox_dir(id).join("machine.pid");
         let began = Instant::now();
         while !file.exists() && began.elapsed() < Duration::from_secs(30) {
             std::thread::sleep(Duration::from_millis(10));
@@ -261,14 +261,17 @@ impl Drop for TestAgent {
         if !std::thread::panicking() {
             return;
         }
-        for folder in fs::read_dir(self.data_dir.join("sandboxes"))
+        for sandbox_dir in fs::read_dir(self.data_dir.join("sandboxes"))
             .into_iter()
             .flatten()
             .flatten()
         {
-            let machine = fs::read_to_string(folder.path().join("machine.pid"));
+            let machine = fs::read_to_string(sandbox_dir.path().join("machine.pid"));
             let machine = machine.ok().and_then(|pid| pid.trim().parse().ok());
-            for pid in supervisors_below(&folder.path()).into_iter().chain(machine) {
+            for pid in supervisors_below(&sandbox_dir.path())
+                .into_iter()
+                .chain(machine)
+            {
                 let pid = nix::unistd::Pid::from_raw(pid);
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             }
@@ -277,11 +280,11 @@ impl Drop for TestAgent {
 }
 
 /// Process IDs of the fake supervisors of a directory.
-fn supervisors_below(folder: &Path) -> Vec<i32> {
+fn supervisors_below(sandbox_dir: &Path) -> Vec<i32> {
     let is_it = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
-        let suffix = format!("\0supervise\0--dir\0{}\0", folder.display());
+        let suffix = format!("\0supervise\0--dir\0{}\0", sandbox_dir.display());
         line.ends_with(&suffix)
     };
     let pids = fs::read_dir("/proc").expect("/proc").flatten();

@@ -89,9 +89,13 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
 }
 
 async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<()> {
-    let folder = fs::File::open(dir)?;
+    let sandbox_dir = fs::File::open(dir)?;
     let _ = fs::remove_file(dir.join(files::SOCKET));
-    let address = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), files::SOCKET);
+    let address = format!(
+        "/proc/self/fd/{}/{}",
+        sandbox_dir.as_raw_fd(),
+        files::SOCKET
+    );
     let mut listener = UnixSeqpacketListener::bind(address)?;
     // The disk file of an earlier VM of the sandbox is a layer by now, and the new VM is not
     // paused.
