@@ -19,7 +19,8 @@ use super::{
     resources::{HostContext, Resources},
 };
 use crate::{
-    registry::Registry, sandbox_dir::SandboxDir, snapshots::SnapshotRef, supervisor::final_reason,
+    cgroup::Limits, registry::Registry, sandbox_dir::SandboxDir, snapshots::SnapshotRef,
+    supervisor::final_reason,
 };
 
 /// Channel to a caller that waits for a destroy.
@@ -245,8 +246,12 @@ impl SandboxActor {
         self.resources = resources;
         self.pins = pins;
         self.sandbox.set_host_ip(Some(spec.network.host_ip));
+        let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
         match machine {
             AdoptedMachine::Running(running) => {
+                // The earlier agent may have died right after the boot.
+                let cgroups = &self.actors.host.cgroups;
+                cgroups.set_booting(&spec.id, limits, false);
                 self.sandbox.set_state(State::Running(Arc::new(*running)));
                 Step::Watch
             }

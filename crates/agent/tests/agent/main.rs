@@ -14,5 +14,6 @@ mod freezing;
 mod guest_calls;
 mod isolation;
 mod lifecycle;
+mod ownership;
 mod policy;
 mod tunnel;

@@ -17,6 +17,7 @@ use tokio::{io::AsyncBufReadExt as _, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
 use wrenn_proto::{
+    limits,
     rpc::hostagent::v1::{self as pb, HostAgentServiceClient},
     supervise::Accel,
 };
@@ -293,10 +294,20 @@ fn supervisors_below(sandbox_dir: &Path) -> Vec<i32> {
 }
 
 pub(crate) fn client(address: SocketAddr, token: &str) -> Client {
-    let config = ClientConfig::new(format!("http://{address}").parse().expect("a URI"))
-        .with_default_max_message_size(256 * 1024 * 1024)
-        .with_default_header("authorization", format!("Bearer {token}"));
+    HostAgentServiceClient::new(HttpClient::plaintext(), client_config(address, token))
+}
+
+/// Client of the control plane of an installation.
+pub(crate) fn client_of(agent: &TestAgent, installation: &str) -> Client {
+    let config = client_config(agent.address, TOKEN);
+    let config = config.with_default_header(limits::INSTALLATION_HEADER, installation);
     HostAgentServiceClient::new(HttpClient::plaintext(), config)
+}
+
+fn client_config(address: SocketAddr, token: &str) -> ClientConfig {
+    ClientConfig::new(format!("http://{address}").parse().expect("a URI"))
+        .with_default_max_message_size(256 * 1024 * 1024)
+        .with_default_header("authorization", format!("Bearer {token}"))
 }
 
 pub(crate) fn request(id: &str) -> pb::CreateSandboxRequest {
