@@ -9,7 +9,7 @@ export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 GUEST := $(TARGET)/x86_64-unknown-linux-gnu/guest
 ENVD := $(GUEST)/envd
 
-.PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager soak fuzz lint clean install
+.PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager soak openapi fuzz lint clean install
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ bench-pager: ## Compare the page server with a minimal one
 soak: setup-test dev image ## Run the end-to-end tests with all rounds
 	WRENN_SOAK=1 WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
+
+openapi: ## Write openapi/v1.yaml, the frozen REST API document
+	WRENN_WRITE_OPENAPI=1 cargo nextest run --locked --workspace --test control \
+		-E 'test(the_frozen_document_is_the_served_one)'
 
 fuzz: ## Run each fuzz target for SECONDS (default 30)
 	@scripts/fuzz $(or $(SECONDS),30)

@@ -198,6 +198,40 @@ mod tests {
         );
     }
 
+    /// Release 0.1.0 had three migrations, and no ids of hosts.
+    #[tokio::test]
+    async fn a_database_of_release_0_1_0_keeps_its_rows_and_templates() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/db?mode=rwc", dir.path().display());
+        sqlx::any::install_default_drivers();
+        let old = AnyPoolOptions::new().connect(&url).await.unwrap();
+        let mut released = sqlx::migrate!();
+        released.migrations.to_mut().truncate(3);
+        released.run(&old).await.unwrap();
+        let row = "INSERT INTO sandboxes (id, template, status, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
+                   created_at, last_updated) VALUES ('sb-1', 'minimal', 'paused', 1, 256, 5120, 300, 'deny', 1, 1)";
+        sqlx::raw_sql(row).execute(&old).await.unwrap();
+        for name in ["minimal", "gone"] {
+            let row = format!("INSERT INTO templates (name, created_at) VALUES ('{name}', 1)");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(row))
+                .execute(&old)
+                .await
+                .unwrap();
+        }
+        old.close().await;
+
+        let db = Db::open(&url).await.unwrap();
+        let row = db.sandbox(&"sb-1".parse().unwrap()).await.unwrap().unwrap();
+        assert!(!row.is_on_other_host("this-host"));
+        // What this host does not report is gone; what another one reported stays.
+        let mut templates = db.templates().await.unwrap();
+        templates.retain(|template| template.name == "minimal");
+        db.sync_templates("this-host", &templates).await.unwrap();
+        db.sync_templates("other-host", &[]).await.unwrap();
+        let names = db.templates().await.unwrap().into_iter().map(|t| t.name);
+        assert_eq!(names.collect::<Vec<_>>(), ["minimal"]);
+    }
+
     #[tokio::test]
     async fn an_installation_keeps_its_id_and_another_database_has_another() {
         let dir = tempfile::tempdir().unwrap();

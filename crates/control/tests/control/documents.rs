@@ -185,6 +185,28 @@ fn routes_are_made_in_one_way_only() {
     assert_eq!(handlers, SANDBOX.len() + OTHERS.len() + E2B.len());
 }
 
+/// `openapi/v1.yaml` shows each change of the API in review. `make openapi` writes it.
+#[tokio::test]
+async fn the_frozen_document_is_the_served_one() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let response = control.request(Method::GET, "/openapi.yaml").send().await;
+    let served = response.unwrap().text().await.unwrap();
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/v1.yaml");
+    if std::env::var_os("WRENN_WRITE_OPENAPI").is_some() {
+        std::fs::write(&file, &served).unwrap();
+    }
+    let frozen = std::fs::read_to_string(&file).unwrap_or_default();
+    let differing = frozen
+        .lines()
+        .zip(served.lines())
+        .find(|(old, new)| old != new);
+    assert!(
+        frozen == served,
+        "openapi/v1.yaml is not the served document; run `make openapi`: {differing:?}"
+    );
+}
+
 #[tokio::test]
 async fn the_document_is_whole() {
     let agent = FakeAgent::start().await;
