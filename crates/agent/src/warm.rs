@@ -270,7 +270,7 @@ async fn record_working_set(
     let facts = crate::host::HostCapacity::read(&actors.host.config.data_dir)
         .map_err(failed("read the capacity of this host"))?;
     let plan = wanted(&template.name)?
-        .from_snapshot(&facts, snapshot)
+        .with_snapshot(&facts, snapshot)
         .map_err(failed("restore the template snapshot"))?;
     let restored = run(actors, plan, "restore the template snapshot").await?;
     run_first_commands(actors, &restored).await?;

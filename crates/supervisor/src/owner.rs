@@ -67,7 +67,7 @@ pub(crate) struct Owner<M> {
 /// Outcome of a request.
 enum Served {
     /// Answered, with the reason if the VM must end.
-    Answered(Answer, Option<SupervisorError>),
+    Answered(Box<Answer>, Option<SupervisorError>),
     /// Guest memory can no longer be served.
     Failed(String),
     /// A stop request arrived.
@@ -116,7 +116,7 @@ impl<M: Machine> Owner<M> {
                 let mut answering = std::pin::pin!(self.answer(request));
                 loop {
                     tokio::select! {
-                        (answer, ended) = &mut answering => break Served::Answered(answer, ended),
+                        (answer, ended) = &mut answering => break Served::Answered(Box::new(answer), ended),
                         reason = failure.occurred() => break Served::Failed(reason),
                         _ = terminate.recv() => break Served::Stop(None),
                         Some(command) = queue.recv() => match command {
@@ -133,7 +133,7 @@ impl<M: Machine> Owner<M> {
             match served {
                 Served::Answered(answer, ended) => {
                     // The client may have disconnected.
-                    let _ = reply.send(answer);
+                    let _ = reply.send(*answer);
                     if let Some(error) = ended {
                         self.machine.stop(STOP_DEADLINE).await?;
                         return Err(error);

@@ -151,7 +151,7 @@ fn check(
     };
     if let Some(pin) = host.snapshots.named(&wanted.template_name)? {
         let snapshot = host.snapshots.locate(&pin)?;
-        return wanted.from_snapshot(&facts, snapshot);
+        return wanted.with_snapshot(&facts, snapshot);
     }
     let template = host.templates.template(&wanted.template_name)?;
     facts.admit(request.vcpus, request.memory_mb)?;
@@ -175,7 +175,7 @@ fn check(
         && host.config.warm
         && let Some(snapshot) = host.snapshots.warm(&template)
     {
-        return wanted.from_snapshot(&facts, snapshot);
+        return wanted.with_snapshot(&facts, snapshot);
     }
     Ok(wanted.plan(
         Source::Image(template),
@@ -204,7 +204,7 @@ pub(crate) struct CreateParams {
 impl CreateParams {
     /// Returns the parameters of a VM that continues from a snapshot. The VM has the size of the
     /// snapshot. Its environment is that of the snapshot; variables of the request take precedence.
-    pub(crate) fn from_snapshot(
+    pub(crate) fn with_snapshot(
         self,
         facts: &host::HostCapacity,
         snapshot: LocatedSnapshot,

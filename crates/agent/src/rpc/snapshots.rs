@@ -165,7 +165,7 @@ async fn make_copies(
             envs: BTreeMap::new(),
             installation: sandbox.installation(),
         };
-        let plan = wanted.from_snapshot(facts, snapshot.clone());
+        let plan = wanted.with_snapshot(facts, snapshot.clone());
         match plan.and_then(|plan| lifecycle::begin_plan(actors, plan)) {
             Ok(copy) => begun.push(copy),
             Err(failed) => {

@@ -82,7 +82,7 @@ async fn a_database_restored_from_an_older_copy_keeps_what_was_created_since() {
     let restored = Control::start_with(&agent, with_database(&dir, "backup")).await;
     // To this copy of the database, a sandbox that was destroyed since appears as lost.
     restored.until_status(&old, "error").await;
-    assert_eq!(agent.ids(), [new.clone()]);
+    assert_eq!(agent.ids(), std::slice::from_ref(&new));
     assert_eq!(unknown(&restored).await, [new]);
 }
 
