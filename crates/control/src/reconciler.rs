@@ -14,15 +14,17 @@
 //! | any, on another host | – | – | – | – | – | – | – |
 //! | `pending`, `starting` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
 //! | `running` | → `error` (3) | – | refresh or reap | – | → `paused` | fail | – |
-//! | `pausing` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
+//! | `pausing` | → `error` (3) | – | → `running` (3) | – | → `paused` (3) | fail | – |
 //! | `paused` | – | – | → `running` | – | – | fail | – |
-//! | `resuming` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
+//! | `resuming` | → `error` (3) | – | → `running` (3) | – | → `paused` (3) | fail | – |
 //! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
 //! | `stopped` | – | destroy | destroy | destroy | destroy | destroy | – |
 //! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - (3): only if the sandbox was absent in [`ABSENT_LOOKS`] consecutive passes.
+//! - (3): only if [`STEADY_LOOKS`] consecutive passes saw the row and the host like this. A sandbox
+//!   may be absent from one answer, and another control plane may have written the row and not called
+//!   the host yet.
 //! - "reap": an idle sandbox is paused or destroyed, as requested at its creation.
 //! - "fail": the row becomes `error`, and the sandbox is destroyed at the host.
 //! - "keep": the sandbox is left unchanged, and this is logged once. A sandbox without a row
@@ -47,8 +49,9 @@ use wrenn_proto::{SandboxId, rest::SandboxStatus};
 
 pub(crate) use steps::Reconciler;
 
-/// Number of consecutive passes in which a sandbox must be absent before it counts as lost.
-pub(crate) const ABSENT_LOOKS: u32 = 3;
+/// Number of consecutive passes that must see the same row and host before a sandbox counts as lost,
+/// or a pause or resume as abandoned.
+pub(crate) const STEADY_LOOKS: u32 = 3;
 
 /// State that the host reports for one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,9 +85,9 @@ pub(crate) struct RowView {
     /// Time before which the sandbox is not reaped, because an attempt failed, in milliseconds
     /// since 1970.
     pub(crate) not_reaped_before_ms: i64,
-    /// Number of consecutive passes, including the current one, in which the host did not report
-    /// the sandbox.
-    pub(crate) absent_looks: u32,
+    /// Number of consecutive passes, this one included, in which the row had this version and the
+    /// host reported this state.
+    pub(crate) steady_looks: u32,
     /// True if another host has the sandbox.
     pub(crate) on_other_host: bool,
 }
@@ -140,7 +143,7 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
         (S::Stopping, Some(HostState::Stopping)) => return None,
         (S::Stopping, Some(_)) => return Some(Action::DestroyAgain),
         (S::Paused, None) => return None,
-        (_, None) if row.absent_looks < ABSENT_LOOKS => return None,
+        (_, None) if row.steady_looks < STEADY_LOOKS => return None,
         (status, None) => {
             let reason = lost(status).to_owned();
             return Some(Action::Fail { reason });
@@ -152,6 +155,12 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
         | (HostState::Paused, S::Paused) => None,
         (HostState::Running { last_active_ms }, S::Running) => {
             Some(idle(row, *last_active_ms, now_ms).unwrap_or(Action::Refresh))
+        }
+        // Another control plane may have written the row and not called the host yet.
+        (HostState::Running { .. } | HostState::Paused, S::Pausing | S::Resuming)
+            if row.steady_looks < STEADY_LOOKS =>
+        {
+            None
         }
         (HostState::Running { .. }, _) => Some(Action::MarkRunning),
         (HostState::Paused, _) => Some(Action::MarkPaused),

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem::{Discriminant, discriminant},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -53,8 +54,18 @@ pub(crate) struct Reconciler {
     reachable: bool,
     /// Sandboxes that are left alone and have been logged as such.
     kept: Arc<Mutex<BTreeSet<SandboxId>>>,
-    /// Number of consecutive polls in which the host did not report a sandbox that has a row.
-    absent: BTreeMap<SandboxId, u32>,
+    /// What the last passes saw of each sandbox that has a row.
+    seen: BTreeMap<SandboxId, Seen>,
+}
+
+/// What consecutive passes saw of a sandbox.
+#[derive(Default)]
+struct Seen {
+    version: i64,
+    /// State at the host; `None` if the host did not report the sandbox.
+    state: Option<Discriminant<HostState>>,
+    /// Number of passes.
+    looks: u32,
 }
 
 /// Result of one poll for one sandbox.
@@ -71,7 +82,7 @@ impl Reconciler {
             lifecycle,
             reachable: true,
             kept: Arc::default(),
-            absent: BTreeMap::new(),
+            seen: BTreeMap::new(),
         }
     }
 
@@ -108,16 +119,19 @@ impl Reconciler {
         let Some(infos) = self.ask_host().await else {
             return;
         };
-        let reported: BTreeSet<&str> = infos.iter().map(|info| info.id.as_str()).collect();
+        let states: BTreeMap<&str, Discriminant<HostState>> = infos
+            .iter()
+            .map(|info| (info.id.as_str(), discriminant(&host_state(info))))
+            .collect();
         let known: BTreeSet<&SandboxId> = rows.iter().map(|row| &row.id).collect();
-        self.absent.retain(|id, _| known.contains(id));
+        self.seen.retain(|id, _| known.contains(id));
         let mut found: BTreeMap<SandboxId, Found> = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
-            let is_reported = reported.contains(row.id.as_str());
-            let absent_looks = self.count_absence(&row.id, is_reported);
+            let state = states.get(row.id.as_str()).copied();
+            let steady_looks = self.count_looks(&row, state);
             let mut view = self.view(&row, creating);
-            view.absent_looks = absent_looks;
+            view.steady_looks = steady_looks;
             views.insert(row.id.clone(), view);
             let info = None;
             found.insert(
@@ -167,16 +181,18 @@ impl Reconciler {
         }
     }
 
-    /// Updates and returns the number of consecutive polls in which the host did not report a
-    /// sandbox.
-    fn count_absence(&mut self, id: &SandboxId, is_reported: bool) -> u32 {
-        if is_reported {
-            self.absent.remove(id);
-            return 0;
+    /// Counts the consecutive passes that saw this version of a row and this state at the host.
+    fn count_looks(&mut self, row: &Sandbox, state: Option<Discriminant<HostState>>) -> u32 {
+        let seen = self.seen.entry(row.id.clone()).or_default();
+        if seen.version != row.version || seen.state != state {
+            *seen = Seen {
+                version: row.version,
+                state,
+                looks: 0,
+            };
         }
-        let looks = self.absent.entry(id.clone()).or_default();
-        *looks = looks.saturating_add(1);
-        *looks
+        seen.looks = seen.looks.saturating_add(1);
+        seen.looks
     }
 
     fn view(&self, row: &Sandbox, creating: bool) -> RowView {
@@ -188,7 +204,7 @@ impl Reconciler {
             last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
             timeout_sec: row.timeout_sec,
             not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
-            absent_looks: 0,
+            steady_looks: 0,
             on_other_host: row.is_on_other_host(&self.agent.host_id()),
         }
     }

@@ -14,7 +14,7 @@ fn view(status: S) -> RowView {
         last_active_ms: 1_000_000,
         timeout_sec: 60,
         not_reaped_before_ms: 0,
-        absent_looks: ABSENT_LOOKS,
+        steady_looks: STEADY_LOOKS,
         on_other_host: false,
     }
 }
@@ -108,14 +108,25 @@ fn a_row_of_another_host_is_left_alone() {
 #[test]
 fn a_sandbox_is_lost_only_after_several_looks() {
     for status in S::ALL {
-        for looks in 0..ABSENT_LOOKS {
+        for looks in 0..STEADY_LOOKS {
             let mut row = view(status);
-            row.absent_looks = looks;
+            row.steady_looks = looks;
             let action = one(Some(&row), None, 1_000_000);
             assert!(
                 matches!(action, None | Some(Action::FinishStop)),
                 "{status} {looks} {action:?}"
             );
+        }
+    }
+}
+
+#[test]
+fn a_pause_or_resume_is_settled_only_after_several_looks() {
+    for status in [S::Pausing, S::Resuming] {
+        for host in [running(), HostState::Paused] {
+            let mut row = view(status);
+            row.steady_looks = STEADY_LOOKS - 1;
+            assert_eq!(one(Some(&row), Some(&host), 1_000_000), None);
         }
     }
 }
