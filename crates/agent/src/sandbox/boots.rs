@@ -4,11 +4,16 @@ use std::sync::atomic::AtomicU64;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::Stall;
+
 /// Policy for boots from disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootPolicy {
     /// Maximum number of attempts of a boot that makes no progress.
     pub attempts: u32,
+    /// Maximum number of attempts of a boot that the guest's init rejects. Each costs little and
+    /// is detected at once, and on a busy host the reason, a wrong calibration, is not rare.
+    pub rejected_attempts: u32,
     /// Error of the kernel's timer calibration that the first attempt tolerates, in percent. Each
     /// further attempt tolerates twice as much.
     pub timer_tolerance_percent: u32,
@@ -18,6 +23,7 @@ impl Default for BootPolicy {
     fn default() -> Self {
         Self {
             attempts: 2,
+            rejected_attempts: 5,
             timer_tolerance_percent: 100,
         }
     }
@@ -27,8 +33,17 @@ impl BootPolicy {
     /// Policy for a guest from which many others will be restored, because they inherit its timer.
     pub(crate) const fn precise() -> Self {
         Self {
-            attempts: 6,
+            attempts: 2,
+            rejected_attempts: 6,
             timer_tolerance_percent: 2,
+        }
+    }
+
+    /// Returns the maximum number of attempts of a boot that ended like this.
+    pub(super) const fn attempts_after(self, stall: &Stall) -> u32 {
+        match stall {
+            Stall::Reported(_) => self.rejected_attempts,
+            Stall::Idle(_) | Stall::Spinning(_) => self.attempts,
         }
     }
 
@@ -76,7 +91,7 @@ mod tests {
     #[test]
     fn each_attempt_tolerates_twice_as_much() {
         let policy = BootPolicy::precise();
-        let tolerances: Vec<_> = (0..policy.attempts)
+        let tolerances: Vec<_> = (0..policy.rejected_attempts)
             .map(|attempt| policy.tolerance_percent(attempt))
             .collect();
         assert_eq!(tolerances, [2, 4, 8, 16, 32, 64]);

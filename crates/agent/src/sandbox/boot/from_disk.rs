@@ -69,7 +69,7 @@ impl Boot<'_> {
             attempt += 1;
             let console = sandbox_dir.tail(files::CONSOLE, LOGGED_CONSOLE_BYTES);
             tracing::warn!(sandbox_id = %spec.id, attempt, %stall, console, "boot made no progress");
-            if attempt >= policy.attempts {
+            if attempt >= policy.attempts_after(&stall) {
                 boots.stalled.fetch_add(1, Ordering::Relaxed);
                 return Err(CreateError::Stalled(stall));
             }
