@@ -29,7 +29,7 @@ fn sandboxes_run_on_while_the_agent_is_restarted_in_order() {
         assert!(agent::is_alive(machine));
 
         let second = TestAgent::start(data.path()).await;
-        let mut found = second.find("sb-stay").await.expect("adopted");
+        let mut found = second.wait_for("sb-stay", RUNNING).await;
         assert!(found.last_active_unix_ms >= made.last_active_unix_ms);
         found.last_active_unix_ms = made.last_active_unix_ms;
         assert_eq!(found, made);
@@ -60,10 +60,7 @@ fn sandboxes_run_on_when_the_agent_is_killed_and_one_that_died_meanwhile_is_told
         assert_eq!(second.list().await.len(), 5);
         for n in [0, 1, 2, 4] {
             let id = format!("sb-{n}");
-            assert_eq!(
-                second.find(&id).await.expect("adopted").state.as_known(),
-                Some(RUNNING)
-            );
+            second.wait_for(&id, RUNNING).await;
             let done = second.sh(&id, &format!("echo {n}")).await.expect("run");
             assert_eq!(done.stdout, format!("{n}\n").into_bytes());
         }

@@ -105,11 +105,9 @@ fn a_cold_boot_takes_the_disk_and_forgets_the_memory() {
         // The next agent finds it running. It can be paused and resumed like any other sandbox.
         agent.stop().await;
         let agent = TestAgent::start(data.path()).await;
-        let found = agent.find("sb-1").await.expect("adopted");
-        assert_eq!(
-            found.state.as_known(),
-            Some(SandboxState::SANDBOX_STATE_RUNNING)
-        );
+        agent
+            .wait_for("sb-1", SandboxState::SANDBOX_STATE_RUNNING)
+            .await;
         pause(&agent, "sb-1").await;
         calls(&agent, "sb-1");
         resume(&agent, "sb-1", false).await.expect("resumed");

@@ -178,8 +178,7 @@ fn a_machine_that_is_being_written_when_its_agent_dies_runs_on_when_that_has_end
         first.kill().await;
 
         let second = TestAgent::start(data.path()).await;
-        let found = second.find(ID).await.expect("adopted");
-        assert_eq!(found.state.as_known(), Some(PAUSING), "{found:?}");
+        second.wait_for(ID, PAUSING).await;
         set_fault(&second, "");
         fs::remove_file(freezing).expect("it is there");
         second.wait_for(ID, RUNNING).await;
@@ -239,10 +238,8 @@ fn an_agent_that_cannot_read_a_sandbox_removes_nothing_of_it() {
 
         fs::rename(&aside, &spec).expect("moved");
         let agent = TestAgent::start(data.path()).await;
-        assert_eq!(
-            agent.find(ID).await.expect("adopted").state.as_known(),
-            Some(PAUSED)
-        );
+        // Its actor examines it when the agent serves already.
+        agent.wait_for(ID, PAUSED).await;
         resume(&agent).await.expect("resumed");
         runs(&agent).await;
         agent.destroy(ID).await.expect("destroyed");
