@@ -54,11 +54,11 @@ pub(crate) struct Reconciler {
     reachable: bool,
     /// Sandboxes that are left alone and have been logged as such.
     kept: Arc<Mutex<BTreeSet<SandboxId>>>,
-    /// What the last passes saw of each sandbox that has a row.
+    /// Observations of the last passes, for each sandbox that has a row.
     seen: BTreeMap<SandboxId, Seen>,
 }
 
-/// What consecutive passes saw of a sandbox.
+/// Observation of a sandbox that consecutive passes share.
 #[derive(Default)]
 struct Seen {
     version: i64,
