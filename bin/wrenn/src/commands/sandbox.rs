@@ -15,6 +15,7 @@ use clap::{
 };
 use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
+use serde::Serialize;
 use wrenn_proto::{
     SandboxId,
     rest::{CreateSandbox, Egress, OnTimeout, Sandbox, SandboxStatus},
@@ -278,28 +279,29 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<i32> {
         not_destroyed()
     };
     let sandboxes = client.list(&statuses).await?;
-    if args.json {
-        output::json(&sandboxes)?;
-    } else if args.quiet {
-        for sandbox in &sandboxes {
-            output::line(&sandbox.id)?;
-        }
-    } else {
-        show::list(&sandboxes)?;
-    }
-    Ok(0)
+    print(&args, &sandboxes, |sandbox| &sandbox.id, show::list)
 }
 
 async fn ls_unknown(client: &Client, args: &LsArgs) -> anyhow::Result<i32> {
     let sandboxes = client.unknown().await?;
+    print(args, &sandboxes, |sandbox| &sandbox.id, show::list_unknown)
+}
+
+/// Prints a list as JSON, as ids or as a table.
+fn print<T: Serialize>(
+    args: &LsArgs,
+    sandboxes: &[T],
+    id: impl Fn(&T) -> &str,
+    table: impl FnOnce(&[T]) -> std::io::Result<()>,
+) -> anyhow::Result<i32> {
     if args.json {
         output::json(&sandboxes)?;
     } else if args.quiet {
-        for sandbox in &sandboxes {
-            output::line(&sandbox.id)?;
+        for sandbox in sandboxes {
+            output::line(id(sandbox))?;
         }
     } else {
-        show::list_unknown(&sandboxes)?;
+        table(sandboxes)?;
     }
     Ok(0)
 }
