@@ -14,7 +14,10 @@ use std::{
 };
 
 use rustix::time::{ClockId, Timespec, clock_settime};
-use wrenn_proto::limits::{GATEWAY_IP, NTP_PACKET_BYTES, NTP_UNIX_OFFSET_SEC};
+use wrenn_proto::{
+    guest::GATEWAY_IP,
+    ntp::{PACKET_BYTES as NTP_PACKET_BYTES, UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC},
+};
 
 /// Port of the Network Time Protocol.
 const NTP_PORT: u16 = 123;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use wrenn_envd::server::{self, Config};
-use wrenn_proto::limits::ENVD_CONTRACT_VERSION;
+use wrenn_proto::guest::ENVD_CONTRACT_VERSION;
 
 const USAGE: &str = "\
 usage: envd [OPTION VALUE]...

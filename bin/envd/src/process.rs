@@ -21,7 +21,7 @@ use connectrpc::{
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::timeout;
 use wrenn_proto::{
-    limits,
+    headers,
     rpc::process::{
         self as rpc,
         __buffa::oneof::{
@@ -176,7 +176,7 @@ impl rpc::Process for ProcessService {
         let (process, subscription) =
             spawn::start(&self.app, &user, request, limit).map_err(ConnectError::from)?;
         let (pid, keepalive) = (process.pid, keepalive_of(&context));
-        let subscription = if context.header(limits::DETACHED_HEADER).is_some() {
+        let subscription = if context.header(headers::DETACHED).is_some() {
             // Without a subscriber, the output is kept from its first byte.
             None
         } else {

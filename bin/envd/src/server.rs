@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 use wrenn_http_server::DrainingBody;
-use wrenn_proto::limits;
+use wrenn_proto::guest;
 
 use crate::{
     auth,
@@ -70,8 +70,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            address: (Ipv4Addr::UNSPECIFIED, limits::ENVD_PORT).into(),
-            forward_address: limits::GUEST_IP.into(),
+            address: (Ipv4Addr::UNSPECIFIED, guest::ENVD_PORT).into(),
+            forward_address: guest::IP.into(),
             metadata_address: (Ipv4Addr::new(169, 254, 169, 254), 80).into(),
             cgroup_root: "/sys/fs/cgroup".into(),
         }

@@ -5,7 +5,7 @@
 
 use std::{fs, io};
 
-use wrenn_proto::limits::GUEST_HOSTNAME;
+use wrenn_proto::guest::HOSTNAME as GUEST_HOSTNAME;
 
 const DIR: &str = "/run/wrenn/etc";
 

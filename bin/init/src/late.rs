@@ -16,7 +16,7 @@ use std::{
 };
 
 use rustix::process::{Pid, setpriority_process};
-use wrenn_proto::limits::{ENVD_PORT, SETTLED};
+use wrenn_proto::guest::{ENVD_PORT, SETTLED};
 
 use crate::{ENVIRONMENT, LATE, drivers};
 

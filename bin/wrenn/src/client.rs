@@ -2,7 +2,7 @@
 //!
 //! Owns the base URL, the API key and all deadlines. Never prints and never retries: the command
 //! decides how to handle a failure. Responses are deserialized into the types of
-//! `wrenn_proto::rest`.
+//! `wrenn_api_types`.
 
 mod error;
 mod files;
@@ -14,14 +14,11 @@ use std::{path::Path, time::Duration};
 
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::{Serialize, de::DeserializeOwned};
-use wrenn_proto::{
-    SandboxId, TemplateName,
-    rest::{
-        ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
-        ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, SandboxStatus,
-        Template, UnknownSandbox,
-    },
+use wrenn_api_types::{
+    ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
+    ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, Template, UnknownSandbox,
 };
+use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
 
 use crate::config::Settings;
 

@@ -15,7 +15,8 @@ use std::{
 };
 
 use serde::Deserialize;
-use wrenn_proto::{rest::Egress, supervise::Accel};
+use wrenn_model::Egress;
+use wrenn_proto::supervise::Accel;
 
 pub(crate) use load::{address, load};
 

@@ -17,7 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use hierarchy::{Hierarchy, Setting};
 

@@ -28,7 +28,7 @@ use hyper_util::{
 };
 use serde::{Deserialize, Serialize};
 use wrenn_proto::{
-    limits,
+    guest, headers,
     rpc::{
         filesystem::{EntryInfo, FilesystemClient, ListDirRequest, MakeDirRequest, RemoveRequest},
         process::{
@@ -167,7 +167,7 @@ impl std::fmt::Debug for EnvdClient {
 impl EnvdClient {
     /// Creates a client for the guest at `ip`. Does not connect yet.
     pub(crate) fn new(ip: IpAddr, token: &str) -> Result<Self, ConnectError> {
-        let address = SocketAddr::new(ip, limits::ENVD_PORT);
+        let address = SocketAddr::new(ip, guest::ENVD_PORT);
         let token = token_header(token)?;
         let base: Uri = format!("http://{address}").parse().map_err(|_| {
             ConnectError::internal("failed to build a URI from the guest's address")
@@ -273,7 +273,7 @@ impl EnvdClient {
     ) -> Result<StartStream, ConnectError> {
         let mut options = as_user(CallOptions::default(), user)?;
         if detached {
-            options = options.try_with_header(limits::DETACHED_HEADER, "1")?;
+            options = options.try_with_header(headers::DETACHED, "1")?;
         }
         if let Some(limit) = time_limit {
             // Sent as a header, so that only the guest enforces it and the exit event still

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use wrenn_proto::limits;
+use wrenn_model::limits;
 
 /// Host memory that is never promised to a new sandbox, in MiB. Left for the kernel, the agent and
 /// the page cache.

@@ -31,7 +31,7 @@ use std::{fs, future::Future, io, path::Path, time::Duration};
 
 use rtnetlink::LinkUnspec;
 use wrenn_proto::{
-    limits::{GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_MAC, METADATA_IP, TAP_NAME},
+    guest::{GATEWAY_IP, GATEWAY_MAC, IP as GUEST_IP, MAC as GUEST_MAC, METADATA_IP, TAP_NAME},
     supervise::NetworkSpec,
 };
 

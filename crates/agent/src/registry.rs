@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use crate::sandbox::{Sandbox, UseError};
 

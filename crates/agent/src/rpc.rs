@@ -16,7 +16,8 @@ use connectrpc::{
     ConnectError, ConnectRpcService, Limits, RequestContext, Response, Router, ServiceRequest,
     ServiceResult, ServiceStream,
 };
-use wrenn_proto::{limits, rpc::hostagent::v1 as pb};
+use wrenn_model::limits;
+use wrenn_proto::rpc::hostagent::v1 as pb;
 
 use crate::sandbox::{Running, Sandbox, actor::SandboxActors};
 

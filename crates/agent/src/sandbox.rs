@@ -86,7 +86,8 @@ use std::{
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::{SandboxId, TemplateName, supervise::SupervisorSpec};
+use wrenn_model::{SandboxId, TemplateName};
+use wrenn_proto::supervise::SupervisorSpec;
 
 use crate::{
     envd_client::EnvdClient,

@@ -26,10 +26,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wrenn_proto::{
-    SandboxId,
-    supervise::{FinalStatus, SupervisorSpec, files},
-};
+use wrenn_model::SandboxId;
+use wrenn_proto::supervise::{FinalStatus, SupervisorSpec, files};
 
 /// File name of [`BootTimes`].
 const BOOT: &str = "boot.json";

@@ -20,10 +20,8 @@ use std::{
     sync::Arc,
 };
 
-use wrenn_proto::{
-    TemplateName,
-    supervise::{Accel, SupervisorSpec},
-};
+use wrenn_model::TemplateName;
+use wrenn_proto::supervise::{Accel, SupervisorSpec};
 use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
 
 pub(crate) use located::LocatedSnapshot;

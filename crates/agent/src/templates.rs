@@ -1,7 +1,7 @@
 //! Template lookup for the agent.
 
 use wrenn_image::{ImageStore, StoreError};
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 pub use wrenn_image::Template;
 

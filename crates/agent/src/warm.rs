@@ -19,8 +19,9 @@ use rand::RngExt as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
+use wrenn_model::{SandboxId, TemplateName};
 use wrenn_proto::{
-    SandboxId, TemplateName, limits,
+    guest,
     rpc::{hostagent::v1 as pb, process::ProcessConfig},
     supervise::Accel,
 };
@@ -233,7 +234,7 @@ async fn freeze_template(actors: &SandboxActors, template: &Template) -> Result<
     let booted = run(actors, plan, "boot the template").await?;
     // Work that the guest does by itself after a boot would be repeated in every sandbox if the
     // snapshot were taken in the middle of it.
-    let settled = format!("until [ -e {} ]; do sleep 0.1; done", limits::SETTLED);
+    let settled = format!("until [ -e {} ]; do sleep 0.1; done", guest::SETTLED);
     run_command(actors, &booted, &["/bin/sh", "-c", &settled]).await?;
     run_first_commands(actors, &booted).await?;
     let pin = booted

@@ -18,8 +18,9 @@ use connectrpc::{
     ConnectError, ErrorCode,
     client::{CallOptions, ClientConfig, HttpClient, ServerStream},
 };
+use wrenn_model::limits;
 use wrenn_proto::{
-    limits,
+    headers,
     rpc::hostagent::v1::{self as rpc, HostAgentServiceClient},
 };
 
@@ -151,7 +152,7 @@ impl AgentClient {
         let config = ClientConfig::new(uri)
             .with_default_max_message_size(MAX_MESSAGE_BYTES)
             .with_default_header(http::header::AUTHORIZATION, bearer)
-            .with_default_header(limits::INSTALLATION_HEADER, installation);
+            .with_default_header(headers::INSTALLATION, installation);
         let client = || Client::new(HttpClient::plaintext(), config.clone());
         Ok(Self {
             lifecycle: client(),

@@ -52,7 +52,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
-use wrenn_proto::{SandboxId, rest::Egress};
+use wrenn_model::{Egress, SandboxId};
 
 use crate::{
     agent_client::AgentClient,

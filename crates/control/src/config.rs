@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use wrenn_proto::rest::Egress;
+use wrenn_model::Egress;
 
 /// Settings of the control plane.
 #[derive(Clone)]

@@ -165,7 +165,7 @@ fn narrow<T: TryFrom<i64>>(id: &str, field: &'static str, value: i64) -> Result<
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
-    use wrenn_proto::rest::OnTimeout;
+    use wrenn_model::OnTimeout;
 
     use super::*;
 

@@ -7,10 +7,8 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use wrenn_proto::{
-    rest::Template,
-    rpc::hostagent::v1::{GetHostResponse, TemplateInfo, TemplateKind},
-};
+use wrenn_api_types::Template;
+use wrenn_proto::rpc::hostagent::v1::{GetHostResponse, TemplateInfo, TemplateKind};
 
 use crate::{
     agent_client::{AgentClient, AgentError},

@@ -43,11 +43,8 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
-use wrenn_proto::{
-    SandboxId,
-    rest::{BootTimes, SandboxStatus},
-    rpc::hostagent::v1::SandboxInfo,
-};
+use wrenn_model::{BootTimes, SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
 use wrenn_proxy::ConnectionKillSwitch;
 
 use crate::{

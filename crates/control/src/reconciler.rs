@@ -45,7 +45,7 @@ mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wrenn_proto::{SandboxId, rest::SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 pub(crate) use steps::Reconciler;
 

@@ -16,7 +16,8 @@ use std::{
 use futures::StreamExt as _;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::{SandboxId, rest::SandboxStatus, rpc::hostagent::v1 as rpc};
+use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use crate::{
     agent_client::{AgentClient, AgentError},

@@ -26,7 +26,7 @@
 //!   valid without the corresponding call: a sandbox found running is `ResumeDone`, even in
 //!   `Paused`; one found paused is `PauseDone`, even in `Running`; one that is not found is `Lost`.
 
-use wrenn_proto::rest::SandboxStatus;
+use wrenn_model::SandboxStatus;
 
 /// Event of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

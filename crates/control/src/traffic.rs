@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 use wrenn_proxy::{AgentTunnel, DialError, Rejected, Sandboxes, SignedLink, Target};
 
 use crate::{
@@ -70,7 +70,7 @@ fn target(row: Sandbox) -> Target {
 }
 
 fn refused(error: &LifecycleError) -> Rejected {
-    use wrenn_proto::rest::SandboxStatus as S;
+    use wrenn_model::SandboxStatus as S;
     match error {
         LifecycleError::NotFound(_) => Rejected::NotFound,
         LifecycleError::WrongStatus {

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 pub use command::{CommandError, Stop};
 

@@ -2,7 +2,7 @@
 //! yields another image.
 
 use sha2::{Digest as _, Sha256};
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 use crate::build::guest::{self, Programs};
 
@@ -61,7 +61,7 @@ const MINIMAL: Recipe = Recipe {
     ],
     vcpus: 1,
     memory_mib: 512,
-    disk_mib: wrenn_proto::limits::DEFAULT_DISK_MIB,
+    disk_mib: wrenn_model::limits::DEFAULT_DISK_MIB,
     default_user: "root",
 };
 

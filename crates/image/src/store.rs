@@ -12,7 +12,7 @@ use nix::{
 };
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 use crate::Recipe;
 

@@ -1,24 +1,17 @@
-//! Identifiers, limits and wire types shared by all parts of Wrenn. Contains no behavior except
-//! validation.
+//! Wire formats between the parts of Wrenn.
 //!
 //! - [`rpc`]: messages, services and clients generated from `proto/*.proto` (Connect).
-//! - [`SandboxId`], [`TemplateName`]: identifiers that are validated when they are parsed, so that
-//!   they are safe in paths and in names of kernel objects.
-//! - [`Grant`]: signed links to files.
-//! - [`limits`]: sizes and ranges, with their units.
 //! - [`supervise`]: local protocol between the host agent and the supervisor of a sandbox.
-//! - [`rest`] (feature `rest`): JSON types of the public API, with their OpenAPI schemas.
+//! - [`Grant`]: signed links to files.
+//! - [`headers`]: names of HTTP headers. [`guest`]: what guest and host agree on. [`ntp`]: packets.
 
 mod grant;
-mod ids;
-pub mod limits;
+pub mod guest;
+pub mod headers;
+pub mod ntp;
 pub mod supervise;
 
-#[cfg(feature = "rest")]
-pub mod rest;
-
 pub use grant::Grant;
-pub use ids::{InvalidId, SandboxId, TemplateName};
 
 /// Generated code: `rpc::process`, `rpc::filesystem`, `rpc::hostagent::v1`.
 #[allow(

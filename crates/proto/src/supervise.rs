@@ -16,7 +16,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{SandboxId, TemplateName};
+use wrenn_model::{SandboxId, TemplateName};
 
 /// File names in a sandbox's directory.
 pub mod files {

@@ -158,7 +158,7 @@ fn escape(text: &str) -> String {
 
 /// Rejects paths that the guest agent reserves for its host.
 pub(crate) fn check_path(address: &Address, path: &str) -> Result<(), Failure> {
-    if address.port == wrenn_proto::limits::ENVD_PORT && path::is_internal(path) {
+    if address.port == wrenn_proto::guest::ENVD_PORT && path::is_internal(path) {
         return Err(Failure::Internal);
     }
     Ok(())

@@ -6,7 +6,7 @@ use http::{Method, Request, Response, request::Parts};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use wrenn_http_server::DrainingBody;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use crate::{
     DialError, Sandboxes,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 /// Handle through which the proxy is notified that a sandbox stopped. Created before the
 /// [`Proxy`](crate::Proxy), so that the proxy and the component that stops sandboxes do not depend

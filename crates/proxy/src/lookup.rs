@@ -3,7 +3,7 @@
 use std::{fmt, future::Future};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use crate::SignedLink;
 

@@ -31,7 +31,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use crate::{ConnectionKillSwitch, DialError, Sandboxes, body::RequestBody};
 

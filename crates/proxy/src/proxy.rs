@@ -7,7 +7,8 @@ use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_http_server::{DrainingBody, Limits};
-use wrenn_proto::{SandboxId, limits};
+use wrenn_model::SandboxId;
+use wrenn_proto::guest;
 
 use crate::{
     ConnectionKillSwitch, Sandboxes, SignedLink, Target,
@@ -167,7 +168,7 @@ impl<S: Sandboxes> Inner<S> {
                     .ok_or(Failure::NoSuchLink)?;
                 Ok(Address {
                     id: id.to_string(),
-                    port: limits::ENVD_PORT,
+                    port: guest::ENVD_PORT,
                 })
             }
         }
@@ -183,7 +184,7 @@ impl<S: Sandboxes> Inner<S> {
         target: &Target,
     ) -> Result<(), Failure> {
         let uri = request.uri();
-        let is_link = port == limits::ENVD_PORT
+        let is_link = port == guest::ENVD_PORT
             && target.injected_token.is_none()
             && !request.headers().contains_key(headers::ACCESS_TOKEN);
         let query = uri.query().unwrap_or_default();
@@ -212,7 +213,7 @@ impl<S: Sandboxes> Inner<S> {
     ) -> Result<Response<AnswerBody>, Failure> {
         let in_use = self.sandboxes.begin_use(id);
         let authority = route::authority(request.uri(), request.headers())?;
-        let is_envd = port == limits::ENVD_PORT;
+        let is_envd = port == guest::ENVD_PORT;
         // The guest agent supports no other protocol, and requests in another one could not be
         // checked.
         let protocol = headers::wanted_upgrade(request.headers()).filter(|_| !is_envd);
@@ -273,7 +274,7 @@ fn check_traffic_token(
     let Some(token) = target
         .traffic_token
         .as_deref()
-        .filter(|_| port != limits::ENVD_PORT)
+        .filter(|_| port != guest::ENVD_PORT)
     else {
         return Ok(());
     };

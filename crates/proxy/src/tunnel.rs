@@ -13,7 +13,7 @@ use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use crate::DialError;
 

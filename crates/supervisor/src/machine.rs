@@ -7,7 +7,7 @@ use std::{
 };
 
 use wrenn_proto::{
-    limits,
+    guest,
     supervise::{RestoreSpec, SupervisorSpec, files},
 };
 use wrenn_snapshot::layout;
@@ -42,7 +42,7 @@ pub(crate) async fn launch<D: VmmDriver>(
         disk: dir.join(files::DISK),
         disk_layers: spec.disk_layers.clone(),
         base_disk: spec.base_disk.clone(),
-        guest_mac: limits::GUEST_MAC.to_owned(),
+        guest_mac: guest::MAC.to_owned(),
         netns: spec.network.netns.clone(),
         cgroups: spec.cgroups.clone(),
         uid: spec.uid,

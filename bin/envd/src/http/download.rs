@@ -17,7 +17,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, BufReader};
 use tokio_util::io::ReaderStream;
-use wrenn_proto::limits::FILE_CHUNK_BYTES;
+use wrenn_model::limits::FILE_CHUNK_BYTES;
 
 use super::{draft::refuse_irregular, error::HttpError, link::FileQuery};
 use crate::server::App;

@@ -14,7 +14,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
-use wrenn_proto::limits::ENVD_CONTRACT_VERSION;
+use wrenn_proto::guest::ENVD_CONTRACT_VERSION;
 
 use super::error::HttpError;
 use crate::{

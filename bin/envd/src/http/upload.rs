@@ -23,7 +23,8 @@ use http::{HeaderMap, header, request::Parts};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::StreamReader;
-use wrenn_proto::limits::{FILE_CHUNK_BYTES, WHOLE_UPLOAD_HEADER};
+use wrenn_model::limits::FILE_CHUNK_BYTES;
+use wrenn_proto::headers::WHOLE_UPLOAD as WHOLE_UPLOAD_HEADER;
 
 use super::{draft::Draft, error::HttpError, link::FileQuery};
 use crate::{filesystem::metadata, server::App, users::User};

@@ -3,7 +3,7 @@
 use std::{error::Error, io, path::PathBuf};
 
 use reqwest::{StatusCode, Url};
-use wrenn_proto::rest::ErrorBody;
+use wrenn_api_types::ErrorBody;
 
 /// Number of characters shown of an unrecognized response.
 const SHOWN_CHARS: usize = 200;

@@ -16,7 +16,8 @@ use reqwest::{
 };
 use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
-use wrenn_proto::{SandboxId, limits::FILE_CHUNK_BYTES, rest::FilePath};
+use wrenn_api_types::FilePath;
+use wrenn_model::{SandboxId, limits::FILE_CHUNK_BYTES};
 
 use super::{Client, ClientError};
 

@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
     tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue},
 };
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::{Client, ClientError};
 

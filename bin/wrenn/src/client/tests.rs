@@ -13,7 +13,7 @@ use axum::{
     routing::{any, delete, get, post},
 };
 use futures::TryStreamExt;
-use wrenn_proto::rest::FilePath;
+use wrenn_api_types::FilePath;
 
 use super::*;
 use crate::config::{self, Layer};

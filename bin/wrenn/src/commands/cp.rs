@@ -15,7 +15,8 @@ use clap::Args;
 use futures::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use wrenn_proto::{SandboxId, rest::FilePath};
+use wrenn_api_types::FilePath;
+use wrenn_model::SandboxId;
 
 use crate::{
     client::{Client, Upload},

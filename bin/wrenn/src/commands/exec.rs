@@ -5,7 +5,8 @@ use std::{cell::Cell, collections::BTreeMap, convert::Infallible, time::Duration
 use anyhow::{Context, bail};
 use clap::Args;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use wrenn_proto::{SandboxId, limits::MAX_TIMEOUT_SEC, rest::ExecRequest};
+use wrenn_api_types::ExecRequest;
+use wrenn_model::{SandboxId, limits::MAX_TIMEOUT_SEC};
 
 use crate::{
     client::{Client, Event, Receiver, Sender, Start, StreamKind},

@@ -17,7 +17,7 @@ use wrenn_agent::warm::WarmConfig;
 use wrenn_image::{
     BuildOptions, BuildReport, ImageStore, Progress, Recipe, Stop, StoreLock, Template, build,
 };
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 use self::progress::{PlainProgress, TerminalProgress};
 use crate::{

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use wrenn_proto::rest::ApiKey;
+use wrenn_api_types::ApiKey;
 
 use crate::{client::Client, output};
 

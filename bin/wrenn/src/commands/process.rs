@@ -1,7 +1,8 @@
 //! `wrenn sandbox ps|kill|ping|metrics`: small calls for one sandbox.
 
 use clap::Args;
-use wrenn_proto::{SandboxId, rest::Metrics};
+use wrenn_api_types::Metrics;
+use wrenn_model::SandboxId;
 
 use crate::{client::Client, output};
 

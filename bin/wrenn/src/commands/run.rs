@@ -7,10 +7,8 @@
 use std::{convert::Infallible, time::Duration};
 
 use clap::Args;
-use wrenn_proto::{
-    SandboxId,
-    rest::{OnTimeout, Sandbox},
-};
+use wrenn_api_types::Sandbox;
+use wrenn_model::{OnTimeout, SandboxId};
 
 use super::{
     exec::{self, ProgramArgs},

@@ -16,10 +16,8 @@ use clap::{
 use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use wrenn_proto::{
-    SandboxId,
-    rest::{CreateSandbox, Egress, OnTimeout, Sandbox, SandboxStatus},
-};
+use wrenn_api_types::{CreateSandbox, Sandbox};
+use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
 
 use super::{
     cp, exec,

@@ -16,7 +16,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use wrenn_agent::{AgentConfig, AgentError};
 use wrenn_control::{ControlConfig, Listening};
-use wrenn_proto::{rest::Egress, supervise::Accel};
+use wrenn_model::Egress;
+use wrenn_proto::supervise::Accel;
 
 use super::sandbox::egress_parser;
 use crate::{

@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     signal::unix::{Signal, SignalKind, signal},
 };
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use self::raw::RawTerminal;
 use super::exec::{self, env_pair};

@@ -2,10 +2,8 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use wrenn_proto::{
-    SandboxId, TemplateName,
-    rest::{CreateSnapshot, Template},
-};
+use wrenn_api_types::{CreateSnapshot, Template};
+use wrenn_model::{SandboxId, TemplateName};
 
 use crate::{client::Client, output};
 

@@ -14,7 +14,8 @@ use http::{Method, header};
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use tokio::time::Instant;
-use wrenn_proto::limits;
+use wrenn_model::limits;
+use wrenn_proto::headers;
 
 use super::{CALL_DEADLINE, EnvdClient, basic_auth, full, guest_error, transport_failed, within};
 
@@ -145,7 +146,7 @@ impl EnvdClient {
         let request = self
             .files_request(Method::POST, path, user)?
             .header(header::CONTENT_TYPE, "application/octet-stream")
-            .header(limits::WHOLE_UPLOAD_HEADER, "1")
+            .header(headers::WHOLE_UPLOAD, "1")
             .body(UnsyncBoxBody::new(StreamBody::new(frames)))
             .map_err(super::bad_request)?;
         // The sender may take any amount of time, but the guest must accept the data that is

@@ -9,7 +9,7 @@
 use std::{io, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
-use wrenn_proto::limits::{GATEWAY_IP, GUEST_IP, METADATA_IP, TAP_NAME};
+use wrenn_proto::guest::{GATEWAY_IP, IP as GUEST_IP, METADATA_IP, TAP_NAME};
 
 use super::{
     access::{self, Access},

@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::{addresses::Slot, namespace};
 

@@ -7,12 +7,10 @@ use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-use wrenn_proto::{
-    limits::{FILE_CHUNK_BYTES, MAX_FILE_MESSAGE_BYTES},
-    rpc::{
-        filesystem as guest,
-        hostagent::v1::{self as pb, __buffa::oneof::write_file_stream_request::Part},
-    },
+use wrenn_model::limits::{FILE_CHUNK_BYTES, MAX_FILE_MESSAGE_BYTES};
+use wrenn_proto::rpc::{
+    filesystem as guest,
+    hostagent::v1::{self as pb, __buffa::oneof::write_file_stream_request::Part},
 };
 
 use super::{AgentService, InUse};

@@ -9,7 +9,8 @@ use std::{
 
 use connectrpc::ConnectError;
 use tokio::sync::oneshot;
-use wrenn_proto::{SandboxId, TemplateName, limits, rpc::hostagent::v1 as pb};
+use wrenn_model::{SandboxId, TemplateName, limits};
+use wrenn_proto::{guest, rpc::hostagent::v1 as pb};
 
 use super::snapshots;
 
@@ -374,7 +375,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         host_ip: sandbox
             .host_ip()
             .map_or_else(String::new, |ip| ip.to_string()),
-        guest_ip: limits::GUEST_IP.to_string(),
+        guest_ip: guest::IP.to_string(),
         created_unix_ms: facts.created_unix_ms,
         last_active_unix_ms: sandbox.last_active_unix_ms(),
         reason,

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use connectrpc::{ConnectError, RequestContext};
-use wrenn_proto::limits::INSTALLATION_HEADER;
+use wrenn_proto::headers::INSTALLATION as INSTALLATION_HEADER;
 
 use crate::{
     sandbox::{Sandbox, actor::SandboxActors, error::chain},

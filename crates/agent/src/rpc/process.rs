@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use connectrpc::{ConnectError, ErrorCode, ServiceStream};
 use futures::{StreamExt as _, stream};
-use wrenn_proto::{
-    limits::{MAX_EXEC_OUTPUT_BYTES, MAX_TIMEOUT_SEC},
-    rpc::{
-        hostagent::v1 as pb,
-        process::{
-            self as guest,
-            __buffa::oneof::{
-                process_event::Event, process_event::data_event::Output, process_selector::Selector,
-            },
-            ProcessEvent, ProcessSelector,
+use wrenn_model::limits::{MAX_EXEC_OUTPUT_BYTES, MAX_TIMEOUT_SEC};
+use wrenn_proto::rpc::{
+    hostagent::v1 as pb,
+    process::{
+        self as guest,
+        __buffa::oneof::{
+            process_event::{Event, data_event::Output},
+            process_selector::Selector,
         },
+        ProcessEvent, ProcessSelector,
     },
 };
 

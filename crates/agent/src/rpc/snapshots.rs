@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use connectrpc::ConnectError;
-use wrenn_proto::{SandboxId, TemplateName, rpc::hostagent::v1 as pb};
+use wrenn_model::{SandboxId, TemplateName};
+use wrenn_proto::rpc::hostagent::v1 as pb;
 
 use super::lifecycle::{self, CreateParams, blocking, info as sandbox_info};
 use crate::{

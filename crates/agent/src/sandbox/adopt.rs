@@ -28,7 +28,8 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::{SandboxId, supervise::SupervisorSpec};
+use wrenn_model::SandboxId;
+use wrenn_proto::supervise::SupervisorSpec;
 
 use super::{
     Running, Sandbox, SandboxFacts, Start, Tunnels,

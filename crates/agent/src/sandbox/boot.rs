@@ -16,10 +16,8 @@ use connectrpc::{ConnectError, ErrorCode};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::{
-    SandboxId,
-    supervise::{NetworkSpec, SupervisorSpec, files},
-};
+use wrenn_model::SandboxId;
+use wrenn_proto::supervise::{NetworkSpec, SupervisorSpec, files};
 use wrenn_sys::failpoint;
 
 use super::{

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use connectrpc::{ConnectError, ErrorCode};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::Stall;
 use crate::{

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::{Boots, error::DestroyError};
 use crate::{

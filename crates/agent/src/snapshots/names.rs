@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 use wrenn_snapshot::{Manifest, SnapshotId};
 
 /// Failure to read, set or remove a name.

@@ -6,16 +6,14 @@ use std::{fs, path::PathBuf, time::Duration};
 use connectrpc::ErrorCode;
 use futures::StreamExt as _;
 use sha2::{Digest as _, Sha256};
-use wrenn_proto::{
-    limits::{FILE_CHUNK_BYTES, MAX_EXEC_OUTPUT_BYTES},
-    rpc::{
-        hostagent::v1::{self as pb, __buffa::oneof::write_file_stream_request::Part},
-        process::{
-            self as guest,
-            __buffa::oneof::{
-                process_event::{Event, data_event::Output},
-                process_selector::Selector,
-            },
+use wrenn_model::limits::{FILE_CHUNK_BYTES, MAX_EXEC_OUTPUT_BYTES};
+use wrenn_proto::rpc::{
+    hostagent::v1::{self as pb, __buffa::oneof::write_file_stream_request::Part},
+    process::{
+        self as guest,
+        __buffa::oneof::{
+            process_event::{Event, data_event::Output},
+            process_selector::Selector,
         },
     },
 };

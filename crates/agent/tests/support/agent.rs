@@ -17,7 +17,7 @@ use tokio::{io::AsyncBufReadExt as _, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
 use wrenn_proto::{
-    limits,
+    headers,
     rpc::hostagent::v1::{self as pb, HostAgentServiceClient},
     supervise::Accel,
 };
@@ -300,7 +300,7 @@ pub(crate) fn client(address: SocketAddr, token: &str) -> Client {
 /// Client of the control plane of an installation.
 pub(crate) fn client_of(agent: &TestAgent, installation: &str) -> Client {
     let config = client_config(agent.address, TOKEN);
-    let config = config.with_default_header(limits::INSTALLATION_HEADER, installation);
+    let config = config.with_default_header(headers::INSTALLATION, installation);
     HostAgentServiceClient::new(HttpClient::plaintext(), config)
 }
 

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use wrenn_agent::{Template, TemplateError, TemplateSource};
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 pub(crate) struct OneTemplate(PathBuf);
 

@@ -5,7 +5,7 @@ use axum::{
     extract::{Request, State},
 };
 use http::StatusCode;
-use wrenn_proto::rest::{ApiKey, CreateApiKey, CreatedApiKey};
+use wrenn_api_types::{ApiKey, CreateApiKey, CreatedApiKey};
 
 use super::{
     AppState,

@@ -12,12 +12,10 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use wrenn_proto::{
-    SandboxId,
-    rpc::{
-        hostagent::v1 as rpc,
-        process::{self, process_input},
-    },
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{
+    hostagent::v1 as rpc,
+    process::{self, process_input},
 };
 
 use super::process::{Selector, signal};

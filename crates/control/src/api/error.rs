@@ -26,7 +26,7 @@ use axum::{
 };
 use connectrpc::ErrorCode as RpcCode;
 use http::StatusCode;
-use wrenn_proto::rest::{ErrorBody, ErrorDetail};
+use wrenn_api_types::{ErrorBody, ErrorDetail};
 
 use crate::{agent_client::AgentError, db::DbError, lifecycle::LifecycleError};
 
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn every_word_is_documented_in_the_contract() {
-        let contract = include_str!("../../../proto/src/rest.rs");
+        let contract = include_str!("../../../api-types/src/error.rs");
         for code in [
             Code::InvalidRequest,
             Code::Unauthorized,

@@ -10,13 +10,11 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use connectrpc::ErrorCode;
 use http::StatusCode;
-use wrenn_proto::{
-    SandboxId,
-    rest::{BackgroundProcess, ExecRequest, ExecResult},
-    rpc::{
-        hostagent::v1 as rpc,
-        process::{self as rpc_process, process_event::Event},
-    },
+use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult};
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{
+    hostagent::v1 as rpc,
+    process::{self as rpc_process, process_event::Event},
 };
 
 use super::{

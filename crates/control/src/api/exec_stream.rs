@@ -29,14 +29,12 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use wrenn_proto::{
-    SandboxId,
-    rpc::{
-        hostagent::v1 as rpc,
-        process::{
-            self as rpc_process,
-            process_event::{Event, data_event::Output},
-        },
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{
+    hostagent::v1 as rpc,
+    process::{
+        self as rpc_process,
+        process_event::{Event, data_event::Output},
     },
 };
 

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use http::{HeaderMap, StatusCode, header, request::Parts};
 use serde::de::DeserializeOwned;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::error::{ApiError, Code};
 

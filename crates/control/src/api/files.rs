@@ -13,11 +13,9 @@ use axum::{
 use bytes::Bytes;
 use connectrpc::ErrorCode as RpcCode;
 use http::{HeaderValue, StatusCode, header};
-use wrenn_proto::{
-    SandboxId, limits,
-    rest::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles},
-    rpc::{filesystem, hostagent::v1 as rpc},
-};
+use wrenn_api_types::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
+use wrenn_model::{SandboxId, limits};
+use wrenn_proto::rpc::{filesystem, hostagent::v1 as rpc};
 
 use super::{
     AppState,

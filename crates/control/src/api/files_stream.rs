@@ -10,7 +10,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{StatusCode, header};
-use wrenn_proto::rest::FilePath;
+use wrenn_api_types::FilePath;
 
 use super::{
     AppState,

@@ -1,7 +1,7 @@
 //! Health check of the server.
 
 use axum::{Json, extract::State};
-use wrenn_proto::rest::Health;
+use wrenn_api_types::Health;
 
 use super::{AppState, error::ApiError, openapi::ServerErrors};
 

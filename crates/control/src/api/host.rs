@@ -1,7 +1,7 @@
 //! Host of this installation.
 
 use axum::{Json, extract::State};
-use wrenn_proto::rest::{BootCounts, Host};
+use wrenn_api_types::{BootCounts, Host};
 
 use super::{
     AppState,

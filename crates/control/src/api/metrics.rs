@@ -3,10 +3,8 @@
 use axum::{Json, extract::State};
 use serde::Deserialize;
 use utoipa::IntoParams;
-use wrenn_proto::{
-    SandboxId,
-    rest::{Metrics, MetricsPoint, SandboxStatus},
-};
+use wrenn_api_types::{Metrics, MetricsPoint};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{
     AppState, BOOT_WAIT,

@@ -11,7 +11,7 @@ use utoipa::{
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
-use wrenn_proto::rest::{ErrorBody, ErrorDetail};
+use wrenn_api_types::{ErrorBody, ErrorDetail};
 
 use super::error::{ApiError, Code};
 

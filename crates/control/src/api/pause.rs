@@ -2,10 +2,8 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
-use wrenn_proto::{
-    SandboxId,
-    rest::{ForkSandbox, Sandbox},
-};
+use wrenn_api_types::{ForkSandbox, Sandbox};
+use wrenn_model::SandboxId;
 
 use super::{
     AppState,

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use rand::RngExt;
-use wrenn_proto::{
-    SandboxId,
-    rpc::{hostagent::v1 as rpc, process},
-};
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{hostagent::v1 as rpc, process};
 
 use super::{error::ApiError, validate};
 

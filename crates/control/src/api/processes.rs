@@ -8,11 +8,9 @@ use axum::{
 use http::{StatusCode, request::Parts};
 use serde::Deserialize;
 use utoipa::IntoParams;
-use wrenn_proto::{
-    SandboxId,
-    rest::{Process, ProcessList},
-    rpc::{hostagent::v1 as rpc, process::Signal},
-};
+use wrenn_api_types::{Process, ProcessList};
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{hostagent::v1 as rpc, process::Signal};
 
 use super::{
     AppState,

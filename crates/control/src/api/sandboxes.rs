@@ -7,10 +7,8 @@ use http::{StatusCode, header};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
-use wrenn_proto::{
-    SandboxId,
-    rest::{CreateSandbox, Sandbox, SandboxStatus},
-};
+use wrenn_api_types::{CreateSandbox, Sandbox};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{
     AppState,

@@ -9,10 +9,8 @@ use axum::{
 use http::{StatusCode, header};
 use serde::Deserialize;
 use utoipa::IntoParams;
-use wrenn_proto::{
-    SandboxId, TemplateName,
-    rest::{CreateSnapshot, Template},
-};
+use wrenn_api_types::{CreateSnapshot, Template};
+use wrenn_model::{SandboxId, TemplateName};
 
 use super::{
     AppState,

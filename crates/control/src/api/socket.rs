@@ -19,7 +19,7 @@ use futures::{
 };
 use http::{StatusCode, request::Parts};
 use serde::{Serialize, de::DeserializeOwned};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::{
     AppState,

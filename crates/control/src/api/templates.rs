@@ -1,7 +1,7 @@
 //! Templates, from which sandboxes are created.
 
 use axum::{Json, extract::State};
-use wrenn_proto::rest::Template;
+use wrenn_api_types::Template;
 
 use super::{AppState, error::ApiError, openapi::CommonErrors, snapshots};
 

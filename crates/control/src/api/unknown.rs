@@ -2,10 +2,8 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
-use wrenn_proto::{
-    rest::{Sandbox, UnknownSandbox},
-    rpc::hostagent::v1::{SandboxInfo, SandboxState},
-};
+use wrenn_api_types::{Sandbox, UnknownSandbox};
+use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
 use super::{
     AppState,

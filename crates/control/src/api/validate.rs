@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use wrenn_proto::{
-    TemplateName, limits,
-    rest::{CreateSandbox, Egress, ExecRequest, ForkSandbox, Template},
-};
+use wrenn_api_types::{CreateSandbox, ExecRequest, ForkSandbox, Template};
+use wrenn_model::{Egress, TemplateName, limits};
 
 use super::error::{ApiError, Code};
 use crate::{

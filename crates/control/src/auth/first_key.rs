@@ -109,7 +109,7 @@ mod tests {
             database_url: String::new(),
             agent_url: String::new(),
             agent_token: String::new(),
-            default_egress: wrenn_proto::rest::Egress::Deny,
+            default_egress: wrenn_model::Egress::Deny,
             first_key_file: Some(file.to_owned()),
             first_e2b_key_file: Some(e2b_file.to_owned()),
             poll_interval: std::time::Duration::from_secs(1),

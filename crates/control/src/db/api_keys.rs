@@ -1,7 +1,7 @@
 //! Rows of API keys. The key itself is never stored, only its hash and its first characters.
 
 use sqlx::FromRow;
-use wrenn_proto::rest;
+use wrenn_api_types as rest;
 
 use super::{Db, DbError, run};
 use crate::clock;

@@ -1,6 +1,6 @@
 //! Pages of sandboxes, in the order in which they first ran.
 
-use wrenn_proto::{SandboxId, rest::SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{
     Db, DbError, run,

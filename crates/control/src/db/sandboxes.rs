@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use sqlx::{FromRow, Row as _, any::AnyRow};
-use wrenn_proto::{
-    SandboxId,
-    rest::{self, BootTimes, Egress, OnTimeout, SandboxStatus},
-};
+use wrenn_api_types as rest;
+use wrenn_model::SandboxId;
+use wrenn_model::{BootTimes, Egress, OnTimeout, SandboxStatus};
 
 use super::{Db, DbError, narrow, options::Options, run};
 use crate::clock;

@@ -1,7 +1,7 @@
 //! Rows of templates: the templates that the host last reported.
 
 use sqlx::FromRow;
-use wrenn_proto::rest::Template;
+use wrenn_api_types::Template;
 
 use super::{Db, DbError, narrow, run, sandboxes::UNKNOWN_HOST};
 use crate::clock;

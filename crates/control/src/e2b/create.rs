@@ -13,7 +13,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
-use wrenn_proto::rest::{CreateSandbox, OnTimeout, SandboxStatus};
+use wrenn_api_types::CreateSandbox;
+use wrenn_model::{OnTimeout, SandboxStatus};
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
@@ -236,7 +237,7 @@ impl E2bNewSandbox {
             auto_resume: Some(auto_resume),
             egress: self
                 .allow_internet_access
-                .map(|asked| egress(Some(asked), wrenn_proto::rest::Egress::Deny)),
+                .map(|asked| egress(Some(asked), wrenn_model::Egress::Deny)),
             envs: self.env_vars,
             metadata: self.metadata,
             ..CreateSandbox::default()

@@ -24,7 +24,7 @@ use axum::{
 use http::StatusCode;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
-use wrenn_proto::rest::SandboxStatus;
+use wrenn_model::SandboxStatus;
 
 use crate::{
     agent_client::AgentError,

@@ -4,7 +4,7 @@
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::error::E2bError;
 use crate::api::extract::{ApiJsonOrEmpty, ApiQuery, path_part};

@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use wrenn_proto::{limits, rest::SandboxStatus};
+use wrenn_model::{SandboxStatus, limits};
 
 use super::{
     create::lifetime,

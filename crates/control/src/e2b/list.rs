@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::IntoParams;
-use wrenn_proto::{SandboxId, rest::SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{
     error::{E2bError, E2bErrors},

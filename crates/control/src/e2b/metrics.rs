@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::{
     error::{E2bError, E2bErrors, E2bNotFound},

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
-use wrenn_proto::{
-    limits,
-    rest::{Egress, OnTimeout, SandboxStatus},
-};
+use wrenn_model::{Egress, OnTimeout, SandboxStatus, limits};
+use wrenn_proto::guest;
 
 use super::names::Shown;
 use crate::{clock, db::sandboxes::Sandbox as Row};
@@ -56,7 +54,7 @@ impl E2bSandbox {
             template_id: row.template.clone(),
             sandbox_id: row.id.to_string(),
             client_id: CLIENT_ID,
-            envd_version: limits::ENVD_CONTRACT_VERSION,
+            envd_version: guest::ENVD_CONTRACT_VERSION,
             alias: Shown::of(&row.template).name,
             envd_access_token: envd_token(row, version),
             traffic_access_token: given(&row.options.traffic_token),
@@ -135,7 +133,7 @@ impl E2bListedSandbox {
             disk_size_mb: row.disk_size_mb,
             metadata: row.metadata.clone(),
             state,
-            envd_version: limits::ENVD_CONTRACT_VERSION,
+            envd_version: guest::ENVD_CONTRACT_VERSION,
         }
     }
 }

@@ -13,7 +13,7 @@
 //! exactly that internal name. `wrenn` is the only namespace; names in other namespaces refer to
 //! nothing.
 
-use wrenn_proto::TemplateName;
+use wrenn_model::TemplateName;
 
 /// Namespace of all templates.
 pub(super) const NAMESPACE: &str = "wrenn";

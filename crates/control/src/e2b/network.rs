@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
-use wrenn_proto::rest::Egress;
+use wrenn_model::Egress;
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},

@@ -6,10 +6,7 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
-use wrenn_proto::{
-    SandboxId, limits,
-    rest::{OnTimeout, SandboxStatus},
-};
+use wrenn_model::{OnTimeout, SandboxId, SandboxStatus, limits};
 
 use super::{
     create::lifetime,

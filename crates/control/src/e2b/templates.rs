@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
-use wrenn_proto::{TemplateName, limits, rest::Template};
+use wrenn_api_types::Template;
+use wrenn_model::{TemplateName, limits};
+use wrenn_proto::guest;
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
@@ -78,7 +80,7 @@ impl E2bTemplate {
             spawn_count: 0,
             build_count: 1,
             build_status: "ready",
-            envd_version: limits::ENVD_CONTRACT_VERSION,
+            envd_version: guest::ENVD_CONTRACT_VERSION,
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use wrenn_proto::{SandboxId, rest::SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 use crate::{

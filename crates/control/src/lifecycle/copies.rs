@@ -15,11 +15,8 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use wrenn_proto::{
-    SandboxId, TemplateName,
-    rest::SandboxStatus,
-    rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo},
-};
+use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo};
 
 use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, told};
 use crate::{

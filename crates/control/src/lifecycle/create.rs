@@ -4,11 +4,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use tokio::{sync::oneshot, task::JoinHandle};
-use wrenn_proto::{
-    SandboxId, TemplateName,
-    rest::{Egress, OnTimeout, SandboxStatus},
-    rpc::hostagent::v1 as rpc,
-};
+use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus, TemplateName};
+use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{
     Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, creating::CreateEntry, fill_from_host,

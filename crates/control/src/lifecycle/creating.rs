@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 /// Progress of a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

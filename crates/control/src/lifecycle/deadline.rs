@@ -13,10 +13,7 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::{
-    SandboxId,
-    rest::{OnTimeout, SandboxStatus},
-};
+use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 
 use super::{Lifecycle, LifecycleError, create::error_chain};
 use crate::{clock, db::sandboxes::Sandbox};

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::{Lifecycle, LifecycleError, creating::Phase};
 use crate::{

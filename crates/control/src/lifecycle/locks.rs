@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 type Table = HashMap<SandboxId, Arc<AsyncMutex<()>>>;
 

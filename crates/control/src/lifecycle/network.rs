@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use wrenn_proto::{
-    SandboxId,
-    rest::{Egress, SandboxStatus},
-    rpc::hostagent::v1 as rpc,
-};
+use wrenn_model::{Egress, SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{Lifecycle, LifecycleError};
 use crate::{agent_client::AgentError, db::options::NetworkLists};

@@ -8,11 +8,8 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::Shared};
-use wrenn_proto::{
-    SandboxId,
-    rest::SandboxStatus,
-    rpc::hostagent::v1::{SandboxInfo, SandboxState},
-};
+use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
 use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, create::error_chain, told};
 use crate::{

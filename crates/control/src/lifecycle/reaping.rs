@@ -13,11 +13,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use wrenn_proto::{
-    SandboxId,
-    rest::{OnTimeout, SandboxStatus},
-    rpc::hostagent::v1::SandboxState,
-};
+use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use super::{Lifecycle, LifecycleError, told};
 use crate::{clock, db::sandboxes::Sandbox};

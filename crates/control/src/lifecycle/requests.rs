@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use wrenn_proto::{SandboxId, rest::SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 use crate::db::{DbError, sandboxes::Sandbox};

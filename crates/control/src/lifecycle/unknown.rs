@@ -14,11 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use wrenn_proto::{
-    SandboxId,
-    rest::{Egress, OnTimeout, SandboxStatus},
-    rpc::hostagent::v1::{self as rpc, SandboxInfo, SandboxState},
-};
+use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, SandboxState};
 
 use super::{Lifecycle, LifecycleError, fill_from_host};
 use crate::{

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 
 use super::Lifecycle;
 use crate::clock;

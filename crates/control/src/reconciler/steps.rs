@@ -10,11 +10,8 @@ use std::{
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::{
-    SandboxId,
-    rest::SandboxStatus,
-    rpc::hostagent::v1::{SandboxInfo, SandboxState},
-};
+use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
 use super::{Action, HostState, RowView, reconcile};
 use crate::{

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 use proptest::prelude::*;
-use wrenn_proto::rest::SandboxStatus as S;
+use wrenn_model::SandboxStatus as S;
 
 use super::*;
 

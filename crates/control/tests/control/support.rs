@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wrenn_control::{ControlConfig, ControlError};
-use wrenn_proto::rest::Egress;
+use wrenn_model::Egress;
 
 pub(crate) use fake_agent::{ErrorCode, FakeAgent};
 pub(crate) use socket::Socket;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 use wrenn_proxy::{DialError, ProxyConfig};
 
 use crate::support::{ID, OTHER, Setup, get, request};

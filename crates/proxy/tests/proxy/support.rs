@@ -16,7 +16,7 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::SandboxId;
+use wrenn_model::SandboxId;
 use wrenn_proxy::{
     ConnectionKillSwitch, DialError, Proxy, ProxyConfig, Rejected, Sandboxes, SignedLink, Target,
 };

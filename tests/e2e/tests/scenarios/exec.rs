@@ -10,7 +10,7 @@ use wrenn_e2e::{
     wait::{GENEROUS, until},
     ws::Socket,
 };
-use wrenn_proto::limits::SETTLED;
+use wrenn_proto::guest::SETTLED;
 
 #[tokio::test]
 async fn a_short_output_is_never_lost() -> Result<()> {

@@ -16,7 +16,7 @@ use wrenn_e2e::{
     rounds,
     wait::{GENEROUS, until},
 };
-use wrenn_proto::limits::SETTLED;
+use wrenn_proto::guest::SETTLED;
 
 /// Program that holds memory, counts, and answers questions over TCP.
 const WITNESS: &str = r#"

@@ -1,7 +1,8 @@
 //! `wrenn sandbox pause`, `resume`, `fork` and `adopt`.
 
 use clap::Args;
-use wrenn_proto::{SandboxId, rest::ForkSandbox};
+use wrenn_api_types::ForkSandbox;
+use wrenn_model::SandboxId;
 
 use crate::{
     client::{Client, ClientError},

@@ -1,7 +1,8 @@
 //! Tables of sandboxes.
 
 use jiff::Timestamp;
-use wrenn_proto::rest::{Egress, Sandbox, UnknownSandbox};
+use wrenn_api_types::{Sandbox, UnknownSandbox};
+use wrenn_model::Egress;
 
 use super::super::process::OneArgs;
 use crate::{client::Client, output};
@@ -142,7 +143,7 @@ fn idle(seconds: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use wrenn_proto::rest::SandboxStatus;
+    use wrenn_model::SandboxStatus;
 
     use super::*;
 
@@ -160,7 +161,7 @@ mod tests {
             guest_ip: None,
             host_ip: None,
             metadata: [("owner".to_owned(), "a\nb".to_owned())].into(),
-            on_timeout: wrenn_proto::rest::OnTimeout::Pause,
+            on_timeout: wrenn_model::OnTimeout::Pause,
             auto_resume: false,
             warning: None,
             error: Some("the VMM was killed\x1b[2J".into()),

@@ -18,11 +18,9 @@ use bytes::Bytes;
 use futures::Stream;
 use http::{HeaderMap, StatusCode, header};
 use tokio::sync::mpsc;
-use wrenn_proto::{
-    SandboxId, limits,
-    rest::FilePath,
-    rpc::hostagent::v1::{self as rpc, write_file_stream_request::Part},
-};
+use wrenn_api_types::FilePath;
+use wrenn_model::{SandboxId, limits};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, write_file_stream_request::Part};
 
 use super::meta;
 use crate::{

@@ -103,10 +103,10 @@ impl SandboxId {
     /// Returns a new id in the form of the E2B API: `i` and 20 random characters of `[a-z0-9]`.
     #[must_use]
     pub fn random_e2b() -> Self {
-        const SIGNS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
         let mut random = rand::rng();
-        let sign = |_| char::from(SIGNS[random.random_range(0..SIGNS.len())]);
-        let rest: String = (0..E2B_SIGNS).map(sign).collect();
+        let character = |_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]);
+        let rest: String = (0..E2B_ID_LENGTH).map(character).collect();
         Self(format!("i{rest}"))
     }
 
@@ -127,19 +127,19 @@ impl TemplateName {
 }
 
 /// Number of characters after the `i` of an E2B id.
-const E2B_SIGNS: usize = 20;
+const E2B_ID_LENGTH: usize = 20;
 
 fn is_sandbox_id(s: &str) -> bool {
-    let plain = |rest: &str| (1..=40).contains(&rest.len()) && rest.bytes().all(is_sign);
+    let plain = |rest: &str| (1..=40).contains(&rest.len()) && rest.bytes().all(is_id_character);
     s.strip_prefix("sb-").is_some_and(plain) || is_e2b_id(s)
 }
 
 fn is_e2b_id(s: &str) -> bool {
     s.strip_prefix('i')
-        .is_some_and(|rest| rest.len() == E2B_SIGNS && rest.bytes().all(is_sign))
+        .is_some_and(|rest| rest.len() == E2B_ID_LENGTH && rest.bytes().all(is_id_character))
 }
 
-const fn is_sign(byte: u8) -> bool {
+const fn is_id_character(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 

@@ -1,0 +1,49 @@
+//! Server and host.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Response of `GET /health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Always `ok`.
+    pub status: String,
+    /// Version of the server.
+    pub version: String,
+}
+
+/// Host that runs sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    /// Id of the host agent's data directory.
+    pub id: String,
+    /// Id of the control plane's database.
+    pub installation_id: String,
+    /// Version of the host agent.
+    pub version: String,
+    /// Accelerator: `kvm` (hardware virtualization) or `tcg` (software emulation).
+    pub accel: String,
+    /// Number of processors.
+    pub cpu_count: u32,
+    /// Total memory, in MiB.
+    pub memory_total_mb: u64,
+    /// Available memory, in MiB.
+    pub memory_available_mb: u64,
+    /// Free disk space of the data directory, in MiB.
+    pub disk_free_mb: u64,
+    /// Number of sandboxes, including paused ones.
+    pub sandboxes: u32,
+    /// Boots since the host agent started.
+    pub boots: BootCounts,
+}
+
+/// Number of boots from disk since the host agent started. A restore from a snapshot is not a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BootCounts {
+    /// Boots that were started.
+    pub started: u64,
+    /// Attempts that were made because the previous attempt of the same boot made no progress.
+    pub retried: u64,
+    /// Boots that failed because their last attempt made no progress.
+    pub stalled: u64,
+}

@@ -1,0 +1,21 @@
+//! Domain types that all parts of Wrenn share: identifiers, sizes, status and limits. Contains no
+//! I/O, and knows no wire format but its own serialization.
+//!
+//! - [`SandboxId`], [`TemplateName`]: identifiers that are validated when they are parsed, so that
+//!   they are safe in paths and in names of kernel objects.
+//! - [`MachineSize`]: virtual CPUs, memory and disk of a sandbox.
+//! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`]: properties of a sandbox.
+//! - [`limits`]: sizes and ranges, with their units.
+
+mod boot_times;
+mod egress;
+mod ids;
+pub mod limits;
+mod machine_size;
+mod status;
+
+pub use boot_times::BootTimes;
+pub use egress::Egress;
+pub use ids::{InvalidId, SandboxId, TemplateName};
+pub use machine_size::MachineSize;
+pub use status::{OnTimeout, SandboxStatus};
