@@ -45,8 +45,10 @@ bench-envd: setup envd ## Compare the guest agent on this host with direct execu
 bench-pager: ## Compare the page server with a minimal one
 	cargo run --locked --release -q -p wrenn-pager --example faults
 
-soak: setup-test dev image ## Run the end-to-end tests with all rounds
+soak: setup-test dev image ## Run the end-to-end tests with all rounds, and the upgrade from 0.1.0
+	scripts/build-release-0.1.0 "$(TARGET)/release-0.1.0"
 	WRENN_SOAK=1 WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" \
+		WRENN_RELEASE_0_1_0="$(TARGET)/release-0.1.0" \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
 
 openapi: ## Write openapi/v1.yaml, the frozen REST API document

@@ -34,6 +34,10 @@ pub struct Service {
     fault: Option<String>,
     /// File name of the database in the data directory, if it is not the default one.
     database: Option<String>,
+    /// Directory of the programs and templates of another release, if that one is used.
+    release: Option<PathBuf>,
+    /// Image directory, if it is not that of the test run.
+    images: Option<PathBuf>,
     http: reqwest::Client,
 }
 
@@ -51,10 +55,33 @@ impl Service {
     /// # Errors
     /// Same as [`start`](Self::start).
     pub async fn start_in(root: &Path) -> Result<Self> {
+        let mut service = Self::new(root)?;
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Same as [`start`](Self::start), with the programs and templates of another release.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start).
+    pub async fn start_release(release: &Path) -> Result<Self> {
+        let mut service = Self::new(&std::env::temp_dir())?;
+        service.release = Some(release.to_owned());
+        service.images = Some(release.join("images"));
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Selects the programs of this release for the next start. The templates stay.
+    pub fn use_this_release(&mut self) {
+        self.release = None;
+    }
+
+    fn new(root: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("wrenn-e2e-")
             .tempdir_in(root)?;
-        let mut service = Self {
+        Ok(Self {
             child: None,
             dir,
             listen: format!("127.0.0.1:{}", free_port()?),
@@ -63,10 +90,10 @@ impl Service {
             key: String::new(),
             fault: None,
             database: None,
+            release: None,
+            images: None,
             http: reqwest::Client::new(),
-        };
-        service.start_again().await?;
-        Ok(service)
+        })
     }
 
     /// Starts the service on the same data directory and ports, after [`kill`](Self::kill) or
@@ -112,7 +139,11 @@ impl Service {
     /// Returns a CLI command that is configured for this service.
     #[must_use]
     pub fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(wrenn_exe());
+        let exe = self
+            .release
+            .as_ref()
+            .map_or_else(wrenn_exe, |release| release.join("wrenn"));
+        let mut command = Command::new(exe);
         command
             .arg(verb)
             .env("WRENN_DIR", self.dir())
@@ -122,6 +153,9 @@ impl Service {
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
             .env_remove("DATABASE_URL");
+        if let Some(images) = &self.images {
+            command.env("WRENN_IMAGES_DIR", images);
+        }
         if let Some(name) = &self.database {
             let file = self.dir().join(name);
             command.env(

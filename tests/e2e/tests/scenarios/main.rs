@@ -16,4 +16,5 @@ mod jail;
 mod leaks;
 mod lifecycle;
 mod network;
+mod upgrade;
 mod wrong_database;
