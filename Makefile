@@ -9,7 +9,7 @@ export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 GUEST := $(TARGET)/x86_64-unknown-linux-gnu/guest
 ENVD := $(GUEST)/envd
 
-.PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager soak openapi fuzz lint clean install
+.PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager bench-micro soak openapi fuzz lint clean install
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-envd: setup envd ## Compare the guest agent on this host with direct execu
 
 bench-pager: ## Compare the page server with a minimal one
 	cargo run --locked --release -q -p wrenn-pager --example faults
+
+bench-micro: ## Run the micro benchmarks of benches/
+	cargo bench --locked -q -p wrenn-benches
 
 soak: setup-test dev image ## Run the end-to-end tests with all rounds, and the upgrade from 0.1.0
 	scripts/build-release-0.1.0 "$(TARGET)/release-0.1.0"
