@@ -16,11 +16,10 @@ use std::{
 use rustix::time::{ClockId, Timespec, clock_settime};
 use wrenn_proto::{
     guest::GATEWAY_IP,
-    ntp::{PACKET_BYTES as NTP_PACKET_BYTES, UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC},
+    ntp::{
+        PACKET_BYTES as NTP_PACKET_BYTES, PORT as NTP_PORT, UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC,
+    },
 };
-
-/// Port of the Network Time Protocol.
-const NTP_PORT: u16 = 123;
 
 /// Maximum time for all rounds. The gateway is a process on the same host.
 const DEADLINE: Duration = Duration::from_millis(300);

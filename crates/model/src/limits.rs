@@ -1,8 +1,10 @@
 //! Limits and defaults of sandboxes, files and commands. Each is defined once, here.
 
-/// Maximum number of virtual CPUs per sandbox. The minimum is 1. A sandbox never gets more than
-/// four times the CPUs of the host.
+/// Maximum number of virtual CPUs per sandbox. The minimum is 1. See also [`VCPUS_PER_CPU`].
 pub const MAX_VCPUS: u32 = 32;
+
+/// Maximum number of virtual CPUs of one sandbox per processor of the host.
+pub const VCPUS_PER_CPU: u32 = 4;
 
 /// Minimum memory per sandbox, in MiB. With less memory, the guest does not boot reliably.
 pub const MIN_MEMORY_MIB: u32 = 128;

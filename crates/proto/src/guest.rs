@@ -8,6 +8,9 @@ pub const ENVD_CONTRACT_VERSION: &str = "0.6.13";
 /// Address of the metadata service in the guest's network.
 pub const METADATA_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 254);
 
+/// TCP port of the metadata service.
+pub const METADATA_PORT: u16 = 80;
+
 /// TCP port of the guest agent.
 pub const ENVD_PORT: u16 = 49983;
 

@@ -1,4 +1,7 @@
-//! Format of NTP packets, as far as guest and host need it.
+//! Port and packet format of NTP, as far as guest and host need them.
+
+/// UDP port of the time service at the guest's gateway.
+pub const PORT: u16 = 123;
 
 /// Size of an NTP packet without extensions, in bytes (RFC 5905, section 7.3).
 pub const PACKET_BYTES: usize = 48;

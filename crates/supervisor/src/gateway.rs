@@ -17,12 +17,6 @@ use crate::{
     ntp,
 };
 
-/// UDP port of NTP.
-const NTP_PORT: u16 = 123;
-
-/// TCP port of the metadata service.
-const METADATA_PORT: u16 = 80;
-
 /// Opens the sandbox's TAP device, which the agent has created.
 pub(crate) fn open_tap(netns: &Path) -> Result<OwnedFd, SupervisorError> {
     in_namespace(netns, || wrenn_sys::tap::open(guest::TAP_NAME))
@@ -43,7 +37,7 @@ impl Drop for Services {
 /// Starts the time service and the metadata service at the guest's gateway.
 pub(crate) fn serve(netns: &Path, mmds: Mmds) -> Result<Services, SupervisorError> {
     let socket = in_namespace(netns, || {
-        let address = SocketAddr::from((guest::GATEWAY_IP, NTP_PORT));
+        let address = SocketAddr::from((guest::GATEWAY_IP, wrenn_proto::ntp::PORT));
         let socket = UdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;
         Ok(socket)
@@ -51,7 +45,7 @@ pub(crate) fn serve(netns: &Path, mmds: Mmds) -> Result<Services, SupervisorErro
     .and_then(tokio::net::UdpSocket::from_std)
     .map_err(SupervisorError::io("listen for the guest's time requests"))?;
     let listener = in_namespace(netns, || {
-        let address = SocketAddr::from((guest::METADATA_IP, METADATA_PORT));
+        let address = SocketAddr::from((guest::METADATA_IP, guest::METADATA_PORT));
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(listener)

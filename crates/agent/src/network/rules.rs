@@ -9,7 +9,10 @@
 use std::{io, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
-use wrenn_proto::guest::{GATEWAY_IP, IP as GUEST_IP, METADATA_IP, TAP_NAME};
+use wrenn_proto::{
+    guest::{GATEWAY_IP, IP as GUEST_IP, METADATA_IP, METADATA_PORT, TAP_NAME},
+    ntp::PORT as NTP_PORT,
+};
 
 use super::{
     access::{self, Access},
@@ -51,8 +54,8 @@ pub(super) fn namespace_rules(slot: Slot, access: &Access) -> String {
     chain input {{
         type filter hook input priority filter; policy drop;
         ct state established,related accept
-        iifname "{TAP_NAME}" ip saddr {GUEST_IP} ip daddr {GATEWAY_IP} udp dport 123 accept
-        iifname "{TAP_NAME}" ip saddr {GUEST_IP} ip daddr {METADATA_IP} tcp dport 80 accept
+        iifname "{TAP_NAME}" ip saddr {GUEST_IP} ip daddr {GATEWAY_IP} udp dport {NTP_PORT} accept
+        iifname "{TAP_NAME}" ip saddr {GUEST_IP} ip daddr {METADATA_IP} tcp dport {METADATA_PORT} accept
     }}
 }}
 {rest}"#

@@ -21,9 +21,6 @@ const DEFAULT_MEMORY_MIB: u32 = 512;
 /// Minimum disk size in MiB, if the template does not give one.
 const MIN_DISK_MIB: u32 = 64;
 
-/// Maximum virtual CPUs of one sandbox, per processor of the host.
-const VCPUS_PER_CPU: u32 = 4;
-
 /// Maximum number and sizes of metadata entries.
 const MAX_METADATA: usize = 64;
 const MAX_METADATA_KEY_BYTES: usize = 128;
@@ -178,7 +175,8 @@ fn chosen_size(
     known: &Template,
     host: &HostFacts,
 ) -> Result<(u32, u32), ApiError> {
-    let max_vcpus = limits::MAX_VCPUS.min(host.cpu_count.max(1).saturating_mul(VCPUS_PER_CPU));
+    let cpus = host.cpu_count.max(1);
+    let max_vcpus = limits::MAX_VCPUS.min(cpus.saturating_mul(limits::VCPUS_PER_CPU));
     let vcpus = optional("vcpus", request.vcpus, 1, max_vcpus, 1)?;
     let vcpus = match request.vcpus {
         Some(_) => vcpus,
