@@ -1,30 +1,12 @@
 //! Lifecycle of one sandbox on this host: its data, its states, and the operations that change
 //! them.
 //!
-//! One task owns each sandbox, its actor ([`owner`]). Only the actor creates, frees or changes
+//! One task owns each sandbox, its actor ([`actor`]). Only the actor creates, frees or changes
 //! anything of the sandbox, so lifecycle operations run one at a time, and no lock is held across
 //! them. All other code uses a [`Sandbox`] to read data, to record activity, and to send commands
 //! to the actor.
 //!
-//! ```text
-//!              boot done               supervisor gone, no snapshot
-//!  Starting ──────────────► Running ───────────────────────────► Error(reason)
-//!                            │  ▲ ▲                                  │
-//!                      pause │  │ └──────── a step failed             │ resume, if it
-//!                            ▼  │                   │                │ has a snapshot
-//!                         Pausing ──────────────────┘                │
-//!                            │ snapshot published                    │
-//!                            ▼             resume                    │
-//!                         Paused ─────────────────────► Resuming ◄───┘
-//!                            ▲                          │   │ guest answers
-//!                            └──────────────────────────┘   └──────► Running
-//!                                   a step failed
-//!
-//!  any state ── destroy ──► Stopping ── everything freed ──► removed from the registry
-//!                              └─ a resource was not freed ──► Error(reason), destroy again
-//! ```
-//!
-//! A sandbox that has a snapshot becomes `Paused` when its supervisor is gone, with a warning.
+//! The states and their transitions are in [`state_machine`]. A create fails as follows.
 //!
 //! | step of a create   | failure                  | caller sees         | resources freed by     |
 //! |--------------------|--------------------------|---------------------|------------------------|
@@ -72,6 +54,7 @@ mod freeze;
 mod network;
 mod recovery;
 pub(crate) mod resources;
+mod state_machine;
 mod tunnels;
 
 use std::{
@@ -101,7 +84,10 @@ pub(crate) use actor::{Start, spawn};
 pub(crate) use boot_watch::Stall;
 pub use boots::BootPolicy;
 pub(crate) use boots::Boots;
+use error::chain;
 pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
+pub(crate) use state_machine::State;
+use state_machine::{Event, transition};
 pub(crate) use tunnels::{Tunnel, Tunnels};
 
 /// Checked parameters of a create.
@@ -197,26 +183,6 @@ impl From<&SupervisorSpec> for SandboxFacts {
     }
 }
 
-/// Lifecycle state of a sandbox.
-#[derive(Debug, Clone)]
-pub(crate) enum State {
-    /// The sandbox is being created, or its guest boots.
-    Starting,
-    /// The sandbox can be used.
-    Running(Arc<Running>),
-    /// A snapshot is being taken, after which the VM is ended. If that fails, the sandbox keeps
-    /// running.
-    Pausing(Arc<Running>),
-    /// The sandbox consists of files only.
-    Paused,
-    /// The sandbox is being resumed. If that fails, it is paused again.
-    Resuming,
-    /// The VM is gone. `reason` is for the user.
-    Error { reason: String },
-    /// The sandbox is being destroyed.
-    Stopping,
-}
-
 /// Data of a running sandbox, for the calls that use it.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -309,16 +275,24 @@ impl Sandbox {
             .clone()
     }
 
-    /// Sets the state. Calls that wait for the guest end when the state leaves `Running` for good.
-    /// During a pause they do not end yet, because the guest may keep running.
-    fn set_state(&self, state: State) {
-        let keeps = matches!(&state, State::Running(_) | State::Pausing(_));
+    /// Changes the state as the event requires. Calls that wait for the guest end when the state
+    /// has no VM any more. During a pause they do not end yet, because the guest may keep running.
+    ///
+    /// An event that is not valid in the current state is an error of this program. It is logged,
+    /// and the state stays the same.
+    fn apply(&self, event: Event) {
         let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = std::mem::replace(&mut *current, state);
+        let next = match transition(current.clone(), event) {
+            Ok(next) => next,
+            Err(error) => {
+                drop(current);
+                tracing::error!(sandbox_id = %self.facts.id, error = chain(&error), "event rejected");
+                return;
+            }
+        };
+        let left = std::mem::replace(&mut *current, next.clone());
         drop(current);
-        if let State::Running(running) | State::Pausing(running) = left
-            && !keeps
-        {
+        if let (Some(running), None) = (left.vm(), next.vm()) {
             running.gone.cancel();
         }
     }
@@ -395,7 +369,7 @@ impl Sandbox {
             State::Stopping => UseError::NotRunning(id, "being destroyed"),
             State::Pausing(_) => UseError::NotRunning(id, "being paused"),
             State::Paused => UseError::NotRunning(id, "paused"),
-            State::Resuming => UseError::NotRunning(id, "being resumed"),
+            State::Resuming(_) => UseError::NotRunning(id, "being resumed"),
             State::Error { reason } => UseError::Lost(id, reason),
         }
     }

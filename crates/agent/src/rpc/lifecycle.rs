@@ -349,7 +349,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         State::Error { reason } => (pb::SandboxState::SANDBOX_STATE_ERROR, reason, None),
         State::Pausing(_) => (pb::SandboxState::SANDBOX_STATE_PAUSING, String::new(), None),
         State::Paused => (pb::SandboxState::SANDBOX_STATE_PAUSED, String::new(), None),
-        State::Resuming => (
+        State::Resuming(_) => (
             pb::SandboxState::SANDBOX_STATE_RESUMING,
             String::new(),
             None,

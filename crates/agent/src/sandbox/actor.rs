@@ -17,6 +17,7 @@ use super::{
     error::{CreateError, DestroyError, FreezeError, chain},
     recovery::Recovery,
     resources::{HostContext, Resources},
+    state_machine::{Event, Loss},
 };
 use crate::{
     cgroup::Limits, registry::Registry, sandbox_dir::SandboxDir, snapshots::SnapshotRef,
@@ -180,9 +181,8 @@ impl SandboxActor {
 
     /// Frees everything after a panic. The panic itself is reported by its own message.
     async fn recover(&mut self) {
-        let next = self
-            .on_vm_lost("internal error of the host agent; see its log".to_owned())
-            .await;
+        let reason = "internal error of the host agent; see its log".to_owned();
+        let next = self.fall_back(Event::ActorPanicked, reason).await;
         self.run_steps(next).await;
     }
 
@@ -206,7 +206,7 @@ impl SandboxActor {
         let error = match outcome {
             Ok(running) if replies.is_empty() => {
                 self.sandbox.touch();
-                self.sandbox.set_state(State::Running(Arc::new(running)));
+                self.sandbox.apply(Event::CreateDone(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 // If the caller has disconnected, the reply has no receiver, and the sandbox keeps
                 // running.
@@ -224,7 +224,7 @@ impl SandboxActor {
             Err(error) => error,
         };
         tracing::warn!(error = chain(&error), "failed to create the sandbox");
-        self.sandbox.set_state(State::Stopping);
+        self.sandbox.apply(Event::CreateFailed);
         let freed = self.resources.free_all(&self.actors.host).await;
         if freed.is_ok() {
             self.forget();
@@ -252,12 +252,12 @@ impl SandboxActor {
                 // The earlier agent may have died right after the boot.
                 let cgroups = &self.actors.host.cgroups;
                 cgroups.set_booting(&spec.id, limits, false);
-                self.sandbox.set_state(State::Running(Arc::new(*running)));
+                self.sandbox.apply(Event::FoundRunning(Arc::new(*running)));
                 Step::Watch
             }
             AdoptedMachine::Frozen(running) => self.recover_interrupted(Arc::new(*running)).await,
             AdoptedMachine::Lost(reason) => self.on_vm_lost(reason).await,
-            AdoptedMachine::Paused => self.enter_paused().await,
+            AdoptedMachine::Paused => self.enter_paused(Event::FoundPaused).await,
             AdoptedMachine::Booting => {
                 let (outcome, replies) = self
                     .boot(async |boot| {
@@ -268,7 +268,7 @@ impl SandboxActor {
                 match outcome {
                     _ if !replies.is_empty() => Step::Destroy(replies),
                     Ok(running) => {
-                        self.sandbox.set_state(State::Running(Arc::new(running)));
+                        self.sandbox.apply(Event::CreateDone(Arc::new(running)));
                         Step::Watch
                     }
                     Err(CreateError::ShuttingDown) => Step::End,
@@ -358,7 +358,16 @@ impl SandboxActor {
     /// resources that could not be freed. If the sandbox has a snapshot, it is paused at that
     /// snapshot; otherwise it cannot be resumed.
     pub(super) async fn on_vm_lost(&mut self, reason: String) -> Step {
+        self.fall_back(Event::VmLost, reason).await
+    }
+
+    /// Enters the state after a loss, which `event` reports.
+    async fn fall_back(&mut self, event: impl FnOnce(Loss) -> Event, reason: String) -> Step {
         tracing::warn!(reason, "VM lost");
+        let event = event(Loss {
+            reason: reason.clone(),
+            has_snapshot: self.pins.last.is_some(),
+        });
         if let Some(last) = self.pins.last.clone() {
             // If the record cannot be written, the next agent finds that the VM is gone and takes
             // the same path.
@@ -367,9 +376,9 @@ impl SandboxActor {
                 format!("the VM was lost ({reason}); the sandbox is paused at its last snapshot");
             self.sandbox.set_warning(warning);
             self.lost = Some(reason);
-            return self.enter_paused().await;
+            return self.enter_paused(event).await;
         }
-        self.sandbox.set_state(State::Error { reason });
+        self.sandbox.apply(event);
         // The failure is logged where it occurs, and the first reason remains the one shown to the
         // user.
         let _ = self.resources.free(&self.actors.host).await;
@@ -415,7 +424,7 @@ impl SandboxActor {
     }
 
     async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Step {
-        self.sandbox.set_state(State::Stopping);
+        self.sandbox.apply(Event::DestroyBegun);
         let freed = self.resources.free_all(&self.actors.host).await;
         if freed.is_ok() {
             tracing::info!("sandbox destroyed");
@@ -466,9 +475,7 @@ impl SandboxActor {
             return Step::End;
         };
         let reason = format!("failed to destroy the sandbox: {}", chain(&error));
-        self.sandbox.set_state(State::Error {
-            reason: reason.clone(),
-        });
+        self.sandbox.apply(Event::DestroyFailed(reason.clone()));
         let mut error = Some(error);
         for reply in replies {
             let error = error.take().unwrap_or(DestroyError::Again(reason.clone()));

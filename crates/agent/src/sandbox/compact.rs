@@ -132,7 +132,7 @@ impl SandboxActor {
     /// meantime, that one is compacted instead. A running sandbox is left alone.
     pub(super) fn move_to_compacted(&mut self, compacted: Compacted) {
         let Compacted { of, compacted_copy } = compacted;
-        let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming);
+        let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming(_));
         let stands_there = self.pins.last.as_ref().map(SnapshotRef::id) == Some(of.id());
         if let Some(compacted_copy) = compacted_copy.filter(|_| rests) {
             if !stands_there {

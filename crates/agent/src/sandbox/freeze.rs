@@ -60,6 +60,7 @@ use super::{
     error::{CreateError, FreezeError, chain},
     now_unix_ms,
     recovery::recover,
+    state_machine::Event,
 };
 use crate::{
     disk,
@@ -94,7 +95,7 @@ impl SandboxActor {
             return Step::Watch;
         };
         let began = Instant::now();
-        self.sandbox.set_state(State::Pausing(running.clone()));
+        self.sandbox.apply(Event::PauseBegun);
         // From here on, no new tunnel is admitted. Existing tunnels are closed while the guest
         // still runs, because it would otherwise keep their connections forever.
         running.tunnels.close_all();
@@ -105,7 +106,7 @@ impl SandboxActor {
                 self.pins.last = Some(pin);
                 self.sandbox.set_warning(String::new());
                 failpoint::hit("agent.pause.noted", None);
-                let next = self.enter_paused().await;
+                let next = self.enter_paused(Event::PauseDone).await;
                 failpoint::hit("agent.pause.freed", None);
                 tracing::info!(ms = began.elapsed().as_millis(), "sandbox paused");
                 let _ = reply.send(Ok(()));
@@ -113,7 +114,7 @@ impl SandboxActor {
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "failed to pause the sandbox");
-                let next = self.roll_back(running, &error).await;
+                let next = self.roll_back(&error).await;
                 let _ = reply.send(Err(error));
                 next
             }
@@ -138,7 +139,7 @@ impl SandboxActor {
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "failed to take a snapshot");
-                let next = self.roll_back(running, &error).await;
+                let next = self.roll_back(&error).await;
                 let _ = reply.send(Err(error));
                 next
             }
@@ -148,13 +149,12 @@ impl SandboxActor {
     /// Resumes the sandbox from its last snapshot. If a step fails, the previous state is kept:
     /// paused or lost.
     pub(super) async fn resume(&mut self, from: ResumeFrom) -> Step {
-        let before = self.sandbox.state();
-        // Set now, because the compaction of a chain may take minutes.
-        self.sandbox.set_state(State::Resuming);
+        // Begun now, because the compaction of a chain may take minutes.
+        self.sandbox.apply(Event::ResumeBegun);
         self.shorten_if_needed().await;
         self.put_off_compaction();
         let Some(last) = self.pins.last.clone() else {
-            self.sandbox.set_state(before);
+            self.sandbox.apply(Event::ResumeFailed);
             self.answer_resumes(Err(FreezeError::NeverFrozen));
             return Step::Wait;
         };
@@ -162,7 +162,7 @@ impl SandboxActor {
         // fails as well.
         if let Err(error) = self.resources.free(&self.actors.host).await {
             let reason = CreateError::Ended(chain(&error));
-            self.sandbox.set_state(before);
+            self.sandbox.apply(Event::ResumeFailed);
             self.answer_resumes(Err(FreezeError::Restore(reason)));
             return Step::Wait;
         }
@@ -183,7 +183,7 @@ impl SandboxActor {
                     .set_warning(lost.map_or_else(String::new, |reason| {
                         format!("the VM was lost ({reason}); resumed from the last snapshot")
                     }));
-                self.sandbox.set_state(State::Running(Arc::new(running)));
+                self.sandbox.apply(Event::ResumeDone(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 Step::Watch
             }
@@ -195,7 +195,7 @@ impl SandboxActor {
                 self.pins.origin = None;
                 self.sandbox.set_host_ip(None);
                 self.sandbox.set_warning(chain(&error));
-                self.sandbox.set_state(before);
+                self.sandbox.apply(Event::ResumeFailed);
                 self.answer_resumes(Err(error));
                 Step::Wait
             }
@@ -218,9 +218,9 @@ impl SandboxActor {
             .is_ok()
     }
 
-    /// Enters the paused state: frees all resources except files.
-    pub(super) async fn enter_paused(&mut self) -> Step {
-        self.sandbox.set_state(State::Paused);
+    /// Enters the paused state, in which `event` results: frees all resources except files.
+    pub(super) async fn enter_paused(&mut self, event: Event) -> Step {
+        self.sandbox.apply(event);
         // The failure is logged where it happens. A resume or a destroy tries again.
         let _ = self.resources.free(&self.actors.host).await;
         self.pins.origin = None;
@@ -341,10 +341,10 @@ impl SandboxActor {
     /// Resumes a VM that an earlier agent left paused or in the middle of a snapshot. The files
     /// written so far are discarded.
     pub(super) async fn recover_interrupted(&mut self, running: Arc<Running>) -> Step {
-        self.sandbox.set_state(State::Pausing(running.clone()));
+        self.sandbox.apply(Event::FoundInterrupted(running.clone()));
         match self.abort_snapshot(&running).await {
             Ok(()) => {
-                self.sandbox.set_state(State::Running(running));
+                self.sandbox.apply(Event::RolledBack);
                 Step::Watch
             }
             Err(error) => self.on_vm_lost(chain(&error)).await,
@@ -369,14 +369,14 @@ impl SandboxActor {
     }
 
     /// Handles a failed step: the sandbox either keeps running or is lost.
-    async fn roll_back(&mut self, running: Arc<Running>, error: &FreezeError) -> Step {
+    async fn roll_back(&mut self, error: &FreezeError) -> Step {
         let alive = match &self.resources.supervisor {
             Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.frozen),
             None => false,
         };
         if alive {
             self.sandbox.set_warning(chain(error));
-            self.sandbox.set_state(State::Running(running));
+            self.sandbox.apply(Event::RolledBack);
             return Step::Watch;
         }
         match &self.resources.supervisor {
