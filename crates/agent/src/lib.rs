@@ -12,10 +12,12 @@
 //! (create) and `sandbox/adopt.rs` (restart).
 #![forbid(unsafe_code)]
 
+mod admission;
 mod cgroup;
 mod disk;
 mod envd_client;
 mod host;
+mod inventory;
 mod network;
 mod registry;
 mod rpc;
@@ -24,8 +26,8 @@ mod sandbox_dir;
 mod server;
 mod snapshots;
 mod supervisor;
+pub mod template_snapshot;
 mod templates;
-pub mod warm;
 
 pub use sandbox::BootPolicy;
 pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};

@@ -1,8 +1,9 @@
 //! Service `hostagent.v1`, and tunnels to guests.
 //!
-//! This layer is thin: other modules do the work, and errors pass through with their codes.
+//! Converts messages and errors only. Other modules do the work, and do not know this one.
 
 mod auth;
+mod error;
 mod files;
 mod lifecycle;
 mod ownership;
@@ -19,22 +20,20 @@ use connectrpc::{
 use wrenn_model::limits;
 use wrenn_proto::rpc::hostagent::v1 as pb;
 
-use crate::sandbox::{Running, Sandbox, actor::SandboxActors};
-
-pub(crate) use lifecycle::{CreateParams, begin_plan, image_mib};
+use crate::sandbox::{Running, Sandbox, actor::SandboxActors, service::SandboxService};
 
 /// Room for the fields of a message next to a file's content, in bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// Implementation of the service.
 pub(crate) struct AgentService {
-    actors: SandboxActors,
+    sandboxes: SandboxService,
 }
 
 /// Returns the service behind the token check, ready to be served.
 pub(crate) fn router(actors: SandboxActors, token: &str) -> axum::Router {
     let service = Arc::new(AgentService {
-        actors: actors.clone(),
+        sandboxes: SandboxService::new(actors.clone()),
     });
     let largest = limits::MAX_FILE_MESSAGE_BYTES + MESSAGE_OVERHEAD_BYTES;
     let size_limits = Limits::default()
@@ -51,20 +50,9 @@ pub(crate) fn router(actors: SandboxActors, token: &str) -> axum::Router {
         ))
 }
 
-/// Runs a command in a sandbox, as the RPC call does.
-pub(crate) async fn exec(
-    actors: &SandboxActors,
-    request: pb::ExecRequest,
-) -> Result<pb::ExecResponse, ConnectError> {
-    let service = AgentService {
-        actors: actors.clone(),
-    };
-    process::exec(service.in_use(&request.id)?, request).await
-}
-
 impl AgentService {
     fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, ConnectError> {
-        Ok(self.actors.registry.get(id)?)
+        Ok(self.sandboxes.find(id)?)
     }
 
     /// Returns a sandbox that the caller's installation may command.
@@ -126,7 +114,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         _: Request<'_, pb::GetHostRequest>,
     ) -> ServiceResult<pb::GetHostResponse> {
-        Response::ok(lifecycle::get_host(&self.actors).await?)
+        Response::ok(lifecycle::get_host(&self.sandboxes).await?)
     }
 
     async fn create_sandbox(
@@ -136,7 +124,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::CreateSandboxResponse> {
         Response::ok(
             lifecycle::create(
-                &self.actors,
+                &self.sandboxes,
                 request.to_owned_message(),
                 ownership::caller(&context)?,
             )
@@ -158,7 +146,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         _: Request<'_, pb::ListSandboxesRequest>,
     ) -> ServiceResult<pb::ListSandboxesResponse> {
-        Response::ok(lifecycle::list(&self.actors))
+        Response::ok(lifecycle::list(&self.sandboxes))
     }
 
     async fn adopt_sandbox(
@@ -167,7 +155,12 @@ impl pb::HostAgentService for AgentService {
         request: Request<'_, pb::AdoptSandboxRequest>,
     ) -> ServiceResult<pb::AdoptSandboxResponse> {
         let sandbox = self.sandbox(request.id)?;
-        ownership::adopt(&self.actors, &sandbox, ownership::caller(&context)?).await?;
+        ownership::adopt(
+            self.sandboxes.host(),
+            &sandbox,
+            ownership::caller(&context)?,
+        )
+        .await?;
         Response::ok(pb::AdoptSandboxResponse {
             sandbox: lifecycle::info(&sandbox).into(),
             ..Default::default()
@@ -209,7 +202,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::UpdateNetworkResponse> {
         let request = request.to_owned_message();
         let sandbox = self.owned(&context, &request.id)?;
-        lifecycle::update_network(&self.actors, &sandbox, request).await?;
+        lifecycle::update_network(self.sandboxes.host(), &sandbox, request).await?;
         Response::ok(pb::UpdateNetworkResponse::default())
     }
 
@@ -220,7 +213,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::CreateSnapshotResponse> {
         let request = request.to_owned_message();
         let sandbox = self.owned(&context, &request.id)?;
-        Response::ok(snapshots::create(&self.actors, &sandbox, request).await?)
+        Response::ok(snapshots::create(&self.sandboxes, &sandbox, request).await?)
     }
 
     async fn delete_snapshot(
@@ -228,7 +221,7 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         request: Request<'_, pb::DeleteSnapshotRequest>,
     ) -> ServiceResult<pb::DeleteSnapshotResponse> {
-        snapshots::delete(&self.actors, request.name, request.force).await?;
+        snapshots::delete(&self.sandboxes, request.name, request.force).await?;
         Response::ok(pb::DeleteSnapshotResponse::default())
     }
 
@@ -239,7 +232,7 @@ impl pb::HostAgentService for AgentService {
     ) -> ServiceResult<pb::ForkSandboxResponse> {
         let request = request.to_owned_message();
         let sandbox = self.owned(&context, &request.id)?;
-        Response::ok(snapshots::fork(&self.actors, &sandbox, request).await?)
+        Response::ok(snapshots::fork(&self.sandboxes, &sandbox, request).await?)
     }
 
     async fn ping_sandbox(
@@ -394,4 +387,13 @@ impl pb::HostAgentService for AgentService {
         let request = request.to_owned_message();
         Response::ok(files::remove_path(self, request).await?)
     }
+}
+
+/// Parses a field of a request.
+fn parse<T: std::str::FromStr>(field: &str, text: &str) -> Result<T, ConnectError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse()
+        .map_err(|error| ConnectError::invalid_argument(format!("`{field}`: {error}")))
 }

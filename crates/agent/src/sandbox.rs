@@ -54,6 +54,7 @@ mod freeze;
 mod network;
 mod recovery;
 pub(crate) mod resources;
+pub(crate) mod service;
 mod state_machine;
 mod tunnels;
 

@@ -59,7 +59,7 @@ pub struct AgentConfig {
     pub snapshots_dir: Option<PathBuf>,
     /// True if a sandbox with the size of its template is restored from the template snapshot
     /// instead of booted.
-    pub warm: bool,
+    pub template_snapshots: bool,
     /// True if pages that were needed after the last restore are loaded ahead of the guest.
     pub prefetch: bool,
     /// True if snapshots keep the page cache of the guest: larger snapshots, faster starts.

@@ -407,8 +407,8 @@ impl Snapshots {
 
     /// Returns the template snapshot of a template, if it exists and matches this host and the
     /// template.
-    pub(crate) fn warm(&self, template: &Template) -> Option<LocatedSnapshot> {
-        let name = warm_name(&template.name, self.accel).ok()?;
+    pub(crate) fn template_snapshot(&self, template: &Template) -> Option<LocatedSnapshot> {
+        let name = template_snapshot_name(&template.name, self.accel).ok()?;
         let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
         let located = self.locate(&pin).ok()?;
         let manifest = located.manifest();
@@ -451,7 +451,10 @@ impl Snapshots {
 }
 
 /// Returns the name of a template's snapshot in the image store.
-pub(crate) fn warm_name(template: &TemplateName, accel: Accel) -> Result<TemplateName, String> {
+pub(crate) fn template_snapshot_name(
+    template: &TemplateName,
+    accel: Accel,
+) -> Result<TemplateName, String> {
     let name = format!("warm-{template}-{accel}");
     name.parse().map_err(|_| name)
 }

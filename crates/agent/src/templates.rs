@@ -1,5 +1,7 @@
 //! Template lookup for the agent.
 
+use std::io;
+
 use wrenn_image::{ImageStore, StoreError};
 use wrenn_model::TemplateName;
 
@@ -30,6 +32,12 @@ pub trait TemplateSource: Send + Sync + 'static {
     /// # Errors
     /// See [`TemplateError`].
     fn templates(&self) -> Result<Vec<Template>, TemplateError>;
+}
+
+/// Returns the minimum disk size of a sandbox of this template, in MiB: the size of its image.
+pub(crate) fn image_mib(template: &Template) -> io::Result<u32> {
+    let image = std::fs::metadata(&template.rootfs)?;
+    Ok(u32::try_from(image.len().div_ceil(1024 * 1024)).unwrap_or(u32::MAX))
 }
 
 impl TemplateSource for ImageStore {

@@ -245,7 +245,7 @@ impl ImageStore {
     /// Returns the directory in which template snapshots are made. An interrupted run may leave a
     /// running VM there, which the next run ends.
     #[must_use]
-    pub fn warm_dir(&self) -> PathBuf {
+    pub fn template_snapshot_dir(&self) -> PathBuf {
         self.root.join("warm")
     }
 

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use wrenn_agent::warm::WarmConfig;
+use wrenn_agent::template_snapshot::TemplateSnapshotConfig;
 use wrenn_image::{
     BuildOptions, BuildReport, ImageStore, Progress, Recipe, Stop, StoreLock, Template, build,
 };
@@ -59,8 +59,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     envd: Option<PathBuf>,
     /// Do not create a template snapshot; sandboxes then boot instead of being restored from it
-    #[arg(long)]
-    no_warm: bool,
+    #[arg(long = "no-warm")]
+    no_template_snapshot: bool,
     /// Show the output of the build tools
     #[arg(short, long)]
     verbose: bool,
@@ -186,8 +186,8 @@ async fn build_all(
             let building = move || build(&store, &lock, &name, &options, &*progress);
             tokio::task::spawn_blocking(building).await??
         };
-        if !args.no_warm {
-            warm(settings, &lock, name, &**progress, &ends.guest).await?;
+        if !args.no_template_snapshot {
+            make_template_snapshot(settings, &lock, name, &**progress, &ends.guest).await?;
         }
         if !args.json {
             tell(&report)?;
@@ -224,7 +224,7 @@ fn tell(report: &BuildReport) -> anyhow::Result<()> {
 
 /// Creates the template snapshot, unless it is up to date: boots the template once and snapshots
 /// the guest.
-async fn warm(
+async fn make_template_snapshot(
     settings: &Settings,
     lock: &StoreLock,
     name: &TemplateName,
@@ -232,9 +232,9 @@ async fn warm(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let step = format!("snapshot of {name}");
-    let config = warm_config(settings, stop)?;
+    let config = template_snapshot_config(settings, stop)?;
     let began = std::time::Instant::now();
-    let made = wrenn_agent::warm::make(config, lock, name, || progress.step(&step))
+    let made = wrenn_agent::template_snapshot::make(config, lock, name, || progress.step(&step))
         .await
         .with_context(|| {
             format!("failed to create the template snapshot of `{name}` (`--no-warm` skips it)")
@@ -245,9 +245,12 @@ async fn warm(
     Ok(())
 }
 
-fn warm_config(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<WarmConfig> {
+fn template_snapshot_config(
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<TemplateSnapshotConfig> {
     let in_use = in_use(settings)?;
-    Ok(WarmConfig {
+    Ok(TemplateSnapshotConfig {
         in_use: in_use.builds(),
         images_dir: settings.images_dir.clone(),
         accel: accel::decide(settings.accel).accel,
@@ -297,8 +300,8 @@ fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
         for name in &args.names {
             let in_use = in_use(settings)?;
             store.remove(&lock, name, |path| in_use.holds(path))?;
-            let config = warm_config(settings, &CancellationToken::new())?;
-            wrenn_agent::warm::remove(config, &lock, name).await?;
+            let config = template_snapshot_config(settings, &CancellationToken::new())?;
+            wrenn_agent::template_snapshot::remove(config, &lock, name).await?;
             output::line(name)?;
         }
         Ok(0)

@@ -324,7 +324,7 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
         wrenn_exe: std::env::current_exe().context("failed to locate this program's executable")?,
         dns: config::guest_dns(settings, Path::new(RESOLV_CONF)),
         snapshots_dir: None,
-        warm: true,
+        template_snapshots: true,
         prefetch: true,
         keep_page_cache: false,
         boot: wrenn_agent::BootPolicy::default(),

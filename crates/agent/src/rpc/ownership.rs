@@ -11,7 +11,7 @@ use connectrpc::{ConnectError, RequestContext};
 use wrenn_proto::headers::INSTALLATION as INSTALLATION_HEADER;
 
 use crate::{
-    sandbox::{Sandbox, actor::SandboxActors, error::chain},
+    sandbox::{Sandbox, error::chain, resources::HostContext},
     sandbox_dir::SandboxDirError,
 };
 
@@ -48,7 +48,7 @@ pub(super) fn require(sandbox: &Sandbox, caller: &str) -> Result<(), ConnectErro
 
 /// Makes the caller's installation the owner of a sandbox. The record is flushed to disk on return.
 pub(super) async fn adopt(
-    actors: &SandboxActors,
+    host: &HostContext,
     sandbox: &Arc<Sandbox>,
     caller: String,
 ) -> Result<(), ConnectError> {
@@ -57,7 +57,7 @@ pub(super) async fn adopt(
             "the header `{INSTALLATION_HEADER}` is missing"
         )));
     }
-    let sandbox_dir = actors.host.sandbox_dirs.of(&sandbox.facts.id);
+    let sandbox_dir = host.sandbox_dirs.of(&sandbox.facts.id);
     let id = caller.clone();
     let written = tokio::task::spawn_blocking(move || sandbox_dir.write_installation(&id)).await;
     match written {

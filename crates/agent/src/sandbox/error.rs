@@ -1,40 +1,30 @@
-//! Errors of lifecycle operations on a sandbox, and their RPC codes.
+//! Errors of lifecycle operations on a sandbox.
 
 use std::time::Duration;
 
-use connectrpc::{ConnectError, ErrorCode};
+use connectrpc::ConnectError;
 use wrenn_model::SandboxId;
 
 use super::Stall;
 use crate::{
+    admission::AdmissionError,
     cgroup::CgroupError,
     disk::DiskError,
-    host::AdmissionError,
-    network::{NetworkError, access::AccessError, slot::SlotError},
+    network::{NetworkError, slot::SlotError},
     sandbox_dir::SandboxDirError,
     snapshots::SnapshotError,
     supervisor::SupervisorError,
-    templates::TemplateError,
 };
 
 /// Failure to create a sandbox.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum CreateError {
-    /// A field of the request is invalid.
-    #[error("`{field}`: {reason}")]
-    Field { field: &'static str, reason: String },
-    #[error(transparent)]
-    Access(#[from] AccessError),
+    /// The request is not admitted.
     #[error(transparent)]
     Admission(#[from] AdmissionError),
     #[error(transparent)]
-    Template(#[from] TemplateError),
-    #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The properties of the host cannot be read.
-    #[error("failed to read the capacity of this host")]
-    Host(#[source] std::io::Error),
     /// A sandbox with this ID exists.
     #[error("sandbox {0} already exists")]
     Exists(SandboxId),
@@ -74,44 +64,14 @@ pub(crate) enum CreateError {
 }
 
 impl CreateError {
-    fn is_out_of_space(&self) -> bool {
+    /// True if the host's disk is full.
+    pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::SandboxDir(error) => error.is_out_of_space(),
             Self::Disk(error) => error.is_out_of_space(),
             Self::Slot(SlotError::Io { source, .. }) => crate::host::is_out_of_space(source),
             _ => false,
         }
-    }
-
-    fn code(&self) -> ErrorCode {
-        if self.is_out_of_space() {
-            return ErrorCode::ResourceExhausted;
-        }
-        match self {
-            Self::Field { .. }
-            | Self::Access(_)
-            | Self::Admission(AdmissionError::OutOfRange { .. }) => ErrorCode::InvalidArgument,
-            Self::Admission(_) | Self::Slot(SlotError::Exhausted) => ErrorCode::ResourceExhausted,
-            Self::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
-            Self::Exists(_) | Self::SandboxDir(SandboxDirError::Exists(_)) => {
-                ErrorCode::AlreadyExists
-            }
-            Self::GuestSilent(_) => ErrorCode::DeadlineExceeded,
-            Self::Guest(error) => error.code,
-            Self::Destroyed => ErrorCode::FailedPrecondition,
-            Self::ShuttingDown => ErrorCode::Unavailable,
-            _ => ErrorCode::Internal,
-        }
-    }
-}
-
-impl From<&CreateError> for ConnectError {
-    fn from(error: &CreateError) -> Self {
-        let mut message = chain(error);
-        if error.is_out_of_space() {
-            message = format!("the host's disk is full: {message}");
-        }
-        Self::new(error.code(), message)
     }
 }
 
@@ -138,16 +98,6 @@ pub(crate) enum DestroyError {
     /// The sandbox no longer exists, or the agent is about to exit.
     #[error("the sandbox no longer exists, or the host agent is shutting down")]
     Gone,
-}
-
-impl From<DestroyError> for ConnectError {
-    fn from(error: DestroyError) -> Self {
-        let code = match error {
-            DestroyError::Gone => ErrorCode::Unavailable,
-            _ => ErrorCode::Internal,
-        };
-        Self::new(code, chain(&error))
-    }
 }
 
 /// Failure to pause, resume or snapshot a sandbox. The sandbox is unchanged, unless its state says
@@ -186,7 +136,8 @@ pub(crate) enum FreezeError {
 }
 
 impl FreezeError {
-    fn is_out_of_space(&self) -> bool {
+    /// True if the host's disk is full.
+    pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Store(error) => error.is_out_of_space(),
             Self::SandboxDir(error) => error.is_out_of_space(),
@@ -195,29 +146,6 @@ impl FreezeError {
             Self::Freeze(error) => error.is_out_of_space(),
             _ => false,
         }
-    }
-
-    fn code(&self) -> ErrorCode {
-        if self.is_out_of_space() {
-            return ErrorCode::ResourceExhausted;
-        }
-        match self {
-            Self::NotNow(_) | Self::NeverFrozen | Self::Again(_) => ErrorCode::FailedPrecondition,
-            Self::Prepare(error) => error.code,
-            Self::Restore(error) => error.code(),
-            Self::Gone => ErrorCode::Unavailable,
-            _ => ErrorCode::Internal,
-        }
-    }
-}
-
-impl From<FreezeError> for ConnectError {
-    fn from(error: FreezeError) -> Self {
-        let mut message = chain(&error);
-        if error.is_out_of_space() {
-            message = format!("the host's disk is full: {message}");
-        }
-        Self::new(error.code(), message)
     }
 }
 
@@ -231,16 +159,6 @@ pub(crate) enum UseError {
     NotRunning(SandboxId, &'static str),
     #[error("sandbox {0} is lost: {1}")]
     Lost(SandboxId, String),
-}
-
-impl From<UseError> for ConnectError {
-    fn from(error: UseError) -> Self {
-        let code = match error {
-            UseError::NotFound(_) => ErrorCode::NotFound,
-            UseError::NotRunning(..) | UseError::Lost(..) => ErrorCode::FailedPrecondition,
-        };
-        Self::new(code, error.to_string())
-    }
 }
 
 /// Returns an error and its causes in one line.
@@ -260,39 +178,15 @@ mod tests {
     use super::*;
     use std::io;
 
-    fn full() -> io::Error {
-        io::Error::from_raw_os_error(nix::libc::ENOSPC)
-    }
-
-    fn folder_error(source: io::Error) -> CreateError {
-        CreateError::SandboxDir(SandboxDirError::Io {
-            step: "write",
-            path: "/x".into(),
-            source,
-        })
-    }
-
-    #[test]
-    fn a_full_disk_is_told_as_such_wherever_it_is_met() {
-        let disk = DiskError::Failed("qemu-img", "No space left on device".to_owned());
-        let slot = SlotError::Io {
-            step: "take a slot",
-            source: full(),
-        };
-        for error in [folder_error(full()), disk.into(), slot.into()] {
-            let error = ConnectError::from(&error);
-            assert_eq!(error.code, ErrorCode::ResourceExhausted);
-            assert!(error.to_string().contains("disk is full"), "{error}");
-        }
-        let other = ConnectError::from(&folder_error(io::ErrorKind::PermissionDenied.into()));
-        assert_eq!(other.code, ErrorCode::Internal);
-    }
-
     #[test]
     fn causes_are_told_once_each() {
-        let text = chain(&folder_error(io::Error::other("deep down")));
+        let error = CreateError::SandboxDir(SandboxDirError::Io {
+            step: "write",
+            path: "/x".into(),
+            source: io::Error::other("deep down"),
+        });
         assert_eq!(
-            text,
+            chain(&error),
             "failed to prepare the sandbox's directory: failed to write /x: deep down"
         );
     }

@@ -66,7 +66,7 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         wrenn_exe: env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor").into(),
         dns: vec![[10, 99, 0, 1].into()],
         snapshots_dir: None,
-        warm: true,
+        template_snapshots: true,
         prefetch: true,
         keep_page_cache: false,
         boot: wrenn_agent::BootPolicy::default(),

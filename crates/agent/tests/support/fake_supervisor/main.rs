@@ -65,7 +65,7 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         wrenn_exe: std::env::current_exe()?,
         dns: Vec::new(),
         snapshots_dir: None,
-        warm: true,
+        template_snapshots: true,
         prefetch: true,
         keep_page_cache: false,
         boot: wrenn_agent::BootPolicy::default(),

@@ -9,6 +9,8 @@
 //! The caller holds the store's lock ([`StoreLock`]). No other process boots templates there, or
 //! removes the files that the snapshot is made from.
 
+mod guest_command;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,25 +21,24 @@ use rand::RngExt as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
-use wrenn_model::{SandboxId, TemplateName};
-use wrenn_proto::{
-    guest,
-    rpc::{hostagent::v1 as pb, process::ProcessConfig},
-    supervise::Accel,
-};
+use wrenn_model::{MachineSize, SandboxId, TemplateName};
+use wrenn_proto::{guest, supervise::Accel};
 use wrenn_snapshot::layout;
 
+use self::guest_command::run_command;
 use crate::{
     AgentConfig, AgentError, Deadlines, Template,
+    admission::CreateParams,
+    host::HostCapacity,
     network::access::Access,
     registry::Registry,
-    rpc::{self, CreateParams},
     sandbox::{
-        BootPolicy, Sandbox, Source, actor::SandboxActors, adopt, error::chain,
-        resources::HostContext,
+        BootPolicy, Plan, Sandbox, Source, actor::SandboxActors, adopt, error::chain,
+        resources::HostContext, service::SandboxService,
     },
     server,
-    snapshots::{SnapshotRef, warm_name},
+    snapshots::{SnapshotRef, template_snapshot_name},
+    templates::image_mib,
 };
 
 /// Commands that guests run first, as their template's default user: those of our own client and of
@@ -54,7 +55,7 @@ const RECORD_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Settings for making a template snapshot.
 #[derive(Debug, Clone)]
-pub struct WarmConfig {
+pub struct TemplateSnapshotConfig {
     /// Directory of kernels, images and templates.
     pub images_dir: PathBuf,
     /// Accelerator that runs guest code.
@@ -71,7 +72,7 @@ pub struct WarmConfig {
 /// Failure to make or remove a template snapshot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum WarmError {
+pub enum TemplateSnapshotError {
     /// The work was interrupted.
     #[error("interrupted")]
     Stopped,
@@ -88,8 +89,8 @@ pub enum WarmError {
     },
 }
 
-fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> WarmError {
-    move |error| WarmError::Step {
+fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> TemplateSnapshotError {
+    move |error| TemplateSnapshotError::Step {
         step,
         reason: chain(&error),
     }
@@ -99,17 +100,17 @@ fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> WarmErr
 /// Calls `begins` before making it.
 ///
 /// # Errors
-/// See [`WarmError`].
+/// See [`TemplateSnapshotError`].
 pub async fn make(
-    config: WarmConfig,
+    config: TemplateSnapshotConfig,
     lock: &StoreLock,
     name: &TemplateName,
     begins: impl FnOnce(),
-) -> Result<bool, WarmError> {
+) -> Result<bool, TemplateSnapshotError> {
     let store = ImageStore::open(&config.images_dir).map_err(failed("open the image directory"))?;
     let template = store.template(name).map_err(failed("find the template"))?;
     let (_alone, host) = open(&config, store, lock).await?;
-    let is_made = host.snapshots.warm(&template).is_some();
+    let is_made = host.snapshots.template_snapshot(&template).is_some();
     if !is_made {
         begins();
     }
@@ -123,13 +124,13 @@ pub async fn make(
     let made = async {
         clean_up(&actors).await?;
         if !is_made {
-            freeze_template(&actors, &template).await?;
+            snapshot_template(&actors, &template).await?;
         }
         Ok(!is_made)
     };
     let made = tokio::select! {
         made = made => made,
-        () = config.stop.cancelled() => Err(WarmError::Stopped),
+        () = config.stop.cancelled() => Err(TemplateSnapshotError::Stopped),
     };
     for left in actors.registry.list() {
         // Anything left is removed by the next run. The first failure is the one reported.
@@ -142,7 +143,7 @@ pub async fn make(
 }
 
 /// Destroys the sandboxes that a killed run left behind.
-async fn clean_up(actors: &SandboxActors) -> Result<(), WarmError> {
+async fn clean_up(actors: &SandboxActors) -> Result<(), TemplateSnapshotError> {
     const STEP: &str = "clean up after an earlier run";
     adopt::adopt_all(actors).await.map_err(failed(STEP))?;
     for left in actors.registry.list() {
@@ -154,11 +155,11 @@ async fn clean_up(actors: &SandboxActors) -> Result<(), WarmError> {
 /// Opens the components of an agent for the image directory, and takes the lock of its work
 /// directory.
 async fn open(
-    config: &WarmConfig,
+    config: &TemplateSnapshotConfig,
     store: ImageStore,
     _lock: &StoreLock,
-) -> Result<(std::fs::File, HostContext), WarmError> {
-    let work = store.warm_dir();
+) -> Result<(std::fs::File, HostContext), TemplateSnapshotError> {
+    let work = store.template_snapshot_dir();
     std::fs::create_dir_all(&work).map_err(failed("create the work directory"))?;
     let lock = server::lock(&work)?;
     let agent = agent_config(config, &work);
@@ -171,10 +172,10 @@ async fn open(
 /// # Errors
 /// If they cannot be removed.
 pub async fn remove(
-    config: WarmConfig,
+    config: TemplateSnapshotConfig,
     lock: &StoreLock,
     name: &TemplateName,
-) -> Result<(), WarmError> {
+) -> Result<(), TemplateSnapshotError> {
     if !config.images_dir.join("snapshots").is_dir() {
         return Ok(());
     }
@@ -182,7 +183,7 @@ pub async fn remove(
     let (_alone, host) = open(&config, store, lock).await?;
     let _in_use = in_use(&host, &config)?;
     for accel in [Accel::Kvm, Accel::Tcg] {
-        if let Ok(name) = warm_name(name, accel) {
+        if let Ok(name) = template_snapshot_name(name, accel) {
             let removed = host.snapshots.unname(&name);
             removed.map_err(failed("remove the template snapshot"))?;
         }
@@ -193,7 +194,10 @@ pub async fn remove(
 }
 
 /// Takes references to the template snapshots that sandboxes of another process depend on.
-fn in_use(host: &HostContext, config: &WarmConfig) -> Result<Vec<SnapshotRef>, WarmError> {
+fn in_use(
+    host: &HostContext,
+    config: &TemplateSnapshotConfig,
+) -> Result<Vec<SnapshotRef>, TemplateSnapshotError> {
     let Some(builds) = &config.in_use else {
         let all = host.snapshots.pin_all();
         return all.map_err(failed("find the template snapshots"));
@@ -204,7 +208,7 @@ fn in_use(host: &HostContext, config: &WarmConfig) -> Result<Vec<SnapshotRef>, W
         .collect())
 }
 
-fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {
+fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
     AgentConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         data_dir: work.to_owned(),
@@ -215,28 +219,30 @@ fn agent_config(config: &WarmConfig, work: &Path) -> AgentConfig {
         wrenn_exe: config.wrenn_exe.clone(),
         dns: Vec::new(),
         snapshots_dir: Some(config.images_dir.join("snapshots")),
-        warm: false,
+        template_snapshots: false,
         prefetch: true,
         keep_page_cache: true,
         boot: BootPolicy::precise(),
     }
 }
 
-async fn freeze_template(actors: &SandboxActors, template: &Template) -> Result<(), WarmError> {
-    let disk_mib = rpc::image_mib(template).map_err(failed("find the template's image"))?;
-    let wanted = wanted(&template.name)?;
-    let plan = wanted.plan(
-        Source::Image(template.clone()),
-        template.vcpus,
-        template.memory_mib,
-        disk_mib,
-    );
-    let booted = run(actors, plan, "boot the template").await?;
+async fn snapshot_template(
+    actors: &SandboxActors,
+    template: &Template,
+) -> Result<(), TemplateSnapshotError> {
+    let sandboxes = SandboxService::new(actors.clone());
+    let size = MachineSize {
+        vcpus: template.vcpus,
+        memory_mib: template.memory_mib,
+        disk_mib: image_mib(template).map_err(failed("find the template's image"))?,
+    };
+    let plan = create_params(&template.name)?.plan(Source::Image(template.clone()), size);
+    let booted = create(&sandboxes, plan, "boot the template").await?;
     // Work that the guest does by itself after a boot would be repeated in every sandbox if the
     // snapshot were taken in the middle of it.
     let settled = format!("until [ -e {} ]; do sleep 0.1; done", guest::SETTLED);
-    run_command(actors, &booted, &["/bin/sh", "-c", &settled]).await?;
-    run_first_commands(actors, &booted).await?;
+    run_command(&booted, &["/bin/sh", "-c", &settled]).await?;
+    run_first_commands(&booted).await?;
     let pin = booted
         .freeze()
         .await
@@ -245,13 +251,15 @@ async fn freeze_template(actors: &SandboxActors, template: &Template) -> Result<
         .destroy()
         .await
         .map_err(failed("destroy the guest after its snapshot"))?;
-    record_working_set(actors, template, &pin).await?;
-    let name =
-        warm_name(&template.name, actors.host.config.accel).map_err(|name| WarmError::Step {
+    record_working_set(&sandboxes, template, &pin).await?;
+    let accel = sandboxes.host().config.accel;
+    let name = template_snapshot_name(&template.name, accel).map_err(|name| {
+        TemplateSnapshotError::Step {
             step: "name the template snapshot",
             reason: format!("`{name}` is too long"),
-        })?;
-    let snapshots = &actors.host.snapshots;
+        }
+    })?;
+    let snapshots = &sandboxes.host().snapshots;
     snapshots
         .name(&name, &pin, true)
         .map_err(failed("name the template snapshot"))?;
@@ -261,24 +269,24 @@ async fn freeze_template(actors: &SandboxActors, template: &Template) -> Result<
 /// Restores the template snapshot once, so that the pages that a restore needs are recorded for all
 /// later restores.
 async fn record_working_set(
-    actors: &SandboxActors,
+    sandboxes: &SandboxService,
     template: &Template,
     pin: &SnapshotRef,
-) -> Result<(), WarmError> {
-    let snapshot = actors.host.snapshots.locate(pin);
+) -> Result<(), TemplateSnapshotError> {
+    let snapshot = sandboxes.host().snapshots.locate(pin);
     let snapshot = snapshot.map_err(failed("find the new snapshot"))?;
     let record = snapshot.restore(true).snapshot.join(layout::WORKING_SET);
-    let facts = crate::host::HostCapacity::read(&actors.host.config.data_dir)
+    let capacity = HostCapacity::read(&sandboxes.host().config.data_dir)
         .map_err(failed("read the capacity of this host"))?;
-    let plan = wanted(&template.name)?
-        .with_snapshot(&facts, snapshot)
+    let plan = create_params(&template.name)?
+        .with_snapshot(&capacity, snapshot)
         .map_err(failed("restore the template snapshot"))?;
-    let restored = run(actors, plan, "restore the template snapshot").await?;
-    run_first_commands(actors, &restored).await?;
+    let restored = create(sandboxes, plan, "restore the template snapshot").await?;
+    run_first_commands(&restored).await?;
     let deadline = Instant::now() + RECORD_DEADLINE;
     while !record.exists() {
         if Instant::now() > deadline {
-            return Err(WarmError::Step {
+            return Err(TemplateSnapshotError::Step {
                 step: "record the working set",
                 reason: format!("timed out after {RECORD_DEADLINE:?}"),
             });
@@ -291,7 +299,7 @@ async fn record_working_set(
         .map_err(failed("destroy the restored guest"))
 }
 
-fn wanted(template: &TemplateName) -> Result<CreateParams, WarmError> {
+fn create_params(template: &TemplateName) -> Result<CreateParams, TemplateSnapshotError> {
     let id = format!("sb-{:08x}", rand::rng().random::<u32>());
     Ok(CreateParams {
         id: id
@@ -305,51 +313,18 @@ fn wanted(template: &TemplateName) -> Result<CreateParams, WarmError> {
     })
 }
 
-async fn run(
-    actors: &SandboxActors,
-    plan: crate::sandbox::Plan,
+async fn create(
+    sandboxes: &SandboxService,
+    plan: Plan,
     step: &'static str,
-) -> Result<Arc<Sandbox>, WarmError> {
-    let (sandbox, made) = rpc::begin_plan(actors, plan).map_err(failed(step))?;
-    match made.await {
-        Ok(made) => made.map_err(failed(step))?,
-        Err(lost) => return Err(failed(step)(lost)),
-    }
-    Ok(sandbox)
+) -> Result<Arc<Sandbox>, TemplateSnapshotError> {
+    let pending = sandboxes.start(plan).map_err(failed(step))?;
+    pending.wait().await.map_err(failed(step))
 }
 
-async fn run_first_commands(actors: &SandboxActors, sandbox: &Sandbox) -> Result<(), WarmError> {
+async fn run_first_commands(sandbox: &Sandbox) -> Result<(), TemplateSnapshotError> {
     for command in FIRST_COMMANDS {
-        run_command(actors, sandbox, command).await?;
-    }
-    Ok(())
-}
-
-async fn run_command(
-    actors: &SandboxActors,
-    sandbox: &Sandbox,
-    command: &[&str],
-) -> Result<(), WarmError> {
-    const STEP: &str = "run a warm-up command in the guest";
-    let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
-    let request = pb::ExecRequest {
-        id: sandbox.facts.id.to_string(),
-        process: ProcessConfig {
-            cmd: (*cmd).to_owned(),
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            ..Default::default()
-        }
-        .into(),
-        timeout_sec: 120,
-        ..Default::default()
-    };
-    let done = rpc::exec(actors, request).await.map_err(failed(STEP))?;
-    if done.exit_code != 0 {
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        return Err(WarmError::Step {
-            step: STEP,
-            reason: format!("`{cmd}` exited with code {}: {said}", done.exit_code),
-        });
+        run_command(sandbox, command).await?;
     }
     Ok(())
 }

@@ -1,0 +1,138 @@
+//! Admission of new sandboxes: checks a request against the rules and the capacity of this host,
+//! and returns the plan of the sandbox. Creates nothing. Knows neither the caller nor its protocol.
+//!
+//! | rule                                                    | in                | failure      |
+//! |---------------------------------------------------------|-------------------|--------------|
+//! | names and total size of the environment                 | `environment`     | invalid      |
+//! | idle timeout                                            | here              | invalid      |
+//! | vCPUs per processor of the host                         | `vcpu_overcommit` | invalid      |
+//! | memory of a sandbox, at most that of the host           | `memory_reserve`  | invalid      |
+//! | available memory, without the host's reserve            | `memory_reserve`  | host is full |
+//! | free disk space of the host                             | `free_disk`       | host is full |
+//! | disk size, at least that of the template's image        | `disk_size`       | invalid      |
+//! | copies per fork                                         | `fork_copies`     | invalid      |
+//! | boot of the image, or restore of the template snapshot  | `source`          | -            |
+//!
+//! The rules are pure functions. Only [`plan`] reads the host. A tagged snapshot takes precedence
+//! over an image of the same name. A sandbox that continues from a snapshot has the size of the
+//! snapshot, whatever the request asks for.
+//!
+//! A check reserves nothing: of two concurrent requests that fit only one at a time, both are
+//! admitted, and the host's memory or disk may become short.
+
+mod capacity;
+mod disk_size;
+mod environment;
+mod error;
+mod fork_copies;
+mod free_disk;
+mod memory_reserve;
+mod source;
+mod vcpu_overcommit;
+
+use std::collections::BTreeMap;
+
+use wrenn_model::{MachineSize, SandboxId, TemplateName, limits};
+
+pub(crate) use error::AdmissionError;
+use error::in_range;
+pub(crate) use fork_copies::check as check_fork_copies;
+
+use crate::{
+    host::HostCapacity,
+    network::access::Access,
+    sandbox::{GuestToken, Plan, Source, now_unix_ms, resources::HostContext},
+    snapshots::LocatedSnapshot,
+    templates::image_mib,
+};
+
+/// Parameters of a create, except the size of the VM.
+#[derive(Debug, Clone)]
+pub(crate) struct CreateParams {
+    pub(crate) id: SandboxId,
+    pub(crate) template_name: TemplateName,
+    pub(crate) timeout_sec: u32,
+    pub(crate) access: Access,
+    pub(crate) envs: BTreeMap<String, String>,
+    pub(crate) installation: String,
+}
+
+/// Request to create a sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct CreateRequest {
+    pub(crate) params: CreateParams,
+    /// Requested size. A disk of 0 MiB stands for the default size. Not used if the template is a
+    /// snapshot.
+    pub(crate) size: MachineSize,
+}
+
+/// Checks everything about a request that can be checked before anything is created. Reads files,
+/// and may block.
+pub(crate) fn plan(host: &HostContext, request: CreateRequest) -> Result<Plan, AdmissionError> {
+    let CreateRequest { params, size } = request;
+    environment::check(&params.envs)?;
+    let timeout_sec = params.timeout_sec;
+    in_range("timeout_sec", timeout_sec, 0, limits::MAX_TIMEOUT_SEC, "")?;
+    let capacity = HostCapacity::read(&host.config.data_dir).map_err(AdmissionError::Capacity)?;
+    if let Some(pin) = host.snapshots.named(&params.template_name)? {
+        let snapshot = host.snapshots.locate(&pin)?;
+        return params.with_snapshot(&capacity, snapshot);
+    }
+    let template = host.templates.template(&params.template_name)?;
+    capacity::check(&capacity, size.vcpus, size.memory_mib)?;
+    let template_size = MachineSize {
+        vcpus: template.vcpus,
+        memory_mib: template.memory_mib,
+        disk_mib: image_mib(&template).map_err(AdmissionError::Capacity)?,
+    };
+    let size = MachineSize {
+        disk_mib: disk_size::choose(size.disk_mib, template_size.disk_mib)?,
+        ..size
+    };
+    if source::may_restore(host.config.template_snapshots, size, template_size)
+        && let Some(snapshot) = host.snapshots.template_snapshot(&template)
+    {
+        return params.with_snapshot(&capacity, snapshot);
+    }
+    Ok(params.plan(Source::Image(template), size))
+}
+
+impl CreateParams {
+    /// Returns the plan of a VM that continues from a snapshot. The VM has the size of the
+    /// snapshot. Its environment is that of the snapshot; variables of the request take precedence.
+    pub(crate) fn with_snapshot(
+        self,
+        capacity: &HostCapacity,
+        snapshot: LocatedSnapshot,
+    ) -> Result<Plan, AdmissionError> {
+        let manifest = snapshot.manifest();
+        let envs = environment::merge(manifest.envs.clone(), self.envs);
+        environment::check(&envs)?;
+        let size = MachineSize {
+            vcpus: manifest.vcpus,
+            memory_mib: manifest.memory_mib,
+            disk_mib: manifest.disk_mib,
+        };
+        capacity::check(capacity, size.vcpus, size.memory_mib)?;
+        let source = Source::Snapshot(Box::new(snapshot));
+        Ok(Self { envs, ..self }.plan(source, size))
+    }
+
+    /// Returns the plan of a VM of this size, without any check.
+    pub(crate) fn plan(self, source: Source, size: MachineSize) -> Plan {
+        Plan {
+            id: self.id,
+            template_name: self.template_name,
+            source,
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            disk_mib: size.disk_mib,
+            timeout_sec: self.timeout_sec,
+            access: self.access,
+            envs: self.envs,
+            created_unix_ms: now_unix_ms(),
+            envd_token: GuestToken::random(),
+            installation: self.installation,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Capacity of this host for one more sandbox.
+
+use super::{AdmissionError, free_disk, memory_reserve, vcpu_overcommit};
+use crate::host::HostCapacity;
+
+/// Checks that a sandbox of this size can be created now.
+pub(super) fn check(
+    host: &HostCapacity,
+    vcpus: u32,
+    memory_mib: u32,
+) -> Result<(), AdmissionError> {
+    vcpu_overcommit::check(vcpus, host.cpu_count)?;
+    memory_reserve::check(memory_mib, host.memory_total_mib, host.memory_available_mib)?;
+    free_disk::check(host.disk_free_mib)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const HOST: HostCapacity = HostCapacity {
+        cpu_count: 2,
+        memory_total_mib: 8192,
+        memory_available_mib: 4096,
+        disk_free_mib: 10_000,
+    };
+
+    #[test]
+    fn what_fits_is_admitted() {
+        assert!(check(&HOST, 8, 4096 - 512).is_ok());
+        assert!(check(&HOST, 1, 128).is_ok());
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named() {
+        for (vcpus, memory, field) in [
+            (0, 512, "vcpus"),
+            (9, 512, "vcpus"),
+            (10_000, 512, "vcpus"),
+            (1, 127, "memory_mb"),
+            (1, 8193, "memory_mb"),
+        ] {
+            let error = check(&HOST, vcpus, memory).unwrap_err();
+            assert!(
+                matches!(error, AdmissionError::OutOfRange { .. }),
+                "{error}"
+            );
+            assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_told_with_its_numbers() {
+        let error = check(&HOST, 1, 4096).unwrap_err();
+        assert!(matches!(error, AdmissionError::Memory { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("4096 MiB of memory") && text.contains("`memory_mb` 4096"),
+            "{text}"
+        );
+        let full = HostCapacity {
+            disk_free_mib: 255,
+            ..HOST
+        };
+        assert!(matches!(
+            check(&full, 1, 512),
+            Err(AdmissionError::Disk { free_mib: 255 })
+        ));
+    }
+}

@@ -1,0 +1,186 @@
+//! RPC codes and messages of the errors of this agent.
+
+use connectrpc::{ConnectError, ErrorCode};
+
+use crate::{
+    admission::AdmissionError,
+    inventory::InventoryError,
+    network::slot::SlotError,
+    sandbox::{
+        CreateError, DestroyError, FreezeError, UseError,
+        error::chain,
+        service::{DeleteSnapshotError, ForkError, NamedSnapshotError},
+    },
+    sandbox_dir::SandboxDirError,
+    templates::TemplateError,
+};
+
+const fn admission_code(error: &AdmissionError) -> ErrorCode {
+    match error {
+        AdmissionError::Field { .. }
+        | AdmissionError::OutOfRange { .. }
+        | AdmissionError::Copies { .. } => ErrorCode::InvalidArgument,
+        AdmissionError::Memory { .. } | AdmissionError::Disk { .. } => ErrorCode::ResourceExhausted,
+        AdmissionError::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
+        AdmissionError::Template(_) | AdmissionError::Snapshot(_) | AdmissionError::Capacity(_) => {
+            ErrorCode::Internal
+        }
+    }
+}
+
+fn create_code(error: &CreateError) -> ErrorCode {
+    if error.is_out_of_space() {
+        return ErrorCode::ResourceExhausted;
+    }
+    match error {
+        CreateError::Admission(error) => admission_code(error),
+        CreateError::Slot(SlotError::Exhausted) => ErrorCode::ResourceExhausted,
+        CreateError::Exists(_) | CreateError::SandboxDir(SandboxDirError::Exists(_)) => {
+            ErrorCode::AlreadyExists
+        }
+        CreateError::GuestSilent(_) => ErrorCode::DeadlineExceeded,
+        CreateError::Guest(error) => error.code,
+        CreateError::Destroyed => ErrorCode::FailedPrecondition,
+        CreateError::ShuttingDown => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    }
+}
+
+fn snapshot_code(error: &FreezeError) -> ErrorCode {
+    if error.is_out_of_space() {
+        return ErrorCode::ResourceExhausted;
+    }
+    match error {
+        FreezeError::NotNow(_) | FreezeError::NeverFrozen | FreezeError::Again(_) => {
+            ErrorCode::FailedPrecondition
+        }
+        FreezeError::Prepare(error) => error.code,
+        FreezeError::Restore(error) => create_code(error),
+        FreezeError::Gone => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    }
+}
+
+/// Returns the message for an error that may be due to a full disk.
+fn message(error: &dyn std::error::Error, is_out_of_space: bool) -> String {
+    let message = chain(error);
+    if is_out_of_space {
+        return format!("the host's disk is full: {message}");
+    }
+    message
+}
+
+impl From<AdmissionError> for ConnectError {
+    fn from(error: AdmissionError) -> Self {
+        Self::new(admission_code(&error), chain(&error))
+    }
+}
+
+impl From<CreateError> for ConnectError {
+    fn from(error: CreateError) -> Self {
+        let message = message(&error, error.is_out_of_space());
+        Self::new(create_code(&error), message)
+    }
+}
+
+impl From<FreezeError> for ConnectError {
+    fn from(error: FreezeError) -> Self {
+        let message = message(&error, error.is_out_of_space());
+        Self::new(snapshot_code(&error), message)
+    }
+}
+
+impl From<DestroyError> for ConnectError {
+    fn from(error: DestroyError) -> Self {
+        let code = match error {
+            DestroyError::Gone => ErrorCode::Unavailable,
+            _ => ErrorCode::Internal,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+impl From<UseError> for ConnectError {
+    fn from(error: UseError) -> Self {
+        let code = match error {
+            UseError::NotFound(_) => ErrorCode::NotFound,
+            UseError::NotRunning(..) | UseError::Lost(..) => ErrorCode::FailedPrecondition,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<InventoryError> for ConnectError {
+    fn from(error: InventoryError) -> Self {
+        Self::internal(chain(&error))
+    }
+}
+
+impl From<NamedSnapshotError> for ConnectError {
+    fn from(error: NamedSnapshotError) -> Self {
+        match error {
+            NamedSnapshotError::Taken(_) => Self::already_exists(error.to_string()),
+            NamedSnapshotError::Sandbox(error) => error.into(),
+            NamedSnapshotError::Template(_)
+            | NamedSnapshotError::Store(_)
+            | NamedSnapshotError::Panicked => Self::internal(chain(&error)),
+        }
+    }
+}
+
+impl From<DeleteSnapshotError> for ConnectError {
+    fn from(error: DeleteSnapshotError) -> Self {
+        match error {
+            DeleteSnapshotError::Unknown(_) => Self::not_found(error.to_string()),
+            DeleteSnapshotError::InUse { .. } => Self::failed_precondition(error.to_string()),
+            DeleteSnapshotError::Store(_) | DeleteSnapshotError::Panicked => {
+                Self::internal(chain(&error))
+            }
+        }
+    }
+}
+
+impl From<ForkError> for ConnectError {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::Snapshot(error) => error.into(),
+            ForkError::Copy(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::disk::DiskError;
+
+    fn full() -> io::Error {
+        io::Error::from_raw_os_error(nix::libc::ENOSPC)
+    }
+
+    fn folder_error(source: io::Error) -> CreateError {
+        CreateError::SandboxDir(SandboxDirError::Io {
+            step: "write",
+            path: "/x".into(),
+            source,
+        })
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_such_wherever_it_is_met() {
+        let disk = DiskError::Failed("qemu-img", "No space left on device".to_owned());
+        let slot = SlotError::Io {
+            step: "take a slot",
+            source: full(),
+        };
+        for error in [folder_error(full()), disk.into(), slot.into()] {
+            let error = ConnectError::from(error);
+            assert_eq!(error.code, ErrorCode::ResourceExhausted);
+            assert!(error.to_string().contains("disk is full"), "{error}");
+        }
+        let other = ConnectError::from(folder_error(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(other.code, ErrorCode::Internal);
+    }
+}

@@ -1,0 +1,89 @@
+//! Forks: copies of a running sandbox, which keeps running.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use wrenn_model::SandboxId;
+
+use super::{
+    super::{CreateError, FreezeError, Sandbox},
+    SandboxService,
+};
+use crate::{
+    admission::{AdmissionError, CreateParams},
+    host::HostCapacity,
+    snapshots::LocatedSnapshot,
+};
+
+/// Failure to fork a sandbox. No copy exists.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForkError {
+    /// The snapshot of the sandbox was not taken.
+    #[error(transparent)]
+    Snapshot(#[from] FreezeError),
+    /// A copy was not created.
+    #[error(transparent)]
+    Copy(#[from] CreateError),
+}
+
+impl SandboxService {
+    /// Creates copies of a sandbox from a new snapshot of it: all of them, or none.
+    pub(crate) async fn fork(
+        &self,
+        sandbox: &Sandbox,
+        copy_ids: Vec<SandboxId>,
+    ) -> Result<Vec<Arc<Sandbox>>, ForkError> {
+        let pin = sandbox.freeze().await?;
+        let host = self.actors.host.clone();
+        let located = tokio::task::spawn_blocking(move || {
+            let capacity =
+                HostCapacity::read(&host.config.data_dir).map_err(AdmissionError::Capacity)?;
+            Ok::<_, CreateError>((capacity, host.snapshots.locate(&pin)?))
+        });
+        let (capacity, snapshot) = located.await.map_err(|_| CreateError::Panicked)??;
+        Ok(self.copy(sandbox, &capacity, &snapshot, copy_ids).await?)
+    }
+
+    async fn copy(
+        &self,
+        sandbox: &Sandbox,
+        capacity: &HostCapacity,
+        snapshot: &LocatedSnapshot,
+        ids: Vec<SandboxId>,
+    ) -> Result<Vec<Arc<Sandbox>>, CreateError> {
+        let mut pending = Vec::new();
+        let mut last_error = None;
+        for id in ids {
+            let params = CreateParams {
+                id,
+                template_name: sandbox.facts.template.clone(),
+                timeout_sec: sandbox.facts.timeout_sec,
+                access: sandbox.access(),
+                envs: BTreeMap::new(),
+                installation: sandbox.installation(),
+            };
+            let plan = params.with_snapshot(capacity, snapshot.clone());
+            match plan.map_err(Into::into).and_then(|plan| self.start(plan)) {
+                Ok(copy) => pending.push(copy),
+                Err(error) => {
+                    last_error = Some(error);
+                    break;
+                }
+            }
+        }
+        let mut copies = Vec::new();
+        for copy in pending {
+            match copy.wait().await {
+                Ok(copy) => copies.push(copy),
+                Err(error) => last_error = Some(error),
+            }
+        }
+        let Some(error) = last_error else {
+            return Ok(copies);
+        };
+        for copy in copies {
+            // A copy that cannot be freed stays listed, in state error.
+            let _ = copy.destroy().await;
+        }
+        Err(error)
+    }
+}
