@@ -1,0 +1,60 @@
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use super::{state_machine::Loss, *};
+
+fn sandbox() -> Arc<Sandbox> {
+    let facts = SandboxFacts {
+        id: "sb-state".parse().unwrap(),
+        template: "minimal".parse().unwrap(),
+        vcpus: 1,
+        memory_mib: 128,
+        disk_mib: 128,
+        timeout_sec: 0,
+        created_unix_ms: 0,
+        envd_token: GuestToken::random(),
+    };
+    Sandbox::new(facts, Access::default(), String::new(), 0).0
+}
+
+fn running() -> Arc<Running> {
+    Arc::new(Running {
+        envd: EnvdClient::new(Ipv4Addr::LOCALHOST.into(), "token").unwrap(),
+        boot: BootTimes::default(),
+        gone: CancellationToken::new(),
+        memory: None,
+        tunnels: Tunnels::default(),
+    })
+}
+
+#[tokio::test]
+async fn calls_to_the_guest_end_when_its_vm_is_gone_and_not_while_it_may_continue() {
+    let (sandbox, vm) = (sandbox(), running());
+    sandbox.apply(Event::CreateDone(vm.clone()));
+    sandbox.apply(Event::PauseBegun);
+    sandbox.apply(Event::RolledBack);
+    assert!(!vm.gone.is_cancelled() && sandbox.touch_running().is_ok());
+    sandbox.apply(Event::PauseBegun);
+    sandbox.apply(Event::PauseDone);
+    assert!(vm.gone.is_cancelled());
+    let resumed = running();
+    sandbox.apply(Event::ResumeBegun);
+    sandbox.apply(Event::ResumeDone(resumed.clone()));
+    assert!(!resumed.gone.is_cancelled());
+    sandbox.apply(Event::VmLost(Loss {
+        reason: "it burned".to_owned(),
+        has_snapshot: false,
+    }));
+    assert!(resumed.gone.is_cancelled());
+    assert!(matches!(sandbox.state(), State::Error { reason } if reason == "it burned"));
+}
+
+#[tokio::test]
+async fn an_event_that_is_not_valid_changes_nothing() {
+    let (sandbox, vm) = (sandbox(), running());
+    sandbox.apply(Event::PauseDone);
+    assert!(matches!(sandbox.state(), State::Starting));
+    sandbox.apply(Event::CreateDone(vm.clone()));
+    sandbox.apply(Event::ResumeDone(running()));
+    assert!(Arc::ptr_eq(&sandbox.touch_running().unwrap(), &vm));
+    assert!(!vm.gone.is_cancelled());
+}
