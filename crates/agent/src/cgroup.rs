@@ -121,13 +121,13 @@ impl Cgroups {
         let created = self.hierarchies.iter().try_for_each(|hierarchy| {
             let dir = hierarchy
                 .create(&self.instance, id.as_str())
-                .map_err(failed(
+                .map_err(cgroup_failed(
                     "create the cgroup",
                     hierarchy.instance_dir(&self.instance).join(id),
                 ))?;
             for Setting { file, value } in hierarchy.settings(limits) {
                 let path = dir.join(file);
-                fs::write(&path, value).map_err(failed("write the limit", path))?;
+                fs::write(&path, value).map_err(cgroup_failed("write the limit", path))?;
             }
             Ok(())
         });
@@ -212,7 +212,7 @@ impl Cgroups {
 /// the processes of a sandbox are identified by the user ID of its slot.
 pub(crate) async fn kill_processes_of(uid: u32) -> Result<(), CgroupError> {
     let find = || {
-        let entries = fs::read_dir("/proc").map_err(failed("list", "/proc".into()))?;
+        let entries = fs::read_dir("/proc").map_err(cgroup_failed("list", "/proc".into()))?;
         let process = |entry: io::Result<fs::DirEntry>| {
             let entry = entry.ok()?;
             let pid = entry.file_name().to_str()?.parse::<i32>().ok()?;
@@ -266,7 +266,7 @@ fn processes(directories: &[PathBuf]) -> Result<Vec<Pid>, CgroupError> {
             // ENODEV: the group was removed while it was being read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => {}
-            Err(error) => return Err(failed("read", path)(error)),
+            Err(error) => return Err(cgroup_failed("read", path)(error)),
         }
     }
     pids.sort_unstable();
@@ -277,13 +277,13 @@ fn processes(directories: &[PathBuf]) -> Result<Vec<Pid>, CgroupError> {
 fn remove_group(dir: &PathBuf) -> Result<(), CgroupError> {
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed("remove the cgroup", dir.clone())(error))
+            Err(cgroup_failed("remove the cgroup", dir.clone())(error))
         }
         _ => Ok(()),
     }
 }
 
-fn failed(step: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> CgroupError {
+fn cgroup_failed(step: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> CgroupError {
     move |source| CgroupError::Io { step, path, source }
 }
 

@@ -40,7 +40,7 @@
 //! | running            | supervisor or VMM dies   | state error, with   | actor, at once; the    |
 //! |                    |                          | the reason          | directory by destroy   |
 //!
-//! Pause, snapshot and resume are described in `freeze.rs`, and the states that the next agent may
+//! Pause, snapshot and resume are described in `pause.rs`, and the states that the next agent may
 //! find in `adopt.rs`.
 
 pub(crate) mod actor;
@@ -50,8 +50,8 @@ mod boot_watch;
 mod boots;
 mod compact;
 pub(crate) mod error;
-mod freeze;
 mod network;
+mod pause;
 mod recovery;
 pub(crate) mod resources;
 pub(crate) mod service;
@@ -86,7 +86,7 @@ pub(crate) use boot_watch::Stall;
 pub use boots::BootPolicy;
 pub(crate) use boots::Boots;
 use error::chain;
-pub(crate) use error::{CreateError, DestroyError, FreezeError, UseError};
+pub(crate) use error::{CreateError, DestroyError, LifecycleError, UseError};
 pub(crate) use state_machine::State;
 use state_machine::{Event, transition};
 pub(crate) use tunnels::{Tunnel, Tunnels};
@@ -215,13 +215,13 @@ pub(crate) enum Command {
     /// Free everything and remove the sandbox.
     Destroy(Reply<(), DestroyError>),
     /// Take a snapshot, then end the VM and free its resources on the host.
-    Pause(Reply<(), FreezeError>),
+    Pause(Reply<(), LifecycleError>),
     /// Resume the sandbox.
-    Resume(ResumeFrom, Reply<(), FreezeError>),
+    Resume(ResumeFrom, Reply<(), LifecycleError>),
     /// Take a snapshot. The sandbox keeps running.
-    Freeze(Reply<SnapshotRef, FreezeError>),
+    Snapshot(Reply<SnapshotRef, LifecycleError>),
     /// Change the addresses that the sandbox may reach.
-    SetAccess(Access, Reply<(), FreezeError>),
+    SetAccess(Access, Reply<(), LifecycleError>),
 }
 
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
@@ -384,31 +384,31 @@ impl Sandbox {
     }
 
     /// Takes a snapshot, then ends the VM and frees its resources on the host.
-    pub(crate) async fn pause(&self) -> Result<(), FreezeError> {
+    pub(crate) async fn pause(&self) -> Result<(), LifecycleError> {
         self.ask(Command::Pause)
             .await
-            .unwrap_or(Err(FreezeError::Gone))
+            .unwrap_or(Err(LifecycleError::Gone))
     }
 
     /// Resumes the sandbox.
-    pub(crate) async fn resume(&self, from: ResumeFrom) -> Result<(), FreezeError> {
+    pub(crate) async fn resume(&self, from: ResumeFrom) -> Result<(), LifecycleError> {
         self.ask(|reply| Command::Resume(from, reply))
             .await
-            .unwrap_or(Err(FreezeError::Gone))
+            .unwrap_or(Err(LifecycleError::Gone))
     }
 
     /// Takes a snapshot. The sandbox keeps running.
-    pub(crate) async fn freeze(&self) -> Result<SnapshotRef, FreezeError> {
-        self.ask(Command::Freeze)
+    pub(crate) async fn snapshot(&self) -> Result<SnapshotRef, LifecycleError> {
+        self.ask(Command::Snapshot)
             .await
-            .unwrap_or(Err(FreezeError::Gone))
+            .unwrap_or(Err(LifecycleError::Gone))
     }
 
     /// Changes the addresses that the sandbox may reach, at once or from its next resume on.
-    pub(crate) async fn set_access(&self, access: Access) -> Result<(), FreezeError> {
+    pub(crate) async fn set_access(&self, access: Access) -> Result<(), LifecycleError> {
         self.ask(|reply| Command::SetAccess(access, reply))
             .await
-            .unwrap_or(Err(FreezeError::Gone))
+            .unwrap_or(Err(LifecycleError::Gone))
     }
 
     /// Sends a command to the actor and returns the reply. `None` if the actor has ended, because

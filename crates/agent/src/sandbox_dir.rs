@@ -95,7 +95,8 @@ pub(crate) struct LastSnapshot {
     /// ID of the snapshot.
     pub(crate) build: String,
     /// Time when this record was made, in milliseconds since the Unix epoch.
-    pub(crate) frozen_unix_ms: i64,
+    #[serde(rename = "frozen_unix_ms")]
+    pub(crate) recorded_unix_ms: i64,
     /// True if the VM kept running after the snapshot, or was resumed since. If false, the sandbox
     /// is paused.
     pub(crate) running: bool,
@@ -138,7 +139,7 @@ impl SandboxDirs {
     }
 
     /// Returns the directory of a sandbox, whether it exists or not.
-    pub(crate) fn of(&self, id: &SandboxId) -> SandboxDir {
+    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> SandboxDir {
         SandboxDir {
             path: self.root.join(id),
         }
@@ -207,7 +208,7 @@ impl SandboxDir {
     }
 
     /// True if the sandbox has a snapshot, whether its record is readable or not.
-    pub(crate) fn was_frozen(&self) -> bool {
+    pub(crate) fn has_last_snapshot(&self) -> bool {
         self.path.join(LAST).exists()
     }
 

@@ -43,7 +43,7 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(600);
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
 /// Maximum time for a VM to resume.
-const THAW_DEADLINE: Duration = Duration::from_secs(30);
+const RESUME_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Buffer size for the file descriptor that comes with an answer, in bytes.
 const ANCILLARY_BYTES: usize = 128;
@@ -126,7 +126,7 @@ impl Supervisor {
             wait_until_ready(&mut child).await?;
             Self::attach(sandbox_dir.path())
                 .await
-                .map_err(failed("connect to the supervisor"))
+                .map_err(supervisor_failed("connect to the supervisor"))
         };
         let started = tokio::time::timeout(deadline, started)
             .await
@@ -205,7 +205,7 @@ impl Supervisor {
 
     /// Pauses the virtual CPUs and has the VM written to `staging`. On failure, the VM keeps
     /// running.
-    pub(crate) async fn freeze(
+    pub(crate) async fn snapshot(
         &self,
         staging: &Path,
         build: &str,
@@ -224,8 +224,8 @@ impl Supervisor {
     }
 
     /// Resumes a paused VM. Succeeds if the VM is running.
-    pub(crate) async fn thaw(&self) -> Result<(), SupervisorError> {
-        match self.ask(Request::Thaw, THAW_DEADLINE).await? {
+    pub(crate) async fn resume(&self) -> Result<(), SupervisorError> {
+        match self.ask(Request::Thaw, RESUME_DEADLINE).await? {
             Reply::Thawed => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -301,7 +301,7 @@ impl Supervisor {
         &self,
         request: &Request,
     ) -> Result<(Reply, Option<OwnedFd>), SupervisorError> {
-        let io = failed("send a request to the supervisor");
+        let io = supervisor_failed("send a request to the supervisor");
         let request = serde_json::to_vec(request).map_err(|_| SupervisorError::Malformed)?;
         let exchange = async {
             let connection = connect(&self.sandbox_dir).await?;
@@ -359,7 +359,7 @@ fn spawn(
         .append(true)
         .mode(0o600)
         .open(sandbox_dir.join(files::LOG))
-        .map_err(failed("open the supervisor's log"))?;
+        .map_err(supervisor_failed("open the supervisor's log"))?;
     let mut command = Command::new(exe);
     command
         .arg("supervise")
@@ -380,13 +380,15 @@ fn spawn(
         .kill_on_drop(true);
     wrenn_sys::session::in_new_session(command.as_std_mut());
     if let Some(memory) = memory {
-        let memory = memory
-            .try_clone_to_owned()
-            .map_err(failed("pass the snapshot's memory file to the supervisor"))?;
+        let memory = memory.try_clone_to_owned().map_err(supervisor_failed(
+            "pass the snapshot's memory file to the supervisor",
+        ))?;
         let number = wrenn_sys::session::inherit(command.as_std_mut(), memory);
         command.arg("--memory-fd").arg(number.to_string());
     }
-    command.spawn().map_err(failed("start the supervisor"))
+    command
+        .spawn()
+        .map_err(supervisor_failed("start the supervisor"))
 }
 
 /// Waits for the supervisor's line `ready`.
@@ -415,6 +417,6 @@ async fn reap(mut child: ManuallyDrop<Child>) {
     let _ = child.wait().await;
 }
 
-fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SupervisorError {
+fn supervisor_failed(step: &'static str) -> impl FnOnce(io::Error) -> SupervisorError {
     move |source| SupervisorError::Io { step, source }
 }

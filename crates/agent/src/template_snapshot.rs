@@ -89,7 +89,9 @@ pub enum TemplateSnapshotError {
     },
 }
 
-fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> TemplateSnapshotError {
+fn step_failed<E: std::error::Error>(
+    step: &'static str,
+) -> impl FnOnce(E) -> TemplateSnapshotError {
     move |error| TemplateSnapshotError::Step {
         step,
         reason: chain(&error),
@@ -107,8 +109,11 @@ pub async fn make(
     name: &TemplateName,
     begins: impl FnOnce(),
 ) -> Result<bool, TemplateSnapshotError> {
-    let store = ImageStore::open(&config.images_dir).map_err(failed("open the image directory"))?;
-    let template = store.template(name).map_err(failed("find the template"))?;
+    let store =
+        ImageStore::open(&config.images_dir).map_err(step_failed("open the image directory"))?;
+    let template = store
+        .template(name)
+        .map_err(step_failed("find the template"))?;
     let (_alone, host) = open(&config, store, lock).await?;
     let is_made = host.snapshots.template_snapshot(&template).is_some();
     if !is_made {
@@ -145,9 +150,9 @@ pub async fn make(
 /// Destroys the sandboxes that a killed run left behind.
 async fn clean_up(actors: &SandboxActors) -> Result<(), TemplateSnapshotError> {
     const STEP: &str = "clean up after an earlier run";
-    adopt::adopt_all(actors).await.map_err(failed(STEP))?;
+    adopt::adopt_all(actors).await.map_err(step_failed(STEP))?;
     for left in actors.registry.list() {
-        left.destroy().await.map_err(failed(STEP))?;
+        left.destroy().await.map_err(step_failed(STEP))?;
     }
     Ok(())
 }
@@ -160,7 +165,7 @@ async fn open(
     _lock: &StoreLock,
 ) -> Result<(std::fs::File, HostContext), TemplateSnapshotError> {
     let work = store.template_snapshot_dir();
-    std::fs::create_dir_all(&work).map_err(failed("create the work directory"))?;
+    std::fs::create_dir_all(&work).map_err(step_failed("create the work directory"))?;
     let lock = server::lock(&work)?;
     let agent = agent_config(config, &work);
     let host = server::open_parts(agent, Arc::new(store), Deadlines::default()).await?;
@@ -179,18 +184,19 @@ pub async fn remove(
     if !config.images_dir.join("snapshots").is_dir() {
         return Ok(());
     }
-    let store = ImageStore::open(&config.images_dir).map_err(failed("open the image directory"))?;
+    let store =
+        ImageStore::open(&config.images_dir).map_err(step_failed("open the image directory"))?;
     let (_alone, host) = open(&config, store, lock).await?;
     let _in_use = in_use(&host, &config)?;
     for accel in [Accel::Kvm, Accel::Tcg] {
         if let Ok(name) = template_snapshot_name(name, accel) {
             let removed = host.snapshots.unname(&name);
-            removed.map_err(failed("remove the template snapshot"))?;
+            removed.map_err(step_failed("remove the template snapshot"))?;
         }
     }
     let collected: Result<(), JoinError> =
         tokio::task::spawn_blocking(move || host.snapshots.collect(|| Some(Vec::new()))).await;
-    collected.map_err(failed("remove the template snapshot"))
+    collected.map_err(step_failed("remove the template snapshot"))
 }
 
 /// Takes references to the template snapshots that sandboxes of another process depend on.
@@ -200,7 +206,7 @@ fn in_use(
 ) -> Result<Vec<SnapshotRef>, TemplateSnapshotError> {
     let Some(builds) = &config.in_use else {
         let all = host.snapshots.pin_all();
-        return all.map_err(failed("find the template snapshots"));
+        return all.map_err(step_failed("find the template snapshots"));
     };
     Ok(builds
         .iter()
@@ -234,7 +240,7 @@ async fn snapshot_template(
     let size = MachineSize {
         vcpus: template.vcpus,
         memory_mib: template.memory_mib,
-        disk_mib: image_mib(template).map_err(failed("find the template's image"))?,
+        disk_mib: image_mib(template).map_err(step_failed("find the template's image"))?,
     };
     let plan = create_params(&template.name)?.plan(Source::Image(template.clone()), size);
     let booted = create(&sandboxes, plan, "boot the template").await?;
@@ -244,13 +250,13 @@ async fn snapshot_template(
     run_command(&booted, &["/bin/sh", "-c", &settled]).await?;
     run_first_commands(&booted).await?;
     let pin = booted
-        .freeze()
+        .snapshot()
         .await
-        .map_err(failed("snapshot the guest"))?;
+        .map_err(step_failed("snapshot the guest"))?;
     booted
         .destroy()
         .await
-        .map_err(failed("destroy the guest after its snapshot"))?;
+        .map_err(step_failed("destroy the guest after its snapshot"))?;
     record_working_set(&sandboxes, template, &pin).await?;
     let accel = sandboxes.host().config.accel;
     let name = template_snapshot_name(&template.name, accel).map_err(|name| {
@@ -262,7 +268,7 @@ async fn snapshot_template(
     let snapshots = &sandboxes.host().snapshots;
     snapshots
         .name(&name, &pin, true)
-        .map_err(failed("name the template snapshot"))?;
+        .map_err(step_failed("name the template snapshot"))?;
     Ok(())
 }
 
@@ -274,13 +280,13 @@ async fn record_working_set(
     pin: &SnapshotRef,
 ) -> Result<(), TemplateSnapshotError> {
     let snapshot = sandboxes.host().snapshots.locate(pin);
-    let snapshot = snapshot.map_err(failed("find the new snapshot"))?;
+    let snapshot = snapshot.map_err(step_failed("find the new snapshot"))?;
     let record = snapshot.restore(true).snapshot.join(layout::WORKING_SET);
     let capacity = HostCapacity::read(&sandboxes.host().config.data_dir)
-        .map_err(failed("read the capacity of this host"))?;
+        .map_err(step_failed("read the capacity of this host"))?;
     let plan = create_params(&template.name)?
         .with_snapshot(&capacity, snapshot)
-        .map_err(failed("restore the template snapshot"))?;
+        .map_err(step_failed("restore the template snapshot"))?;
     let restored = create(sandboxes, plan, "restore the template snapshot").await?;
     run_first_commands(&restored).await?;
     let deadline = Instant::now() + RECORD_DEADLINE;
@@ -296,7 +302,7 @@ async fn record_working_set(
     restored
         .destroy()
         .await
-        .map_err(failed("destroy the restored guest"))
+        .map_err(step_failed("destroy the restored guest"))
 }
 
 fn create_params(template: &TemplateName) -> Result<CreateParams, TemplateSnapshotError> {
@@ -304,7 +310,7 @@ fn create_params(template: &TemplateName) -> Result<CreateParams, TemplateSnapsh
     Ok(CreateParams {
         id: id
             .parse::<SandboxId>()
-            .map_err(failed("create a sandbox ID"))?,
+            .map_err(step_failed("create a sandbox ID"))?,
         template_name: template.clone(),
         timeout_sec: 0,
         access: Access::default(),
@@ -318,8 +324,8 @@ async fn create(
     plan: Plan,
     step: &'static str,
 ) -> Result<Arc<Sandbox>, TemplateSnapshotError> {
-    let pending = sandboxes.start(plan).map_err(failed(step))?;
-    pending.wait().await.map_err(failed(step))
+    let pending = sandboxes.start(plan).map_err(step_failed(step))?;
+    pending.wait().await.map_err(step_failed(step))
 }
 
 async fn run_first_commands(sandbox: &Sandbox) -> Result<(), TemplateSnapshotError> {

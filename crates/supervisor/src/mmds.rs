@@ -67,7 +67,7 @@ pub struct Mmds {
 
 impl Mmds {
     /// Creates the service for a sandbox's guest.
-    pub(crate) fn of(spec: &SupervisorSpec) -> Self {
+    pub(crate) fn for_sandbox(spec: &SupervisorSpec) -> Self {
         Self::new(json!({
             "instanceID": spec.id,
             "envID": spec.template,

@@ -60,7 +60,7 @@ pub(crate) struct Owner<M> {
     pub(crate) memory: GuestMemory,
     /// Disk files above the base image, lowest first. The last one is writable.
     pub(crate) disk: Vec<PathBuf>,
-    pub(crate) frozen: bool,
+    pub(crate) is_paused: bool,
     pub(crate) status: watch::Receiver<MachineStatus>,
 }
 
@@ -113,7 +113,7 @@ impl<M: Machine> Owner<M> {
             };
             let meanwhile = self.status_during(&request);
             let served = {
-                let mut answering = std::pin::pin!(self.answer(request));
+                let mut answering = std::pin::pin!(self.serve(request));
                 loop {
                     tokio::select! {
                         (answer, ended) = &mut answering => break Served::Answered(Box::new(answer), ended),
@@ -148,7 +148,7 @@ impl<M: Machine> Owner<M> {
     /// Resumes a guest that the VMM paused because the host's disk was full. The write is retried;
     /// if it fails again, the VMM pauses the guest again.
     async fn retry_if_stalled(&mut self) {
-        if !self.machine.is_stalled() || self.frozen {
+        if !self.machine.is_stalled() || self.is_paused {
             return;
         }
         tracing::warn!("guest paused because the host's disk is full, retrying");
@@ -178,15 +178,15 @@ impl<M: Machine> Owner<M> {
     }
 
     /// Serves a request. Returns the answer, and an error if the VM must end.
-    async fn answer(&mut self, request: Request) -> (Answer, Option<SupervisorError>) {
+    async fn serve(&mut self, request: Request) -> (Answer, Option<SupervisorError>) {
         let done = match request {
             Request::Status => Ok(Reply::Status(self.status())),
             Request::Freeze {
                 staging,
                 build,
                 next_disk,
-            } => return self.freeze(&staging, &build, next_disk).await,
-            Request::Thaw => self.thaw().await.map(|()| Reply::Thawed),
+            } => return self.snapshot(&staging, &build, next_disk).await,
+            Request::Thaw => self.resume().await.map(|()| Reply::Thawed),
             Request::Published { published, memory } => self
                 .memory
                 .published(published, &memory)
@@ -199,10 +199,10 @@ impl<M: Machine> Owner<M> {
 
     fn status(&self) -> MachineStatus {
         MachineStatus {
-            frozen: self.frozen,
+            frozen: self.is_paused,
             disk: self.disk.clone(),
             pager: self.memory.status(),
-            vmm_time: vmm_time::of(self.machine.pid()),
+            vmm_time: vmm_time::read(self.machine.pid()),
             waits_for_disk: self.machine.is_stalled(),
             ..self.status.borrow().clone()
         }
@@ -210,10 +210,10 @@ impl<M: Machine> Owner<M> {
 
     /// Returns the status to report while `request` is served.
     fn status_during(&self, request: &Request) -> MachineStatus {
-        let freezing = matches!(request, Request::Freeze { .. });
+        let snapshotting = matches!(request, Request::Freeze { .. });
         MachineStatus {
-            frozen: self.frozen || freezing,
-            freezing,
+            frozen: self.is_paused || snapshotting,
+            freezing: snapshotting,
             ..self.status()
         }
     }
@@ -235,29 +235,29 @@ impl<M: Machine> Owner<M> {
         }
     }
 
-    async fn thaw(&mut self) -> Result<(), SupervisorError> {
-        if self.frozen {
+    async fn resume(&mut self) -> Result<(), SupervisorError> {
+        if self.is_paused {
             self.machine.thaw().await?;
-            self.frozen = false;
+            self.is_paused = false;
         }
         Ok(())
     }
 
-    async fn freeze(
+    async fn snapshot(
         &mut self,
         staging: &Path,
         build: &str,
         next_disk: Option<PathBuf>,
     ) -> (Answer, Option<SupervisorError>) {
-        if self.frozen {
+        if self.is_paused {
             let reason = "the VM is already paused".to_owned();
             return (Reply::Refused { reason }.into(), None);
         }
         match self.write(staging, build, next_disk).await {
-            Ok(frozen) => (Reply::Frozen(frozen).into(), None),
+            Ok(written) => (Reply::Frozen(written).into(), None),
             Err(error) => {
                 tracing::warn!(error = error.chain(), "snapshot failed");
-                let ended = self.thaw().await.err();
+                let ended = self.resume().await.err();
                 (refused(&error).into(), ended)
             }
         }
@@ -270,7 +270,7 @@ impl<M: Machine> Owner<M> {
         next_disk: Option<PathBuf>,
     ) -> Result<FrozenMachine, SupervisorError> {
         let began = Instant::now();
-        self.frozen = true;
+        self.is_paused = true;
         let vmm = Some(self.machine.pid());
         self.machine.freeze().await?;
         failpoint::hit("supervisor.freeze.stopped", vmm);

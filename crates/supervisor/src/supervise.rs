@@ -76,7 +76,7 @@ async fn supervise<D: VmmDriver>(
     let mut terminate =
         signal(SignalKind::terminate()).map_err(SupervisorError::io("listen for SIGTERM"))?;
     let listener = control::listen(dir)?;
-    let services = gateway::serve(&spec.network.netns, Mmds::of(&spec))?;
+    let services = gateway::serve(&spec.network.netns, Mmds::for_sandbox(&spec))?;
     let (mut memory, vmm_fds) = GuestMemory::prepare(&spec, image)?;
     if spec.restore.is_some() {
         failpoint::hit("supervisor.restore.prepared", None);
@@ -113,7 +113,7 @@ async fn supervise<D: VmmDriver>(
         machine,
         memory,
         disk,
-        frozen: false,
+        is_paused: false,
         status,
     };
     let outcome = owner.drive(queue, &failure, &mut terminate).await;

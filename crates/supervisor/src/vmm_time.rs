@@ -7,7 +7,7 @@ use wrenn_proto::supervise::VmmTime;
 
 /// Returns the sum over all threads of a process. `None` if the process is gone, or if the kernel
 /// keeps no such statistics.
-pub(crate) fn of(pid: u32) -> Option<VmmTime> {
+pub(crate) fn read(pid: u32) -> Option<VmmTime> {
     sum(pid).ok()
 }
 
@@ -53,13 +53,13 @@ mod tests {
     fn a_process_that_works_gains_time_and_one_that_is_gone_has_none() {
         let pid = std::process::id();
         let total = |time: VmmTime| time.running_ms + time.waiting_ms;
-        let before = total(of(pid).expect("this process has threads"));
+        let before = total(read(pid).expect("this process has threads"));
         let began = std::time::Instant::now();
         while began.elapsed() < std::time::Duration::from_millis(50) {
             std::hint::spin_loop();
         }
-        let after = total(of(pid).expect("this process has threads"));
+        let after = total(read(pid).expect("this process has threads"));
         assert!(after >= before + 20, "{before} -> {after}");
-        assert_eq!(of(u32::MAX), None);
+        assert_eq!(read(u32::MAX), None);
     }
 }

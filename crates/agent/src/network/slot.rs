@@ -60,7 +60,7 @@ impl Slots {
     }
 
     fn open_in(dir: &Path, owner: &Path) -> Result<Self, SlotError> {
-        fs::create_dir_all(dir).map_err(failed("create the directory"))?;
+        fs::create_dir_all(dir).map_err(slot_failed("create the directory"))?;
         Ok(Self {
             dir: dir.to_owned(),
             owner: owner.to_owned(),
@@ -74,8 +74,9 @@ impl Slots {
             sandbox: sandbox.clone(),
         };
         let draft = self.draft_path();
-        let text = serde_json::to_vec(&claim).map_err(|e| failed("write a claim")(e.into()))?;
-        fs::write(&draft, text).map_err(failed("write a claim"))?;
+        let text =
+            serde_json::to_vec(&claim).map_err(|e| slot_failed("write a claim")(e.into()))?;
+        fs::write(&draft, text).map_err(slot_failed("write a claim"))?;
         let slot = self.link_lowest(&draft);
         // A draft that remains is removed at the next start.
         let _ = fs::remove_file(&draft);
@@ -88,7 +89,7 @@ impl Slots {
             match fs::hard_link(draft, self.path(slot)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(failed("claim a slot")(error)),
+                Err(error) => return Err(slot_failed("claim a slot")(error)),
             }
             if !namespace::exists(&slot.netns()) {
                 return Ok(slot);
@@ -96,7 +97,7 @@ impl Slots {
             // The slot directory was emptied while a sandbox was running. Its namespace must not be
             // replaced.
             tracing::warn!(%slot, "slot skipped: its network namespace exists");
-            fs::remove_file(self.path(slot)).map_err(failed("release a slot"))?;
+            fs::remove_file(self.path(slot)).map_err(slot_failed("release a slot"))?;
         }
         Err(SlotError::Exhausted)
     }
@@ -111,7 +112,7 @@ impl Slots {
         }
         match fs::remove_file(self.path(slot)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("release a slot")(error))
+                Err(slot_failed("release a slot")(error))
             }
             _ => Ok(()),
         }
@@ -127,7 +128,7 @@ impl Slots {
     }
 
     fn taken(&self) -> Result<BTreeSet<Slot>, SlotError> {
-        let entries = fs::read_dir(&self.dir).map_err(failed("list the slots"))?;
+        let entries = fs::read_dir(&self.dir).map_err(slot_failed("list the slots"))?;
         let number = |entry: io::Result<fs::DirEntry>| {
             let name = entry.ok()?.file_name();
             Slot::new(name.to_str()?.parse().ok()?)
@@ -153,8 +154,8 @@ impl Slots {
 
     /// Removes draft claims of processes that no longer exist.
     pub(crate) fn remove_stale_drafts(&self) -> Result<(), SlotError> {
-        for entry in fs::read_dir(&self.dir).map_err(failed("list the slots"))? {
-            let name = entry.map_err(failed("list the slots"))?.file_name();
+        for entry in fs::read_dir(&self.dir).map_err(slot_failed("list the slots"))? {
+            let name = entry.map_err(slot_failed("list the slots"))?.file_name();
             let pid = name.to_str().and_then(|name| {
                 let (pid, _) = name.strip_prefix(".claim-")?.split_once('-')?;
                 pid.parse::<u32>().ok()
@@ -167,7 +168,7 @@ impl Slots {
     }
 }
 
-fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SlotError {
+fn slot_failed(step: &'static str) -> impl FnOnce(io::Error) -> SlotError {
     move |source| SlotError::Io { step, source }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     inventory::InventoryError,
     network::slot::SlotError,
     sandbox::{
-        CreateError, DestroyError, FreezeError, UseError,
+        CreateError, DestroyError, LifecycleError, UseError,
         error::chain,
         service::{DeleteSnapshotError, ForkError, NamedSnapshotError},
     },
@@ -46,17 +46,17 @@ fn create_code(error: &CreateError) -> ErrorCode {
     }
 }
 
-fn snapshot_code(error: &FreezeError) -> ErrorCode {
+fn snapshot_code(error: &LifecycleError) -> ErrorCode {
     if error.is_out_of_space() {
         return ErrorCode::ResourceExhausted;
     }
     match error {
-        FreezeError::NotNow(_) | FreezeError::NeverFrozen | FreezeError::Again(_) => {
+        LifecycleError::NotNow(_) | LifecycleError::NoSnapshot | LifecycleError::Again(_) => {
             ErrorCode::FailedPrecondition
         }
-        FreezeError::Prepare(error) => error.code,
-        FreezeError::Restore(error) => create_code(error),
-        FreezeError::Gone => ErrorCode::Unavailable,
+        LifecycleError::Prepare(error) => error.code,
+        LifecycleError::Restore(error) => create_code(error),
+        LifecycleError::Gone => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,
     }
 }
@@ -83,8 +83,8 @@ impl From<CreateError> for ConnectError {
     }
 }
 
-impl From<FreezeError> for ConnectError {
-    fn from(error: FreezeError) -> Self {
+impl From<LifecycleError> for ConnectError {
+    fn from(error: LifecycleError) -> Self {
         let message = message(&error, error.is_out_of_space());
         Self::new(snapshot_code(&error), message)
     }

@@ -57,7 +57,7 @@ pub(super) async fn adopt(
             "the header `{INSTALLATION_HEADER}` is missing"
         )));
     }
-    let sandbox_dir = host.sandbox_dirs.of(&sandbox.facts.id);
+    let sandbox_dir = host.sandbox_dirs.sandbox_dir(&sandbox.facts.id);
     let id = caller.clone();
     let written = tokio::task::spawn_blocking(move || sandbox_dir.write_installation(&id)).await;
     match written {
@@ -66,14 +66,14 @@ pub(super) async fn adopt(
             sandbox.set_installation(caller);
             Ok(())
         }
-        Ok(Err(error)) => Err(failed(&error)),
+        Ok(Err(error)) => Err(record_failed(&error)),
         Err(_) => Err(ConnectError::internal(
             "internal error of the host agent; see its log",
         )),
     }
 }
 
-fn failed(error: &SandboxDirError) -> ConnectError {
+fn record_failed(error: &SandboxDirError) -> ConnectError {
     ConnectError::internal(format!(
         "failed to record the sandbox's owner: {}",
         chain(error)

@@ -14,7 +14,7 @@ use super::{
     Command, Plan, Reply, Running, Sandbox, State,
     boot::{Abort, Attempt, Boot},
     compact::Compaction,
-    error::{CreateError, DestroyError, FreezeError, chain},
+    error::{CreateError, DestroyError, LifecycleError, chain},
     recovery::Recovery,
     resources::{HostContext, Resources},
     state_machine::{Event, Loss},
@@ -63,7 +63,7 @@ pub(super) enum AdoptedMachine {
     Running(Box<Running>),
     /// The guest has answered once, but the VM is paused, or its supervisor does not answer: an
     /// agent was killed during a snapshot.
-    Frozen(Box<Running>),
+    Interrupted(Box<Running>),
     /// The VM runs. The guest has not answered yet.
     Booting,
     /// The sandbox is paused and consists of files only. Other resources that are left of its VM
@@ -148,7 +148,7 @@ pub(super) struct SandboxActor {
     pub(super) pins: Pins,
     mailbox: mpsc::UnboundedReceiver<Command>,
     /// Callers that wait for the sandbox to run.
-    pub(super) resumes: Vec<Reply<(), FreezeError>>,
+    pub(super) resumes: Vec<Reply<(), LifecycleError>>,
     /// Reason for a loss of the VM since the last snapshot.
     pub(super) lost: Option<String>,
     /// Compaction of the last snapshot's chain, if one is in progress.
@@ -229,10 +229,10 @@ impl SandboxActor {
         if freed.is_ok() {
             self.forget();
         }
-        self.answer_resumes(Err(FreezeError::Gone));
+        self.answer_resumes(Err(LifecycleError::Gone));
         let _ = made.send(Err(error));
         self.drain_mailbox(&mut replies);
-        self.answer(freed, replies)
+        self.answer_destroys(freed, replies)
     }
 
     async fn adopt(&mut self, adopted: Adopted) -> Step {
@@ -255,7 +255,7 @@ impl SandboxActor {
                 self.sandbox.apply(Event::FoundRunning(Arc::new(*running)));
                 Step::Watch
             }
-            AdoptedMachine::Frozen(running) => self.recover_interrupted(Arc::new(*running)).await,
+            AdoptedMachine::Interrupted(running) => self.recover_interrupted(running.into()).await,
             AdoptedMachine::Lost(reason) => self.on_vm_lost(reason).await,
             AdoptedMachine::Paused => self.enter_paused(Event::FoundPaused).await,
             AdoptedMachine::Booting => {
@@ -300,13 +300,13 @@ impl SandboxActor {
         loop {
             tokio::select! {
                 outcome = &mut work => return (outcome, replies),
-                Some(ask) = self.mailbox.recv() => match ask {
+                Some(command) = self.mailbox.recv() => match command {
                     Command::Destroy(reply) => {
                         replies.push(reply);
                         abort.destroyed.cancel();
                     }
                     Command::Resume(_, reply) => self.resumes.push(reply),
-                    other => reject(other, &FreezeError::NotNow("starting")),
+                    other => reject(other, &LifecycleError::NotNow("starting")),
                 },
             }
         }
@@ -319,19 +319,19 @@ impl SandboxActor {
                 .on_vm_lost("the supervisor process is gone".to_owned())
                 .await;
         };
-        let ask = tokio::select! {
+        let command = tokio::select! {
             () = supervisor.gone() => None,
             compacted = Self::compacted(&mut self.compaction) => {
                 self.move_to_compacted(compacted);
                 return Step::Watch;
             }
-            Some(ask) = self.mailbox.recv() => Some(ask),
+            Some(command) = self.mailbox.recv() => Some(command),
             () = self.actors.shutdown.cancelled() => return Step::End,
         };
-        match ask {
+        match command {
             Some(Command::Destroy(reply)) => Step::Destroy(vec![reply]),
             Some(Command::Pause(reply)) => self.pause(reply).await,
-            Some(Command::Freeze(reply)) => self.freeze(reply).await,
+            Some(Command::Snapshot(reply)) => self.snapshot(reply).await,
             Some(Command::SetAccess(access, reply)) => {
                 let _ = reply.send(self.set_access(access).await);
                 Step::Watch
@@ -387,15 +387,15 @@ impl SandboxActor {
 
     /// Waits while the sandbox is paused or in error, until it is resumed or destroyed.
     async fn wait(&mut self) -> Step {
-        let ask = tokio::select! {
-            Some(ask) = self.mailbox.recv() => ask,
+        let command = tokio::select! {
+            Some(command) = self.mailbox.recv() => command,
             compacted = Self::compacted(&mut self.compaction) => {
                 self.move_to_compacted(compacted);
                 return Step::Wait;
             }
             () = self.actors.shutdown.cancelled() => return Step::End,
         };
-        match ask {
+        match command {
             Command::Destroy(reply) => return Step::Destroy(vec![reply]),
             Command::Resume(from, reply) => {
                 self.resumes.push(reply);
@@ -404,19 +404,19 @@ impl SandboxActor {
             Command::Pause(reply) => {
                 let _ = reply.send(match self.sandbox.state() {
                     State::Paused => Ok(()),
-                    _ => Err(FreezeError::NotNow("lost")),
+                    _ => Err(LifecycleError::NotNow("lost")),
                 });
             }
-            Command::Freeze(reply) => {
+            Command::Snapshot(reply) => {
                 let _ = reply.send(match (self.sandbox.state(), &self.pins.last) {
                     (State::Paused, Some(last)) => Ok(last.clone()),
-                    _ => Err(FreezeError::NotNow("lost")),
+                    _ => Err(LifecycleError::NotNow("lost")),
                 });
             }
             Command::SetAccess(access, reply) => {
                 let _ = reply.send(match self.sandbox.state() {
                     State::Paused => self.set_access(access).await,
-                    _ => Err(FreezeError::NotNow("lost")),
+                    _ => Err(LifecycleError::NotNow("lost")),
                 });
             }
         }
@@ -431,7 +431,7 @@ impl SandboxActor {
             self.forget();
         }
         self.drain_mailbox(&mut replies);
-        self.answer(freed, replies)
+        self.answer_destroys(freed, replies)
     }
 
     /// Removes the sandbox from the registry, so that its ID is unknown from now on, and drops its
@@ -446,28 +446,28 @@ impl SandboxActor {
     /// Empties the mailbox after a destroy. Further destroys are added to `replies`, so that they
     /// get the same answer. Other commands are rejected, because the sandbox is gone.
     fn drain_mailbox(&mut self, replies: &mut Vec<DestroyReply>) {
-        while let Ok(ask) = self.mailbox.try_recv() {
-            match ask {
+        while let Ok(command) = self.mailbox.try_recv() {
+            match command {
                 Command::Destroy(reply) => replies.push(reply),
-                other => reject(other, &FreezeError::Gone),
+                other => reject(other, &LifecycleError::Gone),
             }
         }
     }
 
-    pub(super) fn answer_resumes(&mut self, answer: Result<(), FreezeError>) {
+    pub(super) fn answer_resumes(&mut self, answer: Result<(), LifecycleError>) {
         let mut answer = Some(answer);
         for reply in self.resumes.drain(..) {
             // The first caller receives the error itself, the others receive its text.
             let again = match &answer {
                 Some(Ok(())) | None => Ok(()),
-                Some(Err(error)) => Err(FreezeError::Again(chain(error))),
+                Some(Err(error)) => Err(LifecycleError::Again(chain(error))),
             };
             let first = answer.replace(again).unwrap_or(Ok(()));
             let _ = reply.send(first);
         }
     }
 
-    fn answer(&self, freed: Result<(), DestroyError>, replies: Vec<DestroyReply>) -> Step {
+    fn answer_destroys(&self, freed: Result<(), DestroyError>, replies: Vec<DestroyReply>) -> Step {
         let Err(error) = freed else {
             for reply in replies {
                 let _ = reply.send(Ok(()));
@@ -486,14 +486,14 @@ impl SandboxActor {
 }
 
 /// Rejects a command that is not possible now.
-fn reject(ask: Command, why: &FreezeError) {
-    let why = FreezeError::Again(why.to_string());
+fn reject(command: Command, why: &LifecycleError) {
+    let why = LifecycleError::Again(why.to_string());
     // The caller may be gone.
-    let _ = match ask {
+    let _ = match command {
         Command::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
         Command::Pause(reply) | Command::Resume(_, reply) | Command::SetAccess(_, reply) => {
             reply.send(Err(why)).is_ok()
         }
-        Command::Freeze(reply) => reply.send(Err(why)).is_ok(),
+        Command::Snapshot(reply) => reply.send(Err(why)).is_ok(),
     };
 }

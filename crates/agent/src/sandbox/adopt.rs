@@ -83,7 +83,7 @@ pub(crate) async fn adopt_all(actors: &SandboxActors) -> Result<(), AdoptError> 
                 found.push((id, adopted));
             }
             Err(error) if error.is_unreadable() => return Err(error.into()),
-            Err(error) if sandbox_dir.was_frozen() => {
+            Err(error) if sandbox_dir.has_last_snapshot() => {
                 tracing::error!(sandbox_id = %id, error = chain(&error), "directory of a sandbox is invalid, sandbox left alone");
                 left.insert(id);
             }
@@ -231,7 +231,7 @@ async fn examine_machine(
     }
     // A supervisor that does not answer is busy with a snapshot, which an older version of it does
     // not report.
-    let stands = match supervisor.status().await {
+    let is_paused = match supervisor.status().await {
         Ok(status) => status.frozen,
         Err(SupervisorError::Silent(_)) => true,
         Err(error) => return AdoptedMachine::Lost(chain(&error)),
@@ -250,8 +250,8 @@ async fn examine_machine(
         memory: shared_memory(host, supervisor, origin).await,
         tunnels: Tunnels::default(),
     });
-    if stands {
-        AdoptedMachine::Frozen(running)
+    if is_paused {
+        AdoptedMachine::Interrupted(running)
     } else {
         AdoptedMachine::Running(running)
     }

@@ -395,16 +395,18 @@ async fn recovered(
     token: &str,
     spec: &SupervisorSpec,
 ) -> Result<bool, CreateError> {
-    let frozen = envd.showing(token).map_err(CreateError::Guest)?;
-    let attempt = tokio::time::timeout(RECOVER_ATTEMPT, recover(&frozen, spec));
-    let failed = match attempt.await {
+    let unrecovered = envd.showing(token).map_err(CreateError::Guest)?;
+    let attempt = tokio::time::timeout(RECOVER_ATTEMPT, recover(&unrecovered, spec));
+    let first_error = match attempt.await {
         Ok(Ok(())) => return Ok(true),
         Err(_) => return Ok(false),
         Ok(Err(error)) if error.code == ErrorCode::Unavailable => return Ok(false),
         Ok(Err(error)) => error,
     };
     let again = recover(envd, spec).await;
-    again.map(|()| true).map_err(|_| CreateError::Guest(failed))
+    again
+        .map(|()| true)
+        .map_err(|_| CreateError::Guest(first_error))
 }
 
 /// Returns a machine ID (32 hexadecimal digits) that is unique to the sandbox and stays the same

@@ -24,14 +24,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Reply, ResumeFrom, State,
     actor::{SandboxActor, Step},
-    error::{FreezeError, chain},
+    error::{LifecycleError, chain},
 };
 use crate::snapshots::{SnapshotError, SnapshotRef};
 
 /// Compaction in progress.
 pub(super) struct Compaction {
     /// Snapshot that is compacted.
-    of: SnapshotRef,
+    original: SnapshotRef,
     task: JoinHandle<Result<SnapshotRef, SnapshotError>>,
     /// Cancelled to start the work immediately.
     hurry: CancellationToken,
@@ -45,20 +45,21 @@ const REST: Duration = Duration::from_secs(5);
 /// Result of a compaction.
 pub(super) struct Compacted {
     /// Snapshot that was compacted.
-    of: SnapshotRef,
+    original: SnapshotRef,
     compacted_copy: Option<SnapshotRef>,
 }
 
 impl SandboxActor {
     /// Starts a compaction of the last snapshot, if it is worthwhile and none is in progress.
     pub(super) fn begin_compaction(&mut self) {
-        let Some(of) = self.pins.last.clone() else {
+        let Some(original) = self.pins.last.clone() else {
             return;
         };
-        if self.compaction.is_some() || !self.actors.host.snapshots.depth(&of).is_worthwhile() {
+        if self.compaction.is_some() || !self.actors.host.snapshots.depth(&original).is_worthwhile()
+        {
             return;
         }
-        let (snapshots, pin) = (self.actors.host.snapshots.clone(), of.clone());
+        let (snapshots, pin) = (self.actors.host.snapshots.clone(), original.clone());
         let (hurry, begun) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         let (hurried, begins, shutdown) =
             (hurry.clone(), begun.clone(), self.actors.shutdown.clone());
@@ -72,7 +73,7 @@ impl SandboxActor {
             snapshots.compact(&pin).await
         });
         self.compaction = Some(Compaction {
-            of,
+            original,
             task,
             hurry,
             begun,
@@ -82,14 +83,14 @@ impl SandboxActor {
     /// Abandons the compaction. Neither the original nor the copy will be used. A file that is
     /// being written is completed first.
     pub(super) fn give_up_compaction(&mut self) {
-        let Some(Compaction { of, task, .. }) = self.compaction.take() else {
+        let Some(Compaction { original, task, .. }) = self.compaction.take() else {
             return;
         };
         task.abort();
         let actors = self.actors.clone();
         self.actors.tasks.spawn(async move {
             let _ = task.await;
-            drop(of);
+            drop(original);
             actors.collect_snapshots();
         });
     }
@@ -110,20 +111,23 @@ impl SandboxActor {
             return std::future::pending().await;
         };
         let made = (&mut under_way.task).await;
-        let of = under_way.of.clone();
+        let original = under_way.original.clone();
         *compaction = None;
-        let failed = match made {
+        let reason = match made {
             Ok(Ok(compacted_copy)) => {
-                tracing::info!(snapshot = %of.id(), compacted_copy = %compacted_copy.id(), "chain compacted");
+                tracing::info!(snapshot = %original.id(), compacted_copy = %compacted_copy.id(), "chain compacted");
                 let compacted_copy = Some(compacted_copy);
-                return Compacted { of, compacted_copy };
+                return Compacted {
+                    original,
+                    compacted_copy,
+                };
             }
             Ok(Err(error)) => chain(&error),
             Err(lost) => chain(&lost),
         };
-        tracing::warn!(snapshot = %of.id(), error = failed, "chain compaction failed");
+        tracing::warn!(snapshot = %original.id(), error = reason, "chain compaction failed");
         Compacted {
-            of,
+            original,
             compacted_copy: None,
         }
     }
@@ -131,17 +135,20 @@ impl SandboxActor {
     /// Replaces the last snapshot by its compacted copy. If a newer snapshot was taken in the
     /// meantime, that one is compacted instead. A running sandbox is left alone.
     pub(super) fn move_to_compacted(&mut self, compacted: Compacted) {
-        let Compacted { of, compacted_copy } = compacted;
-        let rests = matches!(self.sandbox.state(), State::Paused | State::Resuming(_));
-        let stands_there = self.pins.last.as_ref().map(SnapshotRef::id) == Some(of.id());
-        if let Some(compacted_copy) = compacted_copy.filter(|_| rests) {
-            if !stands_there {
+        let Compacted {
+            original,
+            compacted_copy,
+        } = compacted;
+        let is_paused = matches!(self.sandbox.state(), State::Paused | State::Resuming(_));
+        let is_last = self.pins.last.as_ref().map(SnapshotRef::id) == Some(original.id());
+        if let Some(compacted_copy) = compacted_copy.filter(|_| is_paused) {
+            if !is_last {
                 self.begin_compaction();
             } else if self.note_paused(&compacted_copy) {
                 self.pins.last = Some(compacted_copy);
             }
         }
-        drop(of);
+        drop(original);
         self.actors.collect_snapshots();
     }
 
@@ -149,8 +156,8 @@ impl SandboxActor {
     pub(super) fn is_deep(&self) -> bool {
         let depth = |pin| self.actors.host.snapshots.depth(pin);
         // A sandbox without a snapshot of its own depends on the snapshot that it was created from.
-        let stands_on = self.pins.last.as_ref().or(self.pins.origin.as_ref());
-        stands_on.is_some_and(|snapshot| depth(snapshot).is_too_much())
+        let base = self.pins.last.as_ref().or(self.pins.origin.as_ref());
+        base.is_some_and(|snapshot| depth(snapshot).is_too_much())
     }
 
     /// Waits for the compacted copy if the chain is too long to start a VM from.
@@ -171,14 +178,14 @@ impl SandboxActor {
 
     /// Takes a snapshot of a running sandbox whose chain is too long: pauses the sandbox and
     /// resumes it from the compacted copy.
-    pub(super) async fn freeze_and_shorten(
+    pub(super) async fn snapshot_and_shorten(
         &mut self,
-        reply: Reply<SnapshotRef, FreezeError>,
+        reply: Reply<SnapshotRef, LifecycleError>,
     ) -> Step {
         let (paused, outcome) = oneshot::channel();
         let next = self.pause(paused).await;
-        let outcome = match outcome.await.unwrap_or(Err(FreezeError::Gone)) {
-            Ok(()) => self.pins.last.clone().ok_or(FreezeError::Gone),
+        let outcome = match outcome.await.unwrap_or(Err(LifecycleError::Gone)) {
+            Ok(()) => self.pins.last.clone().ok_or(LifecycleError::Gone),
             Err(error) => Err(error),
         };
         if outcome.is_err() {
@@ -188,7 +195,7 @@ impl SandboxActor {
         // If the resume fails, the sandbox stays paused with a warning. The snapshot is complete in
         // either case.
         let next = self.resume(ResumeFrom::Memory).await;
-        let _ = reply.send(self.pins.last.clone().ok_or(FreezeError::Gone));
+        let _ = reply.send(self.pins.last.clone().ok_or(LifecycleError::Gone));
         next
     }
 }

@@ -100,23 +100,23 @@ pub(crate) enum DestroyError {
     Gone,
 }
 
-/// Failure to pause, resume or snapshot a sandbox. The sandbox is unchanged, unless its state says
-/// otherwise.
+/// Failure to pause, resume or snapshot a sandbox, or to change its network access. The sandbox is
+/// unchanged, unless its state says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum FreezeError {
+pub(crate) enum LifecycleError {
     /// The sandbox's state does not allow the operation.
     #[error("the sandbox is {0}")]
     NotNow(&'static str),
     /// The sandbox has no snapshot.
     #[error("the sandbox has no snapshot to resume from")]
-    NeverFrozen,
+    NoSnapshot,
     #[error("failed to prepare the guest for the snapshot; the sandbox keeps running")]
     Prepare(#[source] ConnectError),
     #[error("failed to snapshot the virtual machine; the sandbox keeps running")]
-    Freeze(#[source] SupervisorError),
+    Snapshot(#[source] SupervisorError),
     #[error("failed to resume the virtual machine after the snapshot; the sandbox is lost")]
-    Thaw(#[source] SupervisorError),
+    ResumeVm(#[source] SupervisorError),
     #[error("failed to create the next layer of the sandbox's disk")]
     Disk(#[from] DiskError),
     #[error("failed to store the snapshot; the sandbox is unchanged")]
@@ -135,7 +135,7 @@ pub(crate) enum FreezeError {
     Gone,
 }
 
-impl FreezeError {
+impl LifecycleError {
     /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
@@ -143,7 +143,7 @@ impl FreezeError {
             Self::SandboxDir(error) => error.is_out_of_space(),
             Self::Disk(error) => error.is_out_of_space(),
             Self::Restore(error) => error.is_out_of_space(),
-            Self::Freeze(error) => error.is_out_of_space(),
+            Self::Snapshot(error) => error.is_out_of_space(),
             _ => false,
         }
     }

@@ -14,7 +14,7 @@
 use super::{
     State,
     actor::SandboxActor,
-    error::{FreezeError, chain},
+    error::{LifecycleError, chain},
 };
 use crate::{
     network::{self, access::Access},
@@ -24,12 +24,12 @@ use crate::{
 impl SandboxActor {
     /// Changes the addresses that the sandbox may reach. Takes effect at once if the sandbox runs,
     /// otherwise when it is resumed. On failure, the access is unchanged.
-    pub(super) async fn set_access(&mut self, access: Access) -> Result<(), FreezeError> {
+    pub(super) async fn set_access(&mut self, access: Access) -> Result<(), LifecycleError> {
         let sandbox_dir = self
             .resources
             .sandbox_dir
             .clone()
-            .ok_or(FreezeError::Gone)?;
+            .ok_or(LifecycleError::Gone)?;
         let before = self.sandbox.access();
         note(&sandbox_dir, &access).await?;
         let runs = matches!(self.sandbox.state(), State::Running(_));
@@ -41,7 +41,7 @@ impl SandboxActor {
             // the next agent sets all rules.
             let _ = note(&sandbox_dir, &before).await;
             let _ = network::update(slot, &before).await;
-            return Err(FreezeError::Access(error));
+            return Err(LifecycleError::Access(error));
         }
         self.sandbox.note_access(access);
         Ok(())
@@ -49,7 +49,7 @@ impl SandboxActor {
 }
 
 /// Writes the lists to `spec.json`, on a blocking thread because flushing to disk blocks.
-async fn note(sandbox_dir: &SandboxDir, access: &Access) -> Result<(), FreezeError> {
+async fn note(sandbox_dir: &SandboxDir, access: &Access) -> Result<(), LifecycleError> {
     let (sandbox_dir, access) = (sandbox_dir.clone(), access.clone());
     let noted = tokio::task::spawn_blocking(move || {
         let mut spec = sandbox_dir.read_spec()?;
@@ -57,6 +57,6 @@ async fn note(sandbox_dir: &SandboxDir, access: &Access) -> Result<(), FreezeErr
         spec.network.egress = access.egress;
         sandbox_dir.write_spec(&spec)
     });
-    let noted: Result<(), SandboxDirError> = noted.await.map_err(|_| FreezeError::Gone)?;
+    let noted: Result<(), SandboxDirError> = noted.await.map_err(|_| LifecycleError::Gone)?;
     Ok(noted?)
 }

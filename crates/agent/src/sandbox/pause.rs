@@ -57,7 +57,7 @@ use wrenn_sys::failpoint;
 use super::{
     Reply, ResumeFrom, Running, State,
     actor::{SandboxActor, Step},
-    error::{CreateError, FreezeError, chain},
+    error::{CreateError, LifecycleError, chain},
     now_unix_ms,
     recovery::recover,
     state_machine::Event,
@@ -77,10 +77,10 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 
 /// Maximum time to pause vCPUs and devices and to write them and the memory. Long enough for the
 /// whole guest memory at the speed of a slow disk.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(240);
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(240);
 
 /// State of a paused VM that was written and is not yet published.
-struct Frozen {
+struct Captured {
     stage: StagedSnapshot,
     layers: Vec<std::path::PathBuf>,
     /// Version of the VMM that saved the state.
@@ -89,9 +89,9 @@ struct Frozen {
 
 impl SandboxActor {
     /// Saves the VM and frees its resources. If a step fails, the sandbox keeps running.
-    pub(super) async fn pause(&mut self, reply: Reply<(), FreezeError>) -> Step {
+    pub(super) async fn pause(&mut self, reply: Reply<(), LifecycleError>) -> Step {
         let State::Running(running) = self.sandbox.state() else {
-            let _ = reply.send(Err(FreezeError::NotNow("not running")));
+            let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
         let began = Instant::now();
@@ -122,15 +122,15 @@ impl SandboxActor {
     }
 
     /// Takes a snapshot of the running sandbox, which keeps running.
-    pub(super) async fn freeze(&mut self, reply: Reply<SnapshotRef, FreezeError>) -> Step {
+    pub(super) async fn snapshot(&mut self, reply: Reply<SnapshotRef, LifecycleError>) -> Step {
         let State::Running(running) = self.sandbox.state() else {
-            let _ = reply.send(Err(FreezeError::NotNow("not running")));
+            let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
         if self.is_deep() {
-            return self.freeze_and_shorten(reply).await;
+            return self.snapshot_and_shorten(reply).await;
         }
-        match self.save_and_go_on(&running).await {
+        match self.save_and_continue(&running).await {
             Ok(pin) => {
                 self.sandbox.set_warning(String::new());
                 self.pins.last = Some(pin.clone());
@@ -155,7 +155,7 @@ impl SandboxActor {
         self.put_off_compaction();
         let Some(last) = self.pins.last.clone() else {
             self.sandbox.apply(Event::ResumeFailed);
-            self.answer_resumes(Err(FreezeError::NeverFrozen));
+            self.answer_resumes(Err(LifecycleError::NoSnapshot));
             return Step::Wait;
         };
         // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
@@ -163,7 +163,7 @@ impl SandboxActor {
         if let Err(error) = self.resources.free(&self.actors.host).await {
             let reason = CreateError::Ended(chain(&error));
             self.sandbox.apply(Event::ResumeFailed);
-            self.answer_resumes(Err(FreezeError::Restore(reason)));
+            self.answer_resumes(Err(LifecycleError::Restore(reason)));
             return Step::Wait;
         }
         let (outcome, replies) = self.boot(async |boot| boot.resume(&last, from).await).await;
@@ -173,7 +173,7 @@ impl SandboxActor {
         };
         match noted {
             _ if !replies.is_empty() => {
-                self.answer_resumes(Err(FreezeError::Gone));
+                self.answer_resumes(Err(LifecycleError::Gone));
                 Step::Destroy(replies)
             }
             Ok(running) => {
@@ -188,7 +188,7 @@ impl SandboxActor {
                 Step::Watch
             }
             Err(error) => {
-                let error = FreezeError::Restore(error);
+                let error = LifecycleError::Restore(error);
                 tracing::warn!(error = chain(&error), "failed to resume the sandbox");
                 // Resources that cannot be freed now are freed by the next attempt.
                 let _ = self.resources.free(&self.actors.host).await;
@@ -210,7 +210,7 @@ impl SandboxActor {
         };
         let noted = sandbox_dir.write_last(&LastSnapshot {
             build: last.build(),
-            frozen_unix_ms: now_unix_ms(),
+            recorded_unix_ms: now_unix_ms(),
             running: false,
         });
         noted
@@ -231,10 +231,10 @@ impl SandboxActor {
     }
 
     /// Takes steps 2 to 5. After an error, either the VM runs or the supervisor is gone.
-    async fn save(&mut self, running: &Running) -> Result<SnapshotRef, FreezeError> {
+    async fn save(&mut self, running: &Running) -> Result<SnapshotRef, LifecycleError> {
         let sandbox_dir = self.sandbox_dir()?;
-        let frozen = self.capture(running, None).await?;
-        let stored = self.store(frozen, &sandbox_dir, false).await;
+        let captured = self.capture(running, None).await?;
+        let stored = self.store(captured, &sandbox_dir, false).await;
         match stored {
             Ok(pin) => Ok(pin),
             Err(error) => {
@@ -245,25 +245,28 @@ impl SandboxActor {
     }
 
     /// Takes steps 2 and 3, resumes the VM, and takes steps 4 and 5 while the VM runs.
-    async fn save_and_go_on(&mut self, running: &Running) -> Result<SnapshotRef, FreezeError> {
+    async fn save_and_continue(
+        &mut self,
+        running: &Running,
+    ) -> Result<SnapshotRef, LifecycleError> {
         let sandbox_dir = self.sandbox_dir()?;
         let spec = sandbox_dir.read_spec()?;
         let next_disk = sandbox_dir.next_disk();
         disk::create_at(&next_disk, spec.disk_mib, spec.uid).await?;
-        let frozen = match self.capture(running, Some(&next_disk)).await {
-            Ok(frozen) => frozen,
+        let captured = match self.capture(running, Some(&next_disk)).await {
+            Ok(captured) => captured,
             Err(error) => {
                 self.forget_unless_used(&next_disk).await;
                 return Err(error);
             }
         };
-        self.thaw(running).await?;
-        let stored = self.store(frozen, &sandbox_dir, true).await;
+        self.resume_vm(running).await?;
+        let stored = self.store(captured, &sandbox_dir, true).await;
         let memory = self.actors.host.snapshots.memory_dir();
         self.supervisor()?
             .note_published(stored.is_ok(), &memory)
             .await
-            .map_err(FreezeError::Freeze)?;
+            .map_err(LifecycleError::Snapshot)?;
         stored
     }
 
@@ -284,22 +287,22 @@ impl SandboxActor {
         &mut self,
         running: &Running,
         next_disk: Option<&Path>,
-    ) -> Result<Frozen, FreezeError> {
+    ) -> Result<Captured, LifecycleError> {
         self.recovery = None;
         let stage = self.actors.host.snapshots.stage()?;
         let build = stage.build();
         let keep_cache = self.actors.host.config.keep_page_cache;
         if let Err(error) = running.envd.prepare(&build, keep_cache).await {
             self.recovery = recover(running).await;
-            return Err(FreezeError::Prepare(error));
+            return Err(LifecycleError::Prepare(error));
         }
         failpoint::hit("agent.freeze.prepared", None);
         let asked = self
             .supervisor()?
-            .freeze(stage.path(), &build, next_disk, FREEZE_DEADLINE)
+            .snapshot(stage.path(), &build, next_disk, SNAPSHOT_DEADLINE)
             .await;
         match asked {
-            Ok(machine) => Ok(Frozen {
+            Ok(machine) => Ok(Captured {
                 stage,
                 layers: machine.disk_layers,
                 // A supervisor that is older than this agent may not report its VMM.
@@ -308,7 +311,7 @@ impl SandboxActor {
             Err(error) => {
                 // The VM may be paused all the same, if only the answer was lost.
                 self.abort_snapshot(running).await?;
-                Err(FreezeError::Freeze(error))
+                Err(LifecycleError::Snapshot(error))
             }
         }
     }
@@ -316,11 +319,11 @@ impl SandboxActor {
     /// Completes and publishes the snapshot, and records it as the sandbox's last.
     async fn store(
         &self,
-        frozen: Frozen,
+        captured: Captured,
         sandbox_dir: &SandboxDir,
         running: bool,
-    ) -> Result<SnapshotRef, FreezeError> {
-        let Frozen { stage, layers, vmm } = frozen;
+    ) -> Result<SnapshotRef, LifecycleError> {
+        let Captured { stage, layers, vmm } = captured;
         failpoint::hit("agent.freeze.frozen", None);
         let (host, sandbox_dir) = (self.actors.host.clone(), sandbox_dir.clone());
         let stored = tokio::task::spawn_blocking(move || {
@@ -330,12 +333,12 @@ impl SandboxActor {
             failpoint::hit("agent.freeze.published", None);
             sandbox_dir.write_last(&LastSnapshot {
                 build: pin.build(),
-                frozen_unix_ms: now_unix_ms(),
+                recorded_unix_ms: now_unix_ms(),
                 running,
             })?;
             Ok(pin)
         });
-        stored.await.unwrap_or(Err(FreezeError::Gone))
+        stored.await.unwrap_or(Err(LifecycleError::Gone))
     }
 
     /// Resumes a VM that an earlier agent left paused or in the middle of a snapshot. The files
@@ -353,23 +356,26 @@ impl SandboxActor {
 
     /// Discards the snapshot and resumes the VM. Waits first until the supervisor has finished
     /// writing.
-    async fn abort_snapshot(&mut self, running: &Running) -> Result<(), FreezeError> {
+    async fn abort_snapshot(&mut self, running: &Running) -> Result<(), LifecycleError> {
         let supervisor = self.supervisor()?;
-        supervisor.settled().await.map_err(FreezeError::Thaw)?;
+        supervisor
+            .settled()
+            .await
+            .map_err(LifecycleError::ResumeVm)?;
         // If this message cannot be sent, the resume reports the failure.
         let _ = supervisor.note_published(false, Path::new("")).await;
-        self.thaw(running).await
+        self.resume_vm(running).await
     }
 
-    async fn thaw(&mut self, running: &Running) -> Result<(), FreezeError> {
-        let thawed = self.supervisor()?.thaw().await;
-        thawed.map_err(FreezeError::Thaw)?;
+    async fn resume_vm(&mut self, running: &Running) -> Result<(), LifecycleError> {
+        let resumed = self.supervisor()?.resume().await;
+        resumed.map_err(LifecycleError::ResumeVm)?;
         self.recovery = recover(running).await;
         Ok(())
     }
 
     /// Handles a failed step: the sandbox either keeps running or is lost.
-    async fn roll_back(&mut self, error: &FreezeError) -> Step {
+    async fn roll_back(&mut self, error: &LifecycleError) -> Step {
         let alive = match &self.resources.supervisor {
             Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.frozen),
             None => false,
@@ -392,7 +398,7 @@ impl SandboxActor {
         let sandbox_dir = sandbox_dir.ok_or(CreateError::Panicked)?;
         let noted = sandbox_dir.write_last(&LastSnapshot {
             build: last.build(),
-            frozen_unix_ms: now_unix_ms(),
+            recorded_unix_ms: now_unix_ms(),
             running: true,
         });
         noted.map_err(CreateError::SandboxDir)?;
@@ -400,15 +406,18 @@ impl SandboxActor {
         Ok(running)
     }
 
-    fn supervisor(&self) -> Result<&Supervisor, FreezeError> {
+    fn supervisor(&self) -> Result<&Supervisor, LifecycleError> {
         self.resources
             .supervisor
             .as_deref()
-            .ok_or(FreezeError::Gone)
+            .ok_or(LifecycleError::Gone)
     }
 
-    fn sandbox_dir(&self) -> Result<SandboxDir, FreezeError> {
-        self.resources.sandbox_dir.clone().ok_or(FreezeError::Gone)
+    fn sandbox_dir(&self) -> Result<SandboxDir, LifecycleError> {
+        self.resources
+            .sandbox_dir
+            .clone()
+            .ok_or(LifecycleError::Gone)
     }
 }
 

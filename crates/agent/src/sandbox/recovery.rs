@@ -28,14 +28,14 @@ impl Drop for Recovery {
 /// Notifies the guest that it continues as the same sandbox. If the guest does not answer, returns
 /// the task that repeats the notification.
 pub(super) async fn recover(running: &Running) -> Option<Recovery> {
-    if told(&running.envd).await {
+    if notified(&running.envd).await {
         return None;
     }
     let again = ask_again(running.envd.clone(), running.gone.clone());
     Some(Recovery(tokio::spawn(again)))
 }
 
-async fn told(envd: &EnvdClient) -> bool {
+async fn notified(envd: &EnvdClient) -> bool {
     let recovered = envd.recover(&Recover::same()).await;
     recovered
         .inspect_err(|error| {
@@ -51,7 +51,7 @@ async fn ask_again(envd: EnvdClient, gone: CancellationToken) {
     let asking = async {
         loop {
             tokio::time::sleep(PAUSE).await;
-            if told(&envd).await {
+            if notified(&envd).await {
                 tracing::info!("guest recovered");
                 return;
             }

@@ -9,7 +9,7 @@ use wrenn_proto::rpc::process::{
     ProcessConfig, StartRequest,
 };
 
-use super::{TemplateSnapshotError, failed};
+use super::{TemplateSnapshotError, step_failed};
 use crate::{
     envd_client::{EnvdClient, StartStream},
     sandbox::Sandbox,
@@ -18,8 +18,7 @@ use crate::{
 /// Maximum duration of a command.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// Grace period beyond the time limit, which the guest enforces, for the command's end to be
-/// reported.
+/// Grace period beyond the time limit of a command, for its end to be reported.
 const END_GRACE: Duration = Duration::from_secs(15);
 
 /// Name of the step in errors.
@@ -37,14 +36,16 @@ pub(super) async fn run_command(
     command: &[&str],
 ) -> Result<(), TemplateSnapshotError> {
     let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
-    let running = sandbox.touch_running().map_err(failed(STEP))?;
-    let run = tokio::time::timeout(TIME_LIMIT + END_GRACE, run(&running.envd, cmd, args));
+    let running = sandbox.touch_running().map_err(step_failed(STEP))?;
     let ended = tokio::select! {
         biased;
-        ended = run => ended.map_err(failed(STEP))?.map_err(failed(STEP))?,
+        ended = run(&running.envd, cmd, args) => ended,
         // A guest that is gone never answers.
-        () = running.gone.cancelled() => return Err(failed(STEP)(sandbox.unusable())),
+        () = running.gone.cancelled() => {
+            Err(ConnectError::unavailable(sandbox.unusable().to_string()))
+        }
     };
+    let ended = ended.map_err(step_failed(STEP))?;
     if ended.exit_code != 0 {
         let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
         return Err(TemplateSnapshotError::Step {
@@ -67,8 +68,17 @@ async fn run(envd: &EnvdClient, cmd: &str, args: &[&str]) -> Result<Ended, Conne
         stdin: Some(false),
         ..Default::default()
     };
-    let events = envd.start(request, "", Some(TIME_LIMIT), false).await?;
-    wait_for_end(events).await
+    let run = async {
+        let events = envd.start(request, "", Some(TIME_LIMIT), false).await?;
+        wait_for_end(events).await
+    };
+    // The guest normally enforces the time limit. This deadline covers a guest that does not.
+    let ended = tokio::time::timeout(TIME_LIMIT + END_GRACE, run);
+    ended.await.unwrap_or_else(|_| {
+        Err(ConnectError::deadline_exceeded(format!(
+            "the end of the command was not reported within {END_GRACE:?} after its time limit of {TIME_LIMIT:?}"
+        )))
+    })
 }
 
 async fn wait_for_end(mut events: StartStream) -> Result<Ended, ConnectError> {

@@ -1,5 +1,5 @@
 //! Failures of a pause, a snapshot and a resume, and the start of an agent that finds their
-//! remains: the rows of the tables in `sandbox/freeze.rs` and `sandbox/adopt.rs`.
+//! remains: the rows of the tables in `sandbox/pause.rs` and `sandbox/adopt.rs`.
 
 use std::fs;
 

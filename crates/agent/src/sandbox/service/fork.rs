@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use wrenn_model::SandboxId;
 
 use super::{
-    super::{CreateError, FreezeError, Sandbox},
+    super::{CreateError, LifecycleError, Sandbox},
     SandboxService,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) enum ForkError {
     /// The snapshot of the sandbox was not taken.
     #[error(transparent)]
-    Snapshot(#[from] FreezeError),
+    Snapshot(#[from] LifecycleError),
     /// A copy was not created.
     #[error(transparent)]
     Copy(#[from] CreateError),
@@ -32,7 +32,7 @@ impl SandboxService {
         sandbox: &Sandbox,
         copy_ids: Vec<SandboxId>,
     ) -> Result<Vec<Arc<Sandbox>>, ForkError> {
-        let pin = sandbox.freeze().await?;
+        let pin = sandbox.snapshot().await?;
         let host = self.actors.host.clone();
         let located = tokio::task::spawn_blocking(move || {
             let capacity =

@@ -3,7 +3,7 @@
 use wrenn_model::TemplateName;
 
 use super::{
-    super::{FreezeError, Sandbox},
+    super::{LifecycleError, Sandbox},
     SandboxService,
 };
 use crate::{
@@ -20,7 +20,7 @@ pub(crate) enum NamedSnapshotError {
     Taken(TemplateName),
     /// The snapshot was not taken.
     #[error(transparent)]
-    Sandbox(#[from] FreezeError),
+    Sandbox(#[from] LifecycleError),
     #[error(transparent)]
     Template(#[from] TemplateError),
     /// The snapshot was taken, and has no name.
@@ -64,7 +64,7 @@ impl SandboxService {
         let checked =
             tokio::task::spawn_blocking(move || require_free_name(&host, &wanted, overwrite));
         checked.await.map_err(|_| NamedSnapshotError::Panicked)??;
-        let pin = sandbox.freeze().await?;
+        let pin = sandbox.snapshot().await?;
         let host = self.actors.host.clone();
         let named =
             tokio::task::spawn_blocking(move || host.snapshots.name(&name, &pin, overwrite));
