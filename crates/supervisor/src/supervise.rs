@@ -17,8 +17,12 @@ use wrenn_sys::failpoint;
 use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
-    SupervisorError, console, control, gateway, machine, memory::GuestMemory, mmds::Mmds,
-    owner::Owner, preload, status,
+    SupervisorError, console, control,
+    gateway::{self, mmds::Mmds},
+    machine,
+    memory::GuestMemory,
+    owner::Owner,
+    preload, status,
 };
 
 /// Runs the sandbox in directory `dir` with QEMU until its VM ends. `image` is the shared memory of
