@@ -3,7 +3,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -282,15 +281,8 @@ fn host_id(data_dir: &Path) -> Result<String, AgentError> {
         _ => {}
     }
     let id = hex::encode(rand::rng().random::<[u8; 16]>());
-    let write = || {
-        let temporary = data_dir.join("host-id.tmp");
-        let mut file = fs::File::create(&temporary)?;
-        writeln!(file, "{id}")?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::File::open(data_dir)?.sync_all()
-    };
-    write().map_err(failed("write the host id"))?;
+    wrenn_durable::replace(&path, format!("{id}\n").as_bytes(), 0o644)
+        .map_err(failed("write the host id"))?;
     Ok(id)
 }
 
