@@ -12,6 +12,7 @@ use std::{
 use rand::RngExt as _;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
+use thiserror_ext::AsReport as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::ImageStore;
@@ -299,6 +300,6 @@ fn failed(step: &'static str) -> impl FnOnce(io::Error) -> AgentError {
 fn host_failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> AgentError {
     move |error| AgentError::Host {
         step,
-        reason: crate::sandbox::error::chain(&error),
+        reason: error.to_report_string(),
     }
 }

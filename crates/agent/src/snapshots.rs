@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use thiserror_ext::AsReport as _;
 use wrenn_proto::{
     TemplateName,
     supervise::{Accel, SupervisorSpec},
@@ -379,7 +380,7 @@ impl Snapshots {
             match record.and_then(|record| self.describe(&name, record.build)) {
                 Ok(named) => all.push(named),
                 Err(error) => {
-                    let error = crate::sandbox::error::chain(&error);
+                    let error = error.to_report_string();
                     tracing::warn!(%name, error, "failed to read a snapshot");
                     all.push(TaggedSnapshot {
                         name,
@@ -445,7 +446,7 @@ impl Snapshots {
             Ok(0) | Err(SnapshotError::NotNow) => {}
             Ok(bytes) => tracing::info!(bytes, "snapshots collected"),
             Err(error) => {
-                let error = crate::sandbox::error::chain(&error);
+                let error = error.to_report_string();
                 tracing::warn!(error, "failed to collect snapshots");
             }
         }

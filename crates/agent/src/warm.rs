@@ -16,6 +16,7 @@ use std::{
 };
 
 use rand::RngExt as _;
+use thiserror_ext::AsReport as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
@@ -31,10 +32,7 @@ use crate::{
     network::access::Access,
     registry::Registry,
     rpc::{self, CreateParams},
-    sandbox::{
-        BootPolicy, Sandbox, Source, actor::SandboxActors, adopt, error::chain,
-        resources::HostContext,
-    },
+    sandbox::{BootPolicy, Sandbox, Source, actor::SandboxActors, adopt, resources::HostContext},
     server,
     snapshots::{SnapshotRef, warm_name},
 };
@@ -90,7 +88,7 @@ pub enum WarmError {
 fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> WarmError {
     move |error| WarmError::Step {
         step,
-        reason: chain(&error),
+        reason: error.to_report_string(),
     }
 }
 

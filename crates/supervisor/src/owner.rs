@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use thiserror_ext::AsReport as _;
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
@@ -256,7 +257,7 @@ impl<M: Machine> Owner<M> {
         match self.write(staging, build, next_disk).await {
             Ok(frozen) => (Reply::Frozen(frozen).into(), None),
             Err(error) => {
-                tracing::warn!(error = error.chain(), "snapshot failed");
+                tracing::warn!(error = error.to_report_string(), "snapshot failed");
                 let ended = self.thaw().await.err();
                 (refused(&error).into(), ended)
             }
@@ -303,7 +304,7 @@ impl<M: Machine> Owner<M> {
 
 fn refused(error: &SupervisorError) -> Reply {
     Reply::Refused {
-        reason: error.chain(),
+        reason: error.to_report_string(),
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use thiserror_ext::AsReport as _;
 use tokio::{io::AsyncReadExt as _, net::UnixStream, process::Command};
 use wrenn_qmp::{Qmp, QmpError, Subscriber};
 
@@ -126,7 +127,7 @@ fn reason(error: QmpError) -> String {
     match error {
         QmpError::Command { desc, .. } => desc,
         QmpError::Closed => "it exited before the job completed.".to_owned(),
-        error => crate::sandbox::error::chain(&error),
+        error => error.to_report_string(),
     }
 }
 
