@@ -34,3 +34,31 @@ pub enum QmpError {
         deadline: Duration,
     },
 }
+
+/// True if a message of one of QEMU's programs says that a disk is full or that a quota is used up.
+///
+/// QEMU's programs report an errno by its text in English (`strerror`) only, in QMP too: the class
+/// of such an error is `GenericError`.
+#[must_use]
+pub fn is_out_of_space(message: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"]
+        .iter()
+        .any(|text| message.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_recognized_by_the_text_of_its_errno() {
+        for full in [28, 122] {
+            let text = io::Error::from_raw_os_error(full).to_string();
+            assert!(
+                is_out_of_space(&format!("Could not write: {text}")),
+                "{text}"
+            );
+        }
+        assert!(!is_out_of_space("Could not open: Permission denied"));
+    }
+}

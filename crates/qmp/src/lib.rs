@@ -20,7 +20,7 @@ mod message;
 mod session;
 
 pub use connection::{Qmp, Subscriber, socket_pair};
-pub use error::QmpError;
+pub use error::{QmpError, is_out_of_space};
 pub use message::{MAX_LINE_BYTES, Message, parse_message};
 pub use session::{COMMAND_DEADLINE, Session};
 
