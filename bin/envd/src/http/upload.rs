@@ -25,8 +25,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::StreamReader;
 use wrenn_proto::limits::{FILE_CHUNK_BYTES, WHOLE_UPLOAD_HEADER};
 
-use super::{draft::Draft, error::HttpError, link::FileQuery};
-use crate::{filesystem::metadata, server::App, users::User};
+use super::{draft::Draft, link::FileQuery};
+use crate::{app::App, filesystem::metadata, http_error::HttpError, users::User};
 
 /// File that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
