@@ -16,6 +16,7 @@ use std::{
 };
 
 use rand::RngExt as _;
+use thiserror_ext::AsReport as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
@@ -32,10 +33,7 @@ use crate::{
     network::access::Access,
     registry::Registry,
     rpc::{self, CreateParams},
-    sandbox::{
-        BootPolicy, Sandbox, Source, actor::SandboxActors, adopt, error::chain,
-        resources::HostContext,
-    },
+    sandbox::{BootPolicy, Sandbox, Source, actor::SandboxActors, adopt, resources::HostContext},
     server,
     snapshots::{SnapshotRef, warm_name},
 };
@@ -91,7 +89,7 @@ pub enum WarmError {
 fn failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> WarmError {
     move |error| WarmError::Step {
         step,
-        reason: chain(&error),
+        reason: error.to_report_string(),
     }
 }
 

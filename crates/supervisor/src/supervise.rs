@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use thiserror_ext::AsReport as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -61,7 +62,7 @@ pub fn run_with<D: VmmDriver>(
         },
         Err(error) => FinalStatus {
             requested: false,
-            reason: error.chain(),
+            reason: error.to_report_string(),
         },
     };
     if let Err(error) = status::write(dir, &last) {

@@ -18,13 +18,14 @@ use std::{
     time::Duration,
 };
 
+use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Reply, ResumeFrom, State,
     actor::{SandboxActor, Step},
-    error::{FreezeError, chain},
+    error::FreezeError,
 };
 use crate::snapshots::{SnapshotError, SnapshotRef};
 
@@ -118,8 +119,8 @@ impl SandboxActor {
                 let compacted_copy = Some(compacted_copy);
                 return Compacted { of, compacted_copy };
             }
-            Ok(Err(error)) => chain(&error),
-            Err(lost) => chain(&lost),
+            Ok(Err(error)) => error.to_report_string(),
+            Err(lost) => lost.to_report_string(),
         };
         tracing::warn!(snapshot = %of.id(), error = failed, "chain compaction failed");
         Compacted {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use connectrpc::{ConnectError, ErrorCode};
+use thiserror_ext::AsReport as _;
 use wrenn_model::SandboxId;
 
 use super::Stall;
@@ -107,7 +108,7 @@ impl CreateError {
 
 impl From<&CreateError> for ConnectError {
     fn from(error: &CreateError) -> Self {
-        let mut message = chain(error);
+        let mut message = error.to_report_string();
         if error.is_out_of_space() {
             message = format!("the host's disk is full: {message}");
         }
@@ -146,7 +147,7 @@ impl From<DestroyError> for ConnectError {
             DestroyError::Gone => ErrorCode::Unavailable,
             _ => ErrorCode::Internal,
         };
-        Self::new(code, chain(&error))
+        Self::new(code, error.to_report_string())
     }
 }
 
@@ -213,7 +214,7 @@ impl FreezeError {
 
 impl From<FreezeError> for ConnectError {
     fn from(error: FreezeError) -> Self {
-        let mut message = chain(&error);
+        let mut message = error.to_report_string();
         if error.is_out_of_space() {
             message = format!("the host's disk is full: {message}");
         }
@@ -241,18 +242,6 @@ impl From<UseError> for ConnectError {
         };
         Self::new(code, error.to_string())
     }
-}
-
-/// Returns an error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -290,7 +279,7 @@ mod tests {
 
     #[test]
     fn causes_are_told_once_each() {
-        let text = chain(&folder_error(io::Error::other("deep down")));
+        let text = folder_error(io::Error::other("deep down")).to_report_string();
         assert_eq!(
             text,
             "failed to prepare the sandbox's directory: failed to write /x: deep down"

@@ -11,11 +11,9 @@
 //! A paused sandbox has no rules. They are made from the lists when it is resumed. A guest receives
 //! its nameservers when it boots or is resumed. A running guest keeps its nameservers until then.
 
-use super::{
-    State,
-    actor::SandboxActor,
-    error::{FreezeError, chain},
-};
+use thiserror_ext::AsReport as _;
+
+use super::{State, actor::SandboxActor, error::FreezeError};
 use crate::{
     network::{self, access::Access},
     sandbox_dir::{SandboxDir, SandboxDirError},
@@ -36,7 +34,10 @@ impl SandboxActor {
         if let Some(slot) = self.resources.slot.filter(|_| runs)
             && let Err(error) = network::update(slot, &access).await
         {
-            tracing::warn!(error = chain(&error), "failed to change the network access");
+            tracing::warn!(
+                error = error.to_report_string(),
+                "failed to change the network access"
+            );
             // Only the first failure is reported. If the roll-back fails too, the next change or
             // the next agent sets all rules.
             let _ = note(&sandbox_dir, &before).await;
