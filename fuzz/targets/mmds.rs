@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use wrenn_supervisor::mmds::{Mmds, http::Request};
+use wrenn_supervisor::gateway::mmds::{Mmds, http::Request};
 
 const TOKEN_REQUEST: &[u8] =
     b"PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n";

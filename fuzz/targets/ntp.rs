@@ -5,7 +5,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use libfuzzer_sys::fuzz_target;
-use wrenn_supervisor::ntp;
+use wrenn_supervisor::gateway::ntp;
 
 fuzz_target!(|input: &[u8]| {
     let Some((&time, packet)) = input.split_first_chunk::<12>() else {

@@ -3,14 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wrenn_vmm::qemu::api::{Line, parse_line};
+use wrenn_qmp::{Message, parse_message};
 
 fuzz_target!(|bytes: &[u8]| {
     for line in bytes.split(|byte| *byte == b'\n') {
-        let Some(message) = std::str::from_utf8(line).ok().and_then(parse_line) else {
+        let Some(message) = std::str::from_utf8(line).ok().and_then(parse_message) else {
             continue;
         };
-        if let Line::Greeting(Some(version)) = message {
+        if let Message::Greeting(Some(version)) = message {
             assert_eq!(version.split('.').count(), 3);
             assert!(
                 version

@@ -16,7 +16,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use wrenn_proto::Grant;
 
 use crate::{
-    http::error::error_response,
+    http_error::error_response,
     settings::{Settings, same},
     users::{self, User},
 };

@@ -23,7 +23,12 @@ use wrenn_proto::rpc::filesystem::{
 };
 
 use self::watch::{Watch, WatchOptions, Watchers};
-use crate::{auth, paths, settings::Settings, users::User};
+use crate::{
+    auth,
+    paths::{self, is_link_cycle},
+    settings::Settings,
+    users::User,
+};
 
 const KEEPALIVE: Duration = Duration::from_secs(90);
 
@@ -127,11 +132,6 @@ fn is_exhaustion(error: &io::Error) -> bool {
         Errno::from_io_error(error),
         Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)
     )
-}
-
-/// True if symbolic links form a cycle.
-pub(crate) fn is_link_cycle(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 impl FilesystemService {

@@ -3,7 +3,6 @@
 pub mod compose;
 pub mod download;
 pub mod draft;
-pub mod error;
 pub mod info;
 pub mod link;
 pub mod snapshot;

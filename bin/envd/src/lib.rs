@@ -17,14 +17,20 @@
 //! - [`ports`]: forwarding of loopback ports.
 //! - [`cgroups`]: resource priorities of processes.
 //! - [`mmds`], [`identity`]: identity of the guest.
+//!
+//! No module depends on itself through others: [`server`] uses the services and routes, the routes
+//! of [`http`] use the state in [`app`], and [`process`] and [`filesystem`] receive what they need.
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod auth;
 pub mod cgroups;
 pub mod clock;
 pub mod connections;
+pub mod cpu_use;
 pub mod filesystem;
 pub mod http;
+pub mod http_error;
 pub mod identity;
 pub mod mmds;
 pub mod own_limits;

@@ -13,6 +13,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use wrenn_sys::meminfo::MemInfo;
+
 /// Maximum growth since the last snapshot that is kept, in bytes.
 const MOST_GROWTH_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -44,19 +46,15 @@ impl PageCache {
 /// Returns the size of the page cache, in bytes. If the kernel does not report the size, returns
 /// more than any guest has, because dropping the cache is always correct.
 fn cached_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    parse(&text).unwrap_or(u64::MAX / 2)
+    let bytes = MemInfo::read().and_then(|memory| cached(&memory));
+    bytes.unwrap_or(u64::MAX / 2)
 }
 
-/// Returns `Cached` without `Shmem`, which cannot be dropped, in bytes. Lines have the form
-/// `Name:  NUMBER kB` (proc_meminfo(5)).
-fn parse(meminfo: &str) -> Option<u64> {
-    let field = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        let number = line.strip_prefix(':')?.trim().strip_suffix(" kB")?;
-        number.parse::<u64>().ok()
-    };
-    Some(field("Cached")?.saturating_sub(field("Shmem")?) * 1024)
+/// Returns `Cached` without `Shmem`, which cannot be dropped, in bytes.
+fn cached(memory: &MemInfo) -> io::Result<u64> {
+    Ok(memory
+        .bytes("Cached")?
+        .saturating_sub(memory.bytes("Shmem")?))
 }
 
 #[cfg(test)]
@@ -65,15 +63,16 @@ mod tests {
 
     #[test]
     fn what_lies_in_memory_only_does_not_count() {
+        let bytes = |text| cached(&MemInfo::from_text(text)).ok();
         let text = "MemTotal: 500 kB\nCached:      120 kB\nSwapCached: 3 kB\nShmem:   20 kB\n";
-        assert_eq!(parse(text), Some(100 * 1024));
-        assert_eq!(parse("Cached: 1 kB\n"), None);
-        assert_eq!(parse("Cached: x kB\nShmem: 1 kB\n"), None);
+        assert_eq!(bytes(text), Some(100 * 1024));
+        assert_eq!(bytes("Cached: 1 kB\n"), None);
+        assert_eq!(bytes("Cached: x kB\nShmem: 1 kB\n"), None);
     }
 
     #[test]
     fn this_kernel_tells() {
-        let text = fs::read_to_string("/proc/meminfo").expect("Linux");
-        assert!(parse(&text).is_some_and(|bytes| bytes > 0));
+        let memory = MemInfo::read().expect("Linux");
+        assert!(cached(&memory).is_ok_and(|bytes| bytes > 0));
     }
 }

@@ -1,6 +1,9 @@
 //! Resolution of paths in requests.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
 
 use crate::users::User;
 
@@ -53,6 +56,11 @@ fn clean(path: &Path) -> PathBuf {
         }
     }
     clean
+}
+
+/// True if symbolic links form a cycle.
+pub(crate) fn is_link_cycle(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 #[cfg(test)]

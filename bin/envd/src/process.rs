@@ -34,8 +34,9 @@ use wrenn_proto::{
 use self::{
     output::{Event, Subscription},
     registry::Running,
+    spawn::Launcher,
 };
-use crate::{auth, server::App};
+use crate::auth;
 
 /// Silence after which a keep-alive is sent, unless the client requests another interval.
 const KEEPALIVE: Duration = Duration::from_secs(90);
@@ -44,21 +45,21 @@ const KILL_WAIT: Duration = Duration::from_secs(2);
 
 /// Implementation of the service.
 pub struct ProcessService {
-    app: App,
+    launcher: Launcher,
 }
 
 impl ProcessService {
-    /// Creates a service over shared state.
+    /// Creates a service that starts processes with `launcher`.
     #[must_use]
-    pub fn new(app: App) -> Self {
-        Self { app }
+    pub fn new(launcher: Launcher) -> Self {
+        Self { launcher }
     }
 
     fn running(
         &self,
         selector: Option<&rpc::ProcessSelector>,
     ) -> Result<Arc<Running>, ConnectError> {
-        self.app.processes.find_running(required(selector)?)
+        self.launcher.processes.find_running(required(selector)?)
     }
 }
 
@@ -160,7 +161,7 @@ impl rpc::Process for ProcessService {
         _: ServiceRequest<'_, rpc::ListRequest>,
     ) -> ServiceResult<rpc::ListResponse> {
         Response::ok(rpc::ListResponse {
-            processes: self.app.processes.list(),
+            processes: self.launcher.processes.list(),
             ..Default::default()
         })
     }
@@ -170,11 +171,11 @@ impl rpc::Process for ProcessService {
         context: RequestContext,
         request: ServiceRequest<'_, rpc::StartRequest>,
     ) -> ServiceResult<ServiceStream<rpc::StartResponse>> {
-        let user = auth::rpc_user(&context, &self.app.settings)?;
+        let user = auth::rpc_user(&context, &self.launcher.settings)?;
         let limit = context.time_remaining();
         let request = request.to_owned_message();
         let (process, subscription) =
-            spawn::start(&self.app, &user, request, limit).map_err(ConnectError::from)?;
+            spawn::start(&self.launcher, &user, request, limit).map_err(ConnectError::from)?;
         let (pid, keepalive) = (process.pid, keepalive_of(&context));
         let subscription = if context.header(headers::DETACHED).is_some() {
             // Without a subscriber, the output is kept from its first byte.
@@ -193,7 +194,7 @@ impl rpc::Process for ProcessService {
         let request = request.to_owned_message();
         // A process that has just ended may still have output to deliver.
         let selector = required(request.process.as_option())?;
-        let (pid, output) = self.app.processes.find_output(selector)?;
+        let (pid, output) = self.launcher.processes.find_output(selector)?;
         let all = events(pid, Some(output.subscribe()), None, keepalive_of(&context));
         Response::stream_ok(all)
     }

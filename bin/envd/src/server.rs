@@ -29,21 +29,14 @@ use wrenn_http_server::DrainingBody;
 use wrenn_proto::guest;
 
 use crate::{
+    app::App,
     auth,
     cgroups::Cgroups,
-    connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
-    http::{
-        compose, download,
-        error::{connect_error, error_response},
-        info, snapshot, upload,
-    },
-    mmds::Mmds,
+    http::{compose, download, info, snapshot, upload},
+    http_error::{connect_error, error_response},
     own_limits,
-    page_cache::PageCache,
-    ports::Ports,
-    process::{ProcessService, registry::Registry},
-    settings::Settings,
+    process::{ProcessService, spawn::Launcher},
 };
 
 /// Maximum time that a connection may wait for the headers of its next request. Longer than clients
@@ -78,46 +71,6 @@ impl Default for Config {
     }
 }
 
-/// State that is shared by all calls.
-#[derive(Clone)]
-pub struct App {
-    /// Settings from the host.
-    pub settings: Arc<Settings>,
-    /// Processes that were started by envd.
-    pub processes: Arc<Registry>,
-    /// Client connections.
-    pub connections: Arc<Connections>,
-    /// Size of the page cache in snapshots.
-    pub page_cache: Arc<PageCache>,
-    /// Groups in which processes are created.
-    pub cgroups: Arc<Cgroups>,
-    /// Soft and hard limit of open descriptors per process.
-    pub open_files: Option<(u64, u64)>,
-    /// Forwarding of loopback ports.
-    pub ports: Arc<Ports>,
-    /// Client of the metadata service.
-    pub mmds: Arc<Mmds>,
-    /// CPU usage of the guest.
-    pub cpu_use: Arc<info::CpuUse>,
-}
-
-impl App {
-    fn new(config: &Config) -> Self {
-        let settings = Arc::<Settings>::default();
-        Self {
-            processes: Arc::default(),
-            connections: Arc::default(),
-            page_cache: Arc::default(),
-            cgroups: Arc::new(Cgroups::set_up(&config.cgroup_root)),
-            open_files: own_limits::raise(),
-            ports: Arc::new(Ports::new(config.forward_address)),
-            mmds: Arc::new(Mmds::new(config.metadata_address, settings.clone())),
-            cpu_use: Arc::default(),
-            settings,
-        }
-    }
-}
-
 /// Serves until the process is killed.
 ///
 /// # Errors
@@ -132,10 +85,16 @@ pub fn run(config: &Config) -> io::Result<()> {
         .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(config.address).await?;
-        let app = App::new(config);
+        let app = App::new(config.forward_address, config.metadata_address);
+        let launcher = Launcher {
+            settings: app.settings.clone(),
+            processes: Arc::default(),
+            cgroups: Cgroups::set_up(&config.cgroup_root),
+            open_files: own_limits::raise(),
+        };
         app.ports.start().await;
         app.mmds.ask();
-        serve(listener, app).await
+        serve(listener, app, launcher).await
     })
 }
 
@@ -143,9 +102,9 @@ pub fn run(config: &Config) -> io::Result<()> {
 ///
 /// # Errors
 /// None at present: failures to accept are logged, and the loop continues.
-async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
+async fn serve(listener: TcpListener, app: App, launcher: Launcher) -> io::Result<()> {
     let connections = app.connections.clone();
-    let router = router(app);
+    let router = router(app, launcher);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -192,10 +151,10 @@ async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
     }
 }
 
-fn router(app: App) -> Router {
+fn router(app: App, launcher: Launcher) -> Router {
     let watchers = Arc::new(Watchers::default());
     let rpc = connectrpc::Router::new()
-        .add_service(Arc::new(ProcessService::new(app.clone())))
+        .add_service(Arc::new(ProcessService::new(launcher)))
         .add_service(Arc::new(FilesystemService::new(
             app.settings.clone(),
             watchers,

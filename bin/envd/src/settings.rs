@@ -1,10 +1,12 @@
-//! Settings that the host provides by `POST /init`: access control and defaults of processes.
+//! Settings that the host provides by `POST /init` and `POST /snapshot/recover`: access control and
+//! defaults of processes.
 //!
 //! The settings do not include the guest's clock. The host does not push the time; `chronyd` in the
 //! guest reads it. The timestamp of `/init` only orders the host's requests.
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,7 +14,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
-use crate::{http::snapshot::Recover, identity::Identity};
+use crate::identity::Identity;
 
 /// Body of `POST /init`. All fields are optional.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -63,6 +65,41 @@ impl Init {
             return Some("hyperloopIP");
         }
         is_named(&self.ca_bundle).then_some("caBundle")
+    }
+}
+
+/// Body of `/snapshot/recover`. Absent fields leave the current values.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Recover {
+    /// Random bytes, in base64.
+    pub entropy: Option<String>,
+    /// Id of the sandbox that the guest is now.
+    pub sandbox_id: Option<String>,
+    /// Id of the sandbox's template.
+    pub template_id: Option<String>,
+    /// Host name of the guest.
+    pub hostname: Option<String>,
+    /// Content of `/etc/machine-id`.
+    pub machine_id: Option<String>,
+    /// Environment of every process from now on. Replaces the current environment.
+    pub env_vars: Option<BTreeMap<String, String>>,
+    /// Token that clients must present from now on.
+    pub access_token: Option<String>,
+    /// User of calls that name no user.
+    pub default_user: Option<String>,
+    /// Nameservers of the guest. An empty list means no nameservers.
+    pub nameservers: Option<Vec<Ipv4Addr>>,
+}
+
+impl Recover {
+    /// Returns the guest's new identity, if the request contains one.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        Some(Identity {
+            sandbox_id: self.sandbox_id.clone()?,
+            template_id: self.template_id.clone().unwrap_or_default(),
+        })
     }
 }
 

@@ -1,12 +1,7 @@
 //! Data directory of the services: created on demand, together with the token shared by control
 //! plane and agent.
 
-use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
-};
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path};
 
 use anyhow::{Context, bail};
 use rand::RngExt;
@@ -39,25 +34,15 @@ pub(crate) fn agent_token(settings: &Settings) -> anyhow::Result<String> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    write_secret(&settings.dir, &path, &token)
+    wrenn_durable::replace(&path, format!("{token}\n").as_bytes(), 0o600)
         .with_context(|| format!("failed to write {}", path.display()))?;
     Ok(token)
 }
 
-/// Writes a file of mode 0600 atomically.
-fn write_secret(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".secret-")
-        .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(dir)?;
-    writeln!(file, "{text}")?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::config::{self, Layer};
 

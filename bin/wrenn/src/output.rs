@@ -11,6 +11,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 use tabled::{builder::Builder, settings::Style};
+use thiserror_ext::AsReport as _;
 
 /// True if standard output is a terminal.
 pub(crate) fn stdout_is_terminal() -> bool {
@@ -126,16 +127,7 @@ pub(crate) fn printable(text: &str) -> String {
 /// Formats an error and its causes in one line. A cause that the text already ends with is not
 /// repeated.
 pub(crate) fn in_full(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let words = next.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = next.source();
-    }
+    let text = error.to_report_string();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     lines.join(" ")
 }

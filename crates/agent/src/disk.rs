@@ -65,10 +65,7 @@ impl DiskError {
             Self::Io { source, .. } | Self::Run { source, .. } => {
                 crate::host::is_out_of_space(source)
             }
-            // A child process reports an error as text, not as an errno.
-            Self::Failed(_, text) => {
-                text.contains("No space left on device") || text.contains("quota")
-            }
+            Self::Failed(_, text) => wrenn_qmp::is_out_of_space(text),
             Self::Deadline { .. } => false,
         }
     }

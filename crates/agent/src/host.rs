@@ -1,6 +1,8 @@
 //! Facts about this host: its VMM and its capacity.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
+
+use wrenn_sys::meminfo::MemInfo;
 
 /// Maximum time for the VMM to print its version.
 const VERSION_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -35,12 +37,8 @@ pub(crate) struct HostCapacity {
 impl HostCapacity {
     /// Reads the capacity from the kernel.
     pub(crate) fn read(data_dir: &Path) -> io::Result<Self> {
-        let meminfo = fs::read_to_string("/proc/meminfo")?;
-        let field_mib = |name| {
-            meminfo_kib(&meminfo, name)
-                .map(|kib| kib / 1024)
-                .ok_or_else(|| io::Error::other(format!("`{name}` is missing in /proc/meminfo")))
-        };
+        let memory = MemInfo::read()?;
+        let field_mib = |name| memory.bytes(name).map(|bytes| bytes / (1024 * 1024));
         let cpus = std::thread::available_parallelism()?.get();
         Ok(Self {
             cpu_count: u32::try_from(cpus).unwrap_or(u32::MAX),
@@ -54,13 +52,6 @@ impl HostCapacity {
 fn disk_free_mib(path: &Path) -> io::Result<u64> {
     let fs = rustix::fs::statvfs(path)?;
     Ok(fs.f_bavail.saturating_mul(fs.f_frsize) / (1024 * 1024))
-}
-
-fn meminfo_kib(text: &str, name: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
-    line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
 /// True if an error means that a file system is full or its quota is used up.

@@ -68,6 +68,7 @@ use std::{
 };
 
 use rand::RngExt as _;
+use thiserror_ext::AsReport as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wrenn_model::{SandboxId, TemplateName};
@@ -85,7 +86,6 @@ pub(crate) use actor::{Start, spawn};
 pub(crate) use boot_watch::Stall;
 pub use boots::BootPolicy;
 pub(crate) use boots::Boots;
-use error::chain;
 pub(crate) use error::{CreateError, DestroyError, LifecycleError, UseError};
 pub(crate) use state_machine::State;
 use state_machine::{Event, transition};
@@ -287,7 +287,7 @@ impl Sandbox {
             Ok(next) => next,
             Err(error) => {
                 drop(current);
-                tracing::error!(sandbox_id = %self.facts.id, error = chain(&error), "event rejected");
+                tracing::error!(sandbox_id = %self.facts.id, error = error.to_report_string(), "event rejected");
                 return;
             }
         };

@@ -20,8 +20,7 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -288,20 +287,9 @@ impl SandboxDir {
         value: &impl Serialize,
     ) -> Result<(), SandboxDirError> {
         let path = self.path.join(name);
-        let temporary = self.path.join(format!("{name}.tmp"));
-        let write = || {
-            let mut file = fs::File::options()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(value)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(&self.path)?.sync_all()
-        };
-        write().map_err(failed("write", &path))
+        let text = serde_json::to_vec_pretty(value).map_err(io::Error::from);
+        text.and_then(|text| wrenn_durable::replace(&path, &text, 0o600))
+            .map_err(failed("write", &path))
     }
 }
 

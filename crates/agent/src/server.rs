@@ -3,7 +3,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,6 +12,7 @@ use std::{
 use rand::RngExt as _;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
+use thiserror_ext::AsReport as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::ImageStore;
@@ -282,15 +282,8 @@ fn host_id(data_dir: &Path) -> Result<String, AgentError> {
         _ => {}
     }
     let id = hex::encode(rand::rng().random::<[u8; 16]>());
-    let write = || {
-        let temporary = data_dir.join("host-id.tmp");
-        let mut file = fs::File::create(&temporary)?;
-        writeln!(file, "{id}")?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::File::open(data_dir)?.sync_all()
-    };
-    write().map_err(failed("write the host id"))?;
+    wrenn_durable::replace(&path, format!("{id}\n").as_bytes(), 0o644)
+        .map_err(failed("write the host id"))?;
     Ok(id)
 }
 
@@ -307,6 +300,6 @@ fn failed(step: &'static str) -> impl FnOnce(io::Error) -> AgentError {
 fn host_failed<E: std::error::Error>(step: &'static str) -> impl FnOnce(E) -> AgentError {
     move |error| AgentError::Host {
         step,
-        reason: crate::sandbox::error::chain(&error),
+        reason: error.to_report_string(),
     }
 }

@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use thiserror_ext::AsReport as _;
 use wrenn_model::TemplateName;
 use wrenn_proto::supervise::{Accel, SupervisorSpec};
 use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
@@ -377,7 +378,7 @@ impl Snapshots {
             match record.and_then(|record| self.describe(&name, record.build)) {
                 Ok(named) => all.push(named),
                 Err(error) => {
-                    let error = crate::sandbox::error::chain(&error);
+                    let error = error.to_report_string();
                     tracing::warn!(%name, error, "failed to read a snapshot");
                     all.push(TaggedSnapshot {
                         name,
@@ -443,7 +444,7 @@ impl Snapshots {
             Ok(0) | Err(SnapshotError::NotNow) => {}
             Ok(bytes) => tracing::info!(bytes, "snapshots collected"),
             Err(error) => {
-                let error = crate::sandbox::error::chain(&error);
+                let error = error.to_report_string();
                 tracing::warn!(error, "failed to collect snapshots");
             }
         }

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_seqpacket::{UnixSeqpacket, ancillary::OwnedAncillaryMessage};
 use wrenn_proto::supervise::{
-    FrozenMachine, MAX_MESSAGE_BYTES, MachineStatus, Reply, Request, files,
+    FrozenMachine, MAX_MESSAGE_BYTES, MachineStatus, RefusalCode, Reply, Request, files,
 };
 
 use crate::sandbox_dir::SandboxDir;
@@ -83,8 +83,8 @@ pub(crate) enum SupervisorError {
     #[error("invalid answer from the supervisor")]
     Malformed,
     /// The supervisor rejected the request. The text is the supervisor's.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{reason}")]
+    Refused { reason: String, code: RefusalCode },
     /// The supervisor cannot be killed.
     #[error("the supervisor (pid {pid}) still exists {KILL_DEADLINE:?} after SIGKILL")]
     Unkillable { pid: i32 },
@@ -95,8 +95,7 @@ impl SupervisorError {
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Io { source, .. } => crate::host::is_out_of_space(source),
-            // Another process reports an error as text, not as an errno.
-            Self::Refused(text) => text.contains("No space left on device"),
+            Self::Refused { code, .. } => *code == RefusalCode::OutOfSpace,
             _ => false,
         }
     }
@@ -327,8 +326,20 @@ impl Supervisor {
 
 fn unexpected(reply: Reply) -> SupervisorError {
     match reply {
-        Reply::Refused { reason } => SupervisorError::Refused(reason),
+        Reply::Refused { reason, code } => {
+            let code = code.unwrap_or_else(|| code_of_text(&reason));
+            SupervisorError::Refused { reason, code }
+        }
         _ => SupervisorError::Malformed,
+    }
+}
+
+/// Returns the code for a reason without one. Supervisors that were started by version 0.1.0 send
+/// no code. Their reasons contain the text of QEMU or of the C library.
+fn code_of_text(reason: &str) -> RefusalCode {
+    match wrenn_qmp::is_out_of_space(reason) {
+        true => RefusalCode::OutOfSpace,
+        false => RefusalCode::Other,
     }
 }
 
@@ -419,4 +430,24 @@ async fn reap(mut child: ManuallyDrop<Child>) {
 
 fn supervisor_failed(step: &'static str) -> impl FnOnce(io::Error) -> SupervisorError {
     move |source| SupervisorError::Io { step, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_refusal_counts_only_without_a_code() {
+        let full = "failed to write /x: No space left on device (os error 28)";
+        for (reason, code, expected) in [
+            (full, None, true),
+            ("no", None, false),
+            (full, Some(RefusalCode::Other), false),
+            ("no", Some(RefusalCode::OutOfSpace), true),
+        ] {
+            let reason = reason.to_owned();
+            let error = unexpected(Reply::Refused { reason, code });
+            assert_eq!(error.is_out_of_space(), expected, "{error:?}");
+        }
+    }
 }

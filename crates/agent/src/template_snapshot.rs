@@ -18,6 +18,7 @@ use std::{
 };
 
 use rand::RngExt as _;
+use thiserror_ext::AsReport as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
@@ -33,8 +34,8 @@ use crate::{
     network::access::Access,
     registry::Registry,
     sandbox::{
-        BootPolicy, Plan, Sandbox, Source, actor::SandboxActors, adopt, error::chain,
-        resources::HostContext, service::SandboxService,
+        BootPolicy, Plan, Sandbox, Source, actor::SandboxActors, adopt, resources::HostContext,
+        service::SandboxService,
     },
     server,
     snapshots::{SnapshotRef, template_snapshot_name},
@@ -94,7 +95,7 @@ fn step_failed<E: std::error::Error>(
 ) -> impl FnOnce(E) -> TemplateSnapshotError {
     move |error| TemplateSnapshotError::Step {
         step,
-        reason: chain(&error),
+        reason: error.to_report_string(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use thiserror_ext::AsReport as _;
 use wrenn_image::{ImageStore, StoreError};
 use wrenn_model::TemplateName;
 
@@ -44,12 +45,12 @@ impl TemplateSource for ImageStore {
     fn template(&self, name: &TemplateName) -> Result<Template, TemplateError> {
         Self::template(self, name).map_err(|error| match error {
             StoreError::NotFound { name } => TemplateError::NotFound(name),
-            other => TemplateError::Unreadable(crate::sandbox::error::chain(&other)),
+            other => TemplateError::Unreadable(other.to_report_string()),
         })
     }
 
     fn templates(&self) -> Result<Vec<Template>, TemplateError> {
-        let text = |error: &StoreError| crate::sandbox::error::chain(error);
+        let text = |error: &StoreError| error.to_report_string();
         let all = self
             .each()
             .map_err(|e| TemplateError::Unreadable(text(&e)))?;

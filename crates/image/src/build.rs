@@ -249,7 +249,7 @@ fn publish(temporary: &Path, target: &Path) -> Result<(), StoreError> {
         // One call syncs all files of the result: there can be several, and they are large.
         let dir = fs::File::open(temporary)?;
         nix::unistd::syncfs(dir)?;
-        fs::rename(built, target)
+        wrenn_durable::rename(built, target)
     };
     sync().map_err(io_error("publish", target))
 }

@@ -312,13 +312,9 @@ impl ImageStore {
         record: &TemplateRecord,
     ) -> Result<(), StoreError> {
         let path = self.record_path(name);
-        let temporary = self.root.join("tmp").join(format!("{name}.json"));
-        let write = || {
-            fs::write(&temporary, serde_json::to_vec_pretty(record)?)?;
-            fs::File::open(&temporary)?.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(io_error("write", &path))
+        let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
+        text.and_then(|text| wrenn_durable::replace(&path, &text, 0o644))
+            .map_err(io_error("write", &path))
     }
 
     pub(crate) fn resolve(

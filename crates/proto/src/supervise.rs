@@ -208,7 +208,31 @@ pub enum Reply {
     Refused {
         /// Reason, for the log.
         reason: String,
+        /// Kind of the failure. `None` from older supervisors.
+        #[serde(default)]
+        code: Option<RefusalCode>,
     },
+}
+
+impl Reply {
+    /// Returns a refusal that no agent distinguishes from others.
+    pub fn refused(reason: impl Into<String>) -> Self {
+        Self::Refused {
+            reason: reason.into(),
+            code: Some(RefusalCode::Other),
+        }
+    }
+}
+
+/// Kind of a failure, as far as agents distinguish kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// The host's disk is full, or a quota is used up.
+    OutOfSpace,
+    /// Another failure, or a code of a newer supervisor.
+    #[serde(other)]
+    Other,
 }
 
 /// Result of a snapshot.
@@ -332,6 +356,26 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_of_an_older_or_newer_supervisor_is_read() {
+        for (text, expected) in [
+            (r#"{"reply":"refused","reason":"no"}"#, None),
+            (
+                r#"{"reply":"refused","reason":"no","code":"out_of_space"}"#,
+                Some(RefusalCode::OutOfSpace),
+            ),
+            (
+                r#"{"reply":"refused","reason":"no","code":"of the future"}"#,
+                Some(RefusalCode::Other),
+            ),
+        ] {
+            let reply: Reply = serde_json::from_str(text).expect("valid");
+            let reason = "no".to_owned();
+            let code = expected;
+            assert_eq!(reply, Reply::Refused { reason, code });
+        }
+    }
+
+    #[test]
     fn a_reply_survives_the_wire() {
         for reply in [
             Reply::Stopped,
@@ -340,8 +384,10 @@ mod tests {
                 kernel_ms: Some(3),
                 ..Default::default()
             }),
+            Reply::refused("no"),
             Reply::Refused {
-                reason: "no".into(),
+                reason: "full".into(),
+                code: Some(RefusalCode::OutOfSpace),
             },
         ] {
             let text = serde_json::to_vec(&reply).expect("plain data");

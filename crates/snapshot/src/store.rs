@@ -282,6 +282,5 @@ fn names(dir: &Path, suffix: &str) -> Result<Vec<SnapshotId>, StoreError> {
 
 /// Flushes a directory, so that renames into it are durable.
 fn sync_dir(path: &Path) -> Result<(), StoreError> {
-    let dir = fs::File::open(path).map_err(failed("open", path))?;
-    dir.sync_all().map_err(failed("flush", path))
+    wrenn_durable::sync_dir(path).map_err(failed("flush", path))
 }

@@ -134,6 +134,8 @@ fn keep_tail(path: &Path, keep: u64) -> io::Result<u64> {
     file.seek(SeekFrom::Start(len.saturating_sub(keep)))?;
     let mut tail = Vec::new();
     file.take(keep).read_to_end(&mut tail)?;
+    // Not flushed: the log need not survive a power failure, and the guest determines how often it
+    // is cut.
     let temporary = path.with_extension("tmp");
     fs::write(&temporary, &tail)?;
     fs::rename(&temporary, path)?;

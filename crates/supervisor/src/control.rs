@@ -95,7 +95,7 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
             Ok(request) => handle(request, &commands).await,
             Err(error) => {
                 let reason = format!("invalid request: {error}");
-                (Reply::Refused { reason }.into(), None)
+                (Reply::refused(reason).into(), None)
             }
         };
         if send(&connection, &answer).await.is_err() {
@@ -131,11 +131,7 @@ async fn handle(
         Request::Stop => (Command::Stop(StopReply { reply, sent }), Some(sent_sender)),
         other => (Command::Ask(other, reply), None),
     };
-    let gone = || {
-        Answer::from(Reply::Refused {
-            reason: "the VM has ended".to_owned(),
-        })
-    };
+    let gone = || Answer::from(Reply::refused("the VM has ended"));
     if commands.send(command).await.is_err() {
         return (gone(), None);
     }

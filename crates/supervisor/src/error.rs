@@ -1,6 +1,8 @@
 //! Errors of a supervisor.
 
-use std::{io, path::PathBuf};
+use std::{error::Error as _, io, path::PathBuf};
+
+use wrenn_proto::supervise::RefusalCode;
 
 /// Reason why a supervisor ended without a stop request.
 #[derive(Debug, thiserror::Error)]
@@ -123,16 +125,70 @@ impl SupervisorError {
         move |source| Self::Io { step, source }
     }
 
-    /// Returns the error and its causes on one line.
-    #[must_use]
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
+    /// Returns the code with which a request that failed for this reason is refused.
+    pub(crate) fn refusal_code(&self) -> RefusalCode {
+        let out_of_space = match self {
+            Self::Control(error) => error.is_out_of_space(),
+            other => is_out_of_space(other),
+        };
+        match out_of_space {
+            true => RefusalCode::OutOfSpace,
+            false => RefusalCode::Other,
         }
-        text
+    }
+}
+
+/// True if a cause of the error is a system call that failed because a disk is full or a quota is
+/// used up.
+fn is_out_of_space(error: &SupervisorError) -> bool {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    causes
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_has_a_code_wherever_it_is_noticed() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let refused = |reason: &str| wrenn_vmm::ControlError::Refused {
+            command: "blockdev-snapshot",
+            reason: reason.to_owned(),
+        };
+        let path = PathBuf::from("/x");
+        for (error, expected) in [
+            (
+                SupervisorError::io("write")(full()),
+                RefusalCode::OutOfSpace,
+            ),
+            (
+                wrenn_snapshot::DiffError::Write {
+                    path,
+                    source: full(),
+                }
+                .into(),
+                RefusalCode::OutOfSpace,
+            ),
+            (
+                refused("Could not write: No space left on device").into(),
+                RefusalCode::OutOfSpace,
+            ),
+            (refused("no such node").into(), RefusalCode::Other),
+            (
+                SupervisorError::io("write")(io::ErrorKind::PermissionDenied.into()),
+                RefusalCode::Other,
+            ),
+            (SupervisorError::Layout, RefusalCode::Other),
+        ] {
+            assert_eq!(error.refusal_code(), expected, "{error:?}");
+        }
     }
 }

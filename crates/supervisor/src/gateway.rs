@@ -1,6 +1,9 @@
 //! Resources of the supervisor in the sandbox's network namespace: the TAP device and the services
 //! at the gateway address.
 
+pub mod mmds;
+pub mod ntp;
+
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener, UdpSocket},
@@ -11,11 +14,8 @@ use std::{
 use tokio::task::JoinHandle;
 use wrenn_proto::guest;
 
-use crate::{
-    SupervisorError,
-    mmds::{self, Mmds},
-    ntp,
-};
+use self::mmds::Mmds;
+use crate::SupervisorError;
 
 /// Opens the sandbox's TAP device, which the agent has created.
 pub(crate) fn open_tap(netns: &Path) -> Result<OwnedFd, SupervisorError> {

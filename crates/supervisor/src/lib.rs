@@ -33,11 +33,9 @@
 pub mod console;
 mod control;
 mod error;
-mod gateway;
+pub mod gateway;
 mod machine;
 mod memory;
-pub mod mmds;
-pub mod ntp;
 mod owner;
 mod preload;
 mod status;

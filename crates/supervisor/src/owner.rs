@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use thiserror_ext::AsReport as _;
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
@@ -168,9 +169,7 @@ impl<M: Machine> Owner<M> {
         if let Some(reply) = reply {
             let answer = match &stopped {
                 Ok(()) => Reply::Stopped,
-                Err(error) => Reply::Refused {
-                    reason: error.to_string(),
-                },
+                Err(error) => Reply::refused(error.to_string()),
             };
             reply.send_and_flush(answer).await;
         }
@@ -224,14 +223,8 @@ impl<M: Machine> Owner<M> {
                 reply: Reply::ImageMemory,
                 descriptor: Some(descriptor),
             },
-            Some(Err(error)) => Reply::Refused {
-                reason: error.to_string(),
-            }
-            .into(),
-            None => Reply::Refused {
-                reason: "the VM was booted, so it has no snapshot memory".to_owned(),
-            }
-            .into(),
+            Some(Err(error)) => Reply::refused(error.to_string()).into(),
+            None => Reply::refused("the VM was booted, so it has no snapshot memory").into(),
         }
     }
 
@@ -250,13 +243,12 @@ impl<M: Machine> Owner<M> {
         next_disk: Option<PathBuf>,
     ) -> (Answer, Option<SupervisorError>) {
         if self.is_paused {
-            let reason = "the VM is already paused".to_owned();
-            return (Reply::Refused { reason }.into(), None);
+            return (Reply::refused("the VM is already paused").into(), None);
         }
         match self.write(staging, build, next_disk).await {
             Ok(written) => (Reply::Frozen(written).into(), None),
             Err(error) => {
-                tracing::warn!(error = error.chain(), "snapshot failed");
+                tracing::warn!(error = error.to_report_string(), "snapshot failed");
                 let ended = self.resume().await.err();
                 (refused(&error).into(), ended)
             }
@@ -303,7 +295,8 @@ impl<M: Machine> Owner<M> {
 
 fn refused(error: &SupervisorError) -> Reply {
     Reply::Refused {
-        reason: error.chain(),
+        reason: error.to_report_string(),
+        code: Some(error.refusal_code()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use thiserror_ext::AsReport as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -17,8 +18,12 @@ use wrenn_sys::failpoint;
 use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
-    SupervisorError, console, control, gateway, machine, memory::GuestMemory, mmds::Mmds,
-    owner::Owner, preload, status,
+    SupervisorError, console, control,
+    gateway::{self, mmds::Mmds},
+    machine,
+    memory::GuestMemory,
+    owner::Owner,
+    preload, status,
 };
 
 /// Runs the sandbox in directory `dir` with QEMU until its VM ends. `image` is the shared memory of
@@ -57,7 +62,7 @@ pub fn run_with<D: VmmDriver>(
         },
         Err(error) => FinalStatus {
             requested: false,
-            reason: error.chain(),
+            reason: error.to_report_string(),
         },
     };
     if let Err(error) = status::write(dir, &last) {

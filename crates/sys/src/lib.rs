@@ -1,4 +1,4 @@
-//! Thin, typed wrappers over Linux facilities that need `unsafe`, and nothing else.
+//! Thin, typed wrappers over Linux facilities that need `unsafe`, and over `/proc/meminfo`.
 //!
 //! Every other crate forbids unsafe code and calls this one. File descriptors cross the API as
 //! `OwnedFd` and `BorrowedFd`, never as numbers. Each unsafe block names the invariant that makes
@@ -12,6 +12,7 @@ pub mod failpoint;
 pub mod heap;
 pub mod kvm;
 pub mod mapping;
+pub mod meminfo;
 pub mod pagemap;
 pub mod pinned;
 pub mod random;

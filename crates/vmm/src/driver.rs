@@ -196,6 +196,23 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// True if the host's disk is full or a quota is used up.
+    #[must_use]
+    pub fn is_out_of_space(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+            Self::Refused { reason, .. } | Self::Failed { reason, .. } => {
+                wrenn_qmp::is_out_of_space(reason)
+            }
+            Self::Deadline { .. } => false,
+        }
+    }
+}
+
 /// The VMM did not exit after SIGKILL.
 #[derive(Debug, thiserror::Error)]
 #[error("the VMM (pid {pid}) still exists {deadline:?} after SIGKILL")]

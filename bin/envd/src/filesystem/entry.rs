@@ -11,8 +11,11 @@ use std::{
 use buffa_types::google::protobuf::Timestamp;
 use wrenn_proto::rpc::filesystem::{EntryInfo, FileType};
 
-use super::{FileError, is_link_cycle, metadata};
-use crate::users::{Names, User};
+use super::{FileError, metadata};
+use crate::{
+    paths::is_link_cycle,
+    users::{Names, User},
+};
 
 /// Describes the entry at a path.
 ///

@@ -16,11 +16,10 @@ use serde::Deserialize;
 
 use super::{
     draft::{Draft, refuse_irregular},
-    error::HttpError,
     link,
     upload::Written,
 };
-use crate::{server::App, users::User};
+use crate::{app::App, http_error::HttpError, users::User};
 
 /// Maximum number of parts of one file.
 const MAX_PARTS: usize = 10_000;

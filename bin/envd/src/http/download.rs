@@ -19,8 +19,8 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, BufReader};
 use tokio_util::io::ReaderStream;
 use wrenn_model::limits::FILE_CHUNK_BYTES;
 
-use super::{draft::refuse_irregular, error::HttpError, link::FileQuery};
-use crate::server::App;
+use super::{draft::refuse_irregular, link::FileQuery};
+use crate::{app::App, http_error::HttpError};
 
 /// Sends a file.
 ///

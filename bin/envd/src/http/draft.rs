@@ -9,8 +9,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::error::HttpError;
-use crate::{filesystem::entry, users::User};
+use crate::{filesystem::entry, http_error::HttpError, users::User};
 
 /// Mode of a file that did not exist before.
 const MODE: u32 = 0o644;

@@ -8,10 +8,11 @@ use serde::Deserialize;
 
 use wrenn_proto::Grant;
 
-use super::error::HttpError;
 use crate::{
-    auth, paths,
-    server::App,
+    app::App,
+    auth,
+    http_error::HttpError,
+    paths,
     users::{self, User},
 };
 

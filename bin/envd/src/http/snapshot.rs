@@ -13,18 +13,19 @@
 //! names, environment and token, and the connections from before the snapshot are cut. Both forms
 //! start port forwarding again.
 
-use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use axum::{Json, extract::State};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::StatusCode;
 use serde::Deserialize;
 
-use super::error::HttpError;
 use crate::{
+    app::App,
     clock,
-    identity::{Identity, is_word, write_if_other},
-    server::App,
+    http_error::HttpError,
+    identity::{is_word, write_if_other},
+    settings::Recover,
 };
 
 /// Delay of the first metadata request of a restored guest. `/snapshot/recover` has provided the
@@ -41,41 +42,6 @@ pub struct Prepare {
     /// faster.
     #[serde(default)]
     pub keep_cache: bool,
-}
-
-/// Body of `/snapshot/recover`. Absent fields leave the current values.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Recover {
-    /// Random bytes, in base64.
-    pub entropy: Option<String>,
-    /// Id of the sandbox that the guest is now.
-    pub sandbox_id: Option<String>,
-    /// Id of the sandbox's template.
-    pub template_id: Option<String>,
-    /// Host name of the guest.
-    pub hostname: Option<String>,
-    /// Content of `/etc/machine-id`.
-    pub machine_id: Option<String>,
-    /// Environment of every process from now on. Replaces the current environment.
-    pub env_vars: Option<BTreeMap<String, String>>,
-    /// Token that clients must present from now on.
-    pub access_token: Option<String>,
-    /// User of calls that name no user.
-    pub default_user: Option<String>,
-    /// Nameservers of the guest. An empty list means no nameservers.
-    pub nameservers: Option<Vec<Ipv4Addr>>,
-}
-
-impl Recover {
-    /// Returns the guest's new identity, if the request contains one.
-    #[must_use]
-    pub fn identity(&self) -> Option<Identity> {
-        Some(Identity {
-            sandbox_id: self.sandbox_id.clone()?,
-            template_id: self.template_id.clone().unwrap_or_default(),
-        })
-    }
 }
 
 /// `POST /snapshot/prepare`. May be called twice.

@@ -26,8 +26,8 @@ use tokio_util::io::StreamReader;
 use wrenn_model::limits::FILE_CHUNK_BYTES;
 use wrenn_proto::headers::WHOLE_UPLOAD as WHOLE_UPLOAD_HEADER;
 
-use super::{draft::Draft, error::HttpError, link::FileQuery};
-use crate::{filesystem::metadata, server::App, users::User};
+use super::{draft::Draft, link::FileQuery};
+use crate::{app::App, filesystem::metadata, http_error::HttpError, users::User};
 
 /// File that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

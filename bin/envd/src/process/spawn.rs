@@ -40,10 +40,15 @@ use super::{
     input::{InputSink, Terminal, window_size},
     output::{Kind, Output, Subscription},
     reader::Source,
-    registry::Running,
+    registry::{Registry, Running},
     signals::end_event,
 };
-use crate::{cgroups::Group, paths, server::App, users::User};
+use crate::{
+    cgroups::{Cgroups, Group},
+    paths,
+    settings::Settings,
+    users::User,
+};
 
 /// Silence which, after a signal, means that the process's own output was read completely. A
 /// grandchild may hold the pipes open forever.
@@ -52,6 +57,18 @@ const SILENCE: Duration = Duration::from_millis(500);
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// OOM score adjustment of processes, which are killed before envd when memory runs out.
 const OOM_SCORE_ADJ: i16 = 100;
+
+/// Settings, groups and limits of new processes, and the registry that records them.
+pub struct Launcher {
+    /// Settings from the host.
+    pub settings: Arc<Settings>,
+    /// Processes that were started by envd.
+    pub processes: Arc<Registry>,
+    /// Groups in which processes are created.
+    pub cgroups: Cgroups,
+    /// Soft and hard limit of open descriptors per process.
+    pub open_files: Option<(u64, u64)>,
+}
 
 /// Failure to start a process.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +112,7 @@ fn is_exhaustion(error: &io::Error) -> bool {
 /// # Errors
 /// See [`StartError`].
 pub fn start(
-    app: &App,
+    launcher: &Launcher,
     user: &User,
     request: StartRequest,
     limit: Option<Duration>,
@@ -120,7 +137,7 @@ pub fn start(
         None => pipes(request.stdin.unwrap_or(true)).map_err(failed("pipes"))?,
     };
     let group = Group::of(request.tag.as_deref(), plumbing.is_terminal());
-    let child = launch(app, user, &config, &ends, group)?;
+    let child = launch(launcher, user, &config, &ends, group)?;
     let child = Child::new(child).map_err(failed(&config.cmd))?;
     // The process has its own copies. While these are open, the readers would never see an end of
     // file.
@@ -128,8 +145,8 @@ pub fn start(
     let (process, readers) = assemble(&child, config, request.tag, plumbing);
     // Subscribed before anything is read, so that the first byte has a subscriber.
     let subscription = process.output.subscribe();
-    app.processes.add(process.clone());
-    let registry = app.processes.clone();
+    launcher.processes.add(process.clone());
+    let registry = launcher.processes.clone();
     let started = process.clone();
     tokio::spawn(async move {
         let status = attend(child, &process, readers, limit).await;
@@ -140,7 +157,7 @@ pub fn start(
 }
 
 fn launch(
-    app: &App,
+    launcher: &Launcher,
     user: &User,
     config: &ProcessConfig,
     ends: &[OwnedFd; 3],
@@ -149,14 +166,14 @@ fn launch(
     if config.cmd.is_empty() {
         return Err(StartError::Invalid("`process.cmd` is empty".to_owned()));
     }
-    let envs = environment(app, user, config);
-    let directory = directory(app, user, config)?;
+    let envs = environment(launcher, user, config);
+    let directory = directory(launcher, user, config)?;
     let credentials = Credentials {
         uid: user.uid,
         gid: user.gid,
         groups: user.groups.clone(),
         oom_score_adj: OOM_SCORE_ADJ,
-        open_files: app.open_files,
+        open_files: launcher.open_files,
         controlling_terminal: group == Group::Terminal,
     };
     let mut launch = Launch {
@@ -166,7 +183,7 @@ fn launch(
         directory: &directory,
         stdio: [ends[0].as_fd(), ends[1].as_fd(), ends[2].as_fd()],
         credentials: &credentials,
-        cgroup: app.cgroups.directory(group),
+        cgroup: launcher.cgroups.directory(group),
     };
     let mut spawned = wrenn_sys::spawn::spawn(&launch);
     if let Err(SpawnError::NoProcess(error)) = &spawned
@@ -184,7 +201,11 @@ fn launch(
 
 /// Returns the environment: `PATH` of envd, the user's variables, the host's, the request's. Later
 /// values replace earlier ones.
-fn environment(app: &App, user: &User, config: &ProcessConfig) -> BTreeMap<String, String> {
+fn environment(
+    launcher: &Launcher,
+    user: &User,
+    config: &ProcessConfig,
+) -> BTreeMap<String, String> {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
     let mut all: BTreeMap<_, _> = [
         ("PATH", path.as_str()),
@@ -194,7 +215,7 @@ fn environment(app: &App, user: &User, config: &ProcessConfig) -> BTreeMap<Strin
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    all.extend(app.settings.envs());
+    all.extend(launcher.settings.envs());
     all.extend(
         config
             .envs
@@ -208,8 +229,12 @@ fn environment(app: &App, user: &User, config: &ProcessConfig) -> BTreeMap<Strin
     all
 }
 
-fn directory(app: &App, user: &User, config: &ProcessConfig) -> Result<PathBuf, StartError> {
-    let default = app.settings.default_workdir();
+fn directory(
+    launcher: &Launcher,
+    user: &User,
+    config: &ProcessConfig,
+) -> Result<PathBuf, StartError> {
+    let default = launcher.settings.default_workdir();
     let wanted = config.cwd.clone().unwrap_or_default();
     let path = paths::resolve(&wanted, user, default.as_deref())
         .map_err(|e| StartError::Invalid(format!("invalid `process.cwd`: {e}")))?;

@@ -4,8 +4,7 @@
 //! file unchanged.
 
 use std::{
-    fmt, fs, io,
-    os::unix::fs::PermissionsExt,
+    fmt, fs,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -16,6 +15,7 @@ use futures::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use wrenn_api_types::FilePath;
+use wrenn_durable::Draft;
 use wrenn_model::SandboxId;
 
 use crate::{
@@ -211,13 +211,15 @@ async fn receive(
             .with_context(|| format!("failed to write {}", path.display()))?;
         return pass(chunks, &mut out, bar).await;
     }
-    let temporary = beside(path).with_context(|| format!("failed to write {}", path.display()))?;
-    let mut out = tokio::fs::File::from_std(temporary.reopen()?);
+    // With the permissions of any new file.
+    let mut draft =
+        Draft::new(path, 0o666).with_context(|| format!("failed to write {}", path.display()))?;
+    let mut out = tokio::fs::File::from_std(draft.file().try_clone()?);
     pass(chunks, &mut out, bar)
         .await
         .with_context(|| format!("failed to copy to {}", path.display()))?;
-    temporary
-        .persist(path)
+    draft
+        .replace()
         .with_context(|| format!("failed to write {}", path.display()))?;
     Ok(())
 }
@@ -245,18 +247,6 @@ fn destination(local: &Path, source: &str) -> anyhow::Result<PathBuf> {
         bail!("{} is not a directory", local.display());
     }
     Ok(local.to_owned())
-}
-
-/// Creates a temporary file in the directory of `path`, with the permissions of any new file.
-fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    tempfile::Builder::new()
-        .prefix(".wrenn-cp-")
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(dir)
 }
 
 fn bar(len_bytes: Option<u64>, name: &str) -> ProgressBar {

@@ -2,11 +2,11 @@
 
 use std::{
     fs,
-    io::BufRead,
     path::{Path, PathBuf},
 };
 
 use nix::{sched, sys::statvfs, unistd};
+use wrenn_sys::meminfo::MemInfo;
 
 use super::{Cgroups, Machine};
 use crate::{accel, config::Settings, images};
@@ -63,13 +63,8 @@ impl Machine for ThisMachine<'_> {
     }
 
     fn free_memory(&self) -> Result<u64, String> {
-        let file = fs::File::open("/proc/meminfo")
-            .map_err(|e| format!("failed to read /proc/meminfo: {e}"))?;
-        std::io::BufReader::new(file)
-            .lines()
-            .map_while(Result::ok)
-            .find_map(|line| available_bytes(&line))
-            .ok_or_else(|| "/proc/meminfo has no MemAvailable".to_owned())
+        let available = MemInfo::read().and_then(|memory| memory.bytes("MemAvailable"));
+        available.map_err(|e| format!("failed to read /proc/meminfo: {e}"))
     }
 
     fn paging_library(&self) -> Result<String, String> {
@@ -83,13 +78,6 @@ impl Machine for ThisMachine<'_> {
     fn templates(&self) -> Result<Vec<String>, String> {
         images::template_names(&self.settings.images_dir)
     }
-}
-
-/// Parses `MemAvailable:   23837 kB`.
-fn available_bytes(line: &str) -> Option<u64> {
-    let kib = line.strip_prefix("MemAvailable:")?.trim();
-    let kib: u64 = kib.strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// Returns `path`, or its closest ancestor that exists.
@@ -114,13 +102,6 @@ fn find_program(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn available_memory_is_read_in_kib() {
-        assert_eq!(available_bytes("MemAvailable:   2 kB"), Some(2048));
-        assert_eq!(available_bytes("MemFree:   2 kB"), None);
-        assert_eq!(available_bytes("MemAvailable:   x kB"), None);
-    }
 
     #[test]
     fn a_directory_yet_to_be_made_is_measured_where_it_will_be() {

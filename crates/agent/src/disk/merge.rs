@@ -1,8 +1,8 @@
 //! Merges several read-only layers of a disk into one.
 //!
 //! `qemu-storage-daemon` (QEMU's block layer without a machine; QEMU itself depends on it) copies
-//! the content of the layers into a new layer (`block-stream`). It is controlled with QMP over
-//! standard input and output.
+//! the content of the layers into a new layer (`block-stream`). It is controlled with QMP over a
+//! socket, its standard input.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,10 +11,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
-    process::{ChildStdin, ChildStdout, Command},
-};
+use thiserror_ext::AsReport as _;
+use tokio::{io::AsyncReadExt as _, net::UnixStream, process::Command};
+use wrenn_qmp::{Qmp, QmpError, Subscriber};
 
 use super::{BASE_INSIDE_JAIL, DiskError, create_at};
 
@@ -27,9 +26,6 @@ const NEW: &str = "new";
 
 /// Maximum duration of the copy: a few GB at the speed of a slow disk.
 const DEADLINE: Duration = Duration::from_secs(600);
-
-/// Maximum length of a QMP line, in bytes.
-const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// Creates a layer at `path` on top of `kept` with the content of all layers in `merged`.
 ///
@@ -69,33 +65,34 @@ fn tree(base: &Path, kept: &[PathBuf], merged: &[PathBuf], path: &Path) -> Value
 }
 
 async fn stream(tree: &Value) -> Result<(), DiskError> {
+    let run = |source| DiskError::Run {
+        program: PROGRAM,
+        package: "qemu-system-common",
+        source,
+    };
+    let (qmp, inherited) = wrenn_qmp::socket_pair().map_err(run)?;
     let mut child = Command::new(PROGRAM)
-        .args(["--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"])
+        .args(["--chardev", "socket,id=qmp,fd=0"])
+        .args(["--monitor", "chardev=qmp"])
         .arg("--blockdev")
         .arg(tree.to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdin(inherited)
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|source| DiskError::Run {
-            program: PROGRAM,
-            package: "qemu-system-common",
-            source,
-        })?;
-    let (Some(stdin), Some(stdout), Some(stderr)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
+        .map_err(run)?;
+    let Some(stderr) = child.stderr.take() else {
         return Err(DiskError::Failed(
             PROGRAM,
-            "its standard streams are missing".into(),
+            "its standard error is missing".into(),
         ));
     };
-    let mut qmp = Qmp {
-        stdin,
-        lines: BufReader::new(stdout.take(MAX_LINE_BYTES)).lines(),
-    };
-    let done = qmp.stream().await;
+    let done = run_job(qmp).await;
+    if done.is_err() {
+        // The program waits for more commands, unless it has exited.
+        let _ = child.start_kill();
+    }
     let mut said = String::new();
     let mut stderr = stderr.take(1000);
     let (ended, _) = tokio::join!(child.wait(), stderr.read_to_string(&mut said));
@@ -109,53 +106,45 @@ async fn stream(tree: &Value) -> Result<(), DiskError> {
     }
 }
 
-struct Qmp {
-    stdin: ChildStdin,
-    lines: Lines<BufReader<tokio::io::Take<ChildStdout>>>,
+/// Copies the layers and has the program exit.
+async fn run_job(stream: UnixStream) -> Result<(), String> {
+    let mut qmp = Qmp::negotiate(stream, Job::default(), DEADLINE)
+        .await
+        .map_err(reason)?;
+    let job = json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_INSIDE_JAIL });
+    let mut session = qmp.within("merge disk layers", DEADLINE);
+    session.command("block-stream", job).await.map_err(reason)?;
+    session
+        .wait_for(|job| job.outcome.clone())
+        .await
+        .map_err(reason)??;
+    // The program may exit before its reply is sent. Its exit status counts.
+    let _ = session.command("quit", Value::Null).await;
+    Ok(())
 }
 
-impl Qmp {
-    async fn stream(&mut self) -> Result<(), String> {
-        self.say(json!({ "execute": "qmp_capabilities" })).await?;
-        let job = json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_INSIDE_JAIL });
-        self.say(json!({ "execute": "block-stream", "arguments": job }))
-            .await?;
-        self.completed().await?;
-        self.say(json!({ "execute": "quit" })).await
+fn reason(error: QmpError) -> String {
+    match error {
+        QmpError::Command { desc, .. } => desc,
+        QmpError::Closed => "it exited before the job completed.".to_owned(),
+        error => error.to_report_string(),
     }
+}
 
-    async fn say(&mut self, command: Value) -> Result<(), String> {
-        let text = format!("{command}\n");
-        let said = self.stdin.write_all(text.as_bytes()).await;
-        said.map_err(|error| error.to_string())
-    }
+/// State of the job, as reported by its events.
+#[derive(Debug, Default)]
+struct Job {
+    /// `None` while the job runs; otherwise its success, or the reason for its failure.
+    outcome: Option<Result<(), String>>,
+}
 
-    /// Reads events until the job has completed.
-    async fn completed(&mut self) -> Result<(), String> {
-        loop {
-            let line = self.lines.next_line().await;
-            let line = line.map_err(|error| error.to_string())?;
-            let line = line.ok_or("it exited before the job completed.")?;
-            let Ok(said) = serde_json::from_str::<Value>(&line) else {
-                continue;
-            };
-            if let Some(reason) = failure(&said) {
-                return Err(reason);
-            }
-            if said["event"] == "BLOCK_JOB_COMPLETED" {
-                return Ok(());
-            }
+impl Subscriber for Job {
+    fn on_event(&mut self, name: &str, data: &Value) {
+        // Follows every `BLOCK_JOB_ERROR`, which does not tell the reason.
+        if name == "BLOCK_JOB_COMPLETED" {
+            let failure = data["error"].as_str();
+            self.outcome = Some(failure.map_or(Ok(()), |reason| Err(reason.to_owned())));
         }
-    }
-}
-
-/// Returns the reason why the job failed, if this response or event reports one.
-fn failure(said: &Value) -> Option<String> {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    match said["event"].as_str() {
-        Some("BLOCK_JOB_COMPLETED") => text(&said["data"]["error"]),
-        Some("BLOCK_JOB_ERROR") => Some(format!("{} failed", said["data"]["operation"])),
-        _ => text(&said["error"]["desc"]),
     }
 }
 
@@ -244,6 +233,30 @@ mod tests {
             error.contains("second") || error.contains("qcow2"),
             "{error}"
         );
+        assert!(!new.exists());
+    }
+
+    #[tokio::test]
+    async fn a_copy_to_a_full_disk_fails_at_once_with_the_reason() {
+        crate::private_host::enter();
+        let dir = tempfile::tempdir().unwrap();
+        let layers = layers(dir.path()).await;
+        let small = dir.path().join("small");
+        std::fs::create_dir(&small).unwrap();
+        nix::mount::mount(
+            Some("tmpfs"),
+            &small,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some("size=1m"),
+        )
+        .unwrap();
+        let new = small.join("new");
+        let base = dir.path().join("base");
+        let merged = merge(&base, &[], &layers, 8, &new);
+        let merged = tokio::time::timeout(Duration::from_secs(30), merged).await;
+        let error = merged.unwrap().unwrap_err();
+        assert!(error.is_out_of_space(), "{error:?}");
         assert!(!new.exists());
     }
 }

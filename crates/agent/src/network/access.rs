@@ -6,18 +6,20 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 /// Maximum number of entries in `allow` and `deny` together.
 pub(crate) const MAX_ENTRIES: usize = 256;
 
 /// Addresses that no sandbox may reach: link-local addresses and metadata services of the host,
 /// other sandboxes, and loopback, unspecified, multicast and reserved addresses.
-pub(super) const CLOSED: [Block; 6] = [
-    Block::new([169, 254, 0, 0], 16),
-    Block::new([10, 11, 0, 0], 16),
-    Block::new([10, 12, 0, 0], 16),
-    Block::new([127, 0, 0, 0], 8),
-    Block::new([0, 0, 0, 0], 8),
-    Block::new([224, 0, 0, 0], 3),
+pub(super) const CLOSED: [Ipv4Net; 6] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 11, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 12, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
 /// Rejection of an access list.
@@ -39,16 +41,8 @@ pub(crate) enum AccessError {
 pub(crate) struct Access {
     /// Default policy. If true, every address outside `deny` is open; otherwise none is.
     pub(crate) egress: bool,
-    allow: Vec<Block>,
-    deny: Vec<Block>,
-}
-
-/// CIDR block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Block {
-    first: u32,
-    /// Prefix length in bits, 0 to 32.
-    prefix: u8,
+    allow: Vec<Ipv4Net>,
+    deny: Vec<Ipv4Net>,
 }
 
 /// Range of addresses, both ends included.
@@ -87,7 +81,7 @@ impl Access {
 
     /// Returns the exceptions, `allow` then `deny`, as text that [`parse`](Self::parse) accepts.
     pub(crate) fn lists(&self) -> (Vec<String>, Vec<String>) {
-        let texts = |blocks: &[Block]| blocks.iter().map(Block::to_string).collect();
+        let texts = |blocks: &[Ipv4Net]| blocks.iter().map(text_of).collect();
         (texts(&self.allow), texts(&self.deny))
     }
 
@@ -107,20 +101,20 @@ impl Access {
     pub(super) fn permitted(&self) -> Vec<Range> {
         let mut open = match self.egress {
             true => {
-                let denied = joined(self.deny.iter().map(Block::range).collect());
+                let denied = joined(self.deny.iter().map(Range::from).collect());
                 without(&[Range::ALL], &denied)
             }
             false => Vec::new(),
         };
-        open.extend(self.allow.iter().map(Block::range));
-        let closed = joined(CLOSED.iter().map(Block::range).collect());
+        open.extend(self.allow.iter().map(Range::from));
+        let closed = joined(CLOSED.iter().map(Range::from).collect());
         without(&joined(open), &closed)
     }
 }
 
-fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Block>, AccessError> {
+fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Ipv4Net>, AccessError> {
     let read = |text: &String| {
-        text.parse().map_err(|ParseCidrError| AccessError::Entry {
+        parse_block(text).ok_or_else(|| AccessError::Entry {
             list,
             entry: text.chars().take(80).collect(),
         })
@@ -128,68 +122,30 @@ fn blocks(list: &'static str, texts: &[String]) -> Result<Vec<Block>, AccessErro
     texts.iter().map(read).collect()
 }
 
-/// The text is neither an IPv4 address nor a CIDR block.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an IPv4 address or CIDR block")]
-pub(super) struct ParseCidrError;
+/// Parses `1.2.3.4` or `1.2.3.0/24`. Bits after the prefix are dropped, as routers do.
+fn parse_block(text: &str) -> Option<Ipv4Net> {
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+    // `ipnet` reads `010.0.0.1` as decimal, other programs read it as octal. std rejects it.
+    let single: Ipv4Addr = address.parse().ok()?;
+    match address == text {
+        true => Some(single.into()),
+        false => Some(text.parse::<Ipv4Net>().ok()?.trunc()),
+    }
+}
 
-impl Block {
-    const fn new(first: [u8; 4], prefix: u8) -> Self {
+/// Returns a block as text that [`parse_block`] accepts; without the prefix if it is one address.
+fn text_of(block: &Ipv4Net) -> String {
+    match block.prefix_len() {
+        32 => block.addr().to_string(),
+        _ => block.to_string(),
+    }
+}
+
+impl From<&Ipv4Net> for Range {
+    fn from(block: &Ipv4Net) -> Self {
         Self {
-            first: u32::from_be_bytes(first),
-            prefix,
-        }
-    }
-
-    /// Mask of the bits after the prefix.
-    const fn host_bits(self) -> u32 {
-        match u32::MAX.checked_shr(self.prefix as u32) {
-            Some(bits) => bits,
-            None => 0,
-        }
-    }
-
-    fn range(&self) -> Range {
-        Range {
-            first: self.first,
-            last: self.first | self.host_bits(),
-        }
-    }
-}
-
-impl std::str::FromStr for Block {
-    type Err = ParseCidrError;
-
-    /// Parses `1.2.3.4` or `1.2.3.0/24`. Bits after the prefix are dropped, as routers do.
-    fn from_str(text: &str) -> Result<Self, ParseCidrError> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, read_prefix(prefix).ok_or(ParseCidrError)?),
-            None => (text, 32),
-        };
-        let address: Ipv4Addr = address.parse().map_err(|_| ParseCidrError)?;
-        let block = Self {
-            first: address.to_bits(),
-            prefix,
-        };
-        Ok(Self {
-            first: block.first & !block.host_bits(),
-            ..block
-        })
-    }
-}
-
-fn read_prefix(text: &str) -> Option<u8> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let prefix = text.parse().ok().filter(|_| digits)?;
-    (prefix <= 32).then_some(prefix)
-}
-
-impl std::fmt::Display for Block {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let address = Ipv4Addr::from_bits(self.first);
-        match self.prefix {
-            32 => address.fmt(f),
-            prefix => write!(f, "{address}/{prefix}"),
+            first: block.network().to_bits(),
+            last: block.broadcast().to_bits(),
         }
     }
 }
@@ -330,6 +286,7 @@ mod tests {
             "1.2.3.4/33",
             "1.2.3.4/",
             "1.2.3.4/+8",
+            "010.0.0.1/8",
             "::1",
             "example.com",
             "1.2.3.4; drop",
@@ -368,11 +325,8 @@ mod tests {
 
     /// Reference implementation of the precedence rules, for one address.
     fn may_reach(access: &Access, address: u32) -> bool {
-        let has = |blocks: &[Block]| {
-            blocks
-                .iter()
-                .any(|block| (address ^ block.first) & !block.host_bits() == 0)
-        };
+        let address = Ipv4Addr::from_bits(address);
+        let has = |blocks: &[Ipv4Net]| blocks.iter().any(|block| block.contains(&address));
         !has(&CLOSED) && (has(&access.allow) || (access.egress && !has(&access.deny)))
     }
 
@@ -380,7 +334,7 @@ mod tests {
         #[test]
         fn ranges_hold_what_the_definition_says(access in any_access(), others in proptest::collection::vec(any::<u32>(), 20)) {
             let permitted = access.permitted();
-            let edges = access.allow.iter().chain(&access.deny).chain(&CLOSED).map(Block::range);
+            let edges = access.allow.iter().chain(&access.deny).chain(&CLOSED).map(Range::from);
             let around = |at: u32| [at.wrapping_sub(1), at, at.wrapping_add(1)];
             let edges: Vec<u32> = edges.flat_map(|r| [around(r.first), around(r.last)]).flatten().collect();
             for address in edges.into_iter().chain(others) {
@@ -406,8 +360,8 @@ mod tests {
 
         #[test]
         fn any_text_is_a_block_or_is_refused(text in "\\PC{0,24}") {
-            if let Ok(block) = text.parse::<Block>() {
-                prop_assert_eq!(block.to_string().parse::<Block>(), Ok(block));
+            if let Some(block) = parse_block(&text) {
+                prop_assert_eq!(parse_block(&text_of(&block)), Some(block));
             }
         }
     }

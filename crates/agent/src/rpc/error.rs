@@ -1,6 +1,7 @@
 //! RPC codes and messages of the errors of this agent.
 
 use connectrpc::{ConnectError, ErrorCode};
+use thiserror_ext::AsReport as _;
 
 use crate::{
     admission::AdmissionError,
@@ -8,7 +9,6 @@ use crate::{
     network::slot::SlotError,
     sandbox::{
         CreateError, DestroyError, LifecycleError, UseError,
-        error::chain,
         service::{DeleteSnapshotError, ForkError, NamedSnapshotError},
     },
     sandbox_dir::SandboxDirError,
@@ -62,8 +62,8 @@ fn snapshot_code(error: &LifecycleError) -> ErrorCode {
 }
 
 /// Returns the message for an error that may be due to a full disk.
-fn message(error: &dyn std::error::Error, is_out_of_space: bool) -> String {
-    let message = chain(error);
+fn message(error: &impl std::error::Error, is_out_of_space: bool) -> String {
+    let message = error.to_report_string();
     if is_out_of_space {
         return format!("the host's disk is full: {message}");
     }
@@ -72,7 +72,7 @@ fn message(error: &dyn std::error::Error, is_out_of_space: bool) -> String {
 
 impl From<AdmissionError> for ConnectError {
     fn from(error: AdmissionError) -> Self {
-        Self::new(admission_code(&error), chain(&error))
+        Self::new(admission_code(&error), error.to_report_string())
     }
 }
 
@@ -96,7 +96,7 @@ impl From<DestroyError> for ConnectError {
             DestroyError::Gone => ErrorCode::Unavailable,
             _ => ErrorCode::Internal,
         };
-        Self::new(code, chain(&error))
+        Self::new(code, error.to_report_string())
     }
 }
 
@@ -112,7 +112,7 @@ impl From<UseError> for ConnectError {
 
 impl From<InventoryError> for ConnectError {
     fn from(error: InventoryError) -> Self {
-        Self::internal(chain(&error))
+        Self::internal(error.to_report_string())
     }
 }
 
@@ -123,7 +123,7 @@ impl From<NamedSnapshotError> for ConnectError {
             NamedSnapshotError::Sandbox(error) => error.into(),
             NamedSnapshotError::Template(_)
             | NamedSnapshotError::Store(_)
-            | NamedSnapshotError::Panicked => Self::internal(chain(&error)),
+            | NamedSnapshotError::Panicked => Self::internal(error.to_report_string()),
         }
     }
 }
@@ -134,7 +134,7 @@ impl From<DeleteSnapshotError> for ConnectError {
             DeleteSnapshotError::Unknown(_) => Self::not_found(error.to_string()),
             DeleteSnapshotError::InUse { .. } => Self::failed_precondition(error.to_string()),
             DeleteSnapshotError::Store(_) | DeleteSnapshotError::Panicked => {
-                Self::internal(chain(&error))
+                Self::internal(error.to_report_string())
             }
         }
     }

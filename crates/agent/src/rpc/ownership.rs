@@ -8,10 +8,11 @@
 use std::sync::Arc;
 
 use connectrpc::{ConnectError, RequestContext};
+use thiserror_ext::AsReport as _;
 use wrenn_proto::headers::INSTALLATION as INSTALLATION_HEADER;
 
 use crate::{
-    sandbox::{Sandbox, error::chain, resources::HostContext},
+    sandbox::{Sandbox, resources::HostContext},
     sandbox_dir::SandboxDirError,
 };
 
@@ -76,7 +77,7 @@ pub(super) async fn adopt(
 fn record_failed(error: &SandboxDirError) -> ConnectError {
     ConnectError::internal(format!(
         "failed to record the sandbox's owner: {}",
-        chain(error)
+        error.to_report_string()
     ))
 }
 

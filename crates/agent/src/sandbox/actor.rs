@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
+use thiserror_ext::AsReport as _;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -14,7 +15,7 @@ use super::{
     Command, Plan, Reply, Running, Sandbox, State,
     boot::{Abort, Attempt, Boot},
     compact::Compaction,
-    error::{CreateError, DestroyError, LifecycleError, chain},
+    error::{CreateError, DestroyError, LifecycleError},
     recovery::Recovery,
     resources::{HostContext, Resources},
     state_machine::{Event, Loss},
@@ -92,7 +93,10 @@ impl SandboxActors {
         let kept = move |host: &HostContext| {
             let noted = host.sandbox_dirs.last_snapshots();
             let noted = noted.inspect_err(|error| {
-                tracing::warn!(error = chain(error), "snapshot collection skipped");
+                tracing::warn!(
+                    error = error.to_report_string(),
+                    "snapshot collection skipped"
+                );
             });
             // An agent that shuts down drops its actors and their references. The sandboxes stay,
             // and the snapshots that they depend on must stay too.
@@ -223,7 +227,10 @@ impl SandboxActor {
             }
             Err(error) => error,
         };
-        tracing::warn!(error = chain(&error), "failed to create the sandbox");
+        tracing::warn!(
+            error = error.to_report_string(),
+            "failed to create the sandbox"
+        );
         self.sandbox.apply(Event::CreateFailed);
         let freed = self.resources.free_all(&self.actors.host).await;
         if freed.is_ok() {
@@ -272,7 +279,7 @@ impl SandboxActor {
                         Step::Watch
                     }
                     Err(CreateError::ShuttingDown) => Step::End,
-                    Err(error) => self.on_vm_lost(chain(&error)).await,
+                    Err(error) => self.on_vm_lost(error.to_report_string()).await,
                 }
             }
         }
@@ -460,7 +467,7 @@ impl SandboxActor {
             // The first caller receives the error itself, the others receive its text.
             let again = match &answer {
                 Some(Ok(())) | None => Ok(()),
-                Some(Err(error)) => Err(LifecycleError::Again(chain(error))),
+                Some(Err(error)) => Err(LifecycleError::Again(error.to_report_string())),
             };
             let first = answer.replace(again).unwrap_or(Ok(()));
             let _ = reply.send(first);
@@ -474,7 +481,10 @@ impl SandboxActor {
             }
             return Step::End;
         };
-        let reason = format!("failed to destroy the sandbox: {}", chain(&error));
+        let reason = format!(
+            "failed to destroy the sandbox: {}",
+            error.to_report_string()
+        );
         self.sandbox.apply(Event::DestroyFailed(reason.clone()));
         let mut error = Some(error);
         for reply in replies {

@@ -27,6 +27,7 @@ use std::{
     net::IpAddr,
 };
 
+use thiserror_ext::AsReport as _;
 use tokio_util::sync::CancellationToken;
 use wrenn_model::SandboxId;
 use wrenn_proto::supervise::SupervisorSpec;
@@ -34,7 +35,7 @@ use wrenn_proto::supervise::SupervisorSpec;
 use super::{
     Running, Sandbox, SandboxFacts, Start, Tunnels,
     actor::{Adopted, AdoptedMachine, Pins, SandboxActors},
-    error::{DestroyError, chain},
+    error::DestroyError,
     now_unix_ms,
     resources::{HostContext, Resources, free_network},
     spawn,
@@ -84,11 +85,11 @@ pub(crate) async fn adopt_all(actors: &SandboxActors) -> Result<(), AdoptError> 
             }
             Err(error) if error.is_unreadable() => return Err(error.into()),
             Err(error) if sandbox_dir.has_last_snapshot() => {
-                tracing::error!(sandbox_id = %id, error = chain(&error), "directory of a sandbox is invalid, sandbox left alone");
+                tracing::error!(sandbox_id = %id, error = error.to_report_string(), "directory of a sandbox is invalid, sandbox left alone");
                 left.insert(id);
             }
             Err(error) => {
-                tracing::warn!(sandbox_id = %id, error = chain(&error), "removing incomplete sandbox");
+                tracing::warn!(sandbox_id = %id, error = error.to_report_string(), "removing incomplete sandbox");
                 sandbox_dir.remove()?;
             }
         }
@@ -101,7 +102,7 @@ pub(crate) async fn adopt_all(actors: &SandboxActors) -> Result<(), AdoptError> 
         .collect();
     if let Err(error) = remove_strays(host, &kept, &left).await {
         tracing::warn!(
-            error = chain(&error),
+            error = error.to_report_string(),
             "failed to remove everything that an earlier agent left"
         );
     }
@@ -137,7 +138,7 @@ fn read(
 fn access_of(spec: &SupervisorSpec) -> Access {
     let network = &spec.network;
     Access::parse(network.egress, &network.allow, &network.deny).unwrap_or_else(|error| {
-        tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "egress lists invalid, denying all egress");
+        tracing::warn!(sandbox_id = %spec.id, error = error.to_report_string(), "egress lists invalid, denying all egress");
         Access::default()
     })
 }
@@ -226,7 +227,7 @@ async fn examine_machine(
             ));
         }
         Err(error) => {
-            tracing::warn!(sandbox_id = %spec.id, error = chain(&error), "failed to check the network");
+            tracing::warn!(sandbox_id = %spec.id, error = error.to_report_string(), "failed to check the network");
         }
     }
     // A supervisor that does not answer is busy with a snapshot, which an older version of it does
@@ -234,14 +235,14 @@ async fn examine_machine(
     let is_paused = match supervisor.status().await {
         Ok(status) => status.frozen,
         Err(SupervisorError::Silent(_)) => true,
-        Err(error) => return AdoptedMachine::Lost(chain(&error)),
+        Err(error) => return AdoptedMachine::Lost(error.to_report_string()),
     };
     let Some(boot) = sandbox_dir.read_boot() else {
         return AdoptedMachine::Booting;
     };
     let envd = match EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token) {
         Ok(envd) => envd,
-        Err(error) => return AdoptedMachine::Lost(chain(&error)),
+        Err(error) => return AdoptedMachine::Lost(error.to_report_string()),
     };
     let running = Box::new(Running {
         envd,

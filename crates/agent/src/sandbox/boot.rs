@@ -14,6 +14,7 @@ use std::{
 
 use connectrpc::{ConnectError, ErrorCode};
 use sha2::{Digest as _, Sha256};
+use thiserror_ext::AsReport as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wrenn_model::SandboxId;
@@ -352,7 +353,7 @@ impl Boot<'_> {
         // Without the record, the next agent only waits for the guest again. A failure is therefore
         // not the end of the sandbox.
         if let Err(error) = sandbox_dir.write_boot(times) {
-            tracing::warn!(sandbox_id = %spec.id, error = super::error::chain(&error), "failed to record the boot times");
+            tracing::warn!(sandbox_id = %spec.id, error = error.to_report_string(), "failed to record the boot times");
         }
         Ok(Running {
             envd,
@@ -436,7 +437,7 @@ async fn note_machine_times(supervisor: &Supervisor, times: &mut BootTimes, star
             times.init_ms = since_create(status.init_ms);
         }
         Err(error) => tracing::warn!(
-            error = super::error::chain(&error),
+            error = error.to_report_string(),
             "failed to read the boot times"
         ),
     }

@@ -18,13 +18,14 @@ use std::{
     time::Duration,
 };
 
+use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Reply, ResumeFrom, State,
     actor::{SandboxActor, Step},
-    error::{LifecycleError, chain},
+    error::LifecycleError,
 };
 use crate::snapshots::{SnapshotError, SnapshotRef};
 
@@ -122,8 +123,8 @@ impl SandboxActor {
                     compacted_copy,
                 };
             }
-            Ok(Err(error)) => chain(&error),
-            Err(lost) => chain(&lost),
+            Ok(Err(error)) => error.to_report_string(),
+            Err(lost) => lost.to_report_string(),
         };
         tracing::warn!(snapshot = %original.id(), error = reason, "chain compaction failed");
         Compacted {

@@ -161,22 +161,13 @@ pub(crate) enum UseError {
     Lost(SandboxId, String),
 }
 
-/// Returns an error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io;
+
+    use thiserror_ext::AsReport as _;
+
+    use super::*;
 
     #[test]
     fn causes_are_told_once_each() {
@@ -186,7 +177,7 @@ mod tests {
             source: io::Error::other("deep down"),
         });
         assert_eq!(
-            chain(&error),
+            error.to_report_string(),
             "failed to prepare the sandbox's directory: failed to write /x: deep down"
         );
     }

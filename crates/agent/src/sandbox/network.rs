@@ -11,15 +11,12 @@
 //! A paused sandbox has no rules. They are made from the lists when it is resumed. A guest receives
 //! its nameservers when it boots or is resumed. A running guest keeps its nameservers until then.
 
-use super::{
-    State,
-    actor::SandboxActor,
-    error::{LifecycleError, chain},
-};
+use super::{State, actor::SandboxActor, error::LifecycleError};
 use crate::{
     network::{self, access::Access},
     sandbox_dir::{SandboxDir, SandboxDirError},
 };
+use thiserror_ext::AsReport as _;
 
 impl SandboxActor {
     /// Changes the addresses that the sandbox may reach. Takes effect at once if the sandbox runs,
@@ -36,7 +33,10 @@ impl SandboxActor {
         if let Some(slot) = self.resources.slot.filter(|_| runs)
             && let Err(error) = network::update(slot, &access).await
         {
-            tracing::warn!(error = chain(&error), "failed to change the network access");
+            tracing::warn!(
+                error = error.to_report_string(),
+                "failed to change the network access"
+            );
             // Only the first failure is reported. If the roll-back fails too, the next change or
             // the next agent sets all rules.
             let _ = note(&sandbox_dir, &before).await;

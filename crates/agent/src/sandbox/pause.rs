@@ -51,13 +51,14 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use thiserror_ext::AsReport as _;
 use tokio::time::Instant;
 use wrenn_sys::failpoint;
 
 use super::{
     Reply, ResumeFrom, Running, State,
     actor::{SandboxActor, Step},
-    error::{CreateError, LifecycleError, chain},
+    error::{CreateError, LifecycleError},
     now_unix_ms,
     recovery::recover,
     state_machine::Event,
@@ -113,7 +114,10 @@ impl SandboxActor {
                 next
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "failed to pause the sandbox");
+                tracing::warn!(
+                    error = error.to_report_string(),
+                    "failed to pause the sandbox"
+                );
                 let next = self.roll_back(&error).await;
                 let _ = reply.send(Err(error));
                 next
@@ -138,7 +142,10 @@ impl SandboxActor {
                 Step::Watch
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "failed to take a snapshot");
+                tracing::warn!(
+                    error = error.to_report_string(),
+                    "failed to take a snapshot"
+                );
                 let next = self.roll_back(&error).await;
                 let _ = reply.send(Err(error));
                 next
@@ -161,7 +168,7 @@ impl SandboxActor {
         // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
         // fails as well.
         if let Err(error) = self.resources.free(&self.actors.host).await {
-            let reason = CreateError::Ended(chain(&error));
+            let reason = CreateError::Ended(error.to_report_string());
             self.sandbox.apply(Event::ResumeFailed);
             self.answer_resumes(Err(LifecycleError::Restore(reason)));
             return Step::Wait;
@@ -189,12 +196,15 @@ impl SandboxActor {
             }
             Err(error) => {
                 let error = LifecycleError::Restore(error);
-                tracing::warn!(error = chain(&error), "failed to resume the sandbox");
+                tracing::warn!(
+                    error = error.to_report_string(),
+                    "failed to resume the sandbox"
+                );
                 // Resources that cannot be freed now are freed by the next attempt.
                 let _ = self.resources.free(&self.actors.host).await;
                 self.pins.origin = None;
                 self.sandbox.set_host_ip(None);
-                self.sandbox.set_warning(chain(&error));
+                self.sandbox.set_warning(error.to_report_string());
                 self.sandbox.apply(Event::ResumeFailed);
                 self.answer_resumes(Err(error));
                 Step::Wait
@@ -214,7 +224,12 @@ impl SandboxActor {
             running: false,
         });
         noted
-            .inspect_err(|error| tracing::warn!(error = chain(error), "failed to record the pause"))
+            .inspect_err(|error| {
+                tracing::warn!(
+                    error = error.to_report_string(),
+                    "failed to record the pause"
+                )
+            })
             .is_ok()
     }
 
@@ -350,7 +365,7 @@ impl SandboxActor {
                 self.sandbox.apply(Event::RolledBack);
                 Step::Watch
             }
-            Err(error) => self.on_vm_lost(chain(&error)).await,
+            Err(error) => self.on_vm_lost(error.to_report_string()).await,
         }
     }
 
@@ -381,13 +396,13 @@ impl SandboxActor {
             None => false,
         };
         if alive {
-            self.sandbox.set_warning(chain(error));
+            self.sandbox.set_warning(error.to_report_string());
             self.sandbox.apply(Event::RolledBack);
             return Step::Watch;
         }
         match &self.resources.supervisor {
             Some(supervisor) if supervisor.status().await.is_ok() => {
-                self.on_vm_lost(chain(error)).await
+                self.on_vm_lost(error.to_report_string()).await
             }
             _ => self.on_machine_gone().await,
         }

@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
+use thiserror_ext::AsReport as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Running, error::chain};
+use super::Running;
 use crate::envd_client::{EnvdClient, Recover};
 
 /// Interval between two attempts.
@@ -40,7 +41,7 @@ async fn notified(envd: &EnvdClient) -> bool {
     recovered
         .inspect_err(|error| {
             tracing::warn!(
-                error = chain(error),
+                error = error.to_report_string(),
                 "failed to recover the guest from the snapshot"
             );
         })

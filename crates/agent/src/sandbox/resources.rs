@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use thiserror_ext::AsReport as _;
 use wrenn_model::SandboxId;
 
 use super::{Boots, error::DestroyError};
@@ -68,7 +69,7 @@ impl Resources {
             let done = result.is_ok();
             if let Err(error) = result {
                 tracing::warn!(
-                    error = super::error::chain(&error),
+                    error = error.to_report_string(),
                     "failed to free a resource"
                 );
                 if first.is_ok() {

@@ -2,13 +2,15 @@
 
 use std::{
     fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use wrenn_model::TemplateName;
 use wrenn_snapshot::{Manifest, SnapshotId};
+
+/// Mode of the files.
+const MODE: u32 = 0o644;
 
 /// Failure to read, set or remove a name.
 #[derive(Debug, thiserror::Error)]
@@ -116,24 +118,11 @@ impl Names {
         overwrite: bool,
     ) -> Result<(), NameError> {
         let path = self.path(name);
-        let temporary = self.0.join(format!(".{build}.tmp"));
-        let write = || {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec(&NameRecord { build })?)?;
-            file.sync_all()?;
-            if overwrite {
-                fs::rename(&temporary, &path)?;
-            } else {
-                fs::hard_link(&temporary, &path)?;
-                fs::remove_file(&temporary)?;
-            }
-            fs::File::open(&self.0)?.sync_all()
-        };
-        let written = write();
-        if written.is_err() {
-            // Best effort: temporary files are never read.
-            let _ = fs::remove_file(&temporary);
-        }
+        let text = serde_json::to_vec(&NameRecord { build }).map_err(io::Error::from);
+        let written = text.and_then(|text| match overwrite {
+            true => wrenn_durable::replace(&path, &text, MODE),
+            false => wrenn_durable::create(&path, &text, MODE),
+        });
         match written {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(NameError::Taken(name.clone()))

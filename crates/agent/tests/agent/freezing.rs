@@ -4,6 +4,7 @@
 use std::fs;
 
 use connectrpc::ConnectError;
+use nix::mount::{MsFlags, mount, umount};
 use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
 
 use crate::agent::{self, TestAgent, on_private_host, until};
@@ -195,16 +196,17 @@ fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_fr
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
         snapshot(&agent, "good").await.expect("snapshot taken");
-        // No file can be created under this name.
-        let in_the_way = agent.sandbox_dir(ID).join("snapshot.json.tmp");
-        fs::create_dir(&in_the_way).expect("made");
+        // A mount point can be read, but not replaced.
+        let record = agent.sandbox_dir(ID).join("snapshot.json");
+        let none = None::<&str>;
+        mount(Some(&record), &record, none, MsFlags::MS_BIND, none).expect("mounted");
         agent::kill_9(agent.supervisor_pid(ID));
         let lost = agent.wait_for(ID, PAUSED).await;
         assert!(
             lost.warning.contains("paused at its last snapshot"),
             "{lost:?}"
         );
-        fs::remove_dir(&in_the_way).expect("it is there");
+        umount(&record).expect("it is mounted");
         resume(&agent).await.expect("resumed");
         runs(&agent).await;
         agent.destroy(ID).await.expect("destroyed");

@@ -47,14 +47,11 @@ impl TextStream {
 
 /// Returns the length of the incomplete character at the end of `bytes`, or 0.
 fn unfinished(bytes: &[u8]) -> usize {
-    (1..=bytes.len().min(3))
-        .find(|&length| {
-            let tail = &bytes[bytes.len() - length..];
-            tail.first().is_some_and(|b| *b >= 0xc0)
-                && std::str::from_utf8(tail)
-                    .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
-        })
-        .unwrap_or(0)
+    // An incomplete character has at most three bytes.
+    let tail = &bytes[bytes.len().saturating_sub(3)..];
+    let last = tail.utf8_chunks().last().map_or(&[][..], |c| c.invalid());
+    let incomplete = std::str::from_utf8(last).is_err_and(|e| e.error_len().is_none());
+    if incomplete { last.len() } else { 0 }
 }
 
 #[cfg(test)]

@@ -1,12 +1,7 @@
 //! First API keys. They are generated if missing and written to files that only their owner can
 //! read.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use super::{Auth, KeyForm};
 use crate::{config::ControlConfig, db::Db, error::ControlError};
@@ -52,7 +47,8 @@ async fn write_first_key(
 ) -> Result<(), ControlError> {
     let key = auth.make(NAME, form).await?;
     let (path, secret) = (file.to_owned(), key.secret);
-    let written = tokio::task::spawn_blocking(move || write(&path, &secret)).await;
+    let write = move || wrenn_durable::replace(&path, format!("{secret}\n").as_bytes(), 0o600);
+    let written = tokio::task::spawn_blocking(write).await;
     let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
     if let Err(source) = written {
         // A key that is in no file is useless, and would count as the first key at the next start.
@@ -62,31 +58,6 @@ async fn write_first_key(
     }
     tracing::info!(file = %file.display(), "first API key written");
     Ok(())
-}
-
-/// Writes the file completely or not at all: to a temporary name, then renamed.
-fn write(file: &Path, secret: &str) -> io::Result<()> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(name);
-    let result = write_new(&beside, secret).and_then(|()| fs::rename(&beside, file));
-    if result.is_err() {
-        // The file may not exist.
-        let _ = fs::remove_file(&beside);
-    }
-    result
-}
-
-fn write_new(path: &Path, secret: &str) -> io::Result<()> {
-    // Left over from a killed process with the same process id.
-    let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(format!("{secret}\n").as_bytes())?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Network access of a sandbox: checks of the requested rules, and changes while it runs.
 
+use std::net::Ipv4Addr;
+
 use axum::extract::State;
 use http::StatusCode;
+use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -156,12 +159,9 @@ enum Entry {
 fn kind(name: &str, entry: &str) -> Result<Entry, E2bError> {
     let shown: String = entry.chars().take(80).collect();
     let bad = |why: &str| Err(E2bError::field(name, format!("`{shown}` {why}")));
-    let (address, bits) = match entry.split_once('/') {
-        None => (entry, None),
-        Some((address, bits)) => (address, Some(bits)),
-    };
-    if address.parse::<std::net::Ipv4Addr>().is_ok() {
-        let fits = bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= 32));
+    let address = entry.split_once('/').map_or(entry, |(address, _)| address);
+    if address.parse::<Ipv4Addr>().is_ok() {
+        let fits = address == entry || entry.parse::<Ipv4Net>().is_ok();
         return match fits {
             true => Ok(Entry::Block),
             false => bad("is not a valid CIDR block"),
@@ -262,6 +262,8 @@ mod tests {
             "a b",
             "a..b",
             "1.1.1.1/",
+            "1.1.1.1/+8",
+            "010.0.0.1/8",
         ] {
             assert_eq!(lists(&[bad], &["0.0.0.0/0"]), 400, "{bad}");
         }

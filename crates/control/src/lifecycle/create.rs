@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus, TemplateName};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
@@ -183,7 +184,7 @@ impl Lifecycle {
                     return;
                 }
                 Err(error) => {
-                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), "failed to write the result of the create");
+                    tracing::error!(sandbox_id = %id, error = %error.as_report(), "failed to write the result of the create");
                     tokio::time::sleep(WRITE_PAUSE).await;
                 }
             }
@@ -253,7 +254,7 @@ impl Drop for PendingCreate {
             tracing::info!(sandbox_id = %id, "client disconnected during the create");
             let why = "the client disconnected before it received the sandbox";
             if let Err(error) = lifecycle.destroy_now(&id, why).await {
-                tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "failed to destroy an abandoned sandbox");
+                tracing::warn!(sandbox_id = %id, error = %error.as_report(), "failed to destroy an abandoned sandbox");
                 lifecycle.destroy_at_host(&id).await;
             }
             if ticket.is_some() {
@@ -280,18 +281,6 @@ fn reason(error: &AgentError) -> String {
 
 fn ended() -> AgentError {
     AgentError::task_ended("create")
-}
-
-/// Returns an error with its causes, for the log.
-pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
-    }
-    text
 }
 
 fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {

@@ -12,10 +12,11 @@ use std::{
     time::Duration,
 };
 
+use thiserror_ext::AsReport as _;
 use tokio_util::sync::CancellationToken;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 
-use super::{Lifecycle, LifecycleError, create::error_chain};
+use super::{Lifecycle, LifecycleError};
 use crate::{clock, db::sandboxes::Sandbox};
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
@@ -71,7 +72,7 @@ impl Lifecycle {
             let (lifecycle, id) = (Arc::clone(self), row.id.clone());
             self.spawn(async move {
                 if let Err(error) = lifecycle.expire(&id).await {
-                    tracing::warn!(sandbox_id = %id, error = %error_chain(&error), "failed to expire the sandbox");
+                    tracing::warn!(sandbox_id = %id, error = %error.as_report(), "failed to expire the sandbox");
                 }
                 drop(mark);
                 // The time of the next attempt is known only now.

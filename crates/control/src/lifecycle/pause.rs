@@ -8,10 +8,11 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::Shared};
+use thiserror_ext::AsReport as _;
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
-use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, create::error_chain, told};
+use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, told};
 use crate::{
     agent_client::AgentError,
     clock,
@@ -200,7 +201,7 @@ impl Lifecycle {
             match self.apply(id, event, &change).await {
                 Ok((row, _)) => return Ok(row),
                 Err(error @ LifecycleError::Db(_)) if attempt < WRITE_ATTEMPTS => {
-                    tracing::error!(sandbox_id = %id, error = %error_chain(&error), ?event, "failed to write the result of the host's work");
+                    tracing::error!(sandbox_id = %id, error = %error.as_report(), ?event, "failed to write the result of the host's work");
                     attempt += 1;
                     tokio::time::sleep(WRITE_PAUSE).await;
                 }

@@ -11,12 +11,13 @@ use std::{
 };
 
 use rustix::{fs::SeekFrom, io::Errno};
+use thiserror_ext::AsReport as _;
 use wrenn_sys::{
     pinned::PinnedWriter,
     uffd::{Uffd, UffdError},
 };
 
-use super::{Backing, failure, failure::Failed, gate::Gate, progress::Progress};
+use super::{Backing, failure::Failed, gate::Gate, progress::Progress};
 use crate::{
     PAGE_BYTES,
     page_set::PageSet,
@@ -105,7 +106,7 @@ impl Core {
         match result {
             Ok(()) => return,
             Err(ServeError::Gone) => self.progress.gone.store(true, Ordering::Relaxed),
-            Err(error) => self.failed.set(failure::with_causes(&error)),
+            Err(error) => self.failed.set(error.to_report_string()),
         }
         self.request_stop();
     }

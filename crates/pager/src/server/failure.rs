@@ -1,7 +1,6 @@
 //! Failure notification of a server to its owner.
 
 use std::{
-    error::Error,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, OnceLock},
@@ -63,16 +62,4 @@ impl AsFd for Failed {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inner.event.as_fd()
     }
-}
-
-/// Returns the error and its causes, joined by colons.
-pub(super) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

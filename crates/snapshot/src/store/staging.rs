@@ -108,12 +108,11 @@ impl Staging {
         sync_dir(&self.store.root.join("disks"))?;
         let memory = self.store.memory_dir();
         let target = memory.join(diff_name(self.build));
-        fs::rename(self.dir.join(layout::MEMORY), &target).map_err(failed("publish", &target))?;
-        sync_dir(&memory)?;
+        wrenn_durable::rename(&self.dir.join(layout::MEMORY), &target)
+            .map_err(failed("publish", &target))?;
         sync_dir(&self.dir)?;
         let target = self.store.snapshot_dir(self.build);
-        fs::rename(&self.dir, &target).map_err(failed("publish", &target))?;
-        sync_dir(&self.store.root.join("snapshots"))
+        wrenn_durable::rename(&self.dir, &target).map_err(failed("publish", &target))
     }
 }
 
@@ -154,7 +153,7 @@ impl Staging {
                 let copy = self.dir.join("copy");
                 let copied = fs::copy(source, &copy)
                     .and_then(|_| fs::File::open(&copy)?.sync_all())
-                    .and_then(|()| fs::rename(&copy, target));
+                    .and_then(|()| wrenn_durable::rename(&copy, target));
                 copied.map_err(failed("copy", target))
             }
             other => other.map_err(failed("link", target)),

@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -63,22 +62,10 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), SupervisorError> {
     })
 }
 
-/// Writes a working set to a temporary file and renames it. Several supervisors may do this at the
-/// same time.
+/// Writes a working set. Several supervisors may do this at the same time.
 pub(super) fn write_working_set(path: &Path, runs: &[PageRun]) -> io::Result<()> {
     let set = WorkingSet::from_runs(runs.iter().map(|run| (run.offset, run.len)));
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = fs::File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(&set.to_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The file may not have been created.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    wrenn_durable::replace(path, &set.to_bytes(), 0o644)
 }
 
 /// Converts a working set to the runs that the page server expects.

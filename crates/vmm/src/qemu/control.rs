@@ -5,24 +5,26 @@
 //! `qapi/migration.json`.
 
 use std::{
+    io,
     os::fd::{AsFd as _, OwnedFd},
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
+use wrenn_qmp::{QmpError, Session};
 
-use super::{command_line::ROOT_NODE, process::QemuMachine};
+use super::{command_line::ROOT_NODE, events::Events, process::QemuMachine};
 use crate::ControlError;
-
-/// Deadline for a command that only changes QEMU's own state.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Deadline for writing or reading the device state (about 50 kB), or for flushing the disk.
 const STATE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Interval between checks for the end of a migration. Finalizing takes less.
 const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
+
+/// Step that adds an overlay.
+const OPEN_LAYER: &str = "open a new disk layer";
 
 /// Name of a state file's descriptor in QEMU.
 const STATE_FD: &str = "state";
@@ -85,54 +87,28 @@ impl QemuMachine {
         file: OwnedFd,
     ) -> Result<(), ControlError> {
         let name = json!({ "fdname": STATE_FD });
-        let all = async {
-            self.qmp
-                .command_with_fd("getfd", name, file.as_fd())
-                .await?;
-            self.qmp.expect_migration();
-            let uri = json!({ "uri": format!("fd:{STATE_FD}") });
-            self.qmp.command(command, uri).await?;
-            if self.qmp.migration_ended().await? {
-                return self.await_finalized().await;
-            }
-            let info = self.qmp.command("query-migrate", Value::Null).await?;
-            let reason = info["error-desc"].as_str().unwrap_or("no reason reported");
-            Err(ControlError::Failed {
-                step,
-                reason: reason.to_owned(),
-            })
-        };
-        timeout(STATE_DEADLINE, all)
-            .await
-            .unwrap_or(Err(ControlError::Deadline {
-                step,
-                deadline: STATE_DEADLINE,
-            }))
-    }
-
-    /// Waits until QEMU accepts `cont`. QEMU reports the end of a migration slightly before it
-    /// leaves the state in which it rejects `cont`.
-    async fn await_finalized(&mut self) -> Result<(), ControlError> {
-        loop {
-            let info = self.qmp.command("query-status", Value::Null).await?;
-            if info["status"] != "finish-migrate" {
-                return Ok(());
-            }
-            sleep(FINALIZE_PAUSE).await;
+        let mut qmp = self.qmp.within(step, STATE_DEADLINE);
+        qmp.command_with_fd("getfd", name, file.as_fd()).await?;
+        // The status of the previous migration does not count.
+        qmp.subscriber_mut().migration = None;
+        let uri = json!({ "uri": format!("fd:{STATE_FD}") });
+        qmp.command(command, uri).await?;
+        if qmp.wait_for(Events::migrated).await? {
+            return await_finalized(&mut qmp).await;
         }
+        let info = qmp.command("query-migrate", Value::Null).await?;
+        let reason = info["error-desc"].as_str().unwrap_or("no reason reported");
+        Err(ControlError::Failed {
+            step,
+            reason: reason.to_owned(),
+        })
     }
 
     pub(super) async fn put_overlay(&mut self, overlay: OwnedFd) -> Result<(), ControlError> {
         self.disks.opened += 1;
         let number = self.disks.opened;
         let (below, node) = (Disks::node(self.disks.uppermost), Disks::node(number));
-        let add = self.add_overlay(number, &node, overlay);
-        timeout(STATE_DEADLINE, add)
-            .await
-            .unwrap_or(Err(ControlError::Deadline {
-                step: "open a new disk layer",
-                deadline: STATE_DEADLINE,
-            }))?;
+        self.add_overlay(number, &node, overlay).await?;
         let switch = json!({ "node": below, "overlay": node });
         self.tell("blockdev-snapshot", switch).await?;
         self.disks.uppermost = number;
@@ -156,12 +132,13 @@ impl QemuMachine {
             rustix::fs::Mode::empty(),
         )
         .map_err(|error| ControlError::Io {
-            step: "open a new disk layer",
+            step: OPEN_LAYER,
             source: error.into(),
         })?;
+        let mut qmp = self.qmp.within(OPEN_LAYER, STATE_DEADLINE);
         for fd in [&overlay, &read_only] {
             let set = json!({ "fdset-id": number });
-            self.qmp.command_with_fd("add-fd", set, fd.as_fd()).await?;
+            qmp.command_with_fd("add-fd", set, fd.as_fd()).await?;
         }
         // Locking is off: QEMU keeps the first descriptor of the set, and with it the write lock,
         // when it reopens the file read-only. No other process uses the file.
@@ -178,18 +155,43 @@ impl QemuMachine {
             "file": file,
             "backing": null,
         });
-        self.qmp.command("blockdev-add", device).await?;
+        qmp.command("blockdev-add", device).await?;
         Ok(())
     }
 
     async fn tell(&mut self, command: &'static str, arguments: Value) -> Result<(), ControlError> {
-        let answer = self.qmp.command(command, arguments);
-        let answered = timeout(ANSWER_DEADLINE, answer).await;
-        answered
-            .unwrap_or(Err(ControlError::Deadline {
-                step: command,
-                deadline: ANSWER_DEADLINE,
-            }))
-            .map(drop)
+        self.qmp.command(command, arguments).await?;
+        Ok(())
+    }
+}
+
+/// Waits until QEMU accepts `cont`. QEMU reports the end of a migration slightly before it leaves
+/// the state in which it rejects `cont`.
+async fn await_finalized(qmp: &mut Session<'_, Events>) -> Result<(), ControlError> {
+    loop {
+        let info = qmp.command("query-status", Value::Null).await?;
+        if info["status"] != "finish-migrate" {
+            return Ok(());
+        }
+        sleep(FINALIZE_PAUSE).await;
+    }
+}
+
+impl From<QmpError> for ControlError {
+    fn from(error: QmpError) -> Self {
+        let source = match error {
+            QmpError::Command { command, desc, .. } => {
+                return Self::Refused {
+                    command,
+                    reason: desc,
+                };
+            }
+            QmpError::Deadline { step, deadline } => return Self::Deadline { step, deadline },
+            QmpError::Io(source) => source,
+            QmpError::Closed => io::ErrorKind::UnexpectedEof.into(),
+            error => io::Error::new(io::ErrorKind::InvalidData, error),
+        };
+        let step = "communicate with QEMU";
+        Self::Io { step, source }
     }
 }

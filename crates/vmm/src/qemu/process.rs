@@ -16,11 +16,12 @@ use tokio::{
     time::timeout,
 };
 use wrenn_jail::JailSpec;
+use wrenn_qmp::{Qmp, QmpError};
 
 use super::{
-    api::Qmp,
     command_line::{Inherited, command_line, environment, jail_devices, jail_files},
     control::Disks,
+    events::Events,
 };
 use crate::{
     ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError,
@@ -62,9 +63,7 @@ impl Qemu {
 
     fn spawn(&self, config: &MachineConfig, fds: MachineFds) -> Result<Spawned, LaunchError> {
         let io = |step| move |source| LaunchError::Io { step, source };
-        let (qmp, qemu_qmp) =
-            std::os::unix::net::UnixStream::pair().map_err(io("create a socket pair"))?;
-        let qemu_qmp = OwnedFd::from(qemu_qmp);
+        let (qmp, qemu_qmp) = wrenn_qmp::socket_pair().map_err(io("create a socket pair"))?;
         let inherited = Inherited {
             memory: &fds.memory,
             pager: &fds.pager,
@@ -98,9 +97,6 @@ impl Qemu {
             .kill_on_drop(true)
             .spawn()
             .map_err(io("start the jail"))?;
-        qmp.set_nonblocking(true)
-            .map_err(io("configure the QMP socket"))?;
-        let qmp = UnixStream::from_std(qmp).map_err(io("configure the QMP socket"))?;
         Ok(Spawned {
             child,
             console,
@@ -130,12 +126,14 @@ impl VmmDriver for Qemu {
         } = self.spawn(&config, fds)?;
         let pid = child.id().unwrap_or_default();
         let mut stderr = child.stderr.take();
-        let negotiated = timeout(ANSWER_DEADLINE, Qmp::negotiate(qmp)).await;
+        let negotiated = Qmp::negotiate(qmp, Events::default(), ANSWER_DEADLINE).await;
         let qmp = match negotiated {
-            Ok(Ok(qmp)) => qmp,
-            Ok(Err(ControlError::Io { .. })) => return Err(ended(&mut child, stderr).await),
-            Ok(Err(other)) => return Err(other.into()),
-            Err(_) => return Err(LaunchError::Deadline(ANSWER_DEADLINE)),
+            Ok(qmp) => qmp,
+            Err(error @ QmpError::Command { .. }) => return Err(ControlError::from(error).into()),
+            Err(QmpError::Deadline { deadline, .. }) => {
+                return Err(LaunchError::Deadline(deadline));
+            }
+            Err(_) => return Err(ended(&mut child, stderr).await),
         };
         if let Some(stderr) = stderr.take() {
             log_stderr(stderr);
@@ -193,7 +191,7 @@ fn log_stderr(mut stderr: ChildStderr) {
 pub struct QemuMachine {
     child: Child,
     pid: u32,
-    pub(super) qmp: Qmp,
+    pub(super) qmp: Qmp<Events>,
     pub(super) disks: Disks,
     console: Option<pipe::Receiver>,
     exit: Option<MachineExit>,
@@ -219,7 +217,7 @@ impl Machine for QemuMachine {
     }
 
     fn is_stalled(&self) -> bool {
-        self.qmp.is_stalled()
+        self.qmp.subscriber().stalled
     }
 
     async fn thaw(&mut self) -> Result<(), ControlError> {
@@ -245,7 +243,10 @@ impl Machine for QemuMachine {
         // QEMU reports the reason just before it exits, so the connection is read to its end first.
         self.qmp.drain().await;
         let exit = match self.child.wait().await {
-            Ok(status) => exit_of(status, self.qmp.shutdown_reason()),
+            Ok(status) => {
+                let reason = self.qmp.subscriber().shutdown_reason.as_deref();
+                exit_of(status, reason)
+            }
             Err(error) => {
                 tracing::error!(%error, "failed to wait for QEMU");
                 MachineExit::Exited { code: -1 }

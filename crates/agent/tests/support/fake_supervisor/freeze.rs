@@ -21,9 +21,7 @@ pub(crate) async fn freeze(
     next_disk: Option<&Path>,
 ) -> Reply {
     let fault = fault(dir);
-    let refused = || Reply::Refused {
-        reason: "the VMM rejected the snapshot".to_owned(),
-    };
+    let refused = || Reply::refused("the VMM rejected the snapshot");
     if fault == "refuse-freeze" {
         return refused();
     }

@@ -176,8 +176,7 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                 connection.send(&serde_json::to_vec(&Reply::Noted)?).await?;
             }
             Request::ImageMemory => {
-                let reason = "no memory".to_owned();
-                let reply = serde_json::to_vec(&Reply::Refused { reason })?;
+                let reply = serde_json::to_vec(&Reply::refused("no memory"))?;
                 connection.send(&reply).await?;
             }
             Request::Stop if fake == "deaf" => {}

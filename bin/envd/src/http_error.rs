@@ -8,7 +8,7 @@ use axum::{
 };
 use http::StatusCode;
 
-use crate::filesystem::is_link_cycle;
+use crate::paths::is_link_cycle;
 
 /// Failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
