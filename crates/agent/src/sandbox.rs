@@ -224,6 +224,21 @@ pub(crate) enum Command {
     SetAccess(Access, Reply<(), LifecycleError>),
 }
 
+impl Command {
+    /// Rejects a command that is not possible now.
+    fn reject(self, why: &LifecycleError) {
+        let why = LifecycleError::Again(why.to_string());
+        // The caller may be gone.
+        let _ = match self {
+            Self::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
+            Self::Pause(reply) | Self::Resume(_, reply) | Self::SetAccess(_, reply) => {
+                reply.send(Err(why)).is_ok()
+            }
+            Self::Snapshot(reply) => reply.send(Err(why)).is_ok(),
+        };
+    }
+}
+
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 /// Handle of a sandbox, for all code except its actor.

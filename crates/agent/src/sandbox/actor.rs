@@ -313,7 +313,7 @@ impl SandboxActor {
                         abort.destroyed.cancel();
                     }
                     Command::Resume(_, reply) => self.resumes.push(reply),
-                    other => reject(other, &LifecycleError::NotNow("starting")),
+                    other => other.reject(&LifecycleError::NotNow("starting")),
                 },
             }
         }
@@ -456,7 +456,7 @@ impl SandboxActor {
         while let Ok(command) = self.mailbox.try_recv() {
             match command {
                 Command::Destroy(reply) => replies.push(reply),
-                other => reject(other, &LifecycleError::Gone),
+                other => other.reject(&LifecycleError::Gone),
             }
         }
     }
@@ -493,17 +493,4 @@ impl SandboxActor {
         }
         Step::Wait
     }
-}
-
-/// Rejects a command that is not possible now.
-fn reject(command: Command, why: &LifecycleError) {
-    let why = LifecycleError::Again(why.to_string());
-    // The caller may be gone.
-    let _ = match command {
-        Command::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
-        Command::Pause(reply) | Command::Resume(_, reply) | Command::SetAccess(_, reply) => {
-            reply.send(Err(why)).is_ok()
-        }
-        Command::Snapshot(reply) => reply.send(Err(why)).is_ok(),
-    };
 }
