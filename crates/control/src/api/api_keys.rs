@@ -5,6 +5,7 @@ use axum::{
     extract::{Request, State},
 };
 use http::StatusCode;
+use wrenn_db::ApiKey as Row;
 use wrenn_proto::rest::{ApiKey, CreateApiKey, CreatedApiKey};
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     openapi::{BodyErrors, CommonErrors, SandboxErrors},
     validate,
 };
-use crate::{auth::KeyForm, db::api_keys::ApiKey as Row};
+use crate::{auth::KeyForm, records::IntoRest as _};
 
 /// Creates an API key.
 ///

@@ -26,9 +26,10 @@ use axum::{
 };
 use connectrpc::ErrorCode as RpcCode;
 use http::StatusCode;
+use wrenn_db::DbError;
 use wrenn_proto::rest::{ErrorBody, ErrorDetail};
 
-use crate::{agent_client::AgentError, db::DbError, lifecycle::LifecycleError};
+use crate::{agent_client::AgentError, lifecycle::LifecycleError};
 
 /// Machine-readable error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use wrenn_db::Sandbox as Row;
 use wrenn_proto::{
     SandboxId,
     rest::{ForkSandbox, Sandbox},
@@ -15,8 +16,8 @@ use super::{
     validate,
 };
 use crate::{
-    db::sandboxes::Sandbox as Row,
     lifecycle::{CopyAs, LifecycleError},
+    records::IntoRest as _,
 };
 
 /// Pauses a running sandbox.

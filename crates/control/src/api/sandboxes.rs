@@ -7,6 +7,7 @@ use http::{StatusCode, header};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
+use wrenn_db::{MAX_LIST, Sandbox as Row};
 use wrenn_proto::{
     SandboxId,
     rest::{CreateSandbox, Sandbox, SandboxStatus},
@@ -20,8 +21,8 @@ use super::{
     validate,
 };
 use crate::{
-    db::sandboxes::{MAX_LIST, Sandbox as Row},
     lifecycle::{LifecycleError, PendingCreate},
+    records::IntoRest as _,
 };
 
 /// Time after which a create is answered, whatever the status of the sandbox. Clients may rely on

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use wrenn_db::Options;
 use wrenn_proto::{
     TemplateName, limits,
     rest::{CreateSandbox, Egress, ExecRequest, ForkSandbox, Template},
@@ -9,7 +10,6 @@ use wrenn_proto::{
 
 use super::error::{ApiError, Code};
 use crate::{
-    db::options::Options,
     host::{self, HostFacts},
     lifecycle::NewSandbox,
 };

@@ -9,7 +9,9 @@ use std::{
 };
 
 use super::{Auth, KeyForm};
-use crate::{config::ControlConfig, db::Db, error::ControlError};
+use wrenn_db::Db;
+
+use crate::{config::ControlConfig, error::ControlError};
 
 /// Name of a key that is generated here.
 const NAME: &str = "first key";

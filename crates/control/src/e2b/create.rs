@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
+use wrenn_db::{Options, Sandbox as Row};
 use wrenn_proto::rest::{CreateSandbox, OnTimeout, SandboxStatus};
 
 use super::{
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     api::{AppState, error::Code, validate},
-    db::{options::Options, sandboxes::Sandbox as Row},
     lifecycle::{NewSandbox, PendingCreate, PriorRequest},
 };
 

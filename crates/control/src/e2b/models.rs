@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
+use wrenn_db::Sandbox as Row;
 use wrenn_proto::{
     limits,
     rest::{Egress, OnTimeout, SandboxStatus},
 };
 
 use super::names::Shown;
-use crate::{clock, db::sandboxes::Sandbox as Row};
+use crate::clock;
 
 /// `clientID` of all responses: there is one host.
 const CLIENT_ID: &str = "wrenn";

@@ -6,6 +6,7 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
+use wrenn_db::Sandbox as Row;
 use wrenn_proto::{
     SandboxId, limits,
     rest::{OnTimeout, SandboxStatus},
@@ -19,7 +20,6 @@ use super::{
 };
 use crate::{
     api::AppState,
-    db::sandboxes::Sandbox as Row,
     lifecycle::{Connected, Connection, LifecycleError},
 };
 

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use tokio::{sync::oneshot, task::JoinHandle};
+use wrenn_db::{DbError, Options, Sandbox};
 use wrenn_proto::{
     SandboxId, TemplateName,
     rest::{Egress, OnTimeout, SandboxStatus},
@@ -11,13 +12,15 @@ use wrenn_proto::{
 };
 
 use super::{
-    Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, creating::CreateEntry, fill_from_host,
-    network::rpc_egress, requests::IdempotencyGuard,
+    Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE,
+    creating::CreateEntry,
+    fill_from_host,
+    network::{network_policy, rpc_egress},
+    requests::IdempotencyGuard,
 };
 use crate::{
     agent_client::AgentError,
     clock,
-    db::{DbError, options::Options, sandboxes::Sandbox},
     state_machine::{Effect, Event},
 };
 
@@ -339,7 +342,7 @@ fn request(id: &SandboxId, new: NewSandbox) -> rpc::CreateSandboxRequest {
         egress: rpc_egress(new.egress).into(),
         envs: new.envs.into_iter().collect(),
         disk_size_mb: new.disk_size_mb,
-        network: rpc::NetworkPolicy::from(&new.options.network).into(),
+        network: network_policy(&new.options.network).into(),
         ..Default::default()
     }
 }

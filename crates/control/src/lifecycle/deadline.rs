@@ -13,13 +13,14 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
+use wrenn_db::Sandbox;
 use wrenn_proto::{
     SandboxId,
     rest::{OnTimeout, SandboxStatus},
 };
 
 use super::{Lifecycle, LifecycleError, create::error_chain};
-use crate::{clock, db::sandboxes::Sandbox};
+use crate::clock;
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
 

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::Shared};
+use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_proto::{
     SandboxId,
     rest::SandboxStatus,
@@ -18,7 +19,6 @@ use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, create::erro
 use crate::{
     agent_client::AgentError,
     clock,
-    db::{options::ResumeAs, sandboxes::Sandbox},
     lifecycle::{fill_from_host, resumed_from_host},
     state_machine::Event,
 };

@@ -13,6 +13,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use wrenn_db::Sandbox;
 use wrenn_proto::{
     SandboxId,
     rest::{OnTimeout, SandboxStatus},
@@ -20,7 +21,7 @@ use wrenn_proto::{
 };
 
 use super::{Lifecycle, LifecycleError, told};
-use crate::{clock, db::sandboxes::Sandbox};
+use crate::clock;
 
 /// Delay before the second attempt. Each further delay is twice as long.
 const FIRST_WAIT_SEC: u32 = 2;

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 
+use wrenn_db::{Options, Sandbox};
 use wrenn_proto::{
     SandboxId,
     rest::{Egress, OnTimeout, SandboxStatus},
@@ -21,10 +22,7 @@ use wrenn_proto::{
 };
 
 use super::{Lifecycle, LifecycleError, fill_from_host};
-use crate::{
-    clock,
-    db::{options::Options, sandboxes::Sandbox},
-};
+use crate::clock;
 
 impl Lifecycle {
     /// Returns the host's sandboxes that have no row, by id.
