@@ -19,7 +19,6 @@ use std::{
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-
 use wrenn_db::{ApiKey, Db, DbError};
 
 use crate::clock;

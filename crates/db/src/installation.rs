@@ -16,6 +16,7 @@ pub(crate) fn insert<B: Backend>() -> Statement<B> {
     .bind(Timestamp::now().as_millisecond())
 }
 
+/// Selects the id.
 pub(crate) fn select<B: Backend>() -> Statement<B> {
     Statement::new(
         "read the installation id",

@@ -1,64 +1,55 @@
 //! Directory of a server, removed with it.
 
 use std::{
-    fs::{self, File},
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result};
-use tempfile::TempDir;
 
 use crate::command::give_away;
 
-const PREFIX: &str = "wrenn-postgres-";
-
-/// Locked by the process that owns the directory.
-const LOCK: &str = "lock";
+/// Removes a directory when its standard input ends. The server may still write files there.
+const REMOVE: &str = r#"read -r _; until rm -rf -- "$1"; do sleep 0.1; done"#;
 
 /// Directory that the user of the server can write to. Its path is short, because the path of a Unix
 /// socket has at most 107 bytes.
 pub(crate) struct Directory {
-    dir: TempDir,
-    _lock: File,
+    path: PathBuf,
+    /// Removes the directory after this process has ended, even if it was killed: the other end of
+    /// the pipe then closes.
+    remover: Child,
 }
 
 impl Directory {
-    /// Creates a directory, and removes those of processes that have ended.
     pub(crate) fn new() -> Result<Self> {
-        sweep();
         let dir = tempfile::Builder::new()
-            .prefix(PREFIX)
+            .prefix("wrenn-postgres-")
             .tempdir()
             .context("failed to create the directory of a server")?;
-        // Another process must not find the lock file before it is locked.
-        let new = dir.path().join("lock.new");
-        let lock = File::create(&new).context("failed to create a lock file")?;
-        lock.lock().context("failed to lock a lock file")?;
-        fs::rename(&new, dir.path().join(LOCK)).context("failed to rename a lock file")?;
         give_away(dir.path())?;
-        Ok(Self { dir, _lock: lock })
+        let remover = Command::new("sh")
+            .args(["-c", REMOVE, "remover"])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("failed to start `sh`")?;
+        Ok(Self {
+            path: dir.keep(),
+            remover,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.path
     }
 }
 
-/// Removes the directories of processes that were killed. A directory without a lock file is being
-/// created, or removed by another process.
-fn sweep() {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
-        return;
-    };
-    let named = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(PREFIX)
-    };
-    for path in entries.flatten().map(|entry| entry.path()).filter(named) {
-        if let Ok(lock) = File::open(path.join(LOCK))
-            && lock.try_lock().is_ok()
-        {
-            _ = fs::remove_dir_all(&path);
-        }
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Closes the pipe first.
+        _ = self.remover.wait();
     }
 }

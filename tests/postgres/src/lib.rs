@@ -5,8 +5,8 @@
 //! on a Unix socket in a private directory, and on 127.0.0.1 only if TLS is requested.
 //!
 //! `initdb` takes seconds, so it runs once. Its result is kept in a directory that the caller names
-//! (`CARGO_TARGET_TMPDIR`), and each server starts from a copy. The directory of a server whose
-//! process was killed is removed by the next one.
+//! (`CARGO_TARGET_TMPDIR`), and each server starts from a copy, in a directory that is removed with
+//! the process as well.
 #![forbid(unsafe_code)]
 
 mod certificates;

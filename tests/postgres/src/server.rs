@@ -157,10 +157,12 @@ impl Server {
     /// If the server does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
+        let pid_file = self.data().join("postmaster.pid");
+        // A server that was stopped at once may leave it.
+        _ = fs::remove_file(&pid_file);
         let log = self.directory.path().join("log");
         let command = self.command(&log)?;
         self.process = Some(spawn(command)?);
-        let pid_file = self.data().join("postmaster.pid");
         wait_until("the server is ready", || {
             if let Some(process) = &mut self.process
                 && let Some(status) = process.try_wait()?

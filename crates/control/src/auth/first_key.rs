@@ -8,9 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Auth, KeyForm};
 use wrenn_db::Db;
 
+use super::{Auth, KeyForm};
 use crate::{config::ControlConfig, error::ControlError};
 
 /// Name of a key that is generated here.

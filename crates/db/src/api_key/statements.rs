@@ -3,6 +3,7 @@
 use super::{ApiKey, columns};
 use crate::{backend::Backend, statement::Statement};
 
+/// Inserts a key.
 pub(crate) fn insert<B: Backend>(key: &ApiKey) -> Statement<B> {
     Statement::new(
         "store the API key",
@@ -15,6 +16,7 @@ pub(crate) fn insert<B: Backend>(key: &ApiKey) -> Statement<B> {
     .bind(key.created_at)
 }
 
+/// Selects all keys, oldest first.
 pub(crate) fn all<B: Backend>() -> Statement<B> {
     Statement::new(
         "list the API keys",
@@ -26,6 +28,7 @@ pub(crate) fn all<B: Backend>() -> Statement<B> {
     )
 }
 
+/// Selects the keys that start with these characters.
 pub(crate) fn by_prefix<B: Backend>(prefix: &str) -> Statement<B> {
     Statement::new(
         "look up the API key",
@@ -38,6 +41,7 @@ pub(crate) fn by_prefix<B: Backend>(prefix: &str) -> Statement<B> {
     .bind(prefix)
 }
 
+/// Writes the time of the last use.
 pub(crate) fn touch<B: Backend>(id: &str, now_ms: i64) -> Statement<B> {
     Statement::new(
         "record the use of the API key",
@@ -47,6 +51,7 @@ pub(crate) fn touch<B: Backend>(id: &str, now_ms: i64) -> Statement<B> {
     .bind(id)
 }
 
+/// Deletes a key if there is another one.
 pub(crate) fn delete_unless_last<B: Backend>(id: &str) -> Statement<B> {
     Statement::new(
         "delete the API key",
@@ -55,6 +60,7 @@ pub(crate) fn delete_unless_last<B: Backend>(id: &str) -> Statement<B> {
     .bind(id)
 }
 
+/// Deletes a key.
 pub(crate) fn delete<B: Backend>(id: &str) -> Statement<B> {
     Statement::new("delete the API key", "DELETE FROM api_keys WHERE id = $1").bind(id)
 }

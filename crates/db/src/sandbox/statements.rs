@@ -33,6 +33,7 @@ pub(crate) fn insert<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(&*row.host_id)
 }
 
+/// Selects the row of a sandbox.
 pub(crate) fn by_id<B: Backend>(id: &SandboxId) -> Statement<B> {
     Statement::new(
         "read the sandbox",
@@ -64,6 +65,7 @@ pub(crate) fn by_status<B: Backend>(
     Some(statement.bind(i64::from(limit)))
 }
 
+/// Selects the row that the request with this idempotency key created.
 pub(crate) fn by_idempotency_key<B: Backend>(key: &str) -> Statement<B> {
     Statement::new(
         "find the idempotency key",
@@ -76,6 +78,7 @@ pub(crate) fn by_idempotency_key<B: Backend>(key: &str) -> Statement<B> {
     .bind(key)
 }
 
+/// Removes the idempotency key of a row.
 pub(crate) fn release_idempotency_key<B: Backend>(id: &SandboxId) -> Statement<B> {
     Statement::new(
         "release the idempotency key",
@@ -153,6 +156,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(row.version)
 }
 
+/// Deletes a row at the version that was read.
 pub(crate) fn delete<B: Backend>(id: &SandboxId, version: i64) -> Statement<B> {
     Statement::new(
         "remove the sandbox",

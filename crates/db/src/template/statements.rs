@@ -3,6 +3,7 @@
 use super::{Template, columns};
 use crate::{backend::Backend, sandbox::UNKNOWN_HOST, statement::Statement};
 
+/// Selects all templates, by name.
 pub(crate) fn all<B: Backend>() -> Statement<B> {
     Statement::new(
         "list the templates",
@@ -41,6 +42,7 @@ pub(crate) fn upsert<B: Backend>(host_id: &str, template: &Template) -> Statemen
     .bind(host_id)
 }
 
+/// Writes the sandbox that a snapshot was made of.
 pub(crate) fn set_source<B: Backend>(name: &str, sandbox: &str) -> Statement<B> {
     Statement::new(
         "record the source of a template",
@@ -50,6 +52,7 @@ pub(crate) fn set_source<B: Backend>(name: &str, sandbox: &str) -> Statement<B> 
     .bind(name)
 }
 
+/// Selects the names of the snapshots of a sandbox.
 pub(crate) fn names_of_sandbox<B: Backend>(sandbox: &str) -> Statement<B> {
     Statement::new(
         "list a sandbox's templates",
@@ -58,6 +61,7 @@ pub(crate) fn names_of_sandbox<B: Backend>(sandbox: &str) -> Statement<B> {
     .bind(sandbox)
 }
 
+/// Deletes a template.
 pub(crate) fn delete<B: Backend>(name: &str) -> Statement<B> {
     Statement::new("delete a template", "DELETE FROM templates WHERE name = $1").bind(name)
 }
