@@ -2,7 +2,10 @@
 
 use sqlx::error::BoxDynError;
 
-use crate::backend::{Backend, Param};
+use crate::{
+    DbError,
+    backend::{Backend, Param},
+};
 
 /// Statement with the values of its placeholders (`$1`, `$2`, …).
 pub(crate) struct Statement<B: Backend> {
@@ -10,8 +13,7 @@ pub(crate) struct Statement<B: Backend> {
     pub(crate) what: &'static str,
     /// Text of the statement.
     pub(crate) sql: &'static str,
-    /// Values of the placeholders, or the failure to encode one.
-    pub(crate) arguments: Result<B::Arguments, BoxDynError>,
+    arguments: Result<B::Arguments, BoxDynError>,
 }
 
 impl<B: Backend> Statement<B> {
@@ -32,5 +34,11 @@ impl<B: Backend> Statement<B> {
             self.arguments = Err(error);
         }
         self
+    }
+
+    /// Returns the values of the placeholders, or the failure to encode one.
+    pub(crate) fn arguments(self) -> Result<B::Arguments, DbError> {
+        self.arguments
+            .map_err(|error| DbError::of_query(self.what, sqlx::Error::Encode(error)))
     }
 }

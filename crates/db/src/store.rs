@@ -8,12 +8,15 @@ use tokio::time::timeout;
 use wrenn_proto::{SandboxId, rest::SandboxStatus};
 
 use crate::{
-    ApiKey, Database, DbError, Page, Sandbox, Template, api_key, backend::Backend, backend::Record,
-    installation, page, sandbox, statement::Statement, template,
+    ApiKey, Database, DbError, Page, Sandbox, Template, api_key,
+    backend::{Backend, Record},
+    installation, page, sandbox,
+    statement::Statement,
+    template,
 };
 
 /// Maximum duration of a query.
-pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum duration of an update of the schema, with the wait for another control plane that
 /// updates it.
@@ -42,23 +45,15 @@ impl<B: Backend> Store<B> {
 
     /// Runs a statement. Returns the number of changed rows.
     async fn execute(&self, statement: Statement<B>) -> Result<u64, DbError> {
-        let Statement {
-            what,
-            sql,
-            arguments,
-        } = statement;
-        let arguments = encoded(what, arguments)?;
+        let Statement { what, sql, .. } = statement;
+        let arguments = statement.arguments()?;
         within_deadline(what, B::execute(&self.pool, sql, arguments)).await
     }
 
     /// Runs a statement and reads its rows.
     async fn fetch<R: Record>(&self, statement: Statement<B>) -> Result<Vec<R>, DbError> {
-        let Statement {
-            what,
-            sql,
-            arguments,
-        } = statement;
-        let arguments = encoded(what, arguments)?;
+        let Statement { what, sql, .. } = statement;
+        let arguments = statement.arguments()?;
         let rows = within_deadline(what, B::fetch(&self.pool, sql, arguments)).await?;
         rows.iter().map(|row| B::read(what, row)).collect()
     }
@@ -102,13 +97,6 @@ async fn within_deadline<T>(
             limit: QUERY_TIMEOUT,
         }),
     }
-}
-
-fn encoded<T>(
-    what: &'static str,
-    arguments: Result<T, sqlx::error::BoxDynError>,
-) -> Result<T, DbError> {
-    arguments.map_err(|error| DbError::of_query(what, sqlx::Error::Encode(error)))
 }
 
 #[async_trait]

@@ -1,6 +1,7 @@
 //! Directory of a server, removed with it.
 
 use std::{
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -16,8 +17,8 @@ const REMOVE: &str = r#"read -r _; until rm -rf -- "$1"; do sleep 0.1; done"#;
 /// socket has at most 107 bytes.
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Removes the directory after this process has ended, even if it was killed: the other end of
-    /// the pipe then closes.
+    /// Removes the directory after this process has ended, even if its process group was killed: the
+    /// other end of the pipe then closes.
     remover: Child,
 }
 
@@ -31,6 +32,7 @@ impl Directory {
         let remover = Command::new("sh")
             .args(["-c", REMOVE, "remover"])
             .arg(dir.path())
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

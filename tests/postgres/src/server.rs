@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -204,7 +205,9 @@ impl Server {
         ] {
             command.arg("-c").arg(format!("{name}={value}"));
         }
+        // A signal to the process group of the tests does not end the server before they end.
         command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("failed to open the server's log")?)
             .stderr(log);
