@@ -52,12 +52,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
+use wrenn_db::{Db, Sandbox};
 use wrenn_model::{Egress, SandboxId};
 
 use crate::{
     agent_client::AgentClient,
     auth::Auth,
-    db::{Db, sandboxes::Sandbox},
     e2b,
     host::Host,
     lifecycle::{ActivityGuard, Lifecycle},

@@ -19,11 +19,9 @@ use std::{
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use wrenn_db::{ApiKey, Db, DbError};
 
-use crate::{
-    clock,
-    db::{Db, DbError, api_keys::ApiKey},
-};
+use crate::clock;
 
 pub(crate) use first_key::ensure_first_keys;
 

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use crate::db::DbError;
+use wrenn_db::DbError;
 
 /// Reason why [`serve`](crate::serve) ended.
 #[derive(Debug, thiserror::Error)]

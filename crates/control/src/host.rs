@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use wrenn_api_types::Template;
+use wrenn_db::Db;
 use wrenn_proto::rpc::hostagent::v1::{GetHostResponse, TemplateInfo, TemplateKind};
 
 use crate::{
     agent_client::{AgentClient, AgentError},
     clock,
-    db::Db,
+    records::template_row,
 };
 
 /// Validity of an answer. A newly built template must become visible soon.
@@ -98,11 +99,8 @@ impl Host {
         if known.is_some_and(|known| known.templates == facts.templates) {
             return;
         }
-        if let Err(error) = self
-            .db
-            .sync_templates(&self.agent.host_id(), &facts.templates)
-            .await
-        {
+        let rows: Vec<_> = facts.templates.iter().map(template_row).collect();
+        if let Err(error) = self.db.sync_templates(&self.agent.host_id(), &rows).await {
             // The stored list of templates is then outdated. Creates use the agent's answer.
             tracing::warn!(%error, "failed to store the templates");
         }

@@ -1,7 +1,7 @@
 //! Control plane: the component that users interact with.
 //!
-//! Owns the REST API, the API keys, the rows of sandboxes and templates, and all decisions about
-//! the life of a sandbox. Never touches a VM itself: it sends every request for a host to the
+//! Owns the REST API, the API keys, the rows of sandboxes and templates (stored by `wrenn-db`), and
+//! all decisions about the life of a sandbox. Never touches a VM itself: it sends every request for a host to the
 //! host's agent over `hostagent.v1`, and compares the agent's reports with the rows every second
 //! (`reconciler`). There is currently one host, `default`.
 //!
@@ -15,7 +15,7 @@
 //! - `traffic`: queries of the proxy for the ports of sandboxes (`wrenn-proxy`).
 //! - `reconciler`: reconciles rows and host after crashes, restarts and losses; reaps idle
 //!   sandboxes.
-//! - `db`: SQL, the same text for SQLite and PostgreSQL.
+//! - `records`: conversions between rows (`wrenn-db`) and types of the REST API.
 //!
 //! Failures: a database failure is 500 `db_error`, a host that does not answer is 503
 //! `unavailable`. A restart interrupts only the operations in progress, which the reconciler then
@@ -27,12 +27,12 @@ mod api;
 mod auth;
 mod clock;
 mod config;
-mod db;
 mod e2b;
 mod error;
 mod host;
 mod lifecycle;
 mod reconciler;
+mod records;
 mod samples;
 mod server;
 mod state_machine;

@@ -43,6 +43,7 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
+use wrenn_db::{Db, DbError, Sandbox, UNKNOWN_HOST};
 use wrenn_model::{BootTimes, SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
 use wrenn_proxy::ConnectionKillSwitch;
@@ -50,10 +51,6 @@ use wrenn_proxy::ConnectionKillSwitch;
 use crate::{
     agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
     clock,
-    db::{
-        Db, DbError,
-        sandboxes::{Sandbox, UNKNOWN_HOST},
-    },
     state_machine::{Effect, Event, Rejected, transition},
 };
 
@@ -61,6 +58,7 @@ pub(crate) use connect::{Connected, Connection};
 pub(crate) use copies::CopyAs;
 pub(crate) use create::{NewSandbox, PendingCreate};
 pub(crate) use locks::LockGuard;
+pub(crate) use network::new_traffic_token;
 pub(crate) use pause::lost_reason;
 pub(crate) use requests::{PriorRequest, RequestError};
 pub(crate) use uses::ActivityGuard;

@@ -16,13 +16,13 @@ use std::{
 use futures::StreamExt as _;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use wrenn_db::Db;
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use crate::{
     agent_client::{AgentClient, AgentError},
     clock,
-    db::Db,
 };
 
 /// Interval between two samples.

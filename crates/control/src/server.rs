@@ -12,6 +12,7 @@ use axum::{body::Body, extract::Request};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
+use wrenn_db::Db;
 use wrenn_http_server::{DrainingBody, Limits};
 use wrenn_proxy::{AgentTunnel, ConnectionKillSwitch, InvalidAgentUrl, Proxy, ProxyConfig};
 
@@ -20,7 +21,6 @@ use crate::{
     api::{self, App},
     auth::{Auth, ensure_first_keys},
     config::ControlConfig,
-    db::Db,
     error::ControlError,
     host::Host,
     lifecycle::Lifecycle,

@@ -8,12 +8,12 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use wrenn_db::{Db, Sandbox};
 use wrenn_model::SandboxId;
 use wrenn_proxy::{AgentTunnel, DialError, Rejected, Sandboxes, SignedLink, Target};
 
 use crate::{
     agent_client::AgentError,
-    db::{Db, sandboxes::Sandbox},
     lifecycle::{ActivityGuard, Lifecycle, LifecycleError},
 };
 

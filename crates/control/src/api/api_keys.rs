@@ -6,6 +6,7 @@ use axum::{
 };
 use http::StatusCode;
 use wrenn_api_types::{ApiKey, CreateApiKey, CreatedApiKey};
+use wrenn_db::ApiKey as Row;
 
 use super::{
     AppState,
@@ -14,7 +15,7 @@ use super::{
     openapi::{BodyErrors, CommonErrors, SandboxErrors},
     validate,
 };
-use crate::{auth::KeyForm, db::api_keys::ApiKey as Row};
+use crate::{auth::KeyForm, records::IntoRest as _};
 
 /// Creates an API key.
 ///

@@ -27,8 +27,9 @@ use axum::{
 use connectrpc::ErrorCode as RpcCode;
 use http::StatusCode;
 use wrenn_api_types::{ErrorBody, ErrorDetail};
+use wrenn_db::DbError;
 
-use crate::{agent_client::AgentError, db::DbError, lifecycle::LifecycleError};
+use crate::{agent_client::AgentError, lifecycle::LifecycleError};
 
 /// Machine-readable error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

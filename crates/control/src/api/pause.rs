@@ -3,6 +3,7 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 use wrenn_api_types::{ForkSandbox, Sandbox};
+use wrenn_db::Sandbox as Row;
 use wrenn_model::SandboxId;
 
 use super::{
@@ -13,8 +14,8 @@ use super::{
     validate,
 };
 use crate::{
-    db::sandboxes::Sandbox as Row,
     lifecycle::{CopyAs, LifecycleError},
+    records::IntoRest as _,
 };
 
 /// Pauses a running sandbox.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 use wrenn_api_types::{CreateSandbox, Sandbox};
+use wrenn_db::{MAX_LIST, Sandbox as Row};
 use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{
@@ -18,8 +19,8 @@ use super::{
     validate,
 };
 use crate::{
-    db::sandboxes::{MAX_LIST, Sandbox as Row},
     lifecycle::{LifecycleError, PendingCreate},
+    records::IntoRest as _,
 };
 
 /// Time after which a create is answered, whatever the status of the sandbox. Clients may rely on

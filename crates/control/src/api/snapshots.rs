@@ -18,7 +18,12 @@ use super::{
     extract::{ApiJson, ApiQuery, path_part},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
 };
-use crate::{agent_client::AgentError, host, lifecycle::LifecycleError};
+use crate::{
+    agent_client::AgentError,
+    host,
+    lifecycle::LifecycleError,
+    records::{IntoRest, template_row},
+};
 
 /// Query parameters of the snapshot call.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -84,7 +89,8 @@ pub(crate) async fn make(
         // Later reads of the host's templates include the snapshot.
         app.host.changed().await;
         let made = host::template(made?);
-        if let Err(error) = app.db.record_snapshot(&app.agent.host_id(), &made, id.as_str()).await {
+        let row = template_row(&made);
+        if let Err(error) = app.db.record_snapshot(&app.agent.host_id(), &row, id.as_str()).await {
             // The snapshot is usable. Only its source sandbox is unknown.
             tracing::warn!(sandbox_id = %id, template = %made.name, %error, "snapshot source not recorded");
         }
@@ -186,7 +192,8 @@ pub(crate) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
         }
         Err(error) => {
             tracing::debug!(%error, "host unavailable, listing stored templates");
-            Ok(app.db.templates().await?)
+            let rows = app.db.templates().await?;
+            Ok(rows.into_iter().map(IntoRest::into_rest).collect())
         }
     }
 }

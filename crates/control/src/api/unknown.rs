@@ -11,7 +11,7 @@ use super::{
     extract::SandboxPath,
     openapi::{CommonErrors, HostErrors, SandboxErrors},
 };
-use crate::clock;
+use crate::{clock, records::IntoRest as _};
 
 /// Lists sandboxes that exist on the host and are not in the database.
 ///

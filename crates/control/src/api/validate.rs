@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use wrenn_api_types::{CreateSandbox, ExecRequest, ForkSandbox, Template};
+use wrenn_db::Options;
 use wrenn_model::{Egress, TemplateName, limits};
 
 use super::error::{ApiError, Code};
 use crate::{
-    db::options::Options,
     host::{self, HostFacts},
     lifecycle::NewSandbox,
 };

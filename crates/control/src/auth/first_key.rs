@@ -3,8 +3,10 @@
 
 use std::{fs, io, path::Path};
 
+use wrenn_db::Db;
+
 use super::{Auth, KeyForm};
-use crate::{config::ControlConfig, db::Db, error::ControlError};
+use crate::{config::ControlConfig, error::ControlError};
 
 /// Name of a key that is generated here.
 const NAME: &str = "first key";

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 use wrenn_api_types::CreateSandbox;
+use wrenn_db::{Options, Sandbox as Row};
 use wrenn_model::{OnTimeout, SandboxStatus};
 
 use super::{
@@ -25,7 +26,6 @@ use super::{
 };
 use crate::{
     api::{AppState, error::Code, validate},
-    db::{options::Options, sandboxes::Sandbox as Row},
     lifecycle::{NewSandbox, PendingCreate, PriorRequest},
 };
 

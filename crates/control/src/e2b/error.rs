@@ -24,12 +24,12 @@ use axum::{
 use http::StatusCode;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
+use wrenn_db::DbError;
 use wrenn_model::SandboxStatus;
 
 use crate::{
     agent_client::AgentError,
     api::error::{ApiError, Code},
-    db::DbError,
     lifecycle::{LifecycleError, RequestError},
 };
 

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::IntoParams;
+use wrenn_db::{MAX_LIST, Page, Sandbox as Row};
 use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{
@@ -20,13 +21,7 @@ use super::{
     models::{E2bListedSandbox, E2bState},
     names, paging,
 };
-use crate::{
-    api::AppState,
-    db::{
-        pages::Page,
-        sandboxes::{MAX_LIST, Sandbox as Row},
-    },
-};
+use crate::api::AppState;
 
 /// Number of rows per query if metadata is filtered. The database cannot filter by metadata.
 const SCAN: u32 = 500;

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
+use wrenn_db::Sandbox as Row;
 use wrenn_model::{Egress, OnTimeout, SandboxStatus, limits};
 use wrenn_proto::guest;
 
 use super::names::Shown;
-use crate::{clock, db::sandboxes::Sandbox as Row};
+use crate::clock;
 
 /// `clientID` of all responses: there is one host.
 const CLIENT_ID: &str = "wrenn";

@@ -8,16 +8,14 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
+use wrenn_db::{NetworkLists, Options};
 use wrenn_model::Egress;
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
     extract::{E2bJson, E2bSandboxPath},
 };
-use crate::{
-    api::AppState,
-    db::options::{NetworkLists, Options},
-};
+use crate::{api::AppState, lifecycle::new_traffic_token};
 
 /// Maximum number of entries in both lists together.
 const MAX_ENTRIES: usize = 256;
@@ -81,7 +79,7 @@ impl NetworkConfig {
         }
         options.network = self.out.lists("network.")?;
         if self.allow_public_traffic == Some(false) {
-            options.traffic_token = Options::new_traffic_token();
+            options.traffic_token = new_traffic_token();
         }
         if let Some(host) = &self.mask_request_host {
             check_host(host)?;

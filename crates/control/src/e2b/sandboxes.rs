@@ -6,6 +6,7 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
+use wrenn_db::Sandbox as Row;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus, limits};
 
 use super::{
@@ -16,7 +17,6 @@ use super::{
 };
 use crate::{
     api::AppState,
-    db::sandboxes::Sandbox as Row,
     lifecycle::{Connected, Connection, LifecycleError},
 };
 

@@ -6,13 +6,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 use crate::{
     agent_client::{AgentError, FREEZE_TIMEOUT},
     clock,
-    db::{options::ResumeAs, sandboxes::Sandbox},
 };
 
 /// Maximum time to wait for a sandbox that is booting.

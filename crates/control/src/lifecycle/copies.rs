@@ -15,15 +15,12 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
+use wrenn_db::{Options, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
 use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo};
 
-use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, told};
-use crate::{
-    agent_client::AgentError,
-    clock,
-    db::{options::Options, sandboxes::Sandbox},
-};
+use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, network, told};
+use crate::{agent_client::AgentError, clock};
 
 /// Maximum number of names to try if the host already has one. Names have 32 random bits.
 const MAX_NAMES: usize = 8;
@@ -226,7 +223,7 @@ fn copy_row(id: SandboxId, source: &Sandbox, copy_as: CopyAs) -> Sandbox {
     };
     let traffic_token = match source.options.traffic_token.is_empty() {
         true => String::new(),
-        false => Options::new_traffic_token(),
+        false => network::new_traffic_token(),
     };
     Sandbox {
         timeout_sec,

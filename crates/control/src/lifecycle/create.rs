@@ -5,17 +5,20 @@ use std::{collections::HashMap, sync::Arc};
 
 use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
+use wrenn_db::{DbError, Options, Sandbox};
 use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus, TemplateName};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{
-    Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, creating::CreateEntry, fill_from_host,
-    network::rpc_egress, requests::IdempotencyGuard,
+    Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE,
+    creating::CreateEntry,
+    fill_from_host,
+    network::{network_policy, rpc_egress},
+    requests::IdempotencyGuard,
 };
 use crate::{
     agent_client::AgentError,
     clock,
-    db::{DbError, options::Options, sandboxes::Sandbox},
     state_machine::{Effect, Event},
 };
 
@@ -325,7 +328,7 @@ fn request(id: &SandboxId, new: NewSandbox) -> rpc::CreateSandboxRequest {
         egress: rpc_egress(new.egress).into(),
         envs: new.envs.into_iter().collect(),
         disk_size_mb: new.disk_size_mb,
-        network: rpc::NetworkPolicy::from(&new.options.network).into(),
+        network: network_policy(&new.options.network).into(),
         ..Default::default()
     }
 }

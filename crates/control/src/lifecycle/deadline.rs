@@ -14,10 +14,11 @@ use std::{
 
 use thiserror_ext::AsReport as _;
 use tokio_util::sync::CancellationToken;
+use wrenn_db::Sandbox;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 
 use super::{Lifecycle, LifecycleError};
-use crate::{clock, db::sandboxes::Sandbox};
+use crate::clock;
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
 

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use rand::RngExt as _;
+use wrenn_db::NetworkLists;
 use wrenn_model::{Egress, SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{Lifecycle, LifecycleError};
-use crate::{agent_client::AgentError, db::options::NetworkLists};
+use crate::agent_client::AgentError;
 
 impl Lifecycle {
     /// Replaces the access rules of a running or paused sandbox. `asked` is the client's value of
@@ -28,7 +30,7 @@ impl Lifecycle {
             let request = rpc::UpdateNetworkRequest {
                 id: id.to_string(),
                 egress: rpc_egress(egress).into(),
-                network: rpc::NetworkPolicy::from(&lists).into(),
+                network: network_policy(&lists).into(),
                 ..Default::default()
             };
             lifecycle.agent.update_network(request).await?;
@@ -50,4 +52,18 @@ pub(super) const fn rpc_egress(egress: Egress) -> rpc::Egress {
         Egress::Allow => rpc::Egress::EGRESS_ALLOW,
         Egress::Deny => rpc::Egress::EGRESS_DENY,
     }
+}
+
+/// Converts the lists to the host agent's type.
+pub(super) fn network_policy(lists: &NetworkLists) -> rpc::NetworkPolicy {
+    rpc::NetworkPolicy {
+        allow: lists.allow.clone(),
+        deny: lists.deny.clone(),
+        ..Default::default()
+    }
+}
+
+/// Returns a token of 160 random bits, for the clients of a sandbox's ports.
+pub(crate) fn new_traffic_token() -> String {
+    hex::encode(rand::rng().random::<[u8; 20]>())
 }

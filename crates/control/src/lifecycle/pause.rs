@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::{FutureExt, future::Shared};
 use thiserror_ext::AsReport as _;
+use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
@@ -16,7 +17,6 @@ use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, told};
 use crate::{
     agent_client::AgentError,
     clock,
-    db::{options::ResumeAs, sandboxes::Sandbox},
     lifecycle::{fill_from_host, resumed_from_host},
     state_machine::Event,
 };

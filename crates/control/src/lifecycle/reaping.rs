@@ -13,11 +13,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use wrenn_db::Sandbox;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use super::{Lifecycle, LifecycleError, told};
-use crate::{clock, db::sandboxes::Sandbox};
+use crate::clock;
 
 /// Delay before the second attempt. Each further delay is twice as long.
 const FIRST_WAIT_SEC: u32 = 2;

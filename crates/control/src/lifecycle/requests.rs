@@ -18,10 +18,10 @@ use std::{
     time::Duration,
 };
 
+use wrenn_db::{DbError, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
-use crate::db::{DbError, sandboxes::Sandbox};
 
 /// Maximum time to wait for the first request: the duration of a create and of undoing it.
 const LIMIT: Duration = Duration::from_secs(150);

@@ -14,14 +14,12 @@
 
 use std::collections::BTreeMap;
 
+use wrenn_db::{Options, Sandbox};
 use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, SandboxState};
 
 use super::{Lifecycle, LifecycleError, fill_from_host};
-use crate::{
-    clock,
-    db::{options::Options, sandboxes::Sandbox},
-};
+use crate::clock;
 
 impl Lifecycle {
     /// Returns the host's sandboxes that have no row, by id.

@@ -10,6 +10,7 @@ use std::{
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use wrenn_db::{Db, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
@@ -17,7 +18,6 @@ use super::{Action, HostState, RowView, reconcile};
 use crate::{
     agent_client::AgentClient,
     clock,
-    db::{Db, sandboxes::Sandbox},
     lifecycle::{
         Lifecycle, LifecycleError, fill_from_host, lost_reason, refresh_from_host,
         resumed_from_host,

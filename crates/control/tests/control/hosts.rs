@@ -1,19 +1,16 @@
 //! Wrong databases and several hosts: a sandbox that is not in the database is never destroyed.
 
-use std::{sync::Arc, time::Duration};
-
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Control, FakeAgent, Options, assert_failure, until};
+use crate::support::{Control, Databases, FakeAgent, assert_failure, until};
 
-fn with_database(dir: &Arc<tempfile::TempDir>, name: &str) -> Options {
-    Options {
-        dir: Arc::clone(dir),
-        database_url: Some(format!("sqlite://{}/{name}?mode=rwc", dir.path().display())),
-        poll_interval: Duration::from_millis(10),
-    }
-}
+on_both!(
+    an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_not_know,
+    an_unknown_sandbox_is_adopted_or_destroyed_by_command_only,
+    rows_of_another_host_are_left_alone,
+    a_sandbox_that_is_absent_once_is_not_lost,
+);
 
 /// Waits for enough passes of the reconciler that any step would have been taken.
 async fn looks(agent: &FakeAgent) {
@@ -32,17 +29,17 @@ async fn unknown(control: &Control) -> Vec<String> {
         .collect()
 }
 
-#[tokio::test]
-async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_not_know() {
+async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_not_know(
+    databases: Databases,
+) {
     let agent = FakeAgent::start().await;
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let right = Control::start_with(&agent, with_database(&dir, "right")).await;
+    let right = Control::start_with(&agent, databases.options("right")).await;
     let (running, paused) = (right.create().await, right.create().await);
     let path = format!("/v1/sandboxes/{paused}/pause");
     assert_eq!(right.post(&path, Value::Null).await.0, StatusCode::OK);
     right.stop().await;
 
-    let wrong = Control::start_with(&agent, with_database(&dir, "wrong")).await;
+    let wrong = Control::start_with(&agent, databases.options("wrong")).await;
     looks(&agent).await;
     assert_eq!(agent.calls("DestroySandbox"), 0);
     let mut all = vec![running.clone(), paused.clone()];
@@ -56,7 +53,7 @@ async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_n
     assert_eq!(unknown(&wrong).await, all);
     wrong.stop().await;
 
-    let right = Control::start_with(&agent, with_database(&dir, "right")).await;
+    let right = Control::start_with(&agent, databases.options("right")).await;
     looks(&agent).await;
     assert_eq!(right.status(&running).await, "running");
     assert_eq!(right.status(&paused).await, "paused");
@@ -67,34 +64,33 @@ async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_n
 #[tokio::test]
 async fn a_database_restored_from_an_older_copy_keeps_what_was_created_since() {
     let agent = FakeAgent::start().await;
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let databases = Databases::sqlite();
+    let dir = databases.dir.path();
+    let control = Control::start_with(&agent, databases.options("db")).await;
     let old = control.create().await;
     control.stop().await;
-    std::fs::copy(dir.path().join("db"), dir.path().join("backup")).unwrap();
-    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    std::fs::copy(dir.join("db"), dir.join("backup")).unwrap();
+    let control = Control::start_with(&agent, databases.options("db")).await;
     let new = control.create().await;
     let destroyed = old.clone();
     let path = format!("/v1/sandboxes/{destroyed}");
     assert_eq!(control.delete(&path).await.0, StatusCode::NO_CONTENT);
     control.stop().await;
 
-    let restored = Control::start_with(&agent, with_database(&dir, "backup")).await;
+    let restored = Control::start_with(&agent, databases.options("backup")).await;
     // To this copy of the database, a sandbox that was destroyed since appears as lost.
     restored.until_status(&old, "error").await;
     assert_eq!(agent.ids(), std::slice::from_ref(&new));
     assert_eq!(unknown(&restored).await, [new]);
 }
 
-#[tokio::test]
-async fn an_unknown_sandbox_is_adopted_or_destroyed_by_command_only() {
+async fn an_unknown_sandbox_is_adopted_or_destroyed_by_command_only(databases: Databases) {
     let agent = FakeAgent::start().await;
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let first = Control::start_with(&agent, with_database(&dir, "first")).await;
+    let first = Control::start_with(&agent, databases.options("first")).await;
     let (kept, ended) = (first.create().await, first.create().await);
     first.stop().await;
 
-    let second = Control::start_with(&agent, with_database(&dir, "second")).await;
+    let second = Control::start_with(&agent, databases.options("second")).await;
     let path = |id: &str, verb: &str| format!("/v1/unknown-sandboxes/{id}{verb}");
     let (status, row) = second.post(&path(&kept, "/adopt"), Value::Null).await;
     assert_eq!(status, StatusCode::OK, "{row}");
@@ -126,12 +122,10 @@ async fn an_unknown_sandbox_is_adopted_or_destroyed_by_command_only() {
 }
 
 /// A control plane with the wrong data directory, or two hosts on one database.
-#[tokio::test]
-async fn rows_of_another_host_are_left_alone() {
+async fn rows_of_another_host_are_left_alone(databases: Databases) {
     let (agent, other) = (FakeAgent::start().await, FakeAgent::start().await);
     "other-host".clone_into(&mut other.state.host_id.lock().unwrap());
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let control = Control::start_with(&agent, databases.options("db")).await;
     let id = control.create().await;
     let (_, timed) = control
         .post(
@@ -141,7 +135,7 @@ async fn rows_of_another_host_are_left_alone() {
         .await;
     let timed = timed["id"].as_str().unwrap().to_owned();
     // Both hosts use the same database at the same time.
-    let second = Control::start_with(&other, with_database(&dir, "db")).await;
+    let second = Control::start_with(&other, databases.options("db")).await;
     let own = second.create().await;
     looks(&other).await;
     looks(&agent).await;
@@ -180,11 +174,9 @@ async fn rows_of_another_host_are_left_alone() {
     );
 }
 
-#[tokio::test]
-async fn a_sandbox_that_is_absent_once_is_not_lost() {
+async fn a_sandbox_that_is_absent_once_is_not_lost(databases: Databases) {
     let agent = FakeAgent::start().await;
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let control = Control::start_with(&agent, with_database(&dir, "db")).await;
+    let control = Control::start_with(&agent, databases.options("db")).await;
     let id = control.create().await;
     agent.state.list_gate.shut();
     until("the reconciler waits", async || {

@@ -1,6 +1,7 @@
 //! Tests of the control plane against a fake host agent. No VM is booted.
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+#[macro_use]
 mod support;
 
 mod bad_input;
@@ -8,6 +9,7 @@ mod basics;
 mod browsers;
 mod commands;
 mod creating;
+mod databases;
 mod documents;
 mod e2b_copies;
 mod e2b_creating;

@@ -1,5 +1,7 @@
 //! Per-test control plane, and the fake agent that it talks to.
 
+#[macro_use]
+mod databases;
 pub(crate) mod fake_agent;
 mod processes;
 mod socket;
@@ -13,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_control::{ControlConfig, ControlError};
 use wrenn_model::Egress;
 
+pub(crate) use databases::Databases;
 pub(crate) use fake_agent::{ErrorCode, FakeAgent};
 pub(crate) use socket::Socket;
 

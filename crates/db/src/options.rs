@@ -1,70 +1,53 @@
 //! Rarely used options of a sandbox, in one column: a JSON object to which fields may be added.
 
-use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
 /// Options that most sandboxes do not use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Options {
+pub struct Options {
     /// Seconds from a start or a resume to `expires_at`; 0 if the sandbox has no such deadline.
-    pub(crate) lifetime_sec: u32,
+    pub lifetime_sec: u32,
     /// Clients of the guest agent need no token. The traffic listener adds the token for them.
-    pub(crate) open: bool,
+    pub open: bool,
     /// Token required from clients of the sandbox's ports, except the guest agent's port. Empty:
     /// none.
-    pub(crate) traffic_token: String,
+    pub traffic_token: String,
     /// `Host` header that the sandbox's servers receive; `${PORT}` stands for the port. Empty: the
     /// client's own header.
-    pub(crate) mask_host: String,
+    pub mask_host: String,
     /// A pause at the deadline keeps the disk only.
-    pub(crate) disk_only: bool,
+    pub disk_only: bool,
     /// The sandbox is paused and its memory is ignored. It boots when it is resumed.
-    pub(crate) paused_disk_only: bool,
+    pub paused_disk_only: bool,
     /// Parameters of the resume in progress; `None` if there is none. Written before the host is
     /// called, so that they are known when the row is settled later.
-    pub(crate) resuming: Option<ResumeAs>,
+    pub resuming: Option<ResumeAs>,
     /// Internet access as requested by the client. `None`: not requested, `egress` is the service's
     /// default.
-    pub(crate) internet: Option<bool>,
+    pub internet: Option<bool>,
     /// Exceptions from `egress`.
-    pub(crate) network: NetworkLists,
+    pub network: NetworkLists,
     /// SHA-256 of the create request, hexadecimal, if the request had an idempotency key.
-    pub(crate) request_hash: String,
-}
-
-impl Options {
-    /// Returns a token of 160 random bits.
-    pub(crate) fn new_traffic_token() -> String {
-        hex::encode(rand::rng().random::<[u8; 20]>())
-    }
+    pub request_hash: String,
 }
 
 /// Parameters of a resume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct ResumeAs {
+pub struct ResumeAs {
     /// Boot from the disk, even if memory was saved.
-    pub(crate) disk_only: bool,
+    pub disk_only: bool,
     /// Seconds from the resume to the deadline. `None`: the lifetime from the sandbox's creation.
-    pub(crate) lifetime_sec: Option<u32>,
+    pub lifetime_sec: Option<u32>,
 }
 
 /// Addresses and CIDR blocks that may, or may not, be reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct NetworkLists {
+pub struct NetworkLists {
     /// Takes precedence over `deny`.
-    pub(crate) allow: Vec<String>,
-    pub(crate) deny: Vec<String>,
-}
-
-impl From<&NetworkLists> for wrenn_proto::rpc::hostagent::v1::NetworkPolicy {
-    fn from(lists: &NetworkLists) -> Self {
-        Self {
-            allow: lists.allow.clone(),
-            deny: lists.deny.clone(),
-            ..Default::default()
-        }
-    }
+    pub allow: Vec<String>,
+    /// Never reached, unless `allow` contains it.
+    pub deny: Vec<String>,
 }

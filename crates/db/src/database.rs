@@ -1,0 +1,109 @@
+//! Operations on the database.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use wrenn_model::{SandboxId, SandboxStatus};
+
+use crate::{ApiKey, DbError, Page, Sandbox, Template};
+
+/// Operations of the control plane on its database. Each has a deadline.
+///
+/// # Errors
+/// All operations fail with [`DbError::Query`] or [`DbError::TimedOut`] if the database fails. Those
+/// that insert a row fail with [`DbError::Exists`] if its key is taken, and those that return rows
+/// with [`DbError::Corrupt`] if a value in one is invalid.
+#[async_trait]
+pub trait Database: fmt::Debug + Send + Sync {
+    /// Inserts a row with version 0.
+    async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError>;
+
+    /// Returns the row of a sandbox.
+    async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, DbError>;
+
+    /// Returns the rows with one of these statuses, newest first, at most `limit`.
+    async fn sandboxes(
+        &self,
+        statuses: &[SandboxStatus],
+        limit: u32,
+    ) -> Result<Vec<Sandbox>, DbError>;
+
+    /// Returns a page of sandboxes.
+    async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError>;
+
+    /// Returns running sandboxes with a deadline, earliest deadline first.
+    async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError>;
+
+    /// Returns the tokens of the guest agents of all sandboxes that run or are paused.
+    async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError>;
+
+    /// Returns the row that the request with this idempotency key created, if there is one.
+    async fn sandbox_by_idempotency_key(&self, key: &str) -> Result<Option<Sandbox>, DbError>;
+
+    /// Releases the idempotency key of a sandbox that its client never received, so that another
+    /// request may use the key.
+    async fn release_idempotency_key(&self, id: &SandboxId) -> Result<(), DbError>;
+
+    /// Writes the columns of a row that may change, if the row still has the version that was read.
+    /// Returns false otherwise.
+    async fn update_sandbox(&self, row: &Sandbox) -> Result<bool, DbError>;
+
+    /// Writes newer data of the host to a row, if the row still has the version that was read.
+    /// Returns false otherwise. The data is not a change of the sandbox, so the version stays the
+    /// same.
+    async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError>;
+
+    /// Removes the row of a sandbox that was never created, if the row still has this version.
+    /// Returns false otherwise.
+    async fn remove_sandbox(&self, id: &SandboxId, version: i64) -> Result<bool, DbError>;
+
+    /// Returns all templates, by name.
+    async fn templates(&self) -> Result<Vec<Template>, DbError>;
+
+    /// Makes the stored templates of a host equal to those that it reports. Templates that another
+    /// host reported stay.
+    async fn sync_templates(&self, host_id: &str, present: &[Template]) -> Result<(), DbError>;
+
+    /// Writes a new snapshot and its source sandbox.
+    async fn record_snapshot(
+        &self,
+        host_id: &str,
+        snapshot: &Template,
+        sandbox: &str,
+    ) -> Result<(), DbError>;
+
+    /// Returns the names of the snapshots of a sandbox.
+    async fn templates_of(&self, sandbox: &str) -> Result<Vec<String>, DbError>;
+
+    /// Adds a key.
+    async fn insert_api_key(&self, key: &ApiKey) -> Result<(), DbError>;
+
+    /// Returns all keys, oldest first.
+    async fn api_keys(&self) -> Result<Vec<ApiKey>, DbError>;
+
+    /// Returns the keys that start with these eight characters.
+    async fn api_keys_by_prefix(&self, prefix: &str) -> Result<Vec<ApiKey>, DbError>;
+
+    /// Records the use of a key.
+    async fn touch_api_key(&self, id: &str, now_ms: i64) -> Result<(), DbError>;
+
+    /// Deletes a key unless it is the last one. Returns false if the key does not exist or is the
+    /// last.
+    async fn delete_api_key(&self, id: &str) -> Result<bool, DbError>;
+
+    /// Deletes a key, even the last one.
+    async fn drop_api_key(&self, id: &str) -> Result<(), DbError>;
+
+    /// Returns the id of the installation. The first control plane of the database chooses it.
+    async fn installation_id(&self) -> Result<String, DbError>;
+
+    /// Makes everything written so far survive a power failure. The files of a paused sandbox
+    /// survive one, and without its row the sandbox could not be found.
+    async fn keep(&self) -> Result<(), DbError>;
+
+    /// Checks that the database answers.
+    async fn ping(&self) -> Result<(), DbError>;
+
+    /// Closes all connections.
+    async fn close(&self);
+}

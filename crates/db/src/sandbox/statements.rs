@@ -1,0 +1,167 @@
+//! Statements on sandboxes.
+
+use sqlx::types::Json;
+use wrenn_model::{SandboxId, SandboxStatus};
+
+use super::{Sandbox, columns};
+use crate::{backend::Backend, statement::Statement, word::egress_word};
+
+/// Inserts a row with version 0.
+pub(crate) fn insert<B: Backend>(row: &Sandbox) -> Statement<B> {
+    Statement::new(
+        "store the sandbox",
+        "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
+         metadata, created_at, last_updated, on_timeout, auto_resume, expires_at, options, idempotency_key, \
+         host_id) VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+    )
+    .bind(row.id.as_str())
+    .bind(&*row.template)
+    .bind(row.status.as_str())
+    .bind(i64::from(row.vcpus))
+    .bind(i64::from(row.memory_mb))
+    .bind(i64::from(row.disk_size_mb))
+    .bind(i64::from(row.timeout_sec))
+    .bind(egress_word(row.egress))
+    .bind(Json(&row.metadata))
+    .bind(row.created_at)
+    .bind(row.last_updated)
+    .bind(row.on_timeout.as_str())
+    .bind(row.auto_resume)
+    .bind(row.expires_at)
+    .bind(Json(&row.options))
+    .bind(&*row.idempotency_key)
+    .bind(&*row.host_id)
+}
+
+/// Selects the row of a sandbox.
+pub(crate) fn by_id<B: Backend>(id: &SandboxId) -> Statement<B> {
+    Statement::new(
+        "read the sandbox",
+        concat!("SELECT ", columns!(), " FROM sandboxes WHERE id = $1"),
+    )
+    .bind(id.as_str())
+}
+
+/// Selects the rows with one of these statuses, newest first; `None` if there is no status.
+pub(crate) fn by_status<B: Backend>(
+    statuses: &[SandboxStatus],
+    limit: u32,
+) -> Option<Statement<B>> {
+    let first = statuses.first()?;
+    let mut statement = Statement::new(
+        "list the sandboxes",
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+             ORDER BY created_at DESC, id DESC LIMIT $10"
+        ),
+    );
+    // The statement has one placeholder per status that exists. Those that are left repeat the first
+    // status.
+    for place in 0..SandboxStatus::ALL.len() {
+        statement = statement.bind(statuses.get(place).unwrap_or(first).as_str());
+    }
+    Some(statement.bind(i64::from(limit)))
+}
+
+/// Selects the row that the request with this idempotency key created.
+pub(crate) fn by_idempotency_key<B: Backend>(key: &str) -> Statement<B> {
+    Statement::new(
+        "find the idempotency key",
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE idempotency_key = $1"
+        ),
+    )
+    .bind(key)
+}
+
+/// Removes the idempotency key of a row.
+pub(crate) fn release_idempotency_key<B: Backend>(id: &SandboxId) -> Statement<B> {
+    Statement::new(
+        "release the idempotency key",
+        "UPDATE sandboxes SET idempotency_key = '' WHERE id = $1",
+    )
+    .bind(id.as_str())
+}
+
+/// Selects ids and tokens of all sandboxes that run or are paused.
+pub(crate) fn envd_tokens<B: Backend>() -> Statement<B> {
+    Statement::new(
+        "read the guest agents' tokens",
+        "SELECT id, envd_token FROM sandboxes \
+         WHERE status IN ('running', 'pausing', 'paused', 'resuming') AND envd_token <> ''",
+    )
+}
+
+/// Selects running sandboxes with a deadline, earliest deadline first.
+pub(crate) fn expiring<B: Backend>(limit: u32) -> Statement<B> {
+    Statement::new(
+        "list the deadlines",
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE status = 'running' AND expires_at > 0 ORDER BY expires_at LIMIT $1"
+        ),
+    )
+    .bind(i64::from(limit))
+}
+
+/// Writes the columns that may change, at the version that was read.
+pub(crate) fn update<B: Backend>(row: &Sandbox) -> Statement<B> {
+    Statement::new(
+        "update the sandbox",
+        "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
+         last_active_at = $7, last_updated = $8, warning = $9, expires_at = $10, envd_token = $11, options = $12, \
+         egress = $13, on_timeout = $14, auto_resume = $15, host_id = $16, version = version + 1 \
+         WHERE id = $17 AND version = $18",
+    )
+    .bind(row.status.as_str())
+    .bind(&*row.guest_ip)
+    .bind(&*row.host_ip)
+    .bind(&*row.error)
+    .bind(row.boot.map(Json))
+    .bind(row.started_at)
+    .bind(row.last_active_at)
+    .bind(row.last_updated)
+    .bind(&*row.warning)
+    .bind(row.expires_at)
+    .bind(&*row.envd_token)
+    .bind(Json(&row.options))
+    .bind(egress_word(row.egress))
+    .bind(row.on_timeout.as_str())
+    .bind(row.auto_resume)
+    .bind(&*row.host_id)
+    .bind(row.id.as_str())
+    .bind(row.version)
+}
+
+/// Writes newer data of the host, at the version that was read. The data is not a change of the
+/// sandbox, so the version stays the same.
+pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
+    Statement::new(
+        "refresh the sandbox",
+        "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5, \
+         host_id = $6 WHERE id = $7 AND version = $8",
+    )
+    .bind(&*row.guest_ip)
+    .bind(&*row.host_ip)
+    .bind(row.boot.map(Json))
+    .bind(row.last_active_at)
+    .bind(&*row.warning)
+    .bind(&*row.host_id)
+    .bind(row.id.as_str())
+    .bind(row.version)
+}
+
+/// Deletes a row at the version that was read.
+pub(crate) fn delete<B: Backend>(id: &SandboxId, version: i64) -> Statement<B> {
+    Statement::new(
+        "remove the sandbox",
+        "DELETE FROM sandboxes WHERE id = $1 AND version = $2",
+    )
+    .bind(id.as_str())
+    .bind(version)
+}

@@ -1,0 +1,63 @@
+//! Rows of API keys.
+
+use wrenn_db::{ApiKey, DbError};
+
+use crate::support::{Place, api_key};
+
+on_both!(
+    keys_are_listed_oldest_first_and_found_by_prefix,
+    a_hash_is_unique,
+    the_last_key_is_only_dropped,
+);
+
+async fn keys_are_listed_oldest_first_and_found_by_prefix(place: Place) {
+    let db = place.open().await;
+    let (second, first) = (api_key("second", 2), api_key("first", 1));
+    let same_prefix = ApiKey {
+        key_prefix: first.key_prefix.clone(),
+        ..api_key("third", 3)
+    };
+    for key in [&second, &first, &same_prefix] {
+        db.insert_api_key(key).await.unwrap();
+    }
+    let all = [first.clone(), second.clone(), same_prefix.clone()];
+    assert_eq!(db.api_keys().await.unwrap(), all);
+    let mut found = db.api_keys_by_prefix(&first.key_prefix).await.unwrap();
+    found.sort_by_key(|key| key.created_at);
+    assert_eq!(found, [first, same_prefix]);
+    assert!(db.api_keys_by_prefix("wrn_none").await.unwrap().is_empty());
+
+    db.touch_api_key(&second.id, 1_700_000_000_126)
+        .await
+        .unwrap();
+    let found = db.api_keys_by_prefix(&second.key_prefix).await.unwrap();
+    let used = ApiKey {
+        last_used_at: 1_700_000_000_126,
+        ..second
+    };
+    assert_eq!(found, [used]);
+}
+
+async fn a_hash_is_unique(place: Place) {
+    let db = place.open().await;
+    let key = api_key("first", 1);
+    db.insert_api_key(&key).await.unwrap();
+    let again = ApiKey {
+        key_hash: key.key_hash,
+        ..api_key("second", 2)
+    };
+    let again = db.insert_api_key(&again).await;
+    assert!(matches!(again, Err(DbError::Exists)), "{again:?}");
+}
+
+async fn the_last_key_is_only_dropped(place: Place) {
+    let db = place.open().await;
+    db.insert_api_key(&api_key("first", 1)).await.unwrap();
+    db.insert_api_key(&api_key("second", 2)).await.unwrap();
+    assert!(!db.delete_api_key("third").await.unwrap());
+    assert!(db.delete_api_key("first").await.unwrap());
+    assert!(!db.delete_api_key("second").await.unwrap());
+    assert_eq!(db.api_keys().await.unwrap(), [api_key("second", 2)]);
+    db.drop_api_key("second").await.unwrap();
+    assert!(db.api_keys().await.unwrap().is_empty());
+}

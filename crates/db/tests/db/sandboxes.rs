@@ -1,0 +1,178 @@
+//! Rows of sandboxes: every column, every operation.
+
+use wrenn_db::{DbError, MAX_LIST, Sandbox};
+use wrenn_model::SandboxStatus;
+
+use crate::support::{Place, change, ids, sandbox, started, store};
+
+on_both!(
+    all_columns_are_read_as_they_were_written,
+    a_row_is_written_and_removed_at_the_version_that_was_read_only,
+    a_refresh_writes_data_of_the_host_and_keeps_the_version,
+    an_id_is_unique,
+    an_idempotency_key_is_unique_until_it_is_released,
+    a_list_has_the_statuses_asked_for_newest_first,
+    deadlines_of_running_sandboxes_are_listed_earliest_first,
+    only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
+);
+
+async fn all_columns_are_read_as_they_were_written(place: Place) {
+    let db = place.open().await;
+    let mut row = sandbox("sb-1");
+    row.idempotency_key = "key".to_owned();
+    db.insert_sandbox(&row).await.unwrap();
+    assert_eq!(db.sandbox(&row.id).await.unwrap().as_ref(), Some(&row));
+
+    change(&mut row);
+    assert!(db.update_sandbox(&row).await.unwrap());
+    row.version += 1;
+    assert_eq!(db.sandbox(&row.id).await.unwrap().as_ref(), Some(&row));
+
+    row.boot = None;
+    assert!(db.update_sandbox(&row).await.unwrap());
+    row.version += 1;
+    // Another handle reads the same.
+    let other = place.open().await;
+    assert_eq!(other.sandbox(&row.id).await.unwrap(), Some(row));
+    let none = "sb-2".parse().unwrap();
+    assert_eq!(db.sandbox(&none).await.unwrap(), None);
+}
+
+async fn a_row_is_written_and_removed_at_the_version_that_was_read_only(place: Place) {
+    let db = place.open().await;
+    db.insert_sandbox(&sandbox("sb-1")).await.unwrap();
+    let id = "sb-1".parse().unwrap();
+    let row = db.sandbox(&id).await.unwrap().unwrap();
+    assert!(db.update_sandbox(&row).await.unwrap());
+    assert!(!db.update_sandbox(&row).await.unwrap());
+    assert!(!db.refresh_sandbox(&row).await.unwrap());
+    assert!(!db.remove_sandbox(&id, row.version).await.unwrap());
+    assert!(db.remove_sandbox(&id, row.version + 1).await.unwrap());
+    assert_eq!(db.sandbox(&id).await.unwrap(), None);
+    assert!(!db.remove_sandbox(&id, row.version + 1).await.unwrap());
+}
+
+async fn a_refresh_writes_data_of_the_host_and_keeps_the_version(place: Place) {
+    let db = place.open().await;
+    let before = sandbox("sb-1");
+    db.insert_sandbox(&before).await.unwrap();
+    let mut seen = before.clone();
+    change(&mut seen);
+    assert!(db.refresh_sandbox(&seen).await.unwrap());
+    let expected = Sandbox {
+        guest_ip: seen.guest_ip,
+        host_ip: seen.host_ip,
+        boot: seen.boot,
+        last_active_at: seen.last_active_at,
+        warning: seen.warning,
+        host_id: seen.host_id,
+        ..before
+    };
+    assert_eq!(db.sandbox(&expected.id).await.unwrap(), Some(expected));
+}
+
+async fn an_id_is_unique(place: Place) {
+    let db = place.open().await;
+    db.insert_sandbox(&sandbox("sb-1")).await.unwrap();
+    let again = db.insert_sandbox(&sandbox("sb-1")).await;
+    assert!(matches!(again, Err(DbError::Exists)), "{again:?}");
+}
+
+async fn an_idempotency_key_is_unique_until_it_is_released(place: Place) {
+    let db = place.open().await;
+    let keyed = |id: &str| Sandbox {
+        idempotency_key: "key".to_owned(),
+        ..sandbox(id)
+    };
+    // Rows without a key do not exclude each other.
+    db.insert_sandbox(&sandbox("sb-1")).await.unwrap();
+    db.insert_sandbox(&sandbox("sb-2")).await.unwrap();
+    assert_eq!(db.sandbox_by_idempotency_key("key").await.unwrap(), None);
+
+    let first = keyed("sb-3");
+    db.insert_sandbox(&first).await.unwrap();
+    let second = db.insert_sandbox(&keyed("sb-4")).await;
+    assert!(matches!(second, Err(DbError::Exists)), "{second:?}");
+    let found = db.sandbox_by_idempotency_key("key").await.unwrap();
+    assert_eq!(found.as_ref(), Some(&first));
+
+    db.release_idempotency_key(&first.id).await.unwrap();
+    assert_eq!(db.sandbox_by_idempotency_key("key").await.unwrap(), None);
+    db.insert_sandbox(&keyed("sb-4")).await.unwrap();
+    let found = db.sandbox_by_idempotency_key("key").await.unwrap();
+    assert_eq!(found.unwrap().id.as_str(), "sb-4");
+}
+
+async fn a_list_has_the_statuses_asked_for_newest_first(place: Place) {
+    let db = place.open().await;
+    for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
+        let row = Sandbox {
+            status,
+            created_at: i64::try_from(number).unwrap(),
+            ..sandbox(&format!("sb-{number}"))
+        };
+        db.insert_sandbox(&row).await.unwrap();
+    }
+    let all = db.sandboxes(&SandboxStatus::ALL, MAX_LIST).await.unwrap();
+    let newest_first: Vec<_> = (0..SandboxStatus::ALL.len())
+        .rev()
+        .map(|number| format!("sb-{number}"))
+        .collect();
+    assert_eq!(ids(&all), newest_first);
+    let some = [SandboxStatus::Pending, SandboxStatus::Running];
+    assert_eq!(
+        ids(&db.sandboxes(&some, MAX_LIST).await.unwrap()),
+        ["sb-2", "sb-0"]
+    );
+    assert_eq!(ids(&db.sandboxes(&some, 1).await.unwrap()), ["sb-2"]);
+    assert!(db.sandboxes(&[], MAX_LIST).await.unwrap().is_empty());
+}
+
+async fn deadlines_of_running_sandboxes_are_listed_earliest_first(place: Place) {
+    let db = place.open().await;
+    for (id, status, expires_at) in [
+        ("sb-1", SandboxStatus::Running, 30),
+        ("sb-2", SandboxStatus::Running, 0),
+        ("sb-3", SandboxStatus::Running, 10),
+        ("sb-4", SandboxStatus::Paused, 5),
+        ("sb-5", SandboxStatus::Running, 20),
+    ] {
+        let row = Sandbox {
+            expires_at,
+            ..started(id, status, 1)
+        };
+        store(&db, &row).await;
+    }
+    assert_eq!(
+        ids(&db.expiring(MAX_LIST).await.unwrap()),
+        ["sb-3", "sb-5", "sb-1"]
+    );
+    assert_eq!(ids(&db.expiring(2).await.unwrap()), ["sb-3", "sb-5"]);
+}
+
+async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place) {
+    let db = place.open().await;
+    for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
+        let row = Sandbox {
+            envd_token: format!("token of {status}"),
+            ..started(&format!("sb-{number}"), status, 1)
+        };
+        store(&db, &row).await;
+    }
+    store(&db, &started("sb-none", SandboxStatus::Running, 1)).await;
+    let mut tokens = db.envd_tokens().await.unwrap();
+    tokens.sort();
+    let tokens: Vec<_> = tokens
+        .iter()
+        .map(|(id, token)| (id.as_str(), &**token))
+        .collect();
+    assert_eq!(
+        tokens,
+        [
+            ("sb-2", "token of running"),
+            ("sb-3", "token of pausing"),
+            ("sb-4", "token of paused"),
+            ("sb-5", "token of resuming"),
+        ]
+    );
+}
