@@ -79,7 +79,7 @@ pub(crate) fn plan(host: &HostContext, request: CreateRequest) -> Result<Plan, A
         return params.with_snapshot(&capacity, snapshot);
     }
     let template = host.templates.template(&params.template_name)?;
-    capacity::check(&capacity, size.vcpus, size.memory_mib)?;
+    capacity::check(&capacity, size)?;
     let template_size = MachineSize {
         vcpus: template.vcpus,
         memory_mib: template.memory_mib,
@@ -108,12 +108,8 @@ impl CreateParams {
         let manifest = snapshot.manifest();
         let envs = environment::merge(manifest.envs.clone(), self.envs);
         environment::check(&envs)?;
-        let size = MachineSize {
-            vcpus: manifest.vcpus,
-            memory_mib: manifest.memory_mib,
-            disk_mib: manifest.disk_mib,
-        };
-        capacity::check(capacity, size.vcpus, size.memory_mib)?;
+        let size = manifest.size;
+        capacity::check(capacity, size)?;
         let source = Source::Snapshot(Box::new(snapshot));
         Ok(Self { envs, ..self }.plan(source, size))
     }
@@ -124,9 +120,7 @@ impl CreateParams {
             id: self.id,
             template_name: self.template_name,
             source,
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
-            disk_mib: size.disk_mib,
+            size,
             timeout_sec: self.timeout_sec,
             access: self.access,
             envs: self.envs,

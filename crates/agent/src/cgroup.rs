@@ -17,7 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use wrenn_model::SandboxId;
+use wrenn_model::{MachineSize, SandboxId};
 
 use hierarchy::{Hierarchy, Setting};
 
@@ -74,11 +74,11 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// Returns the limits for a guest of this size, including the overhead of its VMM.
-    pub(crate) fn for_guest(memory_mib: u32, vcpus: u32) -> Self {
+    pub(crate) fn for_guest(size: MachineSize) -> Self {
         Self {
-            memory_bytes: (u64::from(memory_mib) + MEMORY_OVERHEAD_MIB) * 1024 * 1024,
-            cpu_percent: u64::from(vcpus) * 100 + CPU_OVERHEAD_PERCENT,
-            threads: u64::from(vcpus) + THREADS_OVERHEAD,
+            memory_bytes: size.memory_bytes() + MEMORY_OVERHEAD_MIB * 1024 * 1024,
+            cpu_percent: u64::from(size.vcpus) * 100 + CPU_OVERHEAD_PERCENT,
+            threads: u64::from(size.vcpus) + THREADS_OVERHEAD,
         }
     }
 }

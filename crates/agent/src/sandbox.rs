@@ -71,7 +71,7 @@ use rand::RngExt as _;
 use thiserror_ext::AsReport as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use wrenn_model::{SandboxId, TemplateName};
+use wrenn_model::{MachineSize, SandboxId, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 
 use crate::{
@@ -97,9 +97,7 @@ pub(crate) struct Plan {
     pub(crate) id: SandboxId,
     pub(crate) template_name: TemplateName,
     pub(crate) source: Source,
-    pub(crate) vcpus: u32,
-    pub(crate) memory_mib: u32,
-    pub(crate) disk_mib: u32,
+    pub(crate) size: MachineSize,
     pub(crate) timeout_sec: u32,
     pub(crate) access: Access,
     pub(crate) envs: BTreeMap<String, String>,
@@ -123,9 +121,7 @@ pub(crate) enum Source {
 pub(crate) struct SandboxFacts {
     pub(crate) id: SandboxId,
     pub(crate) template: TemplateName,
-    pub(crate) vcpus: u32,
-    pub(crate) memory_mib: u32,
-    pub(crate) disk_mib: u32,
+    pub(crate) size: MachineSize,
     pub(crate) timeout_sec: u32,
     pub(crate) created_unix_ms: i64,
     pub(crate) envd_token: GuestToken,
@@ -159,9 +155,7 @@ impl From<&Plan> for SandboxFacts {
         Self {
             id: plan.id.clone(),
             template: plan.template_name.clone(),
-            vcpus: plan.vcpus,
-            memory_mib: plan.memory_mib,
-            disk_mib: plan.disk_mib,
+            size: plan.size,
             timeout_sec: plan.timeout_sec,
             created_unix_ms: plan.created_unix_ms,
             envd_token: plan.envd_token.clone(),
@@ -174,9 +168,7 @@ impl From<&SupervisorSpec> for SandboxFacts {
         Self {
             id: spec.id.clone(),
             template: spec.template.clone(),
-            vcpus: spec.vcpus,
-            memory_mib: spec.memory_mib,
-            disk_mib: spec.disk_mib,
+            size: spec.size,
             timeout_sec: spec.timeout_sec,
             created_unix_ms: spec.created_unix_ms,
             envd_token: GuestToken(spec.envd_token.clone()),

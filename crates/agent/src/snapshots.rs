@@ -179,9 +179,7 @@ impl Snapshots {
             created_unix_ms: crate::sandbox::now_unix_ms(),
             vmm: vmm.to_owned(),
             accel: spec.accel,
-            vcpus: spec.vcpus,
-            memory_mib: spec.memory_mib,
-            disk_mib: spec.disk_mib,
+            size: spec.size,
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),
             base_disk: spec.base_disk.clone(),
@@ -305,7 +303,7 @@ impl Snapshots {
     ) -> Result<Arc<ImageMemory>, SnapshotError> {
         let made = self
             .memories
-            .get_or_make(located.pin().id(), located.manifest().memory_mib);
+            .get_or_make(located.pin().id(), located.manifest().size.memory_mib);
         made.map_err(SnapshotError::Memory)
     }
 
@@ -416,8 +414,8 @@ impl Snapshots {
         let fits = manifest.kernel == template.kernel
             && manifest.initrd == template.initrd
             && manifest.base_disk == template.rootfs
-            && manifest.vcpus == template.vcpus
-            && manifest.memory_mib == template.memory_mib;
+            && manifest.size.vcpus == template.vcpus
+            && manifest.size.memory_mib == template.memory_mib;
         fits.then_some(located)
     }
 

@@ -159,8 +159,8 @@ pub fn build(
     let record = TemplateRecord {
         kernel_key,
         rootfs_key,
-        vcpus: recipe.vcpus,
-        memory_mib: recipe.memory_mib,
+        vcpus: recipe.size.vcpus,
+        memory_mib: recipe.size.memory_mib,
         default_user: recipe.default_user.to_owned(),
         created_unix_ms: now_unix_ms(),
     };

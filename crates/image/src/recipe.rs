@@ -2,7 +2,7 @@
 //! yields another image.
 
 use sha2::{Digest as _, Sha256};
-use wrenn_model::TemplateName;
+use wrenn_model::{MachineSize, TemplateName, limits};
 
 use crate::build::guest::{self, Programs};
 
@@ -29,12 +29,9 @@ pub struct Recipe {
     pub above: Option<&'static Self>,
     /// Packages in addition to those of the base recipe, or to those of a minimal Debian system.
     pub packages: &'static [&'static str],
-    /// Default number of virtual CPUs of a sandbox.
-    pub vcpus: u32,
-    /// Default memory of a sandbox, in MiB.
-    pub memory_mib: u32,
-    /// Size of the file system, in MiB. The image is sparse: empty blocks take no space.
-    pub disk_mib: u32,
+    /// Default size of a sandbox. The disk is the size of the file system; the image is sparse, so
+    /// empty blocks take no space.
+    pub size: MachineSize,
     /// User that runs commands when a request names none.
     pub default_user: &'static str,
 }
@@ -59,9 +56,11 @@ const MINIMAL: Recipe = Recipe {
         "sudo",
         "tini",
     ],
-    vcpus: 1,
-    memory_mib: 512,
-    disk_mib: wrenn_model::limits::DEFAULT_DISK_MIB,
+    size: MachineSize {
+        vcpus: 1,
+        memory_mib: 512,
+        disk_mib: limits::DEFAULT_DISK_MIB,
+    },
     default_user: "root",
 };
 
@@ -123,7 +122,7 @@ impl Recipe {
     /// Returns the key of the root file system with Wrenn's programs.
     pub(crate) fn rootfs_key(&self, programs: &Programs) -> String {
         let layer = self.layer_key();
-        let disk = self.disk_mib.to_string();
+        let disk = self.size.disk_mib.to_string();
         let parts = [
             FORMAT.as_bytes(),
             layer.as_bytes(),

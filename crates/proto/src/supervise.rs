@@ -16,7 +16,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use wrenn_model::{SandboxId, TemplateName};
+use wrenn_model::{MachineSize, SandboxId, TemplateName};
 
 /// File names in a sandbox's directory.
 pub mod files {
@@ -72,12 +72,9 @@ pub struct SupervisorSpec {
     pub template: TemplateName,
     /// Execution mode of guest code.
     pub accel: Accel,
-    /// Number of virtual CPUs.
-    pub vcpus: u32,
-    /// Guest memory, in MiB.
-    pub memory_mib: u32,
-    /// Disk size as seen by the guest, in MiB.
-    pub disk_mib: u32,
+    /// Virtual CPUs, memory and disk.
+    #[serde(flatten)]
+    pub size: MachineSize,
     /// Idle time after which the sandbox ends, in seconds; 0 means never.
     pub timeout_sec: u32,
     /// Creation time, in milliseconds since 1970.

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use wrenn_model::MachineSize;
 use wrenn_proto::supervise::Accel;
 
 use crate::SnapshotId;
@@ -25,12 +26,9 @@ pub struct Manifest {
     /// Accelerator that ran guest code. The device state is not compatible with another
     /// accelerator.
     pub accel: Accel,
-    /// Number of vCPUs.
-    pub vcpus: u32,
-    /// Memory size, in MiB.
-    pub memory_mib: u32,
-    /// Disk size as seen by the guest, in MiB.
-    pub disk_mib: u32,
+    /// Virtual CPUs, memory and disk.
+    #[serde(flatten)]
+    pub size: MachineSize,
     /// Kernel that the VM booted.
     pub kernel: PathBuf,
     /// Initial RAM disk of the kernel.

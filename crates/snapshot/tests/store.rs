@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
+use wrenn_model::MachineSize;
 use wrenn_proto::supervise::Accel;
 use wrenn_snapshot::{Chain, DiffWriter, Header, Manifest, SnapshotId, Store, StoreError, layout};
 
@@ -15,9 +16,11 @@ fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
         created_unix_ms: 1,
         vmm: "qemu 7.2".into(),
         accel: Accel::Tcg,
-        vcpus: 1,
-        memory_mib: 1,
-        disk_mib: 1,
+        size: MachineSize {
+            vcpus: 1,
+            memory_mib: 1,
+            disk_mib: 1,
+        },
         kernel: "/k".into(),
         initrd: "/i".into(),
         base_disk: "/b".into(),

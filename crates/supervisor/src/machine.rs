@@ -34,8 +34,7 @@ pub(crate) async fn launch<D: VmmDriver>(
     let config = MachineConfig {
         name: spec.id.to_string(),
         accel: spec.accel,
-        vcpus: spec.vcpus,
-        memory_mib: spec.memory_mib,
+        size: spec.size,
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),
         kernel_args: kernel_args(spec),

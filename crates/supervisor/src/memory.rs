@@ -86,7 +86,7 @@ impl GuestMemory {
         spec: &SupervisorSpec,
         image: Option<OwnedFd>,
     ) -> Result<(Self, VmmFds), SupervisorError> {
-        let bytes = u64::from(spec.memory_mib) * 1024 * 1024;
+        let bytes = spec.size.memory_bytes();
         let (ours, theirs) =
             UnixStream::pair().map_err(SupervisorError::io("create a socket pair"))?;
         let mut memory = Self {

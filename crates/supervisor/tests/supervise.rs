@@ -16,6 +16,7 @@ use std::{
 };
 
 use tokio_seqpacket::UnixSeqpacket;
+use wrenn_model::MachineSize;
 use wrenn_proto::supervise::{
     Accel, FinalStatus, NetworkSpec, Reply, Request, SupervisorSpec, files,
 };
@@ -73,9 +74,11 @@ impl Sandbox {
             id: "sb-0123abcd".parse().unwrap(),
             template: "minimal".parse().unwrap(),
             accel: Accel::Tcg,
-            vcpus: 1,
-            memory_mib: 128,
-            disk_mib: 1024,
+            size: MachineSize {
+                vcpus: 1,
+                memory_mib: 128,
+                disk_mib: 1024,
+            },
             timeout_sec: 0,
             created_unix_ms: 0,
             kernel: "/nowhere/vmlinux".into(),

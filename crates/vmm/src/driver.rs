@@ -3,6 +3,7 @@
 use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use tokio::net::unix::pipe;
+use wrenn_model::MachineSize;
 use wrenn_proto::supervise::Accel;
 
 /// Starts VMs with one kind of VMM.
@@ -74,10 +75,8 @@ pub struct MachineConfig {
     pub name: String,
     /// Execution mode of guest code.
     pub accel: Accel,
-    /// Number of virtual CPUs.
-    pub vcpus: u32,
-    /// Guest memory, MiB. Equal to the size of [`MachineFds::memory`].
-    pub memory_mib: u32,
+    /// Virtual CPUs, memory and disk. The memory has the size of [`MachineFds::memory`].
+    pub size: MachineSize,
     /// Path of the uncompressed kernel (ELF) on the host.
     pub kernel: PathBuf,
     /// Path of the initial RAM disk on the host.
@@ -116,7 +115,7 @@ pub enum Start {
 /// Descriptors whose ownership passes to the VM.
 #[derive(Debug)]
 pub struct MachineFds {
-    /// Read-only file of [`MachineConfig::memory_mib`]. In a restore, guest memory is a private
+    /// Read-only file of the size of the guest's memory. In a restore, guest memory is a private
     /// mapping of it. In a boot, it only defines the size, and guest memory is anonymous.
     pub memory: OwnedFd,
     /// Connected stream socket on which the VMM reports the layout of guest memory and, in a

@@ -53,7 +53,7 @@ impl FakeMachine {
 fn tell_layout(config: &MachineConfig, pager: OwnedFd) -> io::Result<()> {
     let layout = serde_json::json!([{
         "base_host_virt_addr": 0x7000_0000_0000_u64,
-        "size": u64::from(config.memory_mib) * 1024 * 1024,
+        "size": config.size.memory_bytes(),
         "offset": 0,
         "page_size": 4096,
     }]);

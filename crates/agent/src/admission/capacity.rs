@@ -1,16 +1,18 @@
 //! Capacity of this host for one more sandbox.
 
+use wrenn_model::MachineSize;
+
 use super::{AdmissionError, free_disk, memory_reserve, vcpu_overcommit};
 use crate::host::HostCapacity;
 
 /// Checks that a sandbox of this size can be created now.
-pub(super) fn check(
-    host: &HostCapacity,
-    vcpus: u32,
-    memory_mib: u32,
-) -> Result<(), AdmissionError> {
-    vcpu_overcommit::check(vcpus, host.cpu_count)?;
-    memory_reserve::check(memory_mib, host.memory_total_mib, host.memory_available_mib)?;
+pub(super) fn check(host: &HostCapacity, size: MachineSize) -> Result<(), AdmissionError> {
+    vcpu_overcommit::check(size.vcpus, host.cpu_count)?;
+    memory_reserve::check(
+        size.memory_mib,
+        host.memory_total_mib,
+        host.memory_available_mib,
+    )?;
     free_disk::check(host.disk_free_mib)
 }
 
@@ -26,10 +28,18 @@ mod tests {
         disk_free_mib: 10_000,
     };
 
+    const fn size(vcpus: u32, memory_mib: u32) -> MachineSize {
+        MachineSize {
+            vcpus,
+            memory_mib,
+            disk_mib: 1024,
+        }
+    }
+
     #[test]
     fn what_fits_is_admitted() {
-        assert!(check(&HOST, 8, 4096 - 512).is_ok());
-        assert!(check(&HOST, 1, 128).is_ok());
+        assert!(check(&HOST, size(8, 4096 - 512)).is_ok());
+        assert!(check(&HOST, size(1, 128)).is_ok());
     }
 
     #[test]
@@ -41,7 +51,7 @@ mod tests {
             (1, 127, "memory_mb"),
             (1, 8193, "memory_mb"),
         ] {
-            let error = check(&HOST, vcpus, memory).unwrap_err();
+            let error = check(&HOST, size(vcpus, memory)).unwrap_err();
             assert!(
                 matches!(error, AdmissionError::OutOfRange { .. }),
                 "{error}"
@@ -52,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_shortage_is_told_with_its_numbers() {
-        let error = check(&HOST, 1, 4096).unwrap_err();
+        let error = check(&HOST, size(1, 4096)).unwrap_err();
         assert!(matches!(error, AdmissionError::Memory { .. }), "{error}");
         let text = error.to_string();
         assert!(
@@ -64,7 +74,7 @@ mod tests {
             ..HOST
         };
         assert!(matches!(
-            check(&full, 1, 512),
+            check(&full, size(1, 512)),
             Err(AdmissionError::Disk { free_mib: 255 })
         ));
     }

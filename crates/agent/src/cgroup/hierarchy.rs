@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_booting_kernel_has_priority_and_no_quota() {
-        let limits = Limits::for_guest(512, 1);
+        let limits = Limits::for_guest(crate::cgroup::tests::size(512, 1));
         let text = |unified, booting| {
             let hierarchy = Hierarchy {
                 mount: PathBuf::new(),
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn limits_are_written_as_each_version_wants_them() {
-        let limits = Limits::for_guest(512, 2);
+        let limits = Limits::for_guest(crate::cgroup::tests::size(512, 2));
         let hierarchy = |unified| Hierarchy {
             mount: PathBuf::new(),
             unified,

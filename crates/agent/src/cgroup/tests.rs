@@ -6,6 +6,15 @@ use std::process::{Command, Stdio};
 
 use super::*;
 
+/// Size of a guest with a small disk.
+pub(super) const fn size(memory_mib: u32, vcpus: u32) -> MachineSize {
+    MachineSize {
+        vcpus,
+        memory_mib,
+        disk_mib: 1024,
+    }
+}
+
 fn cgroups(test: &str) -> Cgroups {
     let cgroups = Cgroups::detect(&format!("test-{test}-{}", std::process::id()));
     assert!(
@@ -39,7 +48,9 @@ fn spawn_inside(directories: &[PathBuf]) -> std::process::Child {
 #[tokio::test]
 async fn a_group_limits_its_processes_and_goes_with_them() {
     let cgroups = cgroups("limits");
-    let directories = cgroups.create(&id(), Limits::for_guest(256, 1)).unwrap();
+    let directories = cgroups
+        .create(&id(), Limits::for_guest(size(256, 1)))
+        .unwrap();
     let read = |file: &str| {
         let find = |dir: &PathBuf| fs::read_to_string(dir.join(file)).ok();
         directories.iter().find_map(find).unwrap_or_default()
@@ -72,7 +83,9 @@ async fn groups_made_and_removed_at_once_leave_nothing() {
         let cycle = |id: SandboxId| {
             let cgroups = cgroups.clone();
             tokio::spawn(async move {
-                cgroups.create(&id, Limits::for_guest(128, 1)).unwrap();
+                cgroups
+                    .create(&id, Limits::for_guest(size(128, 1)))
+                    .unwrap();
                 cgroups.remove(&id).await.unwrap();
             })
         };

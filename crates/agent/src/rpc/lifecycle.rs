@@ -204,8 +204,8 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         id: facts.id.to_string(),
         state: state.into(),
         template: facts.template.to_string(),
-        vcpus: facts.vcpus,
-        memory_mb: facts.memory_mib,
+        vcpus: facts.size.vcpus,
+        memory_mb: facts.size.memory_mib,
         timeout_sec: facts.timeout_sec,
         host_ip: sandbox
             .host_ip()
@@ -215,7 +215,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         last_active_unix_ms: sandbox.last_active_unix_ms(),
         reason,
         boot: boot.into(),
-        disk_size_mb: facts.disk_mib,
+        disk_size_mb: facts.size.disk_mib,
         egress: egress.into(),
         warning: sandbox.warning(),
         envd_token: facts.envd_token.reveal().to_owned(),

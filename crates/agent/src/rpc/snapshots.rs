@@ -25,10 +25,10 @@ pub(super) fn info(named: TaggedSnapshot) -> pb::TemplateInfo {
         return info;
     };
     pb::TemplateInfo {
-        vcpus: manifest.vcpus,
-        memory_mb: manifest.memory_mib,
+        vcpus: manifest.size.vcpus,
+        memory_mb: manifest.size.memory_mib,
         created_unix_ms: manifest.created_unix_ms,
-        disk_size_mb: manifest.disk_mib,
+        disk_size_mb: manifest.size.disk_mib,
         ..info
     }
 }

@@ -253,7 +253,7 @@ impl SandboxActor {
         self.resources = resources;
         self.pins = pins;
         self.sandbox.set_host_ip(Some(spec.network.host_ip));
-        let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+        let limits = Limits::for_guest(spec.size);
         match machine {
             AdoptedMachine::Running(running) => {
                 // The earlier agent may have died right after the boot.

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror_ext::AsReport as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use wrenn_model::SandboxId;
+use wrenn_model::{MachineSize, SandboxId};
 use wrenn_proto::supervise::{NetworkSpec, SupervisorSpec, files};
 use wrenn_sys::failpoint;
 
@@ -105,9 +105,7 @@ impl Boot<'_> {
         self.resources.sandbox_dir = Some(sandbox_dir.clone());
         let recorded = sandbox_dir.write_installation(&plan.installation);
         recorded.map_err(CreateError::SandboxDir)?;
-        let parts = self
-            .make_environment(&plan.access, plan.memory_mib, plan.vcpus)
-            .await?;
+        let parts = self.make_environment(&plan.access, plan.size).await?;
         let spec = self.make_spec(plan, parts);
         match &plan.source {
             Source::Image(_) => self.start(&sandbox_dir, &spec, None).await,
@@ -134,9 +132,7 @@ impl Boot<'_> {
         };
         let old = sandbox_dir.read_spec().map_err(CreateError::SandboxDir)?;
         let access = self.sandbox.access();
-        let parts = self
-            .make_environment(&access, old.memory_mib, old.vcpus)
-            .await?;
+        let parts = self.make_environment(&access, old.size).await?;
         let config = &self.host.config;
         let spec = SupervisorSpec {
             uid: parts.uid,
@@ -160,13 +156,12 @@ impl Boot<'_> {
     async fn make_environment(
         &mut self,
         access: &Access,
-        memory_mib: u32,
-        vcpus: u32,
+        size: MachineSize,
     ) -> Result<MachineEnv, CreateError> {
         let network = self.make_network(access).await?;
         self.abort.check()?;
         self.resources.cgroup = true;
-        let limits = Limits::for_guest(memory_mib, vcpus);
+        let limits = Limits::for_guest(size);
         let cgroups = self.host.cgroups.create(&self.sandbox.facts.id, limits)?;
         let slot = self.resources.slot;
         Ok(MachineEnv {
@@ -209,7 +204,7 @@ impl Boot<'_> {
         spec: &SupervisorSpec,
     ) -> Result<(), CreateError> {
         self.resources.disk = true;
-        disk::create(sandbox_dir.path(), spec.disk_mib, spec.uid).await?;
+        disk::create(sandbox_dir.path(), spec.size.disk_mib, spec.uid).await?;
         self.abort.check()?;
         write_spec(sandbox_dir, spec).await?;
         failpoint::hit("agent.start.spec", None);
@@ -254,9 +249,7 @@ impl Boot<'_> {
             id: plan.id.clone(),
             template: plan.template_name.clone(),
             accel: config.accel,
-            vcpus: plan.vcpus,
-            memory_mib: plan.memory_mib,
-            disk_mib: plan.disk_mib,
+            size: plan.size,
             timeout_sec: plan.timeout_sec,
             created_unix_ms: plan.created_unix_ms,
             kernel,

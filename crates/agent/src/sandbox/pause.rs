@@ -267,7 +267,7 @@ impl SandboxActor {
         let sandbox_dir = self.sandbox_dir()?;
         let spec = sandbox_dir.read_spec()?;
         let next_disk = sandbox_dir.next_disk();
-        disk::create_at(&next_disk, spec.disk_mib, spec.uid).await?;
+        disk::create_at(&next_disk, spec.size.disk_mib, spec.uid).await?;
         let captured = match self.capture(running, Some(&next_disk)).await {
             Ok(captured) => captured,
             Err(error) => {

@@ -1,14 +1,18 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+use wrenn_model::MachineSize;
+
 use super::{state_machine::Loss, *};
 
 fn sandbox() -> Arc<Sandbox> {
     let facts = SandboxFacts {
         id: "sb-state".parse().unwrap(),
         template: "minimal".parse().unwrap(),
-        vcpus: 1,
-        memory_mib: 128,
-        disk_mib: 128,
+        size: MachineSize {
+            vcpus: 1,
+            memory_mib: 128,
+            disk_mib: 128,
+        },
         timeout_sec: 0,
         created_unix_ms: 0,
         envd_token: GuestToken::random(),

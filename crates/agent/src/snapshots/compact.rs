@@ -97,9 +97,15 @@ impl Snapshots {
         let keep = usize::from(is_most(sizes[0], sizes.iter().sum()));
         let path = dir.join(disk::MERGED);
         let (kept, merged) = layers.split_at(keep);
-        disk::merge(&manifest.base_disk, kept, merged, manifest.disk_mib, &path)
-            .await
-            .map_err(SnapshotError::Disk)?;
+        disk::merge(
+            &manifest.base_disk,
+            kept,
+            merged,
+            manifest.size.disk_mib,
+            &path,
+        )
+        .await
+        .map_err(SnapshotError::Disk)?;
         names.truncate(keep);
         let build = SnapshotId::random();
         names.push(build);

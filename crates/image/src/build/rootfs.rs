@@ -39,7 +39,7 @@ pub(super) fn build(
     builder.run(&mut unpack, UNPACK)?;
     furnish(&root, programs)?;
     // Lets wrenn-init grow the file system only if the disk is larger.
-    let sectors = u64::from(builder.recipe.disk_mib) * 2048;
+    let sectors = u64::from(builder.recipe.size.disk_mib) * 2048;
     put(
         &root,
         "etc/wrenn-disk-sectors",
@@ -52,7 +52,7 @@ pub(super) fn build(
     let manifest = serde_json::json!({
         "suite": builder.recipe.suite,
         "packages": builder.recipe.all_packages(),
-        "disk_mib": builder.recipe.disk_mib,
+        "disk_mib": builder.recipe.size.disk_mib,
     });
     let path = dir.join("manifest.json");
     fs::write(&path, manifest.to_string()).map_err(io_error("write", &path))?;
@@ -180,7 +180,7 @@ fn search(root: &Path, path: &Path) -> Result<(), BuildError> {
 
 /// Creates a sparse file system of the recipe's size from the tree.
 fn format(builder: &Builder<'_>, root: &Path, image: &Path) -> Result<(), BuildError> {
-    let size = u64::from(builder.recipe.disk_mib) * 1024 * 1024;
+    let size = u64::from(builder.recipe.size.disk_mib) * 1024 * 1024;
     let file = fs::File::create(image).map_err(io_error("create", image))?;
     file.set_len(size).map_err(io_error("create", image))?;
     let mut format = Command::new("mkfs.ext4");

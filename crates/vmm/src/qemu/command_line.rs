@@ -35,7 +35,7 @@ pub(super) struct Inherited<'a> {
 
 /// Returns QEMU's arguments. `docs/decisions` records the reasons for the less obvious ones.
 pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<String> {
-    let memory = config.memory_mib;
+    let memory = config.size.memory_mib;
     let (accel, cpu) = match config.accel {
         Accel::Kvm => ("kvm".to_owned(), "host"),
         Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), TCG_CPU),
@@ -50,7 +50,7 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
     let disk = block_device(config.disk_layers.len()).to_string();
     let tap = format!("tap,id=net,fd={}", fds.tap.as_raw_fd());
     let net = format!("virtio-net-device,netdev=net,mac={}", config.guest_mac);
-    let vcpus = config.vcpus.to_string();
+    let vcpus = config.size.vcpus.to_string();
     let memory = format!("{memory}M");
     let exe = exe.to_string_lossy();
     let mut line: Vec<String> = [

@@ -89,9 +89,9 @@ fn bare_qemu(spec: &SupervisorSpec) -> Result<f64> {
         ])
         .args([
             "-m",
-            &format!("{}M", spec.memory_mib),
+            &format!("{}M", spec.size.memory_mib),
             "-smp",
-            &spec.vcpus.to_string(),
+            &spec.size.vcpus.to_string(),
         ])
         .arg("-kernel")
         .arg(&spec.kernel)

@@ -94,7 +94,7 @@ impl Boot<'_> {
             abort = self.abort.requested() => return Err(abort),
         };
         let (mut times, started_ms) = self.prepared();
-        let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+        let limits = Limits::for_guest(spec.size);
         host.cgroups.set_booting(&spec.id, limits, true);
         self.start_supervisor(sandbox_dir, None).await?;
         failpoint::hit("agent.start.supervised", None);
@@ -129,7 +129,7 @@ impl Boot<'_> {
                 return Err(CreateError::Stalled(stall));
             }
         };
-        let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+        let limits = Limits::for_guest(spec.size);
         host.cgroups.set_booting(&spec.id, limits, false);
         Ok(running)
     }
@@ -156,7 +156,7 @@ async fn watch(
     supervisor: &Supervisor,
     permit: Option<SemaphorePermit<'_>>,
 ) -> Stall {
-    let limits = Limits::for_guest(spec.memory_mib, spec.vcpus);
+    let limits = Limits::for_guest(spec.size);
     let (mut watch, mut permit, mut booting) = (BootWatch::new(), permit, true);
     let mut ticks = tokio::time::interval(WATCH_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

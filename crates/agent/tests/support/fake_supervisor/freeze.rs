@@ -78,7 +78,7 @@ pub(crate) fn layers(dir: &Path) -> Vec<PathBuf> {
 fn write(dir: &Path, staging: &Path, build: &str) {
     let spec = fs::read(dir.join(files::SPEC)).expect("a specification");
     let spec: SupervisorSpec = serde_json::from_slice(&spec).expect("a specification");
-    let bytes = u64::from(spec.memory_mib) * 1024 * 1024;
+    let bytes = spec.size.memory_bytes();
     let build = build.parse().expect("a build id");
     let mut writer =
         DiffWriter::create(&staging.join(layout::MEMORY), build, bytes, None).expect("room");
