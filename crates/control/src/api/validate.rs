@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use wrenn_api_types::{CreateSandbox, ExecRequest, ForkSandbox, Template};
 use wrenn_db::Options;
-use wrenn_model::{Egress, TemplateName, limits};
+use wrenn_model::{Egress, MachineSize, TemplateName, limits};
 
 use super::error::{ApiError, Code};
 use crate::{
@@ -142,20 +142,19 @@ pub(crate) fn create_fits(
         return Err(ApiError::new(Code::NotFound, message));
     };
     let timeout_sec = timeout(&request)?;
-    let (vcpus, memory_mb, disk_size_mb) = if known.kind == host::SNAPSHOT {
+    let size = if known.kind == host::SNAPSHOT {
         // A snapshot determines the size of the VM, whatever the request asks for.
-        let memory_mb = known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB);
-        let disk = known.disk_size_mb.unwrap_or(limits::DEFAULT_DISK_MIB);
-        (known.vcpus.unwrap_or(1), memory_mb, disk)
+        MachineSize {
+            vcpus: known.vcpus.unwrap_or(1),
+            memory_mib: known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB),
+            disk_mib: known.disk_size_mb.unwrap_or(limits::DEFAULT_DISK_MIB),
+        }
     } else {
-        let (vcpus, memory_mb) = chosen_size(&request, known, facts)?;
-        (vcpus, memory_mb, disk_size(&request, known.disk_size_mb)?)
+        chosen_size(&request, known, facts)?
     };
     Ok(NewSandbox {
         template,
-        vcpus,
-        memory_mb,
-        disk_size_mb,
+        size,
         timeout_sec,
         on_timeout: request.on_timeout.unwrap_or_default(),
         auto_resume: request.auto_resume.unwrap_or(false),
@@ -168,13 +167,13 @@ pub(crate) fn create_fits(
     })
 }
 
-/// Returns virtual CPUs and memory of a sandbox that boots: those of the request, else those of the
-/// template, within the capacity of the host.
+/// Returns the size of a sandbox that boots: that of the request, else that of the template, within
+/// the capacity of the host.
 fn chosen_size(
     request: &CreateSandbox,
     known: &Template,
     host: &HostFacts,
-) -> Result<(u32, u32), ApiError> {
+) -> Result<MachineSize, ApiError> {
     let cpus = host.cpu_count.max(1);
     let max_vcpus = limits::MAX_VCPUS.min(cpus.saturating_mul(limits::VCPUS_PER_CPU));
     let vcpus = optional("vcpus", request.vcpus, 1, max_vcpus, 1)?;
@@ -186,14 +185,18 @@ fn chosen_size(
         .unwrap_or(u32::MAX)
         .min(limits::MAX_MEMORY_MIB);
     let default_memory = known.memory_mb.unwrap_or(DEFAULT_MEMORY_MIB);
-    let memory_mb = optional(
+    let memory_mib = optional(
         "memory_mb",
         request.memory_mb,
         limits::MIN_MEMORY_MIB,
         max_memory,
         default_memory,
     )?;
-    Ok((vcpus, memory_mb))
+    Ok(MachineSize {
+        vcpus,
+        memory_mib,
+        disk_mib: disk_size(request, known.disk_size_mb)?,
+    })
 }
 
 /// Returns the number of copies of a fork.

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use wrenn_db::{DbError, Options, Sandbox};
-use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus, TemplateName};
+use wrenn_model::{Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TemplateName};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{
@@ -29,9 +29,7 @@ const MAX_NAMES: usize = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct NewSandbox {
     pub(crate) template: TemplateName,
-    pub(crate) vcpus: u32,
-    pub(crate) memory_mb: u32,
-    pub(crate) disk_size_mb: u32,
+    pub(crate) size: MachineSize,
     pub(crate) timeout_sec: u32,
     pub(crate) on_timeout: OnTimeout,
     pub(crate) auto_resume: bool,
@@ -293,9 +291,9 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
         template: new.template.to_string(),
         status: SandboxStatus::Pending,
         version: 0,
-        vcpus: new.vcpus,
-        memory_mb: new.memory_mb,
-        disk_size_mb: new.disk_size_mb,
+        vcpus: new.size.vcpus,
+        memory_mb: new.size.memory_mib,
+        disk_size_mb: new.size.disk_mib,
         timeout_sec: new.timeout_sec,
         on_timeout: new.on_timeout,
         auto_resume: new.auto_resume,
@@ -322,12 +320,12 @@ fn request(id: &SandboxId, new: NewSandbox) -> rpc::CreateSandboxRequest {
     rpc::CreateSandboxRequest {
         id: id.to_string(),
         template: new.template.into(),
-        vcpus: new.vcpus,
-        memory_mb: new.memory_mb,
+        vcpus: new.size.vcpus,
+        memory_mb: new.size.memory_mib,
         timeout_sec: new.timeout_sec,
         egress: rpc_egress(new.egress).into(),
         envs: new.envs.into_iter().collect(),
-        disk_size_mb: new.disk_size_mb,
+        disk_size_mb: new.size.disk_mib,
         network: network_policy(&new.options.network).into(),
         ..Default::default()
     }

@@ -34,7 +34,7 @@ fn create(request: CreateSandbox) -> Result<NewSandbox, ApiError> {
 }
 
 fn sizes(new: &NewSandbox) -> (u32, u32, u32) {
-    (new.vcpus, new.memory_mb, new.disk_size_mb)
+    (new.size.vcpus, new.size.memory_mib, new.size.disk_mib)
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_disk_is_not_smaller_than_its_templates_image() {
         let template = create_shape(&request).unwrap();
         let made = create_fits(request, template, &facts, Egress::Deny);
         match (made, given) {
-            (Ok(new), given) => assert_eq!(Some(new.disk_size_mb), given),
+            (Ok(new), given) => assert_eq!(Some(new.size.disk_mib), given),
             (Err(error), None) => assert!(
                 error.message.contains("`disk_size_mb`") && error.message.contains("6000"),
                 "{}",
@@ -144,9 +144,9 @@ proptest! {
         let request = CreateSandbox { template: name, vcpus, memory_mb, disk_size_mb, timeout_sec, ..Default::default() };
         match create(request) {
             Ok(new) => {
-                prop_assert!((1..=8).contains(&new.vcpus));
-                prop_assert!((limits::MIN_MEMORY_MIB..=4096).contains(&new.memory_mb));
-                prop_assert!((MIN_DISK_MIB..=limits::MAX_DISK_MIB).contains(&new.disk_size_mb));
+                prop_assert!((1..=8).contains(&new.size.vcpus));
+                prop_assert!((limits::MIN_MEMORY_MIB..=4096).contains(&new.size.memory_mib));
+                prop_assert!((MIN_DISK_MIB..=limits::MAX_DISK_MIB).contains(&new.size.disk_mib));
                 prop_assert!(new.timeout_sec <= limits::MAX_TIMEOUT_SEC);
             }
             Err(error) => {
