@@ -55,7 +55,7 @@ soak: setup-test dev image ## Run the end-to-end tests with all rounds, and the 
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
 
 openapi: ## Write openapi/v1.yaml, the frozen REST API document
-	WRENN_WRITE_OPENAPI=1 cargo nextest run --locked --workspace --test control \
+	WRENN_WRITE_OPENAPI=1 cargo nextest run --locked --workspace --test api \
 		-E 'test(the_frozen_document_is_the_served_one)'
 
 fuzz: ## Run each fuzz target for SECONDS (default 30)

@@ -45,42 +45,42 @@ type Client = HostAgentServiceClient<HttpClient>;
 type Body = hyper::body::Incoming;
 
 /// Events of a process, as they arrive.
-pub(crate) type ProcessStream = ServerStream<Body, rpc::ExecStreamResponseView<'static>>;
+pub type ProcessStream = ServerStream<Body, rpc::ExecStreamResponseView<'static>>;
 
 /// Parts of a file, as they arrive.
-pub(crate) type FileStream = ServerStream<Body, rpc::ReadFileStreamResponseView<'static>>;
+pub type FileStream = ServerStream<Body, rpc::ReadFileStreamResponseView<'static>>;
 
 /// Failure of a call to the agent.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code:?}: {message}")]
-pub(crate) struct AgentError {
+pub struct AgentError {
     /// Code reported by the agent, or the code that describes how the call was lost.
-    pub(crate) code: ErrorCode,
+    pub code: ErrorCode,
     /// Message of the agent.
-    pub(crate) message: String,
+    pub message: String,
     /// True if the connection failed. The error is then not an answer of the agent.
-    pub(crate) connection_lost: bool,
+    pub connection_lost: bool,
 }
 
 impl AgentError {
     /// True if the agent reported that the object of the call does not exist.
-    pub(crate) fn is_not_found(&self) -> bool {
+    pub fn is_not_found(&self) -> bool {
         self.code == ErrorCode::NotFound && !self.connection_lost
     }
 
     /// True if the agent reported that the object to be created already exists.
-    pub(crate) fn is_already_exists(&self) -> bool {
+    pub fn is_already_exists(&self) -> bool {
         self.code == ErrorCode::AlreadyExists && !self.connection_lost
     }
 
     /// True if the outcome is unknown: the reply is lost, or did not arrive in time.
-    pub(crate) fn is_unknown_outcome(&self) -> bool {
+    pub fn is_unknown_outcome(&self) -> bool {
         self.connection_lost || self.code == ErrorCode::DeadlineExceeded
     }
 
     /// Returns the error for a task of this process that ended without a result, because it
     /// panicked or the process is shutting down.
-    pub(crate) fn task_ended(what: &str) -> Self {
+    pub fn task_ended(what: &str) -> Self {
         Self {
             code: ErrorCode::Internal,
             message: format!("the {what} task ended without a result"),
@@ -110,7 +110,7 @@ impl From<ConnectError> for AgentError {
 
 /// Client of the host's agent.
 #[derive(Clone)]
-pub(crate) struct AgentClient {
+pub struct AgentClient {
     lifecycle: Client,
     looks: Client,
     calls: Client,
@@ -133,12 +133,12 @@ macro_rules! unary {
 
 mod lifecycle;
 
-pub(crate) use lifecycle::FREEZE_TIMEOUT;
+pub use lifecycle::FREEZE_TIMEOUT;
 
 impl AgentClient {
     /// Returns a client of one agent. Connections are opened when they are first used.
     /// `installation` is the id of this control plane's database.
-    pub(crate) fn new(url: &str, token: &str, installation: &str) -> Result<Self, ControlError> {
+    pub fn new(url: &str, token: &str, installation: &str) -> Result<Self, ControlError> {
         let bad_url = || ControlError::AgentUrl {
             url: url.to_owned(),
         };
@@ -164,7 +164,7 @@ impl AgentClient {
     }
 
     /// Returns the id of the agent's host, as last reported; empty before the first answer.
-    pub(crate) fn host_id(&self) -> String {
+    pub fn host_id(&self) -> String {
         let id = self.host_id.lock();
         id.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -181,14 +181,16 @@ impl AgentClient {
         }
     }
 
-    pub(crate) async fn host(&self) -> Result<rpc::GetHostResponse, AgentError> {
+    /// Returns the capacity and the templates of the host.
+    pub async fn host(&self) -> Result<rpc::GetHostResponse, AgentError> {
         let request = rpc::GetHostRequest::default();
         let host = unary!(self.looks, get_host_with_options, request, LOOK_TIMEOUT)?;
         self.note_host_id(&host.host_id);
         Ok(host)
     }
 
-    pub(crate) async fn list(&self) -> Result<Vec<rpc::SandboxInfo>, AgentError> {
+    /// Returns all sandboxes of the host.
+    pub async fn list(&self) -> Result<Vec<rpc::SandboxInfo>, AgentError> {
         let request = rpc::ListSandboxesRequest::default();
         let list = unary!(
             self.looks,
@@ -200,7 +202,8 @@ impl AgentClient {
         Ok(list.sandboxes)
     }
 
-    pub(crate) async fn ping(&self, id: &str) -> Result<(), AgentError> {
+    /// Records activity of a sandbox.
+    pub async fn ping(&self, id: &str) -> Result<(), AgentError> {
         let request = rpc::PingSandboxRequest {
             id: id.to_owned(),
             ..Default::default()
@@ -208,7 +211,8 @@ impl AgentClient {
         unary!(self.calls, ping_sandbox_with_options, request, CALL_TIMEOUT).map(drop)
     }
 
-    pub(crate) async fn metrics(&self, id: &str) -> Result<rpc::GetMetricsResponse, AgentError> {
+    /// Returns the current resource usage of a sandbox.
+    pub async fn metrics(&self, id: &str) -> Result<rpc::GetMetricsResponse, AgentError> {
         let request = rpc::GetMetricsRequest {
             id: id.to_owned(),
             ..Default::default()
@@ -218,10 +222,7 @@ impl AgentClient {
 
     /// Runs a command to its end. A command without a time limit has no deadline here either; the
     /// call ends with its caller.
-    pub(crate) async fn exec(
-        &self,
-        request: rpc::ExecRequest,
-    ) -> Result<rpc::ExecResponse, AgentError> {
+    pub async fn exec(&self, request: rpc::ExecRequest) -> Result<rpc::ExecResponse, AgentError> {
         let mut options = CallOptions::default();
         if request.timeout_sec > 0 {
             let limit = Duration::from_secs(request.timeout_sec.into()) + EXEC_MARGIN;
@@ -231,14 +232,14 @@ impl AgentClient {
         Ok(response.into_owned())
     }
 
-    pub(crate) async fn exec_stream(
+    pub async fn exec_stream(
         &self,
         request: rpc::ExecStreamRequest,
     ) -> Result<ProcessStream, AgentError> {
         begun("start the process", self.streams.exec_stream(request)).await
     }
 
-    pub(crate) async fn connect_process(
+    pub async fn connect_process(
         &self,
         request: rpc::ConnectProcessRequest,
     ) -> Result<ProcessStream, AgentError> {
@@ -246,10 +247,7 @@ impl AgentClient {
         begun("find the process", stream).await
     }
 
-    pub(crate) async fn processes(
-        &self,
-        id: &str,
-    ) -> Result<rpc::ListProcessesResponse, AgentError> {
+    pub async fn processes(&self, id: &str) -> Result<rpc::ListProcessesResponse, AgentError> {
         let request = rpc::ListProcessesRequest {
             id: id.to_owned(),
             ..Default::default()
@@ -264,29 +262,20 @@ impl AgentClient {
 
     /// Sends input to a process. The call waits while the process does not read, so it has no
     /// deadline of its own; its caller has one.
-    pub(crate) async fn send_input(
-        &self,
-        request: rpc::SendInputRequest,
-    ) -> Result<(), AgentError> {
+    pub async fn send_input(&self, request: rpc::SendInputRequest) -> Result<(), AgentError> {
         self.calls.send_input(request).await?;
         Ok(())
     }
 
-    pub(crate) async fn close_stdin(
-        &self,
-        request: rpc::CloseStdinRequest,
-    ) -> Result<(), AgentError> {
+    pub async fn close_stdin(&self, request: rpc::CloseStdinRequest) -> Result<(), AgentError> {
         unary!(self.calls, close_stdin_with_options, request, CALL_TIMEOUT).map(drop)
     }
 
-    pub(crate) async fn resize(&self, request: rpc::ResizePtyRequest) -> Result<(), AgentError> {
+    pub async fn resize(&self, request: rpc::ResizePtyRequest) -> Result<(), AgentError> {
         unary!(self.calls, resize_pty_with_options, request, CALL_TIMEOUT).map(drop)
     }
 
-    pub(crate) async fn signal(
-        &self,
-        request: rpc::SignalProcessRequest,
-    ) -> Result<(), AgentError> {
+    pub async fn signal(&self, request: rpc::SignalProcessRequest) -> Result<(), AgentError> {
         unary!(
             self.calls,
             signal_process_with_options,
@@ -297,7 +286,7 @@ impl AgentClient {
     }
 
     /// Sends a file. Ends early, with the agent's answer, if the agent rejects the file.
-    pub(crate) async fn write_file(
+    pub async fn write_file(
         &self,
         parts: impl futures::Stream<Item = rpc::WriteFileStreamRequest> + Send + 'static,
     ) -> Result<u64, AgentError> {
@@ -305,7 +294,7 @@ impl AgentClient {
         Ok(response.view().size_bytes)
     }
 
-    pub(crate) async fn read_file(&self, meta: rpc::FileMeta) -> Result<FileStream, AgentError> {
+    pub async fn read_file(&self, meta: rpc::FileMeta) -> Result<FileStream, AgentError> {
         let request = rpc::ReadFileStreamRequest {
             meta: meta.into(),
             ..Default::default()
@@ -313,7 +302,7 @@ impl AgentClient {
         begun("open the file", self.streams.read_file_stream(request)).await
     }
 
-    pub(crate) async fn list_dir(
+    pub async fn list_dir(
         &self,
         meta: rpc::FileMeta,
         depth: u32,
@@ -326,10 +315,7 @@ impl AgentClient {
         unary!(self.calls, list_dir_with_options, request, CALL_TIMEOUT)
     }
 
-    pub(crate) async fn make_dir(
-        &self,
-        meta: rpc::FileMeta,
-    ) -> Result<rpc::MakeDirResponse, AgentError> {
+    pub async fn make_dir(&self, meta: rpc::FileMeta) -> Result<rpc::MakeDirResponse, AgentError> {
         let request = rpc::MakeDirRequest {
             meta: meta.into(),
             ..Default::default()
@@ -337,7 +323,7 @@ impl AgentClient {
         unary!(self.calls, make_dir_with_options, request, CALL_TIMEOUT)
     }
 
-    pub(crate) async fn remove(&self, meta: rpc::FileMeta) -> Result<(), AgentError> {
+    pub async fn remove(&self, meta: rpc::FileMeta) -> Result<(), AgentError> {
         let request = rpc::RemovePathRequest {
             meta: meta.into(),
             ..Default::default()

@@ -7,15 +7,10 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use wrenn_api_types::Template;
-use wrenn_db::Db;
+use wrenn_db::{Db, Template};
 use wrenn_proto::rpc::hostagent::v1::{GetHostResponse, TemplateInfo, TemplateKind};
 
-use crate::{
-    agent_client::{AgentClient, AgentError},
-    clock,
-    records::template_row,
-};
+use crate::agent_client::{AgentClient, AgentError};
 
 /// Validity of an answer. A newly built template must become visible soon.
 const FRESH: Duration = Duration::from_secs(1);
@@ -25,17 +20,17 @@ const FAILURE_FRESH: Duration = Duration::from_millis(100);
 
 /// Properties of the host.
 #[derive(Debug, Clone)]
-pub(crate) struct HostFacts {
+pub struct HostFacts {
     /// Number of processors.
-    pub(crate) cpu_count: u32,
+    pub cpu_count: u32,
     /// Total memory, in MiB.
-    pub(crate) memory_total_mib: u64,
+    pub memory_total_mib: u64,
     /// Templates that sandboxes can be created from.
-    pub(crate) templates: Vec<Template>,
+    pub templates: Vec<Template>,
 }
 
 /// Host, as last observed.
-pub(crate) struct Host {
+pub struct Host {
     agent: AgentClient,
     db: Db,
     last: Mutex<Option<Asked>>,
@@ -58,7 +53,8 @@ impl Asked {
 }
 
 impl Host {
-    pub(crate) fn new(agent: AgentClient, db: Db) -> Self {
+    /// Returns the host of an agent.
+    pub fn new(agent: AgentClient, db: Db) -> Self {
         Self {
             agent,
             db,
@@ -68,14 +64,14 @@ impl Host {
 
     /// Discards the last answer, because the state of the host has just changed. Waits for a query
     /// in progress.
-    pub(crate) async fn changed(&self) {
+    pub async fn changed(&self) {
         *self.last.lock().await = None;
     }
 
     /// Returns the properties of the host, at most one second old. Concurrent callers share one
     /// query and its failure, so they do not wait one after another for a host that does not
     /// answer.
-    pub(crate) async fn facts(&self) -> Result<HostFacts, AgentError> {
+    pub async fn facts(&self) -> Result<HostFacts, AgentError> {
         let mut last = self.last.lock().await;
         if let Some(asked) = last.as_ref()
             && asked.holds()
@@ -99,8 +95,11 @@ impl Host {
         if known.is_some_and(|known| known.templates == facts.templates) {
             return;
         }
-        let rows: Vec<_> = facts.templates.iter().map(template_row).collect();
-        if let Err(error) = self.db.sync_templates(&self.agent.host_id(), &rows).await {
+        if let Err(error) = self
+            .db
+            .sync_templates(&self.agent.host_id(), &facts.templates)
+            .await
+        {
             // The stored list of templates is then outdated. Creates use the agent's answer.
             tracing::warn!(%error, "failed to store the templates");
         }
@@ -108,24 +107,23 @@ impl Host {
 }
 
 /// Kind of a template that sandboxes boot from.
-pub(crate) const BASE: &str = "base";
+pub const BASE: &str = "base";
 
 /// Kind of a template that is a snapshot of a sandbox.
-pub(crate) const SNAPSHOT: &str = "snapshot";
+pub const SNAPSHOT: &str = "snapshot";
 
-/// Converts a template to the type of the REST API.
-pub(crate) fn template(info: TemplateInfo) -> Template {
-    let frozen = info.kind.as_known() == Some(TemplateKind::TEMPLATE_KIND_SNAPSHOT);
-    let given = |n: u32| (n > 0).then_some(n);
+/// Converts a template that the host reports.
+pub fn template(info: TemplateInfo) -> Template {
+    let is_snapshot = info.kind.as_known() == Some(TemplateKind::TEMPLATE_KIND_SNAPSHOT);
     Template {
         name: info.name,
-        kind: if frozen { SNAPSHOT } else { BASE }.to_owned(),
-        vcpus: given(info.vcpus),
-        memory_mb: given(info.memory_mb),
-        disk_size_mb: given(info.disk_size_mb),
-        generation: given(info.generation),
+        kind: if is_snapshot { SNAPSHOT } else { BASE }.to_owned(),
+        vcpus: info.vcpus,
+        memory_mb: info.memory_mb,
+        disk_size_mb: info.disk_size_mb,
+        generation: info.generation,
         size_bytes: info.size_bytes,
-        created_at: clock::timestamp(info.created_unix_ms),
+        created_at: info.created_unix_ms,
     }
 }
 

@@ -1,44 +1,30 @@
-//! Control plane: the component that users interact with.
+//! Control plane: all decisions about the life of sandboxes. No HTTP types; `wrenn-api` serves it.
 //!
-//! Owns the REST API, the API keys, the rows of sandboxes and templates (stored by `wrenn-db`), and
-//! all decisions about the life of a sandbox. Never touches a VM itself: it sends every request for a host to the
-//! host's agent over `hostagent.v1`, and compares the agent's reports with the rows every second
-//! (`reconciler`). There is currently one host, `default`.
+//! Owns the API keys, the rows of sandboxes and templates (`wrenn-db`), and the calls to host
+//! agents. Never touches a VM itself: it sends every request for a host to the host's agent over
+//! `hostagent.v1`, and compares the agent's reports with the rows every second ([`reconciler`]).
 //!
-//! - [`serve`] runs the control plane until shutdown.
-//! - `api`: one file per resource; `api/error.rs` is the only place where failures become HTTP
-//!   responses.
-//! - `e2b`: the same resources for clients of the E2B API.
-//! - `state_machine`: valid status transitions, and the clean-up that each requires; no I/O.
-//! - `lifecycle`: carries sandboxes through those states; every task in it outlives the request
+//! - [`state_machine`]: valid status transitions, and the clean-up that each requires; no I/O.
+//! - [`lifecycle`]: carries sandboxes through those states; every task in it outlives the request
 //!   that started it.
-//! - `traffic`: queries of the proxy for the ports of sandboxes (`wrenn-proxy`).
-//! - `reconciler`: reconciles rows and host after crashes, restarts and losses; reaps idle
+//! - [`reconciler`]: reconciles rows and host after crashes, restarts and losses; reaps idle
 //!   sandboxes.
-//! - `records`: conversions between rows (`wrenn-db`) and types of the REST API.
+//! - [`api_key`]: generates and checks API keys.
+//! - [`host`]: the host as last observed. [`samples`]: resource usage over time.
 //!
-//! Failures: a database failure is 500 `db_error`, a host that does not answer is 503
-//! `unavailable`. A restart interrupts only the operations in progress, which the reconciler then
-//! settles.
+//! A restart interrupts only the operations in progress, which the reconciler then settles.
 #![forbid(unsafe_code)]
 
-mod agent_client;
-mod api;
-mod auth;
-mod clock;
+pub mod agent_client;
+pub mod api_key;
+pub mod clock;
 mod config;
-mod e2b;
 mod error;
-mod host;
-mod lifecycle;
-mod reconciler;
-mod records;
-mod samples;
-mod server;
-mod state_machine;
-mod traffic;
+pub mod host;
+pub mod lifecycle;
+pub mod reconciler;
+pub mod samples;
+pub mod state_machine;
 
-pub use api::openapi::openapi;
 pub use config::ControlConfig;
 pub use error::ControlError;
-pub use server::{Listening, serve};

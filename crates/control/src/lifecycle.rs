@@ -54,14 +54,14 @@ use crate::{
     state_machine::{Effect, Event, Rejected, transition},
 };
 
-pub(crate) use connect::{Connected, Connection};
-pub(crate) use copies::CopyAs;
-pub(crate) use create::{NewSandbox, PendingCreate};
+pub use connect::{Connected, Connection};
+pub use copies::CopyAs;
+pub use create::{NewSandbox, PendingCreate};
 pub(crate) use locks::LockGuard;
-pub(crate) use network::new_traffic_token;
+pub use network::new_traffic_token;
 pub(crate) use pause::lost_reason;
-pub(crate) use requests::{PriorRequest, RequestError};
-pub(crate) use uses::ActivityGuard;
+pub use requests::{PriorRequest, RequestError};
+pub use uses::ActivityGuard;
 
 /// Maximum number of attempts to write a row. Each lost race means that another writer succeeded.
 const MAX_CONFLICTS: usize = 50;
@@ -78,7 +78,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Failure of a lifecycle step.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LifecycleError {
+pub enum LifecycleError {
     /// The sandbox does not exist.
     #[error("there is no sandbox `{0}`")]
     NotFound(SandboxId),
@@ -151,7 +151,7 @@ fn what_to_do(id: &SandboxId, status: SandboxStatus, wanted: &str) -> String {
 }
 
 /// Lifecycle of all sandboxes.
-pub(crate) struct Lifecycle {
+pub struct Lifecycle {
     db: Db,
     agent: AgentClient,
     locks: locks::Locks,
@@ -175,7 +175,8 @@ pub(crate) struct Lifecycle {
 }
 
 impl Lifecycle {
-    pub(crate) fn new(
+    /// Returns the sandboxes of a database and of a host agent.
+    pub fn new(
         db: Db,
         agent: AgentClient,
         cuts: ConnectionKillSwitch,
@@ -199,13 +200,13 @@ impl Lifecycle {
     }
 
     /// Waits until all tasks of this module have ended.
-    pub(crate) async fn finish(&self) {
+    pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// Starts a task that runs to completion, independent of its caller.
-    pub(crate) fn spawn<T: Send + 'static>(
+    pub fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<T> {
@@ -213,13 +214,13 @@ impl Lifecycle {
     }
 
     /// True if this process is creating the sandbox.
-    pub(crate) fn is_creating(&self, id: &SandboxId) -> bool {
+    pub fn is_creating(&self, id: &SandboxId) -> bool {
         self.creating.contains(id)
     }
 
     /// Returns a running sandbox, marked as in use until the guard is dropped. Waits for a sandbox
     /// that is about to run. Resumes a paused sandbox if it was created with automatic resume.
-    pub(crate) async fn enter(
+    pub async fn enter(
         self: &Arc<Self>,
         id: &SandboxId,
         limit: Duration,
@@ -237,7 +238,7 @@ impl Lifecycle {
 
     /// Returns whether the sandbox is in use now, and when its last use ended (milliseconds since
     /// the Unix epoch; 0: no use since the start of this process).
-    pub(crate) fn use_of(&self, id: &SandboxId) -> (bool, i64) {
+    pub fn use_of(&self, id: &SandboxId) -> (bool, i64) {
         self.uses.of(id)
     }
 
@@ -247,7 +248,7 @@ impl Lifecycle {
     }
 
     /// Returns the row of a sandbox.
-    pub(crate) async fn get(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    pub async fn get(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         match self.db.sandbox(id).await? {
             Some(row) => Ok(row),
             None => Err(LifecycleError::NotFound(id.clone())),
@@ -255,7 +256,7 @@ impl Lifecycle {
     }
 
     /// Returns the host that new rows name.
-    pub(crate) fn host_of_new_rows(&self) -> String {
+    pub fn host_of_new_rows(&self) -> String {
         match self.agent.host_id() {
             id if id.is_empty() => UNKNOWN_HOST.to_owned(),
             id => id,
@@ -264,7 +265,7 @@ impl Lifecycle {
 
     /// Rejects a sandbox of another host: its host's agent would not know it, and what this host
     /// does not know is not lost.
-    pub(crate) fn require_here(&self, row: &Sandbox) -> Result<(), LifecycleError> {
+    pub fn require_here(&self, row: &Sandbox) -> Result<(), LifecycleError> {
         let here = self.agent.host_id();
         if row.is_on_other_host(&here) {
             return Err(LifecycleError::OtherHost {
@@ -279,7 +280,7 @@ impl Lifecycle {
     /// Changes the status of a row: by an event, through the state machine, at the version that was
     /// read. No other function changes a status. `change` sets other fields of the row. It may be
     /// called again if another writer was faster.
-    pub(crate) async fn apply(
+    pub async fn apply(
         &self,
         id: &SandboxId,
         event: Event,
@@ -331,7 +332,7 @@ impl Lifecycle {
 
     /// Changes fields other than the status, and the version. Anything read from the row before is
     /// then outdated.
-    pub(crate) async fn change(
+    pub async fn change(
         &self,
         id: &SandboxId,
         change: impl Fn(&mut Sandbox),
@@ -358,7 +359,7 @@ impl Lifecycle {
     /// Returns the row of a running sandbox. Waits, up to the limit, for a sandbox that boots or is
     /// being resumed. Resumes a sandbox that is paused, or about to be, if it
     /// [wakes](Sandbox::wakes).
-    pub(crate) async fn await_running(
+    pub async fn await_running(
         self: &Arc<Self>,
         id: &SandboxId,
         limit: Duration,
@@ -402,7 +403,7 @@ impl Lifecycle {
 
     /// Rejects a sandbox that cannot reach `running` by waiting, or that its user must resume
     /// first.
-    pub(crate) fn require_enterable(row: &Sandbox) -> Result<(), LifecycleError> {
+    pub fn require_enterable(row: &Sandbox) -> Result<(), LifecycleError> {
         match row.status {
             SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
                 Err(LifecycleError::wrong_status(row, "running"))
@@ -441,7 +442,7 @@ fn told(error: &AgentError) -> String {
 
 /// Copies the host's data of a resumed sandbox to the row. The idle time starts now, and so does
 /// the lifetime that the resume requested.
-pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
+pub fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     let now = clock::now_ms();
     fill_from_host(row, info, now);
     // Empty, unless the VM had been lost.
@@ -451,7 +452,7 @@ pub(crate) fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
 }
 
 /// Copies the host's data of a running sandbox to the row.
-pub(crate) fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64) {
+pub fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64) {
     refresh_from_host(row, info);
     row.options.paused_disk_only = false;
     if row.started_at == 0 {
@@ -461,7 +462,7 @@ pub(crate) fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64)
 }
 
 /// Copies the data that may change while the sandbox runs to the row. Activity times only increase.
-pub(crate) fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
+pub fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
     if !info.host_ip.is_empty() {
         row.host_ip.clone_from(&info.host_ip);
     }

@@ -47,7 +47,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wrenn_model::{SandboxId, SandboxStatus};
 
-pub(crate) use steps::Reconciler;
+pub use steps::Reconciler;
 
 /// Number of consecutive passes that must see the same row and host before a sandbox counts as lost,
 /// or a pause or resume as abandoned.

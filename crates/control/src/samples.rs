@@ -69,10 +69,11 @@ const KEPT: [SandboxStatus; 4] = [
 
 /// Resource usage of a sandbox at one time, by this host's clock.
 #[derive(Debug, Clone)]
-pub(crate) struct Sample {
+pub struct Sample {
     /// Milliseconds since the Unix epoch.
-    pub(crate) at_ms: i64,
-    pub(crate) used: rpc::GetMetricsResponse,
+    pub at_ms: i64,
+    /// Usage that the host reported.
+    pub used: rpc::GetMetricsResponse,
 }
 
 /// Samples of one sandbox, oldest first.
@@ -115,19 +116,20 @@ impl History {
 }
 
 /// Returns the two ends of the queue of sandboxes that start to run.
-pub(crate) fn begun() -> (mpsc::Sender<SandboxId>, mpsc::Receiver<SandboxId>) {
+pub fn begun() -> (mpsc::Sender<SandboxId>, mpsc::Receiver<SandboxId>) {
     mpsc::channel(MAX_BEGUN)
 }
 
 /// Histories of all sandboxes.
-pub(crate) struct Samples {
+pub struct Samples {
     db: Db,
     agent: AgentClient,
     histories: Mutex<HashMap<SandboxId, History>>,
 }
 
 impl Samples {
-    pub(crate) fn new(db: Db, agent: AgentClient) -> Arc<Self> {
+    /// Returns an empty history.
+    pub fn new(db: Db, agent: AgentClient) -> Arc<Self> {
         Arc::new(Self {
             db,
             agent,
@@ -136,7 +138,7 @@ impl Samples {
     }
 
     /// Takes samples until shutdown.
-    pub(crate) async fn run(
+    pub async fn run(
         self: Arc<Self>,
         mut begun: mpsc::Receiver<SandboxId>,
         shutdown: CancellationToken,
@@ -183,7 +185,7 @@ impl Samples {
     }
 
     /// Takes a sample, unless there is a fresh one. A guest that does not answer gets none.
-    pub(crate) async fn take_now(&self, id: &SandboxId) {
+    pub async fn take_now(&self, id: &SandboxId) {
         let fresh = |sample: &Sample| clock::now_ms().saturating_sub(sample.at_ms) < FRESH_MS;
         if !self.last(id).as_ref().is_some_and(fresh) {
             self.try_take(id).await;
@@ -199,7 +201,7 @@ impl Samples {
     }
 
     /// Takes a sample of a running sandbox.
-    pub(crate) async fn take(&self, id: &SandboxId) -> Result<Sample, AgentError> {
+    pub async fn take(&self, id: &SandboxId) -> Result<Sample, AgentError> {
         let used = self.agent.metrics(id.as_str()).await?;
         let at_ms = clock::now_ms();
         let sample = Sample { at_ms, used };
@@ -210,13 +212,13 @@ impl Samples {
     }
 
     /// Returns the newest sample.
-    pub(crate) fn last(&self, id: &SandboxId) -> Option<Sample> {
+    pub fn last(&self, id: &SandboxId) -> Option<Sample> {
         self.histories().get(id)?.recent.back().cloned()
     }
 
     /// Returns the samples of an interval, both ends included, oldest first. Times are in
     /// milliseconds since the Unix epoch.
-    pub(crate) fn between(&self, id: &SandboxId, start_ms: i64, end_ms: i64) -> Vec<Sample> {
+    pub fn between(&self, id: &SandboxId, start_ms: i64, end_ms: i64) -> Vec<Sample> {
         let inside = |sample: &&Sample| (start_ms..=end_ms).contains(&sample.at_ms);
         let histories = self.histories();
         let history = histories.get(id).into_iter().flat_map(History::iter);

@@ -15,7 +15,8 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use wrenn_agent::{AgentConfig, AgentError};
-use wrenn_control::{ControlConfig, Listening};
+use wrenn_api::Listening;
+use wrenn_control::ControlConfig;
 use wrenn_model::Egress;
 use wrenn_proto::supervise::Accel;
 
@@ -272,7 +273,7 @@ async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, Socket
             let _ = tell_traffic.send(listening.traffic);
             let _ = ready.send(listening.api);
         };
-        wrenn_control::serve(config, tell, stop).await?;
+        wrenn_api::serve(config, tell, stop).await?;
         Ok(())
     })
     .await?;

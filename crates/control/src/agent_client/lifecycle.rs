@@ -15,10 +15,11 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Deadline of a pause, resume, snapshot or fork. Many gigabytes of memory may be written to a disk
 /// or read from it.
-pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
+pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl AgentClient {
-    pub(crate) async fn create(
+    /// Creates a sandbox.
+    pub async fn create(
         &self,
         request: rpc::CreateSandboxRequest,
     ) -> Result<rpc::SandboxInfo, AgentError> {
@@ -33,7 +34,7 @@ impl AgentClient {
 
     /// Frees all resources of a sandbox on the host. Succeeds for an id that the agent does not
     /// know.
-    pub(crate) async fn destroy(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn destroy(&self, id: &str) -> Result<(), AgentError> {
         let request = rpc::DestroySandboxRequest {
             id: id.to_owned(),
             ..Default::default()
@@ -51,7 +52,7 @@ impl AgentClient {
     }
 
     /// Makes this installation the owner of a sandbox on the host.
-    pub(crate) async fn adopt(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+    pub async fn adopt(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
         let request = rpc::AdoptSandboxRequest {
             id: id.to_owned(),
             ..Default::default()
@@ -66,12 +67,13 @@ impl AgentClient {
     }
 
     /// Returns the host's report on one sandbox; `None` if the host has no sandbox with this id.
-    pub(crate) async fn find(&self, id: &str) -> Result<Option<rpc::SandboxInfo>, AgentError> {
+    pub async fn find(&self, id: &str) -> Result<Option<rpc::SandboxInfo>, AgentError> {
         let infos = self.list().await?;
         Ok(infos.into_iter().find(|info| info.id == id))
     }
 
-    pub(crate) async fn pause(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+    /// Pauses a sandbox.
+    pub async fn pause(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
         let request = rpc::PauseSandboxRequest {
             id: id.to_owned(),
             ..Default::default()
@@ -85,11 +87,8 @@ impl AgentClient {
         .map(|response| response.sandbox.into_option().unwrap_or_default())
     }
 
-    pub(crate) async fn resume(
-        &self,
-        id: &str,
-        cold_boot: bool,
-    ) -> Result<rpc::SandboxInfo, AgentError> {
+    /// Resumes a sandbox. With `cold_boot`, it boots from its disk.
+    pub async fn resume(&self, id: &str, cold_boot: bool) -> Result<rpc::SandboxInfo, AgentError> {
         let request = rpc::ResumeSandboxRequest {
             id: id.to_owned(),
             cold_boot,
@@ -105,7 +104,7 @@ impl AgentClient {
     }
 
     /// Replaces the addresses that a sandbox may reach.
-    pub(crate) async fn update_network(
+    pub async fn update_network(
         &self,
         request: rpc::UpdateNetworkRequest,
     ) -> Result<(), AgentError> {
@@ -118,7 +117,8 @@ impl AgentClient {
         .map(drop)
     }
 
-    pub(crate) async fn create_snapshot(
+    /// Creates a snapshot of a sandbox, as a template.
+    pub async fn create_snapshot(
         &self,
         request: rpc::CreateSnapshotRequest,
     ) -> Result<rpc::TemplateInfo, AgentError> {
@@ -132,7 +132,7 @@ impl AgentClient {
     }
 
     /// Deletes a snapshot. With `force`, also while sandboxes that were created from it exist.
-    pub(crate) async fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), AgentError> {
+    pub async fn delete_snapshot(&self, name: &str, force: bool) -> Result<(), AgentError> {
         let request = rpc::DeleteSnapshotRequest {
             name: name.to_owned(),
             force,
@@ -148,7 +148,7 @@ impl AgentClient {
     }
 
     /// Forks a sandbox. The answer reports each copy.
-    pub(crate) async fn fork(
+    pub async fn fork(
         &self,
         request: rpc::ForkSandboxRequest,
     ) -> Result<Vec<rpc::SandboxInfo>, AgentError> {

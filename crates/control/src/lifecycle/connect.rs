@@ -20,16 +20,16 @@ const BOOT_WAIT: Duration = Duration::from_secs(120);
 
 /// Parameters of a connect.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Connection {
+pub struct Connection {
     /// Minimum remaining lifetime, in seconds from now.
-    pub(crate) lifetime_sec: u32,
+    pub lifetime_sec: u32,
     /// If the sandbox is paused, boot it from its disk.
-    pub(crate) disk_only: bool,
+    pub disk_only: bool,
 }
 
 /// Result of a connect.
 #[derive(Debug)]
-pub(crate) enum Connected {
+pub enum Connected {
     /// The sandbox was running.
     Found(Sandbox),
     /// The sandbox was paused and runs again.
@@ -39,7 +39,7 @@ pub(crate) enum Connected {
 impl Lifecycle {
     /// Brings a sandbox to `running`, with at least the given lifetime. Completes even if the
     /// caller disconnects.
-    pub(crate) async fn connect(
+    pub async fn connect(
         self: &Arc<Self>,
         id: &SandboxId,
         wanted: Connection,
@@ -117,7 +117,7 @@ impl Lifecycle {
     }
 
     /// Extends the deadline of a running sandbox to at least this long from now, if it has one.
-    pub(crate) async fn extend(
+    pub async fn extend(
         &self,
         id: &SandboxId,
         lifetime_sec: u32,

@@ -27,7 +27,7 @@ const MAX_NAMES: usize = 8;
 
 /// Form of the copies.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum CopyAs {
+pub enum CopyAs {
     /// Same form as the source.
     Source,
     /// Sandbox of the E2B API: has a deadline, and no idle timeout.
@@ -43,7 +43,7 @@ type NewCopy = (SandboxId, CreateEntry);
 impl Lifecycle {
     /// Makes a template of a running or paused sandbox. Without a name, the template gets a random
     /// one. Completes even if the caller disconnects.
-    pub(crate) async fn snapshot(
+    pub async fn snapshot(
         self: &Arc<Self>,
         id: &SandboxId,
         name: Option<TemplateName>,
@@ -106,7 +106,7 @@ impl Lifecycle {
     }
 
     /// Makes copies of a running sandbox. Completes even if the caller disconnects.
-    pub(crate) async fn fork(
+    pub async fn fork(
         self: &Arc<Self>,
         id: &SandboxId,
         count: u32,

@@ -27,24 +27,34 @@ const MAX_NAMES: usize = 8;
 
 /// Parameters of a new sandbox, validated.
 #[derive(Debug, Clone)]
-pub(crate) struct NewSandbox {
-    pub(crate) template: TemplateName,
-    pub(crate) size: MachineSize,
-    pub(crate) timeout_sec: u32,
-    pub(crate) on_timeout: OnTimeout,
-    pub(crate) auto_resume: bool,
-    pub(crate) egress: Egress,
-    pub(crate) envs: HashMap<String, String>,
-    pub(crate) metadata: std::collections::BTreeMap<String, String>,
+pub struct NewSandbox {
+    /// Template to create it from.
+    pub template: TemplateName,
+    /// Virtual CPUs, memory and disk.
+    pub size: MachineSize,
+    /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
+    pub timeout_sec: u32,
+    /// Action at the end of the idle time or of the lifetime.
+    pub on_timeout: OnTimeout,
+    /// True if a call to the paused sandbox resumes it.
+    pub auto_resume: bool,
+    /// Network access to addresses beyond the host.
+    pub egress: Egress,
+    /// Environment of every process in the sandbox.
+    pub envs: HashMap<String, String>,
+    /// User-defined key-value pairs.
+    pub metadata: std::collections::BTreeMap<String, String>,
     /// The sandbox's id has the form of the E2B API.
-    pub(crate) e2b_id: bool,
-    pub(crate) options: Options,
-    pub(crate) idempotency_key: String,
+    pub e2b_id: bool,
+    /// Rarely used options.
+    pub options: Options,
+    /// Idempotency key of the request; empty if it has none.
+    pub idempotency_key: String,
 }
 
 /// Create in progress, as seen by its client. If it is dropped before [`keep`](Self::keep), the
 /// sandbox is destroyed.
-pub(crate) struct PendingCreate {
+pub struct PendingCreate {
     lifecycle: Arc<Lifecycle>,
     /// Receives the id once the row exists.
     named: Option<oneshot::Receiver<Result<SandboxId, LifecycleError>>>,
@@ -58,7 +68,7 @@ pub(crate) struct PendingCreate {
 impl Lifecycle {
     /// Starts a create. A request with an idempotency key passes the ticket returned by
     /// [`earlier`](Self::earlier).
-    pub(crate) fn create(
+    pub fn create(
         self: &Arc<Self>,
         new: NewSandbox,
         ticket: Option<IdempotencyGuard>,
@@ -198,7 +208,7 @@ impl Lifecycle {
 
 impl PendingCreate {
     /// Returns the id of the sandbox, once its row exists.
-    pub(crate) async fn id(&mut self) -> Result<SandboxId, LifecycleError> {
+    pub async fn id(&mut self) -> Result<SandboxId, LifecycleError> {
         if let Some(named) = self.named.as_mut() {
             let id = named.await.map_err(|_| ended())??;
             self.named = None;
@@ -208,7 +218,7 @@ impl PendingCreate {
     }
 
     /// Waits for the end of the create. May be dropped and called again.
-    pub(crate) async fn done(&mut self) -> Result<(), AgentError> {
+    pub async fn done(&mut self) -> Result<(), AgentError> {
         let Some(task) = self.task.as_mut() else {
             return Ok(());
         };
@@ -218,13 +228,13 @@ impl PendingCreate {
     }
 
     /// Ends the guard: the client received the sandbox and owns it now.
-    pub(crate) fn keep(mut self) {
+    pub fn keep(mut self) {
         self.kept = true;
     }
 
     /// Ends the guard of a failed create: the client received the failure, and the record stays.
     /// The same request may be made again.
-    pub(crate) async fn failed(self) {
+    pub async fn failed(self) {
         if let (Some(id), Some(_)) = (&self.id, &self.ticket) {
             self.lifecycle.release_request(id).await;
         }

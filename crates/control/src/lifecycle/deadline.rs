@@ -36,7 +36,7 @@ const BEGIN_WAIT: Duration = Duration::from_secs(5);
 
 impl Lifecycle {
     /// Ends or pauses sandboxes whose deadline has passed, until shutdown.
-    pub(crate) async fn keep_deadlines(self: Arc<Self>, shutdown: CancellationToken) {
+    pub async fn keep_deadlines(self: Arc<Self>, shutdown: CancellationToken) {
         let under_way = Marks::default();
         loop {
             let sleep_ms = match self.db.expiring(MAX_ROWS).await {
@@ -108,7 +108,7 @@ impl Lifecycle {
 
     /// Sets the remaining lifetime of a running sandbox. With 0, its end has started when this
     /// returns.
-    pub(crate) async fn set_lifetime(
+    pub async fn set_lifetime(
         &self,
         id: &SandboxId,
         lifetime_sec: u32,

@@ -20,7 +20,7 @@ impl Lifecycle {
     /// Destroys a sandbox; its row becomes `stopped`. Succeeds if that was already done. `why` is
     /// stored in the row, and empty if the user requested the destroy. Completes even if the caller
     /// disconnects.
-    pub(crate) async fn destroy(
+    pub async fn destroy(
         self: &Arc<Self>,
         id: &SandboxId,
         why: &'static str,
@@ -42,11 +42,7 @@ impl Lifecycle {
     }
 
     /// Destroys a sandbox. The caller holds the lock.
-    pub(crate) async fn destroy_locked(
-        &self,
-        id: &SandboxId,
-        why: &str,
-    ) -> Result<(), LifecycleError> {
+    pub async fn destroy_locked(&self, id: &SandboxId, why: &str) -> Result<(), LifecycleError> {
         let (_, effects) = self
             .apply(id, Event::DestroyAsked, |row| {
                 if !why.is_empty() {

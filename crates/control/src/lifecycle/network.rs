@@ -13,7 +13,7 @@ use crate::agent_client::AgentError;
 impl Lifecycle {
     /// Replaces the access rules of a running or paused sandbox. `asked` is the client's value of
     /// `egress`. Completes even if the caller disconnects.
-    pub(crate) async fn set_network(
+    pub async fn set_network(
         self: &Arc<Self>,
         id: &SandboxId,
         egress: Egress,
@@ -64,6 +64,6 @@ pub(super) fn network_policy(lists: &NetworkLists) -> rpc::NetworkPolicy {
 }
 
 /// Returns a token of 160 random bits, for the clients of a sandbox's ports.
-pub(crate) fn new_traffic_token() -> String {
+pub fn new_traffic_token() -> String {
     hex::encode(rand::rng().random::<[u8; 20]>())
 }

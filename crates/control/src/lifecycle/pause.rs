@@ -39,7 +39,7 @@ enum Step {
 impl Lifecycle {
     /// Pauses a running sandbox. With `disk_only`, a later resume boots from the disk and ignores
     /// the memory. Completes even if the caller disconnects.
-    pub(crate) async fn pause(
+    pub async fn pause(
         self: &Arc<Self>,
         id: &SandboxId,
         disk_only: bool,
@@ -75,10 +75,7 @@ impl Lifecycle {
     }
 
     /// Resumes a paused sandbox. Completes even if the caller disconnects.
-    pub(crate) async fn resume(
-        self: &Arc<Self>,
-        id: &SandboxId,
-    ) -> Result<Sandbox, LifecycleError> {
+    pub async fn resume(self: &Arc<Self>, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
             let _lock = lifecycle.locks.lock(&id).await;

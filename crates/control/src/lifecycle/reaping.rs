@@ -75,7 +75,7 @@ impl IdleReaper {
 impl Lifecycle {
     /// Pauses or destroys a sandbox that was found idle for `idle_sec`. The caller holds its lock.
     /// Does nothing if the sandbox was used since.
-    pub(crate) async fn reap_locked(
+    pub async fn reap_locked(
         &self,
         id: &SandboxId,
         idle_sec: u64,
@@ -151,7 +151,7 @@ impl Lifecycle {
 
     /// Returns the time before which an idle sandbox is left alone, in milliseconds since the Unix
     /// epoch; 0 if there is none.
-    pub(crate) fn not_reaped_before_ms(&self, id: &SandboxId) -> i64 {
+    pub fn not_reaped_before_ms(&self, id: &SandboxId) -> i64 {
         self.reaping.not_before_ms(id)
     }
 }

@@ -28,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(150);
 
 /// Reason why a request with a key is rejected.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RequestError {
+pub enum RequestError {
     /// The key belongs to a request with other content.
     #[error("the idempotency key was used for another request")]
     Other,
@@ -60,14 +60,14 @@ pub(super) struct Requests {
 
 /// Right to create a sandbox for a key. Released when dropped.
 #[derive(Debug)]
-pub(crate) struct IdempotencyGuard {
+pub struct IdempotencyGuard {
     requests: Arc<Requests>,
     key: String,
 }
 
 /// Result of an earlier request with the same key.
 #[derive(Debug)]
-pub(crate) enum PriorRequest {
+pub enum PriorRequest {
     /// There is none. This request may create.
     Nothing(IdempotencyGuard),
     /// The earlier request created this sandbox.
@@ -125,11 +125,7 @@ impl Drop for IdempotencyGuard {
 
 impl Lifecycle {
     /// Returns the result of an earlier request with this key. Waits for one in progress.
-    pub(crate) async fn earlier(
-        &self,
-        key: &str,
-        hash: &str,
-    ) -> Result<PriorRequest, RequestError> {
+    pub async fn earlier(&self, key: &str, hash: &str) -> Result<PriorRequest, RequestError> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             let mut told = std::pin::pin!(self.changed.notified());

@@ -23,7 +23,7 @@ use crate::clock;
 
 impl Lifecycle {
     /// Returns the host's sandboxes that have no row, by id.
-    pub(crate) async fn unknown(&self) -> Result<Vec<SandboxInfo>, LifecycleError> {
+    pub async fn unknown(&self) -> Result<Vec<SandboxInfo>, LifecycleError> {
         let mut unknown = Vec::new();
         for info in self.agent.list().await? {
             let Ok(id) = info.id.parse() else { continue };
@@ -36,7 +36,7 @@ impl Lifecycle {
     }
 
     /// Adds a row for an unknown sandbox, and makes this installation its owner.
-    pub(crate) async fn adopt(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    pub async fn adopt(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         let _lock = self.locks.lock(id).await;
         self.find_unknown(id).await?;
         let info = self.agent.adopt(id.as_str()).await?;
@@ -50,7 +50,7 @@ impl Lifecycle {
     }
 
     /// Destroys an unknown sandbox.
-    pub(crate) async fn destroy_unknown(&self, id: &SandboxId) -> Result<(), LifecycleError> {
+    pub async fn destroy_unknown(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let _lock = self.locks.lock(id).await;
         self.find_unknown(id).await?;
         self.agent.adopt(id.as_str()).await?;

@@ -43,7 +43,7 @@ impl ActivityTracker {
 }
 
 /// Activity in progress. Ends when dropped.
-pub(crate) struct ActivityGuard {
+pub struct ActivityGuard {
     lifecycle: Arc<Lifecycle>,
     id: SandboxId,
     /// True if the end of this activity counts as the last use of the sandbox.
@@ -51,7 +51,8 @@ pub(crate) struct ActivityGuard {
 }
 
 impl ActivityGuard {
-    pub(crate) fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
+    /// Marks a sandbox as in use until the guard is dropped.
+    pub fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
         lifecycle.uses.table().entry(id.clone()).or_default().open += 1;
         Self {
             lifecycle,

@@ -43,7 +43,7 @@ const MAX_ROWS: u32 = 100_000;
 const USE_GRAIN_MS: i64 = 1000;
 
 /// Task that compares the rows with the sandboxes of the host and corrects the differences.
-pub(crate) struct Reconciler {
+pub struct Reconciler {
     db: Db,
     agent: AgentClient,
     lifecycle: Arc<Lifecycle>,
@@ -72,7 +72,8 @@ struct Found {
 }
 
 impl Reconciler {
-    pub(crate) fn new(db: Db, agent: AgentClient, lifecycle: Arc<Lifecycle>) -> Self {
+    /// Returns a reconciler that has not looked yet.
+    pub fn new(db: Db, agent: AgentClient, lifecycle: Arc<Lifecycle>) -> Self {
         Self {
             db,
             agent,
@@ -84,7 +85,7 @@ impl Reconciler {
     }
 
     /// Polls until shutdown.
-    pub(crate) async fn run(mut self, interval: Duration, shutdown: CancellationToken) {
+    pub async fn run(mut self, interval: Duration, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -1,0 +1,46 @@
+//! State that all handlers share.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wrenn_control::{
+    agent_client::AgentClient,
+    api_key::Auth,
+    host::Host,
+    lifecycle::{ActivityGuard, Lifecycle},
+    samples::Samples,
+};
+use wrenn_db::{Db, Sandbox};
+use wrenn_model::{Egress, SandboxId};
+
+use crate::error::ApiError;
+
+/// Maximum time that a call waits for a sandbox that is still booting.
+pub(crate) const BOOT_WAIT: Duration = Duration::from_secs(60);
+
+/// State shared by all handlers.
+pub(crate) struct App {
+    pub(crate) db: Db,
+    pub(crate) agent: AgentClient,
+    pub(crate) host: Host,
+    pub(crate) auth: Arc<Auth>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    /// Resource usage of sandboxes over time.
+    pub(crate) samples: Arc<Samples>,
+    pub(crate) default_egress: Egress,
+    /// Cancelled when the server shuts down, so that long sessions close their connections.
+    pub(crate) shutdown: CancellationToken,
+    /// WebSocket sessions. The HTTP server does not track a connection after its upgrade.
+    pub(crate) sessions: TaskTracker,
+}
+
+/// Shared state, as handlers extract it.
+pub(crate) type AppState = Arc<App>;
+
+impl App {
+    /// Returns a running sandbox, which counts as active until the guard is dropped. Waits for a
+    /// sandbox that is booting, and resumes a paused sandbox that was created with `auto_resume`.
+    pub(crate) async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, ActivityGuard), ApiError> {
+        Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
+    }
+}

@@ -1,0 +1,249 @@
+//! Errors in the format of the E2B API: `{"code": 404, "message": "..."}`, where `code` repeats the
+//! status.
+//!
+//! | failure | status |
+//! |---|---|
+//! | invalid field, path, header or query | 400 |
+//! | missing or invalid key | 401 |
+//! | no such sandbox, template or route; a sandbox that has ended | 404 |
+//! | status of the sandbox does not allow the call, or concurrent change | 409 |
+//! | idempotency key of another request | 422 |
+//! | bug, database failure or host failure | 500 |
+//! | part of the contract that is not implemented | 501 |
+//! | host or guest does not answer, or lacks free resources | 503 |
+//! | timeout | 504 |
+//!
+//! Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
+//! `false`. The server sends `false` where a repetition would create a second resource
+//! (`e2b::mark_retries`).
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
+use wrenn_control::{
+    agent_client::AgentError,
+    lifecycle::{LifecycleError, RequestError},
+};
+use wrenn_db::DbError;
+use wrenn_model::SandboxStatus;
+
+use crate::error::{ApiError, Code};
+
+/// Error code of a guest agent that does not answer.
+const GUEST_UNRESPONSIVE: &str = "sandbox_snapshot_guest_agent_unresponsive";
+
+/// Error body of the E2B API.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct E2bErrorBody {
+    /// HTTP status.
+    code: u16,
+    /// Description of the failure.
+    message: String,
+    /// Machine-readable code, present for some failures only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'static str>,
+}
+
+/// Errors that any call can return.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) enum E2bErrors {
+    /// Invalid field, path, header or query.
+    #[response(status = 400)]
+    InvalidRequest(#[to_schema] E2bErrorBody),
+    /// Missing or invalid API key.
+    #[response(status = 401)]
+    Unauthorized(#[to_schema] E2bErrorBody),
+    /// Database failure, host failure or internal error.
+    #[response(status = 500)]
+    Server(#[to_schema] E2bErrorBody),
+    /// The host or the guest does not answer, or lacks free resources.
+    #[response(status = 503)]
+    Unavailable(#[to_schema] E2bErrorBody),
+}
+
+/// Errors of a call that names a sandbox or a template.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) enum E2bNotFound {
+    /// No such sandbox or template.
+    #[response(status = 404)]
+    NotFound(#[to_schema] E2bErrorBody),
+}
+
+/// Errors of a call that depends on the state of a resource.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) enum E2bConflict {
+    /// The state of the resource does not allow the call.
+    #[response(status = 409)]
+    Conflict(#[to_schema] E2bErrorBody),
+}
+
+/// Error as a client of the E2B API receives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct E2bError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    error_code: Option<&'static str>,
+}
+
+impl E2bError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            error_code: None,
+        }
+    }
+
+    /// Creates an error for an invalid field.
+    pub(super) fn field(name: &str, why: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("`{name}`: {why}"))
+    }
+
+    /// Creates an error for a part of the contract that this server does not implement.
+    pub(super) fn not_built(what: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{what}: not implemented by this server"),
+        )
+    }
+
+    /// Creates an error for a sandbox that does not exist or has ended.
+    pub(super) fn no_sandbox(id: impl std::fmt::Display) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("the sandbox `{id}` was not found"),
+        )
+    }
+
+    /// Creates an error for a template or snapshot that does not exist.
+    pub(super) fn no_template(name: &str) -> Self {
+        let shown: String = name.chars().take(80).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("the template `{shown}` was not found"),
+        )
+    }
+
+    /// Creates an error for a guest agent that does not answer, although the client requires a
+    /// healthy guest.
+    pub(super) fn guest_unresponsive(id: impl std::fmt::Display) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            message: format!("the guest agent of sandbox `{id}` does not answer"),
+            error_code: Some(GUEST_UNRESPONSIVE),
+        }
+    }
+}
+
+impl IntoResponse for E2bError {
+    fn into_response(self) -> Response {
+        (self.status, Json(E2bErrorBody::from(self))).into_response()
+    }
+}
+
+impl From<E2bError> for E2bErrorBody {
+    fn from(error: E2bError) -> Self {
+        Self {
+            code: error.status.as_u16(),
+            message: error.message,
+            error_code: error.error_code,
+        }
+    }
+}
+
+impl From<ApiError> for E2bError {
+    fn from(error: ApiError) -> Self {
+        let status = match error.code {
+            // Clients take a 502 for a lost sandbox.
+            Code::AgentError => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => error.status,
+        };
+        Self::new(status, error.message)
+    }
+}
+
+impl From<AgentError> for E2bError {
+    fn from(error: AgentError) -> Self {
+        ApiError::from(error).into()
+    }
+}
+
+impl From<DbError> for E2bError {
+    fn from(error: DbError) -> Self {
+        ApiError::from(error).into()
+    }
+}
+
+impl From<LifecycleError> for E2bError {
+    fn from(error: LifecycleError) -> Self {
+        match &error {
+            LifecycleError::NotFound(id) => Self::no_sandbox(id),
+            LifecycleError::WrongStatus { id, status, .. } if has_ended(*status) => {
+                Self::no_sandbox(id)
+            }
+            LifecycleError::WrongStatus { id, status, .. } => Self::new(
+                StatusCode::CONFLICT,
+                format!("the sandbox `{id}` is {status}; the call is not allowed in this state"),
+            ),
+            _ => ApiError::from(error).into(),
+        }
+    }
+}
+
+impl From<RequestError> for E2bError {
+    fn from(error: RequestError) -> Self {
+        let status = match error {
+            RequestError::Db(error) => return error.into(),
+            RequestError::Other => StatusCode::UNPROCESSABLE_ENTITY,
+            RequestError::Ended(_) | RequestError::UnderWay => StatusCode::CONFLICT,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// True if the sandbox is no longer visible to clients of the E2B API.
+pub(super) const fn has_ended(status: SandboxStatus) -> bool {
+    matches!(
+        status,
+        SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn an_ended_sandbox_is_not_found_and_another_wrong_status_is_a_conflict() {
+        for status in SandboxStatus::ALL {
+            let error = E2bError::from(LifecycleError::WrongStatus {
+                id: "sb-1".parse().unwrap(),
+                status,
+                reason: String::new(),
+                wanted: "running",
+            });
+            let wanted = if has_ended(status) { 404 } else { 409 };
+            assert_eq!(error.status.as_u16(), wanted, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_failure_of_the_host_is_not_taken_for_a_lost_sandbox() {
+        let error = E2bError::from(AgentError {
+            code: connectrpc::ErrorCode::Internal,
+            message: "the header is damaged".to_owned(),
+            connection_lost: false,
+        });
+        assert_eq!(error.status.as_u16(), 500);
+        assert_eq!(error.message, "the header is damaged");
+    }
+}

@@ -1,0 +1,50 @@
+//! Templates and snapshots, for both APIs.
+
+use std::sync::Arc;
+
+use wrenn_api_types::Template;
+use wrenn_control::{agent_client::AgentError, host, lifecycle::LifecycleError};
+use wrenn_model::{SandboxId, TemplateName};
+
+use crate::{app::AppState, error::ApiError, records::IntoRest};
+
+/// Creates a snapshot and records its source sandbox. Completes even if the client disconnects.
+pub(crate) async fn create_snapshot(
+    app: &AppState,
+    id: SandboxId,
+    name: Option<TemplateName>,
+    overwrite: bool,
+) -> Result<Template, LifecycleError> {
+    let app_of_task = Arc::clone(app);
+    let task = app.lifecycle.spawn(async move {
+        let app = app_of_task;
+        let made = app.lifecycle.snapshot(&id, name, overwrite).await;
+        // Later reads of the host's templates include the snapshot.
+        app.host.changed().await;
+        let made = host::template(made?);
+        if let Err(error) = app.db.record_snapshot(&app.agent.host_id(), &made, id.as_str()).await {
+            // The snapshot is usable. Only its source sandbox is unknown.
+            tracing::warn!(sandbox_id = %id, template = %made.name, %error, "snapshot source not recorded");
+        }
+        Ok(made.into_rest())
+    });
+    task.await
+        .unwrap_or_else(|_| Err(AgentError::task_ended("snapshot").into()))
+}
+
+/// Returns the templates of the host. If the host does not answer, returns those that it last
+/// reported.
+pub(crate) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {
+    match app.host.facts().await {
+        Ok(facts) => {
+            let mut templates = facts.templates;
+            templates.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(templates.into_iter().map(IntoRest::into_rest).collect())
+        }
+        Err(error) => {
+            tracing::debug!(%error, "host unavailable, listing stored templates");
+            let rows = app.db.templates().await?;
+            Ok(rows.into_iter().map(IntoRest::into_rest).collect())
+        }
+    }
+}

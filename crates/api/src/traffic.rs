@@ -1,0 +1,96 @@
+//! Queries of the traffic proxy: the existing sandboxes, and the way to their ports.
+//!
+//! Owns no state. The rows hold the sandboxes, `lifecycle` resumes paused sandboxes and tracks
+//! activity, and the host's agent opens the byte streams. `lifecycle` notifies the proxy when a
+//! sandbox stops.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use wrenn_control::{
+    agent_client::AgentError,
+    lifecycle::{ActivityGuard, Lifecycle, LifecycleError},
+};
+use wrenn_db::{Db, Sandbox};
+use wrenn_model::SandboxId;
+use wrenn_proxy::{AgentTunnel, DialError, Rejected, Sandboxes, SignedLink, Target};
+
+/// Maximum time that a request waits for a sandbox that is booting.
+const BOOT_WAIT: Duration = Duration::from_secs(60);
+
+/// Sandboxes, as seen by the proxy.
+pub(crate) struct Traffic {
+    pub(crate) db: Db,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) tunnel: AgentTunnel,
+}
+
+impl Sandboxes for Traffic {
+    type Io = TokioIo<Upgraded>;
+    type Use = ActivityGuard;
+
+    async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
+        match self.lifecycle.await_running(id, BOOT_WAIT).await {
+            Ok(row) => Ok(target(row)),
+            Err(error) => Err(refused(&error)),
+        }
+    }
+
+    async fn signed_by(&self, link: &SignedLink<'_>) -> Option<SandboxId> {
+        match self.db.envd_tokens().await {
+            Ok(tokens) => tokens
+                .into_iter()
+                .find(|(_, token)| link.is_signed_with(token))
+                .map(|(id, _)| id),
+            Err(error) => {
+                tracing::error!(%error, "failed to find the sandbox of a signed link");
+                None
+            }
+        }
+    }
+
+    async fn dial(&self, id: &SandboxId, port: u16) -> Result<Self::Io, DialError> {
+        self.tunnel.dial(id, port).await
+    }
+
+    fn begin_use(&self, id: &SandboxId) -> ActivityGuard {
+        ActivityGuard::new(Arc::clone(&self.lifecycle), id.clone())
+    }
+}
+
+fn target(row: Sandbox) -> Target {
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    Target {
+        injected_token: given(row.envd_token).filter(|_| row.options.open),
+        traffic_token: given(row.options.traffic_token),
+        mask_host: given(row.options.mask_host),
+    }
+}
+
+fn refused(error: &LifecycleError) -> Rejected {
+    use wrenn_model::SandboxStatus as S;
+    match error {
+        LifecycleError::NotFound(_) => Rejected::NotFound,
+        LifecycleError::WrongStatus {
+            status: S::Pending | S::Starting | S::Resuming,
+            ..
+        } => Rejected::Changing,
+        LifecycleError::WrongStatus { .. } | LifecycleError::Rejected(_) => Rejected::NotFound,
+        LifecycleError::Busy(_) | LifecycleError::Known(_) => Rejected::Changing,
+        LifecycleError::OtherHost { .. } => Rejected::Unavailable(error.to_string()),
+        LifecycleError::Agent(error) => Rejected::Unavailable(host_words(error)),
+        LifecycleError::Db(error) => {
+            tracing::error!(%error, "failed to look up the sandbox");
+            Rejected::Unavailable("failed to access the database".to_owned())
+        }
+        LifecycleError::Shared(error) => refused(error),
+    }
+}
+
+fn host_words(error: &AgentError) -> String {
+    if error.connection_lost {
+        return "the host agent does not answer".to_owned();
+    }
+    error.message.clone()
+}

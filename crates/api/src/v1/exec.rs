@@ -1,0 +1,193 @@
+//! Commands that run to their end, or in the background.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use connectrpc::ErrorCode;
+use http::StatusCode;
+use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult};
+use wrenn_control::agent_client::AgentError;
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{
+    hostagent::v1 as rpc,
+    process::{self as rpc_process, process_event::Event},
+};
+
+use super::process;
+use crate::{
+    app::AppState,
+    error::{ApiError, Code},
+    extract::{ApiJson, SandboxPath},
+    openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
+    validate,
+};
+
+/// Maximum time until a background process reports its process id.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs a command.
+///
+/// Without `background`, the response is sent when the command has ended (200). With `background`,
+/// it is sent when the process has started (202). A sandbox that is still booting is waited for.
+/// Collected output is limited to 16 MiB per stream (413); `exec/stream` has no limit.
+#[utoipa::path(
+    post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses(
+        (status = 200, description = "The command ended.", body = ExecResult),
+        (status = 202, description = "The process runs in the background.", body = BackgroundProcess),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
+)]
+pub(super) async fn exec(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<ExecRequest>,
+) -> Result<Response, ApiError> {
+    let timeout_sec = validate::check_exec(&request)?;
+    let (_row, _used) = app.ready(&id).await?;
+    if request.background {
+        let reply = background(&app, &id, request, timeout_sec).await?;
+        return Ok((StatusCode::ACCEPTED, Json(reply)).into_response());
+    }
+    let begun = Instant::now();
+    let cmd = request.cmd.clone();
+    let call = rpc::ExecRequest {
+        id: id.to_string(),
+        process: process::config(request.cmd, request.args, request.envs, request.cwd).into(),
+        user: request.user.unwrap_or_default(),
+        timeout_sec,
+        tag: request.tag,
+        ..Default::default()
+    };
+    let done = app.agent.exec(call).await.map_err(too_much_output)?;
+    Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
+}
+
+/// Converts an agent error. `OutOfRange` means that the output of the command is too large.
+fn too_much_output(error: AgentError) -> ApiError {
+    let out_of_range = error.code == ErrorCode::OutOfRange;
+    let mut error = ApiError::from(error);
+    if out_of_range {
+        error = ApiError::new(Code::TooLarge, error.message);
+    }
+    error
+}
+
+fn result(id: &SandboxId, cmd: String, done: rpc::ExecResponse, took: Duration) -> ExecResult {
+    let (stdout, stderr, encoding) = encode(done.stdout, done.stderr);
+    ExecResult {
+        sandbox_id: id.to_string(),
+        cmd,
+        stdout,
+        stderr,
+        exit_code: done.exit_code,
+        error: (!done.error.is_empty()).then_some(done.error),
+        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        encoding: encoding.to_owned(),
+    }
+}
+
+/// Encodes both streams as text, or both as base64 if either is not UTF-8.
+fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, &'static str) {
+    let texts = String::from_utf8(stdout)
+        .map_err(|e| (e.into_bytes(), None))
+        .and_then(|out| match String::from_utf8(stderr.clone()) {
+            Ok(err) => Ok((out, err)),
+            Err(e) => Err((out.into_bytes(), Some(e.into_bytes()))),
+        });
+    match texts {
+        Ok((out, err)) => (out, err, "utf-8"),
+        Err((out, err)) => (
+            BASE64.encode(out),
+            BASE64.encode(err.unwrap_or(stderr)),
+            "base64",
+        ),
+    }
+}
+
+/// Starts a process and leaves it running.
+async fn background(
+    app: &AppState,
+    id: &SandboxId,
+    request: ExecRequest,
+    timeout_sec: u32,
+) -> Result<BackgroundProcess, ApiError> {
+    let tag = request.tag.unwrap_or_else(|| process::new_tag("proc"));
+    let cmd = request.cmd.clone();
+    let start = rpc_process::StartRequest {
+        process: process::config(request.cmd, request.args, request.envs, request.cwd).into(),
+        tag: Some(tag.clone()),
+        stdin: Some(false),
+        ..Default::default()
+    };
+    let call = rpc::ExecStreamRequest {
+        id: id.to_string(),
+        start: start.into(),
+        user: request.user.unwrap_or_default(),
+        timeout_sec,
+        // The output from the first byte on is kept for the client that opens the process's stream.
+        detached: true,
+        ..Default::default()
+    };
+    let pid = tokio::time::timeout(START_TIMEOUT, started(app, call))
+        .await
+        .unwrap_or_else(|_| {
+            Err(ApiError::new(
+                Code::Timeout,
+                "timed out waiting for the process to start",
+            ))
+        })?;
+    Ok(BackgroundProcess {
+        sandbox_id: id.to_string(),
+        cmd,
+        pid,
+        tag,
+    })
+}
+
+/// Reads a stream of events up to the start of the process. Dropping the stream does not end the
+/// process.
+async fn started(app: &AppState, call: rpc::ExecStreamRequest) -> Result<u32, ApiError> {
+    let mut stream = app.agent.exec_stream(call).await?;
+    while let Some(message) = stream.message().await.map_err(AgentError::from)? {
+        let event = message.to_owned_message().event.into_option();
+        match event.and_then(|event| event.event) {
+            Some(Event::Start(start)) => return Ok(start.pid),
+            Some(Event::End(_)) | None => break,
+            Some(Event::Data(_) | Event::Keepalive(_)) => {}
+        }
+    }
+    Err(ApiError::new(
+        Code::AgentError,
+        "the process ended before it reported its start",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_streams_are_base64_if_either_is_not_text() {
+        let bad = || vec![0xff];
+        let ok = || "ü".as_bytes().to_vec();
+        let coded = |b: &[u8]| BASE64.encode(b);
+        assert_eq!(encode(ok(), ok()), ("ü".into(), "ü".into(), "utf-8"));
+        assert_eq!(encode(bad(), ok()), (coded(&bad()), coded(&ok()), "base64"));
+        assert_eq!(encode(ok(), bad()), (coded(&ok()), coded(&bad()), "base64"));
+        assert_eq!(
+            encode(bad(), bad()),
+            (coded(&bad()), coded(&bad()), "base64")
+        );
+        assert_eq!(
+            encode(vec![], vec![]),
+            (String::new(), String::new(), "utf-8")
+        );
+    }
+}

@@ -1,0 +1,296 @@
+//! Commands with streamed output, over a WebSocket.
+//!
+//! First message of the client. All fields but `type` and `cmd` are optional:
+//!
+//! ```text
+//! {"type":"start","cmd":TEXT,"args":[TEXT],"envs":{TEXT:TEXT},"cwd":TEXT,"user":TEXT,
+//!  "timeout_sec":N,"tag":TEXT,"stdin":BOOL}
+//! ```
+//!
+//! | later message of the client | meaning |
+//! |---|---|
+//! | `{"type":"stdin","data":BASE64}` | input; only if `stdin` was true |
+//! | `{"type":"close_stdin"}` | end of the input; only if `stdin` was true |
+//! | `{"type":"stop"}` | SIGTERM, then SIGKILL after 5 s or at a second `stop` |
+//!
+//! | message of the server | meaning |
+//! |---|---|
+//! | `{"type":"start","pid":N}` | the process runs |
+//! | `{"type":"stdout","data":TEXT}` | with `"encoding":"base64"` if not UTF-8 |
+//! | `{"type":"stderr","data":TEXT}` | as `stdout` |
+//! | `{"type":"exit","exit_code":N}` | `"error"` unless it exited by itself; the server closes |
+//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | failure; the server closes after a fatal one |
+
+use std::collections::BTreeMap;
+
+use axum::{
+    extract::{State, ws::WebSocket},
+    response::Response,
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::{Deserialize, Serialize};
+use wrenn_control::agent_client::ProcessStream;
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{
+    hostagent::v1 as rpc,
+    process::{
+        self as rpc_process,
+        process_event::{Event, data_event::Output},
+    },
+};
+
+use super::{
+    controls::{Controls, InputKind, Kill, Target},
+    process::{self, Selector},
+    session::{self, Protocol},
+    socket::{ApiSocket, split},
+    utf8::{Piece, TextStream},
+};
+use crate::{
+    app::AppState,
+    error::ApiError,
+    extract::SandboxPath,
+    openapi::{CommonErrors, HostErrors, SandboxErrors},
+    validate,
+};
+
+/// Runs a command and streams its output over a WebSocket.
+///
+/// Messages are JSON objects. The first message of the client is `{"type":"start","cmd":…}` with
+/// the fields of `exec`. With `"stdin":true` in it, later messages `{"type":"stdin","data":BASE64}`
+/// and `{"type":"close_stdin"}` write to the command's input. `{"type":"stop"}` ends the command.
+///
+/// The server sends `start` with `pid`, `stdout` and `stderr` with `data` (and `encoding`: `base64`
+/// if the data is not UTF-8), `exit` with `exit_code`, and `error` with `data` and `fatal`. The
+/// command keeps running if the client disconnects.
+#[utoipa::path(
+    get, path = "/{id}/exec/stream", tag = "processes", operation_id = "exec_stream",
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 101, description = "The WebSocket is open."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn exec_stream(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    socket: ApiSocket,
+) -> Result<Response, ApiError> {
+    socket.open(app, id, run).await
+}
+
+/// Message of a client.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum ClientMessage {
+    Start(Start),
+    Stdin { data: String },
+    CloseStdin,
+    Stop,
+}
+
+/// Command to run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Start {
+    cmd: String,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    envs: BTreeMap<String, String>,
+    cwd: Option<String>,
+    user: Option<String>,
+    timeout_sec: Option<i64>,
+    tag: Option<String>,
+    #[serde(default)]
+    stdin: bool,
+}
+
+/// Message of the server.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum ServerMessage {
+    Start {
+        pid: u32,
+    },
+    Stdout(Data),
+    Stderr(Data),
+    Exit {
+        exit_code: i32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    Error {
+        data: String,
+        fatal: bool,
+    },
+}
+
+/// Piece of output.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Data {
+    data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+}
+
+impl From<Piece> for Data {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::Text(data) => Self {
+                data,
+                encoding: None,
+            },
+            Piece::Base64(data) => Self {
+                data,
+                encoding: Some("base64"),
+            },
+        }
+    }
+}
+
+/// Protocol of `exec/stream` and `processes/…/stream`.
+#[derive(Debug, Default)]
+pub(super) struct ExecDialect {
+    stdout: TextStream,
+    stderr: TextStream,
+}
+
+impl Protocol for ExecDialect {
+    type ClientMessage = ClientMessage;
+    type ServerMessage = ServerMessage;
+
+    async fn on_message(said: ClientMessage, controls: &Controls) -> Result<(), String> {
+        match said {
+            ClientMessage::Start(_) => {
+                Err("unexpected `start`: the session has already started".to_owned())
+            }
+            ClientMessage::Stdin { data } => {
+                let bytes = BASE64
+                    .decode(data)
+                    .map_err(|e| format!("`data` is not valid base64: {e}"))?;
+                controls.input(bytes).await;
+                Ok(())
+            }
+            ClientMessage::CloseStdin => {
+                controls.close_input();
+                Ok(())
+            }
+            ClientMessage::Stop => {
+                controls.kill();
+                Ok(())
+            }
+        }
+    }
+
+    fn encode(&mut self, event: Event) -> Vec<ServerMessage> {
+        match event {
+            Event::Start(start) => vec![ServerMessage::Start { pid: start.pid }],
+            Event::Data(data) => match data.output {
+                Some(Output::Stdout(bytes) | Output::Pty(bytes)) => {
+                    let piece = self.stdout.push(&bytes);
+                    piece
+                        .map(|p| ServerMessage::Stdout(p.into()))
+                        .into_iter()
+                        .collect()
+                }
+                Some(Output::Stderr(bytes)) => {
+                    let piece = self.stderr.push(&bytes);
+                    piece
+                        .map(|p| ServerMessage::Stderr(p.into()))
+                        .into_iter()
+                        .collect()
+                }
+                None => Vec::new(),
+            },
+            Event::End(end) => {
+                let stdout = self
+                    .stdout
+                    .finish()
+                    .map(|p| ServerMessage::Stdout(p.into()));
+                let stderr = self
+                    .stderr
+                    .finish()
+                    .map(|p| ServerMessage::Stderr(p.into()));
+                let exit = ServerMessage::Exit {
+                    exit_code: end.exit_code,
+                    error: session::other_end(&end),
+                };
+                stdout.into_iter().chain(stderr).chain([exit]).collect()
+            }
+            Event::Keepalive(_) => Vec::new(),
+        }
+    }
+
+    fn error(data: String, fatal: bool) -> ServerMessage {
+        ServerMessage::Error { data, fatal }
+    }
+
+    fn ping() -> Option<ServerMessage> {
+        None
+    }
+}
+
+async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
+    let (outbox, mut inbox) = split(socket);
+    let Ok(first) = inbox.first::<ClientMessage>().await else {
+        return;
+    };
+    let started = match first {
+        Ok(ClientMessage::Start(start)) => begin(&app, &id, start).await,
+        Ok(_) => Err("the first message must be `start`".to_owned()),
+        Err(why) => Err(format!("the first message must be `start`: {why}")),
+    };
+    match started {
+        Err(text) => session::reject::<ExecDialect>(&app, outbox, inbox, text).await,
+        Ok((events, tag, _used)) => {
+            let target = target(&app, id, Selector::Tag(tag));
+            session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
+        }
+    }
+}
+
+/// Returns the process that a session of this protocol controls.
+pub(super) fn target(app: &AppState, id: SandboxId, process: Selector) -> Target {
+    Target {
+        agent: app.agent.clone(),
+        id,
+        process,
+        input: InputKind::Stdin,
+        kill: Kill::Politely,
+    }
+}
+
+async fn begin(
+    app: &AppState,
+    id: &SandboxId,
+    start: Start,
+) -> Result<
+    (
+        ProcessStream,
+        String,
+        wrenn_control::lifecycle::ActivityGuard,
+    ),
+    String,
+> {
+    let text = |error: ApiError| error.message;
+    let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
+    validate::check_tag("tag", &tag).map_err(text)?;
+    validate::check_command(&start.cmd, &start.args).map_err(text)?;
+    validate::check_envs(&start.envs).map_err(text)?;
+    validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
+    let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0).map_err(text)?;
+    let (_row, used) = app.ready(id).await.map_err(text)?;
+    let request = rpc::ExecStreamRequest {
+        id: id.to_string(),
+        start: rpc_process::StartRequest {
+            process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
+            tag: Some(tag.clone()),
+            stdin: Some(start.stdin),
+            ..Default::default()
+        }
+        .into(),
+        user: start.user.unwrap_or_default(),
+        timeout_sec,
+        ..Default::default()
+    };
+    let events = app.agent.exec_stream(request).await;
+    Ok((events.map_err(|e| text(e.into()))?, tag, used))
+}

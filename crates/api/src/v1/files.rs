@@ -1,0 +1,230 @@
+//! Files of a sandbox, up to 100 MiB each, and directories. Larger files: `files_stream`.
+
+pub(super) mod upload;
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use connectrpc::ErrorCode as RpcCode;
+use http::{HeaderValue, StatusCode, header};
+use wrenn_api_types::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
+use wrenn_control::{
+    agent_client::{AgentError, FileStream},
+    clock,
+};
+use wrenn_model::{SandboxId, limits};
+use wrenn_proto::rpc::{filesystem, hostagent::v1 as rpc};
+
+use crate::{
+    app::AppState,
+    error::{ApiError, Code},
+    extract::{ApiJson, SandboxPath},
+    openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
+    validate,
+};
+
+/// Maximum time that the guest may take for the next piece of a file.
+pub(super) const PIECE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Fields of a multipart upload, for the OpenAPI document.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "documents, is never made")]
+pub(super) struct UploadForm {
+    /// Path in the guest. Must precede `file`.
+    path: String,
+    /// User who will own the file. Must precede `file`.
+    user: Option<String>,
+    /// Content of the file.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+}
+
+/// Writes a file of up to 100 MiB.
+///
+/// The part `path` must precede the part `file`. Missing parent directories are created.
+#[utoipa::path(
+    post, path = "/{id}/files/write", tag = "files", operation_id = "write_file",
+    params(("id" = String, Path, description = "Sandbox id.")),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 204, description = "The file was written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn write(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    upload::receive(&app, &id, request, Some(limits::MAX_FILE_MESSAGE_BYTES)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Reads a file of up to 100 MiB.
+///
+/// The response begins after the whole file was read. Use `files/stream/read` for larger files.
+#[utoipa::path(
+    post, path = "/{id}/files/read", tag = "files", operation_id = "read_file", request_body = FilePath,
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses(
+        (status = 200, description = "Content of the file.", body = Vec<u8>, content_type = "application/octet-stream"),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
+)]
+pub(super) async fn read(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<FilePath>,
+) -> Result<Response, ApiError> {
+    let meta = meta(&id, request)?;
+    let (_row, _used) = app.ready(&id).await?;
+    let mut stream = app.agent.read_file(meta).await?;
+    let (mut pieces, mut total) = (Vec::new(), 0_usize);
+    while let Some(piece) = next_piece(&mut stream).await? {
+        total += piece.len();
+        if total > limits::MAX_FILE_MESSAGE_BYTES {
+            let limit = limits::MAX_FILE_MESSAGE_BYTES;
+            let mut error = ApiError::too_large("the file", limit);
+            error.message.push_str("; use `files/stream/read`");
+            return Err(error);
+        }
+        pieces.push(Ok::<_, std::convert::Infallible>(piece));
+    }
+    let mut response = Body::from_stream(futures::stream::iter(pieces)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, OCTETS);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, HeaderValue::from(total));
+    Ok(response)
+}
+
+/// Content type of raw bytes.
+pub(super) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// Returns the next piece of a file, or `None` at its end.
+pub(super) async fn next_piece(stream: &mut FileStream) -> Result<Option<Bytes>, ApiError> {
+    match tokio::time::timeout(PIECE_TIMEOUT, stream.message()).await {
+        Ok(Ok(Some(message))) => Ok(Some(Bytes::from(message.to_owned_message().chunk))),
+        Ok(Ok(None)) => Ok(None),
+        Ok(Err(error)) => Err(AgentError::from(error).into()),
+        Err(_) => Err(ApiError::new(
+            Code::Timeout,
+            "timed out waiting for the guest to read the file",
+        )),
+    }
+}
+
+/// Lists a directory.
+#[utoipa::path(
+    post, path = "/{id}/files/list", tag = "files", operation_id = "list_files", request_body = ListFiles,
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 200, description = "The directory entries.", body = FileList), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<ListFiles>,
+) -> Result<Json<FileList>, ApiError> {
+    let depth = validate::check_depth(request.depth)?;
+    let meta = meta(
+        &id,
+        FilePath {
+            path: request.path,
+            user: request.user,
+        },
+    )?;
+    let (_row, _used) = app.ready(&id).await?;
+    let found = app.agent.list_dir(meta, depth).await?;
+    let entries = found.entries.into_iter().map(entry).collect();
+    Ok(Json(FileList { entries }))
+}
+
+/// Creates a directory and its missing parents.
+///
+/// Fails with 409 `conflict` if the path exists.
+#[utoipa::path(
+    post, path = "/{id}/files/mkdir", tag = "files", operation_id = "make_directory", request_body = FilePath,
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 200, description = "The directory.", body = FileEntryReply), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn mkdir(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<FilePath>,
+) -> Result<Json<FileEntryReply>, ApiError> {
+    let meta = meta(&id, request)?;
+    let (_row, _used) = app.ready(&id).await?;
+    let made = app.agent.make_dir(meta).await.map_err(taken)?;
+    let entry = entry(made.entry.into_option().unwrap_or_default());
+    Ok(Json(FileEntryReply { entry }))
+}
+
+/// Converts an agent error. An existing path is a `conflict`; `already_exists` is reserved for
+/// resources with a name of their own, such as templates.
+fn taken(error: AgentError) -> ApiError {
+    match error.code {
+        RpcCode::AlreadyExists => ApiError::new(Code::Conflict, error.message),
+        _ => error.into(),
+    }
+}
+
+/// Removes a file, or a directory with its contents.
+///
+/// Succeeds if the path does not exist.
+#[utoipa::path(
+    post, path = "/{id}/files/remove", tag = "files", operation_id = "remove_file", request_body = FilePath,
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 204, description = "The file or directory was removed."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn remove(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<FilePath>,
+) -> Result<StatusCode, ApiError> {
+    let meta = meta(&id, request)?;
+    let (_row, _used) = app.ready(&id).await?;
+    app.agent.remove(meta).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Checks a path and builds the file reference for the agent.
+pub(super) fn meta(id: &SandboxId, path: FilePath) -> Result<rpc::FileMeta, ApiError> {
+    validate::check_path("path", &path.path)?;
+    validate::check_user(path.user.as_deref())?;
+    Ok(rpc::FileMeta {
+        id: id.to_string(),
+        path: path.path,
+        user: path.user.unwrap_or_default(),
+        ..Default::default()
+    })
+}
+
+fn entry(entry: filesystem::EntryInfo) -> FileEntry {
+    use filesystem::FileType;
+    let kind = match entry.r#type.as_known() {
+        Some(FileType::FILE_TYPE_FILE) => "file",
+        Some(FileType::FILE_TYPE_DIRECTORY) => "directory",
+        Some(FileType::FILE_TYPE_SYMLINK) => "symlink",
+        _ => "unknown",
+    };
+    let modified_ms = entry.modified_time.as_option().map_or(0, |time| {
+        time.seconds
+            .saturating_mul(1000)
+            .saturating_add(i64::from(time.nanos / 1_000_000))
+    });
+    FileEntry {
+        name: entry.name,
+        path: entry.path,
+        kind: kind.to_owned(),
+        size: entry.size,
+        mode: entry.mode,
+        permissions: entry.permissions,
+        owner: entry.owner,
+        group: entry.group,
+        modified_at: clock::timestamp(modified_ms),
+        symlink_target: entry.symlink_target,
+    }
+}

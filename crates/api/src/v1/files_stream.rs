@@ -1,0 +1,92 @@
+//! Streamed uploads and downloads of files of any size.
+//!
+//! A download that fails after its first byte does not end like a complete HTTP response. The
+//! connection is cut instead, so that the client sees a failure and not a truncated file.
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use wrenn_api_types::FilePath;
+use wrenn_control::{agent_client::FileStream, lifecycle::ActivityGuard};
+
+use super::files::{OCTETS, UploadForm, meta, next_piece, upload};
+use crate::{
+    app::AppState,
+    error::ApiError,
+    extract::{ApiJson, SandboxPath},
+    openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
+};
+
+/// Writes a file of any size.
+///
+/// The part `path` must precede the part `file`. A failed upload leaves the previous content of the
+/// path unchanged.
+#[utoipa::path(
+    post, path = "/{id}/files/stream/write", tag = "files", operation_id = "write_file_stream",
+    params(("id" = String, Path, description = "Sandbox id.")),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 204, description = "The file was written."), CommonErrors, BodyErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn write(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    upload::receive(&app, &id, request, None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Reads a file of any size.
+///
+/// If reading fails midway, the connection is cut before the end of the response.
+#[utoipa::path(
+    post, path = "/{id}/files/stream/read", tag = "files", operation_id = "read_file_stream", request_body = FilePath,
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses(
+        (status = 200, description = "Content of the file.", body = Vec<u8>, content_type = "application/octet-stream"),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
+)]
+pub(super) async fn read(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ApiJson(request): ApiJson<FilePath>,
+) -> Result<Response, ApiError> {
+    let meta = meta(&id, request)?;
+    let (_row, used) = app.ready(&id).await?;
+    let mut stream = app.agent.read_file(meta).await?;
+    // Failures before the first piece are reported by the HTTP status.
+    let Some(first) = next_piece(&mut stream).await? else {
+        return Ok(([(header::CONTENT_TYPE, OCTETS)], Body::empty()).into_response());
+    };
+    let body = Body::from_stream(pieces(first, stream, used));
+    Ok(([(header::CONTENT_TYPE, OCTETS)], body).into_response())
+}
+
+/// Returns the pieces of a file as a stream. An error is the last item; the server then cuts the
+/// connection.
+fn pieces(
+    first: Bytes,
+    stream: FileStream,
+    used: ActivityGuard,
+) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+    let begin = (Some(first), Some(stream), used);
+    futures::stream::unfold(begin, |(first, stream, used)| async move {
+        let mut stream = stream?;
+        if let Some(first) = first {
+            return Some((Ok(first), (None, Some(stream), used)));
+        }
+        match next_piece(&mut stream).await {
+            Ok(piece) => piece.map(|bytes| (Ok(bytes), (None, Some(stream), used))),
+            Err(error) => {
+                tracing::warn!(message = %error.message, "file download failed");
+                let error = std::io::Error::other(error.message);
+                Some((Err(error), (None, None, used)))
+            }
+        }
+    })
+}

@@ -1,0 +1,103 @@
+//! Helpers shared by all calls that start or address processes.
+
+use std::collections::BTreeMap;
+
+use rand::RngExt;
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{hostagent::v1 as rpc, process};
+
+use crate::{error::ApiError, validate};
+
+/// Reference to a process, by process id or by tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Selector {
+    Pid(u32),
+    Tag(String),
+}
+
+impl Selector {
+    /// Parses `{process}` of a path. A number is a process id, anything else a tag.
+    pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
+        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+            return match text.parse() {
+                Ok(pid) if pid > 0 => Ok(Self::Pid(pid)),
+                _ => Err(ApiError::field("process", "is not a valid process id")),
+            };
+        }
+        validate::check_tag("process", text)?;
+        Ok(Self::Tag(text.to_owned()))
+    }
+
+    pub(super) fn to_rpc(&self) -> process::ProcessSelector {
+        use process::process_selector::Selector as Rpc;
+        let selector = match self {
+            Self::Pid(pid) => Rpc::Pid(*pid),
+            Self::Tag(tag) => Rpc::Tag(tag.clone()),
+        };
+        process::ProcessSelector {
+            selector: Some(selector),
+            ..Default::default()
+        }
+    }
+}
+
+/// Generates a tag: `proc-` or `pty-` and 8 hexadecimal digits.
+pub(super) fn new_tag(kind: &str) -> String {
+    format!("{kind}-{:08x}", rand::rng().random::<u32>())
+}
+
+/// Builds a process configuration from program, arguments, environment and directory.
+pub(super) fn config(
+    cmd: String,
+    args: Vec<String>,
+    envs: BTreeMap<String, String>,
+    cwd: Option<String>,
+) -> process::ProcessConfig {
+    process::ProcessConfig {
+        cmd,
+        args,
+        envs: envs.into_iter().collect(),
+        cwd,
+        ..Default::default()
+    }
+}
+
+/// Builds a request to send a signal.
+pub(super) fn signal(
+    id: &SandboxId,
+    process: &Selector,
+    signal: process::Signal,
+) -> rpc::SignalProcessRequest {
+    rpc::SignalProcessRequest {
+        id: id.to_string(),
+        process: process.to_rpc().into(),
+        signal: signal.into(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn a_number_is_a_process_id_and_a_word_is_a_tag() {
+        assert_eq!(Selector::parse("17").unwrap(), Selector::Pid(17));
+        assert_eq!(
+            Selector::parse("proc-1").unwrap(),
+            Selector::Tag("proc-1".into())
+        );
+        for bad in ["", "0", "4294967296", "a b", "../x", "é", &"a".repeat(65)] {
+            assert!(Selector::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_tag_of_ours_is_a_tag() {
+        for _ in 0..100 {
+            validate::check_tag("tag", &new_tag("proc")).unwrap();
+        }
+    }
+}

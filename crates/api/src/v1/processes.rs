@@ -1,0 +1,145 @@
+//! Running processes that were started through the API.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, State, ws::WebSocket},
+    response::Response,
+};
+use http::{StatusCode, request::Parts};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use wrenn_api_types::{Process, ProcessList};
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::{hostagent::v1 as rpc, process::Signal};
+
+use super::{
+    exec_stream::{ExecDialect, target},
+    process::{self, Selector},
+    session,
+    socket::{ApiSocket, split},
+};
+use crate::{
+    app::AppState,
+    error::ApiError,
+    extract::{ApiQuery, SandboxPath, path_part},
+    openapi::{CommonErrors, HostErrors, SandboxErrors},
+};
+
+/// `{process}` of the path.
+pub(super) struct ProcessPath(Selector);
+
+impl<S: Send + Sync> FromRequestParts<S> for ProcessPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = path_part(parts, state, "process").await?;
+        Selector::parse(&text).map(Self)
+    }
+}
+
+/// Lists running processes that were started through the API.
+#[utoipa::path(
+    get, path = "/{id}/processes", tag = "processes", operation_id = "list_processes",
+    params(("id" = String, Path, description = "Sandbox id.")),
+    responses((status = 200, description = "The processes.", body = ProcessList), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+) -> Result<Json<ProcessList>, ApiError> {
+    let (_row, _used) = app.ready(&id).await?;
+    let found = app.agent.processes(id.as_str()).await?;
+    let processes = found.processes.into_iter().map(|process| {
+        let config = process.config.into_option().unwrap_or_default();
+        Process {
+            pid: process.pid,
+            tag: process.tag.filter(|tag| !tag.is_empty()),
+            cmd: config.cmd,
+            args: config.args,
+        }
+    });
+    Ok(Json(ProcessList {
+        processes: processes.collect(),
+    }))
+}
+
+/// Query parameters of the signal call.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SignalQuery {
+    /// `SIGTERM` or `SIGKILL`. Default: `SIGKILL`.
+    signal: Option<String>,
+}
+
+/// Sends a signal to a process.
+#[utoipa::path(
+    delete, path = "/{id}/processes/{process}", tag = "processes", operation_id = "signal_process",
+    params(
+        ("id" = String, Path, description = "Sandbox id."),
+        ("process" = String, Path, description = "Process id or tag."),
+        SignalQuery
+    ),
+    responses((status = 204, description = "The signal was sent."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn kill(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ProcessPath(process): ProcessPath,
+    ApiQuery(query): ApiQuery<SignalQuery>,
+) -> Result<StatusCode, ApiError> {
+    let signal = match query.signal.as_deref() {
+        None | Some("SIGKILL" | "KILL" | "9") => Signal::SIGNAL_SIGKILL,
+        Some("SIGTERM" | "TERM" | "15") => Signal::SIGNAL_SIGTERM,
+        Some(_) => return Err(ApiError::field("signal", "expected `SIGTERM` or `SIGKILL`")),
+    };
+    let (_row, _used) = app.ready(&id).await?;
+    let request = process::signal(&id, &process, signal);
+    app.agent.signal(request).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Streams the output of a running process from now on, over a WebSocket.
+///
+/// Uses the messages of `exec/stream`. The client may send `stop`.
+#[utoipa::path(
+    get, path = "/{id}/processes/{process}/stream", tag = "processes", operation_id = "stream_process",
+    params(
+        ("id" = String, Path, description = "Sandbox id."),
+        ("process" = String, Path, description = "Process id or tag.")
+    ),
+    responses((status = 101, description = "The WebSocket is open."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn stream(
+    State(app): State<AppState>,
+    SandboxPath(id): SandboxPath,
+    ProcessPath(process): ProcessPath,
+    socket: ApiSocket,
+) -> Result<Response, ApiError> {
+    socket
+        .open(app, id, |app, id, socket| run(app, id, process, socket))
+        .await
+}
+
+async fn run(app: AppState, id: SandboxId, process: Selector, socket: WebSocket) {
+    let (outbox, inbox) = split(socket);
+    let connected = async {
+        let (_row, used) = app.ready(&id).await?;
+        let request = rpc::ConnectProcessRequest {
+            id: id.to_string(),
+            process: process.to_rpc().into(),
+            ..Default::default()
+        };
+        let events = app.agent.connect_process(request).await?;
+        Ok::<_, ApiError>((events, used))
+    };
+    match connected.await {
+        Err(error) => {
+            session::reject::<ExecDialect>(&app, outbox, inbox, error.message).await;
+        }
+        Ok((events, _used)) => {
+            let target = target(&app, id, process);
+            session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A session: one client and one process, connected by a WebSocket.
+//!
+//! Three activities run side by side in one task: process events go out, client messages come in,
+//! and `controls` delivers them to the agent. The session ends with the process, with the client,
+//! or with the server. A process outlives its client.
+
+use std::time::Duration;
+
+use connectrpc::ErrorCode;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+use wrenn_control::agent_client::{AgentError, ProcessStream};
+use wrenn_proto::rpc::process::{
+    ProcessEvent,
+    process_event::{EndEvent, Event},
+};
+
+use super::{
+    controls::{Controls, Target, controls},
+    socket::{Gone, Inbox, Outbox, PING_EVERY},
+};
+use crate::{app::AppState, error::ApiError};
+
+/// Maximum number of queued error messages to the client. These messages concern the client's own
+/// messages; further ones are dropped.
+const MAX_COMPLAINTS: usize = 16;
+
+/// Maximum time until the stream of a process that has ended is at its end.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Protocol of a kind of session.
+pub(super) trait Protocol: Send {
+    /// Message of a client.
+    type ClientMessage: DeserializeOwned + Send;
+    /// Message to a client.
+    type ServerMessage: Serialize + Send + Sync;
+
+    /// Handles a client message. An error is sent to the client and does not end the session.
+    fn on_message(
+        said: Self::ClientMessage,
+        controls: &Controls,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Encodes a process event as messages to the client.
+    fn encode(&mut self, event: Event) -> Vec<Self::ServerMessage>;
+
+    /// Encodes an error. `fatal` is true if the error ends the session.
+    fn error(text: String, fatal: bool) -> Self::ServerMessage;
+
+    /// Returns the keep-alive message of the protocol, if the protocol has one.
+    fn ping() -> Option<Self::ServerMessage>;
+}
+
+/// Returns the reason for which a process ended without exiting. The guest agent also reports a
+/// reason for normal exits, which is dropped.
+pub(super) fn other_end(end: &EndEvent) -> Option<String> {
+    end.error
+        .clone()
+        .filter(|text| !end.exited && !text.is_empty())
+}
+
+/// Detects that a process was killed by its timeout. The guest agent reports this after the end
+/// event.
+async fn explain(mut end: Box<EndEvent>, events: &mut ProcessStream) -> Event {
+    let after = tokio::time::timeout(EXPLAIN_TIMEOUT, events.message()).await;
+    if let Ok(Err(after)) = after
+        && after.code == ErrorCode::DeadlineExceeded
+    {
+        let how = end.error.take().unwrap_or_default();
+        end.error = Some(format!("timed out: {how}"));
+    }
+    Event::End(end)
+}
+
+/// Runs a session to its end and closes the connection.
+pub(super) async fn run<D: Protocol>(
+    app: &AppState,
+    mut outbox: Outbox,
+    mut inbox: Inbox,
+    events: ProcessStream,
+    target: Target,
+    dialect: D,
+) {
+    let (controls, pumps) = controls(target);
+    let (complain, complaints) = mpsc::channel(MAX_COMPLAINTS);
+    {
+        let reading = read::<D>(&mut inbox, controls, complain.clone());
+        let hearing = pumps.run(reading, |error| {
+            let _ = complain.try_send(ApiError::from(error).message);
+        });
+        let telling = tell(&mut outbox, events, complaints, dialect);
+        tokio::select! {
+            () = telling => {}
+            () = hearing => {}
+            () = app.shutdown.cancelled() => {}
+        }
+    }
+    outbox.close(inbox, app).await;
+}
+
+/// Rejects a session and closes the connection.
+pub(super) async fn reject<D: Protocol>(
+    app: &AppState,
+    mut outbox: Outbox,
+    inbox: Inbox,
+    text: String,
+) {
+    if outbox.say(&D::error(text, true)).await.is_ok() {
+        outbox.close(inbox, app).await;
+    }
+}
+
+/// Reads until the client has disconnected.
+async fn read<D: Protocol>(inbox: &mut Inbox, controls: Controls, complain: mpsc::Sender<String>) {
+    while let Ok(said) = inbox.next::<D::ClientMessage>().await {
+        let heard = match said {
+            Ok(said) => D::on_message(said, &controls).await,
+            Err(why) => Err(format!("invalid message: {why}")),
+        };
+        if let Err(text) = heard {
+            let _ = complain.try_send(text);
+        }
+    }
+}
+
+/// Sends process events to the client until the process ends. If the client disconnects first,
+/// waits until the reader notices, so that messages which the client has already sent are still
+/// delivered.
+async fn tell<D: Protocol>(
+    outbox: &mut Outbox,
+    events: ProcessStream,
+    complaints: mpsc::Receiver<String>,
+    dialect: D,
+) {
+    if tell_all(outbox, events, complaints, dialect).await == Err(Gone) {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn tell_all<D: Protocol>(
+    outbox: &mut Outbox,
+    mut events: ProcessStream,
+    mut complaints: mpsc::Receiver<String>,
+    mut dialect: D,
+) -> Result<(), Gone> {
+    let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            message = events.message() => match message {
+                Ok(Some(message)) => {
+                    let event: Option<ProcessEvent> = message.to_owned_message().event.into_option();
+                    let Some(event) = event.and_then(|event| event.event) else { continue };
+                    let (event, ended) = match event {
+                        Event::End(end) => (explain(end, &mut events).await, true),
+                        other => (other, false),
+                    };
+                    for out in dialect.encode(event) {
+                        outbox.say(&out).await?;
+                    }
+                    if ended {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => {
+                    let text = "the output stream of the process ended unexpectedly".to_owned();
+                    return outbox.say(&D::error(text, true)).await;
+                }
+                Err(error) => {
+                    let error = ApiError::from(AgentError::from(error));
+                    return outbox.say(&D::error(error.message, true)).await;
+                }
+            },
+            Some(text) = complaints.recv() => outbox.say(&D::error(text, false)).await?,
+            _ = pings.tick() => {
+                if let Some(ping) = D::ping() {
+                    outbox.say(&ping).await?;
+                }
+                outbox.ping().await?;
+            }
+        }
+    }
+}

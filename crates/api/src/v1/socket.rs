@@ -1,0 +1,190 @@
+//! WebSockets: opening, JSON messages, closing.
+//!
+//! A message is handed to the connection and flushed before the next one is requested, so a client
+//! that reads slowly slows down the sender. Nothing is dropped, and at most that one message is
+//! buffered.
+
+use std::time::Duration;
+
+use axum::{
+    extract::{
+        FromRequestParts, WebSocketUpgrade,
+        ws::{CloseFrame, Message, WebSocket, close_code},
+    },
+    response::Response,
+};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use http::{StatusCode, request::Parts};
+use serde::{Serialize, de::DeserializeOwned};
+use wrenn_control::lifecycle::Lifecycle;
+use wrenn_model::SandboxId;
+
+use crate::{
+    app::AppState,
+    error::{ApiError, Code},
+};
+
+/// Maximum size of a client message, in bytes. A message carries at most 3 MiB of input, which is
+/// somewhat longer as text.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Messages above this size are not read: the connection is cut. Messages between
+/// [`MAX_MESSAGE_BYTES`] and this size are answered with an error.
+const MAX_READ_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
+
+/// Maximum time until the client's first message.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Maximum time for the client to read the remaining messages and to close its side. The connection
+/// must stay open until then: messages that the client has not read would be lost.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same limit while the server shuts down.
+const SHUTDOWN_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Interval between pings to a silent client.
+pub(super) const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// Request for a WebSocket upgrade.
+pub(super) struct ApiSocket(WebSocketUpgrade);
+
+impl<S: Send + Sync> FromRequestParts<S> for ApiSocket {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match WebSocketUpgrade::from_request_parts(parts, state).await {
+            Ok(upgrade) => Ok(Self(upgrade)),
+            Err(rejection) => {
+                let message = format!(
+                    "this route requires a WebSocket upgrade: {}",
+                    rejection.body_text()
+                );
+                let error = ApiError::new(Code::InvalidRequest, message);
+                Err(match rejection.status() {
+                    StatusCode::UPGRADE_REQUIRED => error.with_status(StatusCode::UPGRADE_REQUIRED),
+                    _ => error,
+                })
+            }
+        }
+    }
+}
+
+impl ApiSocket {
+    /// Checks the sandbox, upgrades the connection and runs the session. A shutdown of the server
+    /// waits for the session to end.
+    pub(super) async fn open<F>(
+        self,
+        app: AppState,
+        id: SandboxId,
+        session: impl FnOnce(AppState, SandboxId, WebSocket) -> F + Send + 'static,
+    ) -> Result<Response, ApiError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let row = app.lifecycle.get(&id).await?;
+        Lifecycle::require_enterable(&row)?;
+        let upgrade = self
+            .0
+            .max_message_size(MAX_READ_BYTES)
+            .max_frame_size(MAX_READ_BYTES);
+        Ok(upgrade.on_upgrade(move |socket| {
+            let sessions = app.sessions.clone();
+            sessions.track_future(session(app, id, socket))
+        }))
+    }
+}
+
+/// Error of a connection whose client has disconnected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gone;
+
+/// Sending half, towards the client.
+pub(super) struct Outbox(SplitSink<WebSocket, Message>);
+
+/// Receiving half, from the client.
+pub(super) struct Inbox(SplitStream<WebSocket>);
+
+pub(super) fn split(socket: WebSocket) -> (Outbox, Inbox) {
+    let (sink, stream) = socket.split();
+    (Outbox(sink), Inbox(stream))
+}
+
+impl Outbox {
+    /// Sends a message and waits until the connection has taken it.
+    pub(super) async fn say(&mut self, message: &impl Serialize) -> Result<(), Gone> {
+        // Messages are structs of strings and numbers, which always serialize to JSON.
+        let text = serde_json::to_string(message).unwrap_or_default();
+        self.send(Message::text(text)).await
+    }
+
+    /// Sends a WebSocket ping frame.
+    pub(super) async fn ping(&mut self) -> Result<(), Gone> {
+        self.send(Message::Ping(bytes::Bytes::new())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), Gone> {
+        self.0.send(message).await.map_err(|_| Gone)
+    }
+
+    /// Closes the session and waits, within a deadline, until the client has read everything.
+    pub(super) async fn close(mut self, mut inbox: Inbox, app: &AppState) {
+        let ending = app.shutdown.is_cancelled();
+        let (code, limit) = if ending {
+            (close_code::AWAY, SHUTDOWN_CLOSE_TIMEOUT)
+        } else {
+            (close_code::NORMAL, CLOSE_TIMEOUT)
+        };
+        let frame = CloseFrame {
+            code,
+            reason: "".into(),
+        };
+        let closing = async {
+            if self.send(Message::Close(Some(frame))).await.is_ok() {
+                while let Some(Ok(_)) = inbox.0.next().await {}
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(limit, closing) => {}
+            () = async {
+                app.shutdown.cancelled().await;
+                tokio::time::sleep(SHUTDOWN_CLOSE_TIMEOUT).await;
+            } => {}
+        }
+    }
+}
+
+impl Inbox {
+    /// Returns the client's next message. The inner error is the reason for which a message is
+    /// invalid; the session continues.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
+        loop {
+            match self.0.next().await {
+                Some(Ok(Message::Text(text))) if text.len() > MAX_MESSAGE_BYTES => {
+                    return Ok(Err(format!(
+                        "the message exceeds the limit of {MAX_MESSAGE_BYTES} bytes"
+                    )));
+                }
+                Some(Ok(Message::Text(text))) => {
+                    return Ok(serde_json::from_str(&text).map_err(|e| e.to_string()));
+                }
+                Some(Ok(Message::Binary(_))) => {
+                    return Ok(Err(
+                        "expected JSON in a text frame, got a binary frame".to_owned()
+                    ));
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Gone),
+            }
+        }
+    }
+
+    /// Returns the first message, which determines the session.
+    pub(super) async fn first<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
+        tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, self.next())
+            .await
+            .unwrap_or_else(|_| Ok(Err("timed out waiting for the message".to_owned())))
+    }
+}

@@ -1,0 +1,254 @@
+//! API keys.
+//!
+//! Owns the generation and the check of keys, and a short-lived cache of valid keys. Never stores
+//! or logs a key: the database holds its SHA-256 and its first eight characters. A key is looked up
+//! by these characters; the hash is then compared in constant time. Keys have at least 128 random
+//! bits, so a plain hash is sufficient.
+//!
+//! A key deleted by this process stops working at once. A key deleted by another process with the
+//! same database stops working after [`REMEMBER`].
+
+mod first_key;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rand::RngExt;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use wrenn_db::{ApiKey, Db, DbError};
+
+use crate::clock;
+
+pub use first_key::ensure_first_keys;
+
+/// Form of a key. All forms grant the same access. Clients of the E2B API check the form of their
+/// key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyForm {
+    /// `wrn_` and 32 hexadecimal digits.
+    Wrenn,
+    /// `e2b_` and 40 hexadecimal digits.
+    E2b,
+}
+
+impl KeyForm {
+    const ALL: [Self; 2] = [Self::Wrenn, Self::E2b];
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Wrenn => "wrn_",
+            Self::E2b => "e2b_",
+        }
+    }
+
+    /// Number of hexadecimal digits after the prefix.
+    const fn digits(self) -> usize {
+        match self {
+            Self::Wrenn => 32,
+            Self::E2b => 40,
+        }
+    }
+
+    fn fits(self, key: &str) -> bool {
+        key.strip_prefix(self.prefix()).is_some_and(|digits| {
+            digits.len() == self.digits()
+                && digits
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
+    }
+}
+
+/// Number of leading characters of a key that the database stores.
+const SHOWN: usize = 8;
+
+/// Time for which a valid key is cached.
+const REMEMBER: Duration = Duration::from_secs(5);
+
+/// Maximum number of cached keys.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Minimum time between two updates of a key's last use, in milliseconds.
+const TOUCH_EVERY_MS: i64 = 60_000;
+
+type Hash = [u8; 32];
+
+/// Generates and checks API keys.
+#[derive(Debug)]
+pub struct Auth {
+    db: Db,
+    good: Mutex<HashMap<Hash, (String, Instant)>>,
+}
+
+/// New key. The secret is not available later.
+pub struct NewKey {
+    /// The key itself.
+    pub secret: String,
+    /// Stored row of the key.
+    pub row: ApiKey,
+}
+
+impl Auth {
+    /// Returns the keys of a database.
+    pub fn new(db: Db) -> Arc<Self> {
+        Arc::new(Self {
+            db,
+            good: Mutex::default(),
+        })
+    }
+
+    /// True if the text is a key that exists in the database.
+    pub async fn accepts_key(&self, key: &str) -> Result<bool, DbError> {
+        if !has_the_form(key) {
+            return Ok(false);
+        }
+        let hash = hash(key);
+        if self.remembers(&hash) {
+            return Ok(true);
+        }
+        let Some(prefix) = key.get(..SHOWN) else {
+            return Ok(false);
+        };
+        let wanted = hex::encode(hash);
+        let mut found = None;
+        // All candidates are compared, even after a match.
+        for row in self.db.api_keys_by_prefix(prefix).await? {
+            if bool::from(row.key_hash.as_bytes().ct_eq(wanted.as_bytes())) {
+                found = Some(row);
+            }
+        }
+        let Some(row) = found else { return Ok(false) };
+        let now = clock::now_ms();
+        if now.saturating_sub(row.last_used_at) >= TOUCH_EVERY_MS
+            && let Err(error) = self.db.touch_api_key(&row.id, now).await
+        {
+            tracing::warn!(%error, "failed to record API key use");
+        }
+        self.remember(hash, row.id);
+        Ok(true)
+    }
+
+    /// Generates a key and stores it.
+    pub async fn make(&self, name: &str, form: KeyForm) -> Result<NewKey, DbError> {
+        let mut digits = vec![0_u8; form.digits() / 2];
+        rand::rng().fill(&mut digits[..]);
+        let secret = format!("{}{}", form.prefix(), hex::encode(digits));
+        let row = ApiKey {
+            id: uuid::Uuid::new_v4().to_string(),
+            name: name.to_owned(),
+            key_hash: hex::encode(hash(&secret)),
+            key_prefix: secret.chars().take(SHOWN).collect(),
+            created_at: clock::now_ms(),
+            last_used_at: 0,
+        };
+        self.db.insert_api_key(&row).await?;
+        Ok(NewKey { secret, row })
+    }
+
+    /// Deletes a key unless it is the last one. Returns false if nothing was deleted.
+    pub async fn delete(&self, id: &str) -> Result<bool, DbError> {
+        let deleted = self.db.delete_api_key(id).await?;
+        self.good().retain(|_, (known, _)| known != id);
+        Ok(deleted)
+    }
+
+    fn remembers(&self, hash: &Hash) -> bool {
+        self.good()
+            .get(hash)
+            .is_some_and(|(_, since)| since.elapsed() < REMEMBER)
+    }
+
+    fn remember(&self, hash: Hash, id: String) {
+        let mut good = self.good();
+        if good.len() >= MAX_REMEMBERED {
+            good.retain(|_, (_, since)| since.elapsed() < REMEMBER);
+        }
+        if good.len() < MAX_REMEMBERED {
+            good.insert(hash, (id, Instant::now()));
+        }
+    }
+
+    fn good(&self) -> MutexGuard<'_, HashMap<Hash, (String, Instant)>> {
+        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn has_the_form(key: &str) -> bool {
+    KeyForm::ALL.iter().any(|form| form.fits(key))
+}
+
+fn hash(key: &str) -> Hash {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    async fn auth(dir: &tempfile::TempDir) -> Arc<Auth> {
+        let url = format!("sqlite://{}/db?mode=rwc", dir.path().display());
+        Auth::new(Db::open(&url).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_a_key_that_was_made_is_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = auth(&dir).await;
+        let other = auth.make("test", KeyForm::E2b).await.unwrap();
+        assert!(other.secret.starts_with("e2b_") && other.secret.len() == 44);
+        assert!(auth.accepts_key(&other.secret).await.unwrap());
+        let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
+        assert!(has_the_form(&made.secret));
+        assert!(auth.accepts_key(&made.secret).await.unwrap());
+        let mut near = made.secret.clone();
+        let last = if near.pop() == Some('0') { '1' } else { '0' };
+        near.push(last);
+        for bad in [
+            near.as_str(),
+            "",
+            "wrn_",
+            &made.secret.to_uppercase(),
+            &made.secret[..SHOWN],
+            &format!("{} ", made.secret),
+            &made.row.key_hash,
+            "wrn_ééééééééééééééééé",
+        ] {
+            assert!(!auth.accepts_key(bad).await.unwrap(), "{bad}");
+        }
+        assert!(
+            !made
+                .row
+                .key_hash
+                .contains(&made.secret[KeyForm::Wrenn.prefix().len()..])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_deleted_key_stops_at_once_and_the_last_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = auth(&dir).await;
+        let first = auth.make("first", KeyForm::Wrenn).await.unwrap();
+        let second = auth.make("second", KeyForm::Wrenn).await.unwrap();
+        assert!(auth.accepts_key(&second.secret).await.unwrap());
+        assert!(auth.delete(&second.row.id).await.unwrap());
+        assert!(!auth.accepts_key(&second.secret).await.unwrap());
+        assert!(!auth.delete(&first.row.id).await.unwrap());
+        assert!(auth.accepts_key(&first.secret).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_time_of_last_use_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = auth(&dir).await;
+        let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
+        assert_eq!(auth.db.api_keys().await.unwrap()[0].last_used_at, 0);
+        auth.accepts_key(&made.secret).await.unwrap();
+        assert!(auth.db.api_keys().await.unwrap()[0].last_used_at > 0);
+    }
+}
