@@ -30,7 +30,7 @@ use wrenn_model::SandboxStatus;
 
 /// Event of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Event {
+pub enum Event {
     /// The create task is about to call the host.
     CreateBegun,
     /// The host reports that the sandbox runs.
@@ -60,7 +60,7 @@ pub(crate) enum Event {
 impl Event {
     /// All events.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 12] = [
+    pub const ALL: [Self; 12] = [
         Self::CreateBegun,
         Self::CreateDone,
         Self::CreateFailed,
@@ -78,7 +78,7 @@ impl Event {
 
 /// Action required at the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Call `CreateSandbox`.
     Create,
     /// Call `PauseSandbox`.
@@ -92,18 +92,18 @@ pub(crate) enum Effect {
 /// The event is not valid in the status. Nothing changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("event {event:?} is not valid for a sandbox that is `{state}`")]
-pub(crate) struct Rejected {
+pub struct Rejected {
     /// Current status.
-    pub(crate) state: SandboxStatus,
+    pub state: SandboxStatus,
     /// Rejected event.
-    pub(crate) event: Event,
+    pub event: Event,
 }
 
 /// Returns the status after an event, and the required actions.
 ///
 /// # Errors
 /// If the event is not valid in the status.
-pub(crate) fn transition(
+pub fn transition(
     state: SandboxStatus,
     event: Event,
 ) -> Result<(SandboxStatus, Vec<Effect>), Rejected> {
