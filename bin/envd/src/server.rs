@@ -102,7 +102,9 @@ pub struct App {
 }
 
 impl App {
-    fn new(config: &Config) -> Self {
+    /// Returns the state of an agent that has just started.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
         let settings = Arc::<Settings>::default();
         Self {
             processes: Arc::default(),
@@ -139,11 +141,12 @@ pub fn run(config: &Config) -> io::Result<()> {
     })
 }
 
-/// Accepts connections from a listener and serves them.
+/// Accepts connections from a listener and serves them. The caller decides whether ports are
+/// forwarded and metadata is requested.
 ///
 /// # Errors
 /// None at present: failures to accept are logged, and the loop continues.
-async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, app: App) -> io::Result<()> {
     let connections = app.connections.clone();
     let router = router(app);
     loop {

@@ -14,7 +14,6 @@
 
 mod cgroup;
 mod disk;
-mod envd_client;
 mod host;
 mod network;
 mod registry;

@@ -86,10 +86,10 @@ use std::{
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use wrenn_envd_client::EnvdClient;
 use wrenn_proto::{SandboxId, TemplateName, supervise::SupervisorSpec};
 
 use crate::{
-    envd_client::EnvdClient,
     network::access::Access,
     sandbox_dir::BootTimes,
     snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},

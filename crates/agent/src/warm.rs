@@ -18,12 +18,9 @@ use std::{
 use rand::RngExt as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wrenn_envd_client::Exec;
 use wrenn_image::{ImageStore, StoreLock};
-use wrenn_proto::{
-    SandboxId, TemplateName, limits,
-    rpc::{hostagent::v1 as pb, process::ProcessConfig},
-    supervise::Accel,
-};
+use wrenn_proto::{SandboxId, TemplateName, limits, rpc::process::ProcessConfig, supervise::Accel};
 use wrenn_snapshot::layout;
 
 use crate::{
@@ -47,6 +44,9 @@ const FIRST_COMMANDS: [&[&str]; 4] = [
     &["/bin/bash", "-l", "-c", "echo hi"],
     &["python3", "-c", "print(1)"],
 ];
+
+/// Maximum time of one of these commands.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
 /// Maximum time to record the pages of a restored guest.
 const RECORD_DEADLINE: Duration = Duration::from_secs(60);
@@ -234,8 +234,8 @@ async fn freeze_template(actors: &SandboxActors, template: &Template) -> Result<
     // Work that the guest does by itself after a boot would be repeated in every sandbox if the
     // snapshot were taken in the middle of it.
     let settled = format!("until [ -e {} ]; do sleep 0.1; done", limits::SETTLED);
-    run_command(actors, &booted, &["/bin/sh", "-c", &settled]).await?;
-    run_first_commands(actors, &booted).await?;
+    run_command(&booted, &["/bin/sh", "-c", &settled]).await?;
+    run_first_commands(&booted).await?;
     let pin = booted
         .freeze()
         .await
@@ -273,7 +273,7 @@ async fn record_working_set(
         .with_snapshot(&facts, snapshot)
         .map_err(failed("restore the template snapshot"))?;
     let restored = run(actors, plan, "restore the template snapshot").await?;
-    run_first_commands(actors, &restored).await?;
+    run_first_commands(&restored).await?;
     let deadline = Instant::now() + RECORD_DEADLINE;
     while !record.exists() {
         if Instant::now() > deadline {
@@ -317,32 +317,30 @@ async fn run(
     Ok(sandbox)
 }
 
-async fn run_first_commands(actors: &SandboxActors, sandbox: &Sandbox) -> Result<(), WarmError> {
+async fn run_first_commands(sandbox: &Sandbox) -> Result<(), WarmError> {
     for command in FIRST_COMMANDS {
-        run_command(actors, sandbox, command).await?;
+        run_command(sandbox, command).await?;
     }
     Ok(())
 }
 
-async fn run_command(
-    actors: &SandboxActors,
-    sandbox: &Sandbox,
-    command: &[&str],
-) -> Result<(), WarmError> {
+async fn run_command(sandbox: &Sandbox, command: &[&str]) -> Result<(), WarmError> {
     const STEP: &str = "run a warm-up command in the guest";
     let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
-    let request = pb::ExecRequest {
-        id: sandbox.facts.id.to_string(),
+    let exec = Exec {
         process: ProcessConfig {
             cmd: (*cmd).to_owned(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             ..Default::default()
-        }
-        .into(),
-        timeout_sec: 120,
+        },
+        time_limit: Some(COMMAND_LIMIT),
         ..Default::default()
     };
-    let done = rpc::exec(actors, request).await.map_err(failed(STEP))?;
+    let running = sandbox.touch_running().map_err(failed(STEP))?;
+    let done = tokio::select! {
+        done = running.envd.exec(exec) => done.map_err(failed(STEP))?,
+        () = running.gone.cancelled() => return Err(failed(STEP)(sandbox.unusable())),
+    };
     if done.exit_code != 0 {
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         return Err(WarmError::Step {

@@ -57,8 +57,9 @@ use wrenn_proto::{SandboxId, rest::Egress};
 use crate::{
     agent_client::AgentClient,
     auth::Auth,
-    db::{Db, sandboxes::Sandbox},
+    db::Db,
     e2b,
+    guest::{Guest, Guests},
     host::Host,
     lifecycle::{ActivityGuard, Lifecycle},
     samples::Samples,
@@ -75,6 +76,7 @@ const BOOT_WAIT: Duration = Duration::from_secs(60);
 pub(crate) struct App {
     pub(crate) db: Db,
     pub(crate) agent: AgentClient,
+    pub(crate) guests: Arc<Guests>,
     pub(crate) host: Host,
     pub(crate) auth: Arc<Auth>,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -91,10 +93,11 @@ pub(crate) struct App {
 pub(crate) type AppState = Arc<App>;
 
 impl App {
-    /// Returns a running sandbox, which counts as active until the guard is dropped. Waits for a
+    /// Returns the guest of a running sandbox, which counts as active until the guard is dropped. Waits for a
     /// sandbox that is booting, and resumes a paused sandbox that was created with `auto_resume`.
-    async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, ActivityGuard), ApiError> {
-        Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
+    async fn ready(&self, id: &SandboxId) -> Result<(Guest, ActivityGuard), ApiError> {
+        let (row, used) = self.lifecycle.enter(id, BOOT_WAIT).await?;
+        Ok((self.guests.get(&row)?, used))
     }
 }
 

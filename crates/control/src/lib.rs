@@ -2,7 +2,7 @@
 //!
 //! Owns the REST API, the API keys, the rows of sandboxes and templates, and all decisions about
 //! the life of a sandbox. Never touches a VM itself: it sends every request for a host to the
-//! host's agent over `hostagent.v1`, and compares the agent's reports with the rows every second
+//! host's agent over `hostagent.v1`, calls guest agents through the agent's tunnels, and compares the agent's reports with the rows every second
 //! (`reconciler`). There is currently one host, `default`.
 //!
 //! - [`serve`] runs the control plane until shutdown.
@@ -12,6 +12,7 @@
 //! - `state_machine`: valid status transitions, and the clean-up that each requires; no I/O.
 //! - `lifecycle`: carries sandboxes through those states; every task in it outlives the request
 //!   that started it.
+//! - `guest`: calls to the guest agents of sandboxes: processes, files, terminals.
 //! - `traffic`: queries of the proxy for the ports of sandboxes (`wrenn-proxy`).
 //! - `reconciler`: reconciles rows and host after crashes, restarts and losses; reaps idle
 //!   sandboxes.
@@ -30,6 +31,7 @@ mod config;
 mod db;
 mod e2b;
 mod error;
+mod guest;
 mod host;
 mod lifecycle;
 mod reconciler;

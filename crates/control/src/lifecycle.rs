@@ -57,6 +57,7 @@ use crate::{
         Db, DbError,
         sandboxes::{Sandbox, UNKNOWN_HOST},
     },
+    guest::Guests,
     state_machine::{Effect, Event, Rejected, transition},
 };
 
@@ -159,6 +160,7 @@ fn what_to_do(id: &SandboxId, status: SandboxStatus, wanted: &str) -> String {
 pub(crate) struct Lifecycle {
     db: Db,
     agent: AgentClient,
+    guests: Arc<Guests>,
     locks: locks::Locks,
     creating: creating::Creating,
     uses: uses::ActivityTracker,
@@ -183,12 +185,14 @@ impl Lifecycle {
     pub(crate) fn new(
         db: Db,
         agent: AgentClient,
+        guests: Arc<Guests>,
         cuts: ConnectionKillSwitch,
         begun: mpsc::Sender<SandboxId>,
     ) -> Arc<Self> {
         Arc::new(Self {
             db,
             agent,
+            guests,
             locks: locks::Locks::default(),
             creating: creating::Creating::default(),
             uses: uses::ActivityTracker::default(),
@@ -327,6 +331,7 @@ impl Lifecycle {
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
                     // A sandbox in `pausing` may keep running.
                     self.cuts.forget(id);
+                    self.guests.forget(id);
                 }
                 return Ok((row, effects));
             }

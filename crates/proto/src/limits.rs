@@ -30,7 +30,7 @@ pub const DEFAULT_TIMEOUT_SEC: u32 = 300;
 /// Maximum idle time in a request, in seconds: 30 days. An idle time of 0 means never.
 pub const MAX_TIMEOUT_SEC: u32 = 30 * 24 * 3600;
 
-/// Maximum size of a file in `/files/write` and in the unary file calls, in bytes.
+/// Maximum size of a file in `/files/write` and `/files/read`, in bytes.
 pub const MAX_FILE_MESSAGE_BYTES: usize = 100 * 1024 * 1024;
 
 /// Request header of `Start` that makes the guest agent return only the start event. The agent

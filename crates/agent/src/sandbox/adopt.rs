@@ -24,7 +24,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -33,13 +32,13 @@ use wrenn_proto::{SandboxId, supervise::SupervisorSpec};
 use super::{
     Running, Sandbox, SandboxFacts, Start, Tunnels,
     actor::{Adopted, AdoptedMachine, Pins, SandboxActors},
+    boot::guest_client,
     error::{DestroyError, chain},
     now_unix_ms,
     resources::{HostContext, Resources, free_network},
     spawn,
 };
 use crate::{
-    envd_client::EnvdClient,
     network::{self, NetworkError, access::Access, addresses::Slot, slot::SlotError},
     sandbox_dir::{LastSnapshot, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, SnapshotRef},
@@ -238,7 +237,7 @@ async fn examine_machine(
     let Some(boot) = sandbox_dir.read_boot() else {
         return AdoptedMachine::Booting;
     };
-    let envd = match EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token) {
+    let envd = match guest_client(spec) {
         Ok(envd) => envd,
         Err(error) => return AdoptedMachine::Lost(chain(&error)),
     };

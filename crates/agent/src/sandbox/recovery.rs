@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use wrenn_envd_client::{EnvdClient, Recover};
 
 use super::{Running, error::chain};
-use crate::envd_client::{EnvdClient, Recover};
 
 /// Interval between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -1,7 +1,6 @@
 //! Per-test control plane, and the fake agent that it talks to.
 
 pub(crate) mod fake_agent;
-mod processes;
 mod socket;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_control::{ControlConfig, ControlError};
 use wrenn_proto::rest::Egress;
 
-pub(crate) use fake_agent::{ErrorCode, FakeAgent};
+pub(crate) use fake_agent::{ErrorCode, FakeAgent, TUNNEL};
 pub(crate) use socket::Socket;
 
 /// Maximum time of any step in these tests.
