@@ -119,3 +119,26 @@ async fn a_time_limit_ends_the_command_and_its_end_is_told() {
     let exit = socket.expect("exit").await;
     assert_eq!(exit["error"], "timed out: signal: killed");
 }
+
+#[tokio::test]
+async fn a_silent_command_keeps_its_sandbox_from_being_idle() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let body = json!({ "timeout_sec": 1, "on_timeout": "kill" });
+    let (_, made) = control.post("/v1/sandboxes", body).await;
+    let id = made["id"].as_str().unwrap();
+    let (status, done) = exec(&control, id, sh("sleep 3")).await;
+    assert_eq!(
+        (status, &done["exit_code"]),
+        (StatusCode::OK, &json!(0)),
+        "{done}"
+    );
+    let row = control.until_status(id, "stopped").await;
+    assert!(row["error"].as_str().unwrap().contains("idle"), "{row}");
+    let time = |field: &str| {
+        let time: jiff::Timestamp = row[field].as_str().unwrap().parse().unwrap();
+        time
+    };
+    let lived = time("created_at").duration_until(time("last_active_at"));
+    assert!(lived.as_secs() >= 2, "{row}");
+}

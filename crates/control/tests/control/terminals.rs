@@ -105,7 +105,7 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
     assert_eq!(socket.expect("exit").await["error"], "signal: killed");
     assert_eq!(socket.next().await, None);
     for first in [
-        json!({ "type": "connect", "tag": tag }),
+        json!({ "type": "connect", "tag": "pty-00000000" }),
         json!({ "type": "kill" }),
         json!({ "type": "start", "cols": 0 }),
     ] {
