@@ -31,6 +31,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 type Client = HostAgentServiceClient<HttpClient>;
+
 /// Failure of a call to the agent, or to a guest agent through it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code:?}: {message}")]

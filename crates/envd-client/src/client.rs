@@ -20,6 +20,7 @@ use wrenn_proto::rpc::{filesystem::FilesystemClient, process::ProcessClient};
 
 use crate::{
     Dial, Stream,
+    broken::{Broken, ResponseBody, lost},
     deadline::within,
     dial::{Connector, TcpDial},
 };
@@ -46,20 +47,27 @@ const ORIGIN: &str = "http://envd";
 /// Body of a request.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, ConnectError>;
 
-/// Transport of the Connect calls, over the same connections as the plain requests.
+/// Transport of one Connect call, over the same connections as the plain requests.
 #[derive(Clone)]
-pub(crate) struct Transport(Client<Connector, RequestBody>);
+pub(crate) struct Transport {
+    http: Client<Connector, RequestBody>,
+    broken: Broken,
+}
 
 impl ClientTransport for Transport {
-    type ResponseBody = Incoming;
+    type ResponseBody = ResponseBody;
     type Error = ConnectError;
 
     fn send(
         &self,
         request: Request<ClientBody>,
-    ) -> BoxFuture<'static, Result<Response<Incoming>, ConnectError>> {
-        let answer = self.0.request(request.map(BodyExt::boxed_unsync));
-        Box::pin(async move { answer.await.map_err(transport_failed) })
+    ) -> BoxFuture<'static, Result<Response<ResponseBody>, ConnectError>> {
+        let answer = self.http.request(request.map(BodyExt::boxed_unsync));
+        let broken = self.broken.clone();
+        Box::pin(async move {
+            let answer = answer.await.map_err(transport_failed)?;
+            Ok(answer.map(|body| ResponseBody { body, broken }))
+        })
     }
 }
 
@@ -68,8 +76,7 @@ impl ClientTransport for Transport {
 pub struct EnvdClient {
     dial: Arc<dyn Dial>,
     token: HeaderValue,
-    pub(crate) process: ProcessClient<Transport>,
-    pub(crate) filesystem: FilesystemClient<Transport>,
+    config: ClientConfig,
     http: Client<Connector, RequestBody>,
 }
 
@@ -94,12 +101,10 @@ impl EnvdClient {
             .pool_idle_timeout(IDLE_DEADLINE)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(Connector(Arc::clone(&dial)));
-        let transport = Transport(http.clone());
         Ok(Self {
             dial,
             token,
-            process: ProcessClient::new(transport.clone(), config.clone()),
-            filesystem: FilesystemClient::new(transport, config),
+            config,
             http,
         })
     }
@@ -122,6 +127,28 @@ impl EnvdClient {
             token: token_header(token)?,
             ..self.clone()
         })
+    }
+
+    /// Returns a client of the process service, for one call.
+    pub(crate) fn process(&self) -> (ProcessClient<Transport>, Broken) {
+        let (transport, broken) = self.transport();
+        (ProcessClient::new(transport, self.config.clone()), broken)
+    }
+
+    /// Returns a client of the file system service, for one call.
+    pub(crate) fn filesystem(&self) -> (FilesystemClient<Transport>, Broken) {
+        let (transport, broken) = self.transport();
+        let client = FilesystemClient::new(transport, self.config.clone());
+        (client, broken)
+    }
+
+    fn transport(&self) -> (Transport, Broken) {
+        let broken = Broken::default();
+        let transport = Transport {
+            http: self.http.clone(),
+            broken: broken.clone(),
+        };
+        (transport, broken)
     }
 
     /// Opens a connection outside of the pool.
@@ -204,10 +231,6 @@ pub(crate) fn full(body: impl Into<Bytes>) -> RequestBody {
     UnsyncBoxBody::new(body.map_err(|never| match never {}))
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the callers pass it as a function"
-)]
 pub(crate) fn bad_request(error: http::Error) -> ConnectError {
     ConnectError::invalid_argument(format!("invalid request: {error}"))
 }
@@ -222,5 +245,5 @@ fn transport_failed(error: legacy::Error) -> ConnectError {
         }
         cause = error.source();
     }
-    ConnectError::unavailable("the connection to the guest agent was lost").with_source(error)
+    lost(error)
 }

@@ -26,7 +26,8 @@ impl EnvdClient {
             ..Default::default()
         };
         let options = as_user(CallOptions::default(), user)?;
-        let call = self.filesystem.list_dir_with_options(request, options);
+        let (filesystem, broken) = self.filesystem();
+        let call = broken.watch(filesystem.list_dir_with_options(request, options));
         let answer = within(CALL_DEADLINE, call)
             .await
             .map_err(unknown_user(user))?;
@@ -43,7 +44,8 @@ impl EnvdClient {
             ..Default::default()
         };
         let options = as_user(CallOptions::default(), user)?;
-        let call = self.filesystem.make_dir_with_options(request, options);
+        let (filesystem, broken) = self.filesystem();
+        let call = broken.watch(filesystem.make_dir_with_options(request, options));
         let answer = within(CALL_DEADLINE, call)
             .await
             .map_err(unknown_user(user))?;
@@ -60,7 +62,8 @@ impl EnvdClient {
             ..Default::default()
         };
         let options = as_user(CallOptions::default(), user)?;
-        let call = self.filesystem.remove_with_options(request, options);
+        let (filesystem, broken) = self.filesystem();
+        let call = broken.watch(filesystem.remove_with_options(request, options));
         within(CALL_DEADLINE, call)
             .await
             .map_err(unknown_user(user))

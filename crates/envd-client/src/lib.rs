@@ -35,6 +35,7 @@
 //! | a command prints too much                | `out_of_range`; the command is killed            |
 #![forbid(unsafe_code)]
 
+mod broken;
 mod client;
 mod deadline;
 mod dial;

@@ -6,7 +6,6 @@ use connectrpc::{
     ConnectError,
     client::{CallOptions, ServerStream},
 };
-use hyper::body::Incoming;
 use wrenn_proto::{
     limits,
     rpc::process::{
@@ -18,6 +17,7 @@ use wrenn_proto::{
 
 use crate::{
     EnvdClient,
+    broken::{Broken, ResponseBody},
     client::{as_user, unknown_user},
     deadline::{CALL_DEADLINE, within},
 };
@@ -25,12 +25,15 @@ use crate::{
 /// Events of a process. Events are fetched only as fast as the caller takes them, so a slow reader
 /// slows the process down and nothing accumulates here.
 #[derive(Debug)]
-pub struct ProcessEvents(Source);
+pub struct ProcessEvents {
+    source: Source,
+    broken: Broken,
+}
 
 #[derive(Debug)]
 enum Source {
-    Started(ServerStream<Incoming, StartResponseView<'static>>),
-    Connected(ServerStream<Incoming, ConnectResponseView<'static>>),
+    Started(ServerStream<ResponseBody, StartResponseView<'static>>),
+    Connected(ServerStream<ResponseBody, ConnectResponseView<'static>>),
 }
 
 impl ProcessEvents {
@@ -41,13 +44,20 @@ impl ProcessEvents {
     /// after the end event means that the process was killed by its time limit. Later calls return
     /// the same error.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
+        let broken = self.broken.clone();
+        broken.watch(self.source.next()).await
+    }
+}
+
+impl Source {
+    async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
         loop {
-            let event = match &mut self.0 {
-                Source::Started(stream) => match stream.message().await? {
+            let event = match self {
+                Self::Started(stream) => match stream.message().await? {
                     Some(message) => message.to_owned_message().event,
                     None => return Ok(None),
                 },
-                Source::Connected(stream) => match stream.message().await? {
+                Self::Connected(stream) => match stream.message().await? {
                     Some(message) => message.to_owned_message().event,
                     None => return Ok(None),
                 },
@@ -83,11 +93,15 @@ impl EnvdClient {
             options =
                 options.try_with_header("connect-timeout-ms", limit.as_millis().to_string())?;
         }
-        let call = self.process.start_with_options(request, options);
-        within(CALL_DEADLINE, call)
+        let (process, broken) = self.process();
+        let call = process.start_with_options(request, options);
+        let stream = within(CALL_DEADLINE, call)
             .await
-            .map(|stream| ProcessEvents(Source::Started(stream)))
-            .map_err(unknown_user(user))
+            .map_err(unknown_user(user))?;
+        Ok(ProcessEvents {
+            source: Source::Started(stream),
+            broken,
+        })
     }
 
     /// Streams the events of a running process from now on.
@@ -99,9 +113,12 @@ impl EnvdClient {
             process: process.into(),
             ..Default::default()
         };
-        within(CALL_DEADLINE, self.process.connect(request))
-            .await
-            .map(|stream| ProcessEvents(Source::Connected(stream)))
+        let (process, broken) = self.process();
+        let stream = within(CALL_DEADLINE, process.connect(request)).await?;
+        Ok(ProcessEvents {
+            source: Source::Connected(stream),
+            broken,
+        })
     }
 
     /// Returns the running processes that were started through the guest agent.
@@ -109,7 +126,9 @@ impl EnvdClient {
     /// # Errors
     /// If the call fails.
     pub async fn processes(&self) -> Result<Vec<ProcessInfo>, ConnectError> {
-        let answer = within(CALL_DEADLINE, self.process.list(ListRequest::default())).await?;
+        let (process, broken) = self.process();
+        let call = broken.watch(process.list(ListRequest::default()));
+        let answer = within(CALL_DEADLINE, call).await?;
         Ok(answer.into_owned().processes)
     }
 
@@ -127,7 +146,8 @@ impl EnvdClient {
             input: input.into(),
             ..Default::default()
         };
-        self.process.send_input(request).await.map(drop)
+        let (process, broken) = self.process();
+        broken.watch(process.send_input(request)).await.map(drop)
     }
 
     /// Ends the input of a process.
@@ -139,9 +159,9 @@ impl EnvdClient {
             process: process.into(),
             ..Default::default()
         };
-        within(CALL_DEADLINE, self.process.close_stdin(request))
-            .await
-            .map(drop)
+        let (process, broken) = self.process();
+        let call = broken.watch(process.close_stdin(request));
+        within(CALL_DEADLINE, call).await.map(drop)
     }
 
     /// Sets the size of a process's terminal.
@@ -168,9 +188,9 @@ impl EnvdClient {
             .into(),
             ..Default::default()
         };
-        within(CALL_DEADLINE, self.process.update(request))
-            .await
-            .map(drop)
+        let (process, broken) = self.process();
+        let call = broken.watch(process.update(request));
+        within(CALL_DEADLINE, call).await.map(drop)
     }
 
     /// Sends a signal to a process.
@@ -187,8 +207,8 @@ impl EnvdClient {
             signal: signal.into(),
             ..Default::default()
         };
-        within(CALL_DEADLINE, self.process.send_signal(request))
-            .await
-            .map(drop)
+        let (process, broken) = self.process();
+        let call = broken.watch(process.send_signal(request));
+        within(CALL_DEADLINE, call).await.map(drop)
     }
 }
