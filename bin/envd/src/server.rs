@@ -85,24 +85,32 @@ pub fn run(config: &Config) -> io::Result<()> {
         .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(config.address).await?;
-        let app = App::new(config.forward_address, config.metadata_address);
-        let launcher = Launcher {
-            settings: app.settings.clone(),
-            processes: Arc::default(),
-            cgroups: Cgroups::set_up(&config.cgroup_root),
-            open_files: own_limits::raise(),
-        };
+        let (app, launcher) = initial_state(config);
         app.ports.start().await;
         app.mmds.ask();
         serve(listener, app, launcher).await
     })
 }
 
-/// Accepts connections from a listener and serves them.
+/// Returns the state of an agent that has just started.
+#[must_use]
+pub fn initial_state(config: &Config) -> (App, Launcher) {
+    let app = App::new(config.forward_address, config.metadata_address);
+    let launcher = Launcher {
+        settings: app.settings.clone(),
+        processes: Arc::default(),
+        cgroups: Cgroups::set_up(&config.cgroup_root),
+        open_files: own_limits::raise(),
+    };
+    (app, launcher)
+}
+
+/// Accepts connections from a listener and serves them. The caller decides whether ports are
+/// forwarded and metadata is requested.
 ///
 /// # Errors
 /// None at present: failures to accept are logged, and the loop continues.
-async fn serve(listener: TcpListener, app: App, launcher: Launcher) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, app: App, launcher: Launcher) -> io::Result<()> {
     let connections = app.connections.clone();
     let router = router(app, launcher);
     loop {

@@ -16,7 +16,8 @@ use std::{
 };
 
 use rustix::process::{Pid, setpriority_process};
-use wrenn_proto::guest::{ENVD_PORT, SETTLED};
+use wrenn_proto::guest::ENVD_PORT;
+use wrenn_proto::guest::SETTLED;
 
 use crate::{ENVIRONMENT, LATE, drivers};
 

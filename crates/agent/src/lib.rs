@@ -15,7 +15,6 @@
 mod admission;
 mod cgroup;
 mod disk;
-mod envd_client;
 mod host;
 mod inventory;
 mod network;

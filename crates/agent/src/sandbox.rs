@@ -71,11 +71,11 @@ use rand::RngExt as _;
 use thiserror_ext::AsReport as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use wrenn_envd_client::EnvdClient;
 use wrenn_model::{MachineSize, SandboxId, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 
 use crate::{
-    envd_client::EnvdClient,
     network::access::Access,
     sandbox_dir::BootTimes,
     snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},

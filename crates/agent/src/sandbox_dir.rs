@@ -26,7 +26,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use wrenn_model::SandboxId;
-use wrenn_proto::supervise::{FinalStatus, SupervisorSpec, files};
+use wrenn_proto::supervise::FinalStatus;
+use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::supervise::files;
 
 /// File name of [`BootTimes`].
 const BOOT: &str = "boot.json";

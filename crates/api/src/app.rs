@@ -6,11 +6,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_control::{
     agent_client::AgentClient,
     api_key::Auth,
+    guest::{Guest, Guests},
     host::Host,
     lifecycle::{ActivityGuard, Lifecycle},
     samples::Samples,
 };
-use wrenn_db::{Db, Sandbox};
+use wrenn_db::Db;
 use wrenn_model::{Egress, SandboxId};
 
 use crate::error::ApiError;
@@ -22,6 +23,7 @@ pub(crate) const BOOT_WAIT: Duration = Duration::from_secs(60);
 pub(crate) struct App {
     pub(crate) db: Db,
     pub(crate) agent: AgentClient,
+    pub(crate) guests: Arc<Guests>,
     pub(crate) host: Host,
     pub(crate) auth: Arc<Auth>,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -38,9 +40,11 @@ pub(crate) struct App {
 pub(crate) type AppState = Arc<App>;
 
 impl App {
-    /// Returns a running sandbox, which counts as active until the guard is dropped. Waits for a
-    /// sandbox that is booting, and resumes a paused sandbox that was created with `auto_resume`.
-    pub(crate) async fn ready(&self, id: &SandboxId) -> Result<(Sandbox, ActivityGuard), ApiError> {
-        Ok(self.lifecycle.enter(id, BOOT_WAIT).await?)
+    /// Returns the guest of a running sandbox, which counts as active until the guard is dropped.
+    /// Waits for a sandbox that is booting, and resumes a paused sandbox that was created with
+    /// `auto_resume`.
+    pub(crate) async fn ready(&self, id: &SandboxId) -> Result<(Guest, ActivityGuard), ApiError> {
+        let (row, used) = self.lifecycle.enter(id, BOOT_WAIT).await?;
+        Ok((self.guests.get(&row)?, used))
     }
 }

@@ -16,6 +16,7 @@ use wrenn_control::{
     ControlConfig, ControlError,
     agent_client::AgentClient,
     api_key::{Auth, ensure_first_keys},
+    guest::Guests,
     host::Host,
     lifecycle::Lifecycle,
     reconciler::Reconciler,
@@ -68,13 +69,21 @@ pub async fn serve(
     ensure_first_keys(&db, &auth, &config).await?;
     let cuts = ConnectionKillSwitch::default();
     let (say_begun, begun) = samples::begun();
-    let lifecycle = Lifecycle::new(db.clone(), agent.clone(), cuts.clone(), say_begun);
+    let guests = Arc::new(Guests::new(tunnel.clone()));
+    let lifecycle = Lifecycle::new(
+        db.clone(),
+        agent.clone(),
+        Arc::clone(&guests),
+        cuts.clone(),
+        say_begun,
+    );
     let samples = Samples::new(db.clone(), agent.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
         host: Host::new(agent.clone(), db.clone()),
         db: db.clone(),
         agent: agent.clone(),
+        guests,
         auth,
         lifecycle: Arc::clone(&lifecycle),
         samples: Arc::clone(&samples),

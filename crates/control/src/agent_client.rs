@@ -1,13 +1,9 @@
 //! Client of the host agent.
 //!
-//! Owns four pools of HTTP/1.1 connections, one per kind of call. A connection carries one call at
-//! a time, so a command that hangs blocks only its own connection, and a burst of file transfers
-//! cannot delay a destroy or a poll of the reconciler. Never retries, because a failed call may
-//! have been executed.
-//!
-//! Calls have deadlines, except those that depend on the caller alone: commands without a time
-//! limit, input, and uploads. A response stream has a deadline until the agent's first answer; its
-//! length is determined by the user.
+//! Owns three pools of HTTP/1.1 connections, one per kind of call. A connection carries one call at
+//! a time, so a long create cannot delay a destroy or a poll of the reconciler. Every call has a
+//! deadline. Never retries, because a failed call may have been executed. Calls to the guests of
+//! sandboxes do not pass through this client: see `guest`.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,41 +12,26 @@ use std::{
 
 use connectrpc::{
     ConnectError, ErrorCode,
-    client::{CallOptions, ClientConfig, HttpClient, ServerStream},
+    client::{CallOptions, ClientConfig, HttpClient},
 };
-use wrenn_model::limits;
-use wrenn_proto::{
-    headers,
-    rpc::hostagent::v1::{self as rpc, HostAgentServiceClient},
-};
+use wrenn_proto::headers;
+use wrenn_proto::rpc::hostagent::v1 as rpc;
+use wrenn_proto::rpc::hostagent::v1::HostAgentServiceClient;
 
 use crate::error::ControlError;
 
 /// Deadline of a query of the host's state. Below the 5 s in which a create must answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Deadline of a small call into a guest.
+/// Deadline of a small call about one sandbox.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Deadline for the start of a stream.
-const STREAM_START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Time that a collected exec may take beyond its own limit.
-const EXEC_MARGIN: Duration = Duration::from_secs(15);
-
-/// Maximum size of an answer, in bytes: the two output streams of a collected exec, or a file.
-const MAX_MESSAGE_BYTES: usize = limits::MAX_FILE_MESSAGE_BYTES + 1024 * 1024;
+/// Maximum size of an answer, in bytes. The list of all sandboxes is the largest.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 type Client = HostAgentServiceClient<HttpClient>;
-type Body = hyper::body::Incoming;
 
-/// Events of a process, as they arrive.
-pub type ProcessStream = ServerStream<Body, rpc::ExecStreamResponseView<'static>>;
-
-/// Parts of a file, as they arrive.
-pub type FileStream = ServerStream<Body, rpc::ReadFileStreamResponseView<'static>>;
-
-/// Failure of a call to the agent.
+/// Failure of a call to the agent, or to a guest agent through it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code:?}: {message}")]
 pub struct AgentError {
@@ -87,14 +68,6 @@ impl AgentError {
             connection_lost: false,
         }
     }
-
-    fn timed_out(what: &str, limit: Duration) -> Self {
-        Self {
-            code: ErrorCode::DeadlineExceeded,
-            message: format!("failed to {what} within {} s", limit.as_secs()),
-            connection_lost: false,
-        }
-    }
 }
 
 impl From<ConnectError> for AgentError {
@@ -114,7 +87,6 @@ pub struct AgentClient {
     lifecycle: Client,
     looks: Client,
     calls: Client,
-    streams: Client,
     /// Id of the agent's host, as last reported.
     host_id: Arc<Mutex<String>>,
 }
@@ -158,7 +130,6 @@ impl AgentClient {
             lifecycle: client(),
             looks: client(),
             calls: client(),
-            streams: client(),
             host_id: Arc::default(),
         })
     }
@@ -218,126 +189,5 @@ impl AgentClient {
             ..Default::default()
         };
         unary!(self.calls, get_metrics_with_options, request, CALL_TIMEOUT)
-    }
-
-    /// Runs a command to its end. A command without a time limit has no deadline here either; the
-    /// call ends with its caller.
-    pub async fn exec(&self, request: rpc::ExecRequest) -> Result<rpc::ExecResponse, AgentError> {
-        let mut options = CallOptions::default();
-        if request.timeout_sec > 0 {
-            let limit = Duration::from_secs(request.timeout_sec.into()) + EXEC_MARGIN;
-            options = options.with_timeout(limit);
-        }
-        let response = self.calls.exec_with_options(request, options).await?;
-        Ok(response.into_owned())
-    }
-
-    pub async fn exec_stream(
-        &self,
-        request: rpc::ExecStreamRequest,
-    ) -> Result<ProcessStream, AgentError> {
-        begun("start the process", self.streams.exec_stream(request)).await
-    }
-
-    pub async fn connect_process(
-        &self,
-        request: rpc::ConnectProcessRequest,
-    ) -> Result<ProcessStream, AgentError> {
-        let stream = self.streams.connect_process(request);
-        begun("find the process", stream).await
-    }
-
-    pub async fn processes(&self, id: &str) -> Result<rpc::ListProcessesResponse, AgentError> {
-        let request = rpc::ListProcessesRequest {
-            id: id.to_owned(),
-            ..Default::default()
-        };
-        unary!(
-            self.calls,
-            list_processes_with_options,
-            request,
-            CALL_TIMEOUT
-        )
-    }
-
-    /// Sends input to a process. The call waits while the process does not read, so it has no
-    /// deadline of its own; its caller has one.
-    pub async fn send_input(&self, request: rpc::SendInputRequest) -> Result<(), AgentError> {
-        self.calls.send_input(request).await?;
-        Ok(())
-    }
-
-    pub async fn close_stdin(&self, request: rpc::CloseStdinRequest) -> Result<(), AgentError> {
-        unary!(self.calls, close_stdin_with_options, request, CALL_TIMEOUT).map(drop)
-    }
-
-    pub async fn resize(&self, request: rpc::ResizePtyRequest) -> Result<(), AgentError> {
-        unary!(self.calls, resize_pty_with_options, request, CALL_TIMEOUT).map(drop)
-    }
-
-    pub async fn signal(&self, request: rpc::SignalProcessRequest) -> Result<(), AgentError> {
-        unary!(
-            self.calls,
-            signal_process_with_options,
-            request,
-            CALL_TIMEOUT
-        )
-        .map(drop)
-    }
-
-    /// Sends a file. Ends early, with the agent's answer, if the agent rejects the file.
-    pub async fn write_file(
-        &self,
-        parts: impl futures::Stream<Item = rpc::WriteFileStreamRequest> + Send + 'static,
-    ) -> Result<u64, AgentError> {
-        let response = self.streams.write_file_stream(parts).await?;
-        Ok(response.view().size_bytes)
-    }
-
-    pub async fn read_file(&self, meta: rpc::FileMeta) -> Result<FileStream, AgentError> {
-        let request = rpc::ReadFileStreamRequest {
-            meta: meta.into(),
-            ..Default::default()
-        };
-        begun("open the file", self.streams.read_file_stream(request)).await
-    }
-
-    pub async fn list_dir(
-        &self,
-        meta: rpc::FileMeta,
-        depth: u32,
-    ) -> Result<rpc::ListDirResponse, AgentError> {
-        let request = rpc::ListDirRequest {
-            meta: meta.into(),
-            depth,
-            ..Default::default()
-        };
-        unary!(self.calls, list_dir_with_options, request, CALL_TIMEOUT)
-    }
-
-    pub async fn make_dir(&self, meta: rpc::FileMeta) -> Result<rpc::MakeDirResponse, AgentError> {
-        let request = rpc::MakeDirRequest {
-            meta: meta.into(),
-            ..Default::default()
-        };
-        unary!(self.calls, make_dir_with_options, request, CALL_TIMEOUT)
-    }
-
-    pub async fn remove(&self, meta: rpc::FileMeta) -> Result<(), AgentError> {
-        let request = rpc::RemovePathRequest {
-            meta: meta.into(),
-            ..Default::default()
-        };
-        unary!(self.calls, remove_path_with_options, request, CALL_TIMEOUT).map(drop)
-    }
-}
-
-async fn begun<T>(
-    what: &str,
-    stream: impl Future<Output = Result<T, ConnectError>>,
-) -> Result<T, AgentError> {
-    match tokio::time::timeout(STREAM_START_TIMEOUT, stream).await {
-        Ok(stream) => Ok(stream?),
-        Err(_) => Err(AgentError::timed_out(what, STREAM_START_TIMEOUT)),
     }
 }

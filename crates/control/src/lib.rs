@@ -10,6 +10,7 @@
 //! - [`reconciler`]: reconciles rows and host after crashes, restarts and losses; reaps idle
 //!   sandboxes.
 //! - [`api_key`]: generates and checks API keys.
+//! - [`guest`]: calls to the guest agents of sandboxes, through the agent's tunnels.
 //! - [`host`]: the host as last observed. [`samples`]: resource usage over time.
 //!
 //! A restart interrupts only the operations in progress, which the reconciler then settles.
@@ -20,6 +21,7 @@ pub mod api_key;
 pub mod clock;
 mod config;
 mod error;
+pub mod guest;
 pub mod host;
 pub mod lifecycle;
 pub mod reconciler;

@@ -51,6 +51,7 @@ use wrenn_proxy::ConnectionKillSwitch;
 use crate::{
     agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
     clock,
+    guest::Guests,
     state_machine::{Effect, Event, Rejected, transition},
 };
 
@@ -154,6 +155,7 @@ fn what_to_do(id: &SandboxId, status: SandboxStatus, wanted: &str) -> String {
 pub struct Lifecycle {
     db: Db,
     agent: AgentClient,
+    guests: Arc<Guests>,
     locks: locks::Locks,
     creating: creating::Creating,
     uses: uses::ActivityTracker,
@@ -179,12 +181,14 @@ impl Lifecycle {
     pub fn new(
         db: Db,
         agent: AgentClient,
+        guests: Arc<Guests>,
         cuts: ConnectionKillSwitch,
         begun: mpsc::Sender<SandboxId>,
     ) -> Arc<Self> {
         Arc::new(Self {
             db,
             agent,
+            guests,
             locks: locks::Locks::default(),
             creating: creating::Creating::default(),
             uses: uses::ActivityTracker::default(),
@@ -323,6 +327,7 @@ impl Lifecycle {
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
                     // A sandbox in `pausing` may keep running.
                     self.cuts.forget(id);
+                    self.guests.forget(id);
                 }
                 return Ok((row, effects));
             }

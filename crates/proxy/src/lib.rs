@@ -39,4 +39,4 @@ pub use kill_switch::ConnectionKillSwitch;
 pub use link::SignedLink;
 pub use lookup::{DialError, Rejected, Sandboxes, Target};
 pub use proxy::{Proxy, ProxyConfig};
-pub use tunnel::{AgentTunnel, InvalidAgentUrl};
+pub use tunnel::{AgentTunnel, InvalidAgentUrl, TunnelError};

@@ -37,6 +37,82 @@ pub enum InvalidAgentUrl {
     Token,
 }
 
+/// Reasons for which an agent opened no tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunnelError {
+    /// The agent rejected the request. Code and message are empty if the response is not one of a
+    /// tunnel.
+    #[error("{status}: {message}")]
+    Rejected {
+        /// Status of the response.
+        status: StatusCode,
+        /// Code of the error: `not_found`, `failed_precondition`, `port_closed`, …
+        code: String,
+        /// Message of the agent.
+        message: String,
+    },
+    /// The agent cannot be reached, or its connection broke; carries the reason.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The agent did not answer in time.
+    #[error("timed out after {0:?}")]
+    TimedOut(Duration),
+}
+
+impl TunnelError {
+    /// True if the agent reports that the port has no listener.
+    #[must_use]
+    pub fn is_port_closed(&self) -> bool {
+        matches!(self, Self::Rejected { status, code, .. }
+            if *status == StatusCode::BAD_GATEWAY && code == "port_closed")
+    }
+
+    /// True if the agent reports that it does not have the sandbox.
+    #[must_use]
+    pub fn is_unknown_sandbox(&self) -> bool {
+        matches!(self, Self::Rejected { status, code, .. }
+            if *status == StatusCode::NOT_FOUND && !code.is_empty())
+    }
+
+    /// Returns the agent's description of a sandbox that is not running.
+    #[must_use]
+    pub fn not_running(&self) -> Option<&str> {
+        match self {
+            Self::Rejected {
+                status,
+                code,
+                message,
+            } if *status == StatusCode::CONFLICT && !code.is_empty() => Some(message),
+            _ => None,
+        }
+    }
+
+    /// True if the sandbox has too many tunnels.
+    #[must_use]
+    pub fn is_too_many(&self) -> bool {
+        matches!(self, Self::Rejected { status, .. } if *status == StatusCode::TOO_MANY_REQUESTS)
+    }
+}
+
+impl From<TunnelError> for DialError {
+    fn from(error: TunnelError) -> Self {
+        if error.is_port_closed() {
+            return Self::PortClosed;
+        }
+        if error.is_unknown_sandbox() || error.not_running().is_some() {
+            return Self::NotRunning;
+        }
+        if error.is_too_many() {
+            return Self::TooMany;
+        }
+        match error {
+            TunnelError::TimedOut(after) => Self::TimedOut(after),
+            other => Self::Host(other.to_string()),
+        }
+    }
+}
+
 /// Opens streams through one agent.
 #[derive(Debug, Clone)]
 pub struct AgentTunnel {
@@ -47,7 +123,7 @@ pub struct AgentTunnel {
 }
 
 /// Error response of the agent.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct RejectionBody {
     #[serde(default)]
     code: String,
@@ -79,20 +155,30 @@ impl AgentTunnel {
         })
     }
 
-    /// Opens a stream to a port.
+    /// Opens a stream to a port, for the proxy.
     ///
     /// # Errors
     /// See [`DialError`].
     pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<TokioIo<Upgraded>, DialError> {
-        tokio::time::timeout(DEADLINE, self.open(id, port))
-            .await
-            .map_err(|_| DialError::TimedOut(DEADLINE))?
+        Ok(self.open(id, port).await?)
     }
 
-    async fn open(&self, id: &SandboxId, port: u16) -> Result<TokioIo<Upgraded>, DialError> {
+    /// Opens a stream to a port.
+    ///
+    /// # Errors
+    /// See [`TunnelError`].
+    pub async fn open(&self, id: &SandboxId, port: u16) -> Result<TokioIo<Upgraded>, TunnelError> {
+        tokio::time::timeout(DEADLINE, self.ask(id, port))
+            .await
+            .map_err(|_| TunnelError::TimedOut(DEADLINE))?
+    }
+
+    async fn ask(&self, id: &SandboxId, port: u16) -> Result<TokioIo<Upgraded>, TunnelError> {
         let stream = TcpStream::connect((self.host.as_str(), self.port))
             .await
-            .map_err(|error| DialError::Host(format!("the agent is unreachable: {error}")))?;
+            .map_err(|error| {
+                TunnelError::Unreachable(format!("the agent is unreachable: {error}"))
+            })?;
         // Data in the tunnel often comes in small pieces that a peer is waiting for.
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -112,21 +198,21 @@ impl AgentTunnel {
             .header(header::CONNECTION, "upgrade")
             .header(header::UPGRADE, PROTOCOL)
             .body(Empty::<Bytes>::new())
-            .map_err(|error| DialError::Host(error.to_string()))?;
+            .map_err(|error| TunnelError::Unreachable(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broke)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refusal(response).await);
+            return Err(rejection(response).await);
         }
         let upgraded = hyper::upgrade::on(response).await.map_err(broke)?;
         Ok(TokioIo::new(upgraded))
     }
 }
 
-fn broke(error: hyper::Error) -> DialError {
-    DialError::Host(error.to_string())
+fn broke(error: hyper::Error) -> TunnelError {
+    TunnelError::Unreachable(error.to_string())
 }
 
-async fn refusal(response: Response<Incoming>) -> DialError {
+async fn rejection(response: Response<Incoming>) -> TunnelError {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ERROR_BYTES)
         .collect()
@@ -134,17 +220,10 @@ async fn refusal(response: Response<Incoming>) -> DialError {
     let body = body
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
-    let refusal: Option<RejectionBody> = serde_json::from_slice(&body).ok();
-    let is_port_closed = refusal
-        .as_ref()
-        .is_some_and(|refusal| refusal.code == "port_closed");
-    match status {
-        StatusCode::BAD_GATEWAY if is_port_closed => DialError::PortClosed,
-        StatusCode::NOT_FOUND | StatusCode::CONFLICT if refusal.is_some() => DialError::NotRunning,
-        StatusCode::TOO_MANY_REQUESTS => DialError::TooMany,
-        _ => {
-            let why = refusal.map(|refusal| refusal.message).unwrap_or_default();
-            DialError::Host(format!("{status}: {why}"))
-        }
+    let body: RejectionBody = serde_json::from_slice(&body).unwrap_or_default();
+    TunnelError::Rejected {
+        status,
+        code: body.code,
+        message: body.message,
     }
 }

@@ -4,7 +4,10 @@ use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener, ancillary::AncillaryMessageWriter};
-use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, Reply, Request, files};
+use wrenn_proto::supervise::MAX_MESSAGE_BYTES;
+use wrenn_proto::supervise::Reply;
+use wrenn_proto::supervise::Request;
+use wrenn_proto::supervise::files;
 
 use crate::SupervisorError;
 

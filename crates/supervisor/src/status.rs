@@ -2,7 +2,8 @@
 
 use std::{io, path::Path};
 
-use wrenn_proto::supervise::{FinalStatus, files};
+use wrenn_proto::supervise::FinalStatus;
+use wrenn_proto::supervise::files;
 
 /// Mode of the file.
 const MODE: u32 = 0o644;

@@ -29,7 +29,9 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
 };
-use wrenn_proto::rpc::filesystem::{EntryInfo, EventType, FilesystemEvent};
+use wrenn_proto::rpc::filesystem::EntryInfo;
+use wrenn_proto::rpc::filesystem::EventType;
+use wrenn_proto::rpc::filesystem::FilesystemEvent;
 
 pub use self::watchers::Watchers;
 use self::{

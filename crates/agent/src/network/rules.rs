@@ -9,10 +9,12 @@
 use std::{io, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
-use wrenn_proto::{
-    guest::{GATEWAY_IP, IP as GUEST_IP, METADATA_IP, METADATA_PORT, TAP_NAME},
-    ntp::PORT as NTP_PORT,
-};
+use wrenn_proto::guest::GATEWAY_IP;
+use wrenn_proto::guest::IP as GUEST_IP;
+use wrenn_proto::guest::METADATA_IP;
+use wrenn_proto::guest::METADATA_PORT;
+use wrenn_proto::guest::TAP_NAME;
+use wrenn_proto::ntp::PORT as NTP_PORT;
 
 use super::{
     access::{self, Access},

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use connectrpc::ConnectError;
 use wrenn_model::MachineSize;
-use wrenn_proto::{guest, rpc::hostagent::v1 as pb};
+use wrenn_proto::guest;
+use wrenn_proto::rpc::hostagent::v1 as pb;
 
 use super::{parse, snapshots};
 use crate::{

@@ -14,8 +14,10 @@
 //! | 429    | `resource_exhausted`  | the sandbox has too many tunnels                        |
 //! | 502    | `port_closed`         | no listener, or no answer within [`CONNECT_DEADLINE`]   |
 //!
-//! A tunnel does not count as activity of the sandbox; the router of the traffic decides what keeps
-//! the sandbox awake. The tunnel ends when either side closes it. It ends at once when the sandbox
+//! The control plane reaches the guest agent through tunnels, too: commands, files and terminals of
+//! its API, and the traffic of E2B clients. A tunnel does not count as activity of the sandbox; the
+//! control plane, which keeps idle tunnels for the next call, decides what keeps the sandbox awake.
+//! The tunnel ends when either side closes it. It ends at once when the sandbox
 //! is paused, destroyed or lost, or when the agent ends.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -24,7 +24,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
 };
 
 use thiserror_ext::AsReport as _;
@@ -35,13 +34,13 @@ use wrenn_proto::supervise::SupervisorSpec;
 use super::{
     Running, Sandbox, SandboxFacts, Start, Tunnels,
     actor::{Adopted, AdoptedMachine, Pins, SandboxActors},
+    boot::guest_client,
     error::DestroyError,
     now_unix_ms,
     resources::{HostContext, Resources, free_network},
     spawn,
 };
 use crate::{
-    envd_client::EnvdClient,
     network::{self, NetworkError, access::Access, addresses::Slot, slot::SlotError},
     sandbox_dir::{LastSnapshot, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, SnapshotRef},
@@ -240,7 +239,7 @@ async fn examine_machine(
     let Some(boot) = sandbox_dir.read_boot() else {
         return AdoptedMachine::Booting;
     };
-    let envd = match EnvdClient::new(IpAddr::V4(spec.network.host_ip), &spec.envd_token) {
+    let envd = match guest_client(spec) {
         Ok(envd) => envd,
         Err(error) => return AdoptedMachine::Lost(error.to_report_string()),
     };

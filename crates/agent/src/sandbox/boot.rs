@@ -7,7 +7,7 @@
 mod from_disk;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -17,8 +17,12 @@ use sha2::{Digest as _, Sha256};
 use thiserror_ext::AsReport as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use wrenn_envd_client::{EnvdClient, Init, Recover};
 use wrenn_model::{MachineSize, SandboxId};
-use wrenn_proto::supervise::{NetworkSpec, SupervisorSpec, files};
+use wrenn_proto::guest;
+use wrenn_proto::supervise::NetworkSpec;
+use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::supervise::files;
 use wrenn_sys::failpoint;
 
 use super::{
@@ -30,7 +34,6 @@ use super::{
 use crate::{
     cgroup::Limits,
     disk,
-    envd_client::{EnvdClient, Init, Recover},
     network::{self, access::Access},
     sandbox_dir::{BootTimes, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},
@@ -308,8 +311,7 @@ impl Boot<'_> {
         let Some(supervisor) = self.resources.supervisor.clone() else {
             return Err(CreateError::Ended(final_reason(sandbox_dir)));
         };
-        let ip = IpAddr::V4(spec.network.host_ip);
-        let envd = EnvdClient::new(ip, &spec.envd_token).map_err(CreateError::Guest)?;
+        let envd = guest_client(spec).map_err(CreateError::Guest)?;
         let before = self.pins.origin.as_ref();
         let before = before.and_then(|pin| self.host.snapshots.guest_token(pin));
         let set_up = async {
@@ -364,12 +366,18 @@ pub(super) fn nameservers(host: &HostContext, access: &Access) -> Vec<Ipv4Addr> 
     servers.filter(|ip| access.permits(*ip)).collect()
 }
 
+/// Returns a client of the sandbox's guest agent. Does not connect yet.
+pub(super) fn guest_client(spec: &SupervisorSpec) -> Result<EnvdClient, ConnectError> {
+    let address = SocketAddr::from((spec.network.host_ip, guest::ENVD_PORT));
+    EnvdClient::over_tcp(address, &spec.envd_token)
+}
+
 /// Gives a guest the identity of this sandbox. Until then, a restored guest still has the identity
 /// of the snapshot, and its token.
 async fn recover(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), ConnectError> {
     let (id, template) = (spec.id.to_string(), spec.template.to_string());
     let recover = Recover {
-        entropy: crate::envd_client::entropy(),
+        entropy: wrenn_envd_client::entropy(),
         sandbox_id: &id,
         template_id: &template,
         hostname: &id,

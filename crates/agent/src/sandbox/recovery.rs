@@ -9,9 +9,9 @@ use std::time::Duration;
 use thiserror_ext::AsReport as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use wrenn_envd_client::{EnvdClient, Recover};
 
 use super::Running;
-use crate::envd_client::{EnvdClient, Recover};
 
 /// Interval between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);

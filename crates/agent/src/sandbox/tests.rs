@@ -22,7 +22,7 @@ fn sandbox() -> Arc<Sandbox> {
 
 fn running() -> Arc<Running> {
     Arc::new(Running {
-        envd: EnvdClient::new(Ipv4Addr::LOCALHOST.into(), "token").unwrap(),
+        envd: EnvdClient::over_tcp((Ipv4Addr::LOCALHOST, 1).into(), "token").unwrap(),
         boot: BootTimes::default(),
         gone: CancellationToken::new(),
         memory: None,

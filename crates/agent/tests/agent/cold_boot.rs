@@ -3,7 +3,8 @@
 use std::{fs, path::Path};
 
 use connectrpc::{ConnectError, ErrorCode};
-use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
+use wrenn_proto::rpc::hostagent::v1 as pb;
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use crate::{
     agent::{self, TestAgent, on_private_host},

@@ -23,18 +23,8 @@ const ATTEMPTS: usize = 5;
 
 /// Requests a tunnel. Returns the head of the response and the connection behind it.
 async fn ask(agent: &TestAgent, path: &str, token: &str) -> (String, TcpStream) {
-    let mut connection = TcpStream::connect(agent.address).await.expect("connected");
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: agent\r\nAuthorization: Bearer {token}\r\n\
-         Connection: upgrade\r\nUpgrade: wrenn-tunnel\r\n\r\n"
-    );
-    let sent = connection.write_all(request.as_bytes()).await;
-    sent.expect("sent");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(connection.read_u8().await.expect("an answer"));
-    }
-    (String::from_utf8(head).expect("text"), connection)
+    let asked = agent::ask_tunnel(agent.address, path, token).await;
+    asked.expect("an answer")
 }
 
 async fn tunnel(agent: &TestAgent, id: &str) -> TcpStream {
@@ -46,17 +36,9 @@ async fn tunnel(agent: &TestAgent, id: &str) -> TcpStream {
 /// Returns status and JSON body of a rejection.
 async fn refusal(agent: &TestAgent, path: &str) -> (u16, serde_json::Value) {
     let (head, mut connection) = ask(agent, path, agent::TOKEN).await;
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "));
-    let length = length.expect("a length").parse().expect("a number");
-    let mut body = vec![0; length];
-    connection.read_exact(&mut body).await.expect("a body");
+    let body = agent::read_body(&head, &mut connection).await;
     let status = head.split(' ').nth(1).expect("a status");
-    (
-        status.parse().expect("a number"),
-        serde_json::from_slice(&body).expect("JSON"),
-    )
+    (status.parse().expect("a number"), body)
 }
 
 async fn echoes(connection: &mut TcpStream, text: &[u8]) {

@@ -13,14 +13,22 @@ use connectrpc::{
     ConnectError,
     client::{ClientConfig, HttpClient},
 };
-use tokio::{io::AsyncBufReadExt as _, task::JoinHandle};
+use futures::future::BoxFuture;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
-use wrenn_proto::{
-    headers,
-    rpc::hostagent::v1::{self as pb, HostAgentServiceClient},
-    supervise::Accel,
-};
+use wrenn_envd_client::{Dial, EnvdClient, Exec, ExecOutput, Stream};
+use wrenn_proto::guest;
+use wrenn_proto::headers;
+use wrenn_proto::rpc::hostagent::v1 as pb;
+use wrenn_proto::rpc::hostagent::v1::HostAgentServiceClient;
+use wrenn_proto::rpc::process::ProcessConfig;
+use wrenn_proto::supervise::Accel;
+use wrenn_proto::supervise::SupervisorSpec;
 
 #[path = "one_template.rs"]
 mod one_template;
@@ -211,21 +219,36 @@ impl TestAgent {
         .await
     }
 
-    /// Runs a shell script in the guest.
-    pub(crate) async fn sh(
-        &self,
-        id: &str,
-        script: &str,
-    ) -> Result<pb::ExecResponse, ConnectError> {
-        let request = exec_request(id, "sh", &["-c", script]);
-        Ok(self.client.exec(request).await?.into_owned())
+    /// Runs a shell script in the guest, through a tunnel, as a control plane does.
+    pub(crate) async fn sh(&self, id: &str, script: &str) -> Result<ExecOutput, ConnectError> {
+        let exec = Exec {
+            process: ProcessConfig {
+                cmd: "sh".to_owned(),
+                args: vec!["-c".to_owned(), script.to_owned()],
+                ..Default::default()
+            },
+            ..Exec::default()
+        };
+        self.guest(id).exec(exec).await
+    }
+
+    /// Returns a client of a guest, with connections of its own.
+    pub(crate) fn guest(&self, id: &str) -> EnvdClient {
+        let spec = fs::read(self.sandbox_dir(id).join("spec.json")).unwrap_or_default();
+        let spec = serde_json::from_slice::<SupervisorSpec>(&spec);
+        let token = spec.map(|spec| spec.envd_token).unwrap_or_default();
+        let dial = TunnelDial {
+            agent: self.address,
+            id: id.to_owned(),
+        };
+        EnvdClient::new(Arc::new(dial), &token).expect("a token")
     }
 
     pub(crate) fn sandbox_dir(&self, id: &str) -> PathBuf {
         self.data_dir.join("sandboxes").join(id)
     }
 
-    pub(crate) fn spec(&self, id: &str) -> wrenn_proto::supervise::SupervisorSpec {
+    pub(crate) fn spec(&self, id: &str) -> SupervisorSpec {
         let text = fs::read(self.sandbox_dir(id).join("spec.json")).expect("a spec");
         serde_json::from_slice(&text).expect("a spec")
     }
@@ -331,25 +354,61 @@ pub(crate) fn faulty(id: &str, fault: &str) -> pb::CreateSandboxRequest {
     }
 }
 
-pub(crate) fn exec_request(id: &str, command: &str, args: &[&str]) -> pb::ExecRequest {
-    let process = wrenn_proto::rpc::process::ProcessConfig {
-        cmd: command.to_owned(),
-        args: args.iter().map(|&arg| arg.to_owned()).collect(),
-        ..Default::default()
-    };
-    pb::ExecRequest {
-        id: id.to_owned(),
-        process: process.into(),
-        ..Default::default()
+/// Opens tunnels to the guest agent of one sandbox.
+struct TunnelDial {
+    agent: SocketAddr,
+    id: String,
+}
+
+impl Dial for TunnelDial {
+    fn dial(&self) -> BoxFuture<'_, Result<Stream, ConnectError>> {
+        Box::pin(async {
+            let path = format!("/tunnel/{}/{}", self.id, guest::ENVD_PORT);
+            let (head, mut connection) = ask_tunnel(self.agent, &path, TOKEN)
+                .await
+                .map_err(|error| ConnectError::unavailable(error.to_string()))?;
+            if head.starts_with("HTTP/1.1 101") {
+                return Ok(Stream::new(connection));
+            }
+            let body = read_body(&head, &mut connection).await;
+            let message = body["message"].to_string();
+            Err(match body["code"].as_str() {
+                Some("not_found") => ConnectError::not_found(message),
+                Some("failed_precondition") => ConnectError::failed_precondition(message),
+                _ => ConnectError::unavailable(message),
+            })
+        })
     }
 }
 
-pub(crate) fn meta(id: &str, path: &str) -> pb::FileMeta {
-    pb::FileMeta {
-        id: id.to_owned(),
-        path: path.to_owned(),
-        ..Default::default()
+/// Requests a tunnel. Returns the head of the response and the connection behind it.
+pub(crate) async fn ask_tunnel(
+    agent: SocketAddr,
+    path: &str,
+    token: &str,
+) -> std::io::Result<(String, TcpStream)> {
+    let mut connection = TcpStream::connect(agent).await?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: agent\r\nAuthorization: Bearer {token}\r\n\
+         Connection: upgrade\r\nUpgrade: wrenn-tunnel\r\n\r\n"
+    );
+    connection.write_all(request.as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(connection.read_u8().await?);
     }
+    Ok((String::from_utf8(head).expect("text"), connection))
+}
+
+/// Reads the JSON body of a response.
+pub(crate) async fn read_body(head: &str, connection: &mut TcpStream) -> serde_json::Value {
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    let length = length.expect("a length").parse().expect("a number");
+    let mut body = vec![0; length];
+    connection.read_exact(&mut body).await.expect("a body");
+    serde_json::from_slice(&body).expect("JSON")
 }
 
 /// Polls until there is a value, for at most half a minute.

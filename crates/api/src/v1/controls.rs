@@ -1,6 +1,6 @@
 //! Delivery of a client's messages to a process: input, terminal size, signals.
 //!
-//! Reading the socket never waits for a call to the agent. Input goes through a queue, which is
+//! Reading the socket never waits for a call to the guest. Input goes through a queue, which is
 //! drained in order, in calls of up to 64 KiB. Size and signals bypass the queue, so that a process
 //! that reads no input can still be killed. Only the newest size counts. Nothing is dropped: when
 //! 1 MiB of input waits for the process, reading the socket stops until the process has taken some
@@ -11,15 +11,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use connectrpc::ErrorCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use wrenn_control::agent_client::{AgentClient, AgentError};
-use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{
-    hostagent::v1 as rpc,
-    process::{self, process_input},
-};
+use wrenn_control::{agent_client::AgentError, guest::Guest};
+use wrenn_proto::rpc::process::ProcessInput;
+use wrenn_proto::rpc::process::Signal;
+use wrenn_proto::rpc::process::process_input;
 
-use super::process::{Selector, signal};
+use super::process::Selector;
 
 /// Maximum queued input, in bytes.
 const MAX_WAITING_BYTES: usize = 1024 * 1024;
@@ -27,7 +26,7 @@ const MAX_WAITING_BYTES: usize = 1024 * 1024;
 /// Accounted overhead of a queued message, in bytes.
 const MESSAGE_WEIGHT_BYTES: usize = 64;
 
-/// Maximum input per call to the agent, in bytes.
+/// Maximum input per call to the guest, in bytes.
 const MAX_CALL_BYTES: usize = 64 * 1024;
 
 /// Maximum time to deliver queued messages after the client has disconnected.
@@ -58,8 +57,7 @@ pub(super) enum InputKind {
 /// Process that a session controls.
 #[derive(Clone)]
 pub(super) struct Target {
-    pub(super) agent: AgentClient,
-    pub(super) id: SandboxId,
+    pub(super) guest: Guest,
     pub(super) process: Selector,
     pub(super) input: InputKind,
     pub(super) kill: Kill,
@@ -78,7 +76,7 @@ pub(super) struct Controls {
     kills: watch::Sender<u32>,
 }
 
-/// Receiving half, which calls the agent.
+/// Receiving half, which calls the guest.
 pub(super) struct Pumps {
     target: Target,
     input: mpsc::UnboundedReceiver<Waiting>,
@@ -180,12 +178,7 @@ async fn pump_input(
     while let Some(first) = next.take() {
         match first {
             Waiting::Close => {
-                let request = rpc::CloseStdinRequest {
-                    id: target.id.to_string(),
-                    process: target.process.to_rpc().into(),
-                    ..Default::default()
-                };
-                complain(target.agent.close_stdin(request).await);
+                complain(target.guest.close_stdin(target.process.to_rpc()).await);
             }
             Waiting::Bytes(mut bytes, room) => {
                 let mut rooms = vec![room];
@@ -201,7 +194,7 @@ async fn pump_input(
                         Err(_) => break,
                     }
                 }
-                complain(target.agent.send_input(target.input_request(bytes)).await);
+                complain(target.send(bytes).await);
                 drop(rooms);
             }
         }
@@ -220,14 +213,8 @@ async fn pump_size(
         let Some((cols, rows)) = *size.borrow_and_update() else {
             continue;
         };
-        let request = rpc::ResizePtyRequest {
-            id: target.id.to_string(),
-            process: target.process.to_rpc().into(),
-            cols,
-            rows,
-            ..Default::default()
-        };
-        complain(target.agent.resize(request).await);
+        let process = target.process.to_rpc();
+        complain(target.guest.resize(process, cols, rows).await);
     }
 }
 
@@ -239,7 +226,7 @@ async fn pump_kills(
     while kills.changed().await.is_ok() {
         kills.borrow_and_update();
         if target.kill == Kill::Politely {
-            complain(target.signal(process::Signal::SIGNAL_SIGTERM).await);
+            complain(target.signal(Signal::SIGNAL_SIGTERM).await);
             // A second request cuts the grace period short. A disconnect of the client does not.
             let demanded = async {
                 if kills.changed().await.is_err() {
@@ -248,35 +235,29 @@ async fn pump_kills(
             };
             let _ = tokio::time::timeout(TERM_GRACE, demanded).await;
         }
-        complain(target.signal(process::Signal::SIGNAL_SIGKILL).await);
+        complain(target.signal(Signal::SIGNAL_SIGKILL).await);
     }
 }
 
 impl Target {
-    fn input_request(&self, bytes: Vec<u8>) -> rpc::SendInputRequest {
+    async fn send(&self, bytes: Vec<u8>) -> Result<(), AgentError> {
         let input = match self.input {
             InputKind::Stdin => process_input::Input::Stdin(bytes),
             InputKind::Pty => process_input::Input::Pty(bytes),
         };
-        rpc::SendInputRequest {
-            id: self.id.to_string(),
-            process: self.process.to_rpc().into(),
-            input: process::ProcessInput {
-                input: Some(input),
-                ..Default::default()
-            }
-            .into(),
+        let input = ProcessInput {
+            input: Some(input),
             ..Default::default()
-        }
+        };
+        self.guest.send_input(self.process.to_rpc(), input).await
     }
 
-    async fn signal(&self, number: process::Signal) -> Result<(), AgentError> {
+    async fn signal(&self, number: Signal) -> Result<(), AgentError> {
         let mut result = Ok(());
         for _ in 0..SIGNAL_ATTEMPTS {
-            let request = signal(&self.id, &self.process, number);
-            result = self.agent.signal(request).await;
+            result = self.guest.signal(self.process.to_rpc(), number).await;
             match &result {
-                Err(error) if error.connection_lost => {}
+                Err(error) if error.code == ErrorCode::Unavailable => {}
                 _ => return result,
             }
         }

@@ -11,12 +11,14 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use connectrpc::ErrorCode;
 use http::StatusCode;
 use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult};
-use wrenn_control::agent_client::AgentError;
-use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{
-    hostagent::v1 as rpc,
-    process::{self as rpc_process, process_event::Event},
+use wrenn_control::{
+    agent_client::AgentError,
+    guest::{Guest, GuestEvents, time_limit},
 };
+use wrenn_envd_client::{Exec, ExecOutput};
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::process as rpc_process;
+use wrenn_proto::rpc::process::process_event::Event;
 
 use super::process;
 use crate::{
@@ -50,22 +52,20 @@ pub(super) async fn exec(
     ApiJson(request): ApiJson<ExecRequest>,
 ) -> Result<Response, ApiError> {
     let timeout_sec = validate::check_exec(&request)?;
-    let (_row, _used) = app.ready(&id).await?;
+    let (guest, _used) = app.ready(&id).await?;
     if request.background {
-        let reply = background(&app, &id, request, timeout_sec).await?;
+        let reply = background(&guest, &id, request, timeout_sec).await?;
         return Ok((StatusCode::ACCEPTED, Json(reply)).into_response());
     }
     let begun = Instant::now();
     let cmd = request.cmd.clone();
-    let call = rpc::ExecRequest {
-        id: id.to_string(),
-        process: process::config(request.cmd, request.args, request.envs, request.cwd).into(),
+    let exec = Exec {
+        process: process::config(request.cmd, request.args, request.envs, request.cwd),
         user: request.user.unwrap_or_default(),
-        timeout_sec,
+        time_limit: time_limit(timeout_sec),
         tag: request.tag,
-        ..Default::default()
     };
-    let done = app.agent.exec(call).await.map_err(too_much_output)?;
+    let done = guest.exec(exec).await.map_err(too_much_output)?;
     Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
 }
 
@@ -79,7 +79,7 @@ fn too_much_output(error: AgentError) -> ApiError {
     error
 }
 
-fn result(id: &SandboxId, cmd: String, done: rpc::ExecResponse, took: Duration) -> ExecResult {
+fn result(id: &SandboxId, cmd: String, done: ExecOutput, took: Duration) -> ExecResult {
     let (stdout, stderr, encoding) = encode(done.stdout, done.stderr);
     ExecResult {
         sandbox_id: id.to_string(),
@@ -113,7 +113,7 @@ fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, &'static str) {
 
 /// Starts a process and leaves it running.
 async fn background(
-    app: &AppState,
+    guest: &Guest,
     id: &SandboxId,
     request: ExecRequest,
     timeout_sec: u32,
@@ -126,16 +126,13 @@ async fn background(
         stdin: Some(false),
         ..Default::default()
     };
-    let call = rpc::ExecStreamRequest {
-        id: id.to_string(),
-        start: start.into(),
-        user: request.user.unwrap_or_default(),
-        timeout_sec,
+    let user = request.user.unwrap_or_default();
+    let started = async {
         // The output from the first byte on is kept for the client that opens the process's stream.
-        detached: true,
-        ..Default::default()
+        let events = guest.start(start, &user, timeout_sec, true).await?;
+        started(events).await
     };
-    let pid = tokio::time::timeout(START_TIMEOUT, started(app, call))
+    let pid = tokio::time::timeout(START_TIMEOUT, started)
         .await
         .unwrap_or_else(|_| {
             Err(ApiError::new(
@@ -151,16 +148,13 @@ async fn background(
     })
 }
 
-/// Reads a stream of events up to the start of the process. Dropping the stream does not end the
-/// process.
-async fn started(app: &AppState, call: rpc::ExecStreamRequest) -> Result<u32, ApiError> {
-    let mut stream = app.agent.exec_stream(call).await?;
-    while let Some(message) = stream.message().await.map_err(AgentError::from)? {
-        let event = message.to_owned_message().event.into_option();
-        match event.and_then(|event| event.event) {
-            Some(Event::Start(start)) => return Ok(start.pid),
-            Some(Event::End(_)) | None => break,
-            Some(Event::Data(_) | Event::Keepalive(_)) => {}
+/// Reads events up to the start of the process. Dropping the stream does not end the process.
+async fn started(mut events: GuestEvents) -> Result<u32, ApiError> {
+    while let Some(event) = events.next().await? {
+        match event {
+            Event::Start(start) => return Ok(start.pid),
+            Event::End(_) => break,
+            Event::Data(_) | Event::Keepalive(_) => {}
         }
     }
     Err(ApiError::new(

@@ -29,15 +29,14 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use wrenn_control::agent_client::ProcessStream;
-use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{
-    hostagent::v1 as rpc,
-    process::{
-        self as rpc_process,
-        process_event::{Event, data_event::Output},
-    },
+use wrenn_control::{
+    guest::{Guest, GuestEvents},
+    lifecycle::ActivityGuard,
 };
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::process::process_event::Event;
+use wrenn_proto::rpc::process::process_event::data_event::Output;
 
 use super::{
     controls::{Controls, InputKind, Kill, Target},
@@ -240,18 +239,17 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     };
     match started {
         Err(text) => session::reject::<ExecDialect>(&app, outbox, inbox, text).await,
-        Ok((events, tag, _used)) => {
-            let target = target(&app, id, Selector::Tag(tag));
+        Ok((events, guest, tag, _used)) => {
+            let target = target(guest, Selector::Tag(tag));
             session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
         }
     }
 }
 
 /// Returns the process that a session of this protocol controls.
-pub(super) fn target(app: &AppState, id: SandboxId, process: Selector) -> Target {
+pub(super) fn target(guest: Guest, process: Selector) -> Target {
     Target {
-        agent: app.agent.clone(),
-        id,
+        guest,
         process,
         input: InputKind::Stdin,
         kill: Kill::Politely,
@@ -262,14 +260,7 @@ async fn begin(
     app: &AppState,
     id: &SandboxId,
     start: Start,
-) -> Result<
-    (
-        ProcessStream,
-        String,
-        wrenn_control::lifecycle::ActivityGuard,
-    ),
-    String,
-> {
+) -> Result<(GuestEvents, Guest, String, ActivityGuard), String> {
     let text = |error: ApiError| error.message;
     let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
     validate::check_tag("tag", &tag).map_err(text)?;
@@ -277,20 +268,14 @@ async fn begin(
     validate::check_envs(&start.envs).map_err(text)?;
     validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
     let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0).map_err(text)?;
-    let (_row, used) = app.ready(id).await.map_err(text)?;
-    let request = rpc::ExecStreamRequest {
-        id: id.to_string(),
-        start: rpc_process::StartRequest {
-            process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
-            tag: Some(tag.clone()),
-            stdin: Some(start.stdin),
-            ..Default::default()
-        }
-        .into(),
-        user: start.user.unwrap_or_default(),
-        timeout_sec,
+    let (guest, used) = app.ready(id).await.map_err(text)?;
+    let request = StartRequest {
+        process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
+        tag: Some(tag.clone()),
+        stdin: Some(start.stdin),
         ..Default::default()
     };
-    let events = app.agent.exec_stream(request).await;
-    Ok((events.map_err(|e| text(e.into()))?, tag, used))
+    let user = start.user.unwrap_or_default();
+    let events = guest.start(request, &user, timeout_sec, false).await;
+    Ok((events.map_err(|e| text(e.into()))?, guest, tag, used))
 }

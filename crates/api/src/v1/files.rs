@@ -2,24 +2,18 @@
 
 pub(super) mod upload;
 
-use std::time::Duration;
-
 use axum::{
     Json,
     body::Body,
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
 use connectrpc::ErrorCode as RpcCode;
 use http::{HeaderValue, StatusCode, header};
 use wrenn_api_types::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
-use wrenn_control::{
-    agent_client::{AgentError, FileStream},
-    clock,
-};
-use wrenn_model::{SandboxId, limits};
-use wrenn_proto::rpc::{filesystem, hostagent::v1 as rpc};
+use wrenn_control::{agent_client::AgentError, clock};
+use wrenn_model::limits;
+use wrenn_proto::rpc::filesystem;
 
 use crate::{
     app::AppState,
@@ -28,9 +22,6 @@ use crate::{
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
     validate,
 };
-
-/// Maximum time that the guest may take for the next piece of a file.
-pub(super) const PIECE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Fields of a multipart upload, for the OpenAPI document.
 #[derive(utoipa::ToSchema)]
@@ -79,11 +70,11 @@ pub(super) async fn read(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Response, ApiError> {
-    let meta = meta(&id, request)?;
-    let (_row, _used) = app.ready(&id).await?;
-    let mut stream = app.agent.read_file(meta).await?;
+    let (path, user) = checked(request)?;
+    let (guest, _used) = app.ready(&id).await?;
+    let mut file = guest.read_file(&path, &user).await?;
     let (mut pieces, mut total) = (Vec::new(), 0_usize);
-    while let Some(piece) = next_piece(&mut stream).await? {
+    while let Some(piece) = file.next().await? {
         total += piece.len();
         if total > limits::MAX_FILE_MESSAGE_BYTES {
             let limit = limits::MAX_FILE_MESSAGE_BYTES;
@@ -104,19 +95,6 @@ pub(super) async fn read(
 /// Content type of raw bytes.
 pub(super) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// Returns the next piece of a file, or `None` at its end.
-pub(super) async fn next_piece(stream: &mut FileStream) -> Result<Option<Bytes>, ApiError> {
-    match tokio::time::timeout(PIECE_TIMEOUT, stream.message()).await {
-        Ok(Ok(Some(message))) => Ok(Some(Bytes::from(message.to_owned_message().chunk))),
-        Ok(Ok(None)) => Ok(None),
-        Ok(Err(error)) => Err(AgentError::from(error).into()),
-        Err(_) => Err(ApiError::new(
-            Code::Timeout,
-            "timed out waiting for the guest to read the file",
-        )),
-    }
-}
-
 /// Lists a directory.
 #[utoipa::path(
     post, path = "/{id}/files/list", tag = "files", operation_id = "list_files", request_body = ListFiles,
@@ -129,16 +107,13 @@ pub(super) async fn list(
     ApiJson(request): ApiJson<ListFiles>,
 ) -> Result<Json<FileList>, ApiError> {
     let depth = validate::check_depth(request.depth)?;
-    let meta = meta(
-        &id,
-        FilePath {
-            path: request.path,
-            user: request.user,
-        },
-    )?;
-    let (_row, _used) = app.ready(&id).await?;
-    let found = app.agent.list_dir(meta, depth).await?;
-    let entries = found.entries.into_iter().map(entry).collect();
+    let (path, user) = checked(FilePath {
+        path: request.path,
+        user: request.user,
+    })?;
+    let (guest, _used) = app.ready(&id).await?;
+    let found = guest.list_dir(&path, depth, &user).await?;
+    let entries = found.into_iter().map(entry).collect();
     Ok(Json(FileList { entries }))
 }
 
@@ -155,11 +130,10 @@ pub(super) async fn mkdir(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Json<FileEntryReply>, ApiError> {
-    let meta = meta(&id, request)?;
-    let (_row, _used) = app.ready(&id).await?;
-    let made = app.agent.make_dir(meta).await.map_err(taken)?;
-    let entry = entry(made.entry.into_option().unwrap_or_default());
-    Ok(Json(FileEntryReply { entry }))
+    let (path, user) = checked(request)?;
+    let (guest, _used) = app.ready(&id).await?;
+    let made = guest.make_dir(&path, &user).await.map_err(taken)?;
+    Ok(Json(FileEntryReply { entry: entry(made) }))
 }
 
 /// Converts an agent error. An existing path is a `conflict`; `already_exists` is reserved for
@@ -184,22 +158,17 @@ pub(super) async fn remove(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<StatusCode, ApiError> {
-    let meta = meta(&id, request)?;
-    let (_row, _used) = app.ready(&id).await?;
-    app.agent.remove(meta).await?;
+    let (path, user) = checked(request)?;
+    let (guest, _used) = app.ready(&id).await?;
+    guest.remove(&path, &user).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Checks a path and builds the file reference for the agent.
-pub(super) fn meta(id: &SandboxId, path: FilePath) -> Result<rpc::FileMeta, ApiError> {
+/// Checks and returns path and user. An empty user is the guest's default.
+pub(super) fn checked(path: FilePath) -> Result<(String, String), ApiError> {
     validate::check_path("path", &path.path)?;
     validate::check_user(path.user.as_deref())?;
-    Ok(rpc::FileMeta {
-        id: id.to_string(),
-        path: path.path,
-        user: path.user.unwrap_or_default(),
-        ..Default::default()
-    })
+    Ok((path.path, path.user.unwrap_or_default()))
 }
 
 fn entry(entry: filesystem::EntryInfo) -> FileEntry {

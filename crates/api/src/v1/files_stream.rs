@@ -11,9 +11,9 @@ use axum::{
 use bytes::Bytes;
 use http::{StatusCode, header};
 use wrenn_api_types::FilePath;
-use wrenn_control::{agent_client::FileStream, lifecycle::ActivityGuard};
+use wrenn_control::{guest::GuestFile, lifecycle::ActivityGuard};
 
-use super::files::{OCTETS, UploadForm, meta, next_piece, upload};
+use super::files::{OCTETS, UploadForm, checked, upload};
 use crate::{
     app::AppState,
     error::ApiError,
@@ -56,14 +56,14 @@ pub(super) async fn read(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Response, ApiError> {
-    let meta = meta(&id, request)?;
-    let (_row, used) = app.ready(&id).await?;
-    let mut stream = app.agent.read_file(meta).await?;
+    let (path, user) = checked(request)?;
+    let (guest, used) = app.ready(&id).await?;
+    let mut file = guest.read_file(&path, &user).await?;
     // Failures before the first piece are reported by the HTTP status.
-    let Some(first) = next_piece(&mut stream).await? else {
+    let Some(first) = file.next().await? else {
         return Ok(([(header::CONTENT_TYPE, OCTETS)], Body::empty()).into_response());
     };
-    let body = Body::from_stream(pieces(first, stream, used));
+    let body = Body::from_stream(pieces(first, file, used));
     Ok(([(header::CONTENT_TYPE, OCTETS)], body).into_response())
 }
 
@@ -71,18 +71,19 @@ pub(super) async fn read(
 /// connection.
 fn pieces(
     first: Bytes,
-    stream: FileStream,
+    file: GuestFile,
     used: ActivityGuard,
 ) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
-    let begin = (Some(first), Some(stream), used);
-    futures::stream::unfold(begin, |(first, stream, used)| async move {
-        let mut stream = stream?;
+    let begin = (Some(first), Some(file), used);
+    futures::stream::unfold(begin, |(first, file, used)| async move {
+        let mut file = file?;
         if let Some(first) = first {
-            return Some((Ok(first), (None, Some(stream), used)));
+            return Some((Ok(first), (None, Some(file), used)));
         }
-        match next_piece(&mut stream).await {
-            Ok(piece) => piece.map(|bytes| (Ok(bytes), (None, Some(stream), used))),
+        match file.next().await {
+            Ok(piece) => piece.map(|bytes| (Ok(bytes), (None, Some(file), used))),
             Err(error) => {
+                let error = ApiError::from(error);
                 tracing::warn!(message = %error.message, "file download failed");
                 let error = std::io::Error::other(error.message);
                 Some((Err(error), (None, None, used)))

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use rand::RngExt;
-use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{hostagent::v1 as rpc, process};
+use wrenn_proto::rpc::process;
 
 use crate::{error::ApiError, validate};
 
@@ -58,20 +57,6 @@ pub(super) fn config(
         args,
         envs: envs.into_iter().collect(),
         cwd,
-        ..Default::default()
-    }
-}
-
-/// Builds a request to send a signal.
-pub(super) fn signal(
-    id: &SandboxId,
-    process: &Selector,
-    signal: process::Signal,
-) -> rpc::SignalProcessRequest {
-    rpc::SignalProcessRequest {
-        id: id.to_string(),
-        process: process.to_rpc().into(),
-        signal: signal.into(),
         ..Default::default()
     }
 }

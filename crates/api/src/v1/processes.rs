@@ -10,11 +10,11 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use wrenn_api_types::{Process, ProcessList};
 use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{hostagent::v1 as rpc, process::Signal};
+use wrenn_proto::rpc::process::Signal;
 
 use super::{
     exec_stream::{ExecDialect, target},
-    process::{self, Selector},
+    process::Selector,
     session,
     socket::{ApiSocket, split},
 };
@@ -47,9 +47,9 @@ pub(super) async fn list(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
 ) -> Result<Json<ProcessList>, ApiError> {
-    let (_row, _used) = app.ready(&id).await?;
-    let found = app.agent.processes(id.as_str()).await?;
-    let processes = found.processes.into_iter().map(|process| {
+    let (guest, _used) = app.ready(&id).await?;
+    let found = guest.processes().await?;
+    let processes = found.into_iter().map(|process| {
         let config = process.config.into_option().unwrap_or_default();
         Process {
             pid: process.pid,
@@ -93,9 +93,8 @@ pub(super) async fn kill(
         Some("SIGTERM" | "TERM" | "15") => Signal::SIGNAL_SIGTERM,
         Some(_) => return Err(ApiError::field("signal", "expected `SIGTERM` or `SIGKILL`")),
     };
-    let (_row, _used) = app.ready(&id).await?;
-    let request = process::signal(&id, &process, signal);
-    app.agent.signal(request).await?;
+    let (guest, _used) = app.ready(&id).await?;
+    guest.signal(process.to_rpc(), signal).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -124,21 +123,16 @@ pub(super) async fn stream(
 async fn run(app: AppState, id: SandboxId, process: Selector, socket: WebSocket) {
     let (outbox, inbox) = split(socket);
     let connected = async {
-        let (_row, used) = app.ready(&id).await?;
-        let request = rpc::ConnectProcessRequest {
-            id: id.to_string(),
-            process: process.to_rpc().into(),
-            ..Default::default()
-        };
-        let events = app.agent.connect_process(request).await?;
-        Ok::<_, ApiError>((events, used))
+        let (guest, used) = app.ready(&id).await?;
+        let events = guest.connect(process.to_rpc()).await?;
+        Ok::<_, ApiError>((events, guest, used))
     };
     match connected.await {
         Err(error) => {
             session::reject::<ExecDialect>(&app, outbox, inbox, error.message).await;
         }
-        Ok((events, _used)) => {
-            let target = target(&app, id, process);
+        Ok((events, guest, _used)) => {
+            let target = target(guest, process);
             session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
         }
     }

@@ -33,16 +33,16 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use wrenn_control::{agent_client::ProcessStream, lifecycle::ActivityGuard};
-use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{
-    hostagent::v1 as rpc,
-    process::{
-        self as rpc_process,
-        process_event::{Event, data_event::Output},
-        pty::Size,
-    },
+use wrenn_control::{
+    guest::{Guest, GuestEvents},
+    lifecycle::ActivityGuard,
 };
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::process::PTY;
+use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::process::process_event::Event;
+use wrenn_proto::rpc::process::process_event::data_event::Output;
+use wrenn_proto::rpc::process::pty::Size;
 
 use super::{
     controls::{Controls, InputKind, Kill, Target},
@@ -231,10 +231,14 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     };
     match begun {
         Err(text) => session::reject::<PtyDialect>(&app, outbox, inbox, text).await,
-        Ok(Begun { events, tag, _used }) => {
+        Ok(Begun {
+            events,
+            guest,
+            tag,
+            _used,
+        }) => {
             let target = Target {
-                agent: app.agent.clone(),
-                id,
+                guest,
                 process: Selector::Tag(tag.clone()),
                 input: InputKind::Pty,
                 kill: Kill::AtOnce,
@@ -246,7 +250,8 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
 
 /// Running terminal.
 struct Begun {
-    events: ProcessStream,
+    events: GuestEvents,
+    guest: Guest,
     tag: String,
     _used: ActivityGuard,
 }
@@ -258,27 +263,23 @@ async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, St
     validate::check_envs(&start.envs).map_err(text)?;
     validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
     let size = size(start.cols, start.rows).map_err(text)?;
-    let (_row, used) = app.ready(id).await.map_err(text)?;
+    let (guest, used) = app.ready(id).await.map_err(text)?;
     let tag = process::new_tag("pty");
-    let request = rpc::ExecStreamRequest {
-        id: id.to_string(),
-        start: rpc_process::StartRequest {
-            process: process::config(cmd, start.args, start.envs, start.cwd).into(),
-            pty: rpc_process::PTY {
-                size: size.into(),
-                ..Default::default()
-            }
-            .into(),
-            tag: Some(tag.clone()),
+    let request = StartRequest {
+        process: process::config(cmd, start.args, start.envs, start.cwd).into(),
+        pty: PTY {
+            size: size.into(),
             ..Default::default()
         }
         .into(),
-        user: start.user.unwrap_or_default(),
+        tag: Some(tag.clone()),
         ..Default::default()
     };
-    let events = app.agent.exec_stream(request).await;
+    let user = start.user.unwrap_or_default();
+    let events = guest.start(request, &user, 0, false).await;
     Ok(Begun {
         events: events.map_err(|e| text(e.into()))?,
+        guest,
         tag,
         _used: used,
     })
@@ -287,15 +288,12 @@ async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, St
 async fn connect(app: &AppState, id: &SandboxId, tag: String) -> Result<Begun, String> {
     let text = |error: ApiError| error.message;
     validate::check_tag("tag", &tag).map_err(text)?;
-    let (_row, used) = app.ready(id).await.map_err(text)?;
-    let request = rpc::ConnectProcessRequest {
-        id: id.to_string(),
-        process: Selector::Tag(tag.clone()).to_rpc().into(),
-        ..Default::default()
-    };
-    let events = app.agent.connect_process(request).await;
+    let (guest, used) = app.ready(id).await.map_err(text)?;
+    let process = Selector::Tag(tag.clone()).to_rpc();
+    let events = guest.connect(process).await;
     Ok(Begun {
         events: events.map_err(|e| text(e.into()))?,
+        guest,
         tag,
         _used: used,
     })

@@ -1,7 +1,7 @@
 //! A session: one client and one process, connected by a WebSocket.
 //!
 //! Three activities run side by side in one task: process events go out, client messages come in,
-//! and `controls` delivers them to the agent. The session ends with the process, with the client,
+//! and `controls` delivers them to the guest. The session ends with the process, with the client,
 //! or with the server. A process outlives its client.
 
 use std::time::Duration;
@@ -12,11 +12,9 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at},
 };
-use wrenn_control::agent_client::{AgentError, ProcessStream};
-use wrenn_proto::rpc::process::{
-    ProcessEvent,
-    process_event::{EndEvent, Event},
-};
+use wrenn_control::guest::GuestEvents;
+use wrenn_proto::rpc::process::process_event::EndEvent;
+use wrenn_proto::rpc::process::process_event::Event;
 
 use super::{
     controls::{Controls, Target, controls},
@@ -64,8 +62,8 @@ pub(super) fn other_end(end: &EndEvent) -> Option<String> {
 
 /// Detects that a process was killed by its timeout. The guest agent reports this after the end
 /// event.
-async fn explain(mut end: Box<EndEvent>, events: &mut ProcessStream) -> Event {
-    let after = tokio::time::timeout(EXPLAIN_TIMEOUT, events.message()).await;
+async fn explain(mut end: Box<EndEvent>, events: &mut GuestEvents) -> Event {
+    let after = tokio::time::timeout(EXPLAIN_TIMEOUT, events.next()).await;
     if let Ok(Err(after)) = after
         && after.code == ErrorCode::DeadlineExceeded
     {
@@ -80,7 +78,7 @@ pub(super) async fn run<D: Protocol>(
     app: &AppState,
     mut outbox: Outbox,
     mut inbox: Inbox,
-    events: ProcessStream,
+    events: GuestEvents,
     target: Target,
     dialect: D,
 ) {
@@ -131,7 +129,7 @@ async fn read<D: Protocol>(inbox: &mut Inbox, controls: Controls, complain: mpsc
 /// delivered.
 async fn tell<D: Protocol>(
     outbox: &mut Outbox,
-    events: ProcessStream,
+    events: GuestEvents,
     complaints: mpsc::Receiver<String>,
     dialect: D,
 ) {
@@ -142,7 +140,7 @@ async fn tell<D: Protocol>(
 
 async fn tell_all<D: Protocol>(
     outbox: &mut Outbox,
-    mut events: ProcessStream,
+    mut events: GuestEvents,
     mut complaints: mpsc::Receiver<String>,
     mut dialect: D,
 ) -> Result<(), Gone> {
@@ -150,10 +148,8 @@ async fn tell_all<D: Protocol>(
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            message = events.message() => match message {
-                Ok(Some(message)) => {
-                    let event: Option<ProcessEvent> = message.to_owned_message().event.into_option();
-                    let Some(event) = event.and_then(|event| event.event) else { continue };
+            next = events.next() => match next {
+                Ok(Some(event)) => {
                     let (event, ended) = match event {
                         Event::End(end) => (explain(end, &mut events).await, true),
                         other => (other, false),
@@ -170,7 +166,7 @@ async fn tell_all<D: Protocol>(
                     return outbox.say(&D::error(text, true)).await;
                 }
                 Err(error) => {
-                    let error = ApiError::from(AgentError::from(error));
+                    let error = ApiError::from(error);
                     return outbox.say(&D::error(error.message, true)).await;
                 }
             },

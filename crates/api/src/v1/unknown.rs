@@ -4,7 +4,8 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use wrenn_api_types::{Sandbox, UnknownSandbox};
 use wrenn_control::clock;
-use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
+use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use crate::{
     app::AppState,

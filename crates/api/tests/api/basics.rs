@@ -91,7 +91,7 @@ async fn a_file_goes_up_and_comes_down() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let content: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
-    let form = multipart::Form::new().text("path", "/d/f").part(
+    let form = multipart::Form::new().text("path", agent.path("d/f")).part(
         "file",
         multipart::Part::bytes(content.clone()).file_name("f"),
     );
@@ -103,7 +103,7 @@ async fn a_file_goes_up_and_comes_down() {
 
     let request = control
         .request(Method::POST, &format!("/v1/sandboxes/{id}/files/read"))
-        .json(&json!({ "path": "/d/f" }));
+        .json(&json!({ "path": agent.path("d/f") }));
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.content_length(), Some(content.len() as u64));
@@ -116,14 +116,17 @@ async fn a_file_goes_up_and_comes_down() {
     let (_, list) = control
         .post(
             &format!("/v1/sandboxes/{id}/files/list"),
-            json!({ "path": "/d" }),
+            json!({ "path": agent.path("d") }),
         )
         .await;
+    let modified_at = list["entries"][0]["modified_at"].clone();
+    let modified: jiff::Timestamp = modified_at.as_str().unwrap().parse().unwrap();
+    assert!(modified.duration_until(jiff::Timestamp::now()).as_secs() < 60);
     assert_eq!(
         list["entries"],
         json!([{
-            "name": "f", "path": "/d/f", "type": "file", "size": 7, "mode": 0o644, "permissions": "-rw-r--r--",
-            "owner": "root", "group": "root", "modified_at": "2023-11-14T22:13:20.5Z"
+            "name": "f", "path": agent.path("d/f"), "type": "file", "size": 800_000, "mode": 0o644,
+            "permissions": "-rw-r--r--", "owner": "root", "group": "root", "modified_at": modified_at
         }])
     );
 }

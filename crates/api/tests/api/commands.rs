@@ -4,9 +4,30 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{Control, ErrorCode, FakeAgent, Socket, assert_failure, until};
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
-async fn exec(control: &Control, id: &str, body: Value) -> (StatusCode, Value) {
+use crate::support::{Control, ErrorCode, FakeAgent, Socket, TUNNEL, assert_failure, until};
+
+/// Returns the body of a call that runs a shell script.
+pub(crate) fn sh(script: &str) -> Value {
+    json!({ "cmd": "sh", "args": ["-c", script] })
+}
+
+/// Returns a guest agent's answer to `Start`: a stream that ends at once with an error.
+fn refusal(code: ErrorCode, message: &str) -> Vec<u8> {
+    let error = json!({ "error": { "code": code.as_str(), "message": message } }).to_string();
+    let length = u32::try_from(error.len()).unwrap();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/connect+proto\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n",
+        error.len() + 5
+    );
+    // An envelope: flags (2: end of the stream), length, content.
+    let envelope = [&[2], &length.to_be_bytes()[..], error.as_bytes()].concat();
+    [head.into_bytes(), envelope].concat()
+}
+
+pub(crate) async fn exec(control: &Control, id: &str, body: Value) -> (StatusCode, Value) {
     control
         .post(&format!("/v1/sandboxes/{id}/exec"), body)
         .await
@@ -17,32 +38,56 @@ async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let (_, done) = exec(&control, &id, json!({
-        "cmd": "env", "envs": { "B": "2", "A": "ü=1" }, "cwd": "/tmp", "user": "joe", "timeout_sec": 7
-    })).await;
-    assert_eq!(done["stdout"], "A=ü=1,B=2|/tmp|joe|7", "{done}");
-    let (_, done) = exec(&control, &id, json!({ "cmd": "env" })).await;
-    assert_eq!(done["stdout"], "|||30", "a timeout is always sent: {done}");
-    let (_, done) = exec(&control, &id, json!({ "cmd": "env", "timeout_sec": 0 })).await;
-    assert_eq!(done["stdout"], "|||0");
-    let (_, done) = exec(
-        &control,
-        &id,
-        json!({ "cmd": "raw", "args": ["ff00", "61"] }),
-    )
-    .await;
+    let script = r#"printf %s "$A,$B|$PWD|$(id -un)""#;
+    let mut command = json!({
+        "cmd": "sh", "args": ["-c", script], "envs": { "B": "2", "A": "ü=1" }, "cwd": "/tmp",
+        "user": "nobody", "timeout_sec": 7
+    });
+    let (_, done) = exec(&control, &id, command.clone()).await;
+    assert_eq!(done["stdout"], "ü=1,2|/tmp|nobody", "{done}");
+    assert!(agent.heard().contains("connect-timeout-ms: 7000\r\n"));
+    command["timeout_sec"] = Value::Null;
+    exec(&control, &id, command.clone()).await;
+    let heard = agent.heard();
+    assert!(
+        heard.contains("connect-timeout-ms: 30000\r\n"),
+        "a timeout is always sent: {heard}"
+    );
+    command["timeout_sec"] = json!(0);
+    exec(&control, &id, command).await;
+    assert!(!agent.heard().contains("connect-timeout-ms"));
+    let (_, done) = exec(&control, &id, sh(r"printf '\377\0a'")).await;
     assert_eq!(
         (&done["encoding"], &done["stdout"]),
         (&json!("base64"), &json!("/wBh"))
     );
     assert_eq!(done["stderr"], "");
-    let (_, done) = exec(&control, &id, json!({ "cmd": "raw", "args": ["c3", "bc"] })).await;
+    let (_, done) = exec(&control, &id, sh(r"printf '\303'; printf '\274'")).await;
     assert_eq!(
         (&done["encoding"], &done["stdout"]),
         (&json!("utf-8"), &json!("ü"))
     );
-    let (status, done) = exec(&control, &id, json!({ "cmd": "fail", "args": ["3"] })).await;
+    let (status, done) = exec(&control, &id, sh("exit 3")).await;
     assert_eq!((status, &done["exit_code"]), (StatusCode::OK, &json!(3)));
+    // A connection returns to the pool shortly after its answer.
+    let tunnels = agent.tunnels();
+    assert!(tunnels < 4, "six calls opened {tunnels} tunnels");
+}
+
+#[tokio::test]
+async fn a_user_that_the_guest_does_not_have_is_named() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let body = json!({ "cmd": "true", "user": "nonesuch" });
+    let got = exec(&control, &id, body).await;
+    assert_failure(&got, 400, "invalid_request", &["nonesuch"]);
+    let body = json!({ "path": "/tmp", "user": "nonesuch" });
+    for route in ["list", "read", "stream/read"] {
+        let path = format!("/v1/sandboxes/{id}/files/{route}");
+        let got = control.post(&path, body.clone()).await;
+        assert_failure(&got, 400, "invalid_request", &["nonesuch"]);
+    }
 }
 
 #[tokio::test]
@@ -53,7 +98,7 @@ async fn a_stream_is_controlled_by_the_tag_that_its_start_names() {
     let path = format!("/v1/sandboxes/{id}/exec/stream");
     let mut socket = Socket::open(&control, &path).await;
     socket
-        .send(json!({ "type": "start", "cmd": "hang", "tag": "job" }))
+        .send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "tag": "job" }))
         .await;
     socket.expect("start").await;
     let (status, _) = control
@@ -64,7 +109,7 @@ async fn a_stream_is_controlled_by_the_tag_that_its_start_names() {
     for (field, value) in [("tag", json!("no tag")), ("arg", json!(["-c"]))] {
         let mut socket = Socket::open(&control, &path).await;
         socket
-            .send(json!({ "type": "start", "cmd": "hang", field: value }))
+            .send(json!({ "type": "start", "cmd": "sleep", field: value }))
             .await;
         let error = socket.expect("error").await;
         let text = error["data"].as_str().unwrap();
@@ -79,7 +124,7 @@ async fn a_message_that_is_too_large_is_said_to_be() {
     let id = control.create().await;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
     socket
-        .send(json!({ "type": "start", "cmd": "hang", "stdin": true }))
+        .send(json!({ "type": "start", "cmd": "sleep", "args": ["1000"], "stdin": true }))
         .await;
     socket.expect("start").await;
     let data = "A".repeat(4 * 1024 * 1024);
@@ -97,7 +142,9 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let got = exec(&control, &id, json!({ "cmd": "nonesuch" })).await;
-    assert_failure(&got, 400, "invalid_request", &["no program `nonesuch`"]);
+    assert_failure(&got, 400, "invalid_request", &["nonesuch", "No such file"]);
+    // Has no connection yet, so that its calls reach the stubs.
+    let id = control.create().await;
     for (code, status, word) in [
         (ErrorCode::InvalidArgument, 400, "invalid_request"),
         (ErrorCode::FailedPrecondition, 409, "invalid_state"),
@@ -106,15 +153,22 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
         (ErrorCode::ResourceExhausted, 503, "resource_exhausted"),
         (ErrorCode::Unavailable, 503, "unavailable"),
         (ErrorCode::DeadlineExceeded, 504, "timeout"),
-        // For example the name of a damaged file on the host, which key holders may see.
         (ErrorCode::Internal, 502, "agent_error"),
     ] {
-        agent.fail("Exec", code, "the agent's message");
+        agent.answer(Some(refusal(code, "the agent's message")));
         let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
         assert_failure(&got, status, word, &["the agent's message"]);
     }
-    agent.mend("Exec");
-    agent.drop_replies("Exec", 1);
+    // A guest that does not speak HTTP, or breaks off.
+    let torn = &refusal(ErrorCode::Internal, "never complete")[..150];
+    for garbage in [&b"\0garbage\r\n\r\n"[..], torn, b""] {
+        agent.answer(Some(garbage.to_vec()));
+        let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
+        assert_failure(&got, 503, "unavailable", &[]);
+    }
+    agent.answer(None);
+    // The host's agent disconnects.
+    agent.drop_replies(TUNNEL, 1);
     let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
     assert_failure(&got, 503, "unavailable", &["does not answer"]);
     assert_eq!(
@@ -128,7 +182,11 @@ async fn a_command_that_hangs_holds_nobody_else_up() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (slow, quick) = (control.create().await, control.create().await);
-    let hang = exec(&control, &slow, json!({ "cmd": "hang", "timeout_sec": 0 }));
+    let hang = exec(
+        &control,
+        &slow,
+        json!({ "cmd": "sleep", "args": ["1000"], "timeout_sec": 0 }),
+    );
     let mut hang = std::pin::pin!(hang);
     for _ in 0..20 {
         tokio::select! {
@@ -145,18 +203,18 @@ async fn a_background_process_is_listed_followed_and_killed() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let body = json!({ "cmd": "hang", "args": ["a"], "background": true, "tag": "job" });
+    let body = json!({ "cmd": "sleep", "args": ["1000"], "background": true, "tag": "job" });
     let (status, made) = exec(&control, &id, body).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{made}");
     assert_eq!(
         (&made["tag"], &made["cmd"], &made["sandbox_id"]),
-        (&json!("job"), &json!("hang"), &json!(id))
+        (&json!("job"), &json!("sleep"), &json!(id))
     );
     let pid = made["pid"].as_u64().unwrap();
     let processes = format!("/v1/sandboxes/{id}/processes");
     let (_, list) = control.get(&processes).await;
     let wanted =
-        json!({ "processes": [{ "pid": pid, "tag": "job", "cmd": "hang", "args": ["a"] }] });
+        json!({ "processes": [{ "pid": pid, "tag": "job", "cmd": "sleep", "args": ["1000"] }] });
     assert_eq!(list, wanted);
     let mut socket = Socket::open(&control, &format!("{processes}/job/stream")).await;
     assert_eq!(socket.expect("start").await["pid"], pid);
@@ -167,7 +225,7 @@ async fn a_background_process_is_listed_followed_and_killed() {
     let exit = socket.expect("exit").await;
     assert_eq!(
         (&exit["exit_code"], &exit["error"]),
-        (&json!(-1), &json!("signal: 15"))
+        (&json!(-1), &json!("signal: terminated"))
     );
     assert_eq!(
         socket.next().await,
@@ -177,7 +235,8 @@ async fn a_background_process_is_listed_followed_and_killed() {
     let got = control.delete(&format!("{processes}/job")).await;
     assert_failure(&got, 404, "not_found", &["process"]);
     assert_eq!(control.get(&processes).await.1, json!({ "processes": [] }));
-    let (status, made) = exec(&control, &id, json!({ "cmd": "hang", "background": true })).await;
+    let body = json!({ "cmd": "sleep", "args": ["1000"], "background": true });
+    let (status, made) = exec(&control, &id, body).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     let tag = made["tag"].as_str().unwrap();
     assert!(tag.starts_with("proc-") && tag.len() == 13, "{tag}");
@@ -188,7 +247,7 @@ async fn a_background_process_is_listed_followed_and_killed() {
         lost.expect("error").await["data"]
             .as_str()
             .unwrap()
-            .contains("no such process")
+            .contains("nonesuch")
     );
     assert_eq!(lost.next().await, None);
 }
@@ -216,33 +275,39 @@ async fn a_stream_tells_start_output_and_exit() {
     // A character in two pieces, then a byte that is not UTF-8.
     let mut socket = Socket::open(&control, &path).await;
     socket
-        .send(json!({ "type": "start", "cmd": "raw", "args": ["61c3", "bc", "ff"] }))
+        .send(json!({ "type": "start", "cmd": "cat", "stdin": true }))
         .await;
-    let told = socket.rest().await;
-    let outputs: Vec<_> = told[1..told.len() - 1]
-        .iter()
-        .map(|m| (&m["data"], m.get("encoding")))
-        .collect();
+    socket.expect("start").await;
+    let mut outputs = Vec::new();
+    for piece in [&b"a\xc3"[..], b"\xbc", b"\xff"] {
+        let data = BASE64.encode(piece);
+        socket.send(json!({ "type": "stdin", "data": data })).await;
+        let output = socket.expect("stdout").await;
+        outputs.push((output["data"].clone(), output.get("encoding").cloned()));
+    }
     assert_eq!(
         outputs,
         [
-            (&json!("a"), None),
-            (&json!("ü"), None),
-            (&json!("/w=="), Some(&json!("base64"))),
+            (json!("a"), None),
+            (json!("ü"), None),
+            (json!("/w=="), Some(json!("base64"))),
         ]
     );
+    // The machine is lost in the middle of the output.
     let mut socket = Socket::open(&control, &path).await;
     socket
-        .send(json!({ "type": "start", "cmd": "break" }))
+        .send(json!({ "type": "start", "cmd": "sh", "args": ["-c", "printf half; sleep 1000"] }))
         .await;
     socket.expect("start").await;
     socket.expect("stdout").await;
-    assert!(
-        socket.expect("error").await["data"]
-            .as_str()
-            .unwrap()
-            .contains("the machine is gone")
-    );
+    agent.state.list_gate.shut();
+    agent.change(&id, |sandbox| {
+        sandbox.reason = "the machine is gone".to_owned();
+        sandbox.state = SandboxState::SANDBOX_STATE_ERROR;
+    });
+    let error = socket.expect("error").await;
+    let text = error["data"].as_str().unwrap();
+    assert!(text.contains("the machine is gone"), "{error}");
     assert_eq!(socket.next().await, None);
 }
 
@@ -299,10 +364,11 @@ async fn stop_ends_a_process_politely() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
-    socket.send(json!({ "type": "start", "cmd": "hang" })).await;
+    let start = json!({ "type": "start", "cmd": "sleep", "args": ["1000"] });
+    socket.send(start).await;
     socket.expect("start").await;
     socket.send(json!({ "type": "stop" })).await;
-    assert_eq!(socket.expect("exit").await["error"], "signal: 15");
+    assert_eq!(socket.expect("exit").await["error"], "signal: terminated");
     assert_eq!(socket.next().await, None);
 }
 
@@ -313,15 +379,15 @@ async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_th
     let id = control.create().await;
     let length = 50_000_000_usize;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
+    let flood = format!("head -c {length} /dev/zero | tr '\\0' x");
     socket
-        .send(json!({ "type": "start", "cmd": "flood", "args": [length.to_string()] }))
+        .send(json!({ "type": "start", "cmd": "sh", "args": ["-c", flood] }))
         .await;
     socket.expect("start").await;
     let flooded = || {
         agent
             .state
-            .processes
-            .flooded
+            .download_bytes
             .load(std::sync::atomic::Ordering::SeqCst)
     };
     // The client reads nothing: the output must stop long before its end.

@@ -17,6 +17,7 @@ mod e2b_lists;
 mod e2b_living;
 mod e2b_requests;
 mod e2b_resuming;
+mod endings;
 mod hosts;
 mod keys;
 mod pausing;

@@ -101,7 +101,11 @@ async fn calls_of_each_kind_resume_a_sandbox_that_was_created_so() {
     for (method, route, body) in [
         (Method::POST, "ping", Value::Null),
         (Method::GET, "processes", Value::Null),
-        (Method::POST, "files/list", json!({ "path": "/a" })),
+        (
+            Method::POST,
+            "files/list",
+            json!({ "path": agent.path("") }),
+        ),
     ] {
         assert_eq!(pause(&control, &id).await.0, StatusCode::OK);
         let (status, body) = control

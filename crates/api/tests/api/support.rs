@@ -3,7 +3,6 @@
 #[macro_use]
 mod databases;
 pub(crate) mod fake_agent;
-mod processes;
 mod socket;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -16,7 +15,7 @@ use wrenn_control::{ControlConfig, ControlError};
 use wrenn_model::Egress;
 
 pub(crate) use databases::Databases;
-pub(crate) use fake_agent::{ErrorCode, FakeAgent};
+pub(crate) use fake_agent::{ErrorCode, FakeAgent, TUNNEL};
 pub(crate) use socket::Socket;
 
 /// Maximum time of any step in these tests.

@@ -5,6 +5,64 @@ use serde_json::json;
 
 use crate::support::{Control, FakeAgent, Socket, until};
 
+/// Returns the first message for a terminal without echo in which a program runs.
+fn raw(program: &str) -> serde_json::Value {
+    let script = format!("stty raw -echo; printf ready; exec {program}");
+    json!({ "type": "start", "cmd": "sh", "args": ["-c", script], "cols": 100, "rows": 30 })
+}
+
+/// Waits until the program of [`raw`] runs.
+async fn ready(socket: &mut Socket) {
+    assert_eq!(output(socket, 5).await, "ready");
+}
+
+/// Returns the next output of a length.
+async fn output(socket: &mut Socket, length: usize) -> String {
+    let mut got = Vec::new();
+    while got.len() < length {
+        let output = socket.expect("output").await;
+        got.extend(BASE64.decode(output["data"].as_str().unwrap()).unwrap());
+    }
+    String::from_utf8(got).unwrap()
+}
+
+/// Returns the size of a process's terminal, as columns and rows.
+fn size(pid: &serde_json::Value) -> (u32, u32) {
+    let terminal = format!("/proc/{pid}/fd/0");
+    let told = std::process::Command::new("stty")
+        .args(["-F", &terminal, "size"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    let mut numbers = told.split_whitespace().map(|n| n.parse().unwrap());
+    let rows = numbers.next().unwrap_or_default();
+    (numbers.next().unwrap_or_default(), rows)
+}
+
+fn runs(pid: &serde_json::Value) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[tokio::test]
+async fn a_terminal_runs_a_shell_unless_its_client_names_a_program() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
+    socket.send(json!({ "type": "start" })).await;
+    let started = socket.expect("started").await;
+    let (_, list) = control.get(&format!("/v1/sandboxes/{id}/processes")).await;
+    assert_eq!(
+        list["processes"],
+        json!([{ "pid": started["pid"], "tag": started["tag"], "cmd": "/bin/bash", "args": [] }])
+    );
+    assert_eq!(size(&started["pid"]), (80, 24));
+    let exit = json!({ "type": "input", "data": BASE64.encode("exit 3\r") });
+    socket.send(exit).await;
+    let told = socket.rest().await;
+    assert_eq!(told.last().unwrap()["exit_code"], 3, "{told:?}");
+}
+
 #[tokio::test]
 async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
     let agent = FakeAgent::start().await;
@@ -12,20 +70,21 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
     let id = control.create().await;
     let path = format!("/v1/sandboxes/{id}/pty");
     let mut socket = Socket::open(&control, &path).await;
-    socket
-        .send(json!({ "type": "start", "cols": 100, "rows": 30 }))
-        .await;
+    socket.send(raw("cat")).await;
     let started = socket.expect("started").await;
+    let pid = &started["pid"];
+    ready(&mut socket).await;
+    assert_eq!(size(pid), (100, 30));
     let tag = started["tag"].as_str().unwrap().to_owned();
     assert!(tag.starts_with("pty-") && tag.len() == 12, "{tag}");
     let input = |text: &str| json!({ "type": "input", "data": BASE64.encode(text) });
     socket.send(input("one")).await;
-    assert_eq!(socket.expect("output").await["data"], BASE64.encode("one"));
+    assert_eq!(output(&mut socket, 3).await, "one");
     socket
         .send(json!({ "type": "resize", "cols": 120, "rows": 40 }))
         .await;
     until("the size is set", async || {
-        (agent.state.processes.sizes(&tag) == [(100, 30), (120, 40)]).then_some(())
+        (size(pid) == (120, 40)).then_some(())
     })
     .await;
     for bad in [
@@ -36,20 +95,17 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
         assert_eq!(socket.expect("error").await["fatal"], false);
     }
     drop(socket);
-    assert!(
-        agent.state.processes.runs(&tag),
-        "the terminal outlives its client"
-    );
+    assert!(runs(pid), "the terminal outlives its client");
     let mut socket = Socket::open(&control, &path).await;
     socket.send(json!({ "type": "connect", "tag": tag })).await;
     assert_eq!(socket.expect("started").await["pid"], started["pid"]);
     socket.send(input("two")).await;
-    assert_eq!(socket.expect("output").await["data"], BASE64.encode("two"));
+    assert_eq!(output(&mut socket, 3).await, "two");
     socket.send(json!({ "type": "kill" })).await;
-    assert_eq!(socket.expect("exit").await["error"], "signal: 9");
+    assert_eq!(socket.expect("exit").await["error"], "signal: killed");
     assert_eq!(socket.next().await, None);
     for first in [
-        json!({ "type": "connect", "tag": tag }),
+        json!({ "type": "connect", "tag": "pty-00000000" }),
         json!({ "type": "kill" }),
         json!({ "type": "start", "cols": 0 }),
     ] {
@@ -66,11 +122,10 @@ async fn a_kill_after_a_burst_of_input_that_nobody_takes_kills() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
-    socket.send(json!({ "type": "start", "cmd": "deaf" })).await;
-    let tag = socket.expect("started").await["tag"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    socket.send(raw("sleep 1000")).await;
+    let started = socket.expect("started").await;
+    let pid = &started["pid"];
+    ready(&mut socket).await;
     let keys = BASE64.encode("keys");
     for n in 0..2000 {
         socket.send(json!({ "type": "input", "data": keys })).await;
@@ -84,12 +139,12 @@ async fn a_kill_after_a_burst_of_input_that_nobody_takes_kills() {
         .send(json!({ "type": "resize", "cols": 7777, "rows": 1 }))
         .await;
     until("the last size is set", async || {
-        (agent.state.processes.sizes(&tag).last() == Some(&(7777, 1))).then_some(())
+        (size(pid) == (7777, 1)).then_some(())
     })
     .await;
     socket.send(json!({ "type": "kill" })).await;
-    assert_eq!(socket.expect("exit").await["error"], "signal: 9");
-    assert!(!agent.state.processes.runs(&tag));
+    assert_eq!(socket.expect("exit").await["error"], "signal: killed");
+    assert!(!runs(pid));
 }
 
 #[tokio::test]
@@ -98,8 +153,9 @@ async fn typing_arrives_in_order_and_whole() {
     let control = Control::start(&agent).await;
     let id = control.create().await;
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
-    socket.send(json!({ "type": "start" })).await;
+    socket.send(raw("cat")).await;
     socket.expect("started").await;
+    ready(&mut socket).await;
     let mut wanted = String::new();
     for n in 0..1000 {
         let text = format!("{n} ");
@@ -108,12 +164,5 @@ async fn typing_arrives_in_order_and_whole() {
             .await;
         wanted.push_str(&text);
     }
-    let mut got = String::new();
-    while got.len() < wanted.len() {
-        let output = socket.expect("output").await;
-        got.push_str(
-            std::str::from_utf8(&BASE64.decode(output["data"].as_str().unwrap()).unwrap()).unwrap(),
-        );
-    }
-    assert_eq!(got, wanted);
+    assert_eq!(output(&mut socket, wanted.len()).await, wanted);
 }

@@ -58,13 +58,14 @@ async fn files_of_all_sizes_go_up_and_down_by_both_routes() {
             let content: Vec<u8> = (0..length)
                 .map(|n: u32| n.to_le_bytes()[n as usize % 4] ^ 0x5a)
                 .collect();
-            let body = form(&[("path", b"/f"), ("file", &content)]);
+            let target = agent.path("f");
+            let body = form(&[("path", target.as_bytes()), ("file", &content)]);
             let (status, body) = answer(upload(&control, &id, up, body)).await;
             assert_eq!(status, StatusCode::NO_CONTENT, "{up} {length}: {body}");
             let path = format!("/v1/sandboxes/{id}/files/{down}");
             let request = control
                 .request(Method::POST, &path)
-                .json(&json!({ "path": "/f" }));
+                .json(&json!({ "path": target }));
             let got = request.send().await.unwrap().bytes().await.unwrap();
             assert!(got == content, "{down} {length}");
         }
@@ -76,20 +77,33 @@ async fn a_form_out_of_order_or_with_parts_missing_stores_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
+    let (target, directory) = (agent.path("f"), agent.path("d"));
+    std::fs::create_dir(&directory).unwrap();
     for route in ["write", "stream/write"] {
         let cases: [(&[Part<'_>], &str); 8] = [
-            (&[("file", b"content"), ("path", b"/f")], "`path`"),
+            (
+                &[("file", b"content"), ("path", target.as_bytes())],
+                "`path`",
+            ),
             (&[("file", b"content")], "`path`"),
-            (&[("path", b"/f")], "`file`"),
+            (&[("path", target.as_bytes())], "`file`"),
             (&[], "`file`"),
             (&[("path", b""), ("file", b"x")], "`path`"),
             (&[("path", b"\xff"), ("file", b"x")], "`path`"),
             (
-                &[("path", b"/f"), ("color", b"red"), ("file", b"x")],
+                &[
+                    ("path", target.as_bytes()),
+                    ("color", b"red"),
+                    ("file", b"x"),
+                ],
                 "`color`",
             ),
             (
-                &[("path", b"/f"), ("file", b"x"), ("user", b"joe")],
+                &[
+                    ("path", target.as_bytes()),
+                    ("file", b"x"),
+                    ("user", b"joe"),
+                ],
                 "`user`",
             ),
         ];
@@ -111,12 +125,15 @@ async fn a_form_out_of_order_or_with_parts_missing_stores_nothing() {
             &control,
             &id,
             route,
-            form(&[("path", b"/dir"), ("file", b"x")]),
+            form(&[("path", directory.as_bytes()), ("file", b"x")]),
         ))
         .await;
-        assert_failure(&got, 400, "invalid_request", &["`/dir` is a directory"]);
+        assert_failure(&got, 400, "invalid_request", &["is a directory"]);
     }
-    assert!(agent.state.files.lock().unwrap().is_empty());
+    until("the guest has given up all uploads", async || {
+        (agent.files() == ["d"]).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -124,7 +141,9 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let whole = form(&[("path", b"/f"), ("file", &[b'x'; 300_000])]);
+    let target = agent.path("f");
+    std::fs::write(&target, "before").unwrap();
+    let whole = form(&[("path", target.as_bytes()), ("file", &[b'x'; 300_000])]);
     // The form lacks its final boundary.
     for route in ["write", "stream/write"] {
         let cut = whole[..200_000].to_vec();
@@ -142,7 +161,8 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
         let body = reqwest::Body::wrap_stream(pieces);
         let arrived = async {
             until("a part of the upload has arrived", async || {
-                (agent.state.upload_bytes.load(Ordering::SeqCst) > before).then_some(())
+                let arrived = agent.state.upload_bytes.load(Ordering::SeqCst);
+                (arrived > before + 100_000).then_some(())
             })
             .await;
             tell.send(()).unwrap();
@@ -150,11 +170,11 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
         let (sent, ()) = tokio::join!(upload(&control, &id, route, body).send(), arrived);
         assert!(sent.is_err());
     }
-    until("the agent has seen all four uploads break", async || {
-        (agent.state.broken_uploads.load(Ordering::SeqCst) == 4).then_some(())
+    until("the guest has given up all four uploads", async || {
+        (agent.files() == ["f"]).then_some(())
     })
     .await;
-    assert!(agent.state.files.lock().unwrap().is_empty());
+    assert_eq!(std::fs::read(&target).unwrap(), b"before");
 }
 
 #[tokio::test]
@@ -167,7 +187,7 @@ async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
         let pieces = stream::iter(
             (0..limit / (1 << 20) + 1).map(|_| Ok::<_, std::io::Error>(vec![0_u8; 1 << 20])),
         );
-        multipart::Form::new().text("path", "/big").part(
+        multipart::Form::new().text("path", agent.path("big")).part(
             "file",
             multipart::Part::stream(reqwest::Body::wrap_stream(pieces)).file_name("f"),
         )
@@ -182,7 +202,8 @@ async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
         .multipart(big());
     assert_eq!(answer(request).await.0, StatusCode::NO_CONTENT);
     let length = limit + (1 << 20);
-    let zeros = json!({ "path": format!("/zeros/{length}") });
+    assert_eq!(std::fs::metadata(agent.path("big")).unwrap().len(), length);
+    let zeros = json!({ "path": agent.zeros(length) });
     let got = control.post(&format!("{path}/read"), zeros.clone()).await;
     assert_failure(&got, 413, "too_large", &["files/stream/read"]);
     let request = control
@@ -191,7 +212,7 @@ async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
     let mut body = request.send().await.unwrap().bytes_stream();
     let mut got = 0;
     while let Some(piece) = body.next().await {
-        got += piece.unwrap().len();
+        got += piece.unwrap().len() as u64;
     }
     assert_eq!(got, length);
 }
@@ -200,12 +221,15 @@ async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
 async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
-    let id = control.create().await;
-    agent.state.break_downloads.store(true, Ordering::SeqCst);
+    let (id, other) = (control.create().await, control.create().await);
+    let zeros = json!({ "path": agent.zeros(50_000_000) });
     let path = format!("/v1/sandboxes/{id}/files/stream/read");
-    let request = control
-        .request(Method::POST, &path)
-        .json(&json!({ "path": "/zeros/1000000" }));
+    let got = control.post(&path, json!({ "path": "/nonesuch" })).await;
+    assert_failure(&got, 404, "not_found", &["/nonesuch"]);
+    // The machines are lost midway. The reconciler must not see that before the calls do.
+    agent.state.list_gate.shut();
+    agent.state.lost_after.store(500_000, Ordering::SeqCst);
+    let request = control.request(Method::POST, &path).json(&zeros);
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert!(
@@ -214,14 +238,9 @@ async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
     );
     // The collecting call can still report the failure.
     let got = control
-        .post(
-            &format!("/v1/sandboxes/{id}/files/read"),
-            json!({ "path": "/zeros/1000000" }),
-        )
+        .post(&format!("/v1/sandboxes/{other}/files/read"), zeros)
         .await;
     assert_failure(&got, 503, "unavailable", &["the machine is gone"]);
-    let got = control.post(&path, json!({ "path": "/nonesuch" })).await;
-    assert_failure(&got, 404, "not_found", &["/nonesuch"]);
 }
 
 #[tokio::test]
@@ -234,7 +253,7 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
     let length = 64 << 20;
     let request = control
         .request(Method::POST, &path)
-        .json(&json!({ "path": format!("/zeros/{length}") }));
+        .json(&json!({ "path": agent.zeros(length as u64) }));
     let response = request.send().await.unwrap();
     let given = || agent.state.download_bytes.load(Ordering::SeqCst);
     let stood = until("the download stops", async || {
@@ -246,21 +265,23 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
     assert!(stood < length, "{stood} bytes are buffered");
     drop(response);
     // Upload: a guest that does not write.
+    let target = agent.path("f");
+    let before = agent.state.upload_bytes.load(Ordering::SeqCst);
     agent.state.upload_gate.shut();
-    let body = form(&[("path", b"/f"), ("file", &vec![b'x'; 64 << 20])]);
+    let body = form(&[("path", target.as_bytes()), ("file", &vec![b'x'; 64 << 20])]);
     let sending = tokio::spawn(upload(&control, &id, "stream/write", body).send());
     until("the upload waits at the gate", async || {
         (agent.state.upload_gate.waiting() == 1).then_some(())
     })
     .await;
-    assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), 0);
+    assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), before);
     assert!(!sending.is_finished());
     agent.state.upload_gate.open();
     assert_eq!(
         sending.await.unwrap().unwrap().status(),
         StatusCode::NO_CONTENT
     );
-    assert_eq!(agent.state.upload_bytes.load(Ordering::SeqCst), 64 << 20);
+    assert_eq!(std::fs::metadata(&target).unwrap().len(), 64 << 20);
 }
 
 #[tokio::test]
@@ -270,15 +291,22 @@ async fn directories_are_made_listed_and_removed() {
     let id = control.create().await;
     let post = async |route: &str, path: &str| {
         let route = format!("/v1/capsules/{id}/files/{route}");
+        let path = agent.path(path);
         control.post(&route, json!({ "path": path })).await
     };
-    let (status, made) = post("mkdir", "/new").await;
+    let (status, made) = post("mkdir", "new/below").await;
     assert_eq!(
         (status, &made["entry"]["path"]),
-        (StatusCode::OK, &json!("/new")),
+        (StatusCode::OK, &json!(agent.path("new/below"))),
         "{made}"
     );
-    assert_failure(&post("mkdir", "/dir").await, 409, "conflict", &[]);
-    assert_eq!(post("remove", "/new").await.0, StatusCode::NO_CONTENT);
-    assert_eq!(post("list", "/new").await.1, json!({ "entries": [] }));
+    assert_failure(&post("mkdir", "new").await, 409, "conflict", &[]);
+    let (_, list) = post("list", "new").await;
+    assert_eq!(list["entries"][0]["name"], "below", "{list}");
+    assert_eq!(list["entries"][0]["type"], "directory", "{list}");
+    for _ in 0..2 {
+        assert_eq!(post("remove", "new").await.0, StatusCode::NO_CONTENT);
+    }
+    assert_failure(&post("list", "new").await, 404, "not_found", &["new"]);
+    assert_eq!(post("list", "").await.1, json!({ "entries": [] }));
 }

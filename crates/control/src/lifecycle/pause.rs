@@ -5,13 +5,14 @@
 //! current state of the sandbox. If the host does not answer that either, the row stays `pausing`
 //! or `resuming`, and the reconciler settles it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::Shared};
 use thiserror_ext::AsReport as _;
 use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
+use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, told};
 use crate::{
@@ -28,6 +29,9 @@ pub(super) type SharedResume =
 /// Minimum lifetime after a resume that was started by a call, in seconds. A sandbox with a
 /// lifetime of a few seconds must not end in the middle of the call that woke it.
 const MIN_WOKEN_SEC: u32 = 300;
+
+/// Maximum time for calls to the guest in progress to complete before a pause.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Operation requested from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +67,10 @@ impl Lifecycle {
         self.pause_begun(id).await
     }
 
-    /// Pauses a sandbox whose row is already marked `pausing`.
+    /// Pauses a sandbox whose row is already marked `pausing`. Calls to its guest in progress may
+    /// complete first; the agent cuts off those that take longer.
     pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        self.guests.drain(id, DRAIN_LIMIT).await;
         match self.agent.pause(id.as_str()).await {
             Ok(_) => {
                 self.write(id, Event::PauseDone, |row| row.warning.clear())

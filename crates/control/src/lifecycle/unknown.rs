@@ -16,7 +16,9 @@ use std::collections::BTreeMap;
 
 use wrenn_db::{Options, Sandbox};
 use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, SandboxState};
+use wrenn_proto::rpc::hostagent::v1 as rpc;
+use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use super::{Lifecycle, LifecycleError, fill_from_host};
 use crate::clock;

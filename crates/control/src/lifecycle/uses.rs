@@ -1,5 +1,5 @@
-//! Activity of sandboxes. The agent knows when a command was started. Only this module knows that
-//! the client is still listening.
+//! Activity of sandboxes: the only place that counts commands, file transfers, sessions and traffic.
+//! They reach the guest through tunnels, which the agent does not count.
 
 use std::{
     collections::HashMap,

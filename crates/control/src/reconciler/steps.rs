@@ -12,7 +12,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wrenn_db::{Db, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
+use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use super::{Action, HostState, RowView, reconcile};
 use crate::{
@@ -41,6 +42,10 @@ const MAX_ROWS: u32 = 100_000;
 
 /// Minimum change of a sandbox's activity time that is written to its row, in milliseconds.
 const USE_GRAIN_MS: i64 = 1000;
+
+/// Precision of the activity time of a sandbox in use, in milliseconds. An open terminal does not
+/// cause a write per second.
+const IN_USE_GRAIN_MS: i64 = 10_000;
 
 /// Task that compares the rows with the sandboxes of the host and corrects the differences.
 pub struct Reconciler {
@@ -378,7 +383,14 @@ impl Step {
         let mut new = row.clone();
         refresh_from_host(&mut new, info);
         new.host_id = self.lifecycle.host_of_new_rows();
-        let (_, last_use_ms) = self.lifecycle.use_of(&self.id);
+        // The next process must know of calls that are in progress now.
+        let last_use_ms = match self.lifecycle.use_of(&self.id) {
+            (true, _) => {
+                let now_ms = clock::now_ms();
+                now_ms - now_ms.rem_euclid(IN_USE_GRAIN_MS)
+            }
+            (false, last_ended_ms) => last_ended_ms,
+        };
         new.last_active_at = new.last_active_at.max(last_use_ms);
         if new.last_active_at < row.last_active_at.saturating_add(USE_GRAIN_MS) {
             new.last_active_at = row.last_active_at;

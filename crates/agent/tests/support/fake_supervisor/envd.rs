@@ -1,5 +1,7 @@
-//! Fake guest agent: the part that the host agent uses. Its files are the host's, below the given
-//! path. Its processes are real, and run in the guest's network.
+//! Fake guest agent: the calls that only the host makes, with faults, and the start of processes,
+//! which are real and run in the guest's network. The real guest agent cannot stand in: this program
+//! is a binary of the agent's crate, so it has none of the development dependencies, and the agent
+//! must not depend on a program of the guest.
 
 use std::{
     fs, io,
@@ -10,8 +12,7 @@ use std::{
 };
 
 use axum::{
-    body::Body,
-    extract::{Query, Request, State},
+    extract::{Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -20,22 +21,11 @@ use connectrpc::{
     ConnectError, InboundStream, RequestContext, Response as RpcResponse, Router, ServiceRequest,
     ServiceResult, ServiceStream,
 };
-use futures::StreamExt as _;
 use http::StatusCode;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::mpsc,
-};
-use wrenn_proto::rpc::{
-    filesystem as fs_rpc,
-    process::{
-        self as rpc,
-        __buffa::oneof::{
-            process_event::{Event, data_event::Output},
-            process_selector::Selector,
-        },
-    },
-};
+use tokio::{io::AsyncReadExt as _, sync::mpsc};
+use wrenn_proto::rpc::process as rpc;
+use wrenn_proto::rpc::process::process_event::Event;
+use wrenn_proto::rpc::process::process_event::data_event::Output;
 
 /// State of the guest: the token set by `/init`, and the log of received calls for the tests.
 struct Guest {
@@ -65,12 +55,9 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
         dir: dir.to_owned(),
         calls: dir.join("calls.log"),
     });
-    let rpc = Router::new()
-        .add_service(Arc::new(Processes(guest.clone())))
-        .add_service(Arc::new(Files));
+    let rpc = Router::new().add_service(Arc::new(Processes(guest.clone())));
     let app = axum::Router::new()
         .route("/metrics", get(metrics))
-        .route("/files", get(read_file).post(write_file))
         .fallback_service(rpc.into_axum_service())
         .layer(axum::middleware::from_fn_with_state(
             guest.clone(),
@@ -165,65 +152,6 @@ async fn metrics() -> Response {
     .into_response()
 }
 
-#[derive(serde::Deserialize)]
-struct FileQuery {
-    path: String,
-    #[serde(default)]
-    username: String,
-}
-
-fn refused(query: &FileQuery) -> Option<Response> {
-    if query.username == "no-such-user" {
-        return Some(error(StatusCode::UNAUTHORIZED, "unknown user"));
-    }
-    if Path::new(&query.path).is_dir() {
-        return Some(error(StatusCode::BAD_REQUEST, "is a directory"));
-    }
-    None
-}
-
-async fn read_file(Query(query): Query<FileQuery>) -> Response {
-    if let Some(refused) = refused(&query) {
-        return refused;
-    }
-    if query.path == "/breaks-off" {
-        let pieces = futures::stream::iter(0..10).map(|n| match n {
-            9 => Err(io::Error::other("the disk is gone")),
-            _ => Ok(vec![b'x'; 100_000]),
-        });
-        return Body::from_stream(pieces).into_response();
-    }
-    match tokio::fs::File::open(&query.path).await {
-        Ok(file) => Body::from_stream(tokio_util::io::ReaderStream::new(file)).into_response(),
-        Err(_) => error(StatusCode::NOT_FOUND, "no such file"),
-    }
-}
-
-async fn write_file(Query(query): Query<FileQuery>, body: Body) -> Response {
-    if let Some(refused) = refused(&query) {
-        return refused;
-    }
-    if query.path == "/full" {
-        return error(StatusCode::INSUFFICIENT_STORAGE, "the guest's disk is full");
-    }
-    let mut pieces = body.into_data_stream();
-    let mut file = match tokio::fs::File::create(&query.path).await {
-        Ok(file) => file,
-        Err(e) => return error(StatusCode::BAD_REQUEST, &e.to_string()),
-    };
-    while let Some(piece) = pieces.next().await {
-        let Ok(piece) = piece else {
-            let _ = fs::write(format!("{}.broke-off", query.path), "");
-            return error(StatusCode::BAD_REQUEST, "broke off");
-        };
-        if file.write_all(&piece).await.is_err() {
-            return error(StatusCode::INSUFFICIENT_STORAGE, "full");
-        }
-    }
-    let _ = file.flush().await;
-    axum::Json(serde_json::json!([{"path": query.path}])).into_response()
-}
-
 struct Processes(Arc<Guest>);
 
 fn event(event: impl Into<Event>) -> rpc::StartResponse {
@@ -297,15 +225,7 @@ impl rpc::Process for Processes {
         _: RequestContext,
         _: ServiceRequest<'_, rpc::ListRequest>,
     ) -> ServiceResult<rpc::ListResponse> {
-        let process = rpc::ProcessInfo {
-            pid: 42,
-            tag: Some("tag".to_owned()),
-            ..Default::default()
-        };
-        RpcResponse::ok(rpc::ListResponse {
-            processes: vec![process],
-            ..Default::default()
-        })
+        unused()
     }
 
     async fn connect(
@@ -313,7 +233,7 @@ impl rpc::Process for Processes {
         _: RequestContext,
         _: ServiceRequest<'_, rpc::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<rpc::ConnectResponse>> {
-        Err(ConnectError::not_found("no such process"))
+        unused()
     }
 
     async fn start(
@@ -343,11 +263,9 @@ impl rpc::Process for Processes {
     async fn update(
         &self,
         _: RequestContext,
-        request: ServiceRequest<'_, rpc::UpdateRequest>,
+        _: ServiceRequest<'_, rpc::UpdateRequest>,
     ) -> ServiceResult<rpc::UpdateResponse> {
-        let size = request.to_owned_message().pty.size.clone();
-        self.0.note(&format!("update {}x{}", size.cols, size.rows));
-        RpcResponse::ok(rpc::UpdateResponse::default())
+        unused()
     }
 
     async fn stream_input(
@@ -355,9 +273,7 @@ impl rpc::Process for Processes {
         _: RequestContext,
         _: InboundStream<rpc::StreamInputRequest>,
     ) -> ServiceResult<rpc::StreamInputResponse> {
-        Err(ConnectError::unimplemented(
-            "the host agent does not use it",
-        ))
+        unused()
     }
 
     async fn send_input(
@@ -365,22 +281,15 @@ impl rpc::Process for Processes {
         _: RequestContext,
         _: ServiceRequest<'_, rpc::SendInputRequest>,
     ) -> ServiceResult<rpc::SendInputResponse> {
-        self.0.note("input");
-        RpcResponse::ok(rpc::SendInputResponse::default())
+        unused()
     }
 
     async fn send_signal(
         &self,
         _: RequestContext,
-        request: ServiceRequest<'_, rpc::SendSignalRequest>,
+        _: ServiceRequest<'_, rpc::SendSignalRequest>,
     ) -> ServiceResult<rpc::SendSignalResponse> {
-        let request = request.to_owned_message();
-        let Some(Selector::Pid(pid)) = request.process.selector else {
-            return Err(ConnectError::not_found("no such process"));
-        };
-        self.0.note(&format!("signal {pid}"));
-        super::kill(pid);
-        RpcResponse::ok(rpc::SendSignalResponse::default())
+        unused()
     }
 
     async fn close_stdin(
@@ -388,112 +297,12 @@ impl rpc::Process for Processes {
         _: RequestContext,
         _: ServiceRequest<'_, rpc::CloseStdinRequest>,
     ) -> ServiceResult<rpc::CloseStdinResponse> {
-        self.0.note("close");
-        RpcResponse::ok(rpc::CloseStdinResponse::default())
+        unused()
     }
 }
-
-struct Files;
 
 fn unused<T>() -> ServiceResult<T> {
     Err(ConnectError::unimplemented(
-        "the host agent does not use it",
+        "the agent's tests do not use it",
     ))
-}
-
-#[allow(refining_impl_trait, reason = "plain messages")]
-impl fs_rpc::Filesystem for Files {
-    async fn stat(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, fs_rpc::StatRequest>,
-    ) -> ServiceResult<fs_rpc::StatResponse> {
-        unused()
-    }
-
-    async fn make_dir(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, fs_rpc::MakeDirRequest>,
-    ) -> ServiceResult<fs_rpc::MakeDirResponse> {
-        fs::create_dir(request.path).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => ConnectError::already_exists("it exists"),
-            _ => ConnectError::internal(e.to_string()),
-        })?;
-        let entry = fs_rpc::EntryInfo {
-            path: request.path.to_owned(),
-            ..Default::default()
-        };
-        RpcResponse::ok(fs_rpc::MakeDirResponse {
-            entry: entry.into(),
-            ..Default::default()
-        })
-    }
-
-    async fn r#move(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, fs_rpc::MoveRequest>,
-    ) -> ServiceResult<fs_rpc::MoveResponse> {
-        unused()
-    }
-
-    async fn list_dir(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, fs_rpc::ListDirRequest>,
-    ) -> ServiceResult<fs_rpc::ListDirResponse> {
-        let entries = fs::read_dir(request.path)
-            .map_err(|e| ConnectError::not_found(e.to_string()))?
-            .flatten()
-            .map(|entry| fs_rpc::EntryInfo {
-                name: entry.file_name().to_string_lossy().into_owned(),
-                ..Default::default()
-            });
-        RpcResponse::ok(fs_rpc::ListDirResponse {
-            entries: entries.collect(),
-            ..Default::default()
-        })
-    }
-
-    async fn remove(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, fs_rpc::RemoveRequest>,
-    ) -> ServiceResult<fs_rpc::RemoveResponse> {
-        let _ = fs::remove_dir_all(request.path);
-        RpcResponse::ok(fs_rpc::RemoveResponse::default())
-    }
-
-    async fn watch_dir(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, fs_rpc::WatchDirRequest>,
-    ) -> ServiceResult<ServiceStream<fs_rpc::WatchDirResponse>> {
-        unused()
-    }
-
-    async fn create_watcher(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, fs_rpc::CreateWatcherRequest>,
-    ) -> ServiceResult<fs_rpc::CreateWatcherResponse> {
-        unused()
-    }
-
-    async fn get_watcher_events(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, fs_rpc::GetWatcherEventsRequest>,
-    ) -> ServiceResult<fs_rpc::GetWatcherEventsResponse> {
-        unused()
-    }
-
-    async fn remove_watcher(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, fs_rpc::RemoveWatcherRequest>,
-    ) -> ServiceResult<fs_rpc::RemoveWatcherResponse> {
-        unused()
-    }
 }

@@ -3,10 +3,10 @@
 //! Buffers a few pieces of 64 KiB beside the data that the HTTP library has read. A guest that
 //! writes slowly slows down the client.
 //!
-//! An incomplete file must not look complete. The call to the agent ends normally in one case only:
+//! An incomplete file must not look complete. The call to the guest ends normally in one case only:
 //! the form was read to its end. In every other case (client disconnected, form invalid, file too
-//! large) the call is dropped while its stream of pieces has *not* ended, so that the agent sees an
-//! aborted request.
+//! large) the call is dropped while its content has *not* ended, so that the guest sees an aborted
+//! request and keeps the previous file.
 
 use std::{pin::Pin, time::Duration};
 
@@ -19,11 +19,10 @@ use futures::Stream;
 use http::{HeaderMap, StatusCode, header};
 use tokio::sync::mpsc;
 use wrenn_api_types::FilePath;
-use wrenn_control::agent_client::AgentError;
+use wrenn_control::{agent_client::AgentError, guest::Guest};
 use wrenn_model::{SandboxId, limits};
-use wrenn_proto::rpc::hostagent::v1::{self as rpc, write_file_stream_request::Part};
 
-use super::meta;
+use super::checked;
 use crate::{
     app::AppState,
     error::{ApiError, Code},
@@ -33,22 +32,19 @@ use crate::{
 /// Maximum pause of the client within an upload. Equal to the idle limit of a connection.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(620);
 
-/// Maximum time for the guest to accept the next piece, or to finish the file.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// Maximum overhead of a form over its file, in bytes.
 const FORM_OVERHEAD_BYTES: u64 = 64 * 1024;
 
 /// Maximum size of a text part, in bytes.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// Receives a form and writes its file. Returns the size of the file.
+/// Receives a form and writes its file.
 pub(crate) async fn receive(
     app: &AppState,
     id: &SandboxId,
     request: Request,
     max_bytes: Option<usize>,
-) -> Result<u64, ApiError> {
+) -> Result<(), ApiError> {
     require_form(request.headers())?;
     if let Some(max) = max_bytes
         && announced_bytes(request.headers()).is_some_and(|n| n > max as u64 + FORM_OVERHEAD_BYTES)
@@ -79,7 +75,7 @@ async fn receive_form(
     id: &SandboxId,
     form: &mut Multipart,
     max_bytes: Option<usize>,
-) -> Result<u64, ApiError> {
+) -> Result<(), ApiError> {
     let (mut path, mut user) = (None, None);
     loop {
         let Some(field) = in_time(form.next_field()).await? else {
@@ -94,13 +90,13 @@ async fn receive_form(
                     let why = "must precede the part `file`";
                     return Err(ApiError::field("path", why));
                 };
-                let meta = meta(id, FilePath { path, user })?;
-                let (_row, _used) = app.ready(id).await?;
-                let mut transfer = Transfer::begin(app, meta);
+                let (path, user) = checked(FilePath { path, user })?;
+                let (guest, _used) = app.ready(id).await?;
+                let mut transfer = Transfer::begin(guest, path, user);
                 let pieces = transfer.pieces.clone();
                 transfer.run(feed(field, &pieces, max_bytes)).await?;
                 transfer.run(end(form, &pieces)).await?;
-                return transfer.finish().await;
+                return Ok(transfer.call.await?);
             }
             _ => return Err(unknown_part(&name)),
         }
@@ -122,26 +118,25 @@ enum Piece {
     End,
 }
 
-type Call = Pin<Box<dyn Future<Output = Result<u64, AgentError>> + Send>>;
+type Call = Pin<Box<dyn Future<Output = Result<(), AgentError>> + Send>>;
 
-/// File transfer to the agent.
+/// File transfer to the guest.
 struct Transfer {
     call: Call,
     pieces: mpsc::Sender<Piece>,
 }
 
 impl Transfer {
-    fn begin(app: &AppState, meta: rpc::FileMeta) -> Self {
+    fn begin(guest: Guest, path: String, user: String) -> Self {
         let (pieces, receiver) = mpsc::channel(2);
-        let agent = app.agent.clone();
-        let call = async move { agent.write_file(messages(meta, receiver)).await };
+        let call = async move { guest.write_file(&path, &user, content(receiver)).await };
         Self {
             call: Box::pin(call),
             pieces,
         }
     }
 
-    /// Runs the call while feeding it. If the call ends meanwhile, the agent has rejected the file.
+    /// Runs the call while feeding it. If the call ends meanwhile, the guest has rejected the file.
     async fn run(
         &mut self,
         feeding: impl Future<Output = Result<(), ApiError>>,
@@ -150,7 +145,7 @@ impl Transfer {
             biased;
             done = &mut self.call => {
                 done?;
-                tracing::error!("agent accepted an incomplete upload");
+                tracing::error!("guest accepted an incomplete upload");
                 Err(ApiError::new(
                     Code::AgentError,
                     "unexpected failure of the host agent; see the log of the control plane",
@@ -159,30 +154,13 @@ impl Transfer {
             fed = feeding => fed,
         }
     }
-
-    async fn finish(mut self) -> Result<u64, ApiError> {
-        match tokio::time::timeout(GUEST_TIMEOUT, &mut self.call).await {
-            Ok(done) => Ok(done?),
-            Err(_) => Err(guest_is_slow()),
-        }
-    }
 }
 
-/// Returns the messages of the call. The stream ends after [`Piece::End`] and never otherwise.
-fn messages(
-    meta: rpc::FileMeta,
-    pieces: mpsc::Receiver<Piece>,
-) -> impl Stream<Item = rpc::WriteFileStreamRequest> + Send + 'static {
-    let message = |part: Part| rpc::WriteFileStreamRequest {
-        part: Some(part),
-        ..Default::default()
-    };
-    futures::stream::unfold((Some(meta), pieces), move |(meta, mut pieces)| async move {
-        if let Some(meta) = meta {
-            return Some((message(meta.into()), (None, pieces)));
-        }
+/// Returns the content of the file. It ends after [`Piece::End`] and never otherwise.
+fn content(pieces: mpsc::Receiver<Piece>) -> impl Stream<Item = Bytes> + Send + 'static {
+    futures::stream::unfold(pieces, |mut pieces| async move {
         match pieces.recv().await {
-            Some(Piece::Data(bytes)) => Some((message(Part::Chunk(bytes.into())), (None, pieces))),
+            Some(Piece::Data(bytes)) => Some((bytes, pieces)),
             Some(Piece::End) => None,
             None => std::future::pending().await,
         }
@@ -205,7 +183,7 @@ async fn feed(
         }
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(limits::FILE_CHUNK_BYTES));
-            send(pieces, Piece::Data(piece)).await?;
+            send(pieces, Piece::Data(piece)).await;
         }
     }
     Ok(())
@@ -216,26 +194,15 @@ async fn end(form: &mut Multipart, pieces: &mpsc::Sender<Piece>) -> Result<(), A
     if let Some(field) = in_time(form.next_field()).await? {
         return Err(unknown_part(field.name().unwrap_or_default()));
     }
-    send(pieces, Piece::End).await
+    send(pieces, Piece::End).await;
+    Ok(())
 }
 
-async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), ApiError> {
-    let sending = async {
-        if pieces.send(piece).await.is_err() {
-            // The call is about to end. Its result has the reason.
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::time::timeout(GUEST_TIMEOUT, sending)
-        .await
-        .map_err(|_| guest_is_slow())
-}
-
-fn guest_is_slow() -> ApiError {
-    ApiError::new(
-        Code::Timeout,
-        "timed out waiting for the guest to write the file",
-    )
+async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) {
+    if pieces.send(piece).await.is_err() {
+        // The call is about to end. Its result has the reason.
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Reads a text part.

@@ -1,9 +1,10 @@
 //! A fake host agent without VMs. It keeps lists, follows the settings of the tests, and counts
 //! calls.
 
-mod files;
+mod guest;
 mod machine;
 mod service;
+mod tunnel;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,11 +27,14 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
-use super::processes::Processes;
+use guest::Guest;
 use service::Service;
 
 /// Token that the fake requires.
 pub(crate) const TOKEN: &str = "secret-of-the-tests";
+
+/// Name under which tunnels to guest agents are counted, like the name of a method.
+pub(crate) const TUNNEL: &str = "49983";
 
 /// Running fake.
 pub(crate) struct FakeAgent {
@@ -118,8 +122,16 @@ pub(crate) struct State {
     /// Id that the fake reports as its host's.
     pub(crate) host_id: Mutex<String>,
     sandboxes: Mutex<HashMap<String, FakeSandbox>>,
-    pub(crate) files: Mutex<HashMap<String, Vec<u8>>>,
-    pub(crate) processes: Processes,
+    /// Guests of the sandboxes that were reached. A guest survives pauses.
+    guests: tokio::sync::Mutex<HashMap<String, Guest>>,
+    /// Cancelled to close the tunnels of a sandbox.
+    cuts: Mutex<HashMap<String, CancellationToken>>,
+    /// Directory for the files of all guests.
+    dir: tempfile::TempDir,
+    /// Answer of all guests, instead of those of their agents.
+    answer: Mutex<Option<Vec<u8>>>,
+    /// First bytes that guests received.
+    heard: Mutex<Vec<u8>>,
     /// Creates wait here, after the sandbox is listed as starting.
     pub(crate) create_gate: Gate,
     pub(crate) host_gate: Gate,
@@ -127,7 +139,7 @@ pub(crate) struct State {
     pub(crate) list_gate: Gate,
     /// Destroys wait here.
     pub(crate) destroy_gate: Gate,
-    /// Uploads wait here before each piece is read.
+    /// Bytes for guests wait here.
     pub(crate) upload_gate: Gate,
     pub(crate) pause_gate: Gate,
     pub(crate) resume_gate: Gate,
@@ -151,14 +163,12 @@ pub(crate) struct State {
     /// True if the last resume requested a boot from disk.
     pub(crate) cold_boot: AtomicBool,
     last_network: Mutex<Option<rpc::UpdateNetworkRequest>>,
-    /// Number of uploads that were aborted before their end.
-    pub(crate) broken_uploads: AtomicUsize,
-    /// Number of upload bytes received so far.
+    /// Number of bytes passed to guests so far.
     pub(crate) upload_bytes: AtomicUsize,
-    /// Number of download bytes sent so far.
+    /// Number of bytes passed on from guests so far.
     pub(crate) download_bytes: AtomicUsize,
-    /// If true, a download of more than one piece fails after the first piece.
-    pub(crate) break_downloads: AtomicBool,
+    /// Number of bytes from a guest in one connection after which its sandbox is lost.
+    pub(crate) lost_after: AtomicUsize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -175,8 +185,11 @@ impl FakeAgent {
         let state = Arc::new(State {
             host_id: Mutex::new("host-of-the-tests".to_owned()),
             sandboxes: Mutex::default(),
-            files: Mutex::default(),
-            processes: Processes::default(),
+            guests: tokio::sync::Mutex::default(),
+            cuts: Mutex::default(),
+            dir: tempfile::tempdir().unwrap(),
+            answer: Mutex::default(),
+            heard: Mutex::default(),
             create_gate: Gate::new(),
             host_gate: Gate::new(),
             list_gate: Gate::new(),
@@ -196,10 +209,9 @@ impl FakeAgent {
             last_create: Mutex::default(),
             cold_boot: AtomicBool::new(false),
             last_network: Mutex::default(),
-            broken_uploads: AtomicUsize::new(0),
             upload_bytes: AtomicUsize::new(0),
             download_bytes: AtomicUsize::new(0),
-            break_downloads: AtomicBool::new(false),
+            lost_after: AtomicUsize::new(usize::MAX),
         });
         let mut agent = Self {
             address: "127.0.0.1:0".parse().unwrap(),
@@ -222,7 +234,11 @@ impl FakeAgent {
         let router = Router::new()
             .add_service(Arc::new(Service(Arc::clone(&self.state))))
             .into_axum_router()
-            .route("/tunnel/{id}/{port}", axum::routing::get(tunnel))
+            .route(
+                "/tunnel/{id}/{port}",
+                axum::routing::get(tunnel::open)
+                    .with_state((Arc::clone(&self.state), self.down.clone())),
+            )
             .layer(middleware::from_fn_with_state(
                 (Arc::clone(&self.state), self.down.clone()),
                 count,
@@ -256,6 +272,57 @@ impl FakeAgent {
     /// Returns the number of calls of a method.
     pub(crate) fn calls(&self, method: &str) -> usize {
         lock(&self.state.calls).get(method).copied().unwrap_or(0)
+    }
+
+    /// Returns the number of tunnels to guest agents that were requested.
+    pub(crate) fn tunnels(&self) -> usize {
+        self.calls(TUNNEL)
+    }
+
+    /// Returns the path of a file in the directory for the guests' files.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.state
+            .dir
+            .path()
+            .join(name)
+            .to_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Returns the names of all files in that directory, sorted.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.state.dir.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// Creates a file of zeros in that directory and returns its path.
+    pub(crate) fn zeros(&self, length: u64) -> String {
+        let path = self.path("zeros");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(length)
+            .unwrap();
+        path
+    }
+
+    /// Closes the open tunnels of a sandbox, which keeps running.
+    pub(crate) fn cut_tunnels(&self, id: &str) {
+        self.state.cut(id);
+    }
+
+    /// Makes all guests give this answer to every request, or lets their agents answer again.
+    pub(crate) fn answer(&self, answer: Option<Vec<u8>>) {
+        *lock(&self.state.answer) = answer;
+    }
+
+    /// Returns the first bytes that guests received since the last call, as text.
+    pub(crate) fn heard(&self) -> String {
+        let heard = std::mem::take(&mut *lock(&self.state.heard));
+        String::from_utf8_lossy(&heard).into_owned()
     }
 
     /// Makes a method fail.
@@ -298,12 +365,21 @@ impl FakeAgent {
 
     /// Changes a sandbox as the fake reports it.
     pub(crate) fn change(&self, id: &str, change: impl FnOnce(&mut FakeSandbox)) {
-        change(lock(&self.state.sandboxes).get_mut(id).unwrap());
+        let state = {
+            let mut sandboxes = lock(&self.state.sandboxes);
+            let sandbox = sandboxes.get_mut(id).unwrap();
+            change(sandbox);
+            sandbox.state
+        };
+        if state != rpc::SandboxState::SANDBOX_STATE_RUNNING {
+            self.state.cut(id);
+        }
     }
 
     /// Forgets a sandbox.
     pub(crate) fn lose(&self, id: &str) {
         lock(&self.state.sandboxes).remove(id);
+        self.state.cut(id);
     }
 
     /// Removes a sandbox, to be put back by [`show`](Self::show).
@@ -337,12 +413,6 @@ impl Drop for FakeAgent {
             server.abort();
         }
     }
-}
-
-/// Rejects all tunnels: no port of any sandbox is open.
-async fn tunnel() -> HttpResponse {
-    let body = r#"{"code":"port_closed","message":"connection refused"}"#;
-    (http::StatusCode::BAD_GATEWAY, body).into_response()
 }
 
 async fn authorize(request: Request, next: Next) -> HttpResponse {

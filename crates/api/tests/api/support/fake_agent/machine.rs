@@ -3,7 +3,8 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use connectrpc::{ConnectError, ErrorCode};
-use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxState as S};
+use wrenn_proto::rpc::hostagent::v1 as rpc;
+use wrenn_proto::rpc::hostagent::v1::SandboxState as S;
 
 use super::{FakeSandbox, State, lock, now_ms};
 
@@ -21,6 +22,11 @@ impl State {
     pub(super) fn require_running(&self, id: &str) -> Result<(), ConnectError> {
         match self.state(id)? {
             S::SANDBOX_STATE_RUNNING => Ok(()),
+            S::SANDBOX_STATE_ERROR => {
+                let reason = lock(&self.sandboxes).get(id).map(|s| s.reason.clone());
+                let message = format!("sandbox {id} is lost: {}", reason.unwrap_or_default());
+                Err(ConnectError::new(ErrorCode::FailedPrecondition, message))
+            }
             _ => Err(ConnectError::new(
                 ErrorCode::FailedPrecondition,
                 "the sandbox does not run",
@@ -180,6 +186,7 @@ impl State {
             }
         }
         self.set(&id, S::SANDBOX_STATE_PAUSING, "")?;
+        self.cut(&id);
         self.pause_gate.pass().await;
         if let Err(error) = self.check("PauseSandbox") {
             self.set(&id, S::SANDBOX_STATE_RUNNING, "the host's warning")?;

@@ -3,16 +3,12 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use connectrpc::{
-    ConnectError, ErrorCode, InboundStream, RequestContext, Response, ServiceRequest,
-    ServiceResult, ServiceStream,
+    ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
 };
-use wrenn_proto::rpc::{
-    filesystem,
-    hostagent::v1::{self as rpc, HostAgentService},
-};
+use wrenn_proto::rpc::hostagent::v1 as rpc;
+use wrenn_proto::rpc::hostagent::v1::HostAgentService;
 
 use super::{State, lock};
-use crate::support::processes;
 
 /// RPC service of the fake.
 pub(super) struct Service(pub(super) Arc<State>);
@@ -64,7 +60,9 @@ impl HostAgentService for Service {
         request: ServiceRequest<'_, rpc::DestroySandboxRequest>,
     ) -> ServiceResult<rpc::DestroySandboxResponse> {
         self.0.destroy_gate.pass().await;
-        if lock(&self.0.sandboxes).remove(request.id).is_none() {
+        let removed = lock(&self.0.sandboxes).remove(request.id);
+        self.0.cut(request.id);
+        if removed.is_none() {
             return Err(ConnectError::new(ErrorCode::NotFound, "no such sandbox"));
         }
         Response::ok(rpc::DestroySandboxResponse::default())
@@ -206,206 +204,5 @@ impl HostAgentService for Service {
             disk_used_bytes: 600,
             ..Default::default()
         })
-    }
-
-    async fn exec(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ExecRequest>,
-    ) -> ServiceResult<rpc::ExecResponse> {
-        let request = request.to_owned_message();
-        self.0.require(&request.id)?;
-        self.0.check("Exec")?;
-        Response::ok(processes::collect(request).await?)
-    }
-
-    async fn exec_stream(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ExecStreamRequest>,
-    ) -> ServiceResult<ServiceStream<rpc::ExecStreamResponse>> {
-        let request = request.to_owned_message();
-        self.0.require(&request.id)?;
-        Response::stream_ok(self.0.processes.start(request)?)
-    }
-
-    async fn connect_process(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ConnectProcessRequest>,
-    ) -> ServiceResult<ServiceStream<rpc::ExecStreamResponse>> {
-        let request = request.to_owned_message();
-        self.0.require(&request.id)?;
-        Response::stream_ok(self.0.processes.connect(&request)?)
-    }
-
-    async fn list_processes(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ListProcessesRequest>,
-    ) -> ServiceResult<rpc::ListProcessesResponse> {
-        self.0.require(request.id)?;
-        Response::ok(rpc::ListProcessesResponse {
-            processes: self.0.processes.list(request.id),
-            ..Default::default()
-        })
-    }
-
-    async fn send_input(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::SendInputRequest>,
-    ) -> ServiceResult<rpc::SendInputResponse> {
-        let request = request.to_owned_message();
-        self.0.require(&request.id)?;
-        self.0.processes.input(request).await?;
-        Response::ok(rpc::SendInputResponse::default())
-    }
-
-    async fn close_stdin(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::CloseStdinRequest>,
-    ) -> ServiceResult<rpc::CloseStdinResponse> {
-        self.0.processes.close_stdin(&request.to_owned_message())?;
-        Response::ok(rpc::CloseStdinResponse::default())
-    }
-
-    async fn resize_pty(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ResizePtyRequest>,
-    ) -> ServiceResult<rpc::ResizePtyResponse> {
-        self.0.processes.resize(&request.to_owned_message())?;
-        Response::ok(rpc::ResizePtyResponse::default())
-    }
-
-    async fn signal_process(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::SignalProcessRequest>,
-    ) -> ServiceResult<rpc::SignalProcessResponse> {
-        let request = request.to_owned_message();
-        self.0.require(&request.id)?;
-        self.0.processes.signal(&request)?;
-        Response::ok(rpc::SignalProcessResponse::default())
-    }
-
-    async fn write_file(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, rpc::WriteFileRequest>,
-    ) -> ServiceResult<rpc::WriteFileResponse> {
-        Err::<Response<rpc::WriteFileResponse>, _>(ConnectError::new(
-            ErrorCode::Unimplemented,
-            "not used",
-        ))
-    }
-
-    async fn read_file(
-        &self,
-        _: RequestContext,
-        _: ServiceRequest<'_, rpc::ReadFileRequest>,
-    ) -> ServiceResult<rpc::ReadFileResponse> {
-        Err::<Response<rpc::ReadFileResponse>, _>(ConnectError::new(
-            ErrorCode::Unimplemented,
-            "not used",
-        ))
-    }
-
-    async fn write_file_stream(
-        &self,
-        _: RequestContext,
-        mut requests: InboundStream<rpc::WriteFileStreamRequest>,
-    ) -> ServiceResult<rpc::WriteFileStreamResponse> {
-        let size_bytes = self.0.write(&mut requests).await?;
-        Response::ok(rpc::WriteFileStreamResponse {
-            size_bytes,
-            ..Default::default()
-        })
-    }
-
-    async fn read_file_stream(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ReadFileStreamRequest>,
-    ) -> ServiceResult<ServiceStream<rpc::ReadFileStreamResponse>> {
-        let request = request.to_owned_message();
-        let meta = request.meta.into_option().unwrap_or_default();
-        self.0.require(&meta.id)?;
-        Response::stream_ok(State::read(&self.0, &meta.path)?)
-    }
-
-    async fn list_dir(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::ListDirRequest>,
-    ) -> ServiceResult<rpc::ListDirResponse> {
-        let request = request.to_owned_message();
-        let meta = request.meta.into_option().unwrap_or_default();
-        self.0.require(&meta.id)?;
-        let prefix = format!("{}/", meta.path);
-        let mut names: Vec<_> = lock(&self.0.files)
-            .keys()
-            .filter(|path| path.starts_with(&prefix))
-            .cloned()
-            .collect();
-        names.sort();
-        Response::ok(rpc::ListDirResponse {
-            entries: names.into_iter().map(entry).collect(),
-            ..Default::default()
-        })
-    }
-
-    async fn make_dir(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::MakeDirRequest>,
-    ) -> ServiceResult<rpc::MakeDirResponse> {
-        let request = request.to_owned_message();
-        let meta = request.meta.into_option().unwrap_or_default();
-        self.0.require(&meta.id)?;
-        if meta.path == "/dir" {
-            return Err(ConnectError::new(
-                ErrorCode::AlreadyExists,
-                "the sandbox exists",
-            ));
-        }
-        Response::ok(rpc::MakeDirResponse {
-            entry: entry(meta.path).into(),
-            ..Default::default()
-        })
-    }
-
-    async fn remove_path(
-        &self,
-        _: RequestContext,
-        request: ServiceRequest<'_, rpc::RemovePathRequest>,
-    ) -> ServiceResult<rpc::RemovePathResponse> {
-        let request = request.to_owned_message();
-        let meta = request.meta.into_option().unwrap_or_default();
-        self.0.require(&meta.id)?;
-        lock(&self.0.files).remove(&meta.path);
-        Response::ok(rpc::RemovePathResponse::default())
-    }
-}
-
-fn entry(path: String) -> filesystem::EntryInfo {
-    filesystem::EntryInfo {
-        name: path.rsplit('/').next().unwrap_or_default().to_owned(),
-        r#type: filesystem::FileType::FILE_TYPE_FILE.into(),
-        path,
-        size: 7,
-        mode: 0o644,
-        permissions: "-rw-r--r--".to_owned(),
-        owner: "root".to_owned(),
-        group: "root".to_owned(),
-        modified_time: buffa_types::google::protobuf::Timestamp {
-            seconds: 1_700_000_000,
-            nanos: 500_000_000,
-            ..Default::default()
-        }
-        .into(),
-        ..Default::default()
     }
 }

@@ -1,7 +1,6 @@
 //! Whole-file transfers over HTTP: any size, constant memory, at the pace of the slower side.
 
 use std::{
-    io,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
@@ -9,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use connectrpc::ConnectError;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _};
 use http::{Method, header};
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
@@ -17,27 +16,48 @@ use tokio::time::Instant;
 use wrenn_model::limits;
 use wrenn_proto::headers;
 
-use super::{CALL_DEADLINE, EnvdClient, basic_auth, full, guest_error, transport_failed, within};
-
-/// Maximum silence of the guest in the middle of a file.
-const STALL_DEADLINE: Duration = Duration::from_secs(120);
+use crate::{
+    EnvdClient,
+    client::{bad_request, basic_auth, full},
+    deadline::{CALL_DEADLINE, STALL_DEADLINE},
+    guest_error,
+};
 
 /// Interval at which uploads are checked for a stall.
 const STALL_CHECK: Duration = Duration::from_secs(5);
 
 /// File that is being read from the guest.
 #[derive(Debug)]
-pub(crate) struct Download {
+pub struct Download {
     body: Incoming,
+    /// Data received and not yet returned.
+    rest: Bytes,
 }
 
 impl Download {
-    /// Returns the next chunk, or `None` after the last one. An interrupted transfer is an error,
-    /// never a truncated file.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ConnectError> {
+    /// Returns the next chunk of at most 64 KiB, or `None` after the last one. Fetches data only as
+    /// fast as the caller takes it.
+    ///
+    /// # Errors
+    /// If the transfer is interrupted; a truncated file never looks complete.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ConnectError> {
+        if self.rest.is_empty() {
+            match self.receive().await? {
+                Some(data) => self.rest = data,
+                None => return Ok(None),
+            }
+        }
+        let length = self.rest.len().min(limits::FILE_CHUNK_BYTES);
+        Ok(Some(self.rest.split_to(length)))
+    }
+
+    async fn receive(&mut self) -> Result<Option<Bytes>, ConnectError> {
         loop {
-            let frame = async { Ok(self.body.frame().await) };
-            match within(STALL_DEADLINE, frame).await? {
+            let frame = tokio::time::timeout(STALL_DEADLINE, self.body.frame()).await;
+            let frame = frame.map_err(|_| {
+                ConnectError::deadline_exceeded("timed out waiting for the guest to read the file")
+            })?;
+            match frame {
                 None => return Ok(None),
                 Some(Err(error)) => {
                     let error = ConnectError::unavailable("the download was interrupted")
@@ -107,76 +127,52 @@ impl Pace {
 
 impl EnvdClient {
     /// Opens a file of the guest for reading.
-    pub(crate) async fn download(&self, path: &str, user: &str) -> Result<Download, ConnectError> {
+    ///
+    /// # Errors
+    /// If there is no such file, or the call fails.
+    pub async fn download(&self, path: &str, user: &str) -> Result<Download, ConnectError> {
         let request = self
             .files_request(Method::GET, path, user)?
             .body(full(Bytes::new()))
-            .map_err(super::bad_request)?;
+            .map_err(bad_request)?;
         let answer = self.send(request, CALL_DEADLINE).await?;
         let answer = guest_error::check(answer, user).await?;
         Ok(Download {
             body: answer.into_body(),
+            rest: Bytes::new(),
         })
     }
 
-    /// Writes a file of the guest.
+    /// Writes a file of the guest. The file is complete at the end of `content`.
     ///
-    /// An error in `content` aborts the request, and so does dropping this future. The guest agent
-    /// then knows that the file is incomplete and keeps the previous file.
-    pub(crate) async fn upload(
+    /// Dropping this future before that aborts the request. The guest agent then knows that the
+    /// file is incomplete and keeps the previous file.
+    ///
+    /// # Errors
+    /// If the guest rejects the file or stops accepting data.
+    pub async fn upload(
         &self,
         path: &str,
         user: &str,
-        content: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,
+        content: impl Stream<Item = Bytes> + Send + 'static,
     ) -> Result<(), ConnectError> {
-        // Hyper hides the error of a failed body, so the error is passed through a channel.
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let mut tell = Some(tell);
         let pace = Pace::default();
-        let frames = pace
-            .clone()
-            .watch(content)
-            .map_ok(Frame::data)
-            .map_err(move |error| {
-                if let Some(tell) = tell.take() {
-                    let _ = tell.send(error);
-                }
-                io::Error::other("the upload was interrupted")
-            });
+        let frames = pace.clone().watch(content).map(Frame::data).map(Ok);
         let request = self
             .files_request(Method::POST, path, user)?
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(headers::WHOLE_UPLOAD, "1")
             .body(UnsyncBoxBody::new(StreamBody::new(frames)))
-            .map_err(super::bad_request)?;
+            .map_err(bad_request)?;
         // The sender may take any amount of time, but the guest must accept the data that is
         // available.
         let answer = tokio::select! {
-            answer = self.http.request(request) => answer,
-            () = pace.stalled() => return Err(ConnectError::deadline_exceeded(format!(
-                "the guest agent accepted no data of the file for {STALL_DEADLINE:?}"
-            ))),
+            answer = self.send_slowly(request) => answer?,
+            () = pace.stalled() => return Err(ConnectError::deadline_exceeded(
+                "timed out waiting for the guest to write the file",
+            )),
         };
-        match answer {
-            Ok(answer) => guest_error::check(answer, user).await.map(drop),
-            Err(error) => Err(told.await.unwrap_or_else(|_| transport_failed(error))),
-        }
-    }
-
-    /// Writes a file of the guest from memory.
-    pub(crate) async fn write(
-        &self,
-        path: &str,
-        user: &str,
-        content: Bytes,
-    ) -> Result<(), ConnectError> {
-        let pieces = (0..content.len()).step_by(limits::FILE_CHUNK_BYTES);
-        let pieces = pieces.map(move |start| {
-            let end = content.len().min(start + limits::FILE_CHUNK_BYTES);
-            Ok(content.slice(start..end))
-        });
-        let pieces: Vec<_> = pieces.collect();
-        self.upload(path, user, futures::stream::iter(pieces)).await
+        guest_error::check(answer, user).await.map(drop)
     }
 
     fn files_request(

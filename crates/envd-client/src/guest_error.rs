@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
-use super::{MAX_SMALL_ANSWER_BYTES, within};
+use crate::{client::MAX_SMALL_ANSWER_BYTES, deadline::within};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -23,7 +23,7 @@ struct ErrorBody {
 
 /// Returns a successful response, or the error that its status and body describe. `user` is the
 /// user that the request was made for.
-pub(super) async fn check(
+pub(crate) async fn check(
     answer: Response<Incoming>,
     user: &str,
 ) -> Result<Response<Incoming>, ConnectError> {

@@ -1,0 +1,223 @@
+//! Processes in the guest: start, events, input, signals.
+
+use std::time::Duration;
+
+use connectrpc::{
+    ConnectError,
+    client::{CallOptions, ServerStream},
+};
+use wrenn_proto::headers;
+use wrenn_proto::rpc::process::CloseStdinRequest;
+use wrenn_proto::rpc::process::ConnectRequest;
+use wrenn_proto::rpc::process::ConnectResponseView;
+use wrenn_proto::rpc::process::ListRequest;
+use wrenn_proto::rpc::process::PTY;
+use wrenn_proto::rpc::process::ProcessEvent;
+use wrenn_proto::rpc::process::ProcessInfo;
+use wrenn_proto::rpc::process::ProcessInput;
+use wrenn_proto::rpc::process::ProcessSelector;
+use wrenn_proto::rpc::process::SendInputRequest;
+use wrenn_proto::rpc::process::SendSignalRequest;
+use wrenn_proto::rpc::process::Signal;
+use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::process::StartResponseView;
+use wrenn_proto::rpc::process::UpdateRequest;
+use wrenn_proto::rpc::process::pty::Size;
+
+use crate::{
+    EnvdClient,
+    broken::{Broken, ResponseBody},
+    client::{as_user, unknown_user},
+    deadline::{CALL_DEADLINE, within},
+};
+
+/// Events of a process. Events are fetched only as fast as the caller takes them, so a slow reader
+/// slows the process down and nothing accumulates here.
+#[derive(Debug)]
+pub struct ProcessEvents {
+    source: Source,
+    broken: Broken,
+}
+
+#[derive(Debug)]
+enum Source {
+    Started(ServerStream<ResponseBody, StartResponseView<'static>>),
+    Connected(ServerStream<ResponseBody, ConnectResponseView<'static>>),
+}
+
+impl ProcessEvents {
+    /// Returns the next event, or `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// If the stream breaks, or if the guest agent ended it with an error: `deadline_exceeded`
+    /// after the end event means that the process was killed by its time limit. Later calls return
+    /// the same error.
+    pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
+        let broken = self.broken.clone();
+        broken.watch(self.source.next()).await
+    }
+}
+
+impl Source {
+    async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
+        loop {
+            let event = match self {
+                Self::Started(stream) => match stream.message().await? {
+                    Some(message) => message.to_owned_message().event,
+                    None => return Ok(None),
+                },
+                Self::Connected(stream) => match stream.message().await? {
+                    Some(message) => message.to_owned_message().event,
+                    None => return Ok(None),
+                },
+            };
+            // A message without an event is of a kind that this client does not know yet.
+            if let Some(event) = event.into_option() {
+                return Ok(Some(event));
+            }
+        }
+    }
+}
+
+impl EnvdClient {
+    /// Starts a process. `time_limit` limits the process, not the call. The output of a `detached`
+    /// process is not streamed. The process keeps running if the caller drops the events.
+    ///
+    /// # Errors
+    /// As listed in the crate's documentation, like every call below.
+    pub async fn start(
+        &self,
+        request: StartRequest,
+        user: &str,
+        time_limit: Option<Duration>,
+        detached: bool,
+    ) -> Result<ProcessEvents, ConnectError> {
+        let mut options = as_user(CallOptions::default(), user)?;
+        if detached {
+            options = options.try_with_header(headers::DETACHED, "1")?;
+        }
+        if let Some(limit) = time_limit {
+            // Sent as a header, so that only the guest enforces it and the exit event still
+            // arrives.
+            options =
+                options.try_with_header("connect-timeout-ms", limit.as_millis().to_string())?;
+        }
+        let (process, broken) = self.process();
+        let call = process.start_with_options(request, options);
+        let stream = within(CALL_DEADLINE, call)
+            .await
+            .map_err(unknown_user(user))?;
+        Ok(ProcessEvents {
+            source: Source::Started(stream),
+            broken,
+        })
+    }
+
+    /// Streams the events of a running process from now on.
+    ///
+    /// # Errors
+    /// If there is no such process, or the call fails.
+    pub async fn connect(&self, process: ProcessSelector) -> Result<ProcessEvents, ConnectError> {
+        let request = ConnectRequest {
+            process: process.into(),
+            ..Default::default()
+        };
+        let (process, broken) = self.process();
+        let stream = within(CALL_DEADLINE, process.connect(request)).await?;
+        Ok(ProcessEvents {
+            source: Source::Connected(stream),
+            broken,
+        })
+    }
+
+    /// Returns the running processes that were started through the guest agent.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, ConnectError> {
+        let (process, broken) = self.process();
+        let call = broken.watch(process.list(ListRequest::default()));
+        let answer = within(CALL_DEADLINE, call).await?;
+        Ok(answer.into_owned().processes)
+    }
+
+    /// Sends input to a process. Waits as long as the process does not read.
+    ///
+    /// # Errors
+    /// If there is no such process, or it takes no input.
+    pub async fn send_input(
+        &self,
+        process: ProcessSelector,
+        input: ProcessInput,
+    ) -> Result<(), ConnectError> {
+        let request = SendInputRequest {
+            process: process.into(),
+            input: input.into(),
+            ..Default::default()
+        };
+        let (process, broken) = self.process();
+        broken.watch(process.send_input(request)).await.map(drop)
+    }
+
+    /// Ends the input of a process.
+    ///
+    /// # Errors
+    /// If there is no such process, or the call fails.
+    pub async fn close_stdin(&self, process: ProcessSelector) -> Result<(), ConnectError> {
+        let request = CloseStdinRequest {
+            process: process.into(),
+            ..Default::default()
+        };
+        let (process, broken) = self.process();
+        let call = broken.watch(process.close_stdin(request));
+        within(CALL_DEADLINE, call).await.map(drop)
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// If there is no such process, or it has no terminal.
+    pub async fn resize(
+        &self,
+        process: ProcessSelector,
+        cols: u32,
+        rows: u32,
+    ) -> Result<(), ConnectError> {
+        let size = Size {
+            cols,
+            rows,
+            ..Default::default()
+        };
+        let request = UpdateRequest {
+            process: process.into(),
+            pty: PTY {
+                size: size.into(),
+                ..Default::default()
+            }
+            .into(),
+            ..Default::default()
+        };
+        let (process, broken) = self.process();
+        let call = broken.watch(process.update(request));
+        within(CALL_DEADLINE, call).await.map(drop)
+    }
+
+    /// Sends a signal to a process.
+    ///
+    /// # Errors
+    /// If there is no such process, or the call fails.
+    pub async fn signal(
+        &self,
+        process: ProcessSelector,
+        signal: Signal,
+    ) -> Result<(), ConnectError> {
+        let request = SendSignalRequest {
+            process: process.into(),
+            signal: signal.into(),
+            ..Default::default()
+        };
+        let (process, broken) = self.process();
+        let call = broken.watch(process.send_signal(request));
+        within(CALL_DEADLINE, call).await.map(drop)
+    }
+}
