@@ -5,8 +5,7 @@
 //! connections of the current generation are asked to end when they are idle. After a restore,
 //! those that remain are cut.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 /// Signals to the connections of one generation.
@@ -58,7 +57,7 @@ impl Connections {
 
     fn lock(&self) -> MutexGuard<'_, Generations> {
         // Each change leaves a consistent state.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -12,13 +12,9 @@
 pub mod client;
 pub mod metadata;
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     task::AbortHandle,
     time::{Instant, sleep},
@@ -145,6 +141,6 @@ impl Mmds {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change is one assignment, so a panic in between leaves a consistent state.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

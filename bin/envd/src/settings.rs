@@ -4,13 +4,10 @@
 //! The settings do not include the guest's clock. The host does not push the time; `chronyd` in the
 //! guest reads it. The timestamp of `/init` only orders the host's requests.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
@@ -241,7 +238,7 @@ impl Settings {
 
     fn lock(&self) -> MutexGuard<'_, Current> {
         // Each change is one assignment, so a panic in between leaves a consistent state.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_model::SandboxId;
 
 use crate::sandbox::{Sandbox, UseError};
@@ -45,8 +46,6 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Arc<Sandbox>>> {
         // No operation leaves the map half-changed.
-        self.sandboxes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.sandboxes.lock()
     }
 }

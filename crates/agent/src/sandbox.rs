@@ -62,11 +62,12 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use rand::RngExt as _;
 use thiserror_ext::AsReport as _;
 use tokio::sync::{mpsc, oneshot};
@@ -277,10 +278,7 @@ impl Sandbox {
     pub(crate) fn state(&self) -> State {
         // Only complete values are stored, so the value is valid even if a thread panicked while it
         // held the lock.
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.state.lock().clone()
     }
 
     /// Changes the state as the event requires. Calls that wait for the guest end when the state
@@ -289,7 +287,7 @@ impl Sandbox {
     /// An event that is not valid in the current state is an error of this program. It is logged,
     /// and the state stays the same.
     fn apply(&self, event: Event) {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.state.lock();
         let next = match transition(current.clone(), event) {
             Ok(next) => next,
             Err(error) => {
@@ -306,46 +304,43 @@ impl Sandbox {
     }
 
     pub(crate) fn host_ip(&self) -> Option<Ipv4Addr> {
-        *self.host_ip.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.host_ip.lock()
     }
 
     fn set_host_ip(&self, ip: Option<Ipv4Addr>) {
-        *self.host_ip.lock().unwrap_or_else(PoisonError::into_inner) = ip;
+        *self.host_ip.lock() = ip;
     }
 
     /// Returns the addresses that the sandbox may reach.
     pub(crate) fn access(&self) -> Access {
         let access = self.access.lock();
-        access.unwrap_or_else(PoisonError::into_inner).clone()
+        access.clone()
     }
 
     fn note_access(&self, access: Access) {
-        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
+        *self.access.lock() = access;
     }
 
     /// Returns the installation that owns the sandbox; empty if none is known.
     pub(crate) fn installation(&self) -> String {
         let installation = self.installation.lock();
-        installation.unwrap_or_else(PoisonError::into_inner).clone()
+        installation.clone()
     }
 
     /// Changes the installation that owns the sandbox, in memory only.
     pub(crate) fn set_installation(&self, id: String) {
-        *self
-            .installation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = id;
+        *self.installation.lock() = id;
     }
 
     /// Returns the last lifecycle step that failed and changed nothing; empty if the last one
     /// succeeded.
     pub(crate) fn warning(&self) -> String {
         let warning = self.warning.lock();
-        warning.unwrap_or_else(PoisonError::into_inner).clone()
+        warning.clone()
     }
 
     fn set_warning(&self, text: String) {
-        *self.warning.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        *self.warning.lock() = text;
     }
 
     pub(crate) fn last_active_unix_ms(&self) -> i64 {

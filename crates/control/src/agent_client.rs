@@ -5,15 +5,13 @@
 //! deadline. Never retries, because a failed call may have been executed. Calls to the guests of
 //! sandboxes do not pass through this client: see `guest`.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use connectrpc::{
     ConnectError, ErrorCode,
     client::{CallOptions, ClientConfig, HttpClient},
 };
+use parking_lot::Mutex;
 use wrenn_proto::headers;
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 use wrenn_proto::rpc::hostagent::v1::HostAgentServiceClient;
@@ -137,7 +135,7 @@ impl AgentClient {
     /// Returns the id of the agent's host, as last reported; empty before the first answer.
     pub fn host_id(&self) -> String {
         let id = self.host_id.lock();
-        id.unwrap_or_else(PoisonError::into_inner).clone()
+        id.clone()
     }
 
     fn note_host_id(&self, reported: &str) {
@@ -145,7 +143,7 @@ impl AgentClient {
         if reported.is_empty() {
             return;
         }
-        let mut id = self.host_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut id = self.host_id.lock();
         if *id != reported {
             tracing::info!(host_id = reported, "connected to host");
             reported.clone_into(&mut id);

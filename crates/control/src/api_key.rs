@@ -12,10 +12,11 @@ mod first_key;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -173,7 +174,7 @@ impl Auth {
     }
 
     fn good(&self) -> MutexGuard<'_, HashMap<Hash, (String, Instant)>> {
-        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+        self.good.lock()
     }
 }
 

@@ -26,13 +26,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use connectrpc::{ConnectError, ErrorCode};
 use futures::{Stream, future::BoxFuture};
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::Sandbox;
 use wrenn_envd_client::{Dial, Download, EnvdClient, Exec, ExecOutput, ProcessEvents};
 use wrenn_model::SandboxId;
@@ -143,7 +144,7 @@ impl Guests {
     }
 
     fn clients(&self) -> MutexGuard<'_, HashMap<SandboxId, Entry>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clients.lock()
     }
 }
 

@@ -35,12 +35,9 @@ mod requests;
 mod unknown;
 mod uses;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 use wrenn_db::{Db, DbError, Sandbox, UNKNOWN_HOST};
@@ -421,7 +418,7 @@ impl Lifecycle {
     }
 
     fn resumes(&self) -> MutexGuard<'_, HashMap<SandboxId, pause::SharedResume>> {
-        self.resumes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.resumes.lock()
     }
 
     /// Calls `DestroySandbox` and logs a failure. The reconciler tries again.

@@ -9,11 +9,12 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::StreamExt as _;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wrenn_db::Db;
@@ -226,9 +227,7 @@ impl Samples {
     }
 
     fn histories(&self) -> MutexGuard<'_, HashMap<SandboxId, History>> {
-        self.histories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.histories.lock()
     }
 }
 

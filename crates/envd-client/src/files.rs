@@ -1,10 +1,6 @@
 //! Whole-file transfers over HTTP: any size, constant memory, at the pace of the slower side.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    task::Poll,
-    time::Duration,
-};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use connectrpc::ConnectError;
@@ -12,6 +8,7 @@ use futures::{Stream, StreamExt as _};
 use http::{Method, header};
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use wrenn_model::limits;
 use wrenn_proto::headers;
@@ -108,14 +105,14 @@ impl Pace {
     }
 
     fn set(&self, waiting_for: WaitingFor) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for;
+        *self.0.lock() = waiting_for;
     }
 
     /// Waits until the guest has stalled the upload for longer than the deadline.
     async fn stalled(&self) {
         loop {
             tokio::time::sleep(STALL_CHECK).await;
-            let waiting_for = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting_for = *self.0.lock();
             if let WaitingFor::Guest { since } = waiting_for
                 && since.elapsed() > STALL_DEADLINE
             {

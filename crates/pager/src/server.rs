@@ -33,10 +33,11 @@ mod progress;
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     thread::{Builder, JoinHandle},
 };
 
+use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 
 use self::{core::Core, gate::Gate, progress::Progress};

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_http_server::DrainingBody;
 
 /// Request body that survives a failed attempt to send it. It can be sent again as long as no frame
@@ -41,7 +42,7 @@ impl RequestBody {
     }
 
     fn body(&self) -> MutexGuard<'_, DrainingBody> {
-        self.0.body.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.body.lock()
     }
 }
 

@@ -1,10 +1,8 @@
 //! Closes all connections of a sandbox at once.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use wrenn_model::SandboxId;
 
@@ -46,6 +44,6 @@ impl ConnectionKillSwitch {
     }
 
     fn tokens(&self) -> MutexGuard<'_, HashMap<SandboxId, CancellationToken>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

@@ -16,12 +16,13 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use wrenn_proto::rpc::process::__buffa::oneof::process_event::data_event::Output as Stream;
 use wrenn_proto::rpc::process::process_event;
@@ -242,9 +243,7 @@ impl Output {
 
     fn lock(&self) -> MutexGuard<'_, Listeners> {
         // Each change is one step, so a panic in between leaves a consistent state.
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.listeners.lock()
     }
 }
 

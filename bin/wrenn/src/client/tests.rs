@@ -1,9 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -13,6 +10,7 @@ use axum::{
     routing::{any, delete, get, post},
 };
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 use wrenn_api_types::FilePath;
 
 use super::*;
@@ -166,7 +164,7 @@ async fn an_upload_sends_the_path_before_the_file() {
     let router = Router::new().route(
         "/v1/sandboxes/{id}/files/stream/write",
         post(move |body: Bytes| async move {
-            *keep.lock().unwrap() = body;
+            *keep.lock() = body;
             StatusCode::NO_CONTENT
         }),
     );
@@ -175,7 +173,7 @@ async fn an_upload_sends_the_path_before_the_file() {
     let upload = Upload {
         reader: &b"CONTENT"[..],
         len_bytes: Some(7),
-        progress: Box::new(move |n| *count.lock().unwrap() += n),
+        progress: Box::new(move |n| *count.lock() += n),
     };
     let to = FilePath {
         path: "/root/PATH".into(),
@@ -185,7 +183,7 @@ async fn an_upload_sends_the_path_before_the_file() {
         .upload(&id(), &to, upload)
         .await
         .unwrap();
-    let body = String::from_utf8(seen.lock().unwrap().to_vec()).unwrap();
+    let body = String::from_utf8(seen.lock().to_vec()).unwrap();
     let at = |word: &str| {
         body.find(word)
             .unwrap_or_else(|| panic!("{word} in {body}"))
@@ -194,7 +192,7 @@ async fn an_upload_sends_the_path_before_the_file() {
         at("/root/PATH") < at("CONTENT") && at("USER") < at("CONTENT"),
         "{body}"
     );
-    assert_eq!(*sent.lock().unwrap(), 7);
+    assert_eq!(*sent.lock(), 7);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     process::{Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use axum::{
     http::{Method, StatusCode},
     response::{IntoResponse, Response},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{process::Command, sync::Notify};
 
@@ -92,11 +93,11 @@ impl Fake {
     }
 
     pub(crate) fn calls(&self) -> Vec<String> {
-        self.inner.calls.lock().unwrap().clone()
+        self.inner.calls.lock().clone()
     }
 
     pub(crate) fn messages(&self) -> Vec<Value> {
-        self.inner.messages.lock().unwrap().clone()
+        self.inner.messages.lock().clone()
     }
 
     /// Waits until this call was received.
@@ -131,12 +132,12 @@ impl Fake {
     }
 
     fn note_call(&self, call: String) {
-        self.inner.calls.lock().unwrap().push(call);
+        self.inner.calls.lock().push(call);
         self.inner.changed.notify_waiters();
     }
 
     fn note_message(&self, message: Value) {
-        self.inner.messages.lock().unwrap().push(message);
+        self.inner.messages.lock().push(message);
         self.inner.changed.notify_waiters();
     }
 }

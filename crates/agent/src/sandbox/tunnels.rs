@@ -10,8 +10,9 @@
 //! after opening has therefore either opened before the pause, which will close the tunnel, or
 //! there is no pause.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +48,7 @@ impl Tunnels {
     /// Takes a slot for one more tunnel. Returns `None` if the limit is reached.
     pub(crate) fn open(&self) -> Option<Tunnel> {
         let place = self.room.clone().try_acquire_owned().ok()?;
-        let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = self.cut.lock();
         Some(Tunnel {
             cut: cut.clone(),
             _place: place,
@@ -56,7 +57,7 @@ impl Tunnels {
 
     /// Closes all open tunnels. Later tunnels are not affected.
     pub(crate) fn close_all(&self) {
-        let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cut = self.cut.lock();
         std::mem::take(&mut *cut).cancel();
     }
 }

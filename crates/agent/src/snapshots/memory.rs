@@ -4,9 +4,10 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, Mode, fchmod, ftruncate, memfd_create};
 use wrenn_snapshot::SnapshotId;
 
@@ -30,7 +31,7 @@ impl Memories {
         build: SnapshotId,
         memory_mib: u32,
     ) -> io::Result<Arc<ImageMemory>> {
-        let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memories = self.0.lock();
         if let Some(memory) = memories.get(&build).and_then(Weak::upgrade) {
             return Ok(memory);
         }
@@ -47,7 +48,7 @@ impl Memories {
     /// Registers a memory file. The first file registered for a snapshot is kept. All supervisors
     /// have the same file, unless an agent was killed between two creates.
     pub(super) fn adopt(&self, build: SnapshotId, fd: OwnedFd) -> Arc<ImageMemory> {
-        let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memories = self.0.lock();
         if let Some(memory) = memories.get(&build).and_then(Weak::upgrade) {
             return memory;
         }

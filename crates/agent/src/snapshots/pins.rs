@@ -2,9 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_snapshot::SnapshotId;
 
 /// Number of references per snapshot.
@@ -33,7 +34,7 @@ impl Pins {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, usize>> {
         // Every update is a single step, so the map is valid even if a holder of the lock panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

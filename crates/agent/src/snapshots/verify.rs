@@ -4,12 +4,9 @@
 //! restored from it. This happens once, as long as the file does not change: a template snapshot
 //! has about 60 MB, and a create takes a quarter of a second.
 
-use std::{
-    collections::HashSet,
-    os::unix::fs::MetadataExt as _,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
 
+use parking_lot::Mutex;
 use wrenn_snapshot::{Chain, ChainError, Diff};
 
 /// Maximum number of cached files. When it is reached, all entries are dropped: few files are in
@@ -60,8 +57,8 @@ impl Verified {
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Identity>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashSet<Identity>> {
+        self.0.lock()
     }
 }
 

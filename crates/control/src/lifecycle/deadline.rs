@@ -6,12 +6,9 @@
 //! counts as moved. A failed pause is retried with increasing delays (`reaping`). A failed destroy
 //! is left to the reconciler.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use thiserror_ext::AsReport as _;
 use tokio_util::sync::CancellationToken;
 use wrenn_db::Sandbox;
@@ -169,5 +166,5 @@ impl Drop for Mark {
 }
 
 fn lock(all: &Mutex<HashSet<SandboxId>>) -> MutexGuard<'_, HashSet<SandboxId>> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
+    all.lock()
 }

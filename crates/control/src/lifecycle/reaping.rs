@@ -8,11 +8,9 @@
 //! sees the other. If there is new activity, the mark is removed and nothing has happened. A mark
 //! that a dying process leaves behind is settled by the reconciler.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::Sandbox;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::SandboxState;
@@ -68,7 +66,7 @@ impl IdleReaper {
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<SandboxId, Failed>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -12,12 +12,9 @@
 //!               └─ client disconnected ──► Undoing ───────────────┘
 //! ```
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::{DbError, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 
@@ -100,7 +97,7 @@ impl Requests {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -1,11 +1,9 @@
 //! Activity of sandboxes: the only place that counts commands, file transfers, sessions and traffic.
 //! They reach the guest through tunnels, which the agent does not count.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_model::SandboxId;
 
 use super::Lifecycle;
@@ -38,7 +36,7 @@ impl ActivityTracker {
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<SandboxId, Use>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -4,10 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem::{Discriminant, discriminant},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wrenn_db::{Db, Sandbox};
@@ -290,7 +291,7 @@ impl Step {
         if status == Some(SandboxStatus::Stopped) {
             return Ok(self.agent.destroy(self.id.as_str()).await?);
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if status.is_none_or(|status| !ACTIVE.contains(&status)) && kept.insert(self.id.clone()) {
             tracing::warn!(
                 sandbox_id = %self.id,

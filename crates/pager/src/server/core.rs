@@ -4,12 +4,13 @@ use std::{
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::{fs::SeekFrom, io::Errno};
 use thiserror_ext::AsReport as _;
 use wrenn_sys::{
@@ -94,7 +95,7 @@ impl Core {
     }
 
     pub(super) fn removed(&self) -> MutexGuard<'_, PageSet> {
-        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.removed.lock()
     }
 
     /// Runs one thread of the server. If the thread ends early, the other thread ends too. Every

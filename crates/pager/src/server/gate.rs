@@ -1,12 +1,11 @@
 //! Gate that gives faults priority over prefetching.
 
 use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
+
+use parking_lot::{Condvar, Mutex};
 
 /// Maximum time of one wait before the state is checked again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -43,9 +42,9 @@ impl Gate {
 
     /// Waits until the next batch of faults is resolved, at most `LOOK_AGAIN`.
     pub(crate) fn pause(&self) {
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.lock.lock();
         self.waiting.store(true, Ordering::SeqCst);
-        let _ = self.opened.wait_timeout(guard, LOOK_AGAIN);
+        let _ = self.opened.wait_for(&mut guard, LOOK_AGAIN);
         self.waiting.store(false, Ordering::SeqCst);
     }
 }

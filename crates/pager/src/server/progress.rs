@@ -1,14 +1,12 @@
 //! Progress of a server: counters, and the order of first faults.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use crate::page_set::PageSet;
+use parking_lot::Mutex;
 
 /// Counters of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,7 +89,7 @@ impl Progress {
     /// Counts a fault. Records the page if this is its first fault and the record has room.
     pub(crate) fn fault(&self, offset: u64) {
         self.demand_faults.fetch_add(1, Relaxed);
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = self.record.lock();
         if record.order.len() < record.limit && !record.seen.contains(offset) {
             record.seen.insert(offset, crate::PAGE_BYTES);
             record.order.push(offset);
@@ -107,7 +105,7 @@ impl Progress {
     }
 
     pub(crate) fn recorded(&self) -> Vec<u64> {
-        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = self.record.lock();
         record.order.clone()
     }
 

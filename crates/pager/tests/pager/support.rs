@@ -8,12 +8,13 @@ use std::{
     },
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
-        Arc, Condvar, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 use wrenn_pager::{
     Backing, Extent, Handshake, MemorySource, Options, PageServer, SourceError, handshake,
@@ -54,20 +55,20 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn open(&self) {
-        self.state.lock().expect("not poisoned").0 = true;
+        self.state.lock().0 = true;
         self.changed.notify_all();
     }
 
     /// Returns the number of reads that wait or have waited.
     pub(crate) fn arrived(&self) -> u64 {
-        self.state.lock().expect("not poisoned").1
+        self.state.lock().1
     }
 
     fn pass(&self) {
-        let mut state = self.state.lock().expect("not poisoned");
+        let mut state = self.state.lock();
         state.1 += 1;
         while !state.0 {
-            state = self.changed.wait(state).expect("not poisoned");
+            self.changed.wait(&mut state);
         }
     }
 }

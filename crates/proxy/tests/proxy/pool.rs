@@ -135,7 +135,7 @@ async fn a_sandbox_that_stops_is_cut_at_once_and_then_not_found() {
     let mut asked = port.accept().await;
     asked.head().await;
 
-    setup.world.sandboxes.lock().unwrap().remove(ID);
+    setup.world.sandboxes.lock().remove(ID);
     setup.cuts.forget(&id());
 
     assert!(streaming.is_ended().await);

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::{TcpListener, TcpStream},
@@ -58,7 +59,7 @@ impl Sandboxes for World {
 
     async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
         self.resolved.fetch_add(1, Ordering::SeqCst);
-        let sandboxes = self.sandboxes.lock().unwrap();
+        let sandboxes = self.sandboxes.lock();
         let sandbox = sandboxes.get(id.as_str()).ok_or(Rejected::NotFound)?;
         sandbox
             .refused
@@ -67,7 +68,7 @@ impl Sandboxes for World {
     }
 
     async fn signed_by(&self, link: &SignedLink<'_>) -> Option<SandboxId> {
-        let sandboxes = self.sandboxes.lock().unwrap();
+        let sandboxes = self.sandboxes.lock();
         let mut signed = sandboxes
             .iter()
             .filter(|(_, sandbox)| link.is_signed_with(&sandbox.token));
@@ -75,7 +76,7 @@ impl Sandboxes for World {
     }
 
     async fn dial(&self, id: &SandboxId, port: u16) -> Result<DuplexStream, DialError> {
-        let mut sandboxes = self.sandboxes.lock().unwrap();
+        let mut sandboxes = self.sandboxes.lock();
         let sandbox = sandboxes
             .get_mut(id.as_str())
             .ok_or(DialError::NotRunning)?;
@@ -119,7 +120,6 @@ impl Setup {
             world
                 .sandboxes
                 .lock()
-                .unwrap()
                 .insert(id.to_owned(), Sandbox::default());
         }
         let cuts = ConnectionKillSwitch::default();
@@ -138,7 +138,7 @@ impl Setup {
     }
 
     pub(crate) fn change<T>(&self, id: &str, change: impl FnOnce(&mut Sandbox) -> T) -> T {
-        change(self.world.sandboxes.lock().unwrap().get_mut(id).unwrap())
+        change(self.world.sandboxes.lock().get_mut(id).unwrap())
     }
 
     /// Opens a port of a sandbox; the test serves it.

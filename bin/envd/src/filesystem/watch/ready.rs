@@ -1,12 +1,8 @@
 //! Changes between the task that follows the kernel's queue and the call that delivers them.
 
-use std::{
-    collections::VecDeque,
-    io,
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, io, path::PathBuf};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::tree::{Change, Look};
@@ -98,6 +94,6 @@ impl Ready {
 
     fn lock(&self) -> MutexGuard<'_, List> {
         // Each change is one step, so a panic in between leaves a consistent state.
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock()
     }
 }

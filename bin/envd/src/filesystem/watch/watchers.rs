@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use wrenn_proto::rpc::filesystem::FilesystemEvent;
 
 use super::Watch;
@@ -53,6 +54,6 @@ impl Watchers {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Watch>>> {
         // Each change is one step, so a panic in between leaves a consistent state.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock()
     }
 }

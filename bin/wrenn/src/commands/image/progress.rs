@@ -1,12 +1,10 @@
 //! Progress of an image build, on standard error: a spinner on a terminal, one line per step
 //! elsewhere.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use wrenn_image::Progress;
 
 use crate::output;
@@ -30,7 +28,7 @@ impl TerminalProgress {
     }
 
     fn swap(&self, next: Option<ProgressBar>) -> Option<ProgressBar> {
-        let mut spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spinner = self.spinner.lock();
         std::mem::replace(&mut spinner, next)
     }
 }
@@ -49,7 +47,7 @@ impl Progress for TerminalProgress {
     }
 
     fn line(&self, text: &str) {
-        let spinner = self.spinner.lock().unwrap_or_else(PoisonError::into_inner);
+        let spinner = self.spinner.lock();
         if let Some(spinner) = &*spinner {
             let text = output::printable(text);
             if self.verbose {

@@ -1,10 +1,8 @@
 //! Raw mode of the terminal, in which every key goes to the sandbox, and its restoration.
 
-use std::{
-    io,
-    sync::{Mutex, Once, PoisonError},
-};
+use std::{io, sync::Once};
 
+use parking_lot::Mutex;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// Size assumed for a terminal that does not report one: columns and rows.
@@ -34,7 +32,7 @@ impl RawTerminal {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         raw.make_raw();
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        *BEFORE.lock() = Some(before);
         let terminal = Self(());
         tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(terminal)
@@ -48,7 +46,7 @@ impl Drop for RawTerminal {
 }
 
 fn restore() {
-    let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let before = BEFORE.lock().take();
     if let Some(before) = before {
         // If the terminal is gone, there is nothing to restore.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);

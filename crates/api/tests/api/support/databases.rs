@@ -1,12 +1,8 @@
 //! Databases of a test, on SQLite or PostgreSQL.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use wrenn_test_postgres::Server;
 
 use super::Options;
@@ -58,7 +54,7 @@ impl Databases {
         let url = match &self.postgres {
             Some(urls) => {
                 let server = Server::shared(Path::new(env!("CARGO_TARGET_TMPDIR")));
-                let mut urls = urls.lock().unwrap();
+                let mut urls = urls.lock();
                 let url = urls.entry(name.to_owned());
                 url.or_insert_with(|| server.create_database().unwrap())
                     .clone()

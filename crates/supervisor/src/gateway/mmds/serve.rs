@@ -3,10 +3,11 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -72,7 +73,7 @@ async fn answer(mut connection: TcpStream, mmds: &Mutex<Mmds>) -> io::Result<()>
         match Request::parse(&head) {
             Ok(None) => {}
             Ok(Some(request)) => {
-                let mut mmds = mmds.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut mmds = mmds.lock();
                 break mmds.answer(&request, Instant::now());
             }
             Err(_) => break Response::bad_request(),
