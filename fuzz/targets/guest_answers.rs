@@ -21,14 +21,7 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use libfuzzer_sys::fuzz_target;
-use wrenn_proto::rpc::filesystem::FilesystemClient;
-use wrenn_proto::rpc::filesystem::ListDirRequest;
-use wrenn_proto::rpc::filesystem::MakeDirRequest;
-use wrenn_proto::rpc::filesystem::RemoveRequest;
-use wrenn_proto::rpc::process::ConnectRequest;
-use wrenn_proto::rpc::process::ListRequest;
-use wrenn_proto::rpc::process::ProcessClient;
-use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::{filesystem::{FilesystemClient, ListDirRequest, MakeDirRequest, RemoveRequest}, process::{ConnectRequest, ListRequest, ProcessClient, StartRequest}};
 
 /// Length of an envelope's header, in bytes. No message of a stream is shorter.
 const ENVELOPE_BYTES: usize = 5;

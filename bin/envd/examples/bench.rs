@@ -16,12 +16,10 @@ use std::{
 use connectrpc::client::{ClientConfig, HttpClient};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
-use wrenn_proto::rpc::filesystem::FilesystemClient;
-use wrenn_proto::rpc::filesystem::ListDirRequest;
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::Event;
-use wrenn_proto::rpc::process::ProcessClient;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::{
+    filesystem::{FilesystemClient, ListDirRequest},
+    process::{__buffa::oneof::process_event::Event, ProcessClient, ProcessConfig, StartRequest},
+};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 

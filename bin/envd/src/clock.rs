@@ -14,10 +14,12 @@ use std::{
 };
 
 use rustix::time::{ClockId, Timespec, clock_settime};
-use wrenn_proto::guest::GATEWAY_IP;
-use wrenn_proto::ntp::PACKET_BYTES as NTP_PACKET_BYTES;
-use wrenn_proto::ntp::PORT as NTP_PORT;
-use wrenn_proto::ntp::UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC;
+use wrenn_proto::{
+    guest::GATEWAY_IP,
+    ntp::{
+        PACKET_BYTES as NTP_PACKET_BYTES, PORT as NTP_PORT, UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC,
+    },
+};
 
 /// Maximum time for all rounds. The gateway is a process on the same host.
 const DEADLINE: Duration = Duration::from_millis(300);

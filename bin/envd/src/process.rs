@@ -20,12 +20,16 @@ use connectrpc::{
 };
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::timeout;
-use wrenn_proto::headers;
-use wrenn_proto::rpc::process as rpc;
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::Event as WireEvent;
-use wrenn_proto::rpc::process::__buffa::oneof::process_input::Input;
-use wrenn_proto::rpc::process::__buffa::oneof::process_selector::Selector;
-use wrenn_proto::rpc::process::__buffa::oneof::stream_input_request::Event as InputEvent;
+use wrenn_proto::{
+    headers,
+    rpc::{
+        process as rpc,
+        process::__buffa::oneof::{
+            process_event::Event as WireEvent, process_input::Input, process_selector::Selector,
+            stream_input_request::Event as InputEvent,
+        },
+    },
+};
 
 use self::{
     output::{Event, Subscription},

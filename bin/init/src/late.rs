@@ -16,8 +16,7 @@ use std::{
 };
 
 use rustix::process::{Pid, setpriority_process};
-use wrenn_proto::guest::ENVD_PORT;
-use wrenn_proto::guest::SETTLED;
+use wrenn_proto::guest::{ENVD_PORT, SETTLED};
 
 use crate::{ENVIRONMENT, LATE, drivers};
 

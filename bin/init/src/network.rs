@@ -15,8 +15,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use wrenn_proto::guest::GATEWAY_IP;
-use wrenn_proto::guest::IP as GUEST_IP;
+use wrenn_proto::guest::{GATEWAY_IP, IP as GUEST_IP};
 
 const LINK: &str = "eth0";
 const PREFIX_LENGTH: u8 = 30;

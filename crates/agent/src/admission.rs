@@ -40,7 +40,7 @@ pub(crate) use fork_copies::check as check_fork_copies;
 
 use crate::{
     host::HostCapacity,
-    network::access::Access,
+    network::egress::Access,
     sandbox::{GuestToken, Plan, Source, now_unix_ms, resources::HostContext},
     snapshots::LocatedSnapshot,
     templates::image_mib,

@@ -20,8 +20,8 @@
 //! any time for any slot of this agent, because every resource is found by the slot number. All
 //! work runs on dedicated threads, because `unshare` acts on the calling thread.
 
-pub(crate) mod access;
 pub(crate) mod addresses;
+pub(crate) mod egress;
 mod link;
 mod namespace;
 pub(crate) mod rules;
@@ -30,16 +30,13 @@ pub(crate) mod slot;
 use std::{fs, future::Future, io, path::Path, time::Duration};
 
 use rtnetlink::LinkUnspec;
-use wrenn_proto::guest::GATEWAY_IP;
-use wrenn_proto::guest::GATEWAY_MAC;
-use wrenn_proto::guest::IP as GUEST_IP;
-use wrenn_proto::guest::MAC as GUEST_MAC;
-use wrenn_proto::guest::METADATA_IP;
-use wrenn_proto::guest::TAP_NAME;
-use wrenn_proto::supervise::NetworkSpec;
+use wrenn_proto::{
+    guest::{GATEWAY_IP, GATEWAY_MAC, IP as GUEST_IP, MAC as GUEST_MAC, METADATA_IP, TAP_NAME},
+    supervise::NetworkSpec,
+};
 
-use access::Access;
 use addresses::{Slot, UPLINK};
+use egress::Access;
 use link::Netlink;
 use rules::RulesError;
 

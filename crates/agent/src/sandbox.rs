@@ -54,6 +54,7 @@ mod network;
 mod pause;
 mod recovery;
 pub(crate) mod resources;
+mod resume;
 pub(crate) mod service;
 mod state_machine;
 mod tunnels;
@@ -77,7 +78,7 @@ use wrenn_model::{MachineSize, SandboxId, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 
 use crate::{
-    network::access::Access,
+    network::egress::Access,
     sandbox_dir::BootTimes,
     snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},
     templates::Template,
@@ -88,6 +89,7 @@ pub(crate) use boot_watch::Stall;
 pub use boots::BootPolicy;
 pub(crate) use boots::Boots;
 pub(crate) use error::{CreateError, DestroyError, LifecycleError, UseError};
+pub(crate) use resume::ResumeFrom;
 pub(crate) use state_machine::State;
 use state_machine::{Event, transition};
 pub(crate) use tunnels::{Tunnel, Tunnels};
@@ -191,15 +193,6 @@ pub(crate) struct Running {
     pub(crate) memory: Option<Arc<ImageMemory>>,
     /// Connections from outside to ports of the guest.
     pub(crate) tunnels: Tunnels,
-}
-
-/// Part of the last snapshot that a resume uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ResumeFrom {
-    /// The whole snapshot: the VM continues where it was paused.
-    Memory,
-    /// The disk only: the VM boots, as after a power failure.
-    Disk,
 }
 
 /// Command to an actor, with the channel for its reply.

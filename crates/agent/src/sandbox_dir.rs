@@ -26,9 +26,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use wrenn_model::SandboxId;
-use wrenn_proto::supervise::FinalStatus;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{FinalStatus, SupervisorSpec, files};
 
 /// File name of [`BootTimes`].
 const BOOT: &str = "boot.json";

@@ -22,8 +22,7 @@ use std::{
 
 use thiserror_ext::AsReport as _;
 use wrenn_model::TemplateName;
-use wrenn_proto::supervise::Accel;
-use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::supervise::{Accel, SupervisorSpec};
 use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
 
 pub(crate) use located::LocatedSnapshot;

@@ -26,13 +26,9 @@ use tokio::{
     process::{Child, Command},
 };
 use tokio_seqpacket::{UnixSeqpacket, ancillary::OwnedAncillaryMessage};
-use wrenn_proto::supervise::FrozenMachine;
-use wrenn_proto::supervise::MAX_MESSAGE_BYTES;
-use wrenn_proto::supervise::MachineStatus;
-use wrenn_proto::supervise::RefusalCode;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::Request;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{
+    FrozenMachine, MAX_MESSAGE_BYTES, MachineStatus, RefusalCode, Reply, Request, files,
+};
 
 use crate::sandbox_dir::SandboxDir;
 

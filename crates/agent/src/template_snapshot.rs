@@ -31,7 +31,7 @@ use crate::{
     AgentConfig, AgentError, Deadlines, Template,
     admission::CreateParams,
     host::HostCapacity,
-    network::access::Access,
+    network::egress::Access,
     registry::Registry,
     sandbox::{
         BootPolicy, Plan, Sandbox, Source, actor::SandboxActors, adopt, resources::HostContext,

@@ -12,9 +12,10 @@ use connectrpc::{
     client::{CallOptions, ClientConfig, HttpClient},
 };
 use parking_lot::Mutex;
-use wrenn_proto::headers;
-use wrenn_proto::rpc::hostagent::v1 as rpc;
-use wrenn_proto::rpc::hostagent::v1::HostAgentServiceClient;
+use wrenn_proto::{
+    headers,
+    rpc::hostagent::{v1 as rpc, v1::HostAgentServiceClient},
+};
 
 use crate::error::ControlError;
 

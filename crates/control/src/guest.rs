@@ -37,14 +37,15 @@ use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::Sandbox;
 use wrenn_envd_client::{Dial, Download, EnvdClient, Exec, ExecOutput, ProcessEvents};
 use wrenn_model::SandboxId;
-use wrenn_proto::guest;
-use wrenn_proto::rpc::filesystem::EntryInfo;
-use wrenn_proto::rpc::process::ProcessInfo;
-use wrenn_proto::rpc::process::ProcessInput;
-use wrenn_proto::rpc::process::ProcessSelector;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::process_event::Event;
+use wrenn_proto::{
+    guest,
+    rpc::{
+        filesystem::EntryInfo,
+        process::{
+            ProcessInfo, ProcessInput, ProcessSelector, Signal, StartRequest, process_event::Event,
+        },
+    },
+};
 use wrenn_proxy::{AgentTunnel, TunnelError};
 
 use crate::agent_client::AgentError;

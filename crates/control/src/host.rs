@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use wrenn_db::{Db, Template};
-use wrenn_proto::rpc::hostagent::v1::GetHostResponse;
-use wrenn_proto::rpc::hostagent::v1::TemplateInfo;
-use wrenn_proto::rpc::hostagent::v1::TemplateKind;
+use wrenn_proto::rpc::hostagent::v1::{GetHostResponse, TemplateInfo, TemplateKind};
 
 use crate::agent_client::{AgentClient, AgentError};
 

@@ -16,8 +16,7 @@ use hyper_util::{
     client::legacy::{self, Client},
     rt::{TokioExecutor, TokioTimer},
 };
-use wrenn_proto::rpc::filesystem::FilesystemClient;
-use wrenn_proto::rpc::process::ProcessClient;
+use wrenn_proto::rpc::{filesystem::FilesystemClient, process::ProcessClient};
 
 use crate::{
     Dial, Stream,

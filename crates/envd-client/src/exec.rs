@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use connectrpc::{ConnectError, ErrorCode};
 use wrenn_model::limits::MAX_EXEC_OUTPUT_BYTES;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::ProcessSelector;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::process_event::Event;
-use wrenn_proto::rpc::process::process_event::data_event::Output;
-use wrenn_proto::rpc::process::process_selector::Selector;
+use wrenn_proto::rpc::process::{
+    ProcessConfig, ProcessSelector, Signal, StartRequest,
+    process_event::{Event, data_event::Output},
+    process_selector::Selector,
+};
 
 use crate::{EnvdClient, ProcessEvents, deadline::EXEC_MARGIN};
 

@@ -1,10 +1,7 @@
 //! Directories of the guest.
 
 use connectrpc::{ConnectError, client::CallOptions};
-use wrenn_proto::rpc::filesystem::EntryInfo;
-use wrenn_proto::rpc::filesystem::ListDirRequest;
-use wrenn_proto::rpc::filesystem::MakeDirRequest;
-use wrenn_proto::rpc::filesystem::RemoveRequest;
+use wrenn_proto::rpc::filesystem::{EntryInfo, ListDirRequest, MakeDirRequest, RemoveRequest};
 
 use crate::{
     EnvdClient,

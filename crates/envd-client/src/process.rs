@@ -6,23 +6,14 @@ use connectrpc::{
     ConnectError,
     client::{CallOptions, ServerStream},
 };
-use wrenn_proto::headers;
-use wrenn_proto::rpc::process::CloseStdinRequest;
-use wrenn_proto::rpc::process::ConnectRequest;
-use wrenn_proto::rpc::process::ConnectResponseView;
-use wrenn_proto::rpc::process::ListRequest;
-use wrenn_proto::rpc::process::PTY;
-use wrenn_proto::rpc::process::ProcessEvent;
-use wrenn_proto::rpc::process::ProcessInfo;
-use wrenn_proto::rpc::process::ProcessInput;
-use wrenn_proto::rpc::process::ProcessSelector;
-use wrenn_proto::rpc::process::SendInputRequest;
-use wrenn_proto::rpc::process::SendSignalRequest;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::StartResponseView;
-use wrenn_proto::rpc::process::UpdateRequest;
-use wrenn_proto::rpc::process::pty::Size;
+use wrenn_proto::{
+    headers,
+    rpc::process::{
+        CloseStdinRequest, ConnectRequest, ConnectResponseView, ListRequest, PTY, ProcessEvent,
+        ProcessInfo, ProcessInput, ProcessSelector, SendInputRequest, SendSignalRequest, Signal,
+        StartRequest, StartResponseView, UpdateRequest, pty::Size,
+    },
+};
 
 use crate::{
     EnvdClient,

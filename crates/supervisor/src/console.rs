@@ -9,9 +9,7 @@ use std::{
 };
 
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::watch};
-use wrenn_proto::supervise::CONSOLE_KEEP_BYTES;
-use wrenn_proto::supervise::MachineStatus;
-use wrenn_proto::supervise::marks;
+use wrenn_proto::supervise::{CONSOLE_KEEP_BYTES, MachineStatus, marks};
 
 use crate::supervise::elapsed_ms;
 

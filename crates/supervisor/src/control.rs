@@ -4,10 +4,7 @@ use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener, ancillary::AncillaryMessageWriter};
-use wrenn_proto::supervise::MAX_MESSAGE_BYTES;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::Request;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, Reply, Request, files};
 
 use crate::SupervisorError;
 

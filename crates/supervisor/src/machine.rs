@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use wrenn_proto::guest;
-use wrenn_proto::supervise::RestoreSpec;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::{
+    guest,
+    supervise::{RestoreSpec, SupervisorSpec, files},
+};
 use wrenn_snapshot::layout;
 use wrenn_sys::failpoint;
 use wrenn_vmm::{ControlError, Machine, MachineConfig, MachineExit, MachineFds, Start, VmmDriver};

@@ -27,9 +27,7 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 use wrenn_pager::{Backing, Failed, Options, PageRun, PageServer, Regions, handshake};
-use wrenn_proto::supervise::PagerStatus;
-use wrenn_proto::supervise::RestoreSpec;
-use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::supervise::{PagerStatus, RestoreSpec, SupervisorSpec};
 use wrenn_snapshot::{Chain, Header, SnapshotId, WorkingSet, layout};
 
 use crate::SupervisorError;

@@ -29,10 +29,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
-use wrenn_proto::supervise::FrozenMachine;
-use wrenn_proto::supervise::MachineStatus;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::Request;
+use wrenn_proto::supervise::{FrozenMachine, MachineStatus, Reply, Request};
 use wrenn_snapshot::layout;
 use wrenn_sys::failpoint;
 use wrenn_vmm::Machine;

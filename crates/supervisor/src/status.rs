@@ -2,8 +2,7 @@
 
 use std::{io, path::Path};
 
-use wrenn_proto::supervise::FinalStatus;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{FinalStatus, files};
 
 /// Mode of the file.
 const MODE: u32 = 0o644;

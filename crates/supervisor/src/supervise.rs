@@ -13,10 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
-use wrenn_proto::supervise::FinalStatus;
-use wrenn_proto::supervise::MachineStatus;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{FinalStatus, MachineStatus, SupervisorSpec, files};
 use wrenn_sys::failpoint;
 use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 

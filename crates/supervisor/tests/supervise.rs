@@ -17,13 +17,9 @@ use std::{
 
 use tokio_seqpacket::UnixSeqpacket;
 use wrenn_model::MachineSize;
-use wrenn_proto::supervise::Accel;
-use wrenn_proto::supervise::FinalStatus;
-use wrenn_proto::supervise::NetworkSpec;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::Request;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{
+    Accel, FinalStatus, NetworkSpec, Reply, Request, SupervisorSpec, files,
+};
 use wrenn_supervisor::{SupervisorError, run_with};
 use wrenn_vmm::fake::FakeDriver;
 

@@ -9,8 +9,7 @@ use std::{
 };
 
 use buffa_types::google::protobuf::Timestamp;
-use wrenn_proto::rpc::filesystem::EntryInfo;
-use wrenn_proto::rpc::filesystem::FileType;
+use wrenn_proto::rpc::filesystem::{EntryInfo, FileType};
 
 use super::{FileError, metadata};
 use crate::{

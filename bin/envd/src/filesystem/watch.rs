@@ -29,9 +29,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
 };
-use wrenn_proto::rpc::filesystem::EntryInfo;
-use wrenn_proto::rpc::filesystem::EventType;
-use wrenn_proto::rpc::filesystem::FilesystemEvent;
+use wrenn_proto::rpc::filesystem::{EntryInfo, EventType, FilesystemEvent};
 
 pub use self::watchers::Watchers;
 use self::{

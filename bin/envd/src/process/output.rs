@@ -24,8 +24,9 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::data_event::Output as Stream;
-use wrenn_proto::rpc::process::process_event;
+use wrenn_proto::rpc::process::{
+    __buffa::oneof::process_event::data_event::Output as Stream, process_event,
+};
 
 /// Maximum number of chunks in a subscriber's queue. Chunks have at most 32 KiB, so a queue holds
 /// at most half a megabyte.

@@ -18,9 +18,9 @@ use nix::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::rpc::process::__buffa::oneof::process_selector::Selector;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::ProcessInfo;
+use wrenn_proto::rpc::process::{
+    __buffa::oneof::process_selector::Selector, ProcessConfig, ProcessInfo,
+};
 
 use super::{input::InputSink, output::Output};
 

@@ -32,8 +32,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::process::{ProcessConfig, StartRequest};
 use wrenn_sys::spawn::{Credentials, Launch, SpawnError, Spawned};
 
 use super::{

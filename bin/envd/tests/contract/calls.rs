@@ -6,27 +6,20 @@ use connectrpc::{
     ConnectError, Protocol,
     client::{CallOptions, ClientConfig, ClientTransport, HttpClient, ServerStream},
 };
-use wrenn_proto::rpc::filesystem::FilesystemClient;
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::Event;
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::data_event::Output;
-use wrenn_proto::rpc::process::__buffa::oneof::process_input::Input;
-use wrenn_proto::rpc::process::__buffa::oneof::process_selector::Selector;
-use wrenn_proto::rpc::process::CloseStdinRequest;
-use wrenn_proto::rpc::process::ConnectRequest;
-use wrenn_proto::rpc::process::ConnectResponseView;
-use wrenn_proto::rpc::process::ListRequest;
-use wrenn_proto::rpc::process::ProcessClient;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::ProcessEvent;
-use wrenn_proto::rpc::process::ProcessInfo;
-use wrenn_proto::rpc::process::ProcessInput;
-use wrenn_proto::rpc::process::ProcessSelector;
-use wrenn_proto::rpc::process::SendInputRequest;
-use wrenn_proto::rpc::process::SendSignalRequest;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::StartResponseView;
-use wrenn_proto::rpc::process::process_event::EndEvent;
+use wrenn_proto::rpc::{
+    filesystem::FilesystemClient,
+    process::{
+        __buffa::oneof::{
+            process_event::{Event, data_event::Output},
+            process_input::Input,
+            process_selector::Selector,
+        },
+        CloseStdinRequest, ConnectRequest, ConnectResponseView, ListRequest, ProcessClient,
+        ProcessConfig, ProcessEvent, ProcessInfo, ProcessInput, ProcessSelector, SendInputRequest,
+        SendSignalRequest, Signal, StartRequest, StartResponseView,
+        process_event::EndEvent,
+    },
+};
 
 use crate::world::World;
 

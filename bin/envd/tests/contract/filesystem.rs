@@ -1,13 +1,9 @@
 //! Entries, directories and links.
 
 use connectrpc::{ConnectError, ErrorCode};
-use wrenn_proto::rpc::filesystem::EntryInfo;
-use wrenn_proto::rpc::filesystem::FileType;
-use wrenn_proto::rpc::filesystem::ListDirRequest;
-use wrenn_proto::rpc::filesystem::MakeDirRequest;
-use wrenn_proto::rpc::filesystem::MoveRequest;
-use wrenn_proto::rpc::filesystem::RemoveRequest;
-use wrenn_proto::rpc::filesystem::StatRequest;
+use wrenn_proto::rpc::filesystem::{
+    EntryInfo, FileType, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
+};
 
 use crate::{
     calls::{CODECS, Clients, as_user, clients, clients_by},

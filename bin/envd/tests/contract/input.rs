@@ -1,14 +1,11 @@
 //! Input of processes.
 
 use connectrpc::ErrorCode;
-use wrenn_proto::rpc::process::__buffa::oneof::process_input::Input;
-use wrenn_proto::rpc::process::__buffa::oneof::stream_input_request::Event;
-use wrenn_proto::rpc::process::ProcessInput;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StreamInputRequest;
-use wrenn_proto::rpc::process::stream_input_request::DataEvent;
-use wrenn_proto::rpc::process::stream_input_request::KeepAlive;
-use wrenn_proto::rpc::process::stream_input_request::StartEvent;
+use wrenn_proto::rpc::process::{
+    __buffa::oneof::{process_input::Input, stream_input_request::Event},
+    ProcessInput, Signal, StreamInputRequest,
+    stream_input_request::{DataEvent, KeepAlive, StartEvent},
+};
 
 use crate::{
     calls::{CODECS, by_pid, clients, clients_by, program, script_with_input},

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::Event;
-use wrenn_proto::rpc::process::__buffa::oneof::process_event::data_event::Output;
+use wrenn_proto::rpc::process::__buffa::oneof::process_event::{Event, data_event::Output};
 
 use crate::{
     calls::{CODECS, by_pid, clients, clients_by, refusal, script, script_with_input},

@@ -3,9 +3,7 @@
 use std::time::{Duration, Instant};
 
 use connectrpc::ErrorCode;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
+use wrenn_proto::rpc::process::{ProcessConfig, Signal, StartRequest};
 
 use crate::{
     calls::{CODECS, as_user, by_tag, clients, clients_by, limit, program, refusal, script},

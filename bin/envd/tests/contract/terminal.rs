@@ -1,12 +1,9 @@
 //! Terminals.
 
 use connectrpc::ErrorCode;
-use wrenn_proto::rpc::process::__buffa::oneof::process_input::Input;
-use wrenn_proto::rpc::process::PTY;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::UpdateRequest;
-use wrenn_proto::rpc::process::pty::Size;
+use wrenn_proto::rpc::process::{
+    __buffa::oneof::process_input::Input, PTY, Signal, StartRequest, UpdateRequest, pty::Size,
+};
 
 use crate::{
     calls::{CODECS, Clients, as_user, by_pid, clients, clients_by, program, refusal, script},

@@ -1,13 +1,10 @@
 //! Directory watches, streamed and polled.
 
 use connectrpc::ErrorCode;
-use wrenn_proto::rpc::filesystem::__buffa::oneof::watch_dir_response::Event;
-use wrenn_proto::rpc::filesystem::CreateWatcherRequest;
-use wrenn_proto::rpc::filesystem::EventType;
-use wrenn_proto::rpc::filesystem::FilesystemEvent;
-use wrenn_proto::rpc::filesystem::GetWatcherEventsRequest;
-use wrenn_proto::rpc::filesystem::RemoveWatcherRequest;
-use wrenn_proto::rpc::filesystem::WatchDirRequest;
+use wrenn_proto::rpc::filesystem::{
+    __buffa::oneof::watch_dir_response::Event, CreateWatcherRequest, EventType, FilesystemEvent,
+    GetWatcherEventsRequest, RemoveWatcherRequest, WatchDirRequest,
+};
 
 use crate::{
     calls::{CODECS, Clients, clients, clients_by},

@@ -9,16 +9,14 @@
 use std::{io, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt as _, process::Command};
-use wrenn_proto::guest::GATEWAY_IP;
-use wrenn_proto::guest::IP as GUEST_IP;
-use wrenn_proto::guest::METADATA_IP;
-use wrenn_proto::guest::METADATA_PORT;
-use wrenn_proto::guest::TAP_NAME;
-use wrenn_proto::ntp::PORT as NTP_PORT;
+use wrenn_proto::{
+    guest::{GATEWAY_IP, IP as GUEST_IP, METADATA_IP, METADATA_PORT, TAP_NAME},
+    ntp::PORT as NTP_PORT,
+};
 
 use super::{
-    access::{self, Access},
     addresses::{Slot, UPLINK, VETH_PREFIX},
+    egress::{self, Access},
 };
 
 /// Maximum run time of one `nft` process. A typical run takes about 10 ms.
@@ -94,7 +92,7 @@ flush chain ip wrenn forward
 
 /// Returns the addresses that no sandbox may reach, as an nftables set.
 fn closed() -> String {
-    let blocks = access::CLOSED.map(|block| block.to_string());
+    let blocks = egress::CLOSED.map(|block| block.to_string());
     format!("{{ {} }}", blocks.join(", "))
 }
 

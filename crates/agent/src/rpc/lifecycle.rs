@@ -5,14 +5,13 @@ use std::sync::atomic::Ordering;
 
 use connectrpc::ConnectError;
 use wrenn_model::MachineSize;
-use wrenn_proto::guest;
-use wrenn_proto::rpc::hostagent::v1 as pb;
+use wrenn_proto::{guest, rpc::hostagent::v1 as pb};
 
 use super::{parse, snapshots};
 use crate::{
     admission::{CreateParams, CreateRequest},
     inventory::{Inventory, InventoryError},
-    network::access::{Access, AccessError},
+    network::egress::{Access, AccessError},
     sandbox::{ResumeFrom, Sandbox, State, resources::HostContext, service::SandboxService},
     sandbox_dir::BootTimes,
     templates::{Template, image_mib},

@@ -41,7 +41,7 @@ use super::{
     spawn,
 };
 use crate::{
-    network::{self, NetworkError, access::Access, addresses::Slot, slot::SlotError},
+    network::{self, NetworkError, addresses::Slot, egress::Access, slot::SlotError},
     sandbox_dir::{LastSnapshot, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, SnapshotRef},
     supervisor::{Supervisor, SupervisorError, final_reason},

@@ -19,14 +19,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wrenn_envd_client::{EnvdClient, Init, Recover};
 use wrenn_model::{MachineSize, SandboxId};
-use wrenn_proto::guest;
-use wrenn_proto::supervise::NetworkSpec;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::{
+    guest,
+    supervise::{NetworkSpec, SupervisorSpec, files},
+};
 use wrenn_sys::failpoint;
 
 use super::{
-    Plan, ResumeFrom, Running, Sandbox, Source, Tunnels,
+    Plan, Running, Sandbox, Source, Tunnels,
     actor::Pins,
     error::CreateError,
     resources::{HostContext, Resources},
@@ -34,9 +34,9 @@ use super::{
 use crate::{
     cgroup::Limits,
     disk,
-    network::{self, access::Access},
+    network::{self, egress::Access},
     sandbox_dir::{BootTimes, SandboxDir, SandboxDirError},
-    snapshots::{ImageMemory, LocatedSnapshot, SnapshotRef},
+    snapshots::{ImageMemory, LocatedSnapshot},
     supervisor::{Supervisor, SupervisorError, final_reason},
 };
 
@@ -82,10 +82,10 @@ impl Abort {
 }
 
 /// Environment that a VM is started in.
-struct MachineEnv {
-    network: NetworkSpec,
-    cgroups: Vec<std::path::PathBuf>,
-    uid: u32,
+pub(super) struct MachineEnv {
+    pub(super) network: NetworkSpec,
+    pub(super) cgroups: Vec<std::path::PathBuf>,
+    pub(super) uid: u32,
 }
 
 /// Context of the steps of a boot.
@@ -116,47 +116,8 @@ impl Boot<'_> {
         }
     }
 
-    /// Resumes the sandbox from `last`, its last snapshot.
-    pub(super) async fn resume(
-        &mut self,
-        last: &SnapshotRef,
-        from: ResumeFrom,
-    ) -> Result<Running, CreateError> {
-        let sandbox_dir = self.resources.sandbox_dir.clone();
-        let sandbox_dir = sandbox_dir.ok_or(CreateError::Panicked)?;
-        let snapshots = &self.host.snapshots;
-        let (snapshot, layers) = match from {
-            ResumeFrom::Memory => {
-                let snapshot = snapshots.locate(last)?;
-                let layers = snapshot.disk_layers();
-                (Some(snapshot), layers)
-            }
-            ResumeFrom::Disk => (None, snapshots.disk_layers(last)?),
-        };
-        let old = sandbox_dir.read_spec().map_err(CreateError::SandboxDir)?;
-        let access = self.sandbox.access();
-        let parts = self.make_environment(&access, old.size).await?;
-        let config = &self.host.config;
-        let spec = SupervisorSpec {
-            uid: parts.uid,
-            cgroups: parts.cgroups,
-            network: parts.network,
-            disk_layers: layers,
-            restore: snapshot.as_ref().map(|m| m.restore(config.prefetch)),
-            // A VM that boots uses the current settings of this host.
-            accel: config.accel,
-            kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
-            dns: nameservers(self.host, &access),
-            ..old
-        };
-        sandbox_dir
-            .forget_final_status()
-            .map_err(CreateError::SandboxDir)?;
-        self.start(&sandbox_dir, &spec, snapshot.as_ref()).await
-    }
-
     /// Creates network and cgroups, unless the boot is aborted.
-    async fn make_environment(
+    pub(super) async fn make_environment(
         &mut self,
         access: &Access,
         size: MachineSize,
@@ -175,7 +136,7 @@ impl Boot<'_> {
     }
 
     /// Creates the disk and starts the VM. Returns when the guest answers.
-    async fn start(
+    pub(super) async fn start(
         &mut self,
         sandbox_dir: &SandboxDir,
         spec: &SupervisorSpec,

@@ -19,8 +19,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wrenn_proto::supervise::MachineStatus;
-use wrenn_proto::supervise::VmmTime;
+use wrenn_proto::supervise::{MachineStatus, VmmTime};
 
 /// Time after which an idle guest is stalled. The longest idle phase of a good boot is the wait
 /// for a disk read.

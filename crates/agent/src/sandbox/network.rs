@@ -13,7 +13,7 @@
 
 use super::{State, actor::SandboxActor, error::LifecycleError};
 use crate::{
-    network::{self, access::Access},
+    network::{self, egress::Access},
     sandbox_dir::{SandboxDir, SandboxDirError},
 };
 use thiserror_ext::AsReport as _;

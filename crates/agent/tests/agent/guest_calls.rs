@@ -5,9 +5,7 @@ use std::{fs, time::Duration};
 
 use connectrpc::ErrorCode;
 use wrenn_envd_client::Exec;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::process_event::Event;
+use wrenn_proto::rpc::process::{ProcessConfig, StartRequest, process_event::Event};
 
 use crate::agent::{self, TestAgent, on_private_host};
 

@@ -22,13 +22,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
 use wrenn_envd_client::{Dial, EnvdClient, Exec, ExecOutput, Stream};
-use wrenn_proto::guest;
-use wrenn_proto::headers;
-use wrenn_proto::rpc::hostagent::v1 as pb;
-use wrenn_proto::rpc::hostagent::v1::HostAgentServiceClient;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::supervise::Accel;
-use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::{
+    guest, headers,
+    rpc::{
+        hostagent::{v1 as pb, v1::HostAgentServiceClient},
+        process::ProcessConfig,
+    },
+    supervise::{Accel, SupervisorSpec},
+};
 
 #[path = "one_template.rs"]
 mod one_template;

@@ -12,10 +12,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
-use wrenn_proto::guest::GATEWAY_IP;
-use wrenn_proto::guest::IP as GUEST_IP;
-use wrenn_proto::guest::MAC as GUEST_MAC;
-use wrenn_proto::guest::TAP_NAME;
+use wrenn_proto::guest::{GATEWAY_IP, IP as GUEST_IP, MAC as GUEST_MAC, TAP_NAME};
 
 /// Makes the calling thread the guest of the sandbox with the namespace `netns`. Traffic of this
 /// thread, and of threads and processes that it starts, comes from the guest from now on. Frames

@@ -14,9 +14,7 @@ use std::{sync::Arc, time::Duration};
 use connectrpc::ErrorCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use wrenn_control::{agent_client::AgentError, guest::Guest};
-use wrenn_proto::rpc::process::ProcessInput;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::process_input;
+use wrenn_proto::rpc::process::{ProcessInput, Signal, process_input};
 
 use super::process::Selector;
 

@@ -38,11 +38,11 @@ use wrenn_control::{
     lifecycle::ActivityGuard,
 };
 use wrenn_model::SandboxId;
-use wrenn_proto::rpc::process::PTY;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::process_event::Event;
-use wrenn_proto::rpc::process::process_event::data_event::Output;
-use wrenn_proto::rpc::process::pty::Size;
+use wrenn_proto::rpc::process::{
+    PTY, StartRequest,
+    process_event::{Event, data_event::Output},
+    pty::Size,
+};
 
 use super::{
     controls::{Controls, InputKind, Kill, Target},

@@ -13,8 +13,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 use wrenn_control::guest::GuestEvents;
-use wrenn_proto::rpc::process::process_event::EndEvent;
-use wrenn_proto::rpc::process::process_event::Event;
+use wrenn_proto::rpc::process::process_event::{EndEvent, Event};
 
 use super::{
     controls::{Controls, Target, controls},

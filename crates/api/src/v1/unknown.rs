@@ -4,8 +4,7 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use wrenn_api_types::{Sandbox, UnknownSandbox};
 use wrenn_control::clock;
-use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
+use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
 use crate::{
     app::AppState,

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use futures::future::join_all;
 use wrenn_db::{Options, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
-use wrenn_proto::rpc::hostagent::v1 as rpc;
-use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
-use wrenn_proto::rpc::hostagent::v1::TemplateInfo;
+use wrenn_proto::rpc::hostagent::{
+    v1 as rpc,
+    v1::{SandboxInfo, TemplateInfo},
+};
 
 use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, network, told};
 use crate::{agent_client::AgentError, clock};

@@ -11,8 +11,7 @@ use futures::{FutureExt, future::Shared};
 use thiserror_ext::AsReport as _;
 use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
+use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
 use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, told};
 use crate::{

@@ -16,9 +16,10 @@ use std::collections::BTreeMap;
 
 use wrenn_db::{Options, Sandbox};
 use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1 as rpc;
-use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
+use wrenn_proto::rpc::hostagent::{
+    v1 as rpc,
+    v1::{SandboxInfo, SandboxState},
+};
 
 use super::{Lifecycle, LifecycleError, fill_from_host};
 use crate::clock;

@@ -13,8 +13,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wrenn_db::{Db, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
+use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
 use super::{Action, HostState, RowView, reconcile};
 use crate::{

@@ -5,15 +5,12 @@ use std::time::Duration;
 use connectrpc::ErrorCode;
 use wrenn_envd_client::{EnvdClient, Exec};
 use wrenn_model::limits::MAX_EXEC_OUTPUT_BYTES;
-use wrenn_proto::rpc::process::ProcessConfig;
-use wrenn_proto::rpc::process::ProcessInput;
-use wrenn_proto::rpc::process::ProcessSelector;
-use wrenn_proto::rpc::process::Signal;
-use wrenn_proto::rpc::process::StartRequest;
-use wrenn_proto::rpc::process::process_event::Event;
-use wrenn_proto::rpc::process::process_event::data_event::Output;
-use wrenn_proto::rpc::process::process_input::Input;
-use wrenn_proto::rpc::process::process_selector::Selector;
+use wrenn_proto::rpc::process::{
+    ProcessConfig, ProcessInput, ProcessSelector, Signal, StartRequest,
+    process_event::{Event, data_event::Output},
+    process_input::Input,
+    process_selector::Selector,
+};
 
 use crate::support::{Guest, TOKEN, peak_memory_kib, sh, stub, until};
 

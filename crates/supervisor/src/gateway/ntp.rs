@@ -8,8 +8,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::UdpSocket;
-use wrenn_proto::ntp::PACKET_BYTES as NTP_PACKET_BYTES;
-use wrenn_proto::ntp::UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC;
+use wrenn_proto::ntp::{PACKET_BYTES as NTP_PACKET_BYTES, UNIX_OFFSET_SEC as NTP_UNIX_OFFSET_SEC};
 
 /// Answers requests until the task is aborted.
 pub(crate) async fn serve(socket: UdpSocket) {

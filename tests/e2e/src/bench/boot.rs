@@ -9,9 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
-use wrenn_proto::supervise::marks;
+use wrenn_proto::supervise::{SupervisorSpec, files, marks};
 
 use super::{median, rounded};
 use crate::Service;

@@ -4,11 +4,7 @@ use std::{fs, os::fd::AsRawFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tokio_seqpacket::UnixSeqpacket;
-use wrenn_proto::supervise::MAX_MESSAGE_BYTES;
-use wrenn_proto::supervise::PagerStatus;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::Request;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{MAX_MESSAGE_BYTES, PagerStatus, Reply, Request, files};
 
 use crate::{Sandbox, Service};
 

@@ -8,9 +8,7 @@ use tokio::{
     sync::SemaphorePermit,
     time::{Instant, MissedTickBehavior},
 };
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
-use wrenn_proto::supervise::marks;
+use wrenn_proto::supervise::{SupervisorSpec, files, marks};
 use wrenn_sys::failpoint;
 
 use super::{

@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use wrenn_proto::supervise::FrozenMachine;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{FrozenMachine, Reply, SupervisorSpec, files};
 use wrenn_snapshot::{DiffWriter, layout};
 
 /// Returns the current fault, which a test writes to a file in the sandbox's directory.

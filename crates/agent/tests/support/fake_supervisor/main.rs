@@ -23,13 +23,9 @@ use std::{
 };
 
 use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
-use wrenn_proto::supervise::FinalStatus;
-use wrenn_proto::supervise::MAX_MESSAGE_BYTES;
-use wrenn_proto::supervise::MachineStatus;
-use wrenn_proto::supervise::Reply;
-use wrenn_proto::supervise::Request;
-use wrenn_proto::supervise::SupervisorSpec;
-use wrenn_proto::supervise::files;
+use wrenn_proto::supervise::{
+    FinalStatus, MAX_MESSAGE_BYTES, MachineStatus, Reply, Request, SupervisorSpec, files,
+};
 
 fn main() -> io::Result<()> {
     let mut args = std::env::args().skip(1).peekable();

@@ -18,8 +18,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_proto::guest::ENVD_PORT;
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
+use wrenn_proto::{guest::ENVD_PORT, rpc::hostagent::v1::SandboxState};
 
 use super::{State, guest::Guest, lock};
 

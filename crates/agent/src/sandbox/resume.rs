@@ -1,0 +1,62 @@
+//! Resume: which part of the last snapshot a VM continues from, and the specification of that VM.
+//!
+//! The steps after that are the same as for a create (`boot.rs`).
+
+use wrenn_proto::supervise::SupervisorSpec;
+
+use super::{
+    Running,
+    boot::{Boot, nameservers},
+    error::CreateError,
+};
+use crate::snapshots::SnapshotRef;
+
+/// Part of the last snapshot that a resume uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResumeFrom {
+    /// The whole snapshot: the VM continues where it was paused.
+    Memory,
+    /// The disk only: the VM boots, as after a power failure.
+    Disk,
+}
+
+impl Boot<'_> {
+    /// Resumes the sandbox from `last`, its last snapshot.
+    pub(super) async fn resume(
+        &mut self,
+        last: &SnapshotRef,
+        from: ResumeFrom,
+    ) -> Result<Running, CreateError> {
+        let sandbox_dir = self.resources.sandbox_dir.clone();
+        let sandbox_dir = sandbox_dir.ok_or(CreateError::Panicked)?;
+        let snapshots = &self.host.snapshots;
+        let (snapshot, layers) = match from {
+            ResumeFrom::Memory => {
+                let snapshot = snapshots.locate(last)?;
+                let layers = snapshot.disk_layers();
+                (Some(snapshot), layers)
+            }
+            ResumeFrom::Disk => (None, snapshots.disk_layers(last)?),
+        };
+        let old = sandbox_dir.read_spec().map_err(CreateError::SandboxDir)?;
+        let access = self.sandbox.access();
+        let parts = self.make_environment(&access, old.size).await?;
+        let config = &self.host.config;
+        let spec = SupervisorSpec {
+            uid: parts.uid,
+            cgroups: parts.cgroups,
+            network: parts.network,
+            disk_layers: layers,
+            restore: snapshot.as_ref().map(|m| m.restore(config.prefetch)),
+            // A VM that boots uses the current settings of this host.
+            accel: config.accel,
+            kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
+            dns: nameservers(self.host, &access),
+            ..old
+        };
+        sandbox_dir
+            .forget_final_status()
+            .map_err(CreateError::SandboxDir)?;
+        self.start(&sandbox_dir, &spec, snapshot.as_ref()).await
+    }
+}
