@@ -184,7 +184,7 @@ impl Lifecycle {
         for (id, _entry) in copies {
             let info = infos.iter().find(|info| info.id == id.as_str());
             let _lock = self.locks.lock(&id).await;
-            self.settle(&id, &Ok(info.cloned().unwrap_or_default()))
+            self.settle_create(&id, &Ok(info.cloned().unwrap_or_default()))
                 .await;
             rows.push(self.get(&id).await?);
         }
