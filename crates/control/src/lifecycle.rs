@@ -9,6 +9,9 @@
 //! row if its version is unchanged, otherwise start over. Changes that do not affect the status are
 //! written by [`Lifecycle::change`], in the same way.
 //!
+//! What becomes of a row because of the host's report is decided by [`settle()`], and applied by
+//! [`Lifecycle::settle`]: for the reconciler, after a failed call, and for an adopted sandbox.
+//!
 //! | failure                          | state left behind             | cleaned up by             |
 //! |----------------------------------|-------------------------------|---------------------------|
 //! | host rejects or fails a create   | row `error`                   | create task, at the host  |

@@ -124,14 +124,16 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>, now_ms: i64) -> Option<
         (S::Running, Some(report)) if report.state == HostState::Running => {
             return Some(idle(row, report.last_active_ms, now_ms).unwrap_or(Action::Refresh));
         }
-        (status, _) if row.steady_looks < STEADY_LOOKS && may_pass(status, state) => return None,
+        (status, _) if row.steady_looks < STEADY_LOOKS && needs_steady_looks(status, state) => {
+            return None;
+        }
         _ => {}
     }
     settle(row.status, host, Cause::Look).map(Action::Settle)
 }
 
-/// True if a row in this status may match the host again without a step.
-fn may_pass(status: SandboxStatus, state: Option<&HostState>) -> bool {
+/// True if the row and the host may match again without a step, so that one look does not suffice.
+fn needs_steady_looks(status: SandboxStatus, state: Option<&HostState>) -> bool {
     use SandboxStatus as S;
     match (status, state) {
         (S::Stopping, _) => false,
