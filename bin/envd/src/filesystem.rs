@@ -18,8 +18,8 @@ use connectrpc::{
 };
 use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
-use wrenn_proto::rpc::{
-    filesystem as rpc, filesystem::__buffa::oneof::watch_dir_response::Event as WatchEvent,
+use wrenn_proto::rpc::filesystem::{
+    self as rpc, __buffa::oneof::watch_dir_response::Event as WatchEvent,
 };
 
 use self::watch::{Watch, WatchOptions, Watchers};

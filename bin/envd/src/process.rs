@@ -22,9 +22,9 @@ use futures::{Stream, StreamExt as _, stream};
 use tokio::time::timeout;
 use wrenn_proto::{
     headers,
-    rpc::{
-        process as rpc,
-        process::__buffa::oneof::{
+    rpc::process::{
+        self as rpc,
+        __buffa::oneof::{
             process_event::Event as WireEvent, process_input::Input, process_selector::Selector,
             stream_input_request::Event as InputEvent,
         },

@@ -14,7 +14,7 @@ use connectrpc::{
 use parking_lot::Mutex;
 use wrenn_proto::{
     headers,
-    rpc::hostagent::{v1 as rpc, v1::HostAgentServiceClient},
+    rpc::hostagent::v1::{self as rpc, HostAgentServiceClient},
 };
 
 use crate::error::ControlError;

@@ -9,6 +9,9 @@
 //! row if its version is unchanged, otherwise start over. Changes that do not affect the status are
 //! written by [`Lifecycle::change`], in the same way.
 //!
+//! What becomes of a row because of the host's report is decided by [`settle()`], and applied by
+//! [`Lifecycle::settle`]: for the reconciler, after a failed call, and for an adopted sandbox.
+//!
 //! | failure                          | state left behind             | cleaned up by             |
 //! |----------------------------------|-------------------------------|---------------------------|
 //! | host rejects or fails a create   | row `error`                   | create task, at the host  |
@@ -31,7 +34,9 @@ mod locks;
 mod network;
 mod pause;
 mod reaping;
+mod report;
 mod requests;
+mod settle;
 mod unknown;
 mod uses;
 
@@ -41,8 +46,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 use wrenn_db::{Db, DbError, Sandbox, UNKNOWN_HOST};
-use wrenn_model::{BootTimes, SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
+use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proxy::ConnectionKillSwitch;
 
 use crate::{
@@ -57,8 +61,11 @@ pub use copies::CopyAs;
 pub use create::{NewSandbox, PendingCreate};
 pub(crate) use locks::LockGuard;
 pub use network::new_traffic_token;
-pub(crate) use pause::lost_reason;
+pub(crate) use report::{HostReport, HostState};
 pub use requests::{PriorRequest, RequestError};
+pub(crate) use settle::{Cause, Decision, settle};
+#[cfg(test)]
+pub(crate) use settle::{Destroy, RowChange};
 pub use uses::ActivityGuard;
 
 /// Maximum number of attempts to write a row. Each lost race means that another writer succeeded.
@@ -439,53 +446,5 @@ fn told(error: &AgentError) -> String {
             "unexpected failure of the host agent; see the log of the control plane".to_owned()
         }
         _ => error.message.clone(),
-    }
-}
-
-/// Copies the host's data of a resumed sandbox to the row. The idle time starts now, and so does
-/// the lifetime that the resume requested.
-pub fn resumed_from_host(row: &mut Sandbox, info: &SandboxInfo) {
-    let now = clock::now_ms();
-    fill_from_host(row, info, now);
-    // Empty, unless the VM had been lost.
-    row.warning.clone_from(&info.warning);
-    row.last_active_at = row.last_active_at.max(now);
-    row.renew_lifetime(now);
-}
-
-/// Copies the host's data of a running sandbox to the row.
-pub fn fill_from_host(row: &mut Sandbox, info: &SandboxInfo, now_ms: i64) {
-    refresh_from_host(row, info);
-    row.options.paused_disk_only = false;
-    if row.started_at == 0 {
-        row.started_at = now_ms;
-    }
-    row.error.clear();
-}
-
-/// Copies the data that may change while the sandbox runs to the row. Activity times only increase.
-pub fn refresh_from_host(row: &mut Sandbox, info: &SandboxInfo) {
-    if !info.host_ip.is_empty() {
-        row.host_ip.clone_from(&info.host_ip);
-    }
-    if !info.guest_ip.is_empty() {
-        row.guest_ip.clone_from(&info.guest_ip);
-    }
-    row.last_active_at = row.last_active_at.max(info.last_active_unix_ms);
-    // A warning in the row has at least as much detail as the host's.
-    if row.warning.is_empty() {
-        row.warning.clone_from(&info.warning);
-    }
-    if !info.envd_token.is_empty() {
-        row.envd_token.clone_from(&info.envd_token);
-    }
-    if let Some(boot) = info.boot.as_option() {
-        row.boot = Some(BootTimes {
-            prepared_ms: boot.prepared_ms,
-            vmm_started_ms: boot.vmm_started_ms,
-            kernel_ms: boot.kernel_ms,
-            init_ms: boot.init_ms,
-            envd_ms: boot.envd_ms,
-        });
     }
 }

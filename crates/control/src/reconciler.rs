@@ -40,6 +40,10 @@
 //! - A paused sandbox consists of files only. If the host does not report it, the disk with the
 //!   files may not be mounted yet. The row therefore stays, and a resume reports the missing files.
 //! - A step that fails is repeated in the next pass. Every step is idempotent.
+//!
+//! This module decides whether a sandbox is acted on in this pass. `lifecycle::settle` decides on
+//! the new status of a row, for this module, after a failed call, and for an adopted sandbox. Its
+//! documentation contains the table for failed calls.
 
 mod steps;
 
@@ -47,28 +51,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wrenn_model::{SandboxId, SandboxStatus};
 
+use crate::lifecycle::{Cause, Decision, HostReport, HostState, settle};
+
 pub use steps::Reconciler;
 
 /// Number of consecutive passes that must see the same row and host before a sandbox counts as lost,
 /// or a pause or resume as abandoned.
 pub(crate) const STEADY_LOOKS: u32 = 3;
-
-/// State that the host reports for one sandbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum HostState {
-    Starting,
-    Running {
-        /// Time of the last activity known to the agent, in milliseconds since 1970.
-        last_active_ms: i64,
-    },
-    /// Being paused or resumed.
-    Changing,
-    Paused,
-    Error {
-        reason: String,
-    },
-    Stopping,
-}
 
 /// Row of a sandbox, and the state of the sandbox in this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,18 +84,10 @@ pub(crate) struct RowView {
 /// Step that the reconciler takes for one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Marks the row `running`. The operation that started the sandbox is no longer in progress.
-    MarkRunning,
-    /// Marks the row `paused`. The operation that paused the sandbox is no longer in progress.
-    MarkPaused,
+    /// Changes the status of the row. No operation on the sandbox is in progress any more.
+    Settle(Decision),
     /// Updates the row from the host's report.
     Refresh,
-    /// Marks the row `error`, because the sandbox is lost, and frees its resources.
-    Fail { reason: String },
-    /// Marks the row `stopped`, because the host no longer has the sandbox.
-    FinishStop,
-    /// Sends the destroy to the host again.
-    DestroyAgain,
     /// Frees the host's resources of a sandbox whose row is in a final status.
     DestroyOrphan,
     /// Leaves a sandbox unchanged that has no row, or whose row is `error`.
@@ -118,7 +99,7 @@ pub(crate) enum Action {
 /// Returns the step for each sandbox that has a row or exists on the host and needs one.
 pub(crate) fn reconcile(
     rows: &BTreeMap<SandboxId, RowView>,
-    host: &BTreeMap<SandboxId, HostState>,
+    host: &BTreeMap<SandboxId, HostReport>,
     now_ms: i64,
 ) -> BTreeMap<SandboxId, Action> {
     let ids: BTreeSet<_> = rows.keys().chain(host.keys()).collect();
@@ -128,7 +109,7 @@ pub(crate) fn reconcile(
 }
 
 /// Returns one cell of the table in the module documentation.
-fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<Action> {
+fn one(row: Option<&RowView>, host: Option<&HostReport>, now_ms: i64) -> Option<Action> {
     use SandboxStatus as S;
     let Some(row) = row else {
         return unknown(host);
@@ -136,67 +117,46 @@ fn one(row: Option<&RowView>, host: Option<&HostState>, now_ms: i64) -> Option<A
     if row.creating || row.on_other_host {
         return None;
     }
-    let (status, found) = match (row.status, host) {
-        (S::Stopped, Some(HostState::Paused)) => return Some(Action::DestroyOrphan),
+    let state = host.map(|report| &report.state);
+    match (row.status, host) {
+        (S::Stopped, _) if state == Some(&HostState::Paused) => return Some(Action::DestroyOrphan),
         (S::Stopped | S::Error, host) => return orphan(host),
-        (S::Stopping, None) => return Some(Action::FinishStop),
-        (S::Stopping, Some(HostState::Stopping)) => return None,
-        (S::Stopping, Some(_)) => return Some(Action::DestroyAgain),
-        (S::Paused, None) => return None,
-        (_, None) if row.steady_looks < STEADY_LOOKS => return None,
-        (status, None) => {
-            let reason = lost(status).to_owned();
-            return Some(Action::Fail { reason });
+        (S::Running, Some(report)) if report.state == HostState::Running => {
+            return Some(idle(row, report.last_active_ms, now_ms).unwrap_or(Action::Refresh));
         }
-        (status, Some(found)) => (status, found),
-    };
-    match (found, status) {
-        (HostState::Starting | HostState::Changing | HostState::Stopping, _)
-        | (HostState::Paused, S::Paused) => None,
-        (HostState::Running { last_active_ms }, S::Running) => {
-            Some(idle(row, *last_active_ms, now_ms).unwrap_or(Action::Refresh))
+        (status, _) if row.steady_looks < STEADY_LOOKS && needs_steady_looks(status, state) => {
+            return None;
         }
-        // Another control plane may have written the row and not called the host yet.
-        (HostState::Running { .. } | HostState::Paused, S::Pausing | S::Resuming)
-            if row.steady_looks < STEADY_LOOKS =>
-        {
-            None
-        }
-        (HostState::Running { .. }, _) => Some(Action::MarkRunning),
-        (HostState::Paused, _) => Some(Action::MarkPaused),
-        (HostState::Error { reason }, _) => Some(Action::Fail {
-            reason: reason.clone(),
-        }),
+        _ => {}
     }
+    settle(row.status, host, Cause::Look).map(Action::Settle)
 }
 
-/// Returns the reason for which a sandbox that the host does not have is in `error`.
-fn lost(status: SandboxStatus) -> &'static str {
+/// True if the row and the host may match again without a step, so that one look does not suffice.
+fn needs_steady_looks(status: SandboxStatus, state: Option<&HostState>) -> bool {
     use SandboxStatus as S;
-    match status {
-        S::Pending | S::Starting => "the control plane was restarted during the create",
-        S::Pausing => "the host lost the sandbox during a pause",
-        S::Resuming => "the host lost the sandbox during a resume",
-        S::Running | S::Paused | S::Stopping | S::Stopped | S::Error => {
-            "the host no longer has the sandbox"
-        }
+    match (status, state) {
+        (S::Stopping, _) => false,
+        // Another control plane may have written the row and not called the host yet.
+        (S::Pausing | S::Resuming, Some(HostState::Running | HostState::Paused)) => true,
+        (_, state) => state.is_none(),
     }
 }
 
 /// Returns the step for a sandbox without a row, which is never destroyed.
-fn unknown(host: Option<&HostState>) -> Option<Action> {
-    match host {
-        None | Some(HostState::Stopping) => None,
-        Some(_) => Some(Action::Keep),
+fn unknown(host: Option<&HostReport>) -> Option<Action> {
+    match host?.state {
+        HostState::Stopping => None,
+        _ => Some(Action::Keep),
     }
 }
 
 /// Returns the step for a sandbox whose row is in a final status.
-fn orphan(host: Option<&HostState>) -> Option<Action> {
-    match host {
-        None | Some(HostState::Stopping) => None,
-        Some(HostState::Paused) => Some(Action::Keep),
-        Some(_) => Some(Action::DestroyOrphan),
+fn orphan(host: Option<&HostReport>) -> Option<Action> {
+    match host?.state {
+        HostState::Stopping => None,
+        HostState::Paused => Some(Action::Keep),
+        _ => Some(Action::DestroyOrphan),
     }
 }
 

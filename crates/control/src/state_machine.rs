@@ -22,7 +22,7 @@
 //!   in `Stopping`, `Stopped` or `Error`) keeps the status and destroys any resources.
 //! - A failed pause leaves the sandbox running, a failed resume leaves it paused. An attempt loses
 //!   nothing.
-//! - The reconciler uses the same events for its observations at the host. They are therefore also
+//! - `lifecycle::settle` uses the same events for observations at the host. They are therefore also
 //!   valid without the corresponding call: a sandbox found running is `ResumeDone`, even in
 //!   `Paused`; one found paused is `PauseDone`, even in `Running`; one that is not found is `Lost`.
 

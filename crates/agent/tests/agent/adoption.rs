@@ -3,7 +3,7 @@
 use std::fs;
 
 use connectrpc::ErrorCode;
-use wrenn_proto::rpc::hostagent::{v1 as pb, v1::SandboxState};
+use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
 
 use crate::{
     agent::{self, TestAgent, faulty, on_private_host},

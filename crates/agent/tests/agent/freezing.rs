@@ -5,7 +5,7 @@ use std::fs;
 
 use connectrpc::ConnectError;
 use nix::mount::{MsFlags, mount, umount};
-use wrenn_proto::rpc::hostagent::{v1 as pb, v1::SandboxState};
+use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
 
 use crate::agent::{self, TestAgent, on_private_host, until};
 

@@ -2,7 +2,7 @@
 //! packets.
 
 use connectrpc::{ConnectError, ErrorCode};
-use wrenn_proto::rpc::hostagent::{v1 as pb, v1::Egress};
+use wrenn_proto::rpc::hostagent::v1::{self as pb, Egress};
 
 use crate::{
     agent::{self, TestAgent, on_private_host},

@@ -25,7 +25,7 @@ use wrenn_envd_client::{Dial, EnvdClient, Exec, ExecOutput, Stream};
 use wrenn_proto::{
     guest, headers,
     rpc::{
-        hostagent::{v1 as pb, v1::HostAgentServiceClient},
+        hostagent::v1::{self as pb, HostAgentServiceClient},
         process::ProcessConfig,
     },
     supervise::{Accel, SupervisorSpec},

@@ -17,7 +17,7 @@ use wrenn_control::{
 };
 use wrenn_envd_client::{Exec, ExecOutput};
 use wrenn_model::SandboxId;
-use wrenn_proto::rpc::{process as rpc_process, process::process_event::Event};
+use wrenn_proto::rpc::process::{self as rpc_process, process_event::Event};
 
 use super::process;
 use crate::{

@@ -17,10 +17,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use wrenn_db::{Options, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
-use wrenn_proto::rpc::hostagent::{
-    v1 as rpc,
-    v1::{SandboxInfo, TemplateInfo},
-};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo};
 
 use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, network, told};
 use crate::{agent_client::AgentError, clock};
@@ -187,7 +184,7 @@ impl Lifecycle {
         for (id, _entry) in copies {
             let info = infos.iter().find(|info| info.id == id.as_str());
             let _lock = self.locks.lock(&id).await;
-            self.settle(&id, &Ok(info.cloned().unwrap_or_default()))
+            self.settle_create(&id, &Ok(info.cloned().unwrap_or_default()))
                 .await;
             rows.push(self.get(&id).await?);
         }

@@ -10,11 +10,12 @@ use wrenn_model::{Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, Temp
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{
-    Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE,
+    Lifecycle, LifecycleError,
     creating::CreateEntry,
-    fill_from_host,
     network::{network_policy, rpc_egress},
+    report::HostReport,
     requests::IdempotencyGuard,
+    settle::Decision,
 };
 use crate::{
     agent_client::AgentError,
@@ -154,55 +155,33 @@ impl Lifecycle {
         // A destroy that is waiting for the end of the call goes first. The status is read again
         // after it.
         let _lock = self.locks.lock(id).await;
-        self.settle(id, &result).await;
+        self.settle_create(id, &result).await;
         result.map(drop)
     }
 
     /// Writes the result of the call to the row, and frees resources that must not remain.
-    pub(super) async fn settle(
+    pub(super) async fn settle_create(
         &self,
         id: &SandboxId,
         result: &Result<rpc::SandboxInfo, AgentError>,
     ) {
-        for _ in 0..WRITE_ATTEMPTS {
-            let written = match result {
-                Ok(info) => {
-                    let now = clock::now_ms();
-                    self.apply(id, Event::CreateDone, |row| {
-                        if row.status == SandboxStatus::Running {
-                            fill_from_host(row, info, now);
-                            row.last_active_at = row.last_active_at.max(now);
-                            row.renew_lifetime(now);
-                        }
-                    })
-                    .await
-                }
-                Err(error) => {
-                    let reason = reason(error);
-                    self.apply(id, Event::CreateFailed, |row| row.error.clone_from(&reason))
-                        .await
-                }
-            };
-            match written {
-                Ok((_, effects)) => {
-                    if effects.contains(&Effect::Destroy) {
-                        self.destroy_at_host(id).await;
-                    }
-                    return;
-                }
-                Err(LifecycleError::Rejected(refused)) => {
-                    tracing::warn!(sandbox_id = %id, %refused, "create result arrived too late");
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!(sandbox_id = %id, error = %error.as_report(), "failed to write the result of the create");
-                    tokio::time::sleep(WRITE_PAUSE).await;
-                }
+        let decision = match result {
+            Ok(info) => Decision::created(HostReport::from(info)),
+            // Undone whatever the host has, so the host is not asked.
+            Err(error) => Decision::create_failed(reason(error)),
+        };
+        match self.settle(id, &decision).await {
+            Ok(_) => {}
+            Err(LifecycleError::Rejected(refused)) => {
+                tracing::warn!(sandbox_id = %id, %refused, "create result arrived too late");
+            }
+            Err(error) => {
+                tracing::error!(sandbox_id = %id, error = %error.as_report(), "failed to write the result of the create");
+                // A sandbox without a row would be unusable. The reconciler settles the row when
+                // the database is available again.
+                self.destroy_at_host(id).await;
             }
         }
-        // A sandbox without a row would be unusable. The reconciler settles the row when the
-        // database is available again.
-        self.destroy_at_host(id).await;
     }
 }
 

@@ -8,18 +8,16 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::Shared};
-use thiserror_ext::AsReport as _;
 use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 
-use super::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, told};
-use crate::{
-    agent_client::AgentError,
-    clock,
-    lifecycle::{fill_from_host, resumed_from_host},
-    state_machine::Event,
+use super::{
+    Lifecycle, LifecycleError,
+    report::HostReport,
+    settle::{Cause, Decision, settle},
+    told,
 };
+use crate::{agent_client::AgentError, state_machine::Event};
 
 /// Resume that callers share: one call to the host, one result for all.
 pub(super) type SharedResume =
@@ -31,13 +29,6 @@ const MIN_WOKEN_SEC: u32 = 300;
 
 /// Maximum time for calls to the guest in progress to complete before a pause.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
-
-/// Operation requested from the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Pause,
-    Resume,
-}
 
 impl Lifecycle {
     /// Pauses a running sandbox. With `disk_only`, a later resume boots from the disk and ignores
@@ -71,11 +62,8 @@ impl Lifecycle {
     pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         self.guests.drain(id, DRAIN_LIMIT).await;
         match self.agent.pause(id.as_str()).await {
-            Ok(_) => {
-                self.write(id, Event::PauseDone, |row| row.warning.clear())
-                    .await
-            }
-            Err(error) => self.after_failure(id, Step::Pause, error).await,
+            Ok(_) => self.settle(id, &Decision::paused()).await,
+            Err(error) => self.after_failure(id, SandboxStatus::Pausing, error).await,
         }
     }
 
@@ -106,10 +94,10 @@ impl Lifecycle {
         let disk_only = row.options.paused_disk_only || how.disk_only;
         match self.agent.resume(id.as_str(), disk_only).await {
             Ok(info) => {
-                self.write(id, Event::ResumeDone, |row| resumed_from_host(row, &info))
-                    .await
+                let report = HostReport::from(&info);
+                self.settle(id, &Decision::resumed(report)).await
             }
-            Err(error) => self.after_failure(id, Step::Resume, error).await,
+            Err(error) => self.after_failure(id, SandboxStatus::Resuming, error).await,
         }
     }
 
@@ -169,7 +157,9 @@ impl Lifecycle {
 
     /// Removes that mark. The sandbox keeps running.
     pub(super) async fn unmark_pause(&self, id: &SandboxId) -> Result<(), LifecycleError> {
-        self.write(id, Event::PauseFailed, |_| ()).await.map(drop)
+        self.settle(id, &Decision::pause_withdrawn())
+            .await
+            .map(drop)
     }
 
     /// Marks the row before the host is called. `change` writes the parameters of the call, so that
@@ -190,113 +180,36 @@ impl Lifecycle {
         }
     }
 
-    /// Writes the result of the host's work, repeatedly if the database fails. If all attempts
-    /// fail, the reconciler writes it.
-    async fn write(
-        &self,
-        id: &SandboxId,
-        event: Event,
-        change: impl Fn(&mut Sandbox),
-    ) -> Result<Sandbox, LifecycleError> {
-        let mut attempt = 1;
-        loop {
-            match self.apply(id, event, &change).await {
-                Ok((row, _)) => return Ok(row),
-                Err(error @ LifecycleError::Db(_)) if attempt < WRITE_ATTEMPTS => {
-                    tracing::error!(sandbox_id = %id, error = %error.as_report(), ?event, "failed to write the result of the host's work");
-                    attempt += 1;
-                    tokio::time::sleep(WRITE_PAUSE).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Handles a failed call or a lost reply: the host's current state determines the row's status.
+    /// `marked` is the status that the call has given the row. Succeeds if the call achieved its
+    /// purpose nevertheless.
     async fn after_failure(
         &self,
         id: &SandboxId,
-        step: Step,
+        marked: SandboxStatus,
         error: AgentError,
     ) -> Result<Sandbox, LifecycleError> {
-        tracing::warn!(sandbox_id = %id, ?step, %error, "agent call failed");
-        let Ok(found) = self.agent.find(id.as_str()).await else {
+        tracing::warn!(sandbox_id = %id, status = %marked, %error, "agent call failed");
+        let Ok(report) = self.report(id).await else {
             return Err(error.into());
         };
-        let state = found.as_ref().map(|info| info.state.as_known());
-        let info = found.unwrap_or_default();
-        let now = clock::now_ms();
-        match (state, step) {
-            // A paused sandbox consists of files only, and these may become available again.
-            (None, Step::Resume) => {
-                let warning = "the host does not have the sandbox's files";
-                self.write(id, Event::ResumeFailed, |row| {
-                    warning.clone_into(&mut row.warning);
-                })
-                .await?;
-            }
-            (None, Step::Pause) => {
-                self.lost(id, &format!("the host lost the sandbox: {}", told(&error)))
-                    .await?
-            }
-            (Some(Some(SandboxState::SANDBOX_STATE_ERROR)), _) => {
-                self.lost(id, &lost_reason(&info)).await?;
-                self.destroy_at_host(id).await;
-            }
-            // The VM was lost, and the sandbox is paused at an earlier snapshot. That is not the
-            // requested pause.
-            (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Pause)
-                if !info.warning.is_empty() =>
-            {
-                self.write(id, Event::PauseDone, |row| {
-                    row.warning.clone_from(&info.warning);
-                })
-                .await?;
-            }
-            (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Pause) => {
-                return self
-                    .write(id, Event::PauseDone, |row| row.warning.clear())
-                    .await;
-            }
-            (Some(Some(SandboxState::SANDBOX_STATE_RUNNING)), Step::Resume) => {
-                return self
-                    .write(id, Event::ResumeDone, |row| resumed_from_host(row, &info))
-                    .await;
-            }
-            (Some(Some(SandboxState::SANDBOX_STATE_RUNNING)), Step::Pause) => {
-                let warning = format!("the pause failed: {}", told(&error));
-                self.write(id, Event::PauseFailed, |row| {
-                    fill_from_host(row, &info, now);
-                    row.warning.clone_from(&warning);
-                })
-                .await?;
-            }
-            (Some(Some(SandboxState::SANDBOX_STATE_PAUSED)), Step::Resume) => {
-                let warning = format!("the resume failed: {}", told(&error));
-                self.write(id, Event::ResumeFailed, |row| {
-                    row.warning.clone_from(&warning);
-                })
-                .await?;
-            }
-            // The operation is still in progress. The reconciler sees its result.
-            (Some(_), _) => {}
+        let cause = Cause::CallFailed {
+            error: &told(&error),
+        };
+        // Without a decision, the operation is still in progress. The reconciler sees its result.
+        let Some(decision) = settle(marked, report.as_ref(), cause) else {
+            return Err(error.into());
+        };
+        let row = self.settle(id, &decision).await?;
+        let warned = report.is_some_and(|report| !report.warning.is_empty());
+        match decision.event {
+            Event::ResumeDone => Ok(row),
+            // With a warning, the VM was lost, and the sandbox is paused at an earlier snapshot.
+            // That is not the requested pause.
+            Event::PauseDone if !warned => Ok(row),
+            _ => Err(error.into()),
         }
-        Err(error.into())
     }
-
-    async fn lost(&self, id: &SandboxId, reason: &str) -> Result<(), LifecycleError> {
-        self.write(id, Event::Lost, |row| reason.clone_into(&mut row.error))
-            .await
-            .map(drop)
-    }
-}
-
-/// Returns the reason why the host reports the sandbox in state error.
-pub(crate) fn lost_reason(info: &SandboxInfo) -> String {
-    if info.reason.is_empty() {
-        return "the VM is gone".to_owned();
-    }
-    info.reason.clone()
 }
 
 /// Entry in the table of shared resumes.

@@ -13,9 +13,8 @@ use std::collections::HashMap;
 use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::Sandbox;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
-use super::{Lifecycle, LifecycleError, told};
+use super::{Lifecycle, LifecycleError, report::HostState, told};
 use crate::clock;
 
 /// Delay before the second attempt. Each further delay is twice as long.
@@ -100,12 +99,11 @@ impl Lifecycle {
         if row.status != SandboxStatus::Running || !self.is_idle_here(&row) {
             return Ok(false);
         }
-        let running = SandboxState::SANDBOX_STATE_RUNNING;
         // Any other state reported by the host is handled by the reconciler.
-        let found = self.agent.find(id.as_str()).await?;
-        let found = found.filter(|info| info.state.as_known() == Some(running));
-        Ok(found.is_some_and(|info| {
-            !is_within(row.timeout_sec, info.last_active_unix_ms, clock::now_ms())
+        let report = self.report(id).await?;
+        let running = report.filter(|report| report.state == HostState::Running);
+        Ok(running.is_some_and(|report| {
+            !is_within(row.timeout_sec, report.last_active_ms, clock::now_ms())
         }))
     }
 

@@ -16,13 +16,14 @@ use std::collections::BTreeMap;
 
 use wrenn_db::{Options, Sandbox};
 use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::{
-    v1 as rpc,
-    v1::{SandboxInfo, SandboxState},
-};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo};
 
-use super::{Lifecycle, LifecycleError, fill_from_host};
-use crate::clock;
+use super::{
+    Lifecycle, LifecycleError,
+    report::{HostReport, HostState},
+    settle::{Cause, settle},
+};
+use crate::{clock, state_machine::transition};
 
 impl Lifecycle {
     /// Returns the host's sandboxes that have no row, by id.
@@ -76,17 +77,19 @@ impl Lifecycle {
 /// Returns the row of an adopted sandbox. The metadata and options of its original row are not
 /// known, so they get their defaults.
 fn row_of(id: &SandboxId, info: &SandboxInfo) -> Result<Sandbox, LifecycleError> {
-    let status = match info.state.as_known() {
-        Some(SandboxState::SANDBOX_STATE_STARTING) => SandboxStatus::Starting,
-        Some(SandboxState::SANDBOX_STATE_RUNNING) => SandboxStatus::Running,
-        Some(SandboxState::SANDBOX_STATE_PAUSED) => SandboxStatus::Paused,
-        _ => return Err(LifecycleError::Busy(id.clone())),
-    };
+    let report = HostReport::from(info);
+    // Any other state is about to change, or to end.
+    if !matches!(
+        report.state,
+        HostState::Starting | HostState::Running | HostState::Paused
+    ) {
+        return Err(LifecycleError::Busy(id.clone()));
+    }
     let now = clock::now_ms();
     let mut row = Sandbox {
         id: id.clone(),
         template: info.template.clone(),
-        status,
+        status: SandboxStatus::Starting,
         version: 0,
         vcpus: info.vcpus,
         memory_mb: info.memory_mb,
@@ -114,6 +117,48 @@ fn row_of(id: &SandboxId, info: &SandboxInfo) -> Result<Sandbox, LifecycleError>
         idempotency_key: String::new(),
         host_id: String::new(),
     };
-    fill_from_host(&mut row, info, now);
+    report.fill(&mut row, now);
+    if let Some(decision) = settle(row.status, Some(&report), Cause::Look) {
+        (row.status, _) = transition(row.status, decision.event)?;
+        decision.change.write_to(&mut row, now);
+    }
     Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    #[test]
+    fn an_adopted_row_has_the_status_of_the_host_and_its_data() {
+        let id: SandboxId = "sb-1".parse().unwrap();
+        for (state, wanted) in [
+            (rpc::SandboxState::SANDBOX_STATE_STARTING, Some("starting")),
+            (rpc::SandboxState::SANDBOX_STATE_RUNNING, Some("running")),
+            (rpc::SandboxState::SANDBOX_STATE_PAUSED, Some("paused")),
+            (rpc::SandboxState::SANDBOX_STATE_PAUSING, None),
+            (rpc::SandboxState::SANDBOX_STATE_RESUMING, None),
+            (rpc::SandboxState::SANDBOX_STATE_STOPPING, None),
+            (rpc::SandboxState::SANDBOX_STATE_ERROR, None),
+            (rpc::SandboxState::SANDBOX_STATE_UNSPECIFIED, None),
+        ] {
+            let info = SandboxInfo {
+                state: state.into(),
+                host_ip: "10.0.0.1".to_owned(),
+                warning: "restored".to_owned(),
+                ..Default::default()
+            };
+            match (row_of(&id, &info), wanted) {
+                (Ok(row), Some(wanted)) => {
+                    assert_eq!(row.status.to_string(), wanted);
+                    assert_eq!((row.host_ip, row.warning), (info.host_ip, info.warning));
+                    assert!(row.started_at > 0 && row.expires_at == 0);
+                }
+                (Err(LifecycleError::Busy(_)), None) => {}
+                (got, _) => panic!("{state:?} {got:?}"),
+            }
+        }
+    }
 }

@@ -13,17 +13,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wrenn_db::{Db, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
-use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
+use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
 
-use super::{Action, HostState, RowView, reconcile};
+use super::{Action, RowView, reconcile};
 use crate::{
     agent_client::AgentClient,
     clock,
-    lifecycle::{
-        Lifecycle, LifecycleError, fill_from_host, lost_reason, refresh_from_host,
-        resumed_from_host,
-    },
-    state_machine::{Effect, Event},
+    lifecycle::{HostReport, HostState, Lifecycle, LifecycleError},
 };
 
 /// Statuses that may change without a request.
@@ -73,7 +69,7 @@ struct Seen {
 /// Result of one poll for one sandbox.
 struct Found {
     row: Option<Sandbox>,
-    info: Option<SandboxInfo>,
+    report: Option<HostReport>,
 }
 
 impl Reconciler {
@@ -122,46 +118,25 @@ impl Reconciler {
         let Some(infos) = self.ask_host().await else {
             return;
         };
-        let states: BTreeMap<&str, Discriminant<HostState>> = infos
-            .iter()
-            .map(|info| (info.id.as_str(), discriminant(&host_state(info))))
-            .collect();
+        let host = reports(&infos);
         let known: BTreeSet<&SandboxId> = rows.iter().map(|row| &row.id).collect();
         self.seen.retain(|id, _| known.contains(id));
-        let mut found: BTreeMap<SandboxId, Found> = BTreeMap::new();
+        let mut rows_by_id = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
-            let state = states.get(row.id.as_str()).copied();
+            let state = host.get(&row.id).map(|report| discriminant(&report.state));
             let steady_looks = self.count_looks(&row, state);
             let mut view = self.view(&row, creating);
             view.steady_looks = steady_looks;
             views.insert(row.id.clone(), view);
-            let info = None;
-            found.insert(
-                row.id.clone(),
-                Found {
-                    row: Some(row),
-                    info,
-                },
-            );
-        }
-        let mut host = BTreeMap::new();
-        for info in infos {
-            let Ok(id) = info.id.parse::<SandboxId>() else {
-                tracing::error!(id = %info.id, "host reported a sandbox with an invalid id");
-                continue;
-            };
-            host.insert(id.clone(), host_state(&info));
-            let entry = found.entry(id).or_insert(Found {
-                row: None,
-                info: None,
-            });
-            entry.info = Some(info);
+            rows_by_id.insert(row.id.clone(), row);
         }
         for (id, action) in reconcile(&views, &host, clock::now_ms()) {
-            if let Some(found) = found.remove(&id) {
-                self.begin(id, action, found);
-            }
+            let found = Found {
+                row: rows_by_id.remove(&id),
+                report: host.get(&id).cloned(),
+            };
+            self.begin(id, action, found);
         }
     }
 
@@ -258,17 +233,7 @@ impl Step {
         tracing::info!(sandbox_id = %self.id, ?action, "reconciling");
         match action {
             Action::Refresh | Action::Keep => Ok(()),
-            Action::MarkRunning => self.mark_running().await,
-            Action::MarkPaused => self.mark_paused().await,
-            Action::Fail { reason } => {
-                self.event(Event::Lost, |row| row.error.clone_from(&reason))
-                    .await
-            }
-            Action::FinishStop => self.event(Event::Destroyed, |_| ()).await,
-            Action::DestroyAgain => {
-                self.agent.destroy(self.id.as_str()).await?;
-                self.event(Event::Destroyed, |_| ()).await
-            }
+            Action::Settle(decision) => self.lifecycle.settle(&self.id, &decision).await.map(drop),
             Action::DestroyOrphan => Ok(self.agent.destroy(self.id.as_str()).await?),
             Action::Reap { idle_sec } => {
                 let Some(row) = &self.found.row else {
@@ -300,65 +265,6 @@ impl Step {
         Ok(())
     }
 
-    async fn mark_running(&self) -> Result<(), LifecycleError> {
-        let now = clock::now_ms();
-        let info = self.found.info.clone().unwrap_or_default();
-        match self.found.row.as_ref().map(|row| row.status) {
-            Some(SandboxStatus::Pausing) => {
-                self.event(Event::PauseFailed, |row| {
-                    fill_from_host(row, &info, now);
-                    if row.warning.is_empty() {
-                        "the pause was interrupted; the sandbox keeps running"
-                            .clone_into(&mut row.warning);
-                    }
-                })
-                .await
-            }
-            Some(SandboxStatus::Paused | SandboxStatus::Resuming) => {
-                self.event(Event::ResumeDone, |row| resumed_from_host(row, &info))
-                    .await
-            }
-            _ => {
-                self.event(Event::CreateDone, |row| {
-                    fill_from_host(row, &info, now);
-                    row.renew_lifetime(now);
-                })
-                .await
-            }
-        }
-    }
-
-    async fn mark_paused(&self) -> Result<(), LifecycleError> {
-        let info = self.found.info.clone().unwrap_or_default();
-        if self.found.row.as_ref().map(|row| row.status) == Some(SandboxStatus::Resuming) {
-            return self
-                .event(Event::ResumeFailed, |row| {
-                    row.warning.clone_from(&info.warning);
-                    if row.warning.is_empty() {
-                        "the resume was interrupted; the sandbox stays paused"
-                            .clone_into(&mut row.warning);
-                    }
-                })
-                .await;
-        }
-        self.event(Event::PauseDone, |row| {
-            row.warning.clone_from(&info.warning)
-        })
-        .await
-    }
-
-    async fn event(
-        &self,
-        event: Event,
-        change: impl Fn(&mut Sandbox),
-    ) -> Result<(), LifecycleError> {
-        let (_, effects) = self.lifecycle.apply(&self.id, event, change).await?;
-        if effects.contains(&Effect::Destroy) && self.found.info.is_some() {
-            self.agent.destroy(self.id.as_str()).await?;
-        }
-        Ok(())
-    }
-
     /// True if the row is unchanged since the poll and no create is in progress. A sandbox that had
     /// no active row must still have none.
     async fn is_as_found(&self) -> Result<bool, LifecycleError> {
@@ -377,11 +283,11 @@ impl Step {
     /// Writes newer data of the host to the row. A small change of the activity time alone is not
     /// written.
     async fn refresh(&self) -> Result<(), LifecycleError> {
-        let (Some(row), Some(info)) = (&self.found.row, &self.found.info) else {
+        let (Some(row), Some(report)) = (&self.found.row, &self.found.report) else {
             return Ok(());
         };
         let mut new = row.clone();
-        refresh_from_host(&mut new, info);
+        report.refresh(&mut new);
         new.host_id = self.lifecycle.host_of_new_rows();
         // The next process must know of calls that are in progress now.
         let last_use_ms = match self.lifecycle.use_of(&self.id) {
@@ -402,22 +308,14 @@ impl Step {
     }
 }
 
-/// Converts the state that the host reports. A state that is unknown to this version requires no
-/// step, like `stopping`.
-fn host_state(info: &SandboxInfo) -> HostState {
-    match info.state.as_known() {
-        Some(SandboxState::SANDBOX_STATE_STARTING) => HostState::Starting,
-        Some(SandboxState::SANDBOX_STATE_RUNNING) => HostState::Running {
-            last_active_ms: info.last_active_unix_ms,
-        },
-        Some(SandboxState::SANDBOX_STATE_PAUSING | SandboxState::SANDBOX_STATE_RESUMING) => {
-            HostState::Changing
+/// Returns the reports of the host, by sandbox.
+fn reports(infos: &[SandboxInfo]) -> BTreeMap<SandboxId, HostReport> {
+    let report = |info: &SandboxInfo| match info.id.parse() {
+        Ok(id) => Some((id, HostReport::from(info))),
+        Err(_) => {
+            tracing::error!(id = %info.id, "host reported a sandbox with an invalid id");
+            None
         }
-        Some(SandboxState::SANDBOX_STATE_PAUSED) => HostState::Paused,
-        Some(SandboxState::SANDBOX_STATE_ERROR) => HostState::Error {
-            reason: lost_reason(info),
-        },
-        Some(SandboxState::SANDBOX_STATE_STOPPING | SandboxState::SANDBOX_STATE_UNSPECIFIED)
-        | None => HostState::Stopping,
-    }
+    };
+    infos.iter().filter_map(report).collect()
 }

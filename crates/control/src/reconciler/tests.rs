@@ -4,7 +4,10 @@ use SandboxStatus as S;
 use proptest::prelude::*;
 
 use super::*;
-use crate::state_machine::{Event, transition};
+use crate::{
+    lifecycle::{Destroy, RowChange},
+    state_machine::{Event, transition},
+};
 
 fn view(status: S) -> RowView {
     RowView {
@@ -19,27 +22,28 @@ fn view(status: S) -> RowView {
     }
 }
 
-fn running() -> HostState {
-    HostState::Running {
+fn running() -> HostReport {
+    HostReport {
         last_active_ms: 1_000_000,
+        ..HostReport::in_state(HostState::Running)
     }
 }
 
-fn error(reason: &str) -> HostState {
-    HostState::Error {
+fn error(reason: &str) -> HostReport {
+    HostReport::in_state(HostState::Error {
         reason: reason.to_owned(),
-    }
+    })
 }
 
-fn host_states() -> Vec<Option<HostState>> {
+fn host_states() -> Vec<Option<HostReport>> {
     vec![
         None,
-        Some(HostState::Starting),
+        Some(HostReport::in_state(HostState::Starting)),
         Some(running()),
-        Some(HostState::Changing),
-        Some(HostState::Paused),
+        Some(HostReport::in_state(HostState::Changing)),
+        Some(HostReport::in_state(HostState::Paused)),
         Some(error("gone")),
-        Some(HostState::Stopping),
+        Some(HostReport::in_state(HostState::Stopping)),
     ]
 }
 
@@ -47,12 +51,15 @@ fn host_states() -> Vec<Option<HostState>> {
 fn letter(action: Option<&Action>) -> char {
     match action {
         None => '-',
-        Some(Action::MarkRunning) => 'R',
-        Some(Action::MarkPaused) => 'P',
+        Some(Action::Settle(decision)) => match (decision.event, decision.destroy) {
+            (Event::CreateDone | Event::PauseFailed | Event::ResumeDone, _) => 'R',
+            (Event::PauseDone | Event::ResumeFailed, _) => 'P',
+            (Event::Lost, _) => 'E',
+            (Event::Destroyed, Destroy::Nothing) => 'S',
+            (Event::Destroyed, Destroy::First) => 'd',
+            _ => panic!("{decision:?}"),
+        },
         Some(Action::Refresh) => 'r',
-        Some(Action::Fail { .. }) => 'E',
-        Some(Action::FinishStop) => 'S',
-        Some(Action::DestroyAgain) => 'd',
         Some(Action::DestroyOrphan) => 'D',
         Some(Action::Keep) => 'K',
         Some(Action::Reap { .. }) => '!',
@@ -113,7 +120,7 @@ fn a_sandbox_is_lost_only_after_several_looks() {
             row.steady_looks = looks;
             let action = one(Some(&row), None, 1_000_000);
             assert!(
-                matches!(action, None | Some(Action::FinishStop)),
+                matches!(letter(action.as_ref()), '-' | 'S'),
                 "{status} {looks} {action:?}"
             );
         }
@@ -123,7 +130,7 @@ fn a_sandbox_is_lost_only_after_several_looks() {
 #[test]
 fn a_pause_or_resume_is_settled_only_after_several_looks() {
     for status in [S::Pausing, S::Resuming] {
-        for host in [running(), HostState::Paused] {
+        for host in [running(), HostReport::in_state(HostState::Paused)] {
             let mut row = view(status);
             row.steady_looks = STEADY_LOOKS - 1;
             assert_eq!(one(Some(&row), Some(&host), 1_000_000), None);
@@ -150,8 +157,9 @@ fn the_idle_are_reaped_and_no_others() {
     // The clock was set back.
     assert_eq!(idle(&|_| (), 0), 'r');
     // Activity that only the host has recorded.
-    let host = HostState::Running {
+    let host = HostReport {
         last_active_ms: end,
+        ..running()
     };
     assert_eq!(
         letter(one(Some(&view(S::Running)), Some(&host), end).as_ref()),
@@ -161,33 +169,21 @@ fn the_idle_are_reaped_and_no_others() {
 
 #[test]
 fn a_reason_says_what_happened() {
-    let reason = |status, host: Option<HostState>| match one(
-        Some(&view(status)),
-        host.as_ref(),
-        1_000_000,
-    ) {
-        Some(Action::Fail { reason }) => reason,
-        other => panic!("{other:?}"),
-    };
+    let reason =
+        |status, host: Option<HostReport>| match one(Some(&view(status)), host.as_ref(), 1_000_000)
+        {
+            Some(Action::Settle(Decision {
+                event: Event::Lost,
+                change: RowChange::Error(reason),
+                ..
+            })) => reason,
+            other => panic!("{other:?}"),
+        };
     assert!(reason(S::Starting, None).contains("restarted"));
     assert_eq!(
         reason(S::Running, Some(error("out of memory"))),
         "out of memory"
     );
-}
-
-/// Returns the event that `steps` applies for a step.
-fn event(action: &Action, status: S) -> Option<Event> {
-    Some(match (action, status) {
-        (Action::MarkRunning, S::Pausing) => Event::PauseFailed,
-        (Action::MarkRunning, S::Paused | S::Resuming) => Event::ResumeDone,
-        (Action::MarkRunning, _) => Event::CreateDone,
-        (Action::MarkPaused, S::Resuming) => Event::ResumeFailed,
-        (Action::MarkPaused, _) => Event::PauseDone,
-        (Action::Fail { .. }, _) => Event::Lost,
-        (Action::FinishStop | Action::DestroyAgain, _) => Event::Destroyed,
-        _ => return None,
-    })
 }
 
 proptest! {
@@ -207,8 +203,8 @@ proptest! {
         now_ms in any::<i64>(),
     ) {
         let Some(action) = one(Some(&view(status)), host.as_ref(), now_ms) else { return Ok(()) };
-        if let Some(event) = event(&action, status) {
-            prop_assert!(transition(status, event).is_ok(), "{status} {action:?}");
+        if let Action::Settle(decision) = &action {
+            prop_assert!(transition(status, decision.event).is_ok(), "{status} {action:?}");
         }
     }
 
@@ -221,10 +217,10 @@ proptest! {
         let (mut status, mut host) = (status, host);
         for _ in 0..3 {
             let Some(action) = one(Some(&view(status)), host.as_ref(), 1_000_000) else { break };
-            if let Some(event) = event(&action, status) {
-                status = transition(status, event).unwrap().0;
+            if let Action::Settle(decision) = &action {
+                status = transition(status, decision.event).unwrap().0;
             }
-            if matches!(action, Action::Fail { .. } | Action::DestroyAgain | Action::DestroyOrphan) {
+            if matches!(letter(Some(&action)), 'E' | 'd' | 'D') {
                 host = None;
             }
         }

@@ -23,9 +23,9 @@ use connectrpc::{
 };
 use http::StatusCode;
 use tokio::{io::AsyncReadExt as _, sync::mpsc};
-use wrenn_proto::rpc::{
-    process as rpc,
-    process::process_event::{Event, data_event::Output},
+use wrenn_proto::rpc::process::{
+    self as rpc,
+    process_event::{Event, data_event::Output},
 };
 
 /// State of the guest: the token set by `/init`, and the log of received calls for the tests.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use connectrpc::{ConnectError, ErrorCode};
-use wrenn_proto::rpc::hostagent::{v1 as rpc, v1::SandboxState as S};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxState as S};
 
 use super::{FakeSandbox, State, lock, now_ms};
 

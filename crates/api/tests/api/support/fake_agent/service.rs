@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult,
 };
-use wrenn_proto::rpc::hostagent::{v1 as rpc, v1::HostAgentService};
+use wrenn_proto::rpc::hostagent::v1::{self as rpc, HostAgentService};
 
 use super::{State, lock};
 
