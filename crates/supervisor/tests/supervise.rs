@@ -138,7 +138,15 @@ impl Sandbox {
         let namespace = fs::File::open(self.namespace.path()).unwrap();
         let connect = move || {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            TcpStream::connect("169.254.169.254:80").unwrap()
+            let deadline = Instant::now() + DEADLINE;
+            loop {
+                // The address exists before the service listens.
+                match TcpStream::connect("169.254.169.254:80") {
+                    Ok(connection) => return connection,
+                    Err(error) => assert!(Instant::now() < deadline, "no service: {error}"),
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
         };
         std::thread::spawn(connect).join().unwrap()
     }

@@ -410,8 +410,9 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
     let began = Instant::now();
     assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
     let took = began.elapsed();
+    // A call that is held up waits for a deadline of a connection, which is at least 30 s.
     assert!(
-        took < Duration::from_secs(1),
+        took < Duration::from_secs(10),
         "the first call took {took:?}"
     );
     assert_eq!(
