@@ -1,6 +1,6 @@
 //! Snapshot headers and diff files: the work of every pause and every restore.
 //!
-//! The peer of `write_*` is `copy_to_file`: the same bytes, written without any comparison,
+//! The baseline of `write_*` is `copy_to_file`, which writes the same bytes without any comparison,
 //! checksum or mapping.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark stops where it fails")]

@@ -11,7 +11,8 @@ pub fn fields<const N: usize>(input: &[u8]) -> [&[u8]; N] {
     std::array::from_fn(|_| lines.next().unwrap_or_default())
 }
 
-/// Returns the first `N` lines of the input as text, like [`fields`]. `None` if a line is not UTF-8.
+/// Returns the first `N` lines of the input as text, like [`fields`]. `None` if a line is not
+/// UTF-8.
 #[must_use]
 pub fn texts<const N: usize>(input: &[u8]) -> Option<[&str; N]> {
     let input = std::str::from_utf8(input).ok()?;

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_table_is_understood() {
+    fn the_table_of_the_kernel_is_parsed() {
         let stat = "cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1 1 1 1\n";
         assert_eq!(cpu_times(stat), (150, 1000));
         assert!((used_percent((150, 1000), (200, 1200)) - 25.0).abs() < 0.001);

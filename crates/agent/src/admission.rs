@@ -15,7 +15,7 @@
 //!
 //! The rules are pure functions. Only [`plan`] reads the host. A tagged snapshot takes precedence
 //! over an image of the same name. A sandbox that continues from a snapshot has the size of the
-//! snapshot, whatever the request asks for.
+//! snapshot, regardless of the requested size.
 //!
 //! A check reserves nothing: of two concurrent requests that fit only one at a time, both are
 //! admitted, and the host's memory or disk may become short.

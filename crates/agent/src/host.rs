@@ -1,4 +1,4 @@
-//! Facts about this host: its VMM and its capacity.
+//! Properties of this host: its VMM and its capacity.
 
 use std::{io, path::Path};
 

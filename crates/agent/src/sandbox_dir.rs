@@ -14,9 +14,9 @@
 //!   status.json, console.log, supervisor.log, supervisor.sock   written by the supervisor
 //! ```
 //!
-//! Files are replaced atomically: written under another name, flushed, renamed. [`SandboxDir::remove`]
-//! removes `snapshot.json` and `spec.json` first, so a partially removed directory is never taken
-//! for a sandbox.
+//! Files are replaced atomically: written under another name, flushed, renamed.
+//! [`SandboxDir::remove`] removes `snapshot.json` and `spec.json` first, so a partially removed
+//! directory is never taken for a sandbox.
 
 use std::{
     fs, io,

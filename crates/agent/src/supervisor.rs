@@ -334,8 +334,8 @@ fn unexpected(reply: Reply) -> SupervisorError {
     }
 }
 
-/// Returns the code for a reason without one. Supervisors that were started by version 0.1.0 send
-/// no code. Their reasons contain the text of QEMU or of the C library.
+/// Returns the code for a reply that has a reason and no code. Supervisors that were started by
+/// version 0.1.0 send no code. Their reasons contain the text of QEMU or of the C library.
 fn code_of_text(reason: &str) -> RefusalCode {
     match wrenn_qmp::is_out_of_space(reason) {
         true => RefusalCode::OutOfSpace,
@@ -437,7 +437,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_of_a_refusal_counts_only_without_a_code() {
+    fn the_text_of_a_rejection_counts_only_without_a_code() {
         let full = "failed to write /x: No space left on device (os error 28)";
         for (reason, code, expected) in [
             (full, None, true),

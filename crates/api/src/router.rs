@@ -1,8 +1,8 @@
 //! The REST API: routes and the middleware that every request passes through.
 //!
-//! Owns the order of the middleware, and the answers to requests without a route. Never decides the fate of a sandbox
-//! (`lifecycle` does), and never buffers a whole file or a whole output unless the caller asked for
-//! it in one piece.
+//! Owns the order of the middleware, and the answers to requests without a route. Never decides
+//! about the life of a sandbox (`wrenn_control::lifecycle` does), and never buffers a whole file or
+//! a whole output unless the caller requested it in one piece.
 //!
 //! Middleware, from the outside in:
 //!

@@ -2,9 +2,9 @@
 //!
 //! Owns the addresses of the two listeners, and the background tasks: reconciler, deadlines,
 //! samples, traffic. At shutdown, no new connection is accepted. Requests in progress get
-//! [`wrenn_http_server::DRAIN_DEADLINE`] to complete, and the remaining ones are dropped. Work that a
-//! dropped request started is completed or undone by its own task, or by the reconciler of the next
-//! process.
+//! [`wrenn_http_server::DRAIN_DEADLINE`] to complete, and the remaining ones are dropped. Work that
+//! a dropped request started is completed or undone by its own task, or by the reconciler of the
+//! next process.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

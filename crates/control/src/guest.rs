@@ -6,8 +6,8 @@
 //! open ones are in use. Deadlines are those of `wrenn-envd-client`. Never counts activity: its
 //! callers hold an [`ActivityGuard`](crate::lifecycle::ActivityGuard) while they use a guest.
 //!
-//! A broken connection does not say why it broke. The agent is then asked for another tunnel, and
-//! its answer is the reason:
+//! A broken connection does not carry a reason. The control plane then requests another tunnel from
+//! the agent, and derives the reason from the answer:
 //!
 //! | hop                | failure                                    | error                          |
 //! |--------------------|--------------------------------------------|--------------------------------|
@@ -50,7 +50,7 @@ use wrenn_proxy::{AgentTunnel, TunnelError};
 
 use crate::agent_client::AgentError;
 
-/// Time after which a client that no call uses has no open connection either.
+/// Time after which a client without calls has no open connection. Such a client is dropped.
 const UNUSED_FOR: Duration = Duration::from_secs(90);
 
 /// Interval at which calls in progress are counted.
@@ -87,7 +87,7 @@ impl Entry {
 }
 
 impl Guests {
-    /// Returns the guests that are reached through a tunnel.
+    /// Creates an empty set of clients. Guests are reached through `tunnel`.
     pub fn new(tunnel: AgentTunnel) -> Self {
         Self {
             tunnel,
@@ -140,7 +140,7 @@ impl Guests {
             }
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
-            tracing::info!(sandbox_id = %id, "drain deadline exceeded, calls in progress are cut off");
+            tracing::info!(sandbox_id = %id, "drain deadline exceeded, cutting off calls in progress");
         }
     }
 
@@ -149,7 +149,7 @@ impl Guests {
     }
 }
 
-/// Way to the guest agent of one sandbox.
+/// Path to the guest agent of one sandbox: the tunnel through the host's agent.
 struct Route {
     tunnel: AgentTunnel,
     id: SandboxId,
@@ -166,8 +166,8 @@ impl Dial for Route {
     }
 }
 
-/// Converts the reason for which no tunnel was opened. Only an unreachable agent is a source: its
-/// error is not an answer.
+/// Converts the error of a tunnel that was not opened. Only the error of an unreachable agent is
+/// kept as the source, because it does not come from the agent.
 fn not_opened(error: TunnelError) -> ConnectError {
     if error.is_port_closed() {
         return ConnectError::unavailable("failed to connect to the guest agent");
@@ -225,7 +225,8 @@ impl Route {
     }
 }
 
-/// Guest agent of a running sandbox, for one call or session. Clones count as one use.
+/// Guest agent of a running sandbox, for one call or session. Each clone counts as a call in
+/// progress.
 #[derive(Clone)]
 pub struct Guest {
     client: EnvdClient,

@@ -9,8 +9,8 @@
 //! row if its version is unchanged, otherwise start over. Changes that do not affect the status are
 //! written by [`Lifecycle::change`], in the same way.
 //!
-//! What becomes of a row because of the host's report is decided by [`settle()`], and applied by
-//! [`Lifecycle::settle`]: for the reconciler, after a failed call, and for an adopted sandbox.
+//! [`settle()`] decides on the status of a row from the host's report, and [`Lifecycle::settle`]
+//! applies the decision: for the reconciler, after a failed call, and for an adopted sandbox.
 //!
 //! | failure                          | state left behind             | cleaned up by             |
 //! |----------------------------------|-------------------------------|---------------------------|
@@ -181,7 +181,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Returns the sandboxes of a database and of a host agent.
+    /// Creates the lifecycle of the sandboxes of a database and of a host agent.
     pub fn new(
         db: Db,
         agent: AgentClient,

@@ -23,8 +23,8 @@
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
 //! - (3): only if [`STEADY_LOOKS`] consecutive passes saw the row and the host like this. A sandbox
-//!   may be absent from one answer, and another control plane may have written the row and not called
-//!   the host yet.
+//!   may be absent from one answer, and another control plane may have written the row and not
+//!   called the host yet.
 //! - "reap": an idle sandbox is paused or destroyed, as requested at its creation.
 //! - "fail": the row becomes `error`, and the sandbox is destroyed at the host.
 //! - "keep": the sandbox is left unchanged, and this is logged once. A sandbox without a row
@@ -55,8 +55,8 @@ use crate::lifecycle::{Cause, Decision, HostReport, HostState, settle};
 
 pub use steps::Reconciler;
 
-/// Number of consecutive passes that must see the same row and host before a sandbox counts as lost,
-/// or a pause or resume as abandoned.
+/// Number of consecutive passes that must see the same row and host before a sandbox counts as
+/// lost, or a pause or resume as abandoned.
 pub(crate) const STEADY_LOOKS: u32 = 3;
 
 /// Row of a sandbox, and the state of the sandbox in this process.
@@ -132,7 +132,7 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>, now_ms: i64) -> Option<
     settle(row.status, host, Cause::Look).map(Action::Settle)
 }
 
-/// True if the row and the host may match again without a step, so that one look does not suffice.
+/// True if the row and the host may match again without a step, so that one pass does not suffice.
 fn needs_steady_looks(status: SandboxStatus, state: Option<&HostState>) -> bool {
     use SandboxStatus as S;
     match (status, state) {

@@ -10,9 +10,9 @@ use crate::{ApiKey, DbError, Page, Sandbox, Template};
 /// Operations of the control plane on its database. Each has a deadline.
 ///
 /// # Errors
-/// All operations fail with [`DbError::Query`] or [`DbError::TimedOut`] if the database fails. Those
-/// that insert a row fail with [`DbError::Exists`] if its key is taken, and those that return rows
-/// with [`DbError::Corrupt`] if a value in one is invalid.
+/// All operations fail with [`DbError::Query`] or [`DbError::TimedOut`] if the database fails. An
+/// insert fails with [`DbError::Exists`] if the row's key is taken. A read fails with
+/// [`DbError::Corrupt`] if a value in a row is invalid.
 #[async_trait]
 pub trait Database: fmt::Debug + Send + Sync {
     /// Inserts a row with version 0.
@@ -98,7 +98,7 @@ pub trait Database: fmt::Debug + Send + Sync {
     async fn installation_id(&self) -> Result<String, DbError>;
 
     /// Makes everything written so far survive a power failure. The files of a paused sandbox
-    /// survive one, and without its row the sandbox could not be found.
+    /// survive a power failure, and without its row the sandbox could not be found.
     async fn keep(&self) -> Result<(), DbError>;
 
     /// Checks that the database answers.

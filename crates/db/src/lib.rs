@@ -1,12 +1,13 @@
 //! Rows of the control plane in SQLite or PostgreSQL.
 //!
 //! Owns the connections, the schema (`migrations/`) and all SQL. Never decides which status a row
-//! may get: callers pass the row that they read, changed, and an update takes effect only if the row
-//! still has the version that was read.
+//! may get: callers read a row, change it and pass it back. An update takes effect only if the
+//! stored row still has the version that was read.
 //!
 //! - [`Db`] opens the database that a URL names; [`Database`] lists its operations.
-//! - [`Sandbox`] with [`Options`] and [`Page`], [`Template`], [`ApiKey`], `installation`: one module
-//!   per kind of row. Each describes its row once, and has its statements in `statements.rs`.
+//! - [`Sandbox`] with [`Options`] and [`Page`], [`Template`], [`ApiKey`], `installation`: one
+//!   module per kind of row. Each describes its row once, and has its statements in
+//!   `statements.rs`.
 //! - `statement`, `backend`, `store`: run a statement in either system. The texts of the statements
 //!   are the same for both.
 //! - `sqlite`, `postgres`: differences between the two, namely connecting and migrating.

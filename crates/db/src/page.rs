@@ -7,7 +7,7 @@ use crate::{backend::Backend, sandbox::columns, statement::Statement};
 /// Selection and start of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Page<'a> {
-    /// Up to [`MAX_STATUSES`].
+    /// Selected statuses, at most [`MAX_STATUSES`].
     pub statuses: &'a [SandboxStatus],
     /// Template that the sandboxes were created from; empty: any.
     pub template: &'a str,
@@ -38,8 +38,8 @@ const OLDEST_FIRST: &str = concat!(
      AND (started_at > $7 OR (started_at = $7 AND id > $8)) ORDER BY started_at, id LIMIT $9"
 );
 
-/// Returns the statement of a page, or `None` if the page selects no status. Equal times are ordered
-/// by id, so that no sandbox is skipped or repeated at a page boundary.
+/// Returns the statement of a page, or `None` if the page selects no status. Equal times are
+/// ordered by id, so that no sandbox is skipped or repeated at a page boundary.
 pub(crate) fn select<B: Backend>(page: &Page<'_>) -> Option<Statement<B>> {
     let first = page.statuses.first()?;
     let sql = match page.newest_first {

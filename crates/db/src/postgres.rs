@@ -17,8 +17,9 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// Limits a statement in the server. Less than a query may take: otherwise a statement that waits for
-/// a lock would take effect after its caller was told that it failed.
+/// Limits the duration of a statement in the server. The limit is below the deadline of a query:
+/// otherwise a statement that waits for a lock could take effect after its caller received an
+/// error.
 const LIMIT_STATEMENTS: &str = "SET statement_timeout = '8s'";
 
 /// Connects to the database and updates its schema. A commit of PostgreSQL survives a power
@@ -40,8 +41,9 @@ pub(crate) async fn open(url: &str) -> Result<Store<Postgres>, DbError> {
     Ok(Store::new(pool, None))
 }
 
-/// Updates the schema on a connection without a limit for statements. The migrator holds an advisory
-/// lock meanwhile, so that control planes that start at the same time do so one after another.
+/// Updates the schema on a connection without a limit for statements. The migrator holds an
+/// advisory lock, so control planes that start at the same time update the schema one after
+/// another.
 async fn migrate(options: PgConnectOptions) -> Result<(), MigrateError> {
     let pool = pool_options::<Postgres>().connect_with(options).await?;
     MIGRATIONS.run(&pool).await?;

@@ -103,7 +103,7 @@ impl Sandbox {
         !here.is_empty() && self.host_id != UNKNOWN_HOST && self.host_id != here
     }
 
-    /// Starts the lifetime anew, with the length that the resume in progress requests, otherwise
+    /// Restarts the lifetime, with the length that the resume in progress requests, otherwise
     /// with the length from the sandbox's creation. A sandbox without a lifetime has no deadline
     /// afterwards.
     pub fn renew_lifetime(&mut self, now_ms: i64) {

@@ -18,7 +18,7 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Maximum time that a statement waits for the lock of a writer. Less than a query may take.
+/// Maximum time that a statement waits for the lock of a writer. Below the deadline of a query.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Writes the log to the database file, and both to the disk.
@@ -43,7 +43,7 @@ pub(crate) async fn open(url: &str) -> Result<Store<Sqlite>, DbError> {
     Ok(Store::new(pool, Some(FLUSH)))
 }
 
-/// Updates the schema in a thread of its own. The future of a migrator that borrows its connection
+/// Updates the schema in a separate thread. The future of a migrator that borrows its connection
 /// is not `Send`.
 async fn migrate(pool: SqlitePool) -> Result<(), MigrateError> {
     let runtime = Handle::current();

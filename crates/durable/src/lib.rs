@@ -1,9 +1,9 @@
 //! Files that are replaced as a whole and survive a power failure.
 //!
-//! A [`Draft`] is a temporary file in the directory of its destination. It is flushed before it gets
-//! its name, and the directory is flushed afterwards: without the first, the name may refer to an
-//! incomplete file after a power failure; without the second, the file may be missing. Readers see
-//! the old file or the new one. A failure leaves the old file, and no temporary file.
+//! A [`Draft`] is a temporary file in the directory of its destination. The draft is flushed before
+//! it gets its name; otherwise the name could refer to an incomplete file after a power failure.
+//! The directory is flushed afterwards; otherwise the file could be missing. Readers see the old
+//! file or the new one. A failure leaves the old file, and no temporary file.
 //!
 //! A process that is killed may leave a temporary file, `.NAME.XXXXXX.tmp`. It is never read.
 //!
@@ -66,7 +66,7 @@ impl Draft {
     /// Gives the draft its name, unless a file has this name.
     ///
     /// # Errors
-    /// `AlreadyExists`; otherwise as [`replace`](Self::replace).
+    /// Fails with `AlreadyExists` if a file has the name; otherwise as [`replace`](Self::replace).
     pub fn create(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;
         self.file.persist_noclobber(&self.destination)?;

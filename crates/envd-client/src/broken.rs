@@ -1,5 +1,5 @@
 //! Connections that break in the middle of a response. The Connect library reports them as internal
-//! errors without a cause, like a response that makes no sense.
+//! errors without a cause, like an invalid response.
 
 use std::{
     pin::Pin,
@@ -16,12 +16,12 @@ pub(crate) fn lost(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -
     ConnectError::unavailable("the connection to the guest agent was lost").with_source(cause)
 }
 
-/// Failure of the connection of one call, if it failed.
+/// Failure of one call's connection, once the connection has failed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Broken(Arc<OnceLock<Arc<hyper::Error>>>);
 
 impl Broken {
-    /// Replaces the error of a call whose connection broke.
+    /// Replaces the error of a call whose connection broke. Returns other errors unchanged.
     pub(crate) fn explain(&self, error: ConnectError) -> ConnectError {
         match self.0.get() {
             Some(cause) => lost(Arc::clone(cause)),
@@ -29,7 +29,7 @@ impl Broken {
         }
     }
 
-    /// Runs a call and explains its error.
+    /// Runs a call, and replaces its error if the connection broke.
     pub(crate) async fn watch<T>(
         &self,
         call: impl Future<Output = Result<T, ConnectError>>,

@@ -1,4 +1,4 @@
-//! The client itself: its connections, its token, and the transport of its calls.
+//! Client of one guest agent: connections, token, and the transport of calls.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,8 +25,8 @@ use crate::{
     dial::{Connector, TcpDial},
 };
 
-/// Maximum idle time of a pooled connection. Below that of the guest agent, so that no request
-/// meets a connection that is being closed.
+/// Maximum idle time of a pooled connection. Below that of the guest agent, so that no request is
+/// sent on a connection that is being closed.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Maximum number of idle connections.
@@ -175,7 +175,7 @@ impl EnvdClient {
         within(deadline, self.send_slowly(request)).await
     }
 
-    /// Sends a request that takes as long as its body.
+    /// Sends a request without a deadline, because its duration depends on its body.
     pub(crate) async fn send_slowly(
         &self,
         request: Request<RequestBody>,

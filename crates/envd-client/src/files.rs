@@ -36,7 +36,7 @@ impl Download {
     /// fast as the caller takes it.
     ///
     /// # Errors
-    /// If the transfer is interrupted; a truncated file never looks complete.
+    /// If the transfer is interrupted; the end of a truncated file is never reported as `None`.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ConnectError> {
         if self.rest.is_empty() {
             match self.receive().await? {

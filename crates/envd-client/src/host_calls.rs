@@ -27,7 +27,8 @@ pub struct Init<'a> {
     /// User of calls that name no user; the guest agent's default if empty.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub default_user: &'a str,
-    /// RFC 3339. The guest agent ignores settings older than those it already has.
+    /// Time of these settings, in RFC 3339 format. The guest agent ignores settings that are older
+    /// than its current ones.
     pub timestamp: String,
 }
 

@@ -3,7 +3,8 @@
 //! - [`rpc`]: messages, services and clients generated from `proto/*.proto` (Connect).
 //! - [`supervise`]: local protocol between the host agent and the supervisor of a sandbox.
 //! - [`Grant`]: signed links to files.
-//! - [`headers`]: names of HTTP headers. [`guest`]: what guest and host agree on. [`ntp`]: packets.
+//! - [`headers`]: names of HTTP headers. [`guest`]: constants that guest and host share. [`ntp`]:
+//!   packets.
 
 mod grant;
 pub mod guest;

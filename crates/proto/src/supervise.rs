@@ -212,7 +212,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// Returns a refusal that no agent distinguishes from others.
+    /// Returns a rejection with the code [`RefusalCode::Other`].
     pub fn refused(reason: impl Into<String>) -> Self {
         Self::Refused {
             reason: reason.into(),
@@ -221,7 +221,7 @@ impl Reply {
     }
 }
 
-/// Kind of a failure, as far as agents distinguish kinds.
+/// Kind of a failure. Agents handle each kind differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalCode {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_an_older_or_newer_supervisor_is_read() {
+    fn a_rejection_by_an_older_or_newer_supervisor_is_read() {
         for (text, expected) in [
             (r#"{"reply":"refused","reason":"no"}"#, None),
             (

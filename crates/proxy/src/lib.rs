@@ -17,7 +17,8 @@
 //! Failures: an unknown sandbox is answered with `502 … was not found`, a port without a listener
 //! with `502 … port is not open`. Clients search for these texts. An upstream that fails in the
 //! middle of a response closes the client's connection, so that no client takes a partial response
-//! for a complete one. When a sandbox stops, [`ConnectionKillSwitch::forget`] closes all of its connections.
+//! for a complete one. When a sandbox stops, [`ConnectionKillSwitch::forget`] closes all of its
+//! connections.
 #![forbid(unsafe_code)]
 
 mod body;

@@ -19,9 +19,9 @@ use crate::{
     message::{Message, command_line, parse_message},
 };
 
-/// Receiver of a connection's events. It keeps what its owner needs to know of them.
+/// Receiver of a connection's events. Keeps the state that its owner derives from events.
 pub trait Subscriber {
-    /// Takes note of an event. `data` is null if the event has none.
+    /// Handles an event. `data` is null if the event has none.
     fn on_event(&mut self, name: &str, data: &Value);
 }
 
@@ -41,7 +41,8 @@ pub struct Qmp<S> {
     version: Option<String>,
 }
 
-/// Creates a connection for a child process: our end, and the end that the child inherits.
+/// Creates a connection to a child process: the end of this process, and the end that the child
+/// inherits.
 ///
 /// # Errors
 /// Fails if the sockets cannot be created.

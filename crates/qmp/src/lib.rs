@@ -1,10 +1,10 @@
 //! Client for QMP, the control protocol of QEMU and of `qemu-storage-daemon`: one JSON object per
 //! line. Source: QEMU's `docs/interop/qmp-spec.txt`.
 //!
-//! [`Qmp`] owns the connection, and nothing of the process at its other end. It sends one command at
-//! a time. Each command carries an id, and only the reply with this id answers it, so a reply that
-//! arrives after the deadline of its command is discarded. Events may arrive at any time; they are
-//! passed to the connection's [`Subscriber`] while a reply or an event is awaited, and are not
+//! [`Qmp`] owns the connection, and nothing of the process at its other end. Commands are sent one
+//! at a time. Each command carries an id, and only the reply with this id answers it, so a reply
+//! that arrives after the deadline of its command is discarded. Events may arrive at any time; they
+//! are passed to the connection's [`Subscriber`] while a reply or an event is awaited, and are not
 //! buffered.
 //!
 //! Every call to the peer belongs to a [`Session`], whose deadline bounds all its calls together.

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_the_specification_are_understood() {
+    fn lines_of_the_specification_are_parsed() {
         assert_eq!(
             parse_message(r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#),
             Some(Message::Greeting(None))

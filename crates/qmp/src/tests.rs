@@ -72,7 +72,7 @@ async fn connect() -> (Qmp<Names>, Peer) {
 }
 
 #[tokio::test]
-async fn the_greeting_tells_the_version() {
+async fn the_greeting_contains_the_version() {
     let (qmp, _peer) = connect().await;
     assert_eq!(qmp.version(), Some("7.2.22"));
 }
@@ -213,7 +213,7 @@ async fn a_closed_connection_fails_calls_and_ends_the_drain() {
 }
 
 #[tokio::test]
-async fn garbage_ends_the_use_of_the_connection() {
+async fn an_invalid_message_ends_the_use_of_the_connection() {
     for garbage in [
         "no JSON\n",
         "[]\n",

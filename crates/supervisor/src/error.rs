@@ -125,7 +125,7 @@ impl SupervisorError {
         move |source| Self::Io { step, source }
     }
 
-    /// Returns the code with which a request that failed for this reason is refused.
+    /// Returns the code of the reply to a request that failed with this error.
     pub(crate) fn refusal_code(&self) -> RefusalCode {
         let out_of_space = match self {
             Self::Control(error) => error.is_out_of_space(),

@@ -3,8 +3,8 @@
 //!
 //! A driver owns the VMM process and its control socket. It never touches networks, cgroups or
 //! disks: it receives open descriptors and paths ([`MachineConfig`], [`MachineFds`]). It starts the
-//! VMM inside a jail ([`wrenn_jail`]), so the VMM sees the files of its own sandbox and nothing else of the
-//! host.
+//! VMM inside a jail ([`wrenn_jail`]), so the VMM sees the files of its own sandbox and nothing
+//! else of the host.
 //!
 //! Dropping a machine value kills its VMM. If the process that holds the value dies, the kernel
 //! kills the VMM (parent-death signal). A VMM therefore never outlives the process that serves its

@@ -17,8 +17,8 @@ use crate::{
 /// Name of the initialized directory. Changes with the options of `initdb`.
 const NAME: &str = "postgres-15-cluster";
 
-/// Copies the initialized data directory in `cache` to `data`. Initializes it first if there is none;
-/// processes that start at the same time wait for each other.
+/// Copies the initialized data directory in `cache` to `data`. Initializes a data directory first
+/// if there is none; processes that start at the same time wait for each other.
 pub(crate) fn copy_to(data: &Path, cache: &Path) -> Result<()> {
     fs::create_dir_all(cache).context("failed to create the cache directory")?;
     let cluster = cache.join(NAME);
@@ -33,8 +33,8 @@ pub(crate) fn copy_to(data: &Path, cache: &Path) -> Result<()> {
     give_away(data)
 }
 
-/// Initializes a data directory where the user of the server can write, and then moves it into place,
-/// so that `cluster` is complete if it exists.
+/// Initializes a data directory where the user of the server can write, and then moves it to
+/// `cluster`, so that `cluster` is complete if it exists.
 fn initialize(cluster: &Path) -> Result<()> {
     let work = Directory::new()?;
     let data = work.path().join("data");

@@ -10,15 +10,16 @@ use anyhow::{Context as _, Result};
 
 use crate::command::give_away;
 
-/// Removes a directory when its standard input ends. The server may still write files there.
+/// Script that removes a directory when the script's standard input ends. Repeats the removal while
+/// the server still writes files there.
 const REMOVE: &str = r#"read -r _; until rm -rf -- "$1"; do sleep 0.1; done"#;
 
-/// Directory that the user of the server can write to. Its path is short, because the path of a Unix
-/// socket has at most 107 bytes.
+/// Directory that the user of the server can write to. Its path is short, because the path of a
+/// Unix socket has at most 107 bytes.
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Removes the directory after this process has ended, even if its process group was killed: the
-    /// other end of the pipe then closes.
+    /// Process that removes the directory after this process has ended, even if the process group
+    /// was killed: the other end of the pipe then closes.
     remover: Child,
 }
 

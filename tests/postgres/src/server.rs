@@ -46,8 +46,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Returns the server of this process, which ends with the process. `cache` is the directory for
-    /// the initialized data directory.
+    /// Returns the server of this process, which ends with the process. `cache` is the directory
+    /// for the initialized data directory.
     ///
     /// # Panics
     /// If the server does not start.
@@ -159,7 +159,7 @@ impl Server {
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         let pid_file = self.data().join("postmaster.pid");
-        // A server that was stopped at once may leave it.
+        // A server that was stopped at once may leave this file.
         _ = fs::remove_file(&pid_file);
         let log = self.directory.path().join("log");
         let command = self.command(&log)?;

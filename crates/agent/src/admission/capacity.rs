@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_admitted() {
+    fn a_sandbox_that_fits_is_admitted() {
         assert!(check(&HOST, size(8, 4096 - 512)).is_ok());
         assert!(check(&HOST, size(1, 128)).is_ok());
     }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_is_told_with_its_numbers() {
+    fn a_shortage_is_reported_with_its_numbers() {
         let error = check(&HOST, size(1, 4096)).unwrap_err();
         assert!(matches!(error, AdmissionError::Memory { .. }), "{error}");
         let text = error.to_string();

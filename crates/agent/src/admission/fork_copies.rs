@@ -33,7 +33,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_other_number_is_admitted(count: usize) {
+        fn no_other_number_of_copies_is_admitted(count: usize) {
             prop_assert_eq!(check(count).is_ok(), (1..=100).contains(&count));
         }
     }

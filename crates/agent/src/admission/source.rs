@@ -3,7 +3,7 @@
 use wrenn_model::MachineSize;
 
 /// True if the template snapshot may be restored instead of booting the image. A snapshot has the
-/// size of its template, so it serves no request for another size.
+/// size of its template, so a request for another size cannot use it.
 pub(super) fn may_restore(enabled: bool, requested: MachineSize, template: MachineSize) -> bool {
     enabled && requested == template
 }

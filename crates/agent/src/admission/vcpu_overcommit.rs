@@ -22,7 +22,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_sandbox_has_at_most_so_many_per_processor(vcpus: u32, cpu_count: u32) {
+        fn the_number_of_vcpus_is_limited_per_processor(vcpus: u32, cpu_count: u32) {
             let admitted = check(vcpus, cpu_count).is_ok();
             let wide = u64::from(cpu_count) * u64::from(limits::VCPUS_PER_CPU);
             let expected = (1..=limits::MAX_VCPUS).contains(&vcpus) && u64::from(vcpus) <= wide;
@@ -37,7 +37,7 @@ mod tests {
         }
 
         #[test]
-        fn any_host_admits_one(cpu_count in 1..=u32::MAX) {
+        fn any_host_admits_one_vcpu(cpu_count in 1..=u32::MAX) {
             prop_assert!(check(1, cpu_count).is_ok() && check(0, cpu_count).is_err());
         }
     }

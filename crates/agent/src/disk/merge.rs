@@ -140,7 +140,7 @@ struct Job {
 
 impl Subscriber for Job {
     fn on_event(&mut self, name: &str, data: &Value) {
-        // Follows every `BLOCK_JOB_ERROR`, which does not tell the reason.
+        // Follows every `BLOCK_JOB_ERROR`, which does not contain the reason.
         if name == "BLOCK_JOB_COMPLETED" {
             let failure = data["error"].as_str();
             self.outcome = Some(failure.map_or(Ok(()), |reason| Err(reason.to_owned())));

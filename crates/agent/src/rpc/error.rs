@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_as_such_wherever_it_is_met() {
+    fn a_full_disk_is_reported_as_such_by_every_error() {
         let disk = DiskError::Failed("qemu-img", "No space left on device".to_owned());
         let slot = SlotError::Io {
             step: "take a slot",

@@ -63,7 +63,7 @@ pub(super) async fn fork(
     sandbox: &Sandbox,
     request: pb::ForkSandboxRequest,
 ) -> Result<pb::ForkSandboxResponse, ConnectError> {
-    // Checked before the IDs, of which there may be very many.
+    // Checked before the IDs are parsed, because there may be very many.
     admission::check_fork_copies(request.copy_ids.len())?;
     let ids = request.copy_ids.iter();
     let ids: Result<Vec<SandboxId>, _> = ids.map(|id| parse("copy_ids", id)).collect();

@@ -1,6 +1,6 @@
 //! Resume: which part of the last snapshot a VM continues from, and the specification of that VM.
 //!
-//! The steps after that are the same as for a create (`boot.rs`).
+//! The later steps of a resume are the same as for a create (`boot.rs`).
 
 use wrenn_proto::supervise::SupervisorSpec;
 

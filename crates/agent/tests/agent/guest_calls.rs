@@ -1,5 +1,5 @@
 //! Commands in the guest, through tunnels of the agent. The client itself is tested in
-//! `wrenn-envd-client`, and the calls of the API in `wrenn-control`.
+//! `wrenn-envd-client`, and the calls of the API in `wrenn-api`.
 
 use std::{fs, time::Duration};
 
@@ -62,7 +62,7 @@ fn commands_reach_the_guest_over_one_tunnel_or_many() {
 }
 
 #[test]
-fn a_stream_that_breaks_off_with_its_machine_is_an_error() {
+fn a_stream_that_ends_with_its_vm_is_an_error() {
     with_sandbox(async |agent| {
         let start = StartRequest {
             process: command("cat", &["/dev/zero"]).into(),
@@ -76,7 +76,7 @@ fn a_stream_that_breaks_off_with_its_machine_is_an_error() {
         let error = loop {
             match events.next().await {
                 Ok(Some(_)) => {}
-                Ok(None) => panic!("the truncated stream looks complete"),
+                Ok(None) => panic!("the truncated stream ended normally"),
                 Err(error) => break error,
             }
         };

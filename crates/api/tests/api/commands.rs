@@ -143,7 +143,7 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
     let id = control.create().await;
     let got = exec(&control, &id, json!({ "cmd": "nonesuch" })).await;
     assert_failure(&got, 400, "invalid_request", &["nonesuch", "No such file"]);
-    // Has no connection yet, so that its calls reach the stubs.
+    // A new sandbox has no connection yet, so its calls reach the fixed answers.
     let id = control.create().await;
     for (code, status, word) in [
         (ErrorCode::InvalidArgument, 400, "invalid_request"),
@@ -159,7 +159,7 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
         let got = exec(&control, &id, json!({ "cmd": "echo" })).await;
         assert_failure(&got, status, word, &["the agent's message"]);
     }
-    // A guest that does not speak HTTP, or breaks off.
+    // A guest that does not speak HTTP, or that closes the connection too early.
     let torn = &refusal(ErrorCode::Internal, "never complete")[..150];
     for garbage in [&b"\0garbage\r\n\r\n"[..], torn, b""] {
         agent.answer(Some(garbage.to_vec()));
@@ -293,7 +293,7 @@ async fn a_stream_tells_start_output_and_exit() {
             (json!("/w=="), Some(json!("base64"))),
         ]
     );
-    // The machine is lost in the middle of the output.
+    // The VM is lost in the middle of the output.
     let mut socket = Socket::open(&control, &path).await;
     socket
         .send(json!({ "type": "start", "cmd": "sh", "args": ["-c", "printf half; sleep 1000"] }))

@@ -7,7 +7,7 @@ use crate::support::{Control, Databases, FakeAgent, NOT_STOPPED, answer, assert_
 
 on_both!(
     a_sandbox_lives_through_pause_restart_and_resume,
-    keys_are_made_used_and_deleted,
+    keys_are_created_used_and_deleted,
     a_repeated_create_returns_the_first_sandbox,
 );
 
@@ -70,7 +70,7 @@ async fn a_sandbox_lives_through_pause_restart_and_resume(databases: Databases) 
     assert_eq!(status, StatusCode::OK, "{health}");
 }
 
-async fn keys_are_made_used_and_deleted(databases: Databases) {
+async fn keys_are_created_used_and_deleted(databases: Databases) {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, databases.options("db")).await;
     let (status, made) = control.post("/v1/api-keys", json!({ "name": "ci" })).await;

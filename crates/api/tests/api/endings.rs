@@ -58,7 +58,7 @@ async fn a_sandbox_that_ends_in_the_middle_of_a_command_ends_the_call() {
 }
 
 #[tokio::test]
-async fn a_command_that_ends_soon_is_waited_for_by_a_pause() {
+async fn a_pause_waits_for_a_command_that_ends_soon() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -98,7 +98,7 @@ async fn collected_output_is_bounded_and_its_command_is_killed() {
 }
 
 #[tokio::test]
-async fn a_time_limit_ends_the_command_and_its_end_is_told() {
+async fn a_time_limit_ends_the_command_and_is_reported() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Control, Databases, FakeAgent, assert_failure, until};
 
 on_both!(
-    an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_not_know,
+    an_empty_or_mistyped_database_destroys_nothing_and_lists_unknown_sandboxes,
     an_unknown_sandbox_is_adopted_or_destroyed_by_command_only,
     rows_of_another_host_are_left_alone,
     a_sandbox_that_is_absent_once_is_not_lost,
@@ -29,7 +29,7 @@ async fn unknown(control: &Control) -> Vec<String> {
         .collect()
 }
 
-async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_what_it_does_not_know(
+async fn an_empty_or_mistyped_database_destroys_nothing_and_lists_unknown_sandboxes(
     databases: Databases,
 ) {
     let agent = FakeAgent::start().await;

@@ -226,7 +226,8 @@ async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
     let path = format!("/v1/sandboxes/{id}/files/stream/read");
     let got = control.post(&path, json!({ "path": "/nonesuch" })).await;
     assert_failure(&got, 404, "not_found", &["/nonesuch"]);
-    // The machines are lost midway. The reconciler must not see that before the calls do.
+    // The VMs are lost in the middle of the transfers. The calls must notice that before the
+    // reconciler does.
     agent.state.list_gate.shut();
     agent.state.lost_after.store(500_000, Ordering::SeqCst);
     let request = control.request(Method::POST, &path).json(&zeros);
@@ -285,7 +286,7 @@ async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
 }
 
 #[tokio::test]
-async fn directories_are_made_listed_and_removed() {
+async fn directories_are_created_listed_and_removed() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

@@ -167,7 +167,7 @@ impl Lifecycle {
     ) {
         let decision = match result {
             Ok(info) => Decision::created(HostReport::from(info)),
-            // Undone whatever the host has, so the host is not asked.
+            // A failed create is undone in any case, so no report of the host is needed.
             Err(error) => Decision::create_failed(reason(error)),
         };
         match self.settle(id, &decision).await {

@@ -1,5 +1,5 @@
-//! The host's report on one sandbox, in the form that decisions are made on, and the row fields that
-//! it fills.
+//! Report of the host on one sandbox: the input of decisions about the sandbox's row, and the
+//! source of some fields of the row.
 //!
 //! [`HostReport`] is the only place that reads the state in an agent's answer.
 
@@ -80,11 +80,11 @@ impl HostReport {
         }
     }
 
-    /// Copies the host's data of a sandbox that runs again to the row. The idle time starts now, and
-    /// so does the lifetime that the resume requested.
+    /// Copies the host's data of a sandbox that runs again to the row. Restarts the idle time, and
+    /// the lifetime with the length that the resume requested.
     pub(super) fn fill_resumed(&self, row: &mut Sandbox, now_ms: i64) {
         self.fill(row, now_ms);
-        // Empty, unless the VM had been lost.
+        // The host's warning is empty, unless the VM had been lost.
         row.warning.clone_from(&self.warning);
         row.last_active_at = row.last_active_at.max(now_ms);
         row.renew_lifetime(now_ms);
@@ -169,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_without_a_reason_gets_one() {
+    fn a_loss_without_a_reason_gets_a_default_reason() {
         let report = HostReport::from(&info(SandboxState::SANDBOX_STATE_ERROR));
         let reason = "the VM is gone".to_owned();
         assert_eq!(report.state, HostState::Error { reason });
     }
 
     #[test]
-    fn a_state_that_is_not_known_requires_no_step() {
+    fn an_unknown_state_requires_no_step() {
         for state in [
             SandboxState::SANDBOX_STATE_UNSPECIFIED,
             SandboxState::SANDBOX_STATE_STOPPING,

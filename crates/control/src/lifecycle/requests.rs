@@ -6,7 +6,7 @@
 //! undone.
 //!
 //! ```text
-//!  enter ──► Creating ──── answered by another handler ──► Told ──┐
+//!  enter ──► Creating ──── answered by another handler ► Answered ┐
 //!               │ │                                               ├──► removed: only the row
 //!               │ └──── answered by its own handler ──────────────┤    counts
 //!               └─ client disconnected ──► Undoing ───────────────┘

@@ -1,13 +1,12 @@
 //! Decision about the status of a row, from the host's report on the sandbox. No I/O, no clock.
 //!
-//! [`settle`] is the only place that decides what becomes of a row because of what the host has:
-//! for the reconciler, which looks periodically, for a call that failed, and for a sandbox that is
-//! adopted. [`Lifecycle::settle`](super::Lifecycle::settle) is the only place that applies a
-//! [`Decision`].
+//! [`settle`] is the only place that decides on the status of a row from the host's report: for a
+//! pass of the reconciler, after a call that failed, and for a sandbox that is adopted.
+//! [`Lifecycle::settle`](super::Lifecycle::settle) is the only place that applies a [`Decision`].
 //!
-//! The decisions of a periodic look are the steps in the table of [`crate::reconciler`] that change
-//! a status. After a failed call, the status of the row names the call. The decision is the same as
-//! that of a look, with these differences:
+//! The decisions for a pass ([`Cause::Look`]) are the steps in the table of [`crate::reconciler`]
+//! that change a status. After a failed call, the status of the row names the call. The decision is
+//! the same as for a pass, with these differences:
 //!
 //! | row, call \ host | nothing | starting | running | pausing, resuming | paused | error | stopping |
 //! |---|---|---|---|---|---|---|---|
@@ -17,11 +16,12 @@
 //!
 //! - "fail", "–": as in the table of [`crate::reconciler`]. After "–", the operation is still in
 //!   progress, and the reconciler sees its result.
-//! - (1): A failed create is undone, whatever the host has: the client receives the failure, and may
-//!   repeat the request. The host is therefore not asked.
+//! - (1): A failed create is undone in any case: the client receives the failure, and may repeat
+//!   the request. No report of the host is therefore needed.
 //! - (2): The row's warning names the failure of the call, not an interruption.
-//! - (3): A paused sandbox consists of files only, and these may become available again. A look
-//!   takes the sandbox for lost, because it happens several times, and without a call.
+//! - (3): A paused sandbox consists of files only, and these may become available again. The
+//!   reconciler, in contrast, treats the sandbox as lost after several passes, because no call is
+//!   in progress.
 
 mod write;
 
@@ -34,9 +34,9 @@ use crate::state_machine::Event;
 /// Reason for which a row is compared with the host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Cause<'a> {
-    /// A look at the host, independent of any call.
+    /// Pass of the reconciler, or an adoption: no call of this process is the cause.
     Look,
-    /// The call failed that the row's status names, or its reply was lost.
+    /// The call that the row's status names failed, or its reply was lost.
     CallFailed {
         /// Description of the failure, for the row.
         error: &'a str,
@@ -59,14 +59,14 @@ pub(crate) enum RowChange {
     Created(HostReport),
     /// The sandbox was found running for the first time, and its lifetime starts.
     FoundRunning(HostReport),
-    /// The sandbox runs again, and its idle time and lifetime start anew.
+    /// The sandbox runs again, and its idle time and lifetime restart.
     Resumed(HostReport),
     /// The sandbox was not paused and keeps running.
     PauseFailed {
         report: HostReport,
         warning: String,
     },
-    /// Like `PauseFailed`, but the cause is not known. A warning that is there stays.
+    /// Like `PauseFailed`, but the cause is not known. An existing warning stays.
     PauseInterrupted(HostReport),
     /// Replaces the warning.
     Warning(String),
@@ -91,7 +91,7 @@ impl Decision {
         Self::of(Event::CreateDone, RowChange::Created(report))
     }
 
-    /// Returns the decision after a create that failed, whatever the host has.
+    /// Returns the decision after a create that failed, regardless of the host's report.
     pub(super) fn create_failed(reason: String) -> Self {
         Self::of(Event::CreateFailed, RowChange::Error(reason))
     }
@@ -163,8 +163,8 @@ impl RowChange {
     }
 }
 
-/// Returns the decision for a row in this status whose sandbox the host reports like this, or does
-/// not report. `None` if the status is right, or if the host is still changing the sandbox.
+/// Returns the decision for a row with `status`, whose sandbox the host reports as `host`, or does
+/// not report. `None` if the status is correct, or if the host is still changing the sandbox.
 pub(crate) fn settle(
     status: SandboxStatus,
     host: Option<&HostReport>,

@@ -1,5 +1,5 @@
-//! Activity of sandboxes: the only place that counts commands, file transfers, sessions and traffic.
-//! They reach the guest through tunnels, which the agent does not count.
+//! Activity of sandboxes: the only place that counts commands, file transfers, sessions and
+//! traffic. All of these reach the guest through tunnels, which the agent does not count.
 
 use std::{collections::HashMap, sync::Arc};
 

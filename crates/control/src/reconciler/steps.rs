@@ -73,7 +73,7 @@ struct Found {
 }
 
 impl Reconciler {
-    /// Returns a reconciler that has not looked yet.
+    /// Returns a reconciler that has not made a pass yet.
     pub fn new(db: Db, agent: AgentClient, lifecycle: Arc<Lifecycle>) -> Self {
         Self {
             db,
@@ -102,7 +102,7 @@ impl Reconciler {
     }
 
     async fn look(&mut self) {
-        // The rows are read first: a sandbox that was `running` before the host was asked must be
+        // The rows are read first: a sandbox that was `running` before the host is called must be
         // in the host's answer.
         let rows = match self.db.sandboxes(&ACTIVE, MAX_ROWS).await {
             Ok(rows) => rows,

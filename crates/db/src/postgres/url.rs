@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_added_only_where_there_is_a_user_and_no_host() {
+    fn a_host_is_added_only_to_a_url_with_a_user_and_no_host() {
         for (url, expected) in [
             (
                 "postgres://u@/db?host=/s",

@@ -57,8 +57,8 @@ pub(crate) fn by_status<B: Backend>(
              ORDER BY created_at DESC, id DESC LIMIT $10"
         ),
     );
-    // The statement has one placeholder per status that exists. Those that are left repeat the first
-    // status.
+    // The statement has one placeholder per existing status. The remaining placeholders repeat
+    // the first status.
     for place in 0..SandboxStatus::ALL.len() {
         statement = statement.bind(statuses.get(place).unwrap_or(first).as_str());
     }

@@ -7,7 +7,7 @@ use crate::support::{Place, api_key};
 on_both!(
     keys_are_listed_oldest_first_and_found_by_prefix,
     a_hash_is_unique,
-    the_last_key_is_only_dropped,
+    the_last_key_is_dropped_but_not_deleted,
 );
 
 async fn keys_are_listed_oldest_first_and_found_by_prefix(place: Place) {
@@ -50,7 +50,7 @@ async fn a_hash_is_unique(place: Place) {
     assert!(matches!(again, Err(DbError::Exists)), "{again:?}");
 }
 
-async fn the_last_key_is_only_dropped(place: Place) {
+async fn the_last_key_is_dropped_but_not_deleted(place: Place) {
     let db = place.open().await;
     db.insert_api_key(&api_key("first", 1)).await.unwrap();
     db.insert_api_key(&api_key("second", 2)).await.unwrap();

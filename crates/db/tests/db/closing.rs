@@ -1,12 +1,12 @@
-//! Checks and the end of a handle.
+//! Health check and closing of a handle.
 
 use wrenn_db::DbError;
 
 use crate::support::{Place, sandbox};
 
-on_both!(a_closed_handle_fails_and_another_one_goes_on);
+on_both!(a_closed_handle_fails_and_another_one_works);
 
-async fn a_closed_handle_fails_and_another_one_goes_on(place: Place) {
+async fn a_closed_handle_fails_and_another_one_works(place: Place) {
     let (db, other) = (place.open().await, place.open().await);
     db.ping().await.unwrap();
     db.insert_sandbox(&sandbox("sb-1")).await.unwrap();

@@ -7,7 +7,7 @@ use crate::support::{Place, sandbox};
 
 on_both!(
     released_migrations_are_never_changed,
-    a_database_of_the_first_migration_is_brought_up_to_date_with_its_rows,
+    a_database_of_the_first_migration_is_updated_with_its_rows,
     a_database_of_release_0_1_0_keeps_all_values,
     a_database_of_release_0_1_0_keeps_its_rows_and_templates,
     a_database_of_a_newer_release_is_not_opened,
@@ -33,7 +33,7 @@ const OLD_ROW: &str = "INSERT INTO sandboxes (id, template, status, vcpus, memor
                        egress, created_at, last_updated) \
                        VALUES ('sb-1', 'minimal', 'paused', 1, 256, 5120, 300, 'deny', 1, 1)";
 
-async fn a_database_of_the_first_migration_is_brought_up_to_date_with_its_rows(place: Place) {
+async fn a_database_of_the_first_migration_is_updated_with_its_rows(place: Place) {
     place.migrate(1).await;
     place.run(OLD_ROW).await;
     place

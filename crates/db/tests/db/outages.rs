@@ -1,4 +1,4 @@
-//! A database that hangs, or goes away and comes back.
+//! Databases that hang, or that stop and start again.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use wrenn_test_postgres::Server;
 
 use crate::support::{Connection, Place, cache, sandbox};
 
-/// More than the deadline of a query.
+/// Time above the deadline of a query.
 const DEADLINE: Duration = Duration::from_secs(14);
 
 on_both!(a_call_that_waits_for_a_lock_fails_at_its_deadline);

@@ -7,7 +7,7 @@ use crate::support::{Place, ids, started, store};
 
 on_both!(
     pages_have_each_sandbox_once_even_at_equal_times,
-    a_page_has_what_was_selected,
+    a_page_has_the_selected_sandboxes,
 );
 
 const RUNNING: [SandboxStatus; 1] = [SandboxStatus::Running];
@@ -67,7 +67,7 @@ async fn pages_have_each_sandbox_once_even_at_equal_times(place: Place) {
     }
 }
 
-async fn a_page_has_what_was_selected(place: Place) {
+async fn a_page_has_the_selected_sandboxes(place: Place) {
     let db = place.open().await;
     for (id, status, started_at, template) in [
         ("sb-1", SandboxStatus::Running, 1, "minimal"),

@@ -7,11 +7,11 @@ use crate::support::{Place, change, ids, sandbox, started, store};
 
 on_both!(
     all_columns_are_read_as_they_were_written,
-    a_row_is_written_and_removed_at_the_version_that_was_read_only,
+    a_row_changes_only_at_the_version_that_was_read,
     a_refresh_writes_data_of_the_host_and_keeps_the_version,
     an_id_is_unique,
     an_idempotency_key_is_unique_until_it_is_released,
-    a_list_has_the_statuses_asked_for_newest_first,
+    a_list_has_the_requested_statuses_newest_first,
     deadlines_of_running_sandboxes_are_listed_earliest_first,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
 );
@@ -38,7 +38,7 @@ async fn all_columns_are_read_as_they_were_written(place: Place) {
     assert_eq!(db.sandbox(&none).await.unwrap(), None);
 }
 
-async fn a_row_is_written_and_removed_at_the_version_that_was_read_only(place: Place) {
+async fn a_row_changes_only_at_the_version_that_was_read(place: Place) {
     let db = place.open().await;
     db.insert_sandbox(&sandbox("sb-1")).await.unwrap();
     let id = "sb-1".parse().unwrap();
@@ -103,7 +103,7 @@ async fn an_idempotency_key_is_unique_until_it_is_released(place: Place) {
     assert_eq!(found.unwrap().id.as_str(), "sb-4");
 }
 
-async fn a_list_has_the_statuses_asked_for_newest_first(place: Place) {
+async fn a_list_has_the_requested_statuses_newest_first(place: Place) {
     let db = place.open().await;
     for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
         let row = Sandbox {

@@ -32,7 +32,7 @@ pub(crate) fn cache() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// Place of a database, without tables at first.
+/// Address of a test's database, which has no tables at first.
 pub(crate) struct Place {
     pub(crate) url: String,
     /// Directory of SQLite's files.
@@ -55,7 +55,7 @@ impl Place {
         }
     }
 
-    /// Returns another place of the same kind.
+    /// Returns the address of another database on the same system.
     pub(crate) fn another(&self) -> Self {
         match self.dir {
             Some(_) => Self::sqlite(),
@@ -67,7 +67,7 @@ impl Place {
         Db::open(&self.url).await.unwrap()
     }
 
-    /// Returns a connection of its own.
+    /// Opens a connection that is independent of all handles.
     pub(crate) async fn connect(&self) -> Connection {
         match self.dir {
             Some(_) => Connection::Sqlite(SqliteConnection::connect(&self.url).await.unwrap()),

@@ -34,7 +34,7 @@ async fn upload(
 }
 
 #[tokio::test]
-async fn files_of_any_size_are_whole_in_both_directions() {
+async fn files_of_any_size_are_complete_in_both_directions() {
     let guest = Guest::start().await;
     let chunk = FILE_CHUNK_BYTES as u64;
     for size in [0, 1, chunk - 1, chunk, chunk + 1, 3_000_000] {
@@ -78,7 +78,7 @@ async fn a_large_file_passes_through_in_constant_memory() {
 }
 
 #[tokio::test]
-async fn a_download_that_breaks_off_is_an_error_and_never_short() {
+async fn an_interrupted_download_is_an_error_and_never_short() {
     let client = stub(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf").await;
     let mut download = client.download("/file", "").await.unwrap();
     assert_eq!(download.next().await.unwrap().unwrap(), "half");
@@ -88,7 +88,7 @@ async fn a_download_that_breaks_off_is_an_error_and_never_short() {
 }
 
 #[tokio::test]
-async fn an_upload_that_its_sender_gives_up_leaves_the_previous_file() {
+async fn an_abandoned_upload_leaves_the_previous_file() {
     let guest = Guest::start().await;
     let path = guest.path("file");
     fs::write(&path, "previous").unwrap();
@@ -127,7 +127,7 @@ async fn the_guests_errors_keep_their_codes() {
 }
 
 #[tokio::test]
-async fn directories_are_made_listed_and_removed() {
+async fn directories_are_created_listed_and_removed() {
     let guest = Guest::start().await;
     let client = &guest.client;
     let path = guest.path("dir");

@@ -63,7 +63,7 @@ async fn commands_one_after_another_share_a_connection() {
 }
 
 #[tokio::test]
-async fn much_output_to_a_slow_reader_is_whole_and_does_not_pile_up() {
+async fn output_to_a_slow_reader_is_complete_and_does_not_accumulate() {
     let guest = Guest::start().await;
     let before = peak_memory_kib();
     let request = start("seq", &["1", "6500000"]);
@@ -110,7 +110,7 @@ async fn collected_output_is_bounded_and_its_command_is_killed() {
 }
 
 #[tokio::test]
-async fn a_time_limit_ends_the_command_and_its_end_is_told() {
+async fn a_time_limit_ends_the_command_and_is_reported() {
     let guest = Guest::start().await;
     let exec = Exec {
         time_limit: Some(Duration::from_secs(1)),
@@ -227,7 +227,7 @@ async fn commands_that_hang_delay_no_other() {
 }
 
 #[tokio::test]
-async fn a_guest_that_breaks_off_is_unavailable_with_a_source() {
+async fn a_guest_that_disconnects_is_unavailable_with_a_source() {
     for answer in [
         &b""[..],
         b"\0\xffgarbage\r\n\r\n",

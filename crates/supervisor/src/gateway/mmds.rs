@@ -1,4 +1,4 @@
-//! Metadata service: tells the guest its identity, in version 2 of Firecracker's MMDS protocol.
+//! Metadata service: provides the guest's identity, in version 2 of Firecracker's MMDS protocol.
 //!
 //! A guest requests a token with `PUT /latest/api/token` and the header
 //! `X-metadata-token-ttl-seconds` (1 to 21600). It then reads data with `GET /…` and the token in

@@ -165,7 +165,7 @@ async fn only_regular_files_are_read() -> Result<()> {
 }
 
 #[tokio::test]
-async fn directories_are_made_listed_and_removed() -> Result<()> {
+async fn directories_are_created_listed_and_removed() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     let call = async |route: &str, body: serde_json::Value| {

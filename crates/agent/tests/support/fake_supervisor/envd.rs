@@ -1,7 +1,7 @@
 //! Fake guest agent: the calls that only the host makes, with faults, and the start of processes,
-//! which are real and run in the guest's network. The real guest agent cannot stand in: this program
-//! is a binary of the agent's crate, so it has none of the development dependencies, and the agent
-//! must not depend on a program of the guest.
+//! which are real and run in the guest's network. The real guest agent cannot be used here: this
+//! program is a binary of the agent's crate and has none of the development dependencies, and the
+//! agent must not depend on a program of the guest.
 
 use std::{
     fs, io,

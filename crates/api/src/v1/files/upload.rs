@@ -3,10 +3,10 @@
 //! Buffers a few pieces of 64 KiB beside the data that the HTTP library has read. A guest that
 //! writes slowly slows down the client.
 //!
-//! An incomplete file must not look complete. The call to the guest ends normally in one case only:
-//! the form was read to its end. In every other case (client disconnected, form invalid, file too
-//! large) the call is dropped while its content has *not* ended, so that the guest sees an aborted
-//! request and keeps the previous file.
+//! An incomplete file is never stored as complete. The call to the guest ends normally in one case
+//! only: the form was read to its end. In every other case (client disconnected, form invalid, file
+//! too large) the call is dropped while its content has *not* ended, so that the guest sees an
+//! aborted request and keeps the previous file.
 
 use std::{pin::Pin, time::Duration};
 

@@ -139,7 +139,7 @@ pub(crate) struct State {
     pub(crate) list_gate: Gate,
     /// Destroys wait here.
     pub(crate) destroy_gate: Gate,
-    /// Bytes for guests wait here.
+    /// Tunnels wait here before they pass bytes to guests.
     pub(crate) upload_gate: Gate,
     pub(crate) pause_gate: Gate,
     pub(crate) resume_gate: Gate,

@@ -95,7 +95,7 @@ fn written(status: S, warning: &str, host: Option<&HostReport>, cause: Cause<'_>
 }
 
 #[test]
-fn every_cell_of_the_table_for_failed_calls_is_as_it_is_written() {
+fn every_cell_of_the_table_for_failed_calls_holds() {
     let table = [
         (S::Pending, "EEEEEEE"),
         (S::Starting, "EEEEEEE"),
@@ -151,7 +151,7 @@ fn a_failed_call_is_described_in_the_row() {
 }
 
 #[test]
-fn an_interruption_is_described_in_the_row_unless_more_is_known() {
+fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
     let interrupted = "the pause was interrupted; the sandbox keeps running";
     for (before, reported, after) in [
         ("", "", interrupted),
@@ -192,7 +192,7 @@ fn a_lifetime_starts_when_the_sandbox_starts_to_run_and_not_when_a_pause_fails()
 }
 
 #[test]
-fn a_failed_create_is_undone_in_the_same_way_whatever_the_host_has() {
+fn a_failed_create_is_undone_for_every_report_of_the_host() {
     for status in [S::Pending, S::Starting] {
         for host in host_reports() {
             assert_eq!(
@@ -223,7 +223,7 @@ fn any_cause() -> impl Strategy<Value = Cause<'static>> {
 
 proptest! {
     #[test]
-    fn every_decision_is_one_that_the_state_machine_allows(
+    fn every_decision_is_allowed_by_the_state_machine(
         status in any_status(),
         host in any_host(),
         cause in any_cause(),
@@ -251,7 +251,7 @@ proptest! {
     }
 
     #[test]
-    fn what_the_host_has_is_destroyed_when_its_row_ends(
+    fn resources_of_the_host_are_destroyed_when_their_row_ends(
         status in any_status(),
         host in any_host(),
         cause in any_cause(),

@@ -1,5 +1,5 @@
-//! Guest of a fake sandbox: a real guest agent in this process. Its processes and files are those of
-//! the host, and it runs commands as root.
+//! Guest of a fake sandbox: a real guest agent in this process. The agent's processes and files are
+//! those of the host, and it runs commands as root.
 
 use std::{net::SocketAddr, process::Command, sync::Arc};
 

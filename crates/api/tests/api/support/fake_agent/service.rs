@@ -1,4 +1,4 @@
-//! The calls of the fake.
+//! RPC service of the fake agent.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -9,7 +9,7 @@ use wrenn_proto::rpc::hostagent::v1::{self as rpc, HostAgentService};
 
 use super::{State, lock};
 
-/// RPC service of the fake.
+/// Implementation of `hostagent.v1`.
 pub(super) struct Service(pub(super) Arc<State>);
 
 #[expect(
