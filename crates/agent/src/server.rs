@@ -240,6 +240,11 @@ async fn serve_until(
     router: axum::Router,
     shutdown: &CancellationToken,
 ) -> Result<(), AgentError> {
+    // A connection may become a tunnel, which carries small writes one after another. Each would
+    // wait for the acknowledgment of the one before, some 40 ms.
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        let _ = stream.set_nodelay(true);
+    });
     let serve =
         axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let drained = async {

@@ -315,7 +315,7 @@ impl Guest {
         &self,
         path: &str,
         user: &str,
-        content: impl Stream<Item = Bytes> + Send + 'static,
+        content: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,
     ) -> Result<(), AgentError> {
         self.explained(self.client.upload(path, user, content).await)
             .await

@@ -20,6 +20,9 @@ use std::{
 
 use tempfile::NamedTempFile;
 
+/// Maximum length of a file name that becomes part of its draft's name, in bytes.
+const MAX_NAME_BYTES: usize = 200;
+
 /// File that is being written, without its name. Dropping it removes it.
 #[derive(Debug)]
 pub struct Draft {
@@ -34,7 +37,13 @@ impl Draft {
     /// Fails if no file can be created in the directory of `destination`.
     pub fn new(destination: &Path, mode: u32) -> io::Result<Self> {
         let mut prefix = OsString::from(".");
-        prefix.push(destination.file_name().unwrap_or_default());
+        // A name has at most 255 bytes, and the draft's name is longer by 12.
+        let name = destination.file_name().unwrap_or_default();
+        prefix.push(if name.len() <= MAX_NAME_BYTES {
+            name
+        } else {
+            "long-name".as_ref()
+        });
         prefix.push(".");
         let file = tempfile::Builder::new()
             .prefix(&prefix)

@@ -142,8 +142,8 @@ impl EnvdClient {
 
     /// Writes a file of the guest. The file is complete at the end of `content`.
     ///
-    /// Dropping this future before that aborts the request. The guest agent then knows that the
-    /// file is incomplete and keeps the previous file.
+    /// Dropping this future before that, or an error in `content`, aborts the request. The guest
+    /// agent then knows that the file is incomplete and keeps the previous file.
     ///
     /// # Errors
     /// If the guest rejects the file or stops accepting data.
@@ -151,10 +151,13 @@ impl EnvdClient {
         &self,
         path: &str,
         user: &str,
-        content: impl Stream<Item = Bytes> + Send + 'static,
+        content: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,
     ) -> Result<(), ConnectError> {
         let pace = Pace::default();
-        let frames = pace.clone().watch(content).map(Frame::data).map(Ok);
+        let frames = pace
+            .clone()
+            .watch(content)
+            .map(|bytes| bytes.map(Frame::data));
         let request = self
             .files_request(Method::POST, path, user)?
             .header(header::CONTENT_TYPE, "application/octet-stream")

@@ -28,6 +28,8 @@ use crate::{
 pub struct ProcessEvents {
     source: Source,
     broken: Broken,
+    /// User that the call names; empty if it names none.
+    user: String,
 }
 
 #[derive(Debug)]
@@ -45,7 +47,9 @@ impl ProcessEvents {
     /// the same error.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
         let broken = self.broken.clone();
-        broken.watch(self.source.next()).await
+        let event = broken.watch(self.source.next()).await;
+        // The guest agent rejects a start within the stream, after the response has begun.
+        event.map_err(unknown_user(&self.user))
     }
 }
 
@@ -70,6 +74,14 @@ impl Source {
     }
 }
 
+/// Maximum size of an event, in bytes. The guest agent sends at most some 64 KiB of output in one.
+/// Each open stream may hold one event in memory.
+const MAX_EVENT_BYTES: usize = 1024 * 1024;
+
+fn event_options() -> CallOptions {
+    CallOptions::default().with_max_message_size(MAX_EVENT_BYTES)
+}
+
 impl EnvdClient {
     /// Starts a process. `time_limit` limits the process, not the call. The output of a `detached`
     /// process is not streamed. The process keeps running if the caller drops the events.
@@ -83,7 +95,7 @@ impl EnvdClient {
         time_limit: Option<Duration>,
         detached: bool,
     ) -> Result<ProcessEvents, ConnectError> {
-        let mut options = as_user(CallOptions::default(), user)?;
+        let mut options = as_user(event_options(), user)?;
         if detached {
             options = options.try_with_header(headers::DETACHED, "1")?;
         }
@@ -101,6 +113,7 @@ impl EnvdClient {
         Ok(ProcessEvents {
             source: Source::Started(stream),
             broken,
+            user: user.to_owned(),
         })
     }
 
@@ -114,10 +127,15 @@ impl EnvdClient {
             ..Default::default()
         };
         let (process, broken) = self.process();
-        let stream = within(CALL_DEADLINE, process.connect(request)).await?;
+        let stream = within(
+            CALL_DEADLINE,
+            process.connect_with_options(request, event_options()),
+        )
+        .await?;
         Ok(ProcessEvents {
             source: Source::Connected(stream),
             broken,
+            user: String::new(),
         })
     }
 

@@ -18,7 +18,7 @@ use wrenn_model::SandboxId;
 use crate::DialError;
 
 /// Time within which the agent must answer. The agent itself gives the port three seconds.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(8);
 
 /// Maximum size of an error response, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;

@@ -39,7 +39,7 @@ use crate::sandbox::{Running, Sandbox, State, Tunnel, actor::SandboxActors};
 pub(super) const PROTOCOL: &str = "wrenn-tunnel";
 
 /// Maximum time for the guest to accept a connection. A port without a listener is refused at once.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Maximum time for the caller to switch protocols after the `101` response.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);

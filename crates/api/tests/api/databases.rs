@@ -97,7 +97,7 @@ async fn a_repeated_create_returns_the_first_sandbox(databases: Databases) {
     let control = Control::start_with(&agent, databases.options("db")).await;
     let create = || {
         let request = control.request(Method::POST, "/v2/sandboxes");
-        let request = request.header("Idempotency-Key", "the same");
+        let request = request.header("Idempotency-Key", "the-same");
         answer(request.json(&json!({ "templateID": "minimal" })))
     };
     let ((_, first), (_, second)) = tokio::join!(create(), create());

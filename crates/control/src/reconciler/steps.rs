@@ -39,9 +39,9 @@ const MAX_ROWS: u32 = 100_000;
 /// Minimum change of a sandbox's activity time that is written to its row, in milliseconds.
 const USE_GRAIN_MS: i64 = 1000;
 
-/// Precision of the activity time of a sandbox in use, in milliseconds. An open terminal does not
-/// cause a write per second.
-const IN_USE_GRAIN_MS: i64 = 10_000;
+/// Maximum precision of the activity time of a sandbox in use, in milliseconds. An open terminal
+/// does not cause a write per second.
+const MAX_IN_USE_GRAIN_MS: i64 = 10_000;
 
 /// Task that compares the rows with the sandboxes of the host and corrects the differences.
 pub struct Reconciler {
@@ -252,7 +252,14 @@ impl Step {
     async fn keep(&self) -> Result<(), LifecycleError> {
         let row = self.db.sandbox(&self.id).await?;
         let status = row.map(|row| row.status);
-        if status == Some(SandboxStatus::Stopped) {
+        // The destroy that follows a loss may have failed.
+        let is_lost = status == Some(SandboxStatus::Error)
+            && self
+                .found
+                .report
+                .as_ref()
+                .is_some_and(|report| matches!(report.state, HostState::Error { .. }));
+        if status == Some(SandboxStatus::Stopped) || is_lost {
             return Ok(self.agent.destroy(self.id.as_str()).await?);
         }
         let mut kept = self.kept.lock();
@@ -293,7 +300,7 @@ impl Step {
         let last_use_ms = match self.lifecycle.use_of(&self.id) {
             (true, _) => {
                 let now_ms = clock::now_ms();
-                now_ms - now_ms.rem_euclid(IN_USE_GRAIN_MS)
+                now_ms - now_ms.rem_euclid(in_use_grain_ms(row.timeout_sec))
             }
             (false, last_ended_ms) => last_ended_ms,
         };
@@ -306,6 +313,12 @@ impl Step {
         }
         Ok(())
     }
+}
+
+/// Returns the precision of the activity time of a sandbox in use, in milliseconds: a quarter of its
+/// idle time, so that another process does not take it for idle.
+fn in_use_grain_ms(timeout_sec: u32) -> i64 {
+    (i64::from(timeout_sec) * 250).clamp(USE_GRAIN_MS, MAX_IN_USE_GRAIN_MS)
 }
 
 /// Returns the reports of the host, by sandbox.

@@ -144,7 +144,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     Statement::new(
         "refresh the sandbox",
         "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5, \
-         host_id = $6 WHERE id = $7 AND version = $8",
+         host_id = $6, envd_token = $7 WHERE id = $8 AND version = $9",
     )
     .bind(&*row.guest_ip)
     .bind(&*row.host_ip)
@@ -152,6 +152,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(row.last_active_at)
     .bind(&*row.warning)
     .bind(&*row.host_id)
+    .bind(&*row.envd_token)
     .bind(row.id.as_str())
     .bind(row.version)
 }

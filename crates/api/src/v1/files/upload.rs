@@ -15,6 +15,7 @@ use axum::extract::{
     multipart::{Field, MultipartError},
 };
 use bytes::Bytes;
+use connectrpc::ConnectError;
 use futures::Stream;
 use http::{HeaderMap, StatusCode, header};
 use tokio::sync::mpsc;
@@ -156,13 +157,19 @@ impl Transfer {
     }
 }
 
-/// Returns the content of the file. It ends after [`Piece::End`] and never otherwise.
-fn content(pieces: mpsc::Receiver<Piece>) -> impl Stream<Item = Bytes> + Send + 'static {
+/// Returns the content of the file. It ends after [`Piece::End`], and otherwise with an error, which
+/// aborts the request even if the guest has already responded.
+fn content(
+    pieces: mpsc::Receiver<Piece>,
+) -> impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static {
     futures::stream::unfold(pieces, |mut pieces| async move {
         match pieces.recv().await {
-            Some(Piece::Data(bytes)) => Some((bytes, pieces)),
+            Some(Piece::Data(bytes)) => Some((Ok(bytes), pieces)),
             Some(Piece::End) => None,
-            None => std::future::pending().await,
+            None => {
+                let error = ConnectError::aborted("the client did not send the whole file");
+                Some((Err(error), pieces))
+            }
         }
     })
 }
