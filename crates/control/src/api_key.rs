@@ -6,7 +6,7 @@
 //! bits, so a plain hash is sufficient.
 //!
 //! A key deleted by this process stops working at once. A key deleted by another process with the
-//! same database stops working after [`REMEMBER`].
+//! same database stops working after `REMEMBER`.
 
 mod first_key;
 

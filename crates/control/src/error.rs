@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use wrenn_db::DbError;
 
-/// Reason why [`serve`](crate::serve) ended.
+/// Reason why the control plane ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {

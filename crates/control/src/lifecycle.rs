@@ -9,7 +9,7 @@
 //! row if its version is unchanged, otherwise start over. Changes that do not affect the status are
 //! written by [`Lifecycle::change`], in the same way.
 //!
-//! [`settle()`] decides on the status of a row from the host's report, and [`Lifecycle::settle`]
+//! `settle` decides on the status of a row from the host's report, and `Lifecycle::settle`
 //! applies the decision: for the reconciler, after a failed call, and for an adopted sandbox.
 //!
 //! | failure                          | state left behind             | cleaned up by             |

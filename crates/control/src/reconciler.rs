@@ -2,7 +2,7 @@
 //!
 //! Owns one task, which makes a pass once per
 //! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the rows that are not in a
-//! final status, *then* asks the host for its sandboxes, and takes the steps that [`reconcile`]
+//! final status, *then* asks the host for its sandboxes, and takes the steps that `reconcile`
 //! returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is in progress
 //! in this process, nor on a row that changed since it was read: its view of such a sandbox is
 //! stale, and the next pass follows soon. While the host does not answer, nothing is changed, and
@@ -22,7 +22,7 @@
 //! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - (3): only if [`STEADY_LOOKS`] consecutive passes saw the row and the host like this. A sandbox
+//! - (3): only if `STEADY_LOOKS` consecutive passes saw the row and the host like this. A sandbox
 //!   may be absent from one answer, and another control plane may have written the row and not
 //!   called the host yet.
 //! - "reap": an idle sandbox is paused or destroyed, as requested at its creation.

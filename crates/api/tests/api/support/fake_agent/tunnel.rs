@@ -68,8 +68,8 @@ async fn carry(state: &State, id: &str, upgrade: OnUpgrade, guest: TcpStream) {
     let (from_caller, to_caller) = tokio::io::split(TokioIo::new(caller));
     let (from_guest, to_guest) = guest.into_split();
     tokio::join!(
-        state.to_guest(from_caller, to_guest),
-        state.from_guest(id, from_guest, to_caller),
+        state.copy_to_guest(from_caller, to_guest),
+        state.copy_from_guest(id, from_guest, to_caller),
     );
 }
 
@@ -94,7 +94,11 @@ impl State {
         guests[id].address
     }
 
-    async fn to_guest(&self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    async fn copy_to_guest(
+        &self,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+    ) {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
             self.upload_gate.pass().await;
@@ -111,7 +115,7 @@ impl State {
         let _ = to.shutdown().await;
     }
 
-    async fn from_guest(
+    async fn copy_from_guest(
         &self,
         id: &str,
         mut from: impl AsyncRead + Unpin,
