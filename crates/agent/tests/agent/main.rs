@@ -17,3 +17,4 @@ mod lifecycle;
 mod ownership;
 mod policy;
 mod tunnel;
+mod upgrade;

@@ -129,3 +129,38 @@ async fn a_database_of_a_newer_release_is_not_opened(place: Place) {
     let got = Db::open(&place.url).await;
     assert!(matches!(got, Err(DbError::Migrate { .. })), "{got:?}");
 }
+
+/// Database that a control plane of release 0.1.0 (commit 95e2493) wrote: a paused sandbox with a
+/// snapshot, a running one, and two keys.
+#[tokio::test]
+async fn the_frozen_database_of_release_0_1_0_is_opened_with_its_rows() {
+    let frozen = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/wrenn-0.1.0.db");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("wrenn.db");
+    std::fs::copy(frozen, &file).unwrap();
+    let db = Db::open(&format!("sqlite://{}?mode=rwc", file.display()))
+        .await
+        .unwrap();
+    let row = async |id: &str| db.sandbox(&id.parse().unwrap()).await.unwrap().unwrap();
+
+    let paused = row("sb-d79ee15e").await;
+    assert_eq!(paused.status, SandboxStatus::Paused);
+    assert_eq!((paused.memory_mb, paused.disk_size_mb), (256, 5120));
+    assert_eq!(paused.metadata["a"], "b");
+    assert_eq!(paused.boot.map(|boot| boot.envd_ms), Some(3565));
+    assert!(!paused.envd_token.is_empty() && !paused.is_on_other_host("this-host"));
+    let running = row("sb-fc61c947").await;
+    assert_eq!(running.status, SandboxStatus::Running);
+    assert_eq!(
+        (running.timeout_sec, running.on_timeout),
+        (600, OnTimeout::Kill)
+    );
+    assert!(db.update_sandbox(&running).await.unwrap());
+
+    let names = db.templates().await.unwrap().into_iter().map(|t| t.name);
+    assert_eq!(names.collect::<Vec<_>>(), ["base", "kept", "minimal"]);
+    assert_eq!(db.templates_of("sb-d79ee15e").await.unwrap(), ["kept"]);
+    for prefix in ["wrn_585d", "e2b_7543"] {
+        assert_eq!(db.api_keys_by_prefix(prefix).await.unwrap().len(), 1);
+    }
+}
