@@ -1,6 +1,6 @@
 //! Data directory of release 0.1.0 (commit 95e2493), frozen in `fixtures/data-dir-0.1.0.tar.gz`.
 //!
-//! It was written by the agent of that release with the stand-ins of its tests, in
+//! Written by the agent of that release with the stand-ins of its tests, in
 //! `/run/wrenn-0.1.0`, a path that its files contain:
 //!
 //! | sandbox | state |

@@ -66,6 +66,7 @@ async fn a_refresh_writes_data_of_the_host_and_keeps_the_version(place: Place) {
         last_active_at: seen.last_active_at,
         warning: seen.warning,
         host_id: seen.host_id,
+        envd_token: seen.envd_token,
         ..before
     };
     assert_eq!(db.sandbox(&expected.id).await.unwrap(), Some(expected));
