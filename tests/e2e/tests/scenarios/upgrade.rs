@@ -4,7 +4,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use reqwest::Method;
 use serde_json::json;
 use wrenn_e2e::{Sandbox, Service, host::vmm_of};
 
@@ -16,15 +17,15 @@ fn earlier() -> Result<PathBuf> {
     Ok(dir.into())
 }
 
-/// Starts a counter in the guest's memory: a process that appends increasing numbers to a file.
-async fn start_counter(sandbox: &Sandbox<'_>) -> Result<()> {
+/// Starts a counter: a process in the guest that writes increasing numbers to a file.
+async fn start_counter(service: &Service, sandbox: &Sandbox<'_>) -> Result<()> {
     let script = "n=0; while :; do n=$((n+1)); echo $n > /tmp/count; sleep 0.2; done";
-    let started = sandbox
-        .exec_with(
-            json!({ "cmd": "sh", "args": ["-c", script], "background": true, "tag": "counter" }),
-        )
-        .await;
-    started.map(drop)
+    let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
+    let (status, reply) = service
+        .json(Method::POST, &sandbox.path("/exec"), &body)
+        .await?;
+    ensure!(status.is_success(), "{status} {reply}");
+    Ok(())
 }
 
 async fn count(sandbox: &Sandbox<'_>) -> Result<u64> {
@@ -59,10 +60,10 @@ async fn leave_sandboxes(service: &Service) -> Result<Left> {
     running
         .write("/home/user/note", "of a running sandbox")
         .await?;
-    start_counter(&running).await?;
+    start_counter(service, &running).await?;
     let running_count = counts_on(&running, 0).await?;
     let paused = service.create().await?;
-    start_counter(&paused).await?;
+    start_counter(service, &paused).await?;
     counts_on(&paused, 0).await?;
     paused.pause().await?;
     paused.resume().await?;
@@ -70,10 +71,8 @@ async fn leave_sandboxes(service: &Service) -> Result<Left> {
         .write("/home/user/note", "of a paused sandbox")
         .await?;
     let body = json!({ "sandbox_id": paused.id(), "name": "earlier" });
-    let (status, reply) = service
-        .json(reqwest::Method::POST, "/v1/snapshots", &body)
-        .await?;
-    anyhow::ensure!(status.is_success(), "{status} {reply}");
+    let (status, reply) = service.json(Method::POST, "/v1/snapshots", &body).await?;
+    ensure!(status.is_success(), "{status} {reply}");
     let paused_count = count(&paused).await?;
     paused.pause().await?;
     Ok(Left {
