@@ -13,7 +13,7 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use connectrpc::{ConnectError, RequestContext};
 use http::{HeaderMap, Method, StatusCode, header};
-use wrenn_proto::Grant;
+use wrenn_proto::{Grant, headers::ACCESS_TOKEN};
 
 use crate::{
     http_error::error_response,
@@ -21,12 +21,10 @@ use crate::{
     users::{self, User},
 };
 
-const TOKEN_HEADER: &str = "x-access-token";
-
 /// Returns the token in a request's headers.
 #[must_use]
 pub fn shown_token(headers: &HeaderMap) -> Option<&str> {
-    headers.get(TOKEN_HEADER)?.to_str().ok()
+    headers.get(ACCESS_TOKEN)?.to_str().ok()
 }
 
 /// Middleware that admits requests with the access token. Some routes check by themselves:

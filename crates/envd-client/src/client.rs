@@ -16,7 +16,10 @@ use hyper_util::{
     client::legacy::{self, Client},
     rt::{TokioExecutor, TokioTimer},
 };
-use wrenn_proto::rpc::{filesystem::FilesystemClient, process::ProcessClient};
+use wrenn_proto::{
+    headers::ACCESS_TOKEN,
+    rpc::{filesystem::FilesystemClient, process::ProcessClient},
+};
 
 use crate::{
     Dial, Stream,
@@ -37,9 +40,6 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 /// Maximum size of `/metrics` responses and error bodies, in bytes.
 pub(crate) const MAX_SMALL_ANSWER_BYTES: usize = 64 * 1024;
-
-/// Header with the token that the guest agent requires from its clients.
-const ACCESS_TOKEN: &str = "x-access-token";
 
 /// Origin of all URIs. The connector does not use it.
 const ORIGIN: &str = "http://envd";

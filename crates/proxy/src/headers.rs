@@ -10,7 +10,8 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Header that carries the guest agent's access token.
-pub(crate) const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+pub(crate) const ACCESS_TOKEN: HeaderName =
+    HeaderName::from_static(wrenn_proto::headers::ACCESS_TOKEN);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static(crate::failure::TRAFFIC_TOKEN);

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use wrenn_model::SandboxId;
+use wrenn_proto::headers;
 
 use crate::DialError;
 
@@ -22,8 +23,6 @@ const DEADLINE: Duration = Duration::from_secs(8);
 
 /// Maximum size of an error response, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
-
-const PROTOCOL: &str = "wrenn-tunnel";
 
 /// Invalid address or token of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -196,7 +195,7 @@ impl AgentTunnel {
             .header(header::HOST, &self.authority)
             .header(header::AUTHORIZATION, &self.bearer)
             .header(header::CONNECTION, "upgrade")
-            .header(header::UPGRADE, PROTOCOL)
+            .header(header::UPGRADE, headers::TUNNEL_PROTOCOL)
             .body(Empty::<Bytes>::new())
             .map_err(|error| TunnelError::Unreachable(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broke)?;

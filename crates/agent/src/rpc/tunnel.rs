@@ -32,11 +32,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+use wrenn_proto::headers::TUNNEL_PROTOCOL;
 
 use crate::sandbox::{Running, Sandbox, State, Tunnel, actor::SandboxActors};
-
-/// Protocol name in the `Upgrade` header.
-pub(super) const PROTOCOL: &str = "wrenn-tunnel";
 
 /// Maximum time for the guest to accept a connection. A port without a listener is refused at once.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -54,7 +52,7 @@ pub(super) async fn open(
     mut request: Request,
 ) -> Response {
     let Some(upgrade) = asked_upgrade(&mut request) else {
-        let message = format!("this route requires HTTP/1.1 with `Upgrade: {PROTOCOL}`");
+        let message = format!("this route requires HTTP/1.1 with `Upgrade: {TUNNEL_PROTOCOL}`");
         return refusal(StatusCode::BAD_REQUEST, "invalid_argument", &message);
     };
     let Some(port) = port.parse().ok().filter(|port| *port > 0_u16) else {
@@ -77,7 +75,7 @@ pub(super) async fn open(
     });
     let upgraded = [
         (header::CONNECTION, HeaderValue::from_static("upgrade")),
-        (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
+        (header::UPGRADE, HeaderValue::from_static(TUNNEL_PROTOCOL)),
     ];
     (StatusCode::SWITCHING_PROTOCOLS, upgraded).into_response()
 }
@@ -85,7 +83,10 @@ pub(super) async fn open(
 /// Returns the caller's connection, if the request asks for a tunnel.
 fn asked_upgrade(request: &mut Request) -> Option<OnUpgrade> {
     let wanted = request.headers().get(header::UPGRADE)?;
-    if !wanted.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()) {
+    if !wanted
+        .as_bytes()
+        .eq_ignore_ascii_case(TUNNEL_PROTOCOL.as_bytes())
+    {
         return None;
     }
     request.extensions_mut().remove::<OnUpgrade>()
