@@ -88,12 +88,21 @@ async fn a_sandbox_is_created_listed_used_and_removed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_is_content_with_this_machine() -> Result<()> {
+async fn doctor_finds_nothing_wrong_with_this_machine() -> Result<()> {
     let service = Service::start().await?;
-    let doctor = run(&service, "doctor", &[])?;
-    assert!(doctor.status.success(), "{}", text(&doctor.stdout));
-    let json = run(&service, "doctor", &["--json"])?;
-    serde_json::from_slice::<serde_json::Value>(&json.stdout)?;
+    let text_report = run(&service, "doctor", &[])?;
+    let json_report = run(&service, "doctor", &["--json"])?;
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&json_report.stdout)?;
+    let failed: Vec<&str> = findings
+        .iter()
+        .filter(|finding| finding["level"] == "fail")
+        .filter_map(|finding| finding["name"].as_str())
+        .collect();
+    // Other programs of the machine decide how much of its disk is free.
+    let failed_here = failed.iter().filter(|name| **name != "free disk").count();
+    assert_eq!(failed_here, 0, "{}", text(&text_report.stdout));
+    assert!(findings.iter().any(|finding| finding["name"] == "images"));
+    assert_eq!(json_report.status.success(), failed.is_empty());
     Ok(())
 }
 
