@@ -52,7 +52,7 @@ pub struct Launch<'a> {
     pub args: &'a [String],
     /// Complete environment.
     pub envs: &'a BTreeMap<String, String>,
-    /// Working directory, entered with the caller's rights.
+    /// Working directory, entered with the rights of the program's user.
     pub directory: &'a Path,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
@@ -83,9 +83,18 @@ pub enum SpawnError {
     /// The kernel created no process: no memory, no free process id, or no such control group.
     #[error("failed to create a process")]
     NoProcess(#[source] io::Error),
+    /// The kernel created a process, but the process could not be set up.
+    #[error("failed to set up the process")]
+    NoSetup(#[source] io::Error),
+    /// The user of the program cannot enter the working directory.
+    #[error("failed to enter the working directory")]
+    NoDirectory(#[source] io::Error),
     /// The kernel created a process, but the program could not be executed in it.
     #[error("failed to execute the program")]
     NoProgram(#[source] io::Error),
+    /// The program exists, but the interpreter or loader that the program names does not.
+    #[error("failed to find the interpreter of the program")]
+    NoInterpreter(#[source] io::Error),
 }
 
 impl SpawnError {
@@ -94,7 +103,11 @@ impl SpawnError {
     pub fn into_io(self) -> io::Error {
         match self {
             Self::Invalid => io::ErrorKind::InvalidInput.into(),
-            Self::NoProcess(error) | Self::NoProgram(error) => error,
+            Self::NoProcess(error)
+            | Self::NoSetup(error)
+            | Self::NoDirectory(error)
+            | Self::NoProgram(error)
+            | Self::NoInterpreter(error) => error,
         }
     }
 }
@@ -117,14 +130,14 @@ pub fn spawn(launch: &Launch<'_>) -> Result<Spawned, SpawnError> {
     drop::<PipeWriter>(reporter);
     // End of file means success: the program has replaced the child, which closed its end of the
     // pipe.
-    let mut problem = [0; 4];
-    let problem = match report.read_exact(&mut problem) {
+    let mut bytes = child::Report::default();
+    let problem = match report.read_exact(&mut bytes) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(spawned),
-        Err(error) => error,
-        Ok(()) => io::Error::from_raw_os_error(i32::from_ne_bytes(problem)),
+        Err(error) => SpawnError::NoSetup(error),
+        Ok(()) => child::decode(bytes),
     };
     reap(&spawned);
-    Err(SpawnError::NoProgram(problem))
+    Err(problem)
 }
 
 /// `struct clone_args` of `linux/sched.h`, in its third version.

@@ -33,6 +33,40 @@ static EMPTY_MASK: u64 = 0;
 /// Interpreter for scripts without a `#!` line.
 const SHELL: &CStr = c"/bin/sh";
 
+/// Step at which the child failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    Setup = 0,
+    Directory = 1,
+    Program = 2,
+    Interpreter = 3,
+}
+
+/// Failure of the child, as sent to the parent.
+///
+/// | off | size | field                             |
+/// |-----|------|-----------------------------------|
+/// |   0 |    1 | step                              |
+/// |   1 |    4 | error number, in native byte order |
+pub(super) type Report = [u8; 5];
+
+fn encode(step: Step, error: &io::Error) -> Report {
+    let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
+    [step as u8, a, b, c, d]
+}
+
+/// Returns the error that a report describes.
+pub(super) fn decode([step, number @ ..]: Report) -> SpawnError {
+    let error = io::Error::from_raw_os_error(i32::from_ne_bytes(number));
+    match step {
+        step if step == Step::Directory as u8 => SpawnError::NoDirectory(error),
+        step if step == Step::Program as u8 => SpawnError::NoProgram(error),
+        step if step == Step::Interpreter as u8 => SpawnError::NoInterpreter(error),
+        _ => SpawnError::NoSetup(error),
+    }
+}
+
 /// All data that the child needs, in the kernel's representation.
 pub(super) struct Image {
     /// Paths at which the program may be.
@@ -87,14 +121,17 @@ impl Image {
         launch: &Launch<'_>,
         reporter: &PipeWriter,
     ) -> Infallible {
-        let error = match self.prepare(launch) {
-            Ok(()) => self.execute(),
-            Err(error) => error,
+        let (step, error) = match self.prepare(launch) {
+            Err(error) => (Step::Setup, error),
+            Ok(()) => match self.enter_directory() {
+                Err(error) => (Step::Directory, error),
+                Ok(()) => self.execute(),
+            },
         };
-        let number = error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
+        let report = encode(step, &error);
         let fd = reporter.as_raw_fd();
         // SAFETY: the bytes are valid for their length, and the descriptor is open.
-        let _ = unsafe { libc::write(fd, number.as_ptr().cast(), number.len()) };
+        let _ = unsafe { libc::write(fd, report.as_ptr().cast(), report.len()) };
         // SAFETY: `_exit` ends the process at once, without running any of the parent's exit
         // handlers.
         unsafe { libc::_exit(127) }
@@ -111,18 +148,22 @@ impl Image {
         write_once(c"/proc/self/oom_score_adj", &self.oom_score_adj);
         // Priorities are best effort: if the kernel rejects them, the process runs nevertheless.
         set_ranks();
-        // SAFETY: the path is NUL-terminated and outlives the call.
-        check(unsafe { libc::chdir(self.directory.as_ptr()) })?;
         if let Some(limits) = launch.credentials.open_files {
             limit_open_files(limits)?;
         }
         become_user(launch.credentials)
     }
 
+    /// Enters the working directory as the program's user, who may not have the caller's rights.
+    fn enter_directory(&self) -> io::Result<()> {
+        // SAFETY: the path is NUL-terminated and outlives the call.
+        check(unsafe { libc::chdir(self.directory.as_ptr()) })
+    }
+
     /// Tries each path, and runs the shell for a file that the kernel reports as not executable by
     /// itself (ENOEXEC). Returns the reason why none worked.
-    fn execute(&mut self) -> io::Error {
-        let mut denied = false;
+    fn execute(&mut self) -> (Step, io::Error) {
+        let (mut denied, mut incomplete) = (false, false);
         for path in &self.paths {
             // SAFETY: the path is NUL-terminated, both lists end with a null pointer, and the
             // memory they point to lives in `self`.
@@ -137,12 +178,24 @@ impl Image {
             }
             match error.raw_os_error() {
                 Some(libc::EACCES) => denied = true,
-                Some(libc::ENOENT | libc::ENOTDIR) => {}
-                _ => return error,
+                // The kernel does not say whether the program or its interpreter is missing.
+                Some(libc::ENOENT) => incomplete |= exists(path),
+                Some(libc::ENOTDIR) => {}
+                _ => return (Step::Program, error),
             }
         }
-        io::Error::from_raw_os_error(if denied { libc::EACCES } else { libc::ENOENT })
+        let (step, number) = match (incomplete, denied) {
+            (true, _) => (Step::Interpreter, libc::ENOENT),
+            (false, true) => (Step::Program, libc::EACCES),
+            (false, false) => (Step::Program, libc::ENOENT),
+        };
+        (step, io::Error::from_raw_os_error(number))
     }
+}
+
+fn exists(path: &CStr) -> bool {
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    (unsafe { libc::access(path.as_ptr(), libc::F_OK) }) == 0
 }
 
 /// Duplicates the standard descriptors to the numbers 0 to 2. The duplicates stay open in the

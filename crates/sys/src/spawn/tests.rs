@@ -117,6 +117,52 @@ fn a_program_is_found_as_a_shell_finds_it() {
     assert_eq!(find(&format!("{here}/bare")).expect("runs").1, Some(0));
 }
 
+/// Starts a program that cannot run, in a directory, and returns the error.
+fn refusal(program: &str, directory: &Path, credentials: &Credentials) -> SpawnError {
+    let envs = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+    let null = fs::File::open("/dev/null").expect("there");
+    let launch = Launch {
+        program,
+        args: &[],
+        envs: &envs,
+        directory,
+        stdio: [null.as_fd(), null.as_fd(), null.as_fd()],
+        credentials,
+        cgroup: None,
+    };
+    spawn(&launch).expect_err("refused")
+}
+
+#[test]
+fn an_error_names_the_step_that_failed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = dir.path().join("script");
+    fs::write(&script, "#!/no/such/interpreter\n").expect("written");
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    };
+    mode(&script, 0o755);
+    let script = script.display().to_string();
+    let error = refusal(&script, Path::new("/"), &root());
+    assert!(matches!(error, SpawnError::NoInterpreter(_)), "{error:?}");
+    let error = refusal("no-such-program", Path::new("/"), &root());
+    assert!(matches!(error, SpawnError::NoProgram(_)), "{error:?}");
+    let error = refusal("true", Path::new("/no/such"), &root());
+    assert!(matches!(error, SpawnError::NoDirectory(_)), "{error:?}");
+    // Only root may enter the directory.
+    mode(dir.path(), 0o700);
+    let nobody = Credentials {
+        uid: 65_534,
+        gid: 65_534,
+        ..root()
+    };
+    let error = refusal("true", dir.path(), &nobody);
+    assert!(
+        matches!(&error, SpawnError::NoDirectory(cause) if cause.kind() == io::ErrorKind::PermissionDenied),
+        "{error:?}"
+    );
+}
+
 #[test]
 fn a_process_is_born_into_its_control_group() {
     let mount = Path::new("/mnt");
