@@ -11,7 +11,7 @@ use std::{
 use buffa_types::google::protobuf::Timestamp;
 use wrenn_proto::rpc::filesystem::{EntryInfo, FileType};
 
-use super::{FileError, metadata};
+use super::{FileError, metadata, mount};
 use crate::{
     paths::is_link_cycle,
     users::{Names, User},
@@ -157,7 +157,10 @@ pub fn make_directories(path: &Path, user: &User) -> io::Result<usize> {
     }
     for dir in missing.iter().rev() {
         match fs::DirBuilder::new().mode(0o755).create(dir) {
-            Ok(()) => chown(dir, Some(user.uid), Some(user.gid))?,
+            Ok(()) => {
+                let owned = chown(dir, Some(user.uid), Some(user.gid));
+                mount::tolerate_at(owned, dir)?;
+            }
             // Another call created the directory first.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
             Err(error) => return Err(error),

@@ -1,5 +1,8 @@
 //! Draft of a file: written beside its destination, then renamed over it when complete. Readers see
 //! the old file or the new one. A failure leaves the old file.
+//!
+//! A file that is a value of the kernel, such as `/proc/sys/…`, cannot be replaced. Its draft is the
+//! file itself.
 
 use std::{
     fs::{self, File, Metadata},
@@ -9,7 +12,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{filesystem::entry, http_error::HttpError, users::User};
+use crate::{
+    filesystem::{entry, mount},
+    http_error::HttpError,
+    users::User,
+};
 
 /// Mode of a file that did not exist before.
 const MODE: u32 = 0o644;
@@ -20,6 +27,7 @@ const MODE: u32 = 0o644;
 pub struct Draft {
     path: PathBuf,
     place: PathBuf,
+    /// True if the draft has replaced the destination, or is the destination itself.
     placed: bool,
 }
 
@@ -41,6 +49,15 @@ impl Draft {
         };
         let place = fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
         let failed = |error: io::Error| HttpError::of_file(&place, &error);
+        if there.is_ok() && mount::is_kernel(&place) {
+            let file = File::options().write(true).open(&place).map_err(failed)?;
+            let draft = Self {
+                path: place.clone(),
+                place: place.clone(),
+                placed: true,
+            };
+            return Ok((draft, file));
+        }
         let parent = place.parent().unwrap_or(Path::new("/"));
         entry::make_directories(parent, user).map_err(failed)?;
         let path = parent.join(name());
@@ -55,10 +72,11 @@ impl Draft {
             place: place.clone(),
             placed: false,
         };
-        fchown(&file, Some(user.uid), Some(user.gid)).map_err(failed)?;
+        let owned = fchown(&file, Some(user.uid), Some(user.gid));
+        mount::tolerate(owned, &file).map_err(failed)?;
         // Set after the owner, because a change of the owner clears the set-user-id bits.
-        file.set_permissions(fs::Permissions::from_mode(mode))
-            .map_err(failed)?;
+        let set = file.set_permissions(fs::Permissions::from_mode(mode));
+        mount::tolerate(set, &file).map_err(failed)?;
         Ok((draft, file))
     }
 
@@ -73,6 +91,9 @@ impl Draft {
     /// # Errors
     /// Returns the kernel's error.
     pub fn take_place(mut self) -> Result<(), HttpError> {
+        if self.placed {
+            return Ok(());
+        }
         fs::rename(&self.path, &self.place).map_err(|e| HttpError::of_file(&self.place, &e))?;
         self.placed = true;
         Ok(())

@@ -6,7 +6,7 @@
 //! file ([`Draft`]).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -27,7 +27,12 @@ use wrenn_model::limits::FILE_CHUNK_BYTES;
 use wrenn_proto::headers::WHOLE_UPLOAD as WHOLE_UPLOAD_HEADER;
 
 use super::{draft::Draft, link::FileQuery};
-use crate::{app::App, filesystem::metadata, http_error::HttpError, users::User};
+use crate::{
+    app::App,
+    filesystem::{metadata, mount},
+    http_error::HttpError,
+    users::User,
+};
 
 /// File that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -129,15 +134,17 @@ async fn write_form(
         .await
         .map_err(|e| bad(&e))?;
     let mut written: Vec<Written> = Vec::new();
+    // A form may have many thousands of files, so their paths are not compared one by one.
+    let mut paths = HashSet::new();
     while let Some(part) = form.next_field().await.map_err(|e| bad(&e.body_text()))? {
         if part.name() != Some("file") {
             continue;
         }
         let path = target.path_of_part(part.file_name())?;
-        let shown = path.display().to_string();
-        if written.iter().any(|w| w.path == shown) {
+        if !paths.insert(path.clone()) {
+            let path = path.display();
             return Err(HttpError::bad_request(format!(
-                "path '{shown}' occurs more than once in the form"
+                "path '{path}' occurs more than once in the form"
             )));
         }
         let content = StreamReader::new(part.map_err(io::Error::other).boxed());
@@ -253,7 +260,11 @@ async fn create(path: &Path, user: &User) -> Result<tokio::fs::File, HttpError> 
             .mode(0o644)
             .custom_flags(nonblocking);
         let file = options.open(&target)?;
-        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        // A value of the kernel stays the kernel's, even where it could have an owner.
+        if !mount::is_kernel(&target) {
+            let owned = std::os::unix::fs::fchown(&file, Some(uid), Some(gid));
+            mount::tolerate(owned, &file)?;
+        }
         // Truncated only now, because truncation counts as a write. A new file is empty and was not
         // written yet.
         if there.is_ok() || file.metadata()?.len() > 0 {

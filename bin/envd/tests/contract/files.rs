@@ -208,6 +208,51 @@ fn files_belong_to_the_user_and_are_replaced_in_place() {
     });
 }
 
+/// The kernel does not let anybody own these files, and no other file can take their place.
+#[test]
+fn values_of_the_kernel_are_written_in_every_way() {
+    run(async |world| {
+        let path = "/proc/sys/net/ipv4/ip_default_ttl";
+        let query = format!("path={path}&username=user");
+        let whole = "\r\nwrenn-upload-whole: 1";
+        let check = |answer: Answer, value: &str| {
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(world.read(path), format!("{value}\n"));
+        };
+        check(put(&query, "", b"101"), "101");
+        check(put(&query, whole, b"102\n"), "102");
+        check(form(&query, &[("file", None, "103")]), "103");
+        world.write("/mnt/work/part", "104");
+        let body = format!(r#"{{"source_paths":["/mnt/work/part"],"destination":"{path}"}}"#);
+        let head = "POST /files/compose HTTP/1.1\r\ncontent-type: application/json";
+        check(call(head, body.as_bytes()), "104");
+        for headers in ["", whole] {
+            let answer = put(&query, headers, b"nonsense");
+            assert_eq!(answer.status, 400, "{answer:?}");
+        }
+        assert_eq!(world.read(path), "104\n");
+    });
+}
+
+#[test]
+fn ten_thousand_files_are_one_form() {
+    run(async |world| {
+        let names: Vec<String> = (0..10_000).map(|n| format!("/mnt/work/many/{n}")).collect();
+        let mut parts: Vec<_> = names
+            .iter()
+            .map(|name| ("file", Some(name.as_str()), "content"))
+            .collect();
+        let answer = form("", &parts);
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.json().as_array().map(Vec::len), Some(names.len()));
+        let written = std::fs::read_dir(world.path("/mnt/work/many")).expect("made");
+        assert_eq!(written.count(), names.len());
+        assert_eq!(world.read("/mnt/work/many/9999"), "content");
+        parts.push(("file", Some("/mnt/work/many/./0"), "again"));
+        assert_eq!(form("", &parts).status, 400);
+    });
+}
+
 #[test]
 fn a_full_disk_is_said_to_be_full_and_the_agent_goes_on() {
     run(async |world| {
