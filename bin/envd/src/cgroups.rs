@@ -12,17 +12,26 @@
 //! more and never end it, and everything that waits for the hog would wait forever. `max` is
 //! therefore 1 MiB above `high`. The hog passes `max` before the kernel slows any process
 //! noticeably. The hog is killed, and almost all of the reserve remains for terminals, envd and the
-//! kernel. Processes are created in their group ([`wrenn_sys::spawn`]).
+//! kernel.
 //!
-//! Owns the four groups below its root, and nothing else there. If the kernel or a container does
-//! not support such groups, envd logs this once, and processes run in envd's own group.
+//! Each command has a group of its own below the group of its kind ([`CommandGroup`]), in which its
+//! process is created ([`wrenn_sys::spawn`]).
+//!
+//! Owns the four groups below its root with all groups below them, and nothing else there. If the
+//! kernel or a container does not support such groups, envd logs this once, and processes run in
+//! envd's own group.
+
+mod command;
 
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
+    sync::Arc,
 };
+
+pub use self::command::CommandGroup;
+use self::command::KindGroup;
 
 /// Tag of processes that belong to the system.
 pub const SYSTEM_TAG: &str = "_system";
@@ -62,7 +71,7 @@ impl Group {
     }
 }
 
-/// Directories of the groups. Empty if there are no groups.
+/// Groups of the kinds of processes. Empty if there are no groups.
 #[derive(Debug, Default)]
 pub struct Cgroups {
     groups: Option<Directories>,
@@ -70,9 +79,9 @@ pub struct Cgroups {
 
 #[derive(Debug)]
 struct Directories {
-    ptys: File,
-    system: File,
-    user: File,
+    ptys: Arc<KindGroup>,
+    system: Arc<KindGroup>,
+    user: Arc<KindGroup>,
 }
 
 impl Cgroups {
@@ -97,16 +106,19 @@ impl Cgroups {
         }
     }
 
-    /// Returns the directory of the group in which a process is created.
+    /// Creates the group of a new command. Returns `None` if there are no groups, or a program in
+    /// the guest has removed the group of the command's kind.
     #[must_use]
-    pub fn directory(&self, group: Group) -> Option<BorrowedFd<'_>> {
+    pub fn create(&self, group: Group) -> Option<CommandGroup> {
         let groups = self.groups.as_ref()?;
-        let directory = match group {
+        let kind = match group {
             Group::Terminal => &groups.ptys,
             Group::System => &groups.system,
             Group::User => &groups.user,
         };
-        Some(directory.as_fd())
+        kind.create()
+            .inspect_err(|error| tracing::warn!(%error, ?group, "failed to create a cgroup"))
+            .ok()
     }
 
     /// Creates the groups. Returns them and a list of the settings that failed.
@@ -123,10 +135,11 @@ impl Cgroups {
         // Written before controllers are enabled: after that, a group that has child groups may not
         // have processes.
         fs::write(root.join("envd/cgroup.procs"), "0")?;
+        let kind = |name: &str| make(name).map(|directory| Arc::new(KindGroup::new(directory)));
         let groups = Directories {
-            ptys: make("ptys")?,
-            system: make("system")?,
-            user: make("user")?,
+            ptys: kind("ptys")?,
+            system: kind("system")?,
+            user: kind("user")?,
         };
         let mut missing = Vec::new();
         for (file, value) in settings(total_memory()) {
@@ -213,7 +226,7 @@ mod tests {
     fn a_directory_that_holds_no_groups_is_survived() {
         let dir = tempfile::tempdir().expect("a directory");
         let groups = Cgroups::set_up(dir.path());
-        assert!(groups.directory(Group::User).is_none());
+        assert!(groups.create(Group::User).is_none());
         assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
     }
 }

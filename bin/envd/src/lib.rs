@@ -10,7 +10,8 @@
 //! - [`users`], [`paths`]: resolution of names to ids and paths, read from `/etc/passwd` and
 //!   `/etc/group` (a static executable has no NSS).
 //! - [`auth`]: token, signatures, user of a call.
-//! - [`process`]: start, output, input, signals. Output is never lost: see [`process::output`].
+//! - [`process`]: start, output, input, signals. No output is lost without a mark: see
+//!   [`process::output`].
 //! - [`filesystem`]: entries, directories, watches.
 //! - [`http`]: health, settings, metrics, file transfer, and the host's calls before and after a
 //!   snapshot.

@@ -1,7 +1,7 @@
 //! Program of the guest agent (see `USAGE`). Serves until it is killed.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use wrenn_envd::server::{self, Config};
 use wrenn_proto::guest::ENVD_CONTRACT_VERSION;
@@ -13,6 +13,7 @@ usage: envd [OPTION VALUE]...
   --forward-address ADDRESS  guest address on which ports of 127.0.0.1 and ::1 are forwarded (default 169.254.0.21)
   --metadata ADDRESS:PORT    address of the metadata service (default 169.254.169.254:80)
   --cgroup-root DIRECTORY    root of the cgroup v2 hierarchy (default /sys/fs/cgroup)
+  --patience SECONDS         time after which a client that takes no output is dropped (default 300)
   --version                  print the version of the envd contract and exit";
 
 fn main() -> ExitCode {
@@ -64,6 +65,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Config>, Strin
             }
             "--metadata" => config.metadata_address = value()?.parse().map_err(|e| wrong(&e))?,
             "--cgroup-root" => config.cgroup_root = value()?.into(),
+            "--patience" => {
+                config.patience = Duration::from_secs(value()?.parse().map_err(|e| wrong(&e))?);
+            }
             other => return Err(format!("unknown argument `{other}`")),
         }
     }

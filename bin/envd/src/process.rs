@@ -1,12 +1,14 @@
 //! Service `process.Process`, a thin layer over [`registry`], [`spawn`] and [`output`].
 
 pub mod child;
+mod descendants;
 pub mod input;
 pub mod output;
 mod reader;
 pub mod registry;
 pub mod signals;
 pub mod spawn;
+pub mod start_error;
 
 use std::{
     pin::Pin,
@@ -32,7 +34,7 @@ use wrenn_proto::{
 };
 
 use self::{
-    output::{Event, Subscription},
+    output::{Event, Kind, Subscription, data_event},
     registry::Running,
     spawn::Launcher,
 };
@@ -94,15 +96,81 @@ impl FromEvent for rpc::ConnectResponse {
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 
+/// Requests of a client about the form of an event stream.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    /// Silence after which a keep-alive is sent.
+    keepalive: Duration,
+    /// True if lost output is an event of its own. Otherwise it is text in the output, because
+    /// clients of E2B reject events that they do not know.
+    has_lost_events: bool,
+}
+
+impl Form {
+    fn of(context: &RequestContext) -> Self {
+        Self {
+            keepalive: keepalive_of(context),
+            has_lost_events: context.header(headers::LOST_OUTPUT).is_some(),
+        }
+    }
+
+    /// Returns the event for lost output of a process.
+    fn lost(self, bytes: u64, is_terminal: bool) -> WireEvent {
+        if self.has_lost_events {
+            let lost = rpc::process_event::LostEvent {
+                bytes,
+                ..Default::default()
+            };
+            return lost.into();
+        }
+        let (kind, end) = match is_terminal {
+            true => (Kind::Terminal, "\r\n"),
+            false => (Kind::Stderr, "\n"),
+        };
+        let text = format!("[envd: {bytes} bytes of output that no client took were dropped]{end}");
+        data_event(kind, text.into_bytes()).into()
+    }
+}
+
+/// Output of a process, and its form for one client.
+struct Outlet {
+    subscription: Subscription,
+    form: Form,
+    is_terminal: bool,
+}
+
+impl Outlet {
+    /// Returns the next event, and the outlet unless it was the last event.
+    async fn next(mut self) -> (Result<WireEvent, ConnectError>, Option<Self>) {
+        let event: WireEvent = match timeout(self.form.keepalive, self.subscription.next()).await {
+            Err(_) => rpc::process_event::KeepAlive::default().into(),
+            Ok(Some(Event::Data(data))) => data.into(),
+            Ok(Some(Event::Lost(bytes))) => self.form.lost(bytes, self.is_terminal),
+            Ok(Some(Event::End(end))) => return (Ok(end.into()), None),
+            Ok(Some(Event::TooSlow)) => {
+                let text = "output was not taken for too long, and the rest was not sent; \
+                            connect to the process to continue";
+                return (Err(ConnectError::data_loss(text)), None);
+            }
+            // The task that owns the process ended without an end event. The stream must not look
+            // complete.
+            Ok(None) => {
+                let text = "output of the process ended without an end event";
+                return (Err(ConnectError::internal(text)), None);
+            }
+        };
+        (Ok(event), Some(self))
+    }
+}
+
 /// Returns the stream of a process's events: the start, then the output with keep-alives during
-/// silence, then the end. Without a subscription, the stream consists of the start only. If the
-/// process was killed because the call's timeout expired, the stream fails after the end event, so
-/// that clients can distinguish a timeout from a kill.
+/// silence, then the end. Without an outlet, the stream consists of the start only. If the process
+/// was killed because the call's timeout expired, the stream fails after the end event, so that
+/// clients can distinguish a timeout from a kill.
 fn events<T: FromEvent>(
     pid: u32,
-    subscription: Option<Subscription>,
+    outlet: Option<Outlet>,
     started: Option<Arc<Running>>,
-    keepalive: Duration,
 ) -> Events<T> {
     let wire = |event: WireEvent| {
         Ok(T::of(rpc::ProcessEvent {
@@ -115,24 +183,9 @@ fn events<T: FromEvent>(
         ..Default::default()
     };
     let first = stream::once(async move { wire(start.into()) });
-    let rest = stream::unfold(subscription, move |state| async move {
-        let mut subscription = state?;
-        match timeout(keepalive, subscription.next()).await {
-            Err(_) => {
-                let event = rpc::process_event::KeepAlive::default();
-                Some((wire(event.into()), Some(subscription)))
-            }
-            Ok(Some(Event::Data(data))) => Some((wire(data.into()), Some(subscription))),
-            Ok(Some(Event::End(end))) => Some((wire(end.into()), None)),
-            // The task that owns the process ended without an end event. The stream must not look
-            // complete.
-            Ok(None) => Some((
-                Err(ConnectError::internal(
-                    "output of the process ended without an end event",
-                )),
-                None,
-            )),
-        }
+    let rest = stream::unfold(outlet, move |outlet| async move {
+        let (event, outlet) = outlet?.next().await;
+        Some((event.and_then(wire), outlet))
     });
     let last = stream::iter(started).filter_map(async |process| {
         let expired = process.expired.load(Ordering::SeqCst);
@@ -176,14 +229,14 @@ impl rpc::Process for ProcessService {
         let request = request.to_owned_message();
         let (process, subscription) =
             spawn::start(&self.launcher, &user, request, limit).map_err(ConnectError::from)?;
-        let (pid, keepalive) = (process.pid, keepalive_of(&context));
-        let subscription = if context.header(headers::DETACHED).is_some() {
-            // Without a subscriber, the output is kept from its first byte.
-            None
-        } else {
-            Some(subscription)
-        };
-        Response::stream_ok(events(pid, subscription, Some(process), keepalive))
+        // Without a subscriber, the output is kept from its first byte.
+        let is_detached = context.header(headers::DETACHED).is_some();
+        let outlet = (!is_detached).then(|| Outlet {
+            subscription,
+            form: Form::of(&context),
+            is_terminal: process.input.is_terminal(),
+        });
+        Response::stream_ok(events(process.pid, outlet, Some(process)))
     }
 
     async fn connect(
@@ -194,9 +247,13 @@ impl rpc::Process for ProcessService {
         let request = request.to_owned_message();
         // A process that has just ended may still have output to deliver.
         let selector = required(request.process.as_option())?;
-        let (pid, output) = self.launcher.processes.find_output(selector)?;
-        let all = events(pid, Some(output.subscribe()), None, keepalive_of(&context));
-        Response::stream_ok(all)
+        let found = self.launcher.processes.find_output(selector)?;
+        let outlet = Outlet {
+            subscription: found.output.subscribe(),
+            form: Form::of(&context),
+            is_terminal: found.is_terminal,
+        };
+        Response::stream_ok(events(found.pid, Some(outlet), None))
     }
 
     async fn update(

@@ -36,7 +36,7 @@ use crate::{
     http::{compose, download, info, snapshot, upload},
     http_error::{connect_error, error_response},
     own_limits,
-    process::{ProcessService, spawn::Launcher},
+    process::{ProcessService, output::PATIENCE, spawn::Launcher},
 };
 
 /// Maximum time that a connection may wait for the headers of its next request. Longer than clients
@@ -58,6 +58,8 @@ pub struct Config {
     pub metadata_address: SocketAddr,
     /// Root directory of the cgroup hierarchy.
     pub cgroup_root: PathBuf,
+    /// Time after which a client that takes no output of a process is dropped.
+    pub patience: Duration,
 }
 
 impl Default for Config {
@@ -67,6 +69,7 @@ impl Default for Config {
             forward_address: guest::IP.into(),
             metadata_address: (Ipv4Addr::new(169, 254, 169, 254), 80).into(),
             cgroup_root: "/sys/fs/cgroup".into(),
+            patience: PATIENCE,
         }
     }
 }
@@ -101,6 +104,7 @@ pub fn initial_state(config: &Config) -> (App, Launcher) {
         processes: Arc::default(),
         cgroups: Cgroups::set_up(&config.cgroup_root),
         open_files: own_limits::raise(),
+        patience: config.patience,
     };
     (app, launcher)
 }

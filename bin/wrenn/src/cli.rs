@@ -56,6 +56,9 @@ enum Verb {
     /// Check this machine and print commands that fix the problems found
     Doctor(doctor::DoctorArgs),
     /// Run a command in a temporary sandbox
+    ///
+    /// The exit code is that of the command; 128 and the number of the signal that ended it; 127 if
+    /// its program does not exist; 126 if the program cannot be executed; 1 for other failures.
     Run(run::RunArgs),
     /// Create and use sandboxes
     #[command(subcommand, visible_alias = "sb")]

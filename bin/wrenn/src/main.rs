@@ -3,7 +3,9 @@
 //! Owns command lines, settings and user-visible output. The two internal commands, which run once
 //! per sandbox, are dispatched before anything else is set up: no argument parser, no settings, no
 //! log, no runtime. This keeps supervisors small. A failure is reported as one line on standard
-//! error that states how to fix it, with exit code 1 (2 for an invalid command line).
+//! error that states how to fix it, with exit code 1. Exceptions: 2 for an invalid command line;
+//! 127 for a program that does not exist in the sandbox, and 126 for one that cannot be executed, as
+//! in a shell.
 #![forbid(unsafe_code)]
 
 mod accel;
@@ -24,6 +26,9 @@ mod service;
 use std::{ffi::OsString, io, process};
 
 use clap::Parser;
+
+/// Exit code of a failure.
+const EXIT_FAILURE: i32 = 1;
 
 /// Exit code when the reader of standard output is gone, as a shell reports SIGPIPE.
 const EXIT_BROKEN_PIPE: i32 = 141;
@@ -52,5 +57,9 @@ fn report(error: &anyhow::Error) -> i32 {
         return EXIT_BROKEN_PIPE;
     }
     output::error(format_args!("wrenn: {}", output::in_full(error.as_ref())));
-    1
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<client::ClientError>())
+        .find_map(client::ClientError::exit_code)
+        .unwrap_or(EXIT_FAILURE)
 }

@@ -106,6 +106,33 @@ async fn a_stream_that_ends_without_an_exit_is_a_failure() {
 }
 
 #[tokio::test]
+async fn a_program_that_cannot_run_is_an_exit_code_as_in_a_shell() {
+    for code in [127, 126] {
+        let refusal = json!({
+            "type": "error", "data": "error starting process: prog: cause", "fatal": true,
+            "code": "invalid_request", "exit_code": code
+        });
+        let fake = Fake::start(Script::Say(vec![refusal])).await;
+        for args in [
+            &["run", "prog"][..],
+            &["sandbox", "exec", "sb-1", "--", "prog"],
+        ] {
+            let out = finish(&mut fake.wrenn(args)).await;
+            assert_eq!(out.status.code(), Some(code), "{out:?}");
+            let line = one_line(&out.stderr);
+            assert_eq!(line, "wrenn: error starting process: prog: cause\n");
+        }
+        fake.called("DELETE /v1/sandboxes/sb-1").await;
+        for option in ["--json", "--background"] {
+            let args = ["sandbox", "exec", option, "sb-1", "--", "prog"];
+            let out = finish(&mut fake.wrenn(&args)).await;
+            assert_eq!(out.status.code(), Some(code), "{out:?}");
+            assert!(out.stdout.is_empty(), "{out:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn input_goes_to_the_command_and_its_end_is_told() {
     let fake = Fake::start(Script::Echo).await;
     let input: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();

@@ -19,4 +19,16 @@ pub struct ErrorDetail {
     pub code: String,
     /// Human-readable message. Names the affected field, file or resource, if there is one.
     pub message: String,
+    /// Further facts about the error, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<ErrorDetails>,
+}
+
+/// Further facts about an error. All fields are optional.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorDetails {
+    /// Exit code that a shell reports for a command that was not started: 127 if its program does
+    /// not exist, 126 if the program cannot be executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
 }

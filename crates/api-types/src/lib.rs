@@ -14,10 +14,10 @@ mod sandbox;
 mod template;
 
 pub use api_key::{ApiKey, CreateApiKey, CreatedApiKey};
-pub use error::{ErrorBody, ErrorDetail};
+pub use error::{ErrorBody, ErrorDetail, ErrorDetails};
 pub use file::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
 pub use host::{BootCounts, Health, Host};
 pub use metrics::{Metrics, MetricsPoint};
-pub use process::{BackgroundProcess, ExecRequest, ExecResult, Process, ProcessList};
+pub use process::{BackgroundProcess, ExecRequest, ExecResult, Process, ProcessList, Truncated};
 pub use sandbox::{CreateSandbox, ForkSandbox, Sandbox, UnknownSandbox};
 pub use template::{CreateSnapshot, Template};

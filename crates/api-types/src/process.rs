@@ -23,8 +23,8 @@ pub struct ExecRequest {
     /// User that runs the program. Default: defined by the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Time until the program is killed, in seconds; 0 means never; default 30 (0 with
-    /// `background`).
+    /// Time until the program and all its descendants are killed, in seconds; 0 means never;
+    /// default 30 (0 with `background`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<i64>,
     /// Respond with 202 as soon as the process has started, and leave it running.
@@ -55,6 +55,21 @@ pub struct ExecResult {
     pub duration_ms: u64,
     /// `utf-8`, or `base64` for both streams if either is not UTF-8.
     pub encoding: String,
+    /// Present if output beyond the limit was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truncated: Option<Truncated>,
+}
+
+/// Output of a command beyond the limit, which was dropped. The result has the first bytes of each
+/// stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Truncated {
+    /// Maximum output that is returned per stream, in bytes.
+    pub limit_bytes: u64,
+    /// Number of bytes of standard output that were dropped.
+    pub stdout_dropped_bytes: u64,
+    /// Number of bytes of standard error that were dropped.
+    pub stderr_dropped_bytes: u64,
 }
 
 /// Response of a background exec (202).

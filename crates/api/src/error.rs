@@ -10,10 +10,10 @@
 //! | operation not allowed in the sandbox's status | 409 | `invalid_state` |
 //! | concurrent change, existing path, or resource that cannot be deleted | 409 | `conflict` |
 //! | resource to be created exists | 409 | `already_exists` |
-//! | body, file or output exceeds the limit of this call | 413 | `too_large` |
+//! | body or file exceeds the limit of this call | 413 | `too_large` |
 //! | lack of memory, disk space or slots on the host or in the guest | 503 | `resource_exhausted` |
 //! | host or guest does not answer | 503 | `unavailable` |
-//! | timeout | 504 | `timeout` |
+//! | timeout, also of a client that takes no output | 504 | `timeout` |
 //! | any other failure of the host | 502 | `agent_error` |
 //! | database failure | 500 | `db_error` |
 //! | bug in the control plane | 500 | `internal` |
@@ -26,7 +26,7 @@ use axum::{
 };
 use connectrpc::ErrorCode as RpcCode;
 use http::StatusCode;
-use wrenn_api_types::{ErrorBody, ErrorDetail};
+use wrenn_api_types::{ErrorBody, ErrorDetail, ErrorDetails};
 use wrenn_control::{agent_client::AgentError, lifecycle::LifecycleError};
 use wrenn_db::DbError;
 
@@ -90,6 +90,8 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) code: Code,
     pub(crate) message: String,
+    /// Exit code that a shell reports for a command that was not started.
+    pub(crate) exit_code: Option<i32>,
 }
 
 impl ApiError {
@@ -99,6 +101,7 @@ impl ApiError {
             status: code.status(),
             code,
             message: message.into(),
+            exit_code: None,
         }
     }
 
@@ -113,7 +116,7 @@ impl ApiError {
         self
     }
 
-    /// Creates an error for a body, file or output that exceeds its limit.
+    /// Creates an error for a body or file that exceeds its limit.
     pub(crate) fn too_large(what: &str, limit_bytes: usize) -> Self {
         let message = format!("{what} exceeds the limit of {limit_bytes} bytes");
         Self::new(Code::TooLarge, message)
@@ -126,6 +129,9 @@ impl IntoResponse for ApiError {
             error: ErrorDetail {
                 code: self.code.as_str().to_owned(),
                 message: self.message,
+                details: self.exit_code.map(|exit_code| ErrorDetails {
+                    exit_code: Some(exit_code),
+                }),
             },
         };
         (self.status, Json(body)).into_response()
@@ -142,7 +148,8 @@ const fn rpc_code(code: RpcCode) -> Code {
         RpcCode::AlreadyExists => Code::AlreadyExists,
         RpcCode::ResourceExhausted => Code::ResourceExhausted,
         RpcCode::Unavailable => Code::Unavailable,
-        RpcCode::DeadlineExceeded => Code::Timeout,
+        // `DataLoss`: the client took no output for too long.
+        RpcCode::DeadlineExceeded | RpcCode::DataLoss => Code::Timeout,
         // `Unauthenticated` and `PermissionDenied` concern the control plane and the agent, not the
         // user.
         _ => Code::AgentError,
@@ -169,7 +176,10 @@ impl From<AgentError> for ApiError {
                     "unexpected failure of the host agent; see the log of the control plane",
                 )
             }
-            code => Self::new(code, error.message),
+            code => Self {
+                exit_code: error.exit_code,
+                ..Self::new(code, error.message)
+            },
         }
     }
 }
@@ -224,6 +234,7 @@ mod tests {
             code,
             message: "the agent's message".to_owned(),
             connection_lost,
+            exit_code: None,
         });
         (error.status.as_u16(), error.code.as_str(), error.message)
     }
@@ -247,7 +258,7 @@ mod tests {
             (RpcCode::Unimplemented, 502, "agent_error", hidden),
             (RpcCode::Internal, 502, "agent_error", told),
             (RpcCode::Unavailable, 503, "unavailable", told),
-            (RpcCode::DataLoss, 502, "agent_error", hidden),
+            (RpcCode::DataLoss, 504, "timeout", told),
             (RpcCode::Unauthenticated, 502, "agent_error", hidden),
         ];
         for (code, status, word, message) in table {

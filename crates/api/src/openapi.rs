@@ -11,7 +11,7 @@ use utoipa::{
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
-use wrenn_api_types::{ErrorBody, ErrorDetail};
+use wrenn_api_types::{ErrorBody, ErrorDetail, ErrorDetails};
 
 use crate::error::{ApiError, Code};
 
@@ -85,7 +85,7 @@ pub(crate) enum HostErrors {
         description = "Sandboxes: virtual machines that run code. Every call except `/health` requires the header `X-API-Key`."
     ),
     // Body of all error responses. Operations refer to it by name only.
-    components(schemas(ErrorBody, ErrorDetail)),
+    components(schemas(ErrorBody, ErrorDetail, ErrorDetails)),
     modifiers(&KeyHeader),
     security(("api_key" = []))
 )]

@@ -40,6 +40,9 @@ pub struct AgentError {
     pub message: String,
     /// True if the connection failed. The error is then not an answer of the agent.
     pub connection_lost: bool,
+    /// Exit code that a shell reports for a command that was not started, if its program is the
+    /// reason.
+    pub exit_code: Option<i32>,
 }
 
 impl AgentError {
@@ -65,6 +68,7 @@ impl AgentError {
             code: ErrorCode::Internal,
             message: format!("the {what} task ended without a result"),
             connection_lost: false,
+            exit_code: None,
         }
     }
 }
@@ -75,6 +79,7 @@ impl From<ConnectError> for AgentError {
             code: error.code,
             // Only the transport attaches a source; an error that the agent sent has none.
             connection_lost: std::error::Error::source(&error).is_some(),
+            exit_code: wrenn_envd_client::exit_code(&error),
             message: error.message.unwrap_or_default(),
         }
     }

@@ -22,6 +22,7 @@
 //! |                    |                                            | reason, 503                    |
 //! | guest              | breaks the connection, sandbox runs        | `unavailable`, 503             |
 //! |                    | does not answer in time                    | `deadline_exceeded`, 504       |
+//! |                    | output was not taken for too long          | `data_loss`, 504               |
 //! |                    | rejects the call                           | its own code and message       |
 
 use std::{
@@ -207,6 +208,7 @@ impl Route {
             code: ErrorCode::Unavailable,
             message: message.to_owned(),
             connection_lost: false,
+            exit_code: None,
         };
         let lost = unavailable("the connection to the guest agent was lost");
         let Err(reason) = self.tunnel.open(&self.id, guest::ENVD_PORT).await else {

@@ -207,15 +207,24 @@ pub(crate) fn basic_auth(user: &str) -> Result<Option<String>, ConnectError> {
 }
 
 /// Maps the guest agent's "unauthenticated" to "invalid argument": for callers of this client, an
-/// unknown user is a wrong argument, not a lack of credentials.
+/// unknown user is a wrong argument, not a lack of credentials. The user may be the guest's default,
+/// which a program in the guest can remove.
 pub(crate) fn unknown_user(user: &str) -> impl Fn(ConnectError) -> ConnectError {
     let user = user.to_owned();
     move |mut error| {
-        if error.code == ErrorCode::Unauthenticated && !user.is_empty() {
+        let message = error.message.as_deref().unwrap_or_default();
+        let is_about_user = !user.is_empty() || names_user(message);
+        if error.code == ErrorCode::Unauthenticated && is_about_user {
             error.code = ErrorCode::InvalidArgument;
         }
         error
     }
+}
+
+/// True if a message of the guest agent says that a user does not exist. The text is part of the
+/// contract.
+pub(crate) fn names_user(message: &str) -> bool {
+    message.starts_with("invalid username")
 }
 
 fn token_header(token: &str) -> Result<HeaderValue, ConnectError> {

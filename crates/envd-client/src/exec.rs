@@ -5,9 +5,8 @@ use std::time::Duration;
 use connectrpc::{ConnectError, ErrorCode};
 use wrenn_model::limits::MAX_EXEC_OUTPUT_BYTES;
 use wrenn_proto::rpc::process::{
-    ProcessConfig, ProcessSelector, Signal, StartRequest,
+    ProcessConfig, StartRequest,
     process_event::{Event, data_event::Output},
-    process_selector::Selector,
 };
 
 use crate::{EnvdClient, ProcessEvents, deadline::EXEC_MARGIN};
@@ -28,10 +27,14 @@ pub struct Exec {
 /// Result of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecOutput {
-    /// Standard output.
+    /// Standard output, at most 16 MiB.
     pub stdout: Vec<u8>,
-    /// Standard error.
+    /// Standard error, at most 16 MiB.
     pub stderr: Vec<u8>,
+    /// Number of bytes of standard output beyond the limit, which were dropped.
+    pub stdout_dropped_bytes: u64,
+    /// Number of bytes of standard error beyond the limit, which were dropped.
+    pub stderr_dropped_bytes: u64,
     /// Exit code; -1 if a signal ended the command.
     pub exit_code: i32,
     /// Set if a signal or the time limit ended the command: `signal: killed`.
@@ -39,11 +42,11 @@ pub struct ExecOutput {
 }
 
 impl EnvdClient {
-    /// Runs a command until it ends and collects its output, up to 16 MiB per stream.
+    /// Runs a command until it ends and collects its output, up to 16 MiB per stream. Output beyond
+    /// that is dropped and counted.
     ///
     /// # Errors
-    /// `out_of_range` if the command prints more; it is then killed. Otherwise as listed in the
-    /// crate's documentation.
+    /// As listed in the crate's documentation.
     pub async fn exec(&self, exec: Exec) -> Result<ExecOutput, ConnectError> {
         let Exec {
             process,
@@ -61,7 +64,7 @@ impl EnvdClient {
         };
         let run = async {
             let events = self.start(start, &user, time_limit, false).await?;
-            self.collect(events, time_limit).await
+            collect(events, time_limit).await
         };
         let Some(limit) = time_limit else {
             return run.await;
@@ -73,59 +76,49 @@ impl EnvdClient {
             )))
         })
     }
+}
 
-    async fn collect(
-        &self,
-        mut events: ProcessEvents,
-        limit: Option<Duration>,
-    ) -> Result<ExecOutput, ConnectError> {
-        let mut done = ExecOutput::default();
-        let mut pid = None;
-        while let Some(event) = events.next().await? {
-            match event.event {
-                Some(Event::Start(start)) => pid = Some(start.pid),
-                Some(Event::Data(data)) => {
-                    let (buffer, bytes, name) = match data.output {
-                        Some(Output::Stdout(bytes)) => (&mut done.stdout, bytes, "stdout"),
-                        Some(Output::Stderr(bytes)) => (&mut done.stderr, bytes, "stderr"),
-                        Some(Output::Pty(_)) | None => continue,
-                    };
-                    if buffer.len() + bytes.len() > MAX_EXEC_OUTPUT_BYTES {
-                        self.kill(pid).await;
-                        return Err(ConnectError::out_of_range(format!(
-                            "the command printed more than {MAX_EXEC_OUTPUT_BYTES} bytes to {name} and was killed; \
-                             stream its output instead"
-                        )));
+async fn collect(
+    mut events: ProcessEvents,
+    limit: Option<Duration>,
+) -> Result<ExecOutput, ConnectError> {
+    let mut done = ExecOutput::default();
+    while let Some(event) = events.next().await? {
+        match event.event {
+            Some(Event::Data(data)) => match data.output {
+                Some(Output::Stdout(bytes)) => {
+                    done.stdout_dropped_bytes += append(&mut done.stdout, &bytes);
+                }
+                Some(Output::Stderr(bytes)) => {
+                    done.stderr_dropped_bytes += append(&mut done.stderr, &bytes);
+                }
+                Some(Output::Pty(_)) | None => {}
+            },
+            Some(Event::End(end)) => {
+                done.exit_code = end.exit_code;
+                // The guest agent also describes a normal exit; that text is dropped.
+                let ended = end.error.filter(|_| !end.exited).unwrap_or_default();
+                done.error = match (limit, events.next().await) {
+                    (Some(limit), Err(after)) if after.code == ErrorCode::DeadlineExceeded => {
+                        format!("timed out after {} s: {ended}", limit.as_secs())
                     }
-                    buffer.extend_from_slice(&bytes);
-                }
-                Some(Event::End(end)) => {
-                    done.exit_code = end.exit_code;
-                    // The guest agent also describes a normal exit; that text is dropped.
-                    let ended = end.error.filter(|_| !end.exited).unwrap_or_default();
-                    done.error = match (limit, events.next().await) {
-                        (Some(limit), Err(after)) if after.code == ErrorCode::DeadlineExceeded => {
-                            format!("timed out after {} s: {ended}", limit.as_secs())
-                        }
-                        _ => ended,
-                    };
-                    return Ok(done);
-                }
-                Some(Event::Keepalive(_)) | None => {}
+                    _ => ended,
+                };
+                return Ok(done);
             }
+            // Output of a command with a subscriber from its start is not lost.
+            Some(Event::Start(_) | Event::Lost(_) | Event::Keepalive(_)) | None => {}
         }
-        Err(ConnectError::unavailable(
-            "the command's output ended before the command's exit was reported",
-        ))
     }
+    Err(ConnectError::unavailable(
+        "the command's output ended before the command's exit was reported",
+    ))
+}
 
-    /// Kills a process whose output is no longer needed. Best effort: it may have ended.
-    async fn kill(&self, pid: Option<u32>) {
-        let Some(pid) = pid else { return };
-        let process = ProcessSelector {
-            selector: Some(Selector::Pid(pid)),
-            ..Default::default()
-        };
-        let _ = self.signal(process, Signal::SIGNAL_SIGKILL).await;
-    }
+/// Appends output up to the limit. Returns the number of bytes beyond it.
+fn append(collected: &mut Vec<u8>, bytes: &[u8]) -> u64 {
+    let room = MAX_EXEC_OUTPUT_BYTES.saturating_sub(collected.len());
+    let (kept, dropped) = bytes.split_at(bytes.len().min(room));
+    collected.extend_from_slice(kept);
+    u64::try_from(dropped.len()).unwrap_or(u64::MAX)
 }

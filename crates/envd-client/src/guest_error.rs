@@ -8,7 +8,10 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
-use crate::{client::MAX_SMALL_ANSWER_BYTES, deadline::within};
+use crate::{
+    client::{MAX_SMALL_ANSWER_BYTES, names_user},
+    deadline::within,
+};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -38,10 +41,8 @@ pub(crate) async fn check(
         |_| format!("the guest agent responded with {status}"),
         |body: ErrorBody| plain(&body.message),
     );
-    Err(ConnectError::new(
-        code_of(status, !user.is_empty()),
-        message,
-    ))
+    let is_about_user = !user.is_empty() || names_user(&message);
+    Err(ConnectError::new(code_of(status, is_about_user), message))
 }
 
 /// Returns the guest's message in a form that is safe to store and display. The guest is untrusted:
@@ -55,11 +56,11 @@ fn plain(text: &str) -> String {
 }
 
 /// Returns the RPC code for an HTTP status.
-fn code_of(status: StatusCode, for_a_user: bool) -> ErrorCode {
+fn code_of(status: StatusCode, is_about_user: bool) -> ErrorCode {
     match status {
         StatusCode::BAD_REQUEST => ErrorCode::InvalidArgument,
         // The agent's own token is correct, so the unknown part is the user.
-        StatusCode::UNAUTHORIZED if for_a_user => ErrorCode::InvalidArgument,
+        StatusCode::UNAUTHORIZED if is_about_user => ErrorCode::InvalidArgument,
         StatusCode::UNAUTHORIZED => ErrorCode::Internal,
         StatusCode::FORBIDDEN => ErrorCode::PermissionDenied,
         StatusCode::NOT_FOUND => ErrorCode::NotFound,

@@ -32,7 +32,8 @@
 //! | no answer within the deadline            | `deadline_exceeded`                              |
 //! | the guest agent rejects the call         | its code and message; an unknown user is         |
 //! |                                          | `invalid_argument`                               |
-//! | a command prints too much                | `out_of_range`; the command is killed            |
+//! | the program of a command cannot run      | `invalid_argument`, with an [`exit_code`]        |
+//! | events are not taken for 5 minutes       | `data_loss`; the process goes on                 |
 #![forbid(unsafe_code)]
 
 mod broken;
@@ -52,4 +53,4 @@ pub use dial::{Dial, Stream};
 pub use exec::{Exec, ExecOutput};
 pub use files::Download;
 pub use host_calls::{Init, Metrics, Recover, entropy};
-pub use process::ProcessEvents;
+pub use process::{ProcessEvents, exit_code};

@@ -78,8 +78,20 @@ impl Source {
 /// Each open stream may hold one event in memory.
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
-fn event_options() -> CallOptions {
-    CallOptions::default().with_max_message_size(MAX_EVENT_BYTES)
+fn event_options() -> Result<CallOptions, ConnectError> {
+    CallOptions::default()
+        .with_max_message_size(MAX_EVENT_BYTES)
+        .try_with_header(headers::LOST_OUTPUT, "1")
+}
+
+/// Returns the exit code that a shell reports for a command that was not started: 127 if its program
+/// does not exist, 126 if the program cannot be executed. `None` for other errors.
+#[must_use]
+pub fn exit_code(error: &ConnectError) -> Option<i32> {
+    let code = error.trailers().get(headers::EXIT_CODE)?;
+    let code = code.to_str().ok()?.parse().ok()?;
+    // The guest is untrusted.
+    matches!(code, 126 | 127).then_some(code)
 }
 
 impl EnvdClient {
@@ -95,7 +107,7 @@ impl EnvdClient {
         time_limit: Option<Duration>,
         detached: bool,
     ) -> Result<ProcessEvents, ConnectError> {
-        let mut options = as_user(event_options(), user)?;
+        let mut options = as_user(event_options()?, user)?;
         if detached {
             options = options.try_with_header(headers::DETACHED, "1")?;
         }
@@ -129,7 +141,7 @@ impl EnvdClient {
         let (process, broken) = self.process();
         let stream = within(
             CALL_DEADLINE,
-            process.connect_with_options(request, event_options()),
+            process.connect_with_options(request, event_options()?),
         )
         .await?;
         Ok(ProcessEvents {

@@ -4,6 +4,14 @@
 /// keeps the output of the process for the first client that connects.
 pub const DETACHED: &str = "wrenn-detached";
 
+/// Request header of `Start` and `Connect` that makes the guest agent report lost output as an event
+/// of its own. Without the header, the guest agent reports it as text in the output.
+pub const LOST_OUTPUT: &str = "wrenn-lost-output";
+
+/// Trailer of an error of `Start`: exit code that a shell reports for a program that cannot be
+/// executed.
+pub const EXIT_CODE: &str = "wrenn-exit-code";
+
 /// Request header of an upload that makes the guest agent replace the target file only after the
 /// upload is complete.
 pub const WHOLE_UPLOAD: &str = "wrenn-upload-whole";

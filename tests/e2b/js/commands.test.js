@@ -37,6 +37,11 @@ test('a command that takes too long is ended', async () => {
   await until('it is gone', async () => (await sandbox.commands.run('pgrep -f "sleep 30[1]" || echo none')).stdout === 'none\n')
 })
 
+test('a command ends although its child holds the output', async () => {
+  const { stdout } = await sandbox.commands.run('sleep 302 & echo $!', { timeoutMs: 30_000 })
+  assert.equal((await sandbox.commands.run(`kill ${stdout.trim()}; echo $?`)).stdout, '0\n')
+})
+
 test('a background command is fed, left, found again and killed', async () => {
   const handle = await sandbox.commands.run('cat', { background: true, stdin: true })
   await sandbox.commands.sendStdin(handle.pid, 'one\n')

@@ -101,6 +101,21 @@ def test_a_command_that_takes_too_long_is_ended(sandbox):
     until("it is gone", lambda: sandbox.commands.run(f"kill -0 {pid} 2>/dev/null; echo $?").stdout == "1\n")
 
 
+def test_a_time_limit_ends_all_descendants(sandbox):
+    with pytest.raises(TimeoutException):
+        sandbox.commands.run("(setsid sleep 311 &); setsid sleep 311 & sleep 311", timeout=6)
+    until("all are gone", lambda: sandbox.commands.run("pgrep -fx 'sleep 311' || echo none").stdout == "none\n")
+
+
+def test_a_command_ends_although_its_child_holds_the_output(sandbox):
+    began = time.monotonic()
+    result = sandbox.commands.run("sleep 300 & echo $!")
+    assert time.monotonic() - began < 30
+    pid = result.stdout.strip()
+    assert sandbox.commands.run(f"kill -0 {pid}; echo $?").stdout == "0\n"
+    sandbox.commands.run(f"kill {pid}")
+
+
 def test_a_command_in_the_background_goes_on(sandbox):
     handle = sandbox.commands.run("echo begun; sleep 0.5; echo done", background=True)
     assert handle.pid > 0

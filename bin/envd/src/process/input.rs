@@ -56,6 +56,12 @@ impl Terminal {
 }
 
 impl InputSink {
+    /// True if the process has a terminal.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(_))
+    }
+
     /// Writes to standard input. Waits while the process does not read.
     ///
     /// # Errors

@@ -1,11 +1,15 @@
-//! Distribution of a process's output to its subscribers, without loss and with minimal buffering.
+//! Distribution of a process's output to its subscribers, with minimal buffering, and without loss
+//! that is not marked.
 //!
 //! Each subscriber has a short queue. The reader of a pipe waits until every subscriber's queue has
 //! accepted a chunk before it reads the next one. A slow subscriber therefore slows the process,
 //! because the pipe fills up, and no queue grows. A subscriber that disconnects no longer applies
-//! back-pressure, and output that was queued for no other subscriber counts as undelivered. With no
-//! subscribers, a process never blocks: the newest [`UNHEARD_BYTES`] of undelivered output are kept
-//! and the rest is dropped.
+//! back-pressure, and output that was queued for no other subscriber counts as undelivered. The
+//! same holds for a subscriber whose queue accepts nothing for the output's patience: it is
+//! dropped, and its stream ends with [`Event::TooSlow`].
+//!
+//! With no subscribers, a process never blocks: the newest [`UNHEARD_BYTES`] of undelivered output
+//! are kept and the rest is dropped. [`Event::Lost`] precedes the output after the dropped part.
 //!
 //! The caller that starts a process subscribes before any output is read, so it gets the first
 //! byte. A client that subscribes when there are no subscribers first gets the kept output, so a
@@ -13,20 +17,27 @@
 //! gets the output from then on. No output is delivered twice to a subscriber, and all subscribers
 //! get the end event.
 
+mod subscription;
+
 use std::{
     collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use wrenn_proto::rpc::process::{
-    __buffa::oneof::process_event::data_event::Output as Stream, process_event,
+    __buffa::oneof::process_event::data_event::Output as Stream,
+    process_event::{DataEvent, EndEvent},
 };
+
+pub use self::subscription::Subscription;
+use self::subscription::{Queue, Subscriber};
 
 /// Maximum number of chunks in a subscriber's queue. Chunks have at most 32 KiB, so a queue holds
 /// at most half a megabyte.
@@ -35,13 +46,23 @@ const QUEUE: usize = 16;
 /// Maximum amount of undelivered output that is kept for the next subscriber, in bytes.
 pub const UNHEARD_BYTES: usize = 64 * 1024;
 
+/// Default of the time after which a subscriber that takes nothing is dropped. Long enough for a
+/// user who stops the output to read it.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Event for a subscriber.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Chunk of output.
-    Data(process_event::DataEvent),
+    Data(DataEvent),
+    /// Number of bytes of output that were dropped. Older output precedes this event, and newer
+    /// output follows.
+    Lost(u64),
     /// End of the process. All output precedes this event.
-    End(process_event::EndEvent),
+    End(EndEvent),
+    /// The subscriber took no output for too long. This is the last event for it, although the
+    /// process goes on.
+    TooSlow,
 }
 
 /// Source of a chunk.
@@ -56,9 +77,11 @@ pub enum Kind {
 }
 
 /// Output of a process, and its subscribers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Output {
     listeners: Mutex<Listeners>,
+    /// Time after which a subscriber whose queue accepts nothing is dropped.
+    patience: Duration,
     begun: AtomicU64,
     done: AtomicU64,
 }
@@ -80,29 +103,44 @@ impl Activity {
 
 #[derive(Debug, Default)]
 struct Listeners {
-    senders: Vec<mpsc::Sender<Event>>,
+    subscribers: Vec<Subscriber>,
     /// Number of subscriptions that have a queue, including those that remain after the end.
     queues: usize,
-    unheard: VecDeque<process_event::DataEvent>,
+    unheard: VecDeque<DataEvent>,
     unheard_bytes: usize,
-    end: Option<process_event::EndEvent>,
+    /// Number of dropped bytes that precede the kept output.
+    lost_bytes: u64,
+    end: Option<EndEvent>,
 }
 
 impl Listeners {
     /// Keeps a chunk for the next subscriber, and drops the oldest chunks beyond the limit.
-    fn keep(&mut self, data: process_event::DataEvent) {
+    fn keep(&mut self, data: DataEvent) {
         self.unheard_bytes += length(&data);
         self.unheard.push_back(data);
         self.forget_oldest();
     }
 
-    /// Puts chunks that are older than the kept chunks back in front of them.
-    fn put_back(&mut self, pieces: Vec<process_event::DataEvent>) {
-        for data in pieces.into_iter().rev() {
-            self.unheard_bytes += length(&data);
-            self.unheard.push_front(data);
+    /// Puts events that are older than the kept output back in front of it. If output in between is
+    /// lost already, they are dropped, so that only one loss precedes the kept output.
+    fn put_back(&mut self, events: Vec<Event>) {
+        let is_contiguous = self.lost_bytes == 0;
+        for event in events.into_iter().rev() {
+            match event {
+                Event::Data(data) if is_contiguous => {
+                    self.unheard_bytes += length(&data);
+                    self.unheard.push_front(data);
+                }
+                Event::Data(data) => self.lose(&data),
+                Event::Lost(bytes) => self.lost_bytes += bytes,
+                Event::End(_) | Event::TooSlow => {}
+            }
         }
         self.forget_oldest();
+    }
+
+    fn lose(&mut self, data: &DataEvent) {
+        self.lost_bytes += u64::try_from(length(data)).unwrap_or(u64::MAX);
     }
 
     fn forget_oldest(&mut self) {
@@ -111,101 +149,90 @@ impl Listeners {
                 break;
             };
             self.unheard_bytes -= length(&oldest);
+            self.lose(&oldest);
         }
+    }
+
+    /// Returns and forgets the kept output, after the loss that precedes it.
+    fn take_unheard(&mut self) -> VecDeque<Event> {
+        self.unheard_bytes = 0;
+        let lost = std::mem::take(&mut self.lost_bytes);
+        let lost = (lost > 0).then_some(Event::Lost(lost));
+        let kept = self.unheard.drain(..).map(Event::Data);
+        lost.into_iter().chain(kept).collect()
     }
 }
 
-fn length(data: &process_event::DataEvent) -> usize {
+fn length(data: &DataEvent) -> usize {
     match &data.output {
         Some(Stream::Stdout(bytes) | Stream::Stderr(bytes) | Stream::Pty(bytes)) => bytes.len(),
         None => 0,
     }
 }
 
-/// Subscription to a process's output. Ends when it is dropped.
-#[derive(Debug)]
-pub struct Subscription {
-    output: Arc<Output>,
-    /// Events that precede the queue.
-    backlog: VecDeque<Event>,
-    /// `None` if the subscription began after the end.
-    queue: Option<mpsc::Receiver<Event>>,
-}
-
-impl Subscription {
-    /// Returns the next event, or `None` if the output ended without an end event. Cancel safe.
-    pub async fn next(&mut self) -> Option<Event> {
-        match self.backlog.pop_front() {
-            Some(event) => Some(event),
-            None => self.queue.as_mut()?.recv().await,
-        }
+/// Returns the event for a chunk of output.
+pub(super) fn data_event(kind: Kind, bytes: Vec<u8>) -> DataEvent {
+    let output = match kind {
+        Kind::Stdout => Stream::Stdout(bytes),
+        Kind::Stderr => Stream::Stderr(bytes),
+        Kind::Terminal => Stream::Pty(bytes),
+    };
+    DataEvent {
+        output: Some(output),
+        ..Default::default()
     }
 }
 
-impl Drop for Subscription {
-    /// Keeps the events that the client did not take, because the client may reconnect. Queued
-    /// events that other subscribers get as well are not kept.
-    fn drop(&mut self) {
-        let mut listeners = self.output.lock();
-        let mut untaken: Vec<_> = self.backlog.drain(..).collect();
-        if let Some(queue) = &mut self.queue {
-            queue.close();
-            listeners.queues -= 1;
-            if listeners.queues == 0 {
-                untaken.extend(std::iter::from_fn(|| queue.try_recv().ok()));
-            }
-        }
-        let data = |event| match event {
-            Event::Data(data) => Some(data),
-            Event::End(_) => None,
-        };
-        listeners.put_back(untaken.into_iter().filter_map(data).collect());
+impl Default for Output {
+    fn default() -> Self {
+        Self::new(PATIENCE)
     }
 }
 
 impl Output {
+    /// Creates the output of a process. A subscriber that takes nothing for `patience` is dropped.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        Self {
+            listeners: Mutex::default(),
+            patience,
+            begun: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+        }
+    }
+
     /// Subscribes to the output: first the kept undelivered output, then, unless the process has
     /// ended, the output from now on.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>) -> Subscription {
         let mut listeners = self.lock();
-        listeners.unheard_bytes = 0;
-        let mut backlog: VecDeque<_> = listeners.unheard.drain(..).map(Event::Data).collect();
+        let mut backlog = listeners.take_unheard();
         let queue = match &listeners.end {
             Some(end) => {
                 backlog.push_back(Event::End(end.clone()));
-                None
+                Queue::ended(backlog)
             }
             None => {
-                let (sender, queue) = mpsc::channel(QUEUE);
-                listeners.senders.push(sender);
+                let (sender, receiver) = mpsc::channel(QUEUE);
+                let queue = Queue::open(backlog, receiver);
+                listeners.subscribers.push(Subscriber {
+                    sender,
+                    queue: Arc::clone(&queue),
+                });
                 listeners.queues += 1;
-                Some(queue)
+                queue
             }
         };
-        Subscription {
-            output: self.clone(),
-            backlog,
-            queue,
-        }
+        Subscription::new(Arc::clone(self), queue)
     }
 
     /// Delivers a chunk to all subscribers. Returns when the queues of all of them have accepted
-    /// it.
+    /// it, or those that have not were dropped.
     pub async fn publish(&self, kind: Kind, piece: Bytes) {
-        let piece = piece.to_vec();
-        let output = match kind {
-            Kind::Stdout => Stream::Stdout(piece),
-            Kind::Stderr => Stream::Stderr(piece),
-            Kind::Terminal => Stream::Pty(piece),
-        };
-        let data = process_event::DataEvent {
-            output: Some(output),
-            ..Default::default()
-        };
+        let data = data_event(kind, piece.to_vec());
         self.begun.fetch_add(1, Ordering::Relaxed);
-        while let Some(senders) = self.audience(&data) {
-            if send(&senders, &Event::Data(data.clone())).await {
+        while let Some(audience) = self.audience(&data) {
+            if self.send(&audience, &data).await {
                 break;
             }
         }
@@ -213,14 +240,48 @@ impl Output {
     }
 
     /// Returns the current subscribers. If there are none, keeps the chunk.
-    fn audience(&self, data: &process_event::DataEvent) -> Option<Vec<mpsc::Sender<Event>>> {
+    fn audience(&self, data: &DataEvent) -> Option<Vec<Subscriber>> {
         let mut listeners = self.lock();
-        listeners.senders.retain(|sender| !sender.is_closed());
-        if listeners.senders.is_empty() {
+        listeners
+            .subscribers
+            .retain(|subscriber| !subscriber.sender.is_closed());
+        if listeners.subscribers.is_empty() {
             listeners.keep(data.clone());
             return None;
         }
-        Some(listeners.senders.clone())
+        Some(listeners.subscribers.clone())
+    }
+
+    /// Delivers a chunk to each subscriber, and drops subscribers that are too slow. Returns true
+    /// if at least one subscriber accepted the chunk.
+    async fn send(&self, audience: &[Subscriber], data: &DataEvent) -> bool {
+        let mut heard = false;
+        for subscriber in audience {
+            match timeout(self.patience, subscriber.sender.send(data.clone())).await {
+                Ok(sent) => heard |= sent.is_ok(),
+                Err(_) => self.drop_slow(subscriber),
+            }
+        }
+        heard
+    }
+
+    /// Drops a subscriber. Its queue counts as undelivered if there is no other subscriber.
+    fn drop_slow(&self, slow: &Subscriber) {
+        let mut listeners = self.lock();
+        let before = listeners.subscribers.len();
+        listeners
+            .subscribers
+            .retain(|subscriber| !subscriber.sender.same_channel(&slow.sender));
+        if listeners.subscribers.len() == before {
+            // The subscriber has disconnected, or the reader of the other stream has dropped it.
+            return;
+        }
+        tracing::warn!(patience = ?self.patience, "subscriber took no output, dropping it");
+        listeners.queues -= 1;
+        let untaken = slow.queue.lock().give_up();
+        if listeners.queues == 0 {
+            listeners.put_back(untaken);
+        }
     }
 
     /// Returns the progress of the delivery.
@@ -232,29 +293,18 @@ impl Output {
         }
     }
 
-    /// Delivers the end event to all subscribers. Later subscribers get it immediately.
-    pub async fn finish(&self, end: process_event::EndEvent) {
-        let senders = {
-            let mut listeners = self.lock();
-            listeners.end = Some(end.clone());
-            std::mem::take(&mut listeners.senders)
-        };
-        send(&senders, &Event::End(end)).await;
+    /// Ends the output. Each subscriber gets the end event after the output in its queue, and later
+    /// subscribers get it after the kept output.
+    pub fn finish(&self, end: EndEvent) {
+        let mut listeners = self.lock();
+        listeners.end = Some(end);
+        listeners.subscribers.clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, Listeners> {
         // Each change is one step, so a panic in between leaves a consistent state.
         self.listeners.lock()
     }
-}
-
-/// Delivers an event to each subscriber. Returns true if at least one of them accepted it.
-async fn send(senders: &[mpsc::Sender<Event>], event: &Event) -> bool {
-    let mut heard = false;
-    for sender in senders {
-        heard |= sender.send(event.clone()).await.is_ok();
-    }
-    heard
 }
 
 #[cfg(test)]

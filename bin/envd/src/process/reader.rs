@@ -1,8 +1,13 @@
 //! Reader of a process's output.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::{ioctl_fionread, read, retry_on_intr};
 use tokio::{
     io::{AsyncReadExt as _, Interest, unix::AsyncFd},
     net::unix::pipe,
@@ -15,8 +20,11 @@ use super::output::{Kind, Output};
 const PIPE_PIECE_BYTES: usize = 32 * 1024;
 /// Maximum size of a chunk of a terminal's output, in bytes.
 const TERMINAL_PIECE_BYTES: usize = 16 * 1024;
-/// Maximum content of a pipe, in bytes. A process may have enlarged its pipe up to this size.
-const PIPE_BYTES: usize = 1024 * 1024;
+/// More than the kernel buffers for a terminal, in bytes.
+const TERMINAL_BYTES: u64 = 1024 * 1024;
+/// Size of the reads whose data is dropped, in bytes. Small, because each command whose descendants
+/// live on may have one.
+const DISCARD_BYTES: usize = 4096;
 
 /// Source of output.
 pub(super) enum Source {
@@ -43,7 +51,8 @@ impl Source {
     }
 
     /// Publishes all data until every writer has closed its end. After a cancellation of `stop`,
-    /// publishes the data that was written by then and returns.
+    /// publishes the data that was written by then and returns; a task of its own drops all later
+    /// data.
     pub(super) async fn read(mut self, output: Arc<Output>, stop: CancellationToken) {
         let kind = self.kind();
         loop {
@@ -55,14 +64,15 @@ impl Source {
             let Some(piece) = piece else { return };
             output.publish(kind, piece).await;
         }
-        // Bounded, because a process that continues to write would keep this loop running.
-        let mut left = PIPE_BYTES;
+        // Bounded, because a descendant that continues to write would keep this loop running.
+        let mut left = self.buffered_bytes();
         while left > 0
             && let Some(piece) = self.ready()
         {
-            left = left.saturating_sub(piece.len());
+            left = left.saturating_sub(u64::try_from(piece.len()).unwrap_or(u64::MAX));
             output.publish(kind, piece).await;
         }
+        tokio::spawn(self.discard());
     }
 
     fn kind(&self) -> Kind {
@@ -81,7 +91,7 @@ impl Source {
                 (length > 0).then(|| buffer.split().freeze())
             }
             Self::Terminal { master, buffer } => {
-                let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut buffer[..])?);
+                let read = |fd: &OwnedFd| Ok(read(fd, &mut buffer[..])?);
                 // EIO is the end of file of a terminal: no process has its other side open.
                 let length = master.async_io(Interest::READABLE, read).await.ok()?;
                 (length > 0).then(|| Bytes::copy_from_slice(&buffer[..length]))
@@ -89,18 +99,65 @@ impl Source {
         }
     }
 
-    /// Returns a chunk that is available without waiting.
+    /// Returns the maximum number of bytes that the kernel holds for envd.
+    fn buffered_bytes(&self) -> u64 {
+        match self {
+            // The exact number, because root can enlarge a pipe without a limit.
+            Self::Pipe { pipe, .. } => ioctl_fionread(pipe).unwrap_or(0),
+            // The kernel passes a terminal's data on with a delay, so it cannot tell the number.
+            Self::Terminal { .. } => TERMINAL_BYTES,
+        }
+    }
+
+    /// Returns a chunk that is available without waiting. Asks the kernel and not the runtime, which
+    /// may not have noticed yet that there is data.
     fn ready(&mut self) -> Option<Bytes> {
+        let mut piece = vec![0; PIPE_PIECE_BYTES];
+        let length = retry_on_intr(|| read(self.descriptor(), &mut piece[..])).ok()?;
+        piece.truncate(length);
+        (length > 0).then(|| piece.into())
+    }
+
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            Self::Pipe { pipe, .. } => pipe.as_fd(),
+            Self::Terminal { master, .. } => master.get_ref().as_fd(),
+        }
+    }
+
+    /// Reads and drops data until every writer has closed its end. Descendants that live on are
+    /// then neither blocked by a full pipe nor killed by a broken one.
+    async fn discard(self) {
         match self {
             Self::Pipe { pipe, buffer, .. } => {
-                buffer.reserve(PIPE_PIECE_BYTES);
-                let length = pipe.try_read_buf(buffer).ok()?;
-                (length > 0).then(|| buffer.split().freeze())
+                drop(buffer);
+                while pipe.readable().await.is_ok() && is_open(pipe.try_read(&mut scratch())) {}
             }
             Self::Terminal { master, buffer } => {
-                let length = rustix::io::read(master.get_ref(), &mut buffer[..]).ok()?;
-                (length > 0).then(|| Bytes::copy_from_slice(&buffer[..length]))
+                drop(buffer);
+                while let Ok(mut ready) = master.readable().await {
+                    let skim = |fd: &AsyncFd<OwnedFd>| Ok(read(fd.get_ref(), &mut scratch()[..])?);
+                    // An error of `try_io` means that there is nothing to read now.
+                    if ready.try_io(skim).is_ok_and(|read| !is_open(read)) {
+                        break;
+                    }
+                }
             }
         }
+    }
+}
+
+fn scratch() -> [u8; DISCARD_BYTES] {
+    [0; DISCARD_BYTES]
+}
+
+/// True if the result of a read is not the end of the data.
+fn is_open(read: io::Result<usize>) -> bool {
+    match read {
+        Ok(length) => length > 0,
+        Err(error) => matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        ),
     }
 }

@@ -16,13 +16,13 @@ use nix::{
     unistd::Pid,
 };
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wrenn_proto::rpc::process::{
     __buffa::oneof::process_selector::Selector, ProcessConfig, ProcessInfo,
 };
 
-use super::{input::InputSink, output::Output};
+use super::{descendants, input::InputSink, output::Output};
+use crate::cgroups::CommandGroup;
 
 /// Time for which an ended process can be found.
 const KEEP_ENDED: Duration = Duration::from_secs(30);
@@ -43,9 +43,8 @@ pub struct Running {
     pub input: InputSink,
     /// Source of output.
     pub output: Arc<Output>,
-    /// Notified when a signal was requested. From then on, envd does not wait for other holders of
-    /// the pipes.
-    pub signalled: Notify,
+    /// Group of the process and its descendants. `None` if there are no cgroups.
+    pub group: Option<CommandGroup>,
     /// Cancelled after the process was waited for. The id may belong to another process from then
     /// on.
     pub reaped: CancellationToken,
@@ -56,30 +55,41 @@ pub struct Running {
 }
 
 impl Running {
-    /// Sends a signal to the process and to all members of its process group.
+    /// Sends a signal: SIGKILL to the process and all its descendants, any other signal to the
+    /// members of its process group.
     ///
     /// # Errors
     /// `internal` if the kernel rejects the signal.
     pub fn signal(&self, signal: Signal) -> Result<(), ConnectError> {
-        // Waiting and signalling happen on one thread, so the id cannot be reused in between.
         if signal == Signal::SIGKILL {
             self.killed.store(true, Ordering::SeqCst);
+            self.kill_descendants();
         }
+        // Waiting and signalling happen on one thread, so the id cannot be reused in between.
         if self.reaped.is_cancelled() {
-            // Descendants hold the output open. Stop waiting for them.
-            self.signalled.notify_one();
             return Ok(());
         }
-        let group = Pid::from_raw(i32::try_from(self.pid).unwrap_or(i32::MAX));
-        match killpg(group, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {
-                self.signalled.notify_one();
-                Ok(())
-            }
+        match killpg(Pid::from_raw(self.raw_pid()), signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(error) => Err(ConnectError::internal(format!(
                 "error sending signal: {error}"
             ))),
         }
+    }
+
+    /// Kills all descendants, including those that have sessions of their own.
+    fn kill_descendants(&self) {
+        let killed = self.group.as_ref().map(CommandGroup::kill);
+        if let Some(Err(error)) = &killed {
+            tracing::warn!(%error, pid = self.pid, "failed to kill a cgroup");
+        }
+        if !matches!(killed, Some(Ok(()))) && !self.reaped.is_cancelled() {
+            descendants::kill_tree(self.raw_pid());
+        }
+    }
+
+    fn raw_pid(&self) -> i32 {
+        i32::try_from(self.pid).unwrap_or(i32::MAX)
     }
 
     /// True if the process was killed and is dead, so clients need not see it any more. Its last
@@ -103,9 +113,29 @@ struct Tables {
 #[derive(Debug)]
 struct Ended {
     at: Instant,
-    pid: u32,
     tag: Option<String>,
-    output: Arc<Output>,
+    found: Found,
+}
+
+/// Output of a process that was found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Process id.
+    pub pid: u32,
+    /// Source of output.
+    pub output: Arc<Output>,
+    /// True if the process has a terminal.
+    pub is_terminal: bool,
+}
+
+impl Found {
+    fn of(process: &Running) -> Self {
+        Self {
+            pid: process.pid,
+            output: process.output.clone(),
+            is_terminal: process.input.is_terminal(),
+        }
+    }
 }
 
 impl Registry {
@@ -127,9 +157,8 @@ impl Registry {
         }
         tables.ended.push_back(Ended {
             at: Instant::now(),
-            pid: process.pid,
             tag: process.tag.clone(),
-            output: process.output.clone(),
+            found: Found::of(process),
         });
         while tables.ended.len() > MAX_ENDED
             || tables
@@ -151,20 +180,20 @@ impl Registry {
         found.cloned().ok_or_else(|| not_found(selector))
     }
 
-    /// Returns id and output of the process with a pid or tag: a running process, else the process
+    /// Returns the output of the process with a pid or tag: a running process, else the process
     /// that ended last, if that was recently.
     ///
     /// # Errors
     /// `not_found`.
-    pub fn find_output(&self, selector: &Selector) -> Result<(u32, Arc<Output>), ConnectError> {
+    pub fn find_output(&self, selector: &Selector) -> Result<Found, ConnectError> {
         let tables = self.lock();
         if let Some(process) = tables.find(selector) {
-            return Ok((process.pid, process.output.clone()));
+            return Ok(Found::of(process));
         }
         let mut ended = tables.ended.iter().rev();
         ended
-            .find(|e| e.at.elapsed() < KEEP_ENDED && is(selector, e.pid, e.tag.as_deref()))
-            .map(|e| (e.pid, e.output.clone()))
+            .find(|e| e.at.elapsed() < KEEP_ENDED && is(selector, e.found.pid, e.tag.as_deref()))
+            .map(|e| e.found.clone())
             .ok_or_else(|| not_found(selector))
     }
 

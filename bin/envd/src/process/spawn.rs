@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use connectrpc::ConnectError;
 use nix::sys::signal::Signal;
 use rustix::{
     fs::{Mode, fchmod, fchown},
@@ -27,7 +26,7 @@ use rustix::{
 use tokio::{
     io::unix::AsyncFd,
     net::unix::pipe,
-    sync::{Mutex, Notify},
+    sync::Mutex,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -42,19 +41,21 @@ use super::{
     reader::Source,
     registry::{Registry, Running},
     signals::end_event,
+    start_error::StartError,
 };
 use crate::{
-    cgroups::{Cgroups, Group},
+    cgroups::{Cgroups, CommandGroup, Group},
     paths,
     settings::Settings,
     users::User,
 };
 
-/// Silence which, after a signal, means that the process's own output was read completely. A
-/// grandchild may hold the pipes open forever.
+/// Silence which, after the end of a process, means that its output was read completely. A process
+/// that the ended one has started may still be writing, for example `tee` at the end of its output,
+/// or may hold the output open forever.
 const SILENCE: Duration = Duration::from_millis(500);
-/// Maximum time to wait for silence after a signal. A grandchild may also write forever.
-const LAST_OUTPUT: Duration = Duration::from_secs(2);
+/// Maximum time to wait for silence. A descendant may also write forever.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// OOM score adjustment of processes, which are killed before envd when memory runs out.
 const OOM_SCORE_ADJ: i16 = 100;
 
@@ -68,42 +69,8 @@ pub struct Launcher {
     pub cgroups: Cgroups,
     /// Soft and hard limit of open descriptors per process.
     pub open_files: Option<(u64, u64)>,
-}
-
-/// Failure to start a process.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The request is invalid.
-    #[error("{0}")]
-    Invalid(String),
-    /// The program cannot be executed.
-    #[error("error starting process: {program}: {source}")]
-    Spawn {
-        /// Name of the program.
-        program: String,
-        /// Cause.
-        source: io::Error,
-    },
-}
-
-impl From<StartError> for ConnectError {
-    fn from(error: StartError) -> Self {
-        let text = error.to_string();
-        match error {
-            // Memory, processes or descriptors are exhausted. The request itself is valid.
-            StartError::Spawn { source, .. } if is_exhaustion(&source) => {
-                Self::resource_exhausted(text)
-            }
-            _ => Self::invalid_argument(text),
-        }
-    }
-}
-
-fn is_exhaustion(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let all = [Errno::NOMEM, Errno::AGAIN, Errno::MFILE, Errno::NFILE];
-    Errno::from_io_error(error).is_some_and(|errno| all.contains(&errno))
+    /// Time after which a client that takes no output is dropped.
+    pub patience: Duration,
 }
 
 /// Starts a process. Returns the process and a subscription to its whole output. `limit` is the
@@ -137,12 +104,23 @@ pub fn start(
         None => pipes(request.stdin.unwrap_or(true)).map_err(failed("pipes"))?,
     };
     let group = Group::of(request.tag.as_deref(), plumbing.is_terminal());
-    let child = launch(launcher, user, &config, &ends, group)?;
+    let (child, group) = launch(launcher, user, &config, &ends, group)?;
     let child = Child::new(child).map_err(failed(&config.cmd))?;
     // The process has its own copies. While these are open, the readers would never see an end of
     // file.
     drop(ends);
-    let (process, readers) = assemble(&child, config, request.tag, plumbing);
+    let (input, readers) = split(plumbing);
+    let process = Arc::new(Running {
+        pid: child.pid,
+        tag: request.tag,
+        config,
+        input,
+        output: Arc::new(Output::new(launcher.patience)),
+        group,
+        reaped: CancellationToken::new(),
+        killed: AtomicBool::new(false),
+        expired: AtomicBool::new(false),
+    });
     // Subscribed before anything is read, so that the first byte has a subscriber.
     let subscription = process.output.subscribe();
     launcher.processes.add(process.clone());
@@ -151,7 +129,7 @@ pub fn start(
     tokio::spawn(async move {
         let status = attend(child, &process, readers, limit).await;
         registry.end(&process);
-        process.output.finish(end_event(status)).await;
+        process.output.finish(end_event(status));
     });
     Ok((started, subscription))
 }
@@ -162,7 +140,7 @@ fn launch(
     config: &ProcessConfig,
     ends: &[OwnedFd; 3],
     group: Group,
-) -> Result<Spawned, StartError> {
+) -> Result<(Spawned, Option<CommandGroup>), StartError> {
     if config.cmd.is_empty() {
         return Err(StartError::Invalid("`process.cmd` is empty".to_owned()));
     }
@@ -176,27 +154,43 @@ fn launch(
         open_files: launcher.open_files,
         controlling_terminal: group == Group::Terminal,
     };
-    let mut launch = Launch {
+    let launch = Launch {
         program: &config.cmd,
         args: &config.args,
         envs: &envs,
         directory: &directory,
         stdio: [ends[0].as_fd(), ends[1].as_fd(), ends[2].as_fd()],
         credentials: &credentials,
-        cgroup: launcher.cgroups.directory(group),
+        cgroup: None,
     };
-    let mut spawned = wrenn_sys::spawn::spawn(&launch);
-    if let Err(SpawnError::NoProcess(error)) = &spawned
-        && launch.cgroup.take().is_some()
-    {
-        // A program in the guest has removed or divided the group. Start the process without it.
-        tracing::warn!(%error, ?group, "cgroup unusable, starting process without it");
-        spawned = wrenn_sys::spawn::spawn(&launch);
+    spawn_in(launcher.cgroups.create(group), launch)
+        .map_err(|error| StartError::of(error, &config.cmd, directory, &user.name))
+}
+
+/// Starts a process in its group. Returns the process, and the group if the process is in it.
+fn spawn_in(
+    group: Option<CommandGroup>,
+    launch: Launch<'_>,
+) -> Result<(Spawned, Option<CommandGroup>), SpawnError> {
+    let opened = group.and_then(|group| {
+        let directory = group.open();
+        let directory = directory.inspect_err(|error| tracing::warn!(%error, "cgroup unusable"));
+        directory.ok().map(|directory| (group, directory))
+    });
+    let Some((group, directory)) = opened else {
+        return wrenn_sys::spawn::spawn(&launch).map(|spawned| (spawned, None));
+    };
+    let mut launch = launch;
+    launch.cgroup = Some(directory.as_fd());
+    match wrenn_sys::spawn::spawn(&launch) {
+        Err(SpawnError::NoProcess(error)) => {
+            // A program in the guest has removed or divided the group.
+            tracing::warn!(%error, "cgroup unusable, starting process without it");
+            launch.cgroup = None;
+            wrenn_sys::spawn::spawn(&launch).map(|spawned| (spawned, None))
+        }
+        spawned => spawned.map(|spawned| (spawned, Some(group))),
     }
-    spawned.map_err(|error| StartError::Spawn {
-        program: config.cmd.clone(),
-        source: error.into_io(),
-    })
 }
 
 /// Returns the environment: `PATH` of envd, the user's variables, the host's, the request's. Later
@@ -229,6 +223,7 @@ fn environment(
     all
 }
 
+/// Returns the working directory. Whether the user can enter it is known when the process does.
 fn directory(
     launcher: &Launcher,
     user: &User,
@@ -236,16 +231,8 @@ fn directory(
 ) -> Result<PathBuf, StartError> {
     let default = launcher.settings.default_workdir();
     let wanted = config.cwd.clone().unwrap_or_default();
-    let path = paths::resolve(&wanted, user, default.as_deref())
-        .map_err(|e| StartError::Invalid(format!("invalid `process.cwd`: {e}")))?;
-    if path.is_dir() {
-        Ok(path)
-    } else {
-        Err(StartError::Invalid(format!(
-            "cwd '{}' does not exist",
-            path.display()
-        )))
-    }
+    paths::resolve(&wanted, user, default.as_deref())
+        .map_err(|e| StartError::Invalid(format!("invalid `process.cwd`: {e}")))
 }
 
 /// envd's ends of a process's input and output.
@@ -315,13 +302,9 @@ fn terminal(user: &User, size: (u32, u32)) -> Result<([OwnedFd; 3], Plumbing), S
     })
 }
 
-fn assemble(
-    child: &Child,
-    config: ProcessConfig,
-    tag: Option<String>,
-    plumbing: Plumbing,
-) -> (Arc<Running>, Vec<Source>) {
-    let (input, sources) = match plumbing {
+/// Returns the destination of a process's input and the sources of its output.
+fn split(plumbing: Plumbing) -> (InputSink, Vec<Source>) {
+    match plumbing {
         Plumbing::Terminal(master) => (
             InputSink::Terminal(Terminal::new(master.clone())),
             vec![Source::terminal(master)],
@@ -339,23 +322,11 @@ fn assemble(
                 Source::pipe(Kind::Stderr, stderr),
             ],
         ),
-    };
-    let process = Running {
-        pid: child.pid,
-        tag,
-        config,
-        input,
-        output: Arc::default(),
-        signalled: Notify::new(),
-        reaped: CancellationToken::new(),
-        killed: AtomicBool::new(false),
-        expired: AtomicBool::new(false),
-    };
-    (Arc::new(process), sources)
+    }
 }
 
-/// Reads all output and waits for the end of the process. Returns after the last output or, if a
-/// signal was requested, soon after the end, because a grandchild may keep the pipes open.
+/// Reads all output and waits for the end of the process. Returns soon after the end, with all
+/// output that was written before it, even if descendants keep the output open.
 async fn attend(
     child: Child,
     process: &Arc<Running>,
@@ -388,22 +359,10 @@ async fn attend(
     process.expired.store(ran_out, Ordering::SeqCst);
     let all_read = async { while readers.join_next().await.is_some() {} };
     tokio::pin!(all_read);
-    let let_go = async {
-        tokio::select! {
-            () = process.signalled.notified() => {}
-            // The time limit also applies to descendants that hold the output open.
-            () = &mut deadline, if limited => {}
-        }
-    };
-    tokio::select! {
-        () = &mut all_read => {}
-        () = let_go => {
-            if !read_in_time(&process.output, &mut all_read).await {
-                // Delivers the data that was written by now, however slow the subscriber is.
-                stop.cancel();
-                all_read.await;
-            }
-        }
+    if !read_in_time(&process.output, &mut all_read).await {
+        // Delivers the data that was written by now, however slow the subscriber is.
+        stop.cancel();
+        all_read.await;
     }
     status.unwrap_or_else(|error| {
         tracing::error!(%error, pid = process.pid, "failed to wait for process");

@@ -197,6 +197,7 @@ impl Events {
                         Output::Pty(bytes) => outcome.terminal.extend(bytes),
                     }
                 }
+                Ok(Some(Event::Lost(lost))) => outcome.lost_bytes += lost.bytes,
                 Ok(Some(Event::End(end))) => {
                     outcome.ends += 1;
                     outcome.end = *end;
@@ -219,6 +220,8 @@ pub(crate) struct Outcome {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) terminal: Vec<u8>,
+    /// Lost output that was reported as events.
+    pub(crate) lost_bytes: u64,
     pub(crate) end: EndEvent,
     pub(crate) ends: u32,
     /// Error of the stream, if it failed.
@@ -258,11 +261,20 @@ impl Clients {
     }
 
     pub(crate) async fn connect(&self, selector: ProcessSelector) -> Result<Events, ConnectError> {
+        self.connect_with(selector, CallOptions::default()).await
+    }
+
+    pub(crate) async fn connect_with(
+        &self,
+        selector: ProcessSelector,
+        options: CallOptions,
+    ) -> Result<Events, ConnectError> {
         let request = ConnectRequest {
             process: selector.into(),
             ..Default::default()
         };
-        Ok(Events::Connected(self.process.connect(request).await?))
+        let stream = self.process.connect_with_options(request, options).await?;
+        Ok(Events::Connected(stream))
     }
 
     pub(crate) async fn list(&self) -> Vec<ProcessInfo> {

@@ -7,7 +7,7 @@ use wrenn_proto::rpc::process::__buffa::oneof::process_event::{Event, data_event
 
 use crate::{
     calls::{CODECS, by_pid, clients, clients_by, refusal, script, script_with_input},
-    world::{eventually, run},
+    world::{eventually, run, run_with},
 };
 
 /// Number of lines that give 50 MB of non-repeating text.
@@ -184,6 +184,11 @@ fn output_without_listeners_does_not_stop_a_process_and_its_end_is_kept() {
             "the newest output is kept"
         );
         assert!(text.len() <= 128 * 1024, "and no more than a little of it");
+        let mark = String::from_utf8(late.stderr).expect("UTF-8");
+        assert!(
+            mark.starts_with("[envd: ") && mark.contains("dropped"),
+            "{mark}"
+        );
         let unknown = refusal(clients.connect(by_pid(999_999)).await).await;
         assert_eq!(unknown.code, connectrpc::ErrorCode::NotFound);
     });
@@ -221,5 +226,68 @@ fn a_thousand_processes_run_side_by_side() {
             world.descriptors() <= before + 2
         })
         .await;
+    });
+}
+
+#[test]
+fn lost_output_is_counted_to_the_byte_in_the_form_that_the_client_knows() {
+    run(async |world| {
+        let total: u64 = (1..=300_000_u32).map(|n| u64::from(n.ilog10()) + 2).sum();
+        let detached = || crate::calls::header("wrenn-detached", "1");
+        for codec in CODECS {
+            let clients = clients_by(world, codec);
+            let start = async |request| {
+                let started = clients.start_with(request, detached()).await;
+                let pid = started.expect("started").pid().await;
+                eventually("the process ends", async || !world.runs(pid)).await;
+                pid
+            };
+            let pid = start(script("seq 300000")).await;
+            let options = crate::calls::header("wrenn-lost-output", "1");
+            let late = clients.connect_with(by_pid(pid), options).await;
+            let late = late.expect("remembered").rest().await;
+            assert!(late.lost_bytes > 0 && late.stderr.is_empty(), "{late:?}");
+            assert_eq!(late.lost_bytes + late.stdout.len() as u64, total);
+            assert!(late.stdout.ends_with(b"\n300000\n"));
+            // A client of E2B gets text, in a terminal in the terminal's own output.
+            let pid = start(script("seq 300000")).await;
+            let late = clients.connect(by_pid(pid)).await.expect("remembered");
+            let late = late.rest().await;
+            let lost = total - late.stdout.len() as u64;
+            let mark = format!("[envd: {lost} bytes of output that no client took were dropped]");
+            assert_eq!(late.stderr, format!("{mark}\n").into_bytes());
+            let request = crate::terminal::in_terminal(script("seq 300000"), 80, 24);
+            let pid = start(request).await;
+            let late = clients.connect(by_pid(pid)).await.expect("remembered");
+            let late = late.rest().await;
+            let text = String::from_utf8(late.terminal).expect("UTF-8");
+            assert!(text.starts_with("[envd: ") && text.ends_with("300000\r\n"));
+        }
+    });
+}
+
+#[test]
+fn who_takes_nothing_is_dropped_with_a_mark_and_the_process_goes_on() {
+    run_with(&["--patience", "1"], &[], async |world| {
+        let clients = clients(world);
+        let request = script(&format!(
+            "seq {LINES}; echo > /mnt/work/done; exec sleep 1000"
+        ));
+        let mut slow = clients.start(request).await.expect("started");
+        let pid = slow.pid().await;
+        // Nothing is read.
+        eventually("the process is not blocked", async || {
+            world.path("/mnt/work/done").exists()
+        })
+        .await;
+        let mut next = clients.connect(by_pid(pid)).await.expect("runs");
+        assert_eq!(next.pid().await, pid);
+        let newest = next.until(&format!("\n{LINES}\n")).await;
+        assert!(newest.starts_with("[envd: "), "{}", &newest[..80]);
+        let outcome = slow.rest().await;
+        let error = outcome.error.expect("marked");
+        assert_eq!(error.code, connectrpc::ErrorCode::DataLoss, "{error}");
+        assert_eq!(outcome.ends, 0);
+        assert!(outcome.stdout.starts_with(b"1\n2\n3\n"));
     });
 }

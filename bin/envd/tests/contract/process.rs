@@ -131,15 +131,33 @@ fn the_directory_is_the_asked_one_the_default_or_the_home() {
             .await
             .expect("answered");
         assert_eq!(pwd(None, "user").await, "/mnt/work\n");
-        let request = with(program(&["pwd"]), |p| p.cwd = Some("/no/such".into()));
-        let error = refusal(clients.start(request).await).await;
-        assert_eq!(
-            (error.code, error.message.as_deref()),
+        for (user, cwd, message) in [
+            ("root", "/no/such", "cwd '/no/such' does not exist"),
             (
-                ErrorCode::InvalidArgument,
-                Some("cwd '/no/such' does not exist")
-            )
-        );
+                "root",
+                "/etc/passwd",
+                "cwd '/etc/passwd' is not a directory",
+            ),
+            (
+                "user",
+                "/root",
+                "cwd '/root' cannot be entered by user 'user'",
+            ),
+        ] {
+            for terminal in [false, true] {
+                let request = with(program(&["pwd"]), |p| p.cwd = Some(cwd.into()));
+                let request = if terminal {
+                    crate::terminal::in_terminal(request, 80, 24)
+                } else {
+                    request
+                };
+                let error = refusal(clients.start_with(request, as_user(user)).await).await;
+                assert_eq!(
+                    (error.code, error.message.as_deref()),
+                    (ErrorCode::InvalidArgument, Some(message))
+                );
+            }
+        }
     });
 }
 
@@ -206,15 +224,24 @@ fn signals_start_from_the_default() {
 fn a_program_that_is_not_there_is_refused() {
     run(async |world| {
         let clients = clients(world);
-        for words in [
-            &["/no/such/program"][..],
-            &[""],
-            &["/etc/passwd"],
-            &["bad\0name"],
-            &["/bin/sh", "nul\0"],
+        world.write("/mnt/work/script", "#!/no/such/interpreter\n");
+        clients.sh("chmod +x /mnt/work/script").await;
+        for (words, exit_code) in [
+            (&["/no/such/program"][..], Some("127")),
+            (&["no-such-program"], Some("127")),
+            (&["/etc/passwd/x"], Some("127")),
+            (&["/etc/passwd"], Some("126")),
+            (&["/etc"], Some("126")),
+            (&["/mnt/work/script"], Some("126")),
+            (&[""], None),
+            (&["bad\0name"], None),
+            (&["/bin/sh", "nul\0"], None),
         ] {
             let error = refusal(clients.start(program(words)).await).await;
             assert_eq!(error.code, ErrorCode::InvalidArgument, "{words:?}: {error}");
+            let told = error.trailers().get("wrenn-exit-code");
+            let told = told.map(|code| code.to_str().expect("text").to_owned());
+            assert_eq!(told.as_deref(), exit_code, "{words:?}: {error}");
         }
         let error = refusal(clients.start(StartRequest::default()).await).await;
         assert_eq!(error.code, ErrorCode::InvalidArgument);
@@ -348,30 +375,93 @@ fn what_was_killed_is_gone_when_the_call_returns() {
 }
 
 #[test]
-fn the_end_waits_for_who_holds_the_pipes_unless_a_signal_was_sent() {
+fn a_process_ends_although_a_child_holds_its_output() {
+    run(async |world| {
+        for codec in CODECS {
+            let clients = clients_by(world, codec);
+            for child in [
+                "sleep 1000",
+                "yes >&2",
+                "while :; do date >&2; sleep .1; done",
+            ] {
+                // In its own session, and it holds both pipes.
+                let text =
+                    format!("setsid sh -c '{child}' & echo $!; seq 100000; echo last >&2; exit 3");
+                let began = Instant::now();
+                let outcome = clients.run(script(&text)).await;
+                assert!(began.elapsed() < Duration::from_secs(20), "it waits");
+                assert_eq!((outcome.ends, outcome.end.exit_code), (1, 3));
+                let text = String::from_utf8(outcome.stdout).expect("UTF-8");
+                let (pid, numbers) = text.split_once('\n').expect("a line");
+                assert!(
+                    numbers
+                        .lines()
+                        .eq((1..=100_000).map(|n: u32| n.to_string()))
+                );
+                let errors = String::from_utf8_lossy(&outcome.stderr);
+                assert!(errors.contains("last\n"), "{errors:.200}");
+                let child = pid.parse().expect("a PID");
+                assert!(world.runs(child), "the child lives on");
+                let killed = clients.run(program(&["kill", "-9", "--", &format!("-{pid}")]));
+                assert_eq!(killed.await.end.exit_code, 0);
+            }
+        }
+        assert!(clients(world).list().await.is_empty());
+    });
+}
+
+#[test]
+fn a_child_that_lives_on_is_neither_blocked_nor_killed_by_its_output() {
     run(async |world| {
         let clients = clients(world);
-        let began = Instant::now();
-        let outcome = clients
-            .run(script("(sleep 0.5; echo late) & echo early"))
-            .await;
-        assert_eq!(outcome.text(), "early\nlate\n");
-        assert!(began.elapsed() >= Duration::from_millis(500));
-        // In its own session, so that the signal does not reach the child.
+        // Without a reader, the child would block after 64 KiB. Without an open pipe, it would be
+        // killed.
+        let text = "(until [ -e /mnt/work/go ]; do sleep 0.1; done; \
+                     seq 100000; seq 100000 >&2; echo > /mnt/work/done) & echo early";
+        assert_eq!(clients.sh(text).await, "early\n");
+        world.write("/mnt/work/go", "");
+        eventually("the child has written everything", async || {
+            world.path("/mnt/work/done").exists()
+        })
+        .await;
+    });
+}
+
+#[test]
+fn what_was_written_before_the_end_is_not_lost_however_much_and_however_slow_the_reader() {
+    // All output is in the pipe when the process ends: a process can enlarge its pipe.
+    const PROGRAM: &str = "import fcntl, os, subprocess\n\
+        subprocess.Popen(['sleep', '1000'], start_new_session=True)\n\
+        fcntl.fcntl(1, 1031, 1 << 20)\n\
+        os.write(1, b'x' * (1 << 20))\n\
+        os._exit(3)";
+    run(async |world| {
+        let clients = clients(world);
         let mut events = clients
-            .start(script("setsid sleep 1000 & echo early; wait"))
+            .start(program(&["python3", "-c", PROGRAM]))
             .await
             .expect("started");
         let pid = events.pid().await;
-        events.until("early\n").await;
-        clients
-            .signal(pid, Signal::SIGNAL_SIGKILL)
-            .await
-            .expect("sent");
-        let outcome = tokio::time::timeout(Duration::from_secs(20), events.rest())
-            .await
-            .expect("it does not wait");
-        assert_eq!(outcome.end.exit_code, -1);
+        // Nothing is read before the process has ended.
+        eventually("the process ends", async || !world.runs(pid)).await;
+        let outcome = events.rest().await;
+        assert_eq!((outcome.ends, outcome.end.exit_code), (1, 3));
+        assert_eq!(outcome.stdout.len(), 1 << 20);
+        assert!(outcome.stdout.iter().all(|byte| *byte == b'x'));
+    });
+}
+
+#[test]
+fn what_the_last_program_of_a_pipe_prints_belongs_to_the_process() {
+    run(async |world| {
+        // The shell does not wait for `tee`.
+        let request = program(&["/bin/bash", "-c", "exec > >(tee /dev/stderr); echo out"]);
+        let outcome = clients(world).run(request).await;
+        assert_eq!(
+            (outcome.stderr.as_slice(), outcome.ends),
+            (&b"out\n"[..], 1)
+        );
+        assert_eq!(outcome.text(), "out\n");
     });
 }
 

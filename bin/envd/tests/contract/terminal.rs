@@ -165,6 +165,23 @@ fn child_named(world: &World, pid: u32, name: &str) -> bool {
 }
 
 #[test]
+fn a_terminal_ends_with_its_process_although_a_child_holds_it() {
+    run(async |world| {
+        for codec in CODECS {
+            let clients = clients_by(world, codec);
+            let text = "trap '' HUP; setsid sleep 1000 & echo $!; seq 1000; exit 3";
+            let request = in_terminal(script(text), 80, 24);
+            let outcome = clients.run(request).await;
+            assert_eq!((outcome.ends, outcome.end.exit_code), (1, 3));
+            let text = String::from_utf8(outcome.terminal).expect("UTF-8");
+            assert!(text.ends_with("\r\n1000\r\n"), "{text}");
+            let pid = text.lines().next().expect("a line").parse();
+            assert!(world.runs(pid.expect("a PID")), "the child lives on");
+        }
+    });
+}
+
+#[test]
 fn much_output_of_a_terminal_arrives_whole() {
     run(async |world| {
         let clients = clients(world);

@@ -72,6 +72,16 @@ pub(crate) enum ClientError {
         code: String,
         /// Message of the server.
         message: String,
+        /// Exit code that a shell reports for the command, if its program is the reason.
+        exit_code: Option<i32>,
+    },
+    /// The command of a stream was not started, because its program cannot be executed.
+    #[error("{message}")]
+    NotExecuted {
+        /// Message of the server.
+        message: String,
+        /// Exit code that a shell reports for the command.
+        exit_code: i32,
     },
     /// The response does not come from a Wrenn server.
     #[error("unexpected response with status {status}, possibly not from a Wrenn server: {body}")]
@@ -124,6 +134,7 @@ impl ClientError {
                 status,
                 code: error.code,
                 message: error.message,
+                exit_code: error.details.and_then(|details| details.exit_code),
             },
             Err(_) => Self::Foreign {
                 status,
@@ -133,6 +144,16 @@ impl ClientError {
                     .take(SHOWN_CHARS)
                     .collect(),
             },
+        }
+    }
+
+    /// Returns the exit code that a shell reports for a command that was not started, if its
+    /// program is the reason.
+    pub(crate) fn exit_code(&self) -> Option<i32> {
+        match self {
+            Self::Refused { exit_code, .. } => *exit_code,
+            Self::NotExecuted { exit_code, .. } => Some(*exit_code),
+            _ => None,
         }
     }
 

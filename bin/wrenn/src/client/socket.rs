@@ -279,7 +279,13 @@ fn read(text: &str) -> Result<Option<Event>, ClientError> {
             code: heard.exit_code.unwrap_or(-1),
             error: heard.error,
         },
-        "error" if heard.fatal => return Err(ClientError::Stream(heard.data)),
+        "error" if heard.fatal => {
+            let message = heard.data;
+            return Err(match heard.exit_code {
+                Some(exit_code) => ClientError::NotExecuted { message, exit_code },
+                None => ClientError::Stream(message),
+            });
+        }
         // `ping`, message types of later servers, and non-fatal errors: the program did not read
         // its input but keeps running.
         _ => return Ok(None),
@@ -356,6 +362,16 @@ mod tests {
         ));
         let survived = r#"{"type":"error","data":"broken pipe","fatal":false}"#;
         assert!(matches!(read(survived), Ok(None)));
+    }
+
+    #[test]
+    fn a_program_that_cannot_run_has_an_exit_code() {
+        let missing = r#"{"type":"error","data":"no such program","fatal":true,"code":"invalid_request","exit_code":127}"#;
+        let error = read(missing).expect_err("fatal");
+        assert_eq!(error.to_string(), "no such program");
+        assert_eq!(error.exit_code(), Some(127));
+        let other = r#"{"type":"error","data":"cwd","fatal":true,"code":"invalid_request"}"#;
+        assert_eq!(read(other).expect_err("fatal").exit_code(), None);
     }
 
     #[test]

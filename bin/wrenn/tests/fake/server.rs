@@ -177,6 +177,19 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
+/// Returns the answer to a command whose stream the script would reject with its first message.
+fn not_executed(script: &Script) -> Response {
+    let exit_code = match script {
+        Script::Say(messages) => messages[0]["exit_code"].clone(),
+        Script::Echo | Script::Hang => Value::Null,
+    };
+    let body = json!({"error": {
+        "code": "invalid_request", "message": "error starting process: prog: cause",
+        "details": {"exit_code": exit_code},
+    }});
+    (StatusCode::BAD_REQUEST, axum::Json(body)).into_response()
+}
+
 /// Returns the sandboxes with a requested status.
 fn list(query: &str) -> Value {
     let words = query.strip_prefix("status=").unwrap_or_default();
@@ -212,6 +225,7 @@ async fn answer(
         (Method::GET, "/v1/sandboxes/sb-1") => ok(sandbox("sb-1", "running")),
         (Method::DELETE, "/v1/sandboxes/sb-1") => StatusCode::NO_CONTENT.into_response(),
         (Method::POST, "/v1/sandboxes/sb-1/files/stream/read") => "CONTENT".into_response(),
+        (Method::POST, "/v1/sandboxes/sb-1/exec") => not_executed(&fake.inner.script),
         _ => refuse(
             StatusCode::NOT_FOUND,
             "not_found",

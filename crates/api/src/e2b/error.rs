@@ -242,6 +242,7 @@ mod tests {
             code: connectrpc::ErrorCode::Internal,
             message: "the header is damaged".to_owned(),
             connection_lost: false,
+            exit_code: None,
         });
         assert_eq!(error.status.as_u16(), 500);
         assert_eq!(error.message, "the header is damaged");

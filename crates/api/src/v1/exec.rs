@@ -8,18 +8,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use connectrpc::ErrorCode;
 use http::StatusCode;
-use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult};
-use wrenn_control::{
-    agent_client::AgentError,
-    guest::{Guest, GuestEvents, time_limit},
-};
+use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult, Truncated};
+use wrenn_control::guest::{Guest, GuestEvents, time_limit};
 use wrenn_envd_client::{Exec, ExecOutput};
-use wrenn_model::SandboxId;
+use wrenn_model::{SandboxId, limits::MAX_EXEC_OUTPUT_BYTES};
 use wrenn_proto::rpc::process::{self as rpc_process, process_event::Event};
 
-use super::process;
+use super::{process, utf8::unfinished};
 use crate::{
     app::AppState,
     error::{ApiError, Code},
@@ -35,7 +31,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// Without `background`, the response is sent when the command has ended (200). With `background`,
 /// it is sent when the process has started (202). A sandbox that is still booting is waited for.
-/// Collected output is limited to 16 MiB per stream (413); `exec/stream` has no limit.
+///
+/// The command ends when its own process ends, even if processes that it has started keep its
+/// output open; these live on, and their later output is dropped. When the timeout expires, all
+/// descendants of the command are killed. The first 16 MiB of each stream are returned, and
+/// `truncated` tells if there was more; `exec/stream` has no limit. A program that does not exist or
+/// cannot be executed is an error with `details.exit_code` 127 or 126.
 #[utoipa::path(
     post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
     params(("id" = String, Path, description = "Sandbox id.")),
@@ -64,21 +65,14 @@ pub(super) async fn exec(
         time_limit: time_limit(timeout_sec),
         tag: request.tag,
     };
-    let done = guest.exec(exec).await.map_err(too_much_output)?;
+    let done = guest.exec(exec).await?;
     Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
 }
 
-/// Converts an agent error. `OutOfRange` means that the output of the command is too large.
-fn too_much_output(error: AgentError) -> ApiError {
-    let out_of_range = error.code == ErrorCode::OutOfRange;
-    let mut error = ApiError::from(error);
-    if out_of_range {
-        error = ApiError::new(Code::TooLarge, error.message);
-    }
-    error
-}
-
-fn result(id: &SandboxId, cmd: String, done: ExecOutput, took: Duration) -> ExecResult {
+fn result(id: &SandboxId, cmd: String, mut done: ExecOutput, took: Duration) -> ExecResult {
+    end_at_character(&mut done.stdout, &mut done.stdout_dropped_bytes);
+    end_at_character(&mut done.stderr, &mut done.stderr_dropped_bytes);
+    let is_truncated = done.stdout_dropped_bytes > 0 || done.stderr_dropped_bytes > 0;
     let (stdout, stderr, encoding) = encode(done.stdout, done.stderr);
     ExecResult {
         sandbox_id: id.to_string(),
@@ -89,6 +83,20 @@ fn result(id: &SandboxId, cmd: String, done: ExecOutput, took: Duration) -> Exec
         error: (!done.error.is_empty()).then_some(done.error),
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         encoding: encoding.to_owned(),
+        truncated: is_truncated.then_some(Truncated {
+            limit_bytes: MAX_EXEC_OUTPUT_BYTES as u64,
+            stdout_dropped_bytes: done.stdout_dropped_bytes,
+            stderr_dropped_bytes: done.stderr_dropped_bytes,
+        }),
+    }
+}
+
+/// Removes a character that the limit has cut, so that text stays text.
+fn end_at_character(stream: &mut Vec<u8>, dropped_bytes: &mut u64) {
+    if *dropped_bytes > 0 {
+        let cut = unfinished(stream);
+        stream.truncate(stream.len() - cut);
+        *dropped_bytes += cut as u64;
     }
 }
 
@@ -153,7 +161,7 @@ async fn started(mut events: GuestEvents) -> Result<u32, ApiError> {
         match event {
             Event::Start(start) => return Ok(start.pid),
             Event::End(_) => break,
-            Event::Data(_) | Event::Keepalive(_) => {}
+            Event::Data(_) | Event::Lost(_) | Event::Keepalive(_) => {}
         }
     }
     Err(ApiError::new(
@@ -165,6 +173,32 @@ async fn started(mut events: GuestEvents) -> Result<u32, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_beyond_the_limit_is_marked_and_text_stays_text() {
+        let id: SandboxId = "sb-00000000".parse().expect("an id");
+        let of = |stdout: &[u8], dropped| {
+            let done = ExecOutput {
+                stdout: stdout.to_vec(),
+                stdout_dropped_bytes: dropped,
+                exit_code: 3,
+                ..ExecOutput::default()
+            };
+            result(&id, "cmd".to_owned(), done, Duration::ZERO)
+        };
+        let whole = of("aü".as_bytes(), 0);
+        assert_eq!((whole.stdout.as_str(), whole.truncated), ("aü", None));
+        let cut = of(b"a\xc3", 7);
+        assert_eq!((cut.stdout.as_str(), cut.exit_code), ("a", 3));
+        let truncated = Truncated {
+            limit_bytes: 16 * 1024 * 1024,
+            stdout_dropped_bytes: 8,
+            stderr_dropped_bytes: 0,
+        };
+        assert_eq!(cut.truncated, Some(truncated));
+        // Without a cut, an incomplete character is the command's own.
+        assert_eq!(of(b"a\xc3", 0).encoding, "base64");
+    }
 
     #[test]
     fn both_streams_are_base64_if_either_is_not_text() {

@@ -19,7 +19,12 @@
 //! | `{"type":"stdout","data":TEXT}` | with `"encoding":"base64"` if not UTF-8 |
 //! | `{"type":"stderr","data":TEXT}` | as `stdout` |
 //! | `{"type":"exit","exit_code":N}` | `"error"` unless it exited by itself; the server closes |
-//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | failure; the server closes after a fatal one |
+//! | `{"type":"error","data":TEXT,"fatal":BOOL,"code":CODE}` | failure; the server closes after a fatal one |
+//!
+//! `code` is that of error responses. A fatal error also has `"exit_code"` (127 or 126) if the
+//! program does not exist or cannot be executed. Output that no client took and that was dropped is
+//! an error that is not fatal, with the code `output_lost` and `"lost_bytes":N`, at its place in the
+//! output.
 
 use std::collections::BTreeMap;
 
@@ -42,13 +47,13 @@ use wrenn_proto::rpc::process::{
 use super::{
     controls::{Controls, InputKind, Kill, Target},
     process::{self, Selector},
-    session::{self, Protocol},
+    session::{self, Failure, Protocol},
     socket::{ApiSocket, split},
     utf8::{Piece, TextStream},
 };
 use crate::{
     app::AppState,
-    error::ApiError,
+    error::{ApiError, Code},
     extract::SandboxPath,
     openapi::{CommonErrors, HostErrors, SandboxErrors},
     validate,
@@ -61,8 +66,13 @@ use crate::{
 /// and `{"type":"close_stdin"}` write to the command's input. `{"type":"stop"}` ends the command.
 ///
 /// The server sends `start` with `pid`, `stdout` and `stderr` with `data` (and `encoding`: `base64`
-/// if the data is not UTF-8), `exit` with `exit_code`, and `error` with `data` and `fatal`. The
-/// command keeps running if the client disconnects.
+/// if the data is not UTF-8), `exit` with `exit_code`, and `error` with `data`, `fatal` and `code`
+/// (and `exit_code`: 127 or 126, if the program does not exist or cannot be executed). An `error`
+/// with the code `output_lost` and `lost_bytes` marks dropped output.
+///
+/// The command ends when its own process ends, even if processes that it has started keep its
+/// output open. It keeps running if the client disconnects. A client that takes no output for 5
+/// minutes gets a fatal `error` with the code `timeout`, and can connect again.
 #[utoipa::path(
     get, path = "/{id}/exec/stream", tag = "processes", operation_id = "exec_stream",
     params(("id" = String, Path, description = "Sandbox id.")),
@@ -117,10 +127,7 @@ pub(super) enum ServerMessage {
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    Error {
-        data: String,
-        fatal: bool,
-    },
+    Error(Failure),
 }
 
 /// Piece of output.
@@ -151,6 +158,17 @@ impl From<Piece> for Data {
 pub(super) struct ExecDialect {
     stdout: TextStream,
     stderr: TextStream,
+}
+
+impl ExecDialect {
+    /// Returns what is left of both streams, and a message after it.
+    fn finish(&mut self, last: ServerMessage) -> Vec<ServerMessage> {
+        let stdout = self.stdout.finish().map(Data::from);
+        let stderr = self.stderr.finish().map(Data::from);
+        let stdout = stdout.map(ServerMessage::Stdout).into_iter();
+        let stderr = stderr.map(ServerMessage::Stderr);
+        stdout.chain(stderr).chain([last]).collect()
+    }
 }
 
 impl Protocol for ExecDialect {
@@ -200,27 +218,20 @@ impl Protocol for ExecDialect {
                 }
                 None => Vec::new(),
             },
-            Event::End(end) => {
-                let stdout = self
-                    .stdout
-                    .finish()
-                    .map(|p| ServerMessage::Stdout(p.into()));
-                let stderr = self
-                    .stderr
-                    .finish()
-                    .map(|p| ServerMessage::Stderr(p.into()));
-                let exit = ServerMessage::Exit {
-                    exit_code: end.exit_code,
-                    error: session::other_end(&end),
-                };
-                stdout.into_iter().chain(stderr).chain([exit]).collect()
+            Event::End(end) => self.finish(ServerMessage::Exit {
+                exit_code: end.exit_code,
+                error: session::other_end(&end),
+            }),
+            Event::Lost(lost) => {
+                let mark = Failure::output_lost(lost.bytes);
+                self.finish(ServerMessage::Error(mark))
             }
             Event::Keepalive(_) => Vec::new(),
         }
     }
 
-    fn error(data: String, fatal: bool) -> ServerMessage {
-        ServerMessage::Error { data, fatal }
+    fn failure(failure: Failure) -> ServerMessage {
+        ServerMessage::Error(failure)
     }
 
     fn ping() -> Option<ServerMessage> {
@@ -235,11 +246,17 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     };
     let started = match first {
         Ok(ClientMessage::Start(start)) => begin(&app, &id, start).await,
-        Ok(_) => Err("the first message must be `start`".to_owned()),
-        Err(why) => Err(format!("the first message must be `start`: {why}")),
+        Ok(_) => Err(ApiError::new(
+            Code::InvalidRequest,
+            "the first message must be `start`",
+        )),
+        Err(why) => Err(ApiError::new(
+            Code::InvalidRequest,
+            format!("the first message must be `start`: {why}"),
+        )),
     };
     match started {
-        Err(text) => session::reject::<ExecDialect>(&app, outbox, inbox, text).await,
+        Err(error) => session::reject::<ExecDialect>(&app, outbox, inbox, error).await,
         Ok((events, guest, tag, _used)) => {
             let target = target(guest, Selector::Tag(tag));
             session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
@@ -261,15 +278,14 @@ async fn begin(
     app: &AppState,
     id: &SandboxId,
     start: Start,
-) -> Result<(GuestEvents, Guest, String, ActivityGuard), String> {
-    let text = |error: ApiError| error.message;
+) -> Result<(GuestEvents, Guest, String, ActivityGuard), ApiError> {
     let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
-    validate::check_tag("tag", &tag).map_err(text)?;
-    validate::check_command(&start.cmd, &start.args).map_err(text)?;
-    validate::check_envs(&start.envs).map_err(text)?;
-    validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
-    let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0).map_err(text)?;
-    let (guest, used) = app.ready(id).await.map_err(text)?;
+    validate::check_tag("tag", &tag)?;
+    validate::check_command(&start.cmd, &start.args)?;
+    validate::check_envs(&start.envs)?;
+    validate::check_place(start.cwd.as_deref(), start.user.as_deref())?;
+    let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0)?;
+    let (guest, used) = app.ready(id).await?;
     let request = StartRequest {
         process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
         tag: Some(tag.clone()),
@@ -277,6 +293,6 @@ async fn begin(
         ..Default::default()
     };
     let user = start.user.unwrap_or_default();
-    let events = guest.start(request, &user, timeout_sec, false).await;
-    Ok((events.map_err(|e| text(e.into()))?, guest, tag, used))
+    let events = guest.start(request, &user, timeout_sec, false).await?;
+    Ok((events, guest, tag, used))
 }

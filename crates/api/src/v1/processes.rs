@@ -73,6 +73,8 @@ pub(super) struct SignalQuery {
 }
 
 /// Sends a signal to a process.
+///
+/// `SIGKILL` also kills all descendants of the process. `SIGTERM` is sent to its process group.
 #[utoipa::path(
     delete, path = "/{id}/processes/{process}", tag = "processes", operation_id = "signal_process",
     params(
@@ -100,7 +102,9 @@ pub(super) async fn kill(
 
 /// Streams the output of a running process from now on, over a WebSocket.
 ///
-/// Uses the messages of `exec/stream`. The client may send `stop`.
+/// Uses the messages of `exec/stream`. The client may send `stop`. If no other client takes the
+/// output, the newest 64 KiB that no client has taken come first, after an `error` with the code
+/// `output_lost` if more was dropped.
 #[utoipa::path(
     get, path = "/{id}/processes/{process}/stream", tag = "processes", operation_id = "stream_process",
     params(
@@ -129,7 +133,7 @@ async fn run(app: AppState, id: SandboxId, process: Selector, socket: WebSocket)
     };
     match connected.await {
         Err(error) => {
-            session::reject::<ExecDialect>(&app, outbox, inbox, error.message).await;
+            session::reject::<ExecDialect>(&app, outbox, inbox, error).await;
         }
         Ok((events, guest, _used)) => {
             let target = target(guest, process);

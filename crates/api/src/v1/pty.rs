@@ -20,7 +20,7 @@
 //! | `{"type":"started","tag":TEXT,"pid":N}` | the terminal runs |
 //! | `{"type":"output","data":BASE64}` | output |
 //! | `{"type":"exit","exit_code":N}` | `"error"` unless it exited by itself; the server closes |
-//! | `{"type":"error","data":TEXT,"fatal":BOOL}` | failure; the server closes after a fatal one |
+//! | `{"type":"error","data":TEXT,"fatal":BOOL,"code":CODE}` | failure, as in `exec_stream` |
 //! | `{"type":"ping"}` | every 30 s |
 //!
 //! The terminal has no idle limit and outlives its client.
@@ -47,12 +47,12 @@ use wrenn_proto::rpc::process::{
 use super::{
     controls::{Controls, InputKind, Kill, Target},
     process::{self, Selector},
-    session::{self, Protocol},
+    session::{self, Failure, Protocol},
     socket::{ApiSocket, split},
 };
 use crate::{
     app::AppState,
-    error::ApiError,
+    error::{ApiError, Code},
     extract::SandboxPath,
     openapi::{CommonErrors, HostErrors, SandboxErrors},
     validate,
@@ -76,8 +76,8 @@ const MAX_SIZE: u32 = u16::MAX as u32;
 /// `data` in base64, `resize` with `cols` and `rows`, and `kill`.
 ///
 /// The server sends `started` with `tag` and `pid`, `output` with `data` in base64, `exit` with
-/// `exit_code`, `error` with `data` and `fatal`, and `ping` every 30 s. A terminal outlives its
-/// client, which can reconnect with the `tag`.
+/// `exit_code`, `error` as in `exec/stream`, and `ping` every 30 s. A terminal outlives its client,
+/// which can reconnect with the `tag`. It ends when its own process ends; `kill` ends all its jobs.
 #[utoipa::path(
     get, path = "/{id}/pty", tag = "processes", operation_id = "pty",
     params(("id" = String, Path, description = "Sandbox id.")),
@@ -130,10 +130,7 @@ enum ServerMessage {
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    Error {
-        data: String,
-        fatal: bool,
-    },
+    Error(Failure),
     Ping,
 }
 
@@ -187,12 +184,13 @@ impl Protocol for PtyDialect {
                 exit_code: end.exit_code,
                 error: session::other_end(&end),
             }],
+            Event::Lost(lost) => vec![ServerMessage::Error(Failure::output_lost(lost.bytes))],
             Event::Keepalive(_) => Vec::new(),
         }
     }
 
-    fn error(data: String, fatal: bool) -> ServerMessage {
-        ServerMessage::Error { data, fatal }
+    fn failure(failure: Failure) -> ServerMessage {
+        ServerMessage::Error(failure)
     }
 
     fn ping() -> Option<ServerMessage> {
@@ -224,13 +222,17 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let begun = match first {
         Ok(ClientMessage::Start(begin)) => start(&app, &id, begin).await,
         Ok(ClientMessage::Connect { tag }) => connect(&app, &id, tag).await,
-        Ok(_) => Err("the first message must be `start` or `connect`".to_owned()),
-        Err(why) => Err(format!(
-            "the first message must be `start` or `connect`: {why}"
+        Ok(_) => Err(ApiError::new(
+            Code::InvalidRequest,
+            "the first message must be `start` or `connect`",
+        )),
+        Err(why) => Err(ApiError::new(
+            Code::InvalidRequest,
+            format!("the first message must be `start` or `connect`: {why}"),
         )),
     };
     match begun {
-        Err(text) => session::reject::<PtyDialect>(&app, outbox, inbox, text).await,
+        Err(error) => session::reject::<PtyDialect>(&app, outbox, inbox, error).await,
         Ok(Begun {
             events,
             guest,
@@ -256,14 +258,13 @@ struct Begun {
     _used: ActivityGuard,
 }
 
-async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, String> {
-    let text = |error: ApiError| error.message;
+async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, ApiError> {
     let cmd = start.cmd.unwrap_or_else(|| DEFAULT_SHELL.to_owned());
-    validate::check_command(&cmd, &start.args).map_err(text)?;
-    validate::check_envs(&start.envs).map_err(text)?;
-    validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
-    let size = size(start.cols, start.rows).map_err(text)?;
-    let (guest, used) = app.ready(id).await.map_err(text)?;
+    validate::check_command(&cmd, &start.args)?;
+    validate::check_envs(&start.envs)?;
+    validate::check_place(start.cwd.as_deref(), start.user.as_deref())?;
+    let size = size(start.cols, start.rows)?;
+    let (guest, used) = app.ready(id).await?;
     let tag = process::new_tag("pty");
     let request = StartRequest {
         process: process::config(cmd, start.args, start.envs, start.cwd).into(),
@@ -276,23 +277,22 @@ async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, St
         ..Default::default()
     };
     let user = start.user.unwrap_or_default();
-    let events = guest.start(request, &user, 0, false).await;
+    let events = guest.start(request, &user, 0, false).await?;
     Ok(Begun {
-        events: events.map_err(|e| text(e.into()))?,
+        events,
         guest,
         tag,
         _used: used,
     })
 }
 
-async fn connect(app: &AppState, id: &SandboxId, tag: String) -> Result<Begun, String> {
-    let text = |error: ApiError| error.message;
-    validate::check_tag("tag", &tag).map_err(text)?;
-    let (guest, used) = app.ready(id).await.map_err(text)?;
+async fn connect(app: &AppState, id: &SandboxId, tag: String) -> Result<Begun, ApiError> {
+    validate::check_tag("tag", &tag)?;
+    let (guest, used) = app.ready(id).await?;
     let process = Selector::Tag(tag.clone()).to_rpc();
-    let events = guest.connect(process).await;
+    let events = guest.connect(process).await?;
     Ok(Begun {
-        events: events.map_err(|e| text(e.into()))?,
+        events,
         guest,
         tag,
         _used: used,

@@ -19,7 +19,10 @@ use super::{
     controls::{Controls, Target, controls},
     socket::{Gone, Inbox, Outbox, PING_EVERY},
 };
-use crate::{app::AppState, error::ApiError};
+use crate::{
+    app::AppState,
+    error::{ApiError, Code},
+};
 
 /// Maximum number of queued error messages to the client. These messages concern the client's own
 /// messages; further ones are dropped.
@@ -44,11 +47,54 @@ pub(super) trait Protocol: Send {
     /// Encodes a process event as messages to the client.
     fn encode(&mut self, event: Event) -> Vec<Self::ServerMessage>;
 
-    /// Encodes an error. `fatal` is true if the error ends the session.
-    fn error(text: String, fatal: bool) -> Self::ServerMessage;
+    /// Encodes a failure.
+    fn failure(failure: Failure) -> Self::ServerMessage;
 
     /// Returns the keep-alive message of the protocol, if the protocol has one.
     fn ping() -> Option<Self::ServerMessage>;
+}
+
+/// Failure, as the client receives it.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Failure {
+    /// Message for the user.
+    data: String,
+    /// True if the failure ends the session.
+    fatal: bool,
+    /// Error code for programs, as in the body of an error response, or [`OUTPUT_LOST`].
+    code: &'static str,
+    /// Exit code that a shell reports for a command that was not started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    /// Number of bytes of lost output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_bytes: Option<u64>,
+}
+
+/// Code of a failure that is lost output.
+const OUTPUT_LOST: &str = "output_lost";
+
+impl Failure {
+    fn new(error: ApiError, fatal: bool) -> Self {
+        Self {
+            data: error.message,
+            fatal,
+            code: error.code.as_str(),
+            exit_code: error.exit_code,
+            lost_bytes: None,
+        }
+    }
+
+    /// Creates the mark for output that no client took and that was dropped.
+    pub(super) fn output_lost(bytes: u64) -> Self {
+        Self {
+            data: format!("{bytes} bytes of output that no client took were dropped"),
+            fatal: false,
+            code: OUTPUT_LOST,
+            exit_code: None,
+            lost_bytes: Some(bytes),
+        }
+    }
 }
 
 /// Returns the reason for which a process ended without exiting. The guest agent also reports a
@@ -86,7 +132,7 @@ pub(super) async fn run<D: Protocol>(
     {
         let reading = read::<D>(&mut inbox, controls, complain.clone());
         let hearing = pumps.run(reading, |error| {
-            let _ = complain.try_send(ApiError::from(error).message);
+            let _ = complain.try_send(ApiError::from(error));
         });
         let telling = tell(&mut outbox, events, complaints, dialect);
         tokio::select! {
@@ -103,22 +149,27 @@ pub(super) async fn reject<D: Protocol>(
     app: &AppState,
     mut outbox: Outbox,
     inbox: Inbox,
-    text: String,
+    error: ApiError,
 ) {
-    if outbox.say(&D::error(text, true)).await.is_ok() {
+    let failure = Failure::new(error, true);
+    if outbox.say(&D::failure(failure)).await.is_ok() {
         outbox.close(inbox, app).await;
     }
 }
 
 /// Reads until the client has disconnected.
-async fn read<D: Protocol>(inbox: &mut Inbox, controls: Controls, complain: mpsc::Sender<String>) {
+async fn read<D: Protocol>(
+    inbox: &mut Inbox,
+    controls: Controls,
+    complain: mpsc::Sender<ApiError>,
+) {
     while let Ok(said) = inbox.next::<D::ClientMessage>().await {
         let heard = match said {
             Ok(said) => D::on_message(said, &controls).await,
             Err(why) => Err(format!("invalid message: {why}")),
         };
         if let Err(text) = heard {
-            let _ = complain.try_send(text);
+            let _ = complain.try_send(ApiError::new(Code::InvalidRequest, text));
         }
     }
 }
@@ -129,7 +180,7 @@ async fn read<D: Protocol>(inbox: &mut Inbox, controls: Controls, complain: mpsc
 async fn tell<D: Protocol>(
     outbox: &mut Outbox,
     events: GuestEvents,
-    complaints: mpsc::Receiver<String>,
+    complaints: mpsc::Receiver<ApiError>,
     dialect: D,
 ) {
     if tell_all(outbox, events, complaints, dialect).await == Err(Gone) {
@@ -140,7 +191,7 @@ async fn tell<D: Protocol>(
 async fn tell_all<D: Protocol>(
     outbox: &mut Outbox,
     mut events: GuestEvents,
-    mut complaints: mpsc::Receiver<String>,
+    mut complaints: mpsc::Receiver<ApiError>,
     mut dialect: D,
 ) -> Result<(), Gone> {
     let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
@@ -161,15 +212,18 @@ async fn tell_all<D: Protocol>(
                     }
                 }
                 Ok(None) => {
-                    let text = "the output stream of the process ended unexpectedly".to_owned();
-                    return outbox.say(&D::error(text, true)).await;
+                    let text = "the output stream of the process ended unexpectedly";
+                    let error = ApiError::new(Code::AgentError, text);
+                    return outbox.say(&D::failure(Failure::new(error, true))).await;
                 }
                 Err(error) => {
-                    let error = ApiError::from(error);
-                    return outbox.say(&D::error(error.message, true)).await;
+                    let failure = Failure::new(error.into(), true);
+                    return outbox.say(&D::failure(failure)).await;
                 }
             },
-            Some(text) = complaints.recv() => outbox.say(&D::error(text, false)).await?,
+            Some(error) = complaints.recv() => {
+                outbox.say(&D::failure(Failure::new(error, false))).await?;
+            }
             _ = pings.tick() => {
                 if let Some(ping) = D::ping() {
                     outbox.say(&ping).await?;

@@ -46,7 +46,7 @@ impl TextStream {
 }
 
 /// Returns the length of the incomplete character at the end of `bytes`, or 0.
-fn unfinished(bytes: &[u8]) -> usize {
+pub(super) fn unfinished(bytes: &[u8]) -> usize {
     // An incomplete character has at most three bytes.
     let tail = &bytes[bytes.len().saturating_sub(3)..];
     let last = tail.utf8_chunks().last().map_or(&[][..], |c| c.invalid());

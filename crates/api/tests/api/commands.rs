@@ -143,13 +143,35 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
     let id = control.create().await;
     let got = exec(&control, &id, json!({ "cmd": "nonesuch" })).await;
     assert_failure(&got, 400, "invalid_request", &["nonesuch", "No such file"]);
+    assert_eq!(got.1["error"]["details"], json!({ "exit_code": 127 }));
+    let mut body = json!({ "cmd": "/etc/passwd", "background": true });
+    let got = exec(&control, &id, body.clone()).await;
+    assert_failure(&got, 400, "invalid_request", &["/etc/passwd"]);
+    assert_eq!(got.1["error"]["details"], json!({ "exit_code": 126 }));
+    for (user, cwd, cause) in [
+        ("root", "/no/such", "cwd '/no/such' does not exist"),
+        ("root", "/etc/passwd", "not a directory"),
+        ("nobody", "/root", "cannot be entered by user 'nobody'"),
+    ] {
+        body = json!({ "cmd": "true", "cwd": cwd, "user": user });
+        let got = exec(&control, &id, body.clone()).await;
+        assert_failure(&got, 400, "invalid_request", &[cause]);
+        assert_eq!(got.1["error"].get("details"), None);
+        let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
+        body["type"] = json!("start");
+        socket.send(body).await;
+        let error = socket.expect("error").await;
+        assert!(error["data"].as_str().unwrap().contains(cause), "{error}");
+        assert_eq!(error["code"], "invalid_request");
+        assert_eq!(error.get("exit_code"), None);
+    }
     // A new sandbox has no connection yet, so its calls reach the fixed answers.
     let id = control.create().await;
     for (code, status, word) in [
         (ErrorCode::InvalidArgument, 400, "invalid_request"),
         (ErrorCode::FailedPrecondition, 409, "invalid_state"),
         (ErrorCode::AlreadyExists, 409, "already_exists"),
-        (ErrorCode::OutOfRange, 413, "too_large"),
+        (ErrorCode::DataLoss, 504, "timeout"),
         (ErrorCode::ResourceExhausted, 503, "resource_exhausted"),
         (ErrorCode::Unavailable, 503, "unavailable"),
         (ErrorCode::DeadlineExceeded, 504, "timeout"),
@@ -175,6 +197,138 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
         exec(&control, &id, json!({ "cmd": "echo" })).await.0,
         StatusCode::OK
     );
+}
+
+#[tokio::test]
+async fn a_command_ends_with_its_own_process_in_every_way() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    // The child holds both pipes.
+    let script = "sleep 1000 & echo $!; exit 3";
+    let (status, done) = exec(&control, &id, sh(script)).await;
+    assert_eq!((status, &done["exit_code"]), (StatusCode::OK, &json!(3)));
+    let mut children = vec![done["stdout"].as_str().unwrap().to_owned()];
+    for path in ["exec/stream", "pty"] {
+        let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/{path}")).await;
+        let script = format!("trap '' HUP; {script}");
+        socket
+            .send(json!({ "type": "start", "cmd": "sh", "args": ["-c", script] }))
+            .await;
+        let told = socket.rest().await;
+        let exit = told.last().unwrap();
+        assert_eq!(
+            (&exit["type"], &exit["exit_code"]),
+            (&json!("exit"), &json!(3))
+        );
+        let output = told[1]["data"].as_str().unwrap();
+        children.push(match path {
+            "pty" => String::from_utf8(BASE64.decode(output).unwrap()).unwrap(),
+            _ => output.to_owned(),
+        });
+    }
+    for child in children {
+        let child = child.trim();
+        let alive = std::path::Path::new("/proc").join(child).exists();
+        assert!(alive, "{child} lives on");
+        let killed = std::process::Command::new("kill")
+            .args(["-9", child])
+            .status();
+        assert!(killed.unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn output_over_the_limit_is_cut_and_marked_with_the_exit_code() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let limit = 16 * 1024 * 1024;
+    // The limit is in the middle of a character.
+    let script = format!("printf a; yes ü | tr -d '\\n' | head -c {limit}; echo err >&2; exit 4");
+    let (status, done) = exec(&control, &id, sh(&script)).await;
+    assert_eq!((status, &done["exit_code"]), (StatusCode::OK, &json!(4)));
+    assert_eq!(
+        (&done["encoding"], &done["stderr"]),
+        (&json!("utf-8"), &json!("err\n"))
+    );
+    assert_eq!(done["stdout"].as_str().unwrap().len(), limit - 1);
+    let truncated = json!({
+        "limit_bytes": limit, "stdout_dropped_bytes": 2, "stderr_dropped_bytes": 0
+    });
+    assert_eq!(done["truncated"], truncated);
+    let (_, done) = exec(&control, &id, sh("echo short")).await;
+    assert_eq!(done.get("truncated"), None);
+}
+
+#[tokio::test]
+async fn lost_output_of_a_background_process_is_marked() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    for (script, first) in [("printf short", None), ("seq 100000", Some("error"))] {
+        let mut body = sh(script);
+        body["background"] = json!(true);
+        let (_, made) = exec(&control, &id, body).await;
+        let processes = format!("/v1/sandboxes/{id}/processes");
+        until("the process has ended", async || {
+            let (_, list) = control.get(&processes).await;
+            (list == json!({ "processes": [] })).then_some(())
+        })
+        .await;
+        let path = format!("{processes}/{}/stream", made["pid"]);
+        let mut socket = Socket::open(&control, &path).await;
+        socket.expect("start").await;
+        let told = socket.rest().await;
+        let Some(kind) = first else {
+            assert_eq!(told[0]["data"], "short");
+            continue;
+        };
+        let mark = &told[0];
+        assert_eq!(
+            (&mark["type"], &mark["fatal"]),
+            (&json!(kind), &json!(false))
+        );
+        assert_eq!(mark["code"], "output_lost");
+        let kept = told.iter().filter(|message| message["type"] == "stdout");
+        let kept: usize = kept.map(|m| m["data"].as_str().unwrap().len()).sum();
+        let total: u64 = (1..=100_000_u32).map(|n| u64::from(n.ilog10()) + 2).sum();
+        assert_eq!(mark["lost_bytes"], total - kept as u64);
+    }
+}
+
+#[tokio::test]
+async fn who_takes_no_output_is_dropped_with_a_mark() {
+    let agent = FakeAgent::start().await;
+    *agent.state.patience.lock().unwrap() = std::time::Duration::from_secs(1);
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;
+    let flood = "seq 6000000; exec sleep 1000";
+    socket
+        .send(json!({ "type": "start", "cmd": "sh", "args": ["-c", flood], "tag": "flood" }))
+        .await;
+    socket.expect("start").await;
+    // The client reads nothing. The process must go on.
+    until("the process is not blocked", async || {
+        let (_, list) = control.get(&format!("/v1/sandboxes/{id}/processes")).await;
+        let pid = &list["processes"][0]["pid"];
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        (name.trim() == "sleep").then_some(())
+    })
+    .await;
+    let told = socket.rest().await;
+    let error = told.last().unwrap();
+    assert_eq!(
+        (&error["type"], &error["fatal"]),
+        (&json!("error"), &json!(true))
+    );
+    assert_eq!(error["code"], "timeout", "{error}");
+    let path = format!("/v1/sandboxes/{id}/processes/flood/stream");
+    let mut again = Socket::open(&control, &path).await;
+    again.expect("start").await;
+    assert_eq!(again.expect("error").await["code"], "output_lost");
+    again.expect("stdout").await;
 }
 
 #[tokio::test]

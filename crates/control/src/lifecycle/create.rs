@@ -147,6 +147,7 @@ impl Lifecycle {
                     code: connectrpc::ErrorCode::Internal,
                     message: "failed to access the database".to_owned(),
                     connection_lost: false,
+                    exit_code: None,
                 });
             }
         }

@@ -87,6 +87,7 @@ impl Lifecycle {
                         LIMIT.as_secs()
                     ),
                     connection_lost: false,
+                    exit_code: None,
                 })
             })
     }

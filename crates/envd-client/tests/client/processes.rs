@@ -1,9 +1,9 @@
 //! Processes: complete, bounded, at the pace of the slower side, and with the guest's own errors.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use connectrpc::ErrorCode;
-use wrenn_envd_client::{EnvdClient, Exec};
+use wrenn_envd_client::{EnvdClient, Exec, exit_code};
 use wrenn_model::limits::MAX_EXEC_OUTPUT_BYTES;
 use wrenn_proto::rpc::process::{
     ProcessConfig, ProcessInput, ProcessSelector, Signal, StartRequest,
@@ -32,6 +32,12 @@ fn start(cmd: &str, args: &[&str]) -> StartRequest {
         tag: Some("job".to_owned()),
         ..Default::default()
     }
+}
+
+/// True if a process runs and is not a zombie.
+fn runs(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 #[tokio::test]
@@ -98,15 +104,70 @@ async fn output_to_a_slow_reader_is_complete_and_does_not_accumulate() {
 }
 
 #[tokio::test]
-async fn collected_output_is_bounded_and_its_command_is_killed() {
+async fn collected_output_is_bounded_and_the_rest_is_counted() {
     let guest = Guest::start().await;
     let fits = format!("head -c {MAX_EXEC_OUTPUT_BYTES} /dev/zero");
     let done = guest.sh(&fits).await.unwrap();
-    assert_eq!(done.stdout.len(), MAX_EXEC_OUTPUT_BYTES);
-    let error = guest.sh("exec cat /dev/zero >&2").await.expect_err("much");
-    assert_eq!(error.code, ErrorCode::OutOfRange, "{error}");
-    assert!(error.to_string().contains("stderr"), "{error}");
-    assert_eq!(guest.client.processes().await.unwrap(), []);
+    assert_eq!(
+        (done.stdout.len(), done.stdout_dropped_bytes),
+        (MAX_EXEC_OUTPUT_BYTES, 0)
+    );
+    let more = MAX_EXEC_OUTPUT_BYTES + 100_000;
+    let script = format!("echo out; printf first >&2; head -c {more} /dev/zero >&2; exit 3");
+    let done = guest.sh(&script).await.unwrap();
+    assert_eq!((done.exit_code, done.stdout.as_slice()), (3, &b"out\n"[..]));
+    assert_eq!(
+        (done.stderr.len(), done.stderr_dropped_bytes),
+        (MAX_EXEC_OUTPUT_BYTES, 100_005)
+    );
+    assert_eq!(
+        (&done.stderr[..5], done.stdout_dropped_bytes),
+        (&b"first"[..], 0)
+    );
+}
+
+#[tokio::test]
+async fn a_command_ends_when_its_own_process_does() {
+    let guest = Guest::start().await;
+    let begun = Instant::now();
+    // The child holds both pipes, in a session of its own.
+    let script = "setsid sleep 1000 & echo $!; head -c 3000000 /dev/zero; echo last >&2; exit 4";
+    let done = guest.sh(script).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waits");
+    assert_eq!(
+        (done.exit_code, done.stderr.as_slice()),
+        (4, &b"last\n"[..])
+    );
+    let line = done.stdout.iter().position(|byte| *byte == b'\n').unwrap();
+    assert_eq!(done.stdout.len(), line + 1 + 3_000_000);
+    let child = std::str::from_utf8(&done.stdout[..line]).unwrap();
+    assert!(runs(child), "the child lives on");
+    let killed = std::process::Command::new("kill")
+        .args(["-9", child])
+        .status();
+    assert!(killed.unwrap().success());
+}
+
+#[tokio::test]
+async fn without_cgroups_a_time_limit_also_ends_descendants_with_their_own_session() {
+    let guest = Guest::start().await;
+    let pids = guest.path("pids");
+    let script = format!(
+        "setsid sleep 1000 & echo $! >> {pids}
+         setsid sh -c 'sleep 1000 & echo $! >> {pids}; wait' &
+         wait"
+    );
+    let exec = Exec {
+        time_limit: Some(Duration::from_secs(2)),
+        ..sh(&script)
+    };
+    let done = guest.client.exec(exec).await.unwrap();
+    assert_eq!(done.error, "timed out after 2 s: signal: killed");
+    let pids = std::fs::read_to_string(pids).unwrap();
+    assert_eq!(pids.lines().count(), 2, "{pids}");
+    for pid in pids.lines() {
+        until("the descendant is killed", async || !runs(pid)).await;
+    }
 }
 
 #[tokio::test]
@@ -143,11 +204,29 @@ async fn the_guests_errors_keep_their_codes() {
     unknown_program.process.cmd = "/no/such/program".to_owned();
     let error = code(unknown_program).await;
     assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+    assert_eq!(exit_code(&error), Some(127));
+    let mut not_executable = sh("true");
+    not_executable.process.cmd = "/etc/passwd".to_owned();
+    let error = code(not_executable).await;
+    assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+    assert_eq!(exit_code(&error), Some(126));
     let error = code(as_user("a:b")).await;
     assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
     let error = code(as_user("no-such-user")).await;
     assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
     assert!(error.to_string().contains("no-such-user"), "{error}");
+    assert_eq!(exit_code(&error), None);
+    for (user, cwd, cause) in [
+        ("", "/no/such", "does not exist"),
+        ("", "/etc/passwd", "not a directory"),
+        ("nobody", "/root", "cannot be entered by user 'nobody'"),
+    ] {
+        let mut exec = as_user(user);
+        exec.process.cwd = Some(cwd.to_owned());
+        let error = code(exec).await;
+        assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+        assert!(error.to_string().contains(cause), "{error}");
+    }
     let error = match client.connect(tag("none")).await {
         Ok(mut events) => events.next().await.expect_err("no such process"),
         Err(error) => error,
@@ -246,4 +325,19 @@ async fn a_guest_that_disconnects_is_unavailable_with_a_source() {
     let error = client.processes().await.expect_err("nothing listens");
     assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
     assert!(error.to_string().contains("failed to connect"), "{error}");
+}
+
+#[tokio::test]
+async fn a_default_user_that_was_removed_is_named() {
+    let guest = Guest::start_as("was-removed").await;
+    let error = guest.sh("true").await.expect_err("rejected");
+    assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+    assert!(error.to_string().contains("was-removed"), "{error}");
+    let error = guest.client.make_dir("/tmp/x", "").await;
+    let error = error.expect_err("rejected");
+    assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+    let error = guest.client.download("/etc/passwd", "").await;
+    let error = error.map(drop).expect_err("rejected");
+    assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+    assert!(error.to_string().contains("was-removed"), "{error}");
 }

@@ -35,6 +35,11 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) async fn start() -> Self {
+        Self::start_as("root").await
+    }
+
+    /// Starts a guest agent with a default user.
+    pub(crate) async fn start_as(user: &str) -> Self {
         let config = Config {
             // Processes stay in the cgroup of the tests.
             cgroup_root: "/nonexistent".into(),
@@ -44,7 +49,7 @@ impl Guest {
         let processes = Arc::clone(&launcher.processes);
         let init = Init {
             access_token: Some(TOKEN.to_owned()),
-            default_user: Some("root".to_owned()),
+            default_user: Some(user.to_owned()),
             ..Init::default()
         };
         app.settings.apply(init, Unnamed::Keep);

@@ -79,6 +79,16 @@ async fn a_sandbox_is_created_listed_used_and_removed() -> Result<()> {
     assert!(down.status.success(), "{down:?}");
     assert_eq!(std::fs::read(&back)?, content);
 
+    let exec = |args: &[&str]| run(&service, "sandbox", &[&["exec", &id, "--"], args].concat());
+    let behind = exec(&["sh", "-c", "sleep 1000 & echo up; exit 4"])?;
+    assert_eq!(behind.status.code(), Some(4), "{behind:?}");
+    assert_eq!(text(&behind.stdout), "up\n");
+    for (program, code) in [("nonesuch", 127), ("/etc/passwd", 126)] {
+        let failed = exec(&[program])?;
+        assert_eq!(failed.status.code(), Some(code), "{failed:?}");
+        assert!(text(&failed.stderr).contains(program), "{failed:?}");
+    }
+
     let removed = run(&service, "sandbox", &["rm", &id])?;
     assert!(removed.status.success(), "{removed:?}");
     let gone = run(&service, "sandbox", &["exec", &id, "--", "true"])?;

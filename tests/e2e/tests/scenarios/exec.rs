@@ -134,6 +134,94 @@ async fn a_command_that_takes_too_long_is_killed_in_the_guest() -> Result<()> {
     sandbox.destroy().await
 }
 
+/// A foreground command may leave a server behind, and a time limit leaves nothing.
+#[tokio::test]
+async fn a_command_ends_with_its_own_process_and_a_time_limit_ends_all() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    let begun = Instant::now();
+    let output = sandbox.shell("sleep 1001 & echo $!; exit 3").await?;
+    assert!(begun.elapsed() < GENEROUS, "{output:?}");
+    assert_eq!(output.code, 3, "{output:?}");
+    let child = output.stdout.trim().to_owned();
+    let mut socket = Socket::open(&service, &sandbox.path("/exec/stream")).await?;
+    socket
+        .send(&json!({ "type": "start", "cmd": "sh", "args": ["-c", "sleep 1001 & exit 4"] }))
+        .await?;
+    assert_eq!(socket.next_of("exit").await?["exit_code"], 4);
+    let mut terminal = Socket::open(&service, &sandbox.path("/pty")).await?;
+    terminal
+        .send(
+            &json!({ "type": "start", "cmd": "sh", "args": ["-c", "setsid sleep 1001 & exit 5"] }),
+        )
+        .await?;
+    assert_eq!(terminal.next_of("exit").await?["exit_code"], 5);
+    let alive = sandbox.shell(&format!("kill -0 {child}")).await?;
+    assert_eq!(alive.code, 0, "{alive:?}");
+
+    let script = "(setsid sh -c 'exec sleep 1002' &); setsid sleep 1002 & sleep 1002";
+    let body = json!({ "cmd": "sh", "args": ["-c", script], "timeout_sec": 3 });
+    let (status, reply) = service
+        .json(Method::POST, &sandbox.path("/exec"), &body)
+        .await?;
+    assert_eq!(
+        (status, &reply["error"]),
+        (
+            StatusCode::OK,
+            &json!("timed out after 3 s: signal: killed")
+        )
+    );
+    until("all descendants are gone", GENEROUS, async || {
+        let found = sandbox.exec("pgrep", &["-fx", "sleep 1002"]).await?;
+        Ok((found.code == 1).then_some(()))
+    })
+    .await?;
+    sandbox.destroy().await
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_run_has_its_reason() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    let cases = [
+        (json!({ "cmd": "nonesuch" }), "nonesuch", json!(127)),
+        (json!({ "cmd": "/etc/passwd" }), "/etc/passwd", json!(126)),
+        (
+            json!({ "cmd": "true", "user": "nobody2" }),
+            "nobody2",
+            json!(null),
+        ),
+        (
+            json!({ "cmd": "true", "cwd": "/no/such" }),
+            "does not exist",
+            json!(null),
+        ),
+        (
+            json!({ "cmd": "true", "cwd": "/etc/passwd" }),
+            "not a directory",
+            json!(null),
+        ),
+        (
+            json!({ "cmd": "true", "cwd": "/root", "user": "user" }),
+            "cannot be entered by user 'user'",
+            json!(null),
+        ),
+    ];
+    for (body, cause, exit_code) in cases {
+        let (status, reply) = service
+            .json(Method::POST, &sandbox.path("/exec"), &body)
+            .await?;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {reply}");
+        let message = reply["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(cause), "{body}: {reply}");
+        assert_eq!(reply["error"]["details"]["exit_code"], exit_code, "{reply}");
+    }
+    // A value of the kernel has no owner.
+    sandbox.write("/proc/sys/vm/swappiness", "17\n").await?;
+    assert_eq!(sandbox.read("/proc/sys/vm/swappiness").await?, b"17\n");
+    sandbox.destroy().await
+}
+
 #[tokio::test]
 async fn a_background_process_is_listed_followed_and_killed() -> Result<()> {
     let service = Service::start().await?;

@@ -1,7 +1,7 @@
 use super::*;
 
-fn end() -> process_event::EndEvent {
-    process_event::EndEvent {
+fn end() -> EndEvent {
+    EndEvent {
         exit_code: 3,
         exited: true,
         ..Default::default()
@@ -20,7 +20,7 @@ async fn a_slow_subscriber_holds_the_process_back_and_loses_nothing() {
                     .publish(Kind::Stdout, Bytes::from(number.to_string()))
                     .await;
             }
-            output.finish(end()).await;
+            output.finish(end());
         })
     };
     tokio::task::yield_now().await;
@@ -49,7 +49,7 @@ async fn a_subscriber_that_goes_away_stops_counting() {
             for _ in 0..100 {
                 output.publish(Kind::Stderr, Bytes::from_static(b"x")).await;
             }
-            output.finish(end()).await;
+            output.finish(end());
         })
     };
     tokio::task::yield_now().await;
@@ -68,7 +68,9 @@ fn words(events: &[Event]) -> Vec<String> {
             Some(Stream::Stdout(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
             other => format!("{other:?}"),
         },
+        Event::Lost(bytes) => format!("lost {bytes}"),
         Event::End(end) => format!("end {}", end.exit_code),
+        Event::TooSlow => "too slow".to_owned(),
     };
     events.iter().map(word).collect()
 }
@@ -96,7 +98,7 @@ async fn what_nobody_heard_is_told_once_to_the_next() {
     assert_eq!(words(&[other.next().await.expect("sent")]), ["third"]);
     drop(other);
     say(&output, "fourth").await;
-    output.finish(end()).await;
+    output.finish(end());
     let mut late = output.subscribe();
     let heard = [
         late.next().await.expect("kept"),
@@ -126,7 +128,7 @@ async fn what_the_last_listener_did_not_take_is_told_to_the_next() {
     say(&output, "fourth").await;
     drop(again);
     let late = output.subscribe();
-    output.finish(end()).await;
+    output.finish(end());
     drop(late);
     // Subscribes after the end, twice.
     drop(output.subscribe());
@@ -150,7 +152,7 @@ async fn a_piece_that_waits_for_a_listener_that_goes_comes_after_its_queue() {
                     .publish(Kind::Stdout, number.to_string().into())
                     .await;
             }
-            output.finish(end()).await;
+            output.finish(end());
         })
     };
     tokio::task::yield_now().await;
@@ -165,7 +167,7 @@ async fn a_piece_that_waits_for_a_listener_that_goes_comes_after_its_queue() {
 }
 
 #[tokio::test]
-async fn no_more_is_kept_than_the_limit() {
+async fn no_more_is_kept_than_the_limit_and_the_rest_is_counted() {
     let output = Arc::new(Output::default());
     for number in 0..10_u8 {
         output
@@ -173,11 +175,116 @@ async fn no_more_is_kept_than_the_limit() {
             .await;
     }
     let mut late = output.subscribe();
+    let lost = [late.next().await.expect("marked")];
+    assert_eq!(words(&lost), ["lost 140000"]);
     for wanted in 7..10_u8 {
         let Some(Event::Data(data)) = late.next().await else {
             panic!("{wanted} was not kept");
         };
         assert_eq!(data.output, Some(Stream::Stdout(vec![wanted; 20_000])));
     }
-    assert_eq!(output.lock().unheard_bytes, 0);
+    let listeners = output.lock();
+    assert_eq!((listeners.unheard_bytes, listeners.lost_bytes), (0, 0));
+}
+
+#[tokio::test]
+async fn a_loss_that_was_not_taken_is_told_to_the_next_with_what_precedes_it() {
+    let output = Arc::new(Output::default());
+    let publish = async |length: usize| {
+        output
+            .publish(Kind::Stdout, vec![b'x'; length].into())
+            .await;
+    };
+    publish(UNHEARD_BYTES).await;
+    publish(1).await;
+    // Takes neither the loss nor the byte.
+    drop(output.subscribe());
+    let mut second = output.subscribe();
+    let lost = [second.next().await.expect("marked")];
+    assert_eq!(words(&lost), [format!("lost {UNHEARD_BYTES}")]);
+    // Takes the loss and not the byte. Then more is lost, which makes the byte part of the loss.
+    drop(second);
+    publish(UNHEARD_BYTES).await;
+    publish(2).await;
+    output.finish(end());
+    let mut third = output.subscribe();
+    let heard = [
+        third.next().await.expect("marked"),
+        third.next().await.expect("kept"),
+        third.next().await.expect("ended"),
+    ];
+    let lost = format!("lost {}", UNHEARD_BYTES + 1);
+    assert_eq!(words(&heard), [lost.as_str(), "xx", "end 3"]);
+}
+
+/// Publishes numbers, more than fit in a queue.
+async fn count(output: &Output) {
+    for number in 0..=QUEUE {
+        output
+            .publish(Kind::Stdout, number.to_string().into())
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn who_takes_nothing_for_long_is_dropped_and_told() {
+    let output = Arc::new(Output::new(Duration::from_millis(50)));
+    let mut slow = output.subscribe();
+    // Returns although the queue is full.
+    count(&output).await;
+    let heard = [slow.next().await.expect("told")];
+    assert_eq!(words(&heard), ["too slow"]);
+    assert!(slow.next().await.is_none());
+    // The queue of the dropped subscriber counts as undelivered, once.
+    let mut next = output.subscribe();
+    drop(slow);
+    output.finish(end());
+    for number in 0..=QUEUE {
+        let heard = [next.next().await.expect("kept")];
+        assert_eq!(words(&heard), [number.to_string()]);
+    }
+    let heard = [next.next().await.expect("ended")];
+    assert_eq!(words(&heard), ["end 3"]);
+    assert!(next.next().await.is_none());
+}
+
+#[tokio::test]
+async fn who_reads_is_not_dropped_with_who_does_not() {
+    let output = Arc::new(Output::new(Duration::from_millis(50)));
+    let mut slow = output.subscribe();
+    let mut reader = output.subscribe();
+    let reading = async {
+        let mut heard = Vec::new();
+        while let Some(event) = reader.next().await {
+            heard.push(event);
+        }
+        heard
+    };
+    let writing = async {
+        count(&output).await;
+        output.finish(end());
+    };
+    let (heard, ()) = tokio::join!(reading, writing);
+    assert_eq!(heard.len(), QUEUE + 2);
+    let heard = [slow.next().await.expect("told")];
+    assert_eq!(words(&heard), ["too slow"]);
+    // All output was delivered to the other subscriber.
+    drop(slow);
+    let heard = [output.subscribe().next().await.expect("ended")];
+    assert_eq!(words(&heard), ["end 3"]);
+}
+
+#[tokio::test]
+async fn the_end_reaches_who_is_slow_after_all_output() {
+    let output = Arc::new(Output::default());
+    let mut slow = output.subscribe();
+    say(&output, "last").await;
+    // Returns although the subscriber has taken nothing.
+    output.finish(end());
+    let heard = [
+        slow.next().await.expect("sent"),
+        slow.next().await.expect("ended"),
+    ];
+    assert_eq!(words(&heard), ["last", "end 3"]);
+    assert!(slow.next().await.is_none());
 }

@@ -25,6 +25,7 @@ pub(crate) use connectrpc::ErrorCode;
 use connectrpc::{ConnectError, Router};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use wrenn_envd::process::output::PATIENCE;
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use guest::Guest;
@@ -132,6 +133,8 @@ pub(crate) struct State {
     answer: Mutex<Option<Vec<u8>>>,
     /// First bytes that guests received.
     heard: Mutex<Vec<u8>>,
+    /// Time after which new guests drop a client that takes no output.
+    pub(crate) patience: Mutex<Duration>,
     /// Creates wait here, after the sandbox is listed as starting.
     pub(crate) create_gate: Gate,
     pub(crate) host_gate: Gate,
@@ -190,6 +193,7 @@ impl FakeAgent {
             dir: tempfile::tempdir().unwrap(),
             answer: Mutex::default(),
             heard: Mutex::default(),
+            patience: Mutex::new(PATIENCE),
             create_gate: Gate::new(),
             host_gate: Gate::new(),
             list_gate: Gate::new(),

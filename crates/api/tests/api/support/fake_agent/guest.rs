@@ -1,7 +1,7 @@
 //! Guest of a fake sandbox: a real guest agent in this process. The agent's processes and files are
 //! those of the host, and it runs commands as root.
 
-use std::{net::SocketAddr, process::Command, sync::Arc};
+use std::{net::SocketAddr, process::Command, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, task::JoinHandle};
 use wrenn_envd::{
@@ -20,11 +20,13 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// Starts a guest agent that requires a token.
-    pub(super) async fn start(token: &str) -> Self {
+    /// Starts a guest agent that requires a token, and drops a client that takes no output for
+    /// `patience`.
+    pub(super) async fn start(token: &str, patience: Duration) -> Self {
         let config = Config {
             // Processes stay in the cgroup of the tests.
             cgroup_root: "/nonexistent".into(),
+            patience,
             ..Config::default()
         };
         let (app, launcher) = server::initial_state(&config);

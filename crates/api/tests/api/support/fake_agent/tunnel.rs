@@ -88,7 +88,8 @@ impl State {
         }
         let mut guests = self.guests.lock().await;
         if !guests.contains_key(id) {
-            let guest = Guest::start(&format!("token-of-{id}")).await;
+            let patience = *lock(&self.patience);
+            let guest = Guest::start(&format!("token-of-{id}"), patience).await;
             guests.insert(id.to_owned(), guest);
         }
         guests[id].address
