@@ -21,6 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
+use wrenn_agent_tests::OneTemplate;
 use wrenn_envd_client::{Dial, EnvdClient, Exec, ExecOutput, Stream};
 use wrenn_proto::{
     guest, headers,
@@ -31,11 +32,7 @@ use wrenn_proto::{
     supervise::{Accel, SupervisorSpec},
 };
 
-#[path = "one_template.rs"]
-mod one_template;
-
 use crate::private_host;
-use one_template::OneTemplate;
 
 pub(crate) type Client = HostAgentServiceClient<HttpClient>;
 
@@ -72,7 +69,7 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         token: TOKEN.to_owned(),
         accel: Accel::Tcg,
         default_egress: false,
-        wrenn_exe: env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor").into(),
+        wrenn_exe: env!("CARGO_BIN_EXE_wrenn-fake-supervisor").into(),
         dns: vec![[10, 99, 0, 1].into()],
         snapshots_dir: None,
         template_snapshots: true,
@@ -137,15 +134,14 @@ impl TestAgent {
 
     /// Starts an agent as a separate process.
     pub(crate) async fn start_child(data_dir: &Path) -> Self {
-        let mut child =
-            tokio::process::Command::new(env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor"))
-                .arg("agent")
-                .arg(data_dir)
-                .arg(TOKEN)
-                .stdout(std::process::Stdio::piped())
-                .kill_on_drop(true)
-                .spawn()
-                .expect("the fake starts");
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_wrenn-fake-supervisor"))
+            .arg("agent")
+            .arg(data_dir)
+            .arg(TOKEN)
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the fake starts");
         let stdout = child.stdout.take().expect("piped");
         let mut line = String::new();
         let mut reader = tokio::io::BufReader::new(stdout);

@@ -5,11 +5,17 @@ use std::{fs, path::PathBuf};
 use wrenn_agent::{Template, TemplateError, TemplateSource};
 use wrenn_model::TemplateName;
 
-pub(crate) struct OneTemplate(PathBuf);
+/// Source of the template `minimal`.
+#[derive(Debug)]
+pub struct OneTemplate(PathBuf);
 
 impl OneTemplate {
     /// Creates the template's file in `dir`.
-    pub(crate) fn new(dir: &std::path::Path) -> Self {
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    #[must_use]
+    pub fn new(dir: &std::path::Path) -> Self {
         let image = dir.join("image");
         fs::write(&image, vec![0; 1024 * 1024]).expect("written");
         Self(image)

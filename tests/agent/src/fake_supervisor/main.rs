@@ -1,17 +1,15 @@
 //! Fake of `wrenn supervise` for the agent's tests: the same protocol, with a guest that has no
-//! virtual machine.
+//! virtual machine, but a real guest agent.
 //!
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
-//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `reject-init`, `deaf`
+//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `refuse-init`, `deaf`
 //! (ignores stop requests). The file `fault` in the sandbox's directory selects a fault of the
-//! following snapshots: see `freeze`, and `reject-prepare` and `reject-recover` in `envd`.
+//! following snapshots: see `freeze`, and `refuse-prepare` and `refuse-recover` in `envd`.
+#![forbid(unsafe_code)]
 
 mod envd;
 mod freeze;
-#[path = "../guest.rs"]
 mod guest;
-#[path = "../one_template.rs"]
-mod one_template;
 
 use std::{
     fs, io,
@@ -19,6 +17,7 @@ use std::{
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, exit},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -44,10 +43,29 @@ fn main() -> io::Result<()> {
     if fake == "die-at-start" {
         end(&dir, "the disk is not readable");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(supervise(&dir, spec, &fake))
+    run(&dir, &spec, &fake)
+}
+
+/// Runs the supervisor in a thread, and the guest in the main thread once its VM has started.
+fn run(dir: &Path, spec: &SupervisorSpec, fake: &str) -> io::Result<()> {
+    let (vm_started, guest_start) = mpsc::channel();
+    std::thread::scope(|threads| {
+        let supervisor = threads.spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(supervise(dir, spec, fake, vm_started))
+        });
+        // Without a message, this VM has no guest that answers.
+        if guest_start.recv().is_ok() {
+            guest::become_guest(&spec.network.netns)
+                .and_then(|()| envd::serve(dir, fake))
+                .unwrap_or_else(|error| end(dir, &format!("the guest failed: {error}")));
+        }
+        supervisor
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the supervisor panicked")))
+    })
 }
 
 /// Runs an agent in a separate process, for tests that kill it: `agent DATA_DIR TOKEN`.
@@ -71,7 +89,7 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         boot: wrenn_agent::BootPolicy::default(),
         data_dir: data_dir.clone(),
     };
-    let templates = std::sync::Arc::new(one_template::OneTemplate::new(&data_dir));
+    let templates = std::sync::Arc::new(wrenn_agent_tests::OneTemplate::new(&data_dir));
     let ready = |address| {
         println!("{address}");
         let _ = io::stdout().flush();
@@ -88,7 +106,13 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         .map_err(io::Error::other)
 }
 
-async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<()> {
+/// Supervises until the process ends. Sends a message when the guest is to start.
+async fn supervise(
+    dir: &Path,
+    spec: &SupervisorSpec,
+    fake: &str,
+    vm_started: mpsc::Sender<()>,
+) -> io::Result<()> {
     let sandbox_dir = fs::File::open(dir)?;
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let address = format!(
@@ -102,7 +126,7 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
     for left in ["layers.json", "frozen"] {
         let _ = fs::remove_file(dir.join(left));
     }
-    let machine = start_machine(&spec, dir)?;
+    let machine = start_machine(spec, dir)?;
     if fake == "never-ready" {
         std::future::pending::<()>().await;
     }
@@ -113,12 +137,9 @@ async fn supervise(dir: &Path, spec: SupervisorSpec, fake: &str) -> io::Result<(
         _ => false,
     };
     if !hangs && !["silent-guest", "die-in-boot", "report-failure"].contains(&fake) {
-        let (spec, fake, dir) = (spec.clone(), fake.to_owned(), dir.to_owned());
-        std::thread::spawn(move || {
-            guest::become_guest(&spec.network.netns).expect("a guest");
-            envd::serve(&dir, &fake).expect("a guest agent");
-        });
+        vm_started.send(()).expect("the main thread waits");
     }
+    drop(vm_started);
     println!("ready");
     if fake == "die-in-boot" {
         tokio::time::sleep(Duration::from_millis(100)).await;
