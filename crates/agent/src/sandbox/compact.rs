@@ -21,6 +21,7 @@ use std::{
 use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use wrenn_sys::failpoint;
 
 use super::{
     Reply, ResumeFrom, State,
@@ -147,6 +148,7 @@ impl SandboxActor {
                 self.begin_compaction();
             } else if self.note_paused(&compacted_copy) {
                 self.pins.last = Some(compacted_copy);
+                failpoint::hit("agent.merge.noted", None);
             }
         }
         drop(original);

@@ -1,9 +1,7 @@
-//! The agent on a host of the tests' own, with stand-ins for supervisors and guests.
+//! The agent on a private host, with fake supervisors.
 
 #[path = "../support/agent.rs"]
 mod agent;
-#[path = "../support/private_host.rs"]
-mod private_host;
 #[path = "../support/world.rs"]
 mod world;
 
@@ -13,8 +11,11 @@ mod failures;
 mod freezing;
 mod guest_calls;
 mod isolation;
+mod kill_points;
 mod lifecycle;
 mod ownership;
 mod policy;
 mod tunnel;
 mod upgrade;
+
+use wrenn_test_host as private_host;

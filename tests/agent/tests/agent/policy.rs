@@ -272,3 +272,32 @@ fn a_change_that_fails_leaves_everything_as_it_was() {
         agent.stop().await;
     });
 }
+
+#[test]
+fn access_change_interrupted_at_any_step_takes_effect_with_the_next_agent() {
+    on_private_host(async || {
+        make_world();
+        let data = tempfile::tempdir().expect("a directory");
+        let mut agent = TestAgent::start(data.path()).await;
+        let before = Footprint::now();
+        create(&agent, "sb-1", Egress::EGRESS_DENY, policy(&[], &[])).await;
+        for (point, list, reached) in [
+            ("agent.network.noted", [A], (true, false)),
+            ("agent.network.applied", [B], (false, true)),
+        ] {
+            agent.stop().await;
+            let dying = TestAgent::start_child_with(data.path(), &format!("self@{point}")).await;
+            let running = pb::SandboxState::SANDBOX_STATE_RUNNING;
+            dying.wait_for("sb-1", running).await;
+            let changed = update(&dying, "sb-1", Egress::EGRESS_DENY, policy(&list, &[])).await;
+            changed.expect_err(point);
+            dying.dies(point).await;
+            agent = TestAgent::start(data.path()).await;
+            agent.wait_for("sb-1", running).await;
+            reaches(&agent, "sb-1", reached).await;
+        }
+        agent.destroy("sb-1").await.expect("destroyed");
+        assert_eq!(Footprint::now(), before);
+        agent.stop().await;
+    });
+}

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    process::Child,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -93,7 +95,7 @@ enum Running {
         serving: JoinHandle<Result<(), AgentError>>,
     },
     /// A separate process, which can be killed.
-    Child(tokio::process::Child),
+    Child(Child),
 }
 
 impl TestAgent {
@@ -134,14 +136,13 @@ impl TestAgent {
 
     /// Starts an agent as a separate process.
     pub(crate) async fn start_child(data_dir: &Path) -> Self {
-        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_wrenn-fake-supervisor"))
-            .arg("agent")
-            .arg(data_dir)
-            .arg(TOKEN)
-            .stdout(std::process::Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the fake starts");
+        Self::start_child_with(data_dir, "").await
+    }
+
+    /// Starts an agent as a separate process that dies at a failpoint (see
+    /// `wrenn_sys::failpoint`).
+    pub(crate) async fn start_child_with(data_dir: &Path, failpoint: &str) -> Self {
+        let mut child = spawn_child(data_dir, failpoint);
         let stdout = child.stdout.take().expect("piped");
         let mut line = String::new();
         let mut reader = tokio::io::BufReader::new(stdout);
@@ -153,6 +154,19 @@ impl TestAgent {
             data_dir: data_dir.to_owned(),
             running: Some(Running::Child(child)),
         }
+    }
+
+    /// Starts an agent that dies at a failpoint of its start, and waits for that.
+    pub(crate) async fn dies_at_start(data_dir: &Path, failpoint: &str) {
+        died(&mut spawn_child(data_dir, failpoint), failpoint).await;
+    }
+
+    /// Waits until the agent has died at its failpoint.
+    pub(crate) async fn dies(mut self, failpoint: &str) {
+        let Some(Running::Child(mut child)) = self.running.take() else {
+            panic!("only an agent in a separate process has a failpoint");
+        };
+        died(&mut child, failpoint).await;
     }
 
     /// Kills the agent as `kill -9` does.
@@ -298,6 +312,25 @@ impl Drop for TestAgent {
             }
         }
     }
+}
+
+fn spawn_child(data_dir: &Path, failpoint: &str) -> Child {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_wrenn-fake-supervisor"))
+        .arg("agent")
+        .arg(data_dir)
+        .arg(TOKEN)
+        .env(wrenn_sys::failpoint::VARIABLE, failpoint)
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the fake starts")
+}
+
+async fn died(agent: &mut Child, failpoint: &str) {
+    let end = tokio::time::timeout(Duration::from_secs(30), agent.wait()).await;
+    let status = end.unwrap_or_else(|_| panic!("{failpoint}: not reached"));
+    let signal = status.expect("a child").signal();
+    assert_eq!(signal, Some(nix::libc::SIGKILL), "{failpoint}");
 }
 
 /// Process IDs of the fake supervisors of a directory.

@@ -75,7 +75,7 @@ async fn remembered(sandbox: &Sandbox<'_>) -> Result<String> {
         .to_owned())
 }
 
-async fn create(service: &Service) -> Result<String> {
+pub(crate) async fn create(service: &Service) -> Result<String> {
     let body = json!({ "timeout_sec": 0 });
     let (status, made) = service.json(Method::POST, "/v1/sandboxes", &body).await?;
     ensure!(status.is_success(), "{made}");
@@ -96,7 +96,7 @@ async fn must(service: &Service, id: &str, verb: &str) -> Result<Value> {
 }
 
 /// Waits until the sandbox is in a stable state, and returns the state.
-async fn settled(service: &Service, id: &str) -> Result<String> {
+pub(crate) async fn settled(service: &Service, id: &str) -> Result<String> {
     let sandbox = Sandbox::new(service, id.to_owned());
     until("the sandbox settles", GENEROUS, async || {
         let record = sandbox.record().await?;
@@ -136,7 +136,7 @@ async fn usable(service: &Service, id: &str, fault: &str, generations: &[&str]) 
     sandbox.destroy().await
 }
 
-async fn nothing_left(service: &Service, before: &Traces, fault: &str) -> Result<()> {
+pub(crate) async fn nothing_left(service: &Service, before: &Traces, fault: &str) -> Result<()> {
     let settled = until(
         "the host is as before",
         Duration::from_secs(30),
@@ -154,7 +154,7 @@ async fn nothing_left(service: &Service, before: &Traces, fault: &str) -> Result
 
 /// Starts a service that has created and destroyed one sandbox, and records the resources on the
 /// host.
-async fn warmed() -> Result<(Service, Traces)> {
+pub(crate) async fn warmed() -> Result<(Service, Traces)> {
     let service = Service::start().await?;
     Sandbox::new(&service, create(&service).await?)
         .destroy()
@@ -165,7 +165,7 @@ async fn warmed() -> Result<(Service, Traces)> {
 
 /// Kills the agent at each of `points` while it handles request `verb`. The sandbox has completed
 /// request `first` before.
-async fn the_agent_dies(points: &[&str], first: Option<&str>, verb: &str) -> Result<()> {
+pub(crate) async fn the_agent_dies(points: &[&str], first: Option<&str>, verb: &str) -> Result<()> {
     let (mut service, before) = warmed().await?;
     for fault in points {
         let id = create(&service).await?;

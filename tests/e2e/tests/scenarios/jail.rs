@@ -1,26 +1,52 @@
 //! Jail of a VMM, inspected from inside: a shell runs in place of QEMU.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 use wrenn_e2e::service::wrenn_exe;
 
-/// Empty network namespace.
+/// Network namespace with a link that the host does not have.
 struct Namespace(String);
+
+/// Name of that link.
+const LINK: &str = "jailed0";
 
 impl Namespace {
     fn new(test: &str) -> Result<Self> {
         let name = format!("wj-{test}-{}", std::process::id());
         let status = Command::new("ip").args(["netns", "add", &name]).status()?;
         anyhow::ensure!(status.success(), "failed to add network namespace");
-        Ok(Self(name))
+        let namespace = Self(name);
+        let link = [
+            "link", "add", LINK, "type", "veth", "peer", "name", "jailed1",
+        ];
+        let mut add = Command::new("ip");
+        let status = add.args(["-n", &namespace.0]).args(link).status()?;
+        anyhow::ensure!(status.success(), "failed to add a link");
+        Ok(namespace)
     }
+
+    /// Returns the names of the links in the namespace.
+    fn links(&self) -> Result<BTreeSet<String>> {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.0, "cat", "/proc/net/dev"])
+            .output()?;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(links(&String::from_utf8(output.stdout)?))
+    }
+}
+
+/// Returns the names in a table of links, as `/proc/net/dev` has it.
+fn links(table: &str) -> BTreeSet<String> {
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
 impl Drop for Namespace {
@@ -32,7 +58,11 @@ impl Drop for Namespace {
 /// Runs a shell command line in a jail with one writable and one read-only file. Returns its
 /// output.
 fn in_jail(test: &str, line: &str) -> Result<String> {
-    let namespace = Namespace::new(test)?;
+    in_jail_with(&Namespace::new(test)?, line)
+}
+
+/// Same as [`in_jail`], with the network namespace of the jail.
+fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let (disk, base) = (dir.path().join("disk"), dir.path().join("base"));
     for path in [&disk, &base] {
@@ -90,7 +120,8 @@ fn a_jailed_process_is_nobody_and_can_become_nobody_else() -> Result<()> {
 fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
     let seen = in_jail(
         "files",
-        "ls / /tmp /tmp/fc-vm /dev; ls /proc | grep -c '^[0-9]'; cat /tmp/fc-vm/base; \
+        "ls / /tmp /tmp/fc-vm /dev; echo \"processes $(ls /proc | grep -c '^[0-9]')\"; \
+         [ ! -e /proc/1 ] || echo HOST PROCESS; cat /tmp/fc-vm/base; \
          echo changed > /tmp/fc-vm/rootfs.qcow2; \
          for f in /tmp/fc-vm/base /usr/x /x /tmp/x /dev/x; do (echo x > $f) 2>/dev/null && echo WROTE $f; done; \
          ls /etc /root /home /var /run /sys 2>/dev/null; echo end",
@@ -100,6 +131,16 @@ fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
         "{seen}"
     );
     assert!(!seen.contains("WROTE"), "{seen}");
+    assert!(!seen.contains("HOST PROCESS"), "{seen}");
+    // The shell, its subshell, `ls` and `grep`. The host has many more.
+    let processes = seen
+        .lines()
+        .find_map(|line| line.strip_prefix("processes "));
+    let processes: usize = processes.context("no count")?.parse()?;
+    assert!(
+        (1..=4).contains(&processes),
+        "{processes} processes: {seen}"
+    );
     for name in [
         "etc\n", "root\n", "home\n", "var\n", "run\n", "sys\n", "old\n", "kvm\n",
     ] {
@@ -110,20 +151,11 @@ fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
 
 #[test]
 fn a_jailed_process_has_no_network_but_its_namespace() -> Result<()> {
-    let links = in_jail(
-        "net",
-        "cat /proc/self/net/dev 2>/dev/null || cat /proc/net/dev",
-    )?;
-    let names: Vec<_> = links
-        .lines()
-        .filter_map(|line| line.split_once(':').map(|(name, _)| name.trim()))
-        .collect();
-    assert!(
-        names
-            .iter()
-            .all(|name| !name.starts_with("eth") && !name.starts_with("wrenn")),
-        "{links}"
-    );
+    let namespace = Namespace::new("net")?;
+    let seen = links(&in_jail_with(&namespace, "cat /proc/self/net/dev")?);
+    assert_eq!(seen, namespace.links()?);
+    assert!(seen.contains(LINK), "{seen:?}");
+    assert!(!links(&fs::read_to_string("/proc/net/dev")?).contains(LINK));
     Ok(())
 }
 

@@ -28,6 +28,9 @@ fn added(before: &Traces, now: &Traces) -> Vec<String> {
         (&now.slots, &before.slots),
         (&now.folders, &before.folders),
         (&now.mounts, &before.mounts),
+        (&now.snapshots, &before.snapshots),
+        (&now.memory_files, &before.memory_files),
+        (&now.connections, &before.connections),
     ]
     .into_iter()
     .flat_map(|(now, before)| now.difference(before).cloned())

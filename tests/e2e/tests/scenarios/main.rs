@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod boots;
+mod call_faults;
 mod cli;
 mod e2b;
 mod examples;

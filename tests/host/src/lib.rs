@@ -2,14 +2,18 @@
 //!
 //! Everything that a test creates is counted exactly and invisible to other tests. The kernel
 //! removes all of it when the test ends, for any reason.
+#![forbid(unsafe_code)]
 
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 
-/// Moves the calling thread, and threads that it starts from now on, to a private host. Needs root.
-pub(crate) fn enter() {
+/// Moves the calling thread, and threads that it starts from now on, to a private host.
+///
+/// # Panics
+/// Without root.
+pub fn enter() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
         .expect("agent tests must run as root");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -25,13 +29,19 @@ pub(crate) fn enter() {
     ip(&["link", "set", "lo", "up"]);
 }
 
-/// Runs `ip`, which must succeed, and returns its output.
-pub(crate) fn ip(args: &[&str]) -> String {
+/// Runs `ip` and returns its output.
+///
+/// # Panics
+/// If the command fails.
+pub fn ip(args: &[&str]) -> String {
     run("ip", args)
 }
 
-/// Runs a program, which must succeed, and returns its output.
-pub(crate) fn run(program: &str, args: &[&str]) -> String {
+/// Runs a program and returns its output.
+///
+/// # Panics
+/// If the program fails.
+pub fn run(program: &str, args: &[&str]) -> String {
     let output = std::process::Command::new(program)
         .args(args)
         .output()
@@ -48,17 +58,26 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
 /// Network resources that a test may leave behind: named namespaces, links, routes, elements of
 /// packet filter sets, slots.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Footprint {
-    pub(crate) namespaces: usize,
-    pub(crate) links: usize,
-    pub(crate) routes: usize,
-    pub(crate) filter_elements: usize,
-    pub(crate) slots: usize,
+pub struct Footprint {
+    /// Named network namespaces.
+    pub namespaces: usize,
+    /// Network links.
+    pub links: usize,
+    /// Routes of all tables.
+    pub routes: usize,
+    /// Links in the sets of packet filters.
+    pub filter_elements: usize,
+    /// Claimed network slots.
+    pub slots: usize,
 }
 
 impl Footprint {
     /// Counts the current resources.
-    pub(crate) fn now() -> Self {
+    ///
+    /// # Panics
+    /// If a program of the host fails.
+    #[must_use]
+    pub fn now() -> Self {
         let count_files = |dir: &str| std::fs::read_dir(dir).map_or(0, |entries| entries.count());
         let filter = run("nft", &["list", "ruleset"]);
         Self {
