@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_taken_before_and_after_the_verb() {
+    fn settings_are_accepted_before_and_after_the_command() {
         for line in ["wrenn --dir /d doctor", "wrenn doctor --dir /d"] {
             let cli = parse(line).expect(line);
             assert_eq!(cli.globals.dir, Some("/d".into()), "{line}");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_lines_are_refused() {
+    fn invalid_command_lines_are_rejected() {
         for line in [
             "wrenn",
             "wrenn fly",

@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_low_limit_is_raised_and_a_high_one_is_left() {
+    fn low_limit_is_raised_and_a_high_one_is_kept() {
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
         let low = Rlimit {
             current: Some(256),

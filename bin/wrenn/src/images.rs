@@ -172,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sandbox_or_a_snapshot_stands_on_is_in_use_by_whatever_path() {
+    fn files_of_sandboxes_and_snapshots_are_in_use_by_any_path() {
         is_found_in("sandboxes/sb-1", files::SPEC);
         is_found_in("snapshots/snapshots/00", MANIFEST);
     }
 
     #[test]
-    fn a_sandbox_that_does_not_tell_may_use_anything() {
+    fn unreadable_sandbox_may_use_any_file() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(
             !InUse::read(dir.path())
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_not_there_is_empty_and_not_made() {
+    fn missing_store_is_empty_and_not_created() {
         let dir = tempfile::tempdir().expect("a directory");
         let images = dir.path().join("images");
         assert_eq!(template_names(&images), Ok(vec![]));

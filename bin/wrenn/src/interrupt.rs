@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_signal_right_after_another_is_the_same_wish() {
+    async fn repeated_signal_within_a_second_counts_once() {
         let mut interrupts = Interrupts::new().expect("handlers");
         raise(Number::SIGTERM).expect("sent");
         let first = interrupts.recv().await;

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once_and_all_of_it_in_one_line() {
+    fn causes_are_printed_once_in_one_line() {
         let told = |text| {
             in_full(&Outer {
                 text,

@@ -125,7 +125,7 @@ impl Shell {
 }
 
 #[tokio::test]
-async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
+async fn keys_are_sent_and_the_terminal_is_restored() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
     let start = fake.heard("start").await;
@@ -140,7 +140,7 @@ async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
 }
 
 #[tokio::test]
-async fn a_new_size_is_told() {
+async fn new_size_is_sent() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
     fake.heard("start").await;
@@ -158,7 +158,7 @@ async fn a_new_size_is_told() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_and_restores_the_terminal() {
+async fn signal_ends_the_shell_and_restores_the_terminal() {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
         let fake = Fake::start(Script::Echo).await;
         let mut shell = shell(&fake);
@@ -172,7 +172,7 @@ async fn a_signal_ends_it_and_restores_the_terminal() {
 }
 
 #[tokio::test]
-async fn a_server_that_breaks_off_restores_the_terminal_and_is_told() {
+async fn lost_server_is_reported_and_the_terminal_restored() {
     let broken = json!({"type": "error", "data": "the sandbox is gone"});
     let fake = Fake::start(Script::Say(vec![broken])).await;
     let mut shell = shell(&fake);

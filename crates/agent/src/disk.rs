@@ -148,7 +148,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     #[tokio::test]
-    async fn an_overlay_is_sparse_and_its_users_alone() {
+    async fn overlay_is_sparse_and_private_to_its_user() {
         let data = tempfile::tempdir().unwrap();
         let sandbox_dirs = crate::sandbox_dir::SandboxDirs::open(data.path()).unwrap();
         let sandbox_dir = sandbox_dirs.claim(&"sb-1".parse().unwrap()).unwrap();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_told_from_other_failures_and_leaves_no_file() {
+    async fn full_disk_is_distinguished_and_leaves_no_file() {
         // A file system of one page, too small for the overlay's header.
         crate::private_host::enter();
         let dir = tempfile::tempdir().unwrap();

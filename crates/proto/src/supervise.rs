@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_reads_as_documented() {
+    fn request_has_the_documented_json() {
         let text = serde_json::to_string(&Request::Status).expect("plain data");
         assert_eq!(text, r#"{"op":"status"}"#);
     }
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_survives_the_wire() {
+    fn reply_round_trips_through_json() {
         for reply in [
             Reply::Stopped,
             Reply::Status(MachineStatus {

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_one_connection_are_not_passed_on() {
+    fn connection_headers_are_not_forwarded() {
         let sent = [
             ("connection", "close, X-Own, host"),
             ("x-own", "1"),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_is_asked_for_again() {
+    fn upgrade_is_requested_from_the_upstream() {
         let sent = [
             ("connection", "keep-alive, Upgrade"),
             ("upgrade", "websocket"),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_that_a_request_came_is_told() {
+    fn forwarded_headers_name_the_client() {
         let headers = prepared(
             &[
                 ("x-forwarded-for", "1.1.1.1"),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_host_is_what_servers_see_but_not_the_guest_agent() {
+    fn masked_host_is_sent_to_servers_but_not_to_the_guest_agent() {
         let target = Target {
             mask_host: Some("localhost:${PORT}".to_owned()),
             injected_token: Some("secret".to_owned()),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_traffic_token_stays_with_the_proxy() {
+    fn traffic_token_is_not_forwarded() {
         let headers = prepared(&[("e2b-traffic-access-token", "t")], 80, &Target::default());
         assert!(!headers.contains_key("e2b-traffic-access-token"));
     }

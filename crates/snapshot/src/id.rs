@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_spelling() {
+    fn only_lower_case_hexadecimal_ids_are_accepted() {
         let id = SnapshotId::random();
         assert_eq!(id.to_string().parse(), Ok(id));
         for wrong in ["", "..", "0g", &"A".repeat(32), &"0".repeat(31)] {

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_has_a_code_wherever_it_is_noticed() {
+    fn full_disk_has_its_code_at_every_step() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let refused = |reason: &str| wrenn_vmm::ControlError::Refused {
             command: "blockdev-snapshot",

@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_killed_vmm_is_told_in_words_a_user_understands() {
+    fn killed_vmm_is_described_for_users() {
         let text = MachineExit::Killed { signal: 9 }.to_string();
         assert!(text.contains("killed (signal 9)"), "{text}");
     }

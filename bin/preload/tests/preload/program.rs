@@ -79,7 +79,7 @@ fn anonymous_memory_is_zero_and_announced_without_a_descriptor() {
 }
 
 #[test]
-fn a_second_mapping_or_a_part_ends_the_program() {
+fn second_or_partial_mapping_aborts_the_program() {
     for (arguments, expected) in [
         (["map-again"], "guest memory a second time"),
         (["map-half"], "a part of guest memory"),
@@ -93,7 +93,7 @@ fn a_second_mapping_or_a_part_ends_the_program() {
 }
 
 #[test]
-fn whatever_is_wrong_ends_the_program_before_it_runs_on_other_memory() {
+fn any_failure_aborts_the_program_before_it_uses_other_memory() {
     let null = std::fs::File::open("/dev/null").expect("opens");
     // The page server has closed the connection.
     let mut host = Host::new(LEN);

@@ -108,7 +108,7 @@ fn qemu_reads_its_memory_from_the_page_server() {
 }
 
 #[test]
-fn qemu_starts_cold_on_memory_of_its_own() {
+fn qemu_boots_on_private_memory() {
     let host = Host::new(LEN);
     let mut running = Running(host.spawn(&mut qemu("microvm"), "anonymous"));
     let regions = host.layout().expect("arrives");

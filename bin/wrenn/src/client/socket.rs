@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_carries_its_code_and_what_else_ended_it() {
+    fn exit_has_its_code_and_error() {
         assert_eq!(
             read(r#"{"type":"exit","exit_code":-1,"error":"signal: killed"}"#)
                 .expect("well formed"),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_messages_are_passed_over_and_broken_ones_are_errors() {
+    fn unknown_messages_are_ignored_and_invalid_ones_are_errors() {
         assert!(matches!(read(r#"{"type":"ping"}"#), Ok(None)));
         assert!(read("{").is_err());
         assert!(read(r#"{"type":"output","data":"%"}"#).is_err());
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_says_no_more_than_was_asked() {
+    fn start_message_has_only_the_given_fields() {
         let start = Start {
             cmd: "true".into(),
             ..Start::default()

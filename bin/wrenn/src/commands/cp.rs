@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_in_a_sandbox_only_if_an_id_stands_before_the_colon() {
+    fn path_is_remote_only_with_an_id_before_the_colon() {
         for (text, expected) in [
             ("sb-1:/root/a", there("sb-1", "/root/a")),
             ("sb-1:a:b", there("sb-1", "a:b")),
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_that_breaks_leaves_what_was_there_and_nothing_else() {
+    async fn interrupted_copy_keeps_the_old_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         fs::write(&path, "old").expect("writable");
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_whole_copy_replaces_what_was_there() {
+    async fn complete_copy_replaces_the_old_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         fs::write(&path, "old").expect("writable");

@@ -417,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_told_with_the_setting_that_changes_it() {
+    fn port_in_use_is_reported_with_its_setting() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("bound");
         let error = require_free(address, "--listen")

@@ -200,7 +200,7 @@ mod tests {
     ];
 
     #[tokio::test]
-    async fn a_merged_disk_reads_as_before_and_its_layers_are_as_they_were() {
+    async fn merged_disk_has_the_same_content_and_keeps_its_layers() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let layers = layers(dir).await;
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_layer_that_is_none_is_named_and_leaves_no_file() {
+    async fn invalid_layer_is_named_and_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let layers = layers(dir).await;

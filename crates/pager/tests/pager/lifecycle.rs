@@ -13,7 +13,7 @@ const PAGES: u64 = 600;
 const LEN: u64 = PAGES * PAGE;
 
 #[test]
-fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
+fn failed_source_is_reported_by_name_and_serves_no_zeros() {
     for (private, prefetch) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut source = Pattern::new(PAGES, 0);
         source.broken = Some(300 * PAGE);
@@ -52,7 +52,7 @@ fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
 }
 
 #[test]
-fn stopping_does_not_wait_for_threads_that_wait_for_pages() {
+fn stop_does_not_wait_for_faulting_threads() {
     let mut source = Pattern::new(PAGES, 0);
     source.guarded = Some(0);
     let source = Arc::new(source);
@@ -77,7 +77,7 @@ fn stopping_does_not_wait_for_threads_that_wait_for_pages() {
 }
 
 #[test]
-fn a_machine_that_is_killed_is_no_failure() {
+fn killed_vmm_is_not_a_failure() {
     for private in [false, true] {
         let mut source = Pattern::new(PAGES, 0);
         source.guarded = Some(PAGE);
@@ -129,7 +129,7 @@ fn a_panic_in_a_source_is_a_failure() {
 }
 
 #[test]
-fn an_extent_that_is_no_extent_is_a_failure_and_not_a_loop() {
+fn empty_extent_is_a_failure() {
     struct Empty;
     impl wrenn_pager::MemorySource for Empty {
         fn len(&self) -> u64 {
@@ -154,7 +154,7 @@ fn an_extent_that_is_no_extent_is_a_failure_and_not_a_loop() {
 }
 
 #[test]
-fn memory_of_the_wrong_size_is_refused_before_anything_starts() {
+fn memory_of_the_wrong_size_is_rejected_at_start() {
     let source = Arc::new(Pattern::new(PAGES - 1, 0));
     let mut machine = Faulter::anonymous(LEN);
     let handshake = machine.handshake();

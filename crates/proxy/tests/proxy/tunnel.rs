@@ -25,7 +25,7 @@ async fn agent(answer: &'static str) -> (AgentTunnel, tokio::task::JoinHandle<St
 }
 
 #[tokio::test]
-async fn a_tunnel_is_asked_for_with_the_token_and_then_carries_bytes() {
+async fn tunnel_is_requested_with_the_token_and_carries_bytes() {
     let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: wrenn-tunnel\r\n\r\nearly";
     let (tunnel, asked) = agent(switch).await;
     let mut io = tunnel.dial(&ID.parse().unwrap(), 8080).await.unwrap();
@@ -49,7 +49,7 @@ async fn a_tunnel_is_asked_for_with_the_token_and_then_carries_bytes() {
 }
 
 #[tokio::test]
-async fn what_the_agent_says_instead_has_a_meaning() {
+async fn rejections_of_the_agent_are_mapped() {
     async fn said(answer: &'static str) -> DialError {
         let (tunnel, _) = agent(answer).await;
         tunnel
@@ -76,7 +76,7 @@ async fn what_the_agent_says_instead_has_a_meaning() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_not_there_is_told() {
+async fn unreachable_agent_is_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);

@@ -14,7 +14,7 @@ const RUNNING: SandboxState = SandboxState::SANDBOX_STATE_RUNNING;
 const ERROR: SandboxState = SandboxState::SANDBOX_STATE_ERROR;
 
 #[test]
-fn sandboxes_run_on_while_the_agent_is_restarted_in_order() {
+fn sandboxes_keep_running_during_an_orderly_restart() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start(data.path()).await;
@@ -44,7 +44,7 @@ fn sandboxes_run_on_while_the_agent_is_restarted_in_order() {
 }
 
 #[test]
-fn sandboxes_run_on_when_the_agent_is_killed_and_one_that_died_meanwhile_is_told() {
+fn sandboxes_survive_a_killed_agent_and_a_loss_meanwhile_is_reported() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start_child(data.path()).await;
@@ -84,7 +84,7 @@ fn sandboxes_run_on_when_the_agent_is_killed_and_one_that_died_meanwhile_is_told
 }
 
 #[test]
-fn a_create_that_the_agents_end_cut_short_goes_on_or_is_undone() {
+fn create_interrupted_by_a_killed_agent_is_continued_or_undone() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         // The guest does not answer yet; the VM runs.
@@ -123,7 +123,7 @@ fn a_create_that_the_agents_end_cut_short_goes_on_or_is_undone() {
 }
 
 #[test]
-fn an_agent_that_ends_in_order_undoes_a_create_that_has_no_machine_yet() {
+fn orderly_shutdown_undoes_a_create_without_a_vm() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start(data.path()).await;
@@ -153,7 +153,7 @@ fn an_agent_that_ends_in_order_undoes_a_create_that_has_no_machine_yet() {
 }
 
 #[test]
-fn what_an_earlier_agent_left_half_made_is_removed() {
+fn incomplete_sandboxes_of_an_earlier_agent_are_removed() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start(data.path()).await;
@@ -190,7 +190,7 @@ fn what_an_earlier_agent_left_half_made_is_removed() {
 }
 
 #[test]
-fn a_sandbox_whose_network_was_removed_is_told_as_lost() {
+fn sandbox_without_its_network_is_lost() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start(data.path()).await;
@@ -215,7 +215,7 @@ fn a_sandbox_whose_network_was_removed_is_told_as_lost() {
 }
 
 #[test]
-fn one_data_directory_has_one_agent() {
+fn second_agent_of_a_data_directory_is_rejected() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start(data.path()).await;
@@ -238,7 +238,7 @@ fn one_data_directory_has_one_agent() {
 }
 
 #[test]
-fn two_agents_on_one_host_leave_each_others_sandboxes_alone() {
+fn two_agents_on_one_host_do_not_affect_each_other() {
     on_private_host(async || {
         let data = (
             tempfile::tempdir().expect("one"),

@@ -70,7 +70,7 @@ fn snapshots(data: &Path) -> usize {
 }
 
 #[test]
-fn a_cold_boot_takes_the_disk_and_forgets_the_memory() {
+fn cold_boot_uses_the_disk_and_discards_the_memory() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -124,7 +124,7 @@ fn a_cold_boot_takes_the_disk_and_forgets_the_memory() {
 }
 
 #[test]
-fn a_sandbox_whose_frozen_memory_is_lost_boots_all_the_same() {
+fn sandbox_without_its_memory_files_can_be_booted() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -144,7 +144,7 @@ fn a_sandbox_whose_frozen_memory_is_lost_boots_all_the_same() {
 }
 
 #[test]
-fn a_cold_boot_that_fails_leaves_it_paused_with_its_memory() {
+fn failed_cold_boot_keeps_the_sandbox_paused_with_its_memory() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -178,7 +178,7 @@ fn a_cold_boot_that_fails_leaves_it_paused_with_its_memory() {
 }
 
 #[test]
-fn a_booted_sandbox_that_is_lost_stands_where_it_was_last_frozen() {
+fn lost_vm_after_a_cold_boot_is_paused_at_its_last_snapshot() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -199,7 +199,7 @@ fn a_booted_sandbox_that_is_lost_stands_where_it_was_last_frozen() {
 /// Unreferenced snapshots are removed in the background. An agent that exits in the middle of that
 /// drops all of its references.
 #[test]
-fn a_sandbox_that_is_paused_when_the_agent_ends_is_there_afterwards() {
+fn paused_sandbox_survives_restarts_of_the_agent() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let mut agent = TestAgent::start(data.path()).await;
@@ -216,7 +216,7 @@ fn a_sandbox_that_is_paused_when_the_agent_ends_is_there_afterwards() {
 }
 
 #[test]
-fn a_name_that_is_taken_away_by_force_leaves_what_sandboxes_stand_on() {
+fn forced_delete_of_a_name_keeps_the_snapshots_of_sandboxes() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;

@@ -73,7 +73,7 @@ fn fails_by(deadlines: Deadlines, fault: &str, code: ErrorCode, text: &str) {
 }
 
 #[test]
-fn a_supervisor_that_dies_at_once_is_told_with_its_last_word() {
+fn supervisor_that_exits_at_start_is_reported_with_its_reason() {
     fails(
         "die-at-start",
         ErrorCode::Internal,
@@ -82,7 +82,7 @@ fn a_supervisor_that_dies_at_once_is_told_with_its_last_word() {
 }
 
 #[test]
-fn a_machine_that_never_runs_is_given_up() {
+fn vm_that_never_starts_times_out() {
     let mut deadlines = agent::deadlines();
     deadlines.machine = Duration::from_secs(1);
     fails_by(
@@ -94,12 +94,12 @@ fn a_machine_that_never_runs_is_given_up() {
 }
 
 #[test]
-fn a_machine_that_ends_while_it_boots_is_noticed_at_once() {
+fn vm_that_exits_during_its_boot_is_detected_at_once() {
     fails("die-in-boot", ErrorCode::Internal, "the guest powered off");
 }
 
 #[test]
-fn a_guest_that_never_answers_is_given_up() {
+fn silent_guest_times_out() {
     let mut deadlines = agent::deadlines();
     deadlines.guest = Duration::from_secs(1);
     fails_by(
@@ -119,7 +119,7 @@ async fn boots(agent: &TestAgent) -> [u64; 3] {
 }
 
 #[test]
-fn a_guest_that_hangs_at_boot_is_booted_again() {
+fn guest_that_hangs_at_boot_is_booted_again() {
     with_agent(async |agent| {
         let id = id();
         let began = Instant::now();
@@ -141,7 +141,7 @@ fn a_guest_that_hangs_at_boot_is_booted_again() {
 }
 
 #[test]
-fn a_guest_that_hangs_at_every_boot_is_given_up_within_seconds() {
+fn guest_that_hangs_at_every_boot_fails_within_seconds() {
     with_agent(async |agent| {
         for (fault, text) in [
             ("hang", "the guest is idle after it started the guest agent"),
@@ -195,7 +195,7 @@ fn a_hung_boot_that_is_adopted_is_booted_again() {
 }
 
 #[test]
-fn a_guest_agent_that_refuses_its_settings_is_told_in_its_words() {
+fn rejection_of_the_settings_is_reported_with_the_message_of_the_guest() {
     fails(
         "refuse-init",
         ErrorCode::InvalidArgument,
@@ -204,7 +204,7 @@ fn a_guest_agent_that_refuses_its_settings_is_told_in_its_words() {
 }
 
 #[test]
-fn a_supervisor_program_that_is_missing_is_told() {
+fn missing_supervisor_program_is_reported() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let mut config = agent::config(data.path());
@@ -223,7 +223,7 @@ fn a_supervisor_program_that_is_missing_is_told() {
 }
 
 #[test]
-fn a_network_that_cannot_be_made_is_undone() {
+fn failed_network_is_undone() {
     with_agent(async |agent| {
         // The name of the first slot's link is taken.
         private_host::ip(&["link", "add", "wrenn-v1", "type", "veth", "peer", "other"]);
@@ -234,7 +234,7 @@ fn a_network_that_cannot_be_made_is_undone() {
 }
 
 #[test]
-fn when_no_slot_is_left_the_host_is_full() {
+fn create_without_a_free_slot_is_resource_exhausted() {
     with_agent(async |agent| {
         for slot in 1..=32_767 {
             fs::write(format!("/run/wrenn/slots/{slot}"), "").expect("written");
@@ -248,7 +248,7 @@ fn when_no_slot_is_left_the_host_is_full() {
 }
 
 #[test]
-fn an_id_is_taken_until_its_sandbox_is_destroyed() {
+fn id_is_in_use_until_its_sandbox_is_destroyed() {
     with_agent(async |agent| {
         agent.create(&id()).await.expect("made");
         let error = agent.create(&id()).await.expect_err("taken");
@@ -263,7 +263,7 @@ fn an_id_is_taken_until_its_sandbox_is_destroyed() {
 /// Uses a file system with plenty of space but a limited number of files, so it is full at another
 /// step each time.
 #[test]
-fn a_disk_that_is_full_at_any_step_is_told_and_what_runs_stays_usable() {
+fn full_disk_at_any_step_is_reported_and_running_sandboxes_stay_usable() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let flags = nix::mount::MsFlags::empty();
@@ -322,7 +322,7 @@ fn count_files(dir: &std::path::Path) -> usize {
 }
 
 #[test]
-fn a_destroy_ends_a_create_at_once_and_leaves_nothing() {
+fn destroy_aborts_a_create_and_leaves_nothing() {
     with_agent(async |agent| {
         for fault in ["never-ready", "silent-guest"] {
             let id = id();
@@ -352,7 +352,7 @@ fn a_destroy_ends_a_create_at_once_and_leaves_nothing() {
 /// The caller's connection ends at varying times, from the first to the last millisecond of the
 /// create.
 #[test]
-fn a_caller_that_goes_away_at_any_step_leaves_nothing_after_a_destroy() {
+fn disconnect_at_any_step_leaves_nothing_after_a_destroy() {
     with_agent(async |agent| {
         let began = Instant::now();
         agent.create(&id()).await.expect("made");
@@ -378,7 +378,7 @@ fn a_caller_that_goes_away_at_any_step_leaves_nothing_after_a_destroy() {
 }
 
 #[test]
-fn a_sandbox_whose_supervisor_is_killed_is_in_error_within_a_second_and_harms_nobody() {
+fn killed_supervisor_is_an_error_within_a_second_and_affects_no_other() {
     with_agent(async |agent| {
         agent.create("sb-other").await.expect("made");
         let before = Footprint::now();
@@ -434,7 +434,7 @@ fn a_sandbox_whose_supervisor_is_killed_is_in_error_within_a_second_and_harms_no
 }
 
 #[test]
-fn the_reason_that_a_supervisor_leaves_is_the_users() {
+fn reason_left_by_a_supervisor_is_reported() {
     with_agent(async |agent| {
         agent.create(&id()).await.expect("made");
         let status = r#"{"requested": false, "reason": "the guest powered off"}"#;
@@ -449,7 +449,7 @@ fn the_reason_that_a_supervisor_leaves_is_the_users() {
 }
 
 #[test]
-fn a_supervisor_that_does_not_listen_is_killed() {
+fn unresponsive_supervisor_is_killed() {
     with_agent(async |agent| {
         agent
             .create_with(faulty(&id(), "deaf"))
@@ -462,7 +462,7 @@ fn a_supervisor_that_does_not_listen_is_killed() {
 }
 
 #[test]
-fn a_request_that_is_wrong_makes_nothing_and_names_the_field() {
+fn invalid_request_creates_nothing_and_names_the_field() {
     with_agent(async |agent| {
         let wrong: [(&str, pb::CreateSandboxRequest); 12] = [
             ("id", request("../../etc")),

@@ -79,7 +79,7 @@ const FAULTS: [&str; 5] = [
 ];
 
 #[test]
-fn a_sandbox_runs_on_after_a_pause_or_a_snapshot_that_failed_at_any_step() {
+fn sandbox_keeps_running_after_a_failed_pause_or_snapshot() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -113,7 +113,7 @@ fn a_sandbox_runs_on_after_a_pause_or_a_snapshot_that_failed_at_any_step() {
 }
 
 #[test]
-fn a_machine_that_was_put_on_a_new_file_of_its_disk_keeps_it_when_the_rest_fails() {
+fn vm_keeps_its_new_disk_file_if_the_snapshot_fails_later() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -145,7 +145,7 @@ fn a_machine_that_was_put_on_a_new_file_of_its_disk_keeps_it_when_the_rest_fails
 }
 
 #[test]
-fn a_guest_that_does_not_recover_at_once_is_asked_until_it_does() {
+fn recover_is_repeated_until_the_guest_accepts_it() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -165,7 +165,7 @@ fn a_guest_that_does_not_recover_at_once_is_asked_until_it_does() {
 }
 
 #[test]
-fn a_machine_that_is_being_written_when_its_agent_dies_runs_on_when_that_has_ended() {
+fn vm_continues_after_the_agent_died_during_its_snapshot() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start_child(data.path()).await;
@@ -190,7 +190,7 @@ fn a_machine_that_is_being_written_when_its_agent_dies_runs_on_when_that_has_end
 }
 
 #[test]
-fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_frozen() {
+fn lost_vm_is_paused_at_its_last_snapshot_even_if_nothing_can_be_written() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -215,7 +215,7 @@ fn a_machine_that_is_lost_while_nothing_can_be_written_is_paused_where_it_was_fr
 }
 
 #[test]
-fn an_agent_that_cannot_read_a_sandbox_removes_nothing_of_it() {
+fn unreadable_sandbox_is_never_removed() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;

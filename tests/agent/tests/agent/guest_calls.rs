@@ -36,7 +36,7 @@ fn command(cmd: &str, args: &[&str]) -> ProcessConfig {
 }
 
 #[test]
-fn commands_reach_the_guest_over_one_tunnel_or_many() {
+fn commands_run_over_one_tunnel_or_many() {
     with_sandbox(async |agent| {
         let guest = agent.guest(ID);
         for n in 0..100 {
@@ -62,7 +62,7 @@ fn commands_reach_the_guest_over_one_tunnel_or_many() {
 }
 
 #[test]
-fn a_stream_that_ends_with_its_vm_is_an_error() {
+fn stream_of_a_lost_vm_ends_with_an_error() {
     with_sandbox(async |agent| {
         let start = StartRequest {
             process: command("cat", &["/dev/zero"]).into(),
@@ -85,7 +85,7 @@ fn a_stream_that_ends_with_its_vm_is_an_error() {
 }
 
 #[test]
-fn a_sandbox_that_hangs_delays_no_other() {
+fn hanging_commands_do_not_delay_other_sandboxes() {
     with_sandbox(async |agent| {
         agent.create("sb-other").await.expect("made");
         let guest = agent.guest(ID);

@@ -29,7 +29,7 @@ async fn is_out_of_reach(agent: &TestAgent, id: &str, addresses: &[&str]) {
 }
 
 #[test]
-fn a_guest_reaches_what_it_may_and_nothing_else() {
+fn guest_reaches_only_permitted_addresses() {
     on_private_host(async || {
         make_world();
         let host_service = TcpListener::bind("0.0.0.0:8000").expect("bound");
@@ -90,7 +90,7 @@ fn a_guest_reaches_what_it_may_and_nothing_else() {
 }
 
 #[test]
-fn of_its_gateway_a_guest_reaches_time_and_metadata_alone() {
+fn guest_reaches_only_time_and_metadata_of_its_gateway() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -134,7 +134,7 @@ fn of_its_gateway_a_guest_reaches_time_and_metadata_alone() {
 
 /// A guest that assigns itself another address reaches nothing with it.
 #[test]
-fn a_guest_that_lies_about_its_address_is_not_heard() {
+fn packets_with_a_spoofed_address_are_dropped() {
     on_private_host(async || {
         make_world();
         let data = tempfile::tempdir().expect("a directory");
@@ -159,7 +159,7 @@ fn a_guest_that_lies_about_its_address_is_not_heard() {
 
 /// The rules on the host are a second barrier: they hold even without those in the namespace.
 #[test]
-fn the_hosts_own_rules_hold_without_those_of_the_namespace() {
+fn host_rules_hold_without_the_rules_of_the_namespace() {
     on_private_host(async || {
         make_world();
         answer(TcpListener::bind("0.0.0.0:8000").expect("bound"));
@@ -193,7 +193,7 @@ fn the_hosts_own_rules_hold_without_those_of_the_namespace() {
 }
 
 #[test]
-fn the_stand_in_for_the_world_answers_whom_it_should() {
+fn external_network_of_the_tests_answers_the_host() {
     on_private_host(async || {
         make_world();
         let mut stream = std::net::TcpStream::connect("10.99.0.2:7777").expect("reached");

@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[test]
-fn a_sandbox_is_made_used_and_gone_without_a_trace() {
+fn sandbox_is_created_used_and_destroyed_without_a_leak() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -71,7 +71,7 @@ fn own_resources() -> (usize, usize) {
 }
 
 #[test]
-fn many_at_a_time_leave_nothing_not_even_in_the_agent() {
+fn concurrent_sandboxes_leave_no_resource_on_the_host_or_in_the_agent() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let mut agent = TestAgent::start(data.path()).await;
@@ -101,7 +101,7 @@ fn many_at_a_time_leave_nothing_not_even_in_the_agent() {
 }
 
 #[test]
-fn whatever_races_on_one_id_ends_in_a_legal_state_and_leaves_nothing() {
+fn racing_calls_on_one_id_end_in_a_legal_state() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -156,7 +156,7 @@ fn whatever_races_on_one_id_ends_in_a_legal_state_and_leaves_nothing() {
 }
 
 #[test]
-fn only_who_knows_the_token_is_served() {
+fn call_without_the_token_is_rejected() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -179,7 +179,7 @@ fn only_who_knows_the_token_is_served() {
 }
 
 #[test]
-fn the_host_and_its_sandboxes_have_figures() {
+fn host_and_sandbox_metrics_are_reported() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -251,7 +251,7 @@ fn unix_ms() -> i64 {
 }
 
 #[test]
-fn a_copy_has_its_moments_environment_unless_it_is_told_another() {
+fn copy_has_the_environment_of_its_snapshot_unless_overridden() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;

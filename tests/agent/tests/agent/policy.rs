@@ -77,7 +77,7 @@ async fn resume(agent: &TestAgent, id: &str) {
 }
 
 #[test]
-fn an_exception_beats_a_refusal_and_what_is_closed_stays_closed() {
+fn allow_takes_precedence_over_deny_but_not_over_reserved_ranges() {
     on_private_host(async || {
         make_world();
         let data = tempfile::tempdir().expect("a directory");
@@ -107,7 +107,7 @@ fn an_exception_beats_a_refusal_and_what_is_closed_stays_closed() {
 }
 
 #[test]
-fn a_running_sandbox_is_changed_at_once_and_keeps_what_is_open() {
+fn access_change_applies_at_once_and_keeps_open_connections() {
     on_private_host(async || {
         make_world();
         let data = tempfile::tempdir().expect("a directory");
@@ -154,7 +154,7 @@ fn a_running_sandbox_is_changed_at_once_and_keeps_what_is_open() {
 }
 
 #[test]
-fn lists_outlive_the_agent_and_a_pause_and_copies_have_them_too() {
+fn access_lists_survive_restarts_and_pauses_and_apply_to_copies() {
     on_private_host(async || {
         make_world();
         let data = tempfile::tempdir().expect("a directory");
@@ -205,7 +205,7 @@ fn lists_outlive_the_agent_and_a_pause_and_copies_have_them_too() {
 }
 
 #[test]
-fn a_change_that_fails_leaves_everything_as_it_was() {
+fn failed_access_change_changes_nothing() {
     on_private_host(async || {
         make_world();
         let data = tempfile::tempdir().expect("a directory");

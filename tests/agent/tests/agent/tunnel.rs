@@ -68,7 +68,7 @@ async fn pause(agent: &TestAgent, id: &str) {
 }
 
 #[test]
-fn bytes_pass_both_ways_and_the_end_of_one_direction_leaves_the_other() {
+fn tunnel_carries_bytes_in_both_directions_after_a_half_close() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -90,7 +90,7 @@ fn bytes_pass_both_ways_and_the_end_of_one_direction_leaves_the_other() {
 }
 
 #[test]
-fn bytes_that_come_with_the_request_are_the_tunnels() {
+fn bytes_sent_with_the_request_reach_the_port() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -113,7 +113,7 @@ fn bytes_that_come_with_the_request_are_the_tunnels() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_told_by_status_and_code() {
+fn rejected_tunnel_has_status_and_code() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -155,7 +155,7 @@ fn what_cannot_be_reached_is_told_by_status_and_code() {
 }
 
 #[test]
-fn a_guest_that_drops_packets_is_waited_for_three_seconds_and_no_more() {
+fn tunnel_to_a_silent_port_times_out_after_three_seconds() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -174,7 +174,7 @@ fn a_guest_that_drops_packets_is_waited_for_three_seconds_and_no_more() {
 }
 
 #[test]
-fn a_pause_cuts_what_is_open_without_waiting_and_a_resumed_one_is_reached_again() {
+fn pause_closes_tunnels_at_once_and_a_resumed_sandbox_accepts_new_ones() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
@@ -213,7 +213,7 @@ fn a_pause_cuts_what_is_open_without_waiting_and_a_resumed_one_is_reached_again(
 }
 
 #[test]
-fn a_lost_sandbox_and_an_agent_that_ends_cut_their_tunnels() {
+fn tunnels_end_with_their_sandbox_or_agent() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let mut agent = TestAgent::start(data.path()).await;
@@ -244,7 +244,7 @@ fn a_lost_sandbox_and_an_agent_that_ends_cut_their_tunnels() {
 }
 
 #[test]
-fn a_sandbox_keeps_its_guests_token_and_copies_have_their_own() {
+fn sandbox_keeps_its_guest_token_and_copies_have_their_own() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;

@@ -86,7 +86,7 @@ fn a_paused_sandbox_of_release_0_1_0_is_resumed_paused_and_destroyed() {
 }
 
 #[test]
-fn the_lost_sandboxes_of_release_0_1_0_return_to_their_snapshot_or_say_why_not() {
+fn lost_sandboxes_of_release_0_1_0_are_paused_at_their_snapshot_or_in_error() {
     on_private_host(async || {
         let agent = start().await;
         let saved = agent.wait_for("sb-saved", PAUSED).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 use wrenn_e2e::{Service, host::Traces};
 
 #[tokio::test]
-async fn a_create_with_a_bad_field_is_refused_with_its_name() -> Result<()> {
+async fn create_with_an_invalid_field_is_rejected_with_its_name() -> Result<()> {
     let service = Service::start().await?;
     let before = Traces::of(service.dir())?.folders;
     let cases = [
@@ -50,7 +50,7 @@ async fn a_create_with_a_bad_field_is_refused_with_its_name() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_health_is_open_to_those_without_a_key() -> Result<()> {
+async fn only_health_needs_no_key() -> Result<()> {
     let service = Service::start().await?;
     let client = reqwest::Client::new();
     let paths = [
@@ -91,7 +91,7 @@ async fn only_health_is_open_to_those_without_a_key() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_unknown_sandbox_is_not_found_whatever_is_asked() -> Result<()> {
+async fn unknown_sandbox_is_not_found_on_every_route() -> Result<()> {
     let service = Service::start().await?;
     let calls = [
         (Method::GET, "", json!(null)),

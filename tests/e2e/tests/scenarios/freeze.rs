@@ -128,7 +128,7 @@ async fn fork(service: &Service, sandbox: &Sandbox<'_>, count: usize) -> Result<
 }
 
 #[tokio::test]
-async fn memory_processes_and_files_are_right_after_every_cycle() -> Result<()> {
+async fn memory_processes_and_files_survive_every_pause() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = with_witness(&service).await?;
     let cycles = rounds(20).max(5);
@@ -159,7 +159,7 @@ async fn memory_processes_and_files_are_right_after_every_cycle() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_pause_writes_what_changed_and_no_more() -> Result<()> {
+async fn pause_writes_changed_pages_only() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = with_witness(&service).await?;
     let settled = format!("until [ -e {SETTLED} ]; do sleep 0.1; done");
@@ -194,7 +194,7 @@ fn chain_files(service: &Service) -> [usize; 2] {
 }
 
 #[tokio::test]
-async fn chains_become_short_again_in_the_background() -> Result<()> {
+async fn chains_are_compacted_in_the_background() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = with_witness(&service).await?;
     for cycle in 0..9 {
@@ -227,7 +227,7 @@ async fn chains_become_short_again_in_the_background() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_sandbox_of_which_many_moments_are_frozen_goes_on_from_a_short_chain() -> Result<()> {
+async fn sandbox_with_many_snapshots_continues_from_a_compacted_chain() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = with_witness(&service).await?;
     let body = json!({ "sandbox_id": sandbox.id(), "name": "last" });
@@ -252,7 +252,7 @@ async fn a_sandbox_of_which_many_moments_are_frozen_goes_on_from_a_short_chain()
 }
 
 #[tokio::test]
-async fn copies_hold_the_moment_they_were_made_from_and_are_their_own() -> Result<()> {
+async fn copies_have_the_state_of_their_snapshot_and_are_independent() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = with_witness(&service).await?;
     // The fork is generation 6, the template generation 7.
@@ -325,7 +325,7 @@ async fn copies_hold_the_moment_they_were_made_from_and_are_their_own() -> Resul
 }
 
 #[tokio::test]
-async fn a_template_is_overwritten_under_those_that_stand_on_it() -> Result<()> {
+async fn overwritten_template_keeps_the_sandboxes_based_on_it() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = plain(&service, json!({})).await?;
     let body = json!({ "sandbox_id": sandbox.id(), "name": "mine" });
@@ -350,7 +350,7 @@ async fn a_template_is_overwritten_under_those_that_stand_on_it() -> Result<()> 
 }
 
 #[tokio::test]
-async fn the_clock_is_right_soon_after_a_pause() -> Result<()> {
+async fn clock_is_correct_soon_after_a_resume() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = plain(&service, json!({})).await?;
     pause(&service, &sandbox).await?;
@@ -374,7 +374,7 @@ fn now() -> Result<f64> {
 }
 
 #[tokio::test]
-async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()> {
+async fn connections_from_before_a_pause_do_not_delay_later_ones() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = plain(&service, json!({})).await?;
     let ip = sandbox.record().await?["host_ip"]
@@ -425,7 +425,7 @@ async fn connections_of_before_a_pause_do_not_hold_up_those_after() -> Result<()
 }
 
 #[tokio::test]
-async fn an_idle_sandbox_is_paused_and_a_call_brings_it_back() -> Result<()> {
+async fn idle_sandbox_is_paused_and_resumed_by_a_call() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = plain(&service, json!({ "timeout_sec": 6, "auto_resume": true })).await?;
     sandbox.shell("echo kept >/root/file").await?;
@@ -450,7 +450,7 @@ async fn an_idle_sandbox_is_paused_and_a_call_brings_it_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_paused_sandbox_outlives_everything() -> Result<()> {
+async fn paused_sandbox_survives_restarts() -> Result<()> {
     let mut service = Service::start().await?;
     let (id, sum) = {
         let sandbox = with_witness(&service).await?;
@@ -501,7 +501,7 @@ fn damage(path: &Path, how: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_named_and_hurts_nobody_else() -> Result<()> {
+async fn damaged_snapshot_file_is_named_and_affects_no_other_sandbox() -> Result<()> {
     let service = Service::start().await?;
     let other = plain(&service, json!({})).await?;
     for how in ["truncated", "corrupted", "missing"] {
@@ -550,7 +550,7 @@ async fn a_damaged_file_is_named_and_hurts_nobody_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn many_cycles_and_spawns_leave_files_and_descriptors_as_they_were() -> Result<()> {
+async fn many_cycles_and_spawns_leak_no_files_and_descriptors() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = plain(&service, json!({})).await?;
     for _ in 0..2 {

@@ -202,12 +202,12 @@ async fn the_agent_dies_at_each_step_of_a_fork() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_machine_dies_at_each_step_of_a_pause() -> Result<()> {
+async fn the_vm_dies_at_each_step_of_a_pause() -> Result<()> {
     the_machine_dies("pause").await
 }
 
 #[tokio::test]
-async fn the_machine_dies_at_each_step_of_a_fork() -> Result<()> {
+async fn the_vm_dies_at_each_step_of_a_fork() -> Result<()> {
     the_machine_dies("fork").await
 }
 
@@ -258,7 +258,7 @@ async fn the_machine_dies(verb: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_machine_dies_at_each_step_of_a_resume() -> Result<()> {
+async fn the_vm_dies_at_each_step_of_a_resume() -> Result<()> {
     let (mut service, before) = warmed().await?;
     for fault in MACHINE_RESUME {
         let id = create(&service).await?;
@@ -276,7 +276,7 @@ async fn the_machine_dies_at_each_step_of_a_resume() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_full_disk_in_the_middle_of_a_pause_lets_the_sandbox_run_on() -> Result<()> {
+async fn full_disk_during_a_pause_keeps_the_sandbox_running() -> Result<()> {
     let disk = SmallDisk::new(400)?;
     let service = Service::start_in(disk.path()).await?;
     let id = create(&service).await?;

@@ -103,7 +103,7 @@ fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
 }
 
 #[test]
-fn a_jailed_process_is_nobody_and_can_become_nobody_else() -> Result<()> {
+fn jailed_process_has_no_privileges_and_cannot_gain_any() -> Result<()> {
     let status = in_jail("user", "id -u; id -G; cat /proc/self/status")?;
     assert!(status.starts_with("70001\n70001\n"), "{status}");
     for line in [
@@ -117,7 +117,7 @@ fn a_jailed_process_is_nobody_and_can_become_nobody_else() -> Result<()> {
 }
 
 #[test]
-fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
+fn jailed_process_sees_only_its_own_files_and_processes() -> Result<()> {
     let seen = in_jail(
         "files",
         "ls / /tmp /tmp/fc-vm /dev; echo \"processes $(ls /proc | grep -c '^[0-9]')\"; \
@@ -150,7 +150,7 @@ fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
 }
 
 #[test]
-fn a_jailed_process_has_no_network_but_its_namespace() -> Result<()> {
+fn jailed_process_has_only_the_links_of_its_namespace() -> Result<()> {
     let namespace = Namespace::new("net")?;
     let seen = links(&in_jail_with(&namespace, "cat /proc/self/net/dev")?);
     assert_eq!(seen, namespace.links()?);
@@ -160,7 +160,7 @@ fn a_jailed_process_has_no_network_but_its_namespace() -> Result<()> {
 }
 
 #[test]
-fn a_jail_dies_with_the_process_that_made_it() -> Result<()> {
+fn jail_ends_with_its_parent_process() -> Result<()> {
     let namespace = Namespace::new("parent")?;
     let dir = tempfile::tempdir()?;
     let spec_path = dir.path().join("jail.json");

@@ -98,7 +98,7 @@ async fn creating_and_destroying_leaves_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_during_a_create_leaves_nothing() -> Result<()> {
+async fn disconnect_during_a_create_leaves_nothing() -> Result<()> {
     let service = Service::start().await?;
     service.create().await?.destroy().await?;
     let before = Traces::of(service.dir())?;

@@ -37,7 +37,7 @@ fn host_addresses() -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
+async fn guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
     let service = Service::start().await?;
     // A service of the host on every address. A guest must not reach it, with or without egress.
     let listener = std::net::TcpListener::bind("0.0.0.0:0")?;
@@ -76,7 +76,7 @@ async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nothing_leaves_a_sandbox_unless_it_may() -> Result<()> {
+async fn egress_is_denied_unless_allowed() -> Result<()> {
     let world = World::new()?;
     let service = Service::start().await?;
     let denied = service.create_with(json!({ "egress": "deny" })).await?;
