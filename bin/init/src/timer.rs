@@ -19,7 +19,7 @@ use wrenn_proto::supervise::marks;
 const LAPIC_TIMER_HZ: f64 = 1e9 / 16.0;
 
 /// Parameter of the kernel command line that sets the tolerance, in percent.
-const TOLERANCE_WORD: &str = marks::TIMER_TOLERANCE;
+const TOLERANCE_PARAMETER: &str = marks::TIMER_TOLERANCE;
 
 /// Default tolerance, in percent: a factor of two in either direction.
 const DEFAULT_TOLERANCE_PERCENT: f64 = 100.0;
@@ -49,7 +49,7 @@ fn read() -> io::Result<(String, String)> {
 
 fn tolerance_percent(command_line: &str) -> f64 {
     let mut words = command_line.split_ascii_whitespace();
-    let value = words.find_map(|word| word.strip_prefix(TOLERANCE_WORD)?.parse().ok());
+    let value = words.find_map(|word| word.strip_prefix(TOLERANCE_PARAMETER)?.parse().ok());
     value.unwrap_or(DEFAULT_TOLERANCE_PERCENT)
 }
 

@@ -314,7 +314,7 @@ impl Client {
         }
         let status = answer.status();
         let body = answer.bytes().await.unwrap_or_default();
-        Err(ClientError::refused(status, &body))
+        Err(ClientError::rejected(status, &body))
     }
 
     async fn decode<T: DeserializeOwned>(&self, answer: Response) -> Result<T, ClientError> {

@@ -42,7 +42,7 @@ async fn exit_code(mut child: Child) -> Option<i32> {
 }
 
 fn hello() -> Script {
-    Script::Say(vec![
+    Script::Send(vec![
         json!({"type": "start", "pid": 7}),
         json!({"type": "stdout", "data": "/wAK", "encoding": "base64"}),
         json!({"type": "stderr", "data": "oops"}),
@@ -58,7 +58,7 @@ async fn run_returns_bytes_and_exit_code_and_destroys_its_sandbox() {
     assert_eq!(out.stderr, b"oops");
     assert_eq!(out.status.code(), Some(7));
     fake.called("DELETE /v1/sandboxes/sb-1").await;
-    let start = fake.heard("start").await;
+    let start = fake.received("start").await;
     assert_eq!(
         (&start["cmd"], &start["args"]),
         (&json!("prog"), &json!(["-x"]))
@@ -74,7 +74,7 @@ async fn interrupted_run_destroys_its_sandbox() {
     ] {
         let fake = Fake::start(Script::Hang).await;
         let child = fake.wrenn(&["run", "sleep", "9"]).spawn().unwrap();
-        fake.heard("start").await;
+        fake.received("start").await;
         signal(&child, sig);
         assert_eq!(exit_code(child).await, Some(code));
         fake.called("DELETE /v1/sandboxes/sb-1").await;
@@ -87,7 +87,7 @@ async fn run_interrupted_during_its_create_destroys_its_sandbox() {
     let child = fake.wrenn(&["run", "true"]).spawn().unwrap();
     fake.called("POST /v1/sandboxes").await;
     signal(&child, Signal::SIGINT);
-    fake.let_create_answer();
+    fake.release_create();
     assert_eq!(exit_code(child).await, Some(130));
     fake.called("DELETE /v1/sandboxes/sb-1").await;
     assert!(fake.messages().is_empty(), "{:?}", fake.messages());
@@ -95,7 +95,7 @@ async fn run_interrupted_during_its_create_destroys_its_sandbox() {
 
 #[tokio::test]
 async fn a_stream_that_ends_without_an_exit_is_a_failure() {
-    let fake = Fake::start(Script::Say(vec![
+    let fake = Fake::start(Script::Send(vec![
         json!({"type": "error", "data": "the guest agent is gone"}),
     ]))
     .await;
@@ -133,10 +133,10 @@ async fn an_interrupted_exec_ends_the_command() {
         .wrenn(&["sandbox", "exec", "sb-1", "sleep", "9"])
         .spawn()
         .unwrap();
-    fake.heard("start").await;
+    fake.received("start").await;
     signal(&child, Signal::SIGINT);
     assert_eq!(exit_code(child).await, Some(130));
-    fake.heard("stop").await;
+    fake.received("stop").await;
     assert!(!fake.calls().iter().any(|c| c.starts_with("DELETE")));
 }
 

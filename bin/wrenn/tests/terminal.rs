@@ -128,7 +128,7 @@ impl Shell {
 async fn keys_are_sent_and_the_terminal_is_restored() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
-    let start = fake.heard("start").await;
+    let start = fake.received("start").await;
     assert_eq!((&start["cols"], &start["rows"]), (&json!(101), &json!(33)));
     assert_eq!(start["envs"]["TERM"], "xterm");
     shell.until_raw().await;
@@ -143,7 +143,7 @@ async fn keys_are_sent_and_the_terminal_is_restored() {
 async fn new_size_is_sent() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
-    fake.heard("start").await;
+    fake.received("start").await;
     shell.until_raw().await;
     shell.type_and_read(b"x").await;
     let mut size = rustix::termios::tcgetwinsize(&shell.master).unwrap();
@@ -151,7 +151,7 @@ async fn new_size_is_sent() {
     tcsetwinsize(&shell.master, size).unwrap();
     // The kernel signals only the session of the terminal; here the test takes its place.
     shell.signal(Signal::SIGWINCH);
-    let resize = fake.heard("resize").await;
+    let resize = fake.received("resize").await;
     assert_eq!((&resize["cols"], &resize["rows"]), (&json!(77), &json!(11)));
     shell.master.write_all(b"\x04").unwrap();
     assert_eq!(shell.exit_code().await, Some(0));
@@ -162,7 +162,7 @@ async fn signal_ends_the_shell_and_restores_the_terminal() {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
         let fake = Fake::start(Script::Echo).await;
         let mut shell = shell(&fake);
-        fake.heard("start").await;
+        fake.received("start").await;
         shell.until_raw().await;
         shell.type_and_read(b"x").await;
         shell.signal(signal);
@@ -174,7 +174,7 @@ async fn signal_ends_the_shell_and_restores_the_terminal() {
 #[tokio::test]
 async fn lost_server_is_reported_and_the_terminal_restored() {
     let broken = json!({"type": "error", "data": "the sandbox is gone"});
-    let fake = Fake::start(Script::Say(vec![broken])).await;
+    let fake = Fake::start(Script::Send(vec![broken])).await;
     let mut shell = shell(&fake);
     assert_eq!(shell.exit_code().await, Some(1));
     assert!(shell.is_restored());

@@ -39,7 +39,7 @@ fn server_leaves_no_descriptor_and_no_thread() {
             record_limit: 100,
         };
         let mut server = machine.serve(backing, &source, options);
-        machine.tell("touch 3");
+        machine.send("touch 3");
         match round % 3 {
             0 => assert_eq!(machine.answer(), "touched"),
             1 => machine.kill(),

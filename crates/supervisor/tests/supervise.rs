@@ -122,8 +122,8 @@ impl Sandbox {
 
     async fn connect(&self) -> UnixSeqpacket {
         let deadline = Instant::now() + DEADLINE;
-        let folder = fs::File::open(&self.dir).unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&folder);
+        let sandbox_dir = fs::File::open(&self.dir).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&sandbox_dir);
         loop {
             match UnixSeqpacket::connect(format!("/proc/self/fd/{fd}/{}", files::SOCKET)).await {
                 Ok(connection) => return connection,
@@ -232,7 +232,7 @@ async fn invalid_message_is_rejected_and_changes_nothing() {
     let connection = sandbox.connect().await;
     for garbage in [&b"{"[..], b"null", b"{\"op\":\"explode\"}", &[0xff; 1000]] {
         let reply = ask(&connection, garbage).await;
-        assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+        assert!(matches!(reply, Reply::Rejected { .. }), "{reply:?}");
     }
     let second = sandbox.connect().await;
     assert!(matches!(

@@ -3,16 +3,16 @@
 mod boot;
 mod host;
 mod probe;
+mod resume;
 mod sdk;
 mod spawn;
-mod thaw;
 mod throughput;
 
 pub use boot::boot;
 pub use host::{idle, memory};
+pub use resume::{pause_and_resume, restore};
 pub use sdk::sdk;
 pub use spawn::spawn;
-pub use thaw::{thaw, warm};
 pub use throughput::{exec, files};
 
 /// Returns the median.

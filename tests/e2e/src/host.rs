@@ -28,7 +28,7 @@ pub struct Traces {
     /// Claimed network slots.
     pub slots: BTreeSet<String>,
     /// Entries of the service's directory of sandboxes.
-    pub folders: BTreeSet<String>,
+    pub sandbox_dirs: BTreeSet<String>,
     /// Mounts whose line contains `wrenn`.
     pub mounts: BTreeSet<String>,
     /// Files of the service's snapshots, including staged ones and names.
@@ -53,7 +53,7 @@ impl Traces {
             cgroups: cgroups(Path::new("/sys/fs/cgroup"), 4),
             processes: processes(),
             slots: names_in(Path::new("/run/wrenn/slots")),
-            folders: names_in(&data_dir.join("sandboxes")),
+            sandbox_dirs: names_in(&data_dir.join("sandboxes")),
             mounts: lines(&fs::read_to_string("/proc/self/mountinfo")?)
                 .into_iter()
                 .filter(|line| line.contains("wrenn"))

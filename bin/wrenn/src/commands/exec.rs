@@ -193,8 +193,8 @@ pub(crate) async fn stream(
 /// Terminates the program. If it does not read its input, the stream is full and cannot carry the
 /// request, which is then sent as a separate call.
 async fn kill(client: &Client, id: &SandboxId, sender: &mut Sender, pid: Option<u32>) {
-    let told = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
-    if let (Err(_) | Ok(Err(_)), Some(pid)) = (told, pid) {
+    let killed = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
+    if let (Err(_) | Ok(Err(_)), Some(pid)) = (killed, pid) {
         // A failure means that the sandbox is gone or unreachable; nothing more can be done here.
         let _ = client.kill(id, &pid.to_string(), "SIGKILL").await;
     }

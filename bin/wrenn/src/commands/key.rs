@@ -8,7 +8,7 @@ use crate::{client::Client, output};
 
 /// Commands of `wrenn key`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum KeyVerb {
+pub(crate) enum KeyCommand {
     /// Create a key and print it; it cannot be shown again
     Create(CreateArgs),
     /// List keys, without their secrets
@@ -48,9 +48,9 @@ pub(crate) struct RmArgs {
 }
 
 /// Runs the command and returns the exit code.
-pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
-    match verb {
-        KeyVerb::Create(args) => {
+pub(crate) async fn run(client: &Client, command: KeyCommand) -> anyhow::Result<i32> {
+    match command {
+        KeyCommand::Create(args) => {
             let made = client.create_key(args.name, args.e2b).await?;
             if args.json {
                 output::json(&made)?;
@@ -58,7 +58,7 @@ pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
                 output::line(&made.key)?;
             }
         }
-        KeyVerb::Ls(args) => {
+        KeyCommand::Ls(args) => {
             let keys = client.keys().await?;
             if args.json {
                 output::json(&keys)?;
@@ -68,7 +68,7 @@ pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
                 output::table(&["id", "name", "key", "age", "last used"], rows)?;
             }
         }
-        KeyVerb::Rm(args) => {
+        KeyCommand::Rm(args) => {
             for id in &args.ids {
                 client.delete_key(id).await?;
                 output::line(id)?;

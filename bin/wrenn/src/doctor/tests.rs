@@ -198,7 +198,7 @@ fn controllers_are_found_on_either_version_and_on_a_mix() {
     assert_eq!(found.missing(), [""; 0]);
     assert_eq!(found.to_string(), "v2: cpu memory pids");
 
-    assert_eq!(Cgroups::read("", |_| None).missing(), WANTED_ALL);
+    assert_eq!(Cgroups::read("", |_| None).missing(), ALL_CONTROLLERS);
 }
 
-const WANTED_ALL: [&str; 3] = ["cpu", "memory", "pids"];
+const ALL_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];

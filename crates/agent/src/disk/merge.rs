@@ -56,11 +56,11 @@ pub(crate) async fn merge(
 /// qcow2 headers.
 fn tree(base: &Path, kept: &[PathBuf], merged: &[PathBuf], path: &Path) -> Value {
     let file = |path: &Path| json!({ "driver": "file", "filename": path });
-    let frozen = |below: Value, layer: &PathBuf| json!({ "driver": "qcow2", "read-only": true, "file": file(layer), "backing": below });
+    let read_only = |below: Value, layer: &PathBuf| json!({ "driver": "qcow2", "read-only": true, "file": file(layer), "backing": below });
     let base = json!({ "driver": "raw", "read-only": true, "file": file(base) });
-    let mut below = kept.iter().fold(base, frozen);
+    let mut below = kept.iter().fold(base, read_only);
     below["node-name"] = json!(KEPT);
-    let below = merged.iter().fold(below, frozen);
+    let below = merged.iter().fold(below, read_only);
     json!({ "driver": "qcow2", "node-name": NEW, "file": file(path), "backing": below })
 }
 
@@ -93,16 +93,16 @@ async fn stream(tree: &Value) -> Result<(), DiskError> {
         // The program waits for more commands, unless it has exited.
         let _ = child.start_kill();
     }
-    let mut said = String::new();
+    let mut output = String::new();
     let mut stderr = stderr.take(1000);
-    let (ended, _) = tokio::join!(child.wait(), stderr.read_to_string(&mut said));
+    let (ended, _) = tokio::join!(child.wait(), stderr.read_to_string(&mut output));
     match (done, ended) {
         (Ok(()), Ok(status)) if status.success() => Ok(()),
         (Err(reason), _) => Err(DiskError::Failed(
             PROGRAM,
-            format!("{reason} {}", said.trim()),
+            format!("{reason} {}", output.trim()),
         )),
-        _ => Err(DiskError::Failed(PROGRAM, said.trim().to_owned())),
+        _ => Err(DiskError::Failed(PROGRAM, output.trim().to_owned())),
     }
 }
 

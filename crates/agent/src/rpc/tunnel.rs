@@ -51,7 +51,7 @@ pub(super) async fn open(
     Path((id, port)): Path<(String, String)>,
     mut request: Request,
 ) -> Response {
-    let Some(upgrade) = asked_upgrade(&mut request) else {
+    let Some(upgrade) = requested_upgrade(&mut request) else {
         let message = format!("this route requires HTTP/1.1 with `Upgrade: {TUNNEL_PROTOCOL}`");
         return refusal(StatusCode::BAD_REQUEST, "invalid_argument", &message);
     };
@@ -81,7 +81,7 @@ pub(super) async fn open(
 }
 
 /// Returns the caller's connection, if the request asks for a tunnel.
-fn asked_upgrade(request: &mut Request) -> Option<OnUpgrade> {
+fn requested_upgrade(request: &mut Request) -> Option<OnUpgrade> {
     let wanted = request.headers().get(header::UPGRADE)?;
     if !wanted
         .as_bytes()

@@ -126,7 +126,7 @@ impl BootWatch {
 
     /// Restarts the idle interval, because the supervisor did not answer and the guest may have
     /// been busy.
-    pub(crate) fn lose_sight(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.idle = None;
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Compaction {
 }
 
 /// Minimum time that a sandbox must be paused before its files are merged.
-const REST: Duration = Duration::from_secs(5);
+const MIN_PAUSED: Duration = Duration::from_secs(5);
 
 /// Result of a compaction.
 pub(super) struct Compacted {
@@ -67,7 +67,7 @@ impl SandboxActor {
             (hurry.clone(), begun.clone(), self.actors.shutdown.clone());
         let task = self.actors.tasks.spawn(async move {
             tokio::select! {
-                () = tokio::time::sleep(REST) => {}
+                () = tokio::time::sleep(MIN_PAUSED) => {}
                 () = hurried.cancelled() => {}
                 () = shutdown.cancelled() => return Err(io::Error::from(io::ErrorKind::Interrupted).into()),
             }

@@ -62,7 +62,7 @@ fn two_vms_fill_a_shared_memory_concurrently() {
         .map(|(index, machine)| machine.serve(shared(&memory), &source, options(index)))
         .collect();
     for machine in &mut machines {
-        machine.tell(&format!("checksum 0 {LEN}"));
+        machine.send(&format!("checksum 0 {LEN}"));
     }
     for machine in &mut machines {
         assert_eq!(machine.answer(), source.checksum(0, LEN).to_string());
@@ -231,10 +231,10 @@ fn address_space_change_delays_a_reply_only() {
         let source = Arc::new(source);
         let mut machine = Faulter::anonymous(LEN);
         let server = machine.serve(Backing::Private, &source, Options::default());
-        machine.tell(&format!("later load {}", 20 * PAGE));
+        machine.send(&format!("later load {}", 20 * PAGE));
         until("the fault is being read", || source.door.arrived() == 1);
         let first = if given_back { 20 } else { 40 };
-        machine.tell(&format!("later discard {} {}", first * PAGE, 8 * PAGE));
+        machine.send(&format!("later discard {} {}", first * PAGE, 8 * PAGE));
         // From now on the kernel rejects requests to install pages until the event is read.
         until("madvise waits", || {
             machine.threads_in("userfaultfd_event") == 1
@@ -261,10 +261,10 @@ fn both_threads_waiting_for_a_page_continue() {
     let source = Arc::new(source);
     let mut machine = Faulter::anonymous(LEN);
     let server = machine.serve(Backing::Private, &source, Options::default());
-    machine.tell(&format!("later load {}", 5 * PAGE));
+    machine.send(&format!("later load {}", 5 * PAGE));
     until("the fault is being read", || source.door.arrived() == 1);
     for _ in 0..3 {
-        machine.tell(&format!("later load {}", 9 * PAGE));
+        machine.send(&format!("later load {}", 9 * PAGE));
     }
     until("all wait", || machine.threads_in("handle_userfault") == 4);
     source.door.open();

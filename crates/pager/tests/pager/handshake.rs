@@ -107,9 +107,9 @@ fn a_description_without_a_descriptor_is_for_memory_that_is_not_paged() {
 #[test]
 fn a_peer_that_closes_or_stays_silent_is_an_error() {
     let (near, far) = UnixStream::pair().expect("a pair");
-    let moment = Instant::now() + Duration::from_millis(20);
+    let deadline = Instant::now() + Duration::from_millis(20);
     assert!(matches!(
-        receive(&far, never().as_fd(), moment),
+        receive(&far, never().as_fd(), deadline),
         Err(HandshakeError::Silent)
     ));
     drop(near);

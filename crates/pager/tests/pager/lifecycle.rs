@@ -35,7 +35,7 @@ fn failed_source_is_reported_by_name_and_serves_no_zeros() {
         };
         let mut server = machine.serve(backing, &source, options);
         let failed = server.failed();
-        machine.tell(&format!("later load {}", 300 * PAGE));
+        machine.send(&format!("later load {}", 300 * PAGE));
         let reason = failed.wait(DEADLINE).expect("fails").to_owned();
         assert!(reason.contains("/snapshots/g7/memory.diff"), "{reason}");
         assert!(reason.contains("offset"), "{reason}");
@@ -58,9 +58,9 @@ fn stop_does_not_wait_for_faulting_threads() {
     let source = Arc::new(source);
     let mut machine = Faulter::anonymous(LEN);
     let mut server = machine.serve(Backing::Private, &source, Options::default());
-    machine.tell("later load 0");
+    machine.send("later load 0");
     until("the fault is being read", || source.door.arrived() == 1);
-    machine.tell("touch 24");
+    machine.send("touch 24");
     until("all wait", || machine.threads_in("handle_userfault") == 25);
     std::thread::scope(|scope| {
         let stopping = scope.spawn(|| {
@@ -90,7 +90,7 @@ fn killed_vmm_is_not_a_failure() {
             (Faulter::private_of(&memory, LEN), Backing::Shared(copy))
         };
         let mut server = machine.serve(backing, &source, Options::default());
-        machine.tell("touch 4");
+        machine.send("touch 4");
         until("the fault is being read", || source.door.arrived() == 1);
         machine.kill();
         source.door.open();
@@ -122,7 +122,7 @@ fn a_panic_in_a_source_is_a_failure() {
     let options = Options::default();
     let server = PageServer::start(handshake, Backing::Private, Arc::new(Panics), options);
     let server = server.expect("starts");
-    machine.tell("later load 0");
+    machine.send("later load 0");
     let failed = server.failed();
     let reason = failed.wait(DEADLINE).expect("fails");
     assert!(reason.contains("panicked"), "{reason}");
@@ -147,7 +147,7 @@ fn empty_extent_is_a_failure() {
     let options = Options::default();
     let server = PageServer::start(handshake, Backing::Private, Arc::new(Empty), options);
     let server = server.expect("starts");
-    machine.tell("later load 4096");
+    machine.send("later load 4096");
     let failed = server.failed();
     let reason = failed.wait(DEADLINE).expect("fails");
     assert!(reason.contains("extent of 0 bytes at offset"), "{reason}");

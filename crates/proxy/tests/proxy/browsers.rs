@@ -30,7 +30,7 @@ async fn head(setup: &Setup, request: &str) -> Answer {
     Answer {
         head: client.head().await,
         body: String::new(),
-        is_whole: true,
+        is_complete: true,
     }
 }
 

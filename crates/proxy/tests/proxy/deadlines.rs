@@ -8,12 +8,12 @@ use crate::support::{ID, Setup, get};
 
 #[tokio::test(start_paused = true)]
 async fn incomplete_head_times_out_after_ten_seconds() {
-    for said in ["", "GET / HTTP/1.1\r\nHost:"] {
+    for head in ["", "GET / HTTP/1.1\r\nHost:"] {
         let setup = Setup::new().await;
         let began = Instant::now();
         let stream = tokio::net::TcpStream::connect(setup.address).await.unwrap();
         let mut buffer = [0; 64];
-        stream.try_write(said.as_bytes()).unwrap();
+        stream.try_write(head.as_bytes()).unwrap();
         loop {
             stream.readable().await.unwrap();
             match stream.try_read(&mut buffer) {

@@ -136,7 +136,7 @@ async fn stopped_sandbox_is_disconnected_and_not_found() {
     asked.head().await;
 
     setup.world.sandboxes.lock().remove(ID);
-    setup.cuts.forget(&id());
+    setup.kill_switch.forget(&id());
 
     assert!(streaming.is_ended().await);
     assert!(guest.is_ended().await && asked.is_ended().await);
@@ -167,7 +167,7 @@ async fn kept_connections_are_not_used_after_a_stop() {
         guest.send(EMPTY).await;
         assert_eq!(client.answer().await.status(), 200);
         // As after a pause and a resume.
-        setup.cuts.forget(&id());
+        setup.kill_switch.forget(&id());
         assert!(guest.is_ended().await);
     }
 }
@@ -192,7 +192,7 @@ async fn paused_sandbox_is_resolved_again() {
     setup.change(ID, |sandbox| {
         sandbox.dial_errors = vec![DialError::NotRunning; 3]
     });
-    setup.cuts.forget(&id());
+    setup.kill_switch.forget(&id());
     let answer = setup.ask(&get("/", ID, 80)).await;
     assert!(
         answer.status() == 502 && answer.body.contains("was not found"),

@@ -110,7 +110,7 @@ async fn truncated_response_is_never_complete() {
         guest.send(head).await;
         drop(guest);
         let answer = client.answer().await;
-        assert!(!answer.is_whole && answer.body == "12345", "{answer:?}");
+        assert!(!answer.is_complete && answer.body == "12345", "{answer:?}");
         assert!(client.is_ended().await);
     }
 }
@@ -243,7 +243,7 @@ proptest! {
             guest.send(end).await;
             (there, client.answer().await)
         });
-        prop_assert!(there.is_whole && back.is_whole);
+        prop_assert!(there.is_complete && back.is_complete);
         prop_assert_eq!(&there.body, &whole);
         prop_assert_eq!(&back.body, &whole);
     }

@@ -54,7 +54,7 @@ async fn upgraded_connection_ends_with_its_sandbox() {
     guest.head().await;
     guest.send(SWITCH).await;
     client.head().await;
-    setup.cuts.forget(&ID.parse().unwrap());
+    setup.kill_switch.forget(&ID.parse().unwrap());
     assert!(client.is_ended().await && guest.is_ended().await);
     setup.until_unused().await;
 }

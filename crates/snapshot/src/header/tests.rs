@@ -40,12 +40,12 @@ fn example() -> Header {
 fn header_has_the_documented_bytes() {
     let bytes = example().to_bytes();
     assert_eq!(bytes.len(), 96 + 6 * 32);
-    let frozen = include_bytes!("../../tests/fixtures/header-v1.bin");
+    let golden = include_bytes!("../../tests/fixtures/header-v1.bin");
     assert_eq!(
-        bytes, frozen,
+        bytes, golden,
         "the format has changed: give it another version"
     );
-    assert_eq!(Header::parse(frozen), Ok(example()));
+    assert_eq!(Header::parse(golden), Ok(example()));
     assert_eq!(bytes[..8], MAGIC);
     assert_eq!(bytes[24..32], (8 * 4096_u64).to_le_bytes());
     assert_eq!(bytes[32..40], 1_u64.to_le_bytes());

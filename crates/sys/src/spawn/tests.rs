@@ -57,15 +57,15 @@ fn script(text: &str, credentials: &Credentials) -> String {
 
 #[test]
 fn process_has_exactly_the_groups_of_its_user() {
-    let nobody = |groups: &[u32]| Credentials {
+    let unprivileged = |groups: &[u32]| Credentials {
         uid: 65_534,
         gid: 65_534,
         groups: groups.to_vec(),
         ..root()
     };
-    let ids = script("id -u; id -g; id -G", &nobody(&[100, 101]));
+    let ids = script("id -u; id -g; id -G", &unprivileged(&[100, 101]));
     assert_eq!(ids, "65534\n65534\n65534 100 101\n");
-    assert_eq!(script("id -G", &nobody(&[])), "65534\n");
+    assert_eq!(script("id -G", &unprivileged(&[])), "65534\n");
 }
 
 #[test]

@@ -44,13 +44,13 @@ impl Calls {
 
     /// Returns the response to a call that a test wants to fail.
     fn rejection(&self, path: &str) -> Option<Response> {
-        let fault = || crate::freeze::fault(&self.dir);
+        let fault = || crate::snapshot::fault(&self.dir);
         let (status, message) = match path {
             "/init" if self.rejects_init => (StatusCode::BAD_REQUEST, "settings rejected"),
-            "/snapshot/prepare" if fault() == "refuse-prepare" => {
+            "/snapshot/prepare" if fault() == "reject-prepare" => {
                 (StatusCode::SERVICE_UNAVAILABLE, "the disk does not answer")
             }
-            "/snapshot/recover" if fault() == "refuse-recover" => {
+            "/snapshot/recover" if fault() == "reject-recover" => {
                 (StatusCode::SERVICE_UNAVAILABLE, "the clock does not answer")
             }
             _ => return None,
@@ -68,7 +68,7 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
         ..Config::default()
     };
     let calls = Arc::new(Calls {
-        rejects_init: fake == "refuse-init",
+        rejects_init: fake == "reject-init",
         dir: dir.to_owned(),
     });
     // Threads of this runtime start after the calling thread became the guest, so they are in the

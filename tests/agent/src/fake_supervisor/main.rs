@@ -2,14 +2,14 @@
 //! virtual machine, but a real guest agent.
 //!
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
-//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `refuse-init`, `deaf`
+//! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `reject-init`, `deaf`
 //! (ignores stop requests). The file `fault` in the sandbox's directory selects a fault of the
-//! following snapshots: see `freeze`, and `refuse-prepare` and `refuse-recover` in `envd`.
+//! following snapshots: see `snapshot`, and `reject-prepare` and `reject-recover` in `envd`.
 #![forbid(unsafe_code)]
 
 mod envd;
-mod freeze;
 mod guest;
+mod snapshot;
 
 use std::{
     fs, io,
@@ -123,7 +123,7 @@ async fn supervise(
     let mut listener = UnixSeqpacketListener::bind(address)?;
     // The disk file of an earlier VM of the sandbox is a layer by now, and the new VM is not
     // paused.
-    for left in ["layers.json", "frozen"] {
+    for left in ["layers.json", "paused"] {
         let _ = fs::remove_file(dir.join(left));
     }
     let machine = start_machine(spec, dir)?;
@@ -168,9 +168,9 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                     vmm_started_ms: Some(1),
                     kernel_ms: Some(2),
                     init_ms: Some(3),
-                    frozen: dir.join("frozen").exists(),
-                    freezing: dir.join("freezing").exists(),
-                    disk: freeze::layers(dir),
+                    paused: dir.join("paused").exists(),
+                    snapshotting: dir.join("snapshotting").exists(),
+                    disk: snapshot::layers(dir),
                     // Processor time of an idle guest.
                     vmm_time: fake.starts_with("hang").then(Default::default),
                     boot_failure: (fake == "report-failure").then(|| "no timer".to_owned()),
@@ -179,25 +179,25 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
                 let reply = serde_json::to_vec(&Reply::Status(status))?;
                 connection.send(&reply).await?;
             }
-            Request::Freeze {
+            Request::Snapshot {
                 staging,
                 build,
                 next_disk,
             } => {
-                let reply = freeze::freeze(dir, &staging, &build, next_disk.as_deref()).await;
+                let reply = snapshot::take(dir, &staging, &build, next_disk.as_deref()).await;
                 connection.send(&serde_json::to_vec(&reply)?).await?;
             }
-            Request::Thaw => {
-                let _ = fs::remove_file(dir.join("frozen"));
+            Request::Resume => {
+                let _ = fs::remove_file(dir.join("paused"));
                 connection
-                    .send(&serde_json::to_vec(&Reply::Thawed)?)
+                    .send(&serde_json::to_vec(&Reply::Resumed)?)
                     .await?;
             }
             Request::Published { .. } => {
                 connection.send(&serde_json::to_vec(&Reply::Noted)?).await?;
             }
             Request::ImageMemory => {
-                let reply = serde_json::to_vec(&Reply::refused("no memory"))?;
+                let reply = serde_json::to_vec(&Reply::rejected("no memory"))?;
                 connection.send(&reply).await?;
             }
             Request::Stop if fake == "deaf" => {}

@@ -152,7 +152,7 @@ fn failed_cold_boot_keeps_the_sandbox_paused_with_its_memory() {
         pause(&agent, "sb-1").await;
         let path = agent.sandbox_dir("sb-1").join("spec.json");
         let whole = agent.spec("sb-1");
-        for fault in ["die-at-start", "die-in-boot", "silent-guest", "refuse-init"] {
+        for fault in ["die-at-start", "die-in-boot", "silent-guest", "reject-init"] {
             let mut spec = whole.clone();
             spec.envs.insert("FAKE".to_owned(), fault.to_owned());
             fs::write(&path, serde_json::to_vec(&spec).expect("JSON")).expect("written");
@@ -221,20 +221,20 @@ fn forced_delete_of_a_name_keeps_the_snapshots_of_sandboxes() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-origin").await.expect("made");
-        snapshot(&agent, "sb-origin", "frozen").await;
+        snapshot(&agent, "sb-origin", "named").await;
         agent.destroy("sb-origin").await.expect("destroyed");
         let request = |id| pb::CreateSandboxRequest {
-            template: "frozen".to_owned(),
+            template: "named".to_owned(),
             ..agent::request(id)
         };
         agent.create_with(request("sb-runs")).await.expect("made");
         agent.create_with(request("sb-rests")).await.expect("made");
         pause(&agent, "sb-rests").await;
-        let error = delete(&agent, "frozen", false).await.expect_err("in use");
+        let error = delete(&agent, "named", false).await.expect_err("in use");
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
-        delete(&agent, "frozen", true).await.expect("forced");
+        delete(&agent, "named", true).await.expect("forced");
         for force in [false, true] {
-            let error = delete(&agent, "frozen", force).await.expect_err("gone");
+            let error = delete(&agent, "named", force).await.expect_err("gone");
             assert_eq!(error.code, ErrorCode::NotFound);
         }
         let error = agent

@@ -197,7 +197,7 @@ fn a_hung_boot_that_is_adopted_is_booted_again() {
 #[test]
 fn rejection_of_the_settings_is_reported_with_the_message_of_the_guest() {
     fails(
-        "refuse-init",
+        "reject-init",
         ErrorCode::InvalidArgument,
         "settings rejected",
     );

@@ -11,7 +11,7 @@ use wrenn_proto::rpc::hostagent::v1 as pb;
 use crate::{
     agent::{self, TestAgent, on_private_host},
     private_host::ip,
-    world::{self, answer, hears, inside, make_world, serve_tcp},
+    world::{self, answer, inside, make_world, receives, serve_tcp},
 };
 
 async fn create(agent: &TestAgent, id: &str, egress: pb::Egress) -> String {
@@ -47,7 +47,7 @@ fn guest_reaches_only_permitted_addresses() {
         assert_eq!(agent.spec("sb-open").dns.len(), 1);
 
         // External network: only a permitted sandbox, and with the host's address.
-        let heard = hears(&agent, "sb-open", "10.99.0.2:7777").await;
+        let heard = receives(&agent, "sb-open", "10.99.0.2:7777").await;
         assert_eq!(heard.as_deref(), Some("you are 10.99.0.1\n"));
         is_out_of_reach(&agent, "sb-closed", &["10.99.0.2:7777"]).await;
 
@@ -118,7 +118,7 @@ fn guest_reaches_only_time_and_metadata_of_its_gateway() {
         };
         assert!(echoes(123, 10).await, "no time");
         assert!(!echoes(124, 1).await);
-        let metadata = hears(&agent, "sb-1", "169.254.169.254:80").await;
+        let metadata = receives(&agent, "sb-1", "169.254.169.254:80").await;
         assert_eq!(metadata.as_deref(), Some("you are 169.254.0.21\n"));
         let closed = [
             "169.254.169.254:81",
@@ -141,7 +141,11 @@ fn packets_with_a_spoofed_address_are_dropped() {
         let agent = TestAgent::start(data.path()).await;
         create(&agent, "sb-liar", pb::Egress::EGRESS_ALLOW).await;
         create(&agent, "sb-victim", pb::Egress::EGRESS_ALLOW).await;
-        assert!(hears(&agent, "sb-liar", "10.99.0.2:7777").await.is_some());
+        assert!(
+            receives(&agent, "sb-liar", "10.99.0.2:7777")
+                .await
+                .is_some()
+        );
         let lie = "ip addr add 10.12.0.5/32 dev eth0 && ip route replace default via 169.254.0.22 src 10.12.0.5";
         let done = agent.sh("sb-liar", lie).await.expect("run");
         assert_eq!(
@@ -178,7 +182,11 @@ fn host_rules_hold_without_the_rules_of_the_namespace() {
             ];
             ip(&flush);
         }
-        assert!(hears(&agent, "sb-open", "10.99.0.2:7777").await.is_some());
+        assert!(
+            receives(&agent, "sb-open", "10.99.0.2:7777")
+                .await
+                .is_some()
+        );
         is_out_of_reach(&agent, "sb-closed", &["10.99.0.2:7777", "10.11.0.2:49983"]).await;
         is_out_of_reach(
             &agent,

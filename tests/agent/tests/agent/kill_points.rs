@@ -1,5 +1,5 @@
 //! Death of the agent at each step of an operation, and the state that the next agent makes of it.
-//! Steps of a pause and of a resume are tested in VMs (`wrenn-e2e`, `freeze_faults`), those of a
+//! Steps of a pause and of a resume are tested in VMs (`wrenn-e2e`, `pause_faults`), those of a
 //! change of the network access in `policy`.
 
 use std::{fs, path::Path};
@@ -123,10 +123,10 @@ async fn names(agent: &TestAgent) -> Vec<String> {
 fn named_snapshot_interrupted_at_any_step_has_its_name_or_leaves_nothing() {
     const NAMED: &str = "agent.name.set";
     let points = [
-        "agent.freeze.prepared",
-        "agent.freeze.frozen",
-        "agent.freeze.published",
-        "agent.name.captured",
+        "agent.snapshot.prepared",
+        "agent.snapshot.captured",
+        "agent.snapshot.published",
+        "agent.name.published",
         NAMED,
     ];
     on_private_host(async || {

@@ -160,8 +160,8 @@ fn call_without_the_token_is_rejected() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
-        let stranger = agent::client(agent.address, "wrong");
-        let error = stranger
+        let unauthorized = agent::client(agent.address, "wrong");
+        let error = unauthorized
             .list_sandboxes(pb::ListSandboxesRequest::default())
             .await
             .expect_err("refused");

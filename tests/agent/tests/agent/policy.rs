@@ -7,7 +7,7 @@ use wrenn_proto::rpc::hostagent::v1::{self as pb, Egress};
 use crate::{
     agent::{self, TestAgent, on_private_host},
     private_host::{self, Footprint},
-    world::{hears, is_out_of_reach, make_world},
+    world::{is_out_of_reach, make_world, receives},
 };
 
 /// Two addresses of the external network.
@@ -52,7 +52,7 @@ async fn reaches(agent: &TestAgent, id: &str, wanted: (bool, bool)) {
     for (ip, wanted) in [(A, wanted.0), (B, wanted.1)] {
         let address = format!("{ip}:7777");
         if wanted {
-            let heard = hears(agent, id, &address).await;
+            let heard = receives(agent, id, &address).await;
             assert!(heard.is_some(), "{id} does not reach {address}");
         } else {
             is_out_of_reach(agent, id, &address).await;

@@ -77,17 +77,17 @@ fn echo(listener: TcpListener) {
 }
 
 /// Returns the data that a guest receives from an address that should be reachable, or `None`.
-pub(crate) async fn hears(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
-    hears_within(agent, id, address, 10).await
+pub(crate) async fn receives(agent: &TestAgent, id: &str, address: &str) -> Option<String> {
+    receives_within(agent, id, address, 10).await
 }
 
 /// Checks that a guest cannot reach an address. Dropped packets time out after one second.
 pub(crate) async fn is_out_of_reach(agent: &TestAgent, id: &str, address: &str) {
-    let heard = hears_within(agent, id, address, 1).await;
+    let heard = receives_within(agent, id, address, 1).await;
     assert_eq!(heard, None, "{id} reaches {address}");
 }
 
-async fn hears_within(
+async fn receives_within(
     agent: &TestAgent,
     id: &str,
     address: &str,

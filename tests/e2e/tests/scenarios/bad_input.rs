@@ -9,7 +9,7 @@ use wrenn_e2e::{Service, host::Traces};
 #[tokio::test]
 async fn create_with_an_invalid_field_is_rejected_with_its_name() -> Result<()> {
     let service = Service::start().await?;
-    let before = Traces::of(service.dir())?.folders;
+    let before = Traces::of(service.dir())?.sandbox_dirs;
     let cases = [
         (json!({ "template": "nonesuch" }), 404, "nonesuch"),
         (json!({ "template": "../minimal" }), 400, "template"),
@@ -45,7 +45,7 @@ async fn create_with_an_invalid_field_is_rejected_with_its_name() -> Result<()> 
     assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let (_, list) = service.get("/v1/sandboxes?status=all").await?;
     assert_eq!(list, json!([]));
-    assert_eq!(Traces::of(service.dir())?.folders, before);
+    assert_eq!(Traces::of(service.dir())?.sandbox_dirs, before);
     Ok(())
 }
 

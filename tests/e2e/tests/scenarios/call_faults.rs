@@ -9,7 +9,7 @@ use wrenn_e2e::{
     wait::{GENEROUS, until},
 };
 
-use crate::freeze_faults::{create, nothing_left, settled, the_agent_dies, warmed};
+use crate::pause_faults::{create, nothing_left, settled, the_agent_dies, warmed};
 
 #[tokio::test]
 async fn pause_is_settled_after_the_service_died_around_its_call() -> Result<()> {

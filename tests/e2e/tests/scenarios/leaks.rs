@@ -26,7 +26,7 @@ fn added(before: &Traces, now: &Traces) -> Vec<String> {
         (&now.cgroups, &before.cgroups),
         (&now.processes, &before.processes),
         (&now.slots, &before.slots),
-        (&now.folders, &before.folders),
+        (&now.sandbox_dirs, &before.sandbox_dirs),
         (&now.mounts, &before.mounts),
         (&now.snapshots, &before.snapshots),
         (&now.memory_files, &before.memory_files),

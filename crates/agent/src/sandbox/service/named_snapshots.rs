@@ -66,7 +66,7 @@ impl SandboxService {
             tokio::task::spawn_blocking(move || require_free_name(&host, &wanted, overwrite));
         checked.await.map_err(|_| NamedSnapshotError::Panicked)??;
         let pin = sandbox.snapshot().await?;
-        failpoint::hit("agent.name.captured", None);
+        failpoint::hit("agent.name.published", None);
         let host = self.actors.host.clone();
         let named =
             tokio::task::spawn_blocking(move || host.snapshots.name(&name, &pin, overwrite));

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use wrenn_proto::supervise::{FrozenMachine, Reply, SupervisorSpec, files};
+use wrenn_proto::supervise::{Reply, SnapshotReport, SupervisorSpec, files};
 use wrenn_snapshot::{DiffWriter, layout};
 
 /// Returns the current fault, which a test writes to a file in the sandbox's directory.
@@ -14,23 +14,23 @@ pub(crate) fn fault(dir: &Path) -> String {
     fs::read_to_string(dir.join("fault")).unwrap_or_default()
 }
 
-pub(crate) async fn freeze(
+pub(crate) async fn take(
     dir: &Path,
     staging: &Path,
     build: &str,
     next_disk: Option<&Path>,
 ) -> Reply {
     let fault = fault(dir);
-    let refused = || Reply::refused("the VMM rejected the snapshot");
-    if fault == "refuse-freeze" {
-        return refused();
+    let rejected = || Reply::rejected("the VMM rejected the snapshot");
+    if fault == "reject-snapshot" {
+        return rejected();
     }
     let layers = layers(dir);
-    fs::write(dir.join("frozen"), "").expect("room");
-    if fault == "slow-freeze" {
-        fs::write(dir.join("freezing"), "").expect("room");
+    fs::write(dir.join("paused"), "").expect("room");
+    if fault == "slow-snapshot" {
+        fs::write(dir.join("snapshotting"), "").expect("room");
         // Until the test removes the file.
-        while dir.join("freezing").exists() {
+        while dir.join("snapshotting").exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -44,8 +44,8 @@ pub(crate) async fn freeze(
         .expect("room");
     }
     if fault == "fail-after-switch" {
-        fs::remove_file(dir.join("frozen")).expect("it was made");
-        return refused();
+        fs::remove_file(dir.join("paused")).expect("it was made");
+        return rejected();
     }
     write(dir, staging, build);
     if fault == "lose-answer" {
@@ -56,9 +56,9 @@ pub(crate) async fn freeze(
         // The snapshot can no longer be published.
         fs::remove_file(staging.join(layout::DEVICE)).expect("it was written");
     }
-    Reply::Frozen(FrozenMachine {
+    Reply::SnapshotTaken(SnapshotReport {
         disk_layers: layers,
-        ..FrozenMachine::default()
+        ..SnapshotReport::default()
     })
 }
 

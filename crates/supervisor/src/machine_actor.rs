@@ -1,11 +1,11 @@
-//! Owner of the running VM. All operations on the VM go through this type.
+//! Actor of the running VM. All operations on the VM go through this type.
 //!
 //! | request   | VM is running                             | VM is paused             |
 //! |-----------|-------------------------------------------|--------------------------|
 //! | status    | answered                                  | answered                 |
-//! | freeze    | paused and written; resumed if a step     | rejected                 |
+//! | snapshot  | paused and written; resumed if a step     | rejected                 |
 //! |           | fails                                     |                          |
-//! | thaw      | no effect                                 | resumed                  |
+//! | resume    | no effect                                 | resumed                  |
 //! | published | recorded                                  | recorded                 |
 //! | stop      | killed                                    | killed                   |
 //!
@@ -29,14 +29,14 @@ use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
-use wrenn_proto::supervise::{FrozenMachine, MachineStatus, Reply, Request};
+use wrenn_proto::supervise::{MachineStatus, Reply, Request, SnapshotReport};
 use wrenn_snapshot::layout;
 use wrenn_sys::failpoint;
 use wrenn_vmm::Machine;
 
 use crate::{
     SupervisorError,
-    control::{Answer, Command, StopReply},
+    control::{Command, ReplyMessage, StopReply},
     memory::{Failure, GuestMemory},
     supervise::elapsed_ms,
     vmm_time,
@@ -54,7 +54,7 @@ const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
 const STALL_RETRY: Duration = Duration::from_secs(2);
 
 /// VM with all of its resources.
-pub(crate) struct Owner<M> {
+pub(crate) struct MachineActor<M> {
     /// Declared before `memory`, so that the VM is dropped, and the VMM killed, while its memory is
     /// still served.
     pub(crate) machine: M,
@@ -68,14 +68,14 @@ pub(crate) struct Owner<M> {
 /// Outcome of a request.
 enum Served {
     /// Answered, with the reason if the VM must end.
-    Answered(Box<Answer>, Option<SupervisorError>),
+    Answered(Box<ReplyMessage>, Option<SupervisorError>),
     /// Guest memory can no longer be served.
     Failed(String),
     /// A stop request arrived.
     Stop(Option<StopReply>),
 }
 
-impl<M: Machine> Owner<M> {
+impl<M: Machine> MachineActor<M> {
     /// Serves requests until the VM ends.
     pub(crate) async fn drive(
         &mut self,
@@ -110,7 +110,7 @@ impl<M: Machine> Owner<M> {
             };
             let (request, reply) = match command {
                 Command::Stop(reply) => return self.stop(Some(reply)).await,
-                Command::Ask(request, reply) => (request, reply),
+                Command::Serve(request, reply) => (request, reply),
             };
             let meanwhile = self.status_during(&request);
             let served = {
@@ -121,12 +121,12 @@ impl<M: Machine> Owner<M> {
                         reason = failure.occurred() => break Served::Failed(reason),
                         _ = terminate.recv() => break Served::Stop(None),
                         Some(command) = queue.recv() => match command {
-                            Command::Ask(Request::Status, reply) => {
+                            Command::Serve(Request::Status, reply) => {
                                 // The client may have disconnected.
                                 let _ = reply.send(Reply::Status(meanwhile.clone()).into());
                             }
                             Command::Stop(reply) => break Served::Stop(Some(reply)),
-                            later @ Command::Ask(..) => waiting.push_back(later),
+                            later @ Command::Serve(..) => waiting.push_back(later),
                         },
                     }
                 }
@@ -153,7 +153,7 @@ impl<M: Machine> Owner<M> {
             return;
         }
         tracing::warn!("guest paused because the host's disk is full, retrying");
-        if let Err(error) = self.machine.thaw().await {
+        if let Err(error) = self.machine.resume().await {
             tracing::warn!(%error, "failed to resume the guest");
         }
     }
@@ -169,7 +169,7 @@ impl<M: Machine> Owner<M> {
         if let Some(reply) = reply {
             let answer = match &stopped {
                 Ok(()) => Reply::Stopped,
-                Err(error) => Reply::refused(error.to_string()),
+                Err(error) => Reply::rejected(error.to_string()),
             };
             reply.send_and_flush(answer).await;
         }
@@ -177,15 +177,15 @@ impl<M: Machine> Owner<M> {
     }
 
     /// Serves a request. Returns the answer, and an error if the VM must end.
-    async fn serve(&mut self, request: Request) -> (Answer, Option<SupervisorError>) {
+    async fn serve(&mut self, request: Request) -> (ReplyMessage, Option<SupervisorError>) {
         let done = match request {
             Request::Status => Ok(Reply::Status(self.status())),
-            Request::Freeze {
+            Request::Snapshot {
                 staging,
                 build,
                 next_disk,
             } => return self.snapshot(&staging, &build, next_disk).await,
-            Request::Thaw => self.resume().await.map(|()| Reply::Thawed),
+            Request::Resume => self.resume().await.map(|()| Reply::Resumed),
             Request::Published { published, memory } => self
                 .memory
                 .published(published, &memory)
@@ -193,12 +193,12 @@ impl<M: Machine> Owner<M> {
             Request::ImageMemory => return (self.image_memory(), None),
             Request::Stop => Err(SupervisorError::Panicked),
         };
-        (done.unwrap_or_else(|error| refused(&error)).into(), None)
+        (done.unwrap_or_else(|error| rejected(&error)).into(), None)
     }
 
     fn status(&self) -> MachineStatus {
         MachineStatus {
-            frozen: self.is_paused,
+            paused: self.is_paused,
             disk: self.disk.clone(),
             pager: self.memory.status(),
             vmm_time: vmm_time::read(self.machine.pid()),
@@ -209,28 +209,28 @@ impl<M: Machine> Owner<M> {
 
     /// Returns the status to report while `request` is served.
     fn status_during(&self, request: &Request) -> MachineStatus {
-        let snapshotting = matches!(request, Request::Freeze { .. });
+        let snapshotting = matches!(request, Request::Snapshot { .. });
         MachineStatus {
-            frozen: self.is_paused || snapshotting,
-            freezing: snapshotting,
+            paused: self.is_paused || snapshotting,
+            snapshotting,
             ..self.status()
         }
     }
 
-    fn image_memory(&self) -> Answer {
+    fn image_memory(&self) -> ReplyMessage {
         match self.memory.image().map(OwnedFd::try_clone) {
-            Some(Ok(descriptor)) => Answer {
+            Some(Ok(descriptor)) => ReplyMessage {
                 reply: Reply::ImageMemory,
                 descriptor: Some(descriptor),
             },
-            Some(Err(error)) => Reply::refused(error.to_string()).into(),
-            None => Reply::refused("the VM was booted, so it has no snapshot memory").into(),
+            Some(Err(error)) => Reply::rejected(error.to_string()).into(),
+            None => Reply::rejected("the VM was booted, so it has no snapshot memory").into(),
         }
     }
 
     async fn resume(&mut self) -> Result<(), SupervisorError> {
         if self.is_paused {
-            self.machine.thaw().await?;
+            self.machine.resume().await?;
             self.is_paused = false;
         }
         Ok(())
@@ -241,16 +241,16 @@ impl<M: Machine> Owner<M> {
         staging: &Path,
         build: &str,
         next_disk: Option<PathBuf>,
-    ) -> (Answer, Option<SupervisorError>) {
+    ) -> (ReplyMessage, Option<SupervisorError>) {
         if self.is_paused {
-            return (Reply::refused("the VM is already paused").into(), None);
+            return (Reply::rejected("the VM is already paused").into(), None);
         }
         match self.write(staging, build, next_disk).await {
-            Ok(written) => (Reply::Frozen(written).into(), None),
+            Ok(written) => (Reply::SnapshotTaken(written).into(), None),
             Err(error) => {
                 tracing::warn!(error = error.to_report_string(), "snapshot failed");
                 let ended = self.resume().await.err();
-                (refused(&error).into(), ended)
+                (rejected(&error).into(), ended)
             }
         }
     }
@@ -260,12 +260,12 @@ impl<M: Machine> Owner<M> {
         staging: &Path,
         build: &str,
         next_disk: Option<PathBuf>,
-    ) -> Result<FrozenMachine, SupervisorError> {
+    ) -> Result<SnapshotReport, SupervisorError> {
         let began = Instant::now();
         self.is_paused = true;
         let vmm = Some(self.machine.pid());
-        self.machine.freeze().await?;
-        failpoint::hit("supervisor.freeze.stopped", vmm);
+        self.machine.pause().await?;
+        failpoint::hit("supervisor.snapshot.paused", vmm);
         let disk_layers = self.disk.clone();
         if let Some(next) = next_disk {
             let overlay = open_overlay(&next)?;
@@ -274,29 +274,29 @@ impl<M: Machine> Owner<M> {
         }
         let device = create(&staging.join(layout::DEVICE))?;
         self.machine.save(device).await?;
-        failpoint::hit("supervisor.freeze.saved", vmm);
+        failpoint::hit("supervisor.snapshot.saved", vmm);
         let job = self.memory.writer(staging, build, self.machine.pid())?;
         // Runs on a separate thread, so that the services of the gateway continue.
         let written = tokio::task::spawn_blocking(job).await;
         let written = written.unwrap_or(Err(SupervisorError::Panicked))?;
         let generation = written.header.generation();
         self.memory.wrote(written.header);
-        failpoint::hit("supervisor.freeze.written", vmm);
-        Ok(FrozenMachine {
+        failpoint::hit("supervisor.snapshot.written", vmm);
+        Ok(SnapshotReport {
             generation,
             disk_layers,
             pages_seen: written.pages_seen,
             pages_written: written.pages_written,
-            frozen_ms: elapsed_ms(began),
+            paused_ms: elapsed_ms(began),
             vmm: self.machine.version(),
         })
     }
 }
 
-fn refused(error: &SupervisorError) -> Reply {
-    Reply::Refused {
+fn rejected(error: &SupervisorError) -> Reply {
+    Reply::Rejected {
         reason: error.to_report_string(),
-        code: Some(error.refusal_code()),
+        code: Some(error.rejection_code()),
     }
 }
 

@@ -20,17 +20,17 @@ use wrenn_e2e::{
 
 const AGENT_PAUSE: [&str; 6] = [
     "self@agent.pause.drained",
-    "self@agent.freeze.prepared",
-    "self@agent.freeze.frozen",
-    "self@agent.freeze.published",
+    "self@agent.snapshot.prepared",
+    "self@agent.snapshot.captured",
+    "self@agent.snapshot.published",
     "self@agent.pause.noted",
     "self@agent.pause.freed",
 ];
 /// Failpoints of a snapshot of a VM that keeps running. Copies are created later.
 const AGENT_FORK: [&str; 3] = [
-    "self@agent.freeze.prepared",
-    "self@agent.freeze.frozen",
-    "self@agent.freeze.published",
+    "self@agent.snapshot.prepared",
+    "self@agent.snapshot.captured",
+    "self@agent.snapshot.published",
 ];
 const AGENT_RESUME: [&str; 5] = [
     "self@agent.start.parts",
@@ -40,21 +40,21 @@ const AGENT_RESUME: [&str; 5] = [
     "self@agent.resume.noted",
 ];
 const MACHINE_PAUSE: [&str; 6] = [
-    "self@supervisor.freeze.stopped",
-    "self@supervisor.freeze.saved",
-    "self@supervisor.freeze.written",
-    "vmm@supervisor.freeze.stopped",
-    "vmm@supervisor.freeze.saved",
-    "vmm@supervisor.freeze.written",
+    "self@supervisor.snapshot.paused",
+    "self@supervisor.snapshot.saved",
+    "self@supervisor.snapshot.written",
+    "vmm@supervisor.snapshot.paused",
+    "vmm@supervisor.snapshot.saved",
+    "vmm@supervisor.snapshot.written",
 ];
 const MACHINE_RESUME: [&str; 7] = [
     "self@supervisor.restore.prepared",
     "self@supervisor.restore.attached",
     "self@supervisor.restore.loaded",
-    "self@supervisor.restore.thawed",
+    "self@supervisor.restore.resumed",
     "vmm@supervisor.restore.attached",
     "vmm@supervisor.restore.loaded",
-    "vmm@supervisor.restore.thawed",
+    "vmm@supervisor.restore.resumed",
 ];
 
 /// Stores `generation` in the memory of the sandbox.
@@ -234,8 +234,8 @@ async fn the_machine_dies(verb: &str) -> Result<()> {
         // A killed VMM may be read to its last byte before it is gone, so the snapshot may be
         // complete. A VM that was to be resumed is lost.
         let killed_late = [
-            "vmm@supervisor.freeze.saved",
-            "vmm@supervisor.freeze.written",
+            "vmm@supervisor.snapshot.saved",
+            "vmm@supervisor.snapshot.written",
         ];
         let may_be_complete = verb == "pause" && killed_late.contains(&fault);
         let warned = record["warning"].as_str().unwrap_or_default();

@@ -50,7 +50,7 @@ impl Series {
 ///
 /// # Errors
 /// A sandbox does not start.
-pub async fn warm(service: &Service) -> Result<Value> {
+pub async fn restore(service: &Service) -> Result<Value> {
     let programs: [(&str, &str, &[&str]); 2] = [
         ("true", "true", &[]),
         ("python3", "python3", &["-c", "print(1)"]),
@@ -60,14 +60,14 @@ pub async fn warm(service: &Service) -> Result<Value> {
         for (name, program, args) in programs {
             let sizes = [
                 ("cold", json!({ "memory_mb": COLD_MEMORY_MB })),
-                ("warm", json!({ "timeout_sec": 0 })),
+                ("restored", json!({ "timeout_sec": 0 })),
             ];
             for (kind, body) in sizes {
                 let begun = Instant::now();
                 let sandbox = create(service, body).await?;
                 sandbox.exec(program, args).await?;
                 series.add(&format!("{kind}_{name}_ms"), millis(begun));
-                if kind == "warm" {
+                if kind == "restored" {
                     note_pages(&mut series, name, service, &sandbox).await?;
                     note_steps(&mut series, &sandbox).await?;
                 }
@@ -76,8 +76,8 @@ pub async fn warm(service: &Service) -> Result<Value> {
         }
     }
     let ratio = |name: &str| {
-        let (cold, warm) = (format!("cold_{name}_ms"), format!("warm_{name}_ms"));
-        rounded(series.median(&cold) / series.median(&warm))
+        let (cold, restored) = (format!("cold_{name}_ms"), format!("restored_{name}_ms"));
+        rounded(series.median(&cold) / series.median(&restored))
     };
     let ratios = json!({ "true": ratio("true"), "python3": ratio("python3") });
     let mut report = series.report();
@@ -92,7 +92,7 @@ pub async fn warm(service: &Service) -> Result<Value> {
 ///
 /// # Errors
 /// A sandbox does not start.
-pub async fn thaw(service: &Service) -> Result<Value> {
+pub async fn pause_and_resume(service: &Service) -> Result<Value> {
     let mut series = Series::default();
     let sandbox = create(service, json!({ "timeout_sec": 0 })).await?;
     // From here on, Python is in memory and in the page cache, as in a sandbox in use.
@@ -183,7 +183,7 @@ async fn note_steps(series: &mut Series, sandbox: &Sandbox<'_>) -> Result<()> {
     let record = sandbox.record().await?;
     for step in STEPS {
         let value = record["boot"][step].as_f64().unwrap_or(f64::NAN);
-        series.add(&format!("warm_reached_{step}"), value);
+        series.add(&format!("restored_reached_{step}"), value);
     }
     Ok(())
 }

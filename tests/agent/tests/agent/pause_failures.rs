@@ -9,7 +9,7 @@ use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
 
 use crate::agent::{self, TestAgent, on_private_host, until};
 
-const ID: &str = "sb-freeze";
+const ID: &str = "sb-pause";
 const RUNNING: SandboxState = SandboxState::SANDBOX_STATE_RUNNING;
 const PAUSING: SandboxState = SandboxState::SANDBOX_STATE_PAUSING;
 const PAUSED: SandboxState = SandboxState::SANDBOX_STATE_PAUSED;
@@ -62,7 +62,7 @@ async fn runs(agent: &TestAgent) {
 }
 
 /// Checks that the sandbox can be snapshotted, paused and resumed.
-async fn is_whole(agent: &TestAgent, name: &str) {
+async fn is_usable(agent: &TestAgent, name: &str) {
     snapshot(agent, name).await.expect("snapshot taken");
     runs(agent).await;
     pause(agent).await.expect("paused");
@@ -71,8 +71,8 @@ async fn is_whole(agent: &TestAgent, name: &str) {
 }
 
 const FAULTS: [&str; 5] = [
-    "refuse-prepare",
-    "refuse-freeze",
+    "reject-prepare",
+    "reject-snapshot",
     "fail-after-switch",
     "lose-answer",
     "unwritable-store",
@@ -104,7 +104,7 @@ fn sandbox_keeps_running_after_a_failed_pause_or_snapshot() {
                     "{fault}: {after:?}"
                 );
                 set_fault(&agent, "");
-                is_whole(&agent, &format!("after-{n}-{pauses}")).await;
+                is_usable(&agent, &format!("after-{n}-{pauses}")).await;
                 agent.destroy(ID).await.expect("destroyed");
             }
         }
@@ -129,7 +129,7 @@ fn vm_keeps_its_new_disk_file_if_the_snapshot_fails_later() {
             names
         };
         let one = disks();
-        set_fault(&agent, "refuse-freeze");
+        set_fault(&agent, "reject-snapshot");
         snapshot(&agent, "never").await.expect_err("refused");
         assert_eq!(disks(), one, "the unused file is removed");
         set_fault(&agent, "fail-after-switch");
@@ -138,7 +138,7 @@ fn vm_keeps_its_new_disk_file_if_the_snapshot_fails_later() {
         snapshot(&agent, "never").await.expect_err("refused");
         assert_eq!(disks().len(), 3, "a name is used once: {:?}", disks());
         set_fault(&agent, "");
-        is_whole(&agent, "whole").await;
+        is_usable(&agent, "whole").await;
         agent.destroy(ID).await.expect("destroyed");
         agent.stop().await;
     });
@@ -151,7 +151,7 @@ fn recover_is_repeated_until_the_guest_accepts_it() {
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
         let before = calls(&agent).len();
-        set_fault(&agent, "refuse-recover");
+        set_fault(&agent, "reject-recover");
         snapshot(&agent, "taken").await.expect("snapshot taken");
         assert_eq!(calls(&agent).split_off(before), ["prepare"]);
         set_fault(&agent, "");
@@ -170,20 +170,20 @@ fn vm_continues_after_the_agent_died_during_its_snapshot() {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start_child(data.path()).await;
         first.create(ID).await.expect("made");
-        set_fault(&first, "slow-freeze");
-        let freezing = first.sandbox_dir(ID).join("freezing");
+        set_fault(&first, "slow-snapshot");
+        let snapshotting = first.sandbox_dir(ID).join("snapshotting");
         tokio::select! {
             paused = pause(&first) => panic!("the pause must not complete: {paused:?}"),
-            () = until("it is being written", async || freezing.exists().then_some(())) => {}
+            () = until("it is being written", async || snapshotting.exists().then_some(())) => {}
         }
         first.kill().await;
 
         let second = TestAgent::start(data.path()).await;
         second.wait_for(ID, PAUSING).await;
         set_fault(&second, "");
-        fs::remove_file(freezing).expect("it is there");
+        fs::remove_file(snapshotting).expect("it is there");
         second.wait_for(ID, RUNNING).await;
-        is_whole(&second, "whole").await;
+        is_usable(&second, "whole").await;
         second.destroy(ID).await.expect("destroyed");
         second.stop().await;
     });
