@@ -13,9 +13,10 @@ use std::{
 use serde_json::{Value, json};
 use thiserror_ext::AsReport as _;
 use tokio::{io::AsyncReadExt as _, net::UnixStream, process::Command};
+use wrenn_jail::BASE_DISK;
 use wrenn_qmp::{Qmp, QmpError, Subscriber};
 
-use super::{BASE_INSIDE_JAIL, DiskError, create_at};
+use super::{DiskError, create_at};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 
@@ -111,7 +112,7 @@ async fn run_job(stream: UnixStream) -> Result<(), String> {
     let mut qmp = Qmp::negotiate(stream, Job::default(), DEADLINE)
         .await
         .map_err(reason)?;
-    let job = json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_INSIDE_JAIL });
+    let job = json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_DISK });
     let mut session = qmp.within("merge disk layers", DEADLINE);
     session.command("block-stream", job).await.map_err(reason)?;
     session

@@ -29,10 +29,6 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use wrenn_control::{
-    guest::{Guest, GuestEvents},
-    lifecycle::ActivityGuard,
-};
 use wrenn_model::SandboxId;
 use wrenn_proto::rpc::process::{
     StartRequest,
@@ -40,9 +36,9 @@ use wrenn_proto::rpc::process::{
 };
 
 use super::{
-    controls::{Controls, InputKind, Kill, Target},
-    process::{self, Selector},
-    session::{self, Protocol},
+    controls::{Controls, InputKind, Kill},
+    process,
+    session::{self, Protocol, Session},
     socket::{ApiSocket, split},
     utf8::{Piece, TextStream},
 };
@@ -148,17 +144,19 @@ impl From<Piece> for Data {
 
 /// Protocol of `exec/stream` and `processes/…/stream`.
 #[derive(Debug, Default)]
-pub(super) struct ExecDialect {
+pub(super) struct ExecProtocol {
     stdout: TextStream,
     stderr: TextStream,
 }
 
-impl Protocol for ExecDialect {
+impl Protocol for ExecProtocol {
+    const INPUT: InputKind = InputKind::Stdin;
+    const KILL: Kill = Kill::Politely;
     type ClientMessage = ClientMessage;
     type ServerMessage = ServerMessage;
 
-    async fn on_message(said: ClientMessage, controls: &Controls) -> Result<(), String> {
-        match said {
+    async fn on_message(message: ClientMessage, controls: &Controls) -> Result<(), String> {
+        match message {
             ClientMessage::Start(_) => {
                 Err("unexpected `start`: the session has already started".to_owned())
             }
@@ -233,50 +231,39 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let Ok(first) = inbox.first::<ClientMessage>().await else {
         return;
     };
-    let started = match first {
-        Ok(ClientMessage::Start(start)) => begin(&app, &id, start).await,
+    let opened = match first {
+        Ok(ClientMessage::Start(start)) => begin(&app, &id, start).await.map_err(|e| e.message),
         Ok(_) => Err("the first message must be `start`".to_owned()),
         Err(why) => Err(format!("the first message must be `start`: {why}")),
     };
-    match started {
-        Err(text) => session::reject::<ExecDialect>(&app, outbox, inbox, text).await,
-        Ok((events, guest, tag, _used)) => {
-            let target = target(guest, Selector::Tag(tag));
-            session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
-        }
-    }
-}
-
-/// Returns the process that a session of this protocol controls.
-pub(super) fn target(guest: Guest, process: Selector) -> Target {
-    Target {
-        guest,
-        process,
-        input: InputKind::Stdin,
-        kill: Kill::Politely,
-    }
+    session::serve(&app, outbox, inbox, opened).await;
 }
 
 async fn begin(
     app: &AppState,
     id: &SandboxId,
     start: Start,
-) -> Result<(GuestEvents, Guest, String, ActivityGuard), String> {
-    let text = |error: ApiError| error.message;
+) -> Result<Session<ExecProtocol>, ApiError> {
     let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
-    validate::check_tag("tag", &tag).map_err(text)?;
-    validate::check_command(&start.cmd, &start.args).map_err(text)?;
-    validate::check_envs(&start.envs).map_err(text)?;
-    validate::check_place(start.cwd.as_deref(), start.user.as_deref()).map_err(text)?;
-    let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0).map_err(text)?;
-    let (guest, used) = app.ready(id).await.map_err(text)?;
+    validate::check_tag("tag", &tag)?;
+    validate::check_command(&start.cmd, &start.args)?;
+    validate::check_envs(&start.envs)?;
+    validate::check_place(start.cwd.as_deref(), start.user.as_deref())?;
+    let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0)?;
     let request = StartRequest {
         process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
-        tag: Some(tag.clone()),
+        tag: Some(tag),
         stdin: Some(start.stdin),
         ..Default::default()
     };
     let user = start.user.unwrap_or_default();
-    let events = guest.start(request, &user, timeout_sec, false).await;
-    Ok((events.map_err(|e| text(e.into()))?, guest, tag, used))
+    Session::start(
+        app,
+        id,
+        request,
+        &user,
+        timeout_sec,
+        ExecProtocol::default(),
+    )
+    .await
 }
