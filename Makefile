@@ -54,9 +54,9 @@ soak: setup-test dev image ## Run the end-to-end tests with all rounds, and the 
 		WRENN_RELEASE_0_1_0="$(TARGET)/release-0.1.0" \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
 
-openapi: ## Write openapi/v1.yaml, the frozen REST API document
+openapi: ## Write openapi/v1.yaml, the committed REST API document
 	WRENN_WRITE_OPENAPI=1 cargo nextest run --locked --workspace --test api \
-		-E 'test(the_frozen_document_is_the_served_one)'
+		-E 'test(served_document_is_the_committed_one)'
 
 fuzz: ## Run each fuzz target for SECONDS (default 30)
 	@scripts/fuzz $(or $(SECONDS),30)

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_is_documented_in_the_contract() {
+    fn every_error_code_is_documented_in_the_contract() {
         let contract = include_str!("../../api-types/src/error.rs");
         for code in [
             Code::InvalidRequest,
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_failure_tells_nothing_of_the_database() {
+    fn database_failure_reveals_no_detail() {
         let error = ApiError::from(DbError::Query {
             what: "read",
             source: sqlx::Error::Protocol("password=secret".into()),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_key_that_was_made_is_good() {
+    async fn only_an_existing_key_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
         let other = auth.make("test", KeyForm::E2b).await.unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deleted_key_stops_at_once_and_the_last_one_stays() {
+    async fn deleted_key_is_rejected_at_once_and_the_last_one_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
         let first = auth.make("first", KeyForm::Wrenn).await.unwrap();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_of_last_use_is_noted() {
+    async fn time_of_last_use_is_recorded() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
         let made = auth.make("test", KeyForm::Wrenn).await.unwrap();

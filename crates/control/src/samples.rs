@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn many_questions_do_not_push_the_past_out() {
+    fn frequent_samples_do_not_displace_old_ones() {
         let mut history = History::default();
         for at_ms in (0..60_000).step_by(1000) {
             history.push(sample(at_ms));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_hour_is_kept_whole_and_the_day_before_it_in_steps_of_five_minutes() {
+    fn last_hour_is_kept_in_full_and_the_day_before_in_five_minute_steps() {
         let mut history = History::default();
         let every_ms = 15_000;
         let day_and_a_half = 36 * 240;

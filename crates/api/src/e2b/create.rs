@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_or_is_not_built_is_told_before_anything_is_made() {
+    fn invalid_or_unimplemented_create_is_rejected_before_any_work() {
         for (extra, wanted) in [
             (json!({}), 201),
             (json!({ "timeout": 0 }), 400),
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_differ_in_the_default_lifetime_and_in_who_needs_a_token() {
+    fn versions_differ_in_default_lifetime_and_token() {
         for (body, version, lifetime_sec, open) in [
             (json!({}), Version::V1, 15, true),
             (json!({ "secure": true }), Version::V1, 15, false),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_fields_makes_no_other_request_and_anything_else_does() {
+    fn request_fingerprint_ignores_only_the_order_of_fields() {
         let text = |text: &str| request_hash(&serde_json::from_str(text).unwrap(), Version::V2);
         assert_eq!(
             text(r#"{"a":1,"b":{"c":2,"d":3}}"#),

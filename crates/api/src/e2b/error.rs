@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ended_sandbox_is_not_found_and_another_wrong_status_is_a_conflict() {
+    fn ended_sandbox_is_not_found_and_other_wrong_statuses_conflict() {
         for status in SandboxStatus::ALL {
             let error = E2bError::from(LifecycleError::WrongStatus {
                 id: "sb-1".parse().unwrap(),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_the_host_is_not_taken_for_a_lost_sandbox() {
+    fn host_failure_is_not_reported_as_a_lost_sandbox() {
         let error = E2bError::from(AgentError {
             code: connectrpc::ErrorCode::Internal,
             message: "the header is damaged".to_owned(),

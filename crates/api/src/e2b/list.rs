@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_unescaped_twice_more() {
+    fn metadata_filter_is_unescaped_twice() {
         let pairs = metadata("a%2520b=c%2526d&x=y").unwrap();
         let wanted = [("a b", "c&d"), ("x", "y")];
         assert_eq!(
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_between_two_milliseconds_is_the_later_one() {
+    fn time_is_rounded_up_to_milliseconds() {
         assert_eq!(started_from("1970-01-01T00:00:01Z").unwrap(), 1000);
         assert_eq!(
             started_from("1970-01-01T00:00:01.0005+00:00").unwrap(),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_that_cannot_be_understood_is_refused() {
+    fn invalid_query_is_rejected() {
         let query = |text: &str| {
             let query: ListQuery = serde_json::from_str(text).unwrap();
             query.checked(&[E2bState::Running], 100).is_ok()

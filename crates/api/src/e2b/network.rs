@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_blocks_are_taken_and_nothing_else_is_let_pass() {
+    fn only_addresses_and_blocks_are_accepted() {
         assert_eq!(lists(&["1.1.1.1", "10.0.0.0/8"], &["0.0.0.0/0"]), 204);
         assert_eq!(lists(&["example.com"], &[]), 400);
         assert_eq!(lists(&["example.com"], &["1.1.1.1"]), 400);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_host_is_one_that_a_header_can_hold() {
+    fn masked_host_must_be_a_valid_header_value() {
         for good in ["localhost", "localhost:${PORT}", "example.com:80"] {
             assert!(check_host(good).is_ok(), "{good}");
         }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_unless_it_is_empty() {
+    fn unimplemented_field_is_rejected_unless_empty() {
         for (text, built) in [
             (
                 r#"{"rules":{}, "dnsServers":[], "egressProxy":null, "httpsPorts":[]}"#,

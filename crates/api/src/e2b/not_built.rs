@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_found_by_its_method_and_all_parts_of_its_path() {
+    fn unimplemented_call_is_matched_by_method_and_path() {
         assert_eq!(what(&Method::POST, "/v3/templates"), Some(BUILDS));
         assert_eq!(
             what(&Method::GET, "/templates/a/builds/b/status"),

@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_name_is_one_that_is_shown_as_it_was_given() {
+    fn new_name_is_shown_unchanged() {
         for (text, here) in [
             ("mine", "mine"),
             ("wrenn/mine:v1", "mine..v1"),

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_form_is_made_once_and_again_when_its_file_is_lost() {
+    async fn first_key_of_each_form_is_created_once_and_again_if_its_file_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let db = open(&dir).await;
         let auth = Auth::new(db.clone());
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_with_a_key_of_another_database_is_written_anew() {
+    async fn key_file_of_another_database_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let files = [dir.path().join("api-key"), dir.path().join("e2b-api-key")];

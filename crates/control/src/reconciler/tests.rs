@@ -67,7 +67,7 @@ fn letter(action: Option<&Action>) -> char {
 }
 
 #[test]
-fn every_cell_of_the_table_is_as_it_is_written() {
+fn every_cell_of_the_table_holds() {
     let table = [
         (Some(S::Pending), "E-R-PE-"),
         (Some(S::Starting), "E-R-PE-"),
@@ -91,7 +91,7 @@ fn every_cell_of_the_table_is_as_it_is_written() {
 }
 
 #[test]
-fn a_create_under_way_here_is_left_alone() {
+fn create_in_progress_is_left_alone() {
     for status in S::ALL {
         for host in host_states() {
             let mut row = view(status);
@@ -113,7 +113,7 @@ fn a_row_of_another_host_is_left_alone() {
 }
 
 #[test]
-fn a_sandbox_is_lost_only_after_several_looks() {
+fn sandbox_is_lost_only_after_several_passes() {
     for status in S::ALL {
         for looks in 0..STEADY_LOOKS {
             let mut row = view(status);
@@ -128,7 +128,7 @@ fn a_sandbox_is_lost_only_after_several_looks() {
 }
 
 #[test]
-fn a_pause_or_resume_is_settled_only_after_several_looks() {
+fn pause_or_resume_is_settled_only_after_several_passes() {
     for status in [S::Pausing, S::Resuming] {
         for host in [running(), HostReport::in_state(HostState::Paused)] {
             let mut row = view(status);
@@ -139,7 +139,7 @@ fn a_pause_or_resume_is_settled_only_after_several_looks() {
 }
 
 #[test]
-fn the_idle_are_reaped_and_no_others() {
+fn only_idle_sandboxes_are_ended() {
     let host = running();
     let idle = |change: &dyn Fn(&mut RowView), now_ms| {
         let mut row = view(S::Running);
@@ -168,7 +168,7 @@ fn the_idle_are_reaped_and_no_others() {
 }
 
 #[test]
-fn a_reason_says_what_happened() {
+fn reason_describes_the_cause() {
     let reason =
         |status, host: Option<HostReport>| match one(Some(&view(status)), host.as_ref(), 1_000_000)
         {
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_and_host_come_together(
+    fn rows_and_host_converge(
         status in prop::sample::select(S::ALL.to_vec()),
         host in prop::sample::select(host_states()),
     ) {
