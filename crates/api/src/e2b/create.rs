@@ -195,7 +195,7 @@ impl E2bNewSandbox {
     /// Checks the request. Returns it in the form of `/v1`, with the options that only this API
     /// has.
     fn checked(self, version: Version) -> Result<(CreateSandbox, Options), E2bError> {
-        self.refuse_not_built()?;
+        self.reject_unimplemented()?;
         let text = self.template_id.as_deref().filter(|text| !text.is_empty());
         let text = text.ok_or_else(|| E2bError::field("templateID", "is required"))?;
         let template = names::parse(text).map_err(|error| match error {
@@ -243,7 +243,7 @@ impl E2bNewSandbox {
         Ok((base, options))
     }
 
-    fn refuse_not_built(&self) -> Result<(), E2bError> {
+    fn reject_unimplemented(&self) -> Result<(), E2bError> {
         let empty = |value: &Value| match value {
             Value::Null => true,
             Value::Object(map) => map.is_empty(),
@@ -252,14 +252,14 @@ impl E2bNewSandbox {
         if let Some(iam) = &self.iam
             && !iam.values().all(empty)
         {
-            return Err(E2bError::not_built("`iam`"));
+            return Err(E2bError::unimplemented("`iam`"));
         }
         if self
             .volume_mounts
             .as_ref()
             .is_some_and(|list| !list.is_empty())
         {
-            return Err(E2bError::not_built("`volumeMounts`"));
+            return Err(E2bError::unimplemented("`volumeMounts`"));
         }
         Ok(())
     }

@@ -107,7 +107,7 @@ impl E2bError {
     }
 
     /// Creates an error for a part of the contract that this server does not implement.
-    pub(super) fn not_built(what: &str) -> Self {
+    pub(super) fn unimplemented(what: &str) -> Self {
         Self::new(
             StatusCode::NOT_IMPLEMENTED,
             format!("{what}: not implemented by this server"),

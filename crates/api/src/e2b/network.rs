@@ -76,7 +76,7 @@ impl NetworkConfig {
             .as_ref()
             .is_some_and(|ports| !ports.is_empty())
         {
-            return Err(E2bError::not_built("`network.httpsPorts`"));
+            return Err(E2bError::unimplemented("`network.httpsPorts`"));
         }
         options.network = self.out.lists("network.")?;
         if self.allow_public_traffic == Some(false) {
@@ -92,23 +92,23 @@ impl NetworkConfig {
 
 impl OutConfig {
     fn lists(&self, prefix: &str) -> Result<NetworkLists, E2bError> {
-        let not_built = |name: &str| E2bError::not_built(&format!("`{prefix}{name}`"));
+        let unimplemented = |name: &str| E2bError::unimplemented(&format!("`{prefix}{name}`"));
         if self
             .dns_servers
             .as_ref()
             .is_some_and(|list| !list.is_empty())
         {
-            return Err(not_built("dnsServers"));
+            return Err(unimplemented("dnsServers"));
         }
         if self.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
-            return Err(not_built("rules"));
+            return Err(unimplemented("rules"));
         }
         if self
             .egress_proxy
             .as_ref()
             .is_some_and(|proxy| !proxy.is_null())
         {
-            return Err(not_built("egressProxy"));
+            return Err(unimplemented("egressProxy"));
         }
         let allow = self.allow_out.clone().unwrap_or_default();
         let deny = self.deny_out.clone().unwrap_or_default();
@@ -141,7 +141,7 @@ fn check_lists(prefix: &str, allow: &[String], deny: &[String]) -> Result<(), E2
                 );
                 return Err(E2bError::field(&allow_name, why));
             }
-            return Err(E2bError::not_built(&format!(
+            return Err(E2bError::unimplemented(&format!(
                 "host names in `{allow_name}`"
             )));
         }

@@ -156,7 +156,7 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, E2bError> {
     if text == "tags" {
         // The path is that of another call of the API, which is not implemented.
-        return Err(E2bError::not_built("template tags"));
+        return Err(E2bError::unimplemented("template tags"));
     }
     let template = find(&app, &text).await?;
     if template.kind == host::BASE {
@@ -206,7 +206,7 @@ pub(super) async fn create_snapshot(
     E2bJson(request): E2bJson<E2bNewSnapshot>,
 ) -> Result<(StatusCode, Json<E2bSnapshot>), E2bError> {
     if request.memory == Some(false) {
-        return Err(E2bError::not_built("`memory`: false"));
+        return Err(E2bError::unimplemented("`memory`: false"));
     }
     let name = match request.name.as_deref().filter(|name| !name.is_empty()) {
         None => None,

@@ -46,7 +46,7 @@ const VOLUMES: &str = "volumes";
 const SECRETS: &str = "secrets";
 
 /// Returns the feature that a call belongs to, if the call is not implemented.
-pub(super) fn what(method: &Method, path: &str) -> Option<&'static str> {
+pub(super) fn feature(method: &Method, path: &str) -> Option<&'static str> {
     let fits = |pattern: &str| {
         let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
         loop {
@@ -70,17 +70,17 @@ mod tests {
 
     #[test]
     fn unimplemented_call_is_matched_by_method_and_path() {
-        assert_eq!(what(&Method::POST, "/v3/templates"), Some(BUILDS));
+        assert_eq!(feature(&Method::POST, "/v3/templates"), Some(BUILDS));
         assert_eq!(
-            what(&Method::GET, "/templates/a/builds/b/status"),
+            feature(&Method::GET, "/templates/a/builds/b/status"),
             Some(BUILDS)
         );
-        assert_eq!(what(&Method::GET, "/volumes/x"), Some(VOLUMES));
+        assert_eq!(feature(&Method::GET, "/volumes/x"), Some(VOLUMES));
         for method in [Method::PATCH, Method::DELETE] {
-            assert_eq!(what(&method, "/volumecontent/x/path"), Some(VOLUMES));
+            assert_eq!(feature(&method, "/volumecontent/x/path"), Some(VOLUMES));
         }
-        assert_eq!(what(&Method::GET, "/volumes/"), None);
-        assert_eq!(what(&Method::PUT, "/volumes"), None);
-        assert_eq!(what(&Method::GET, "/sandboxes/a"), None);
+        assert_eq!(feature(&Method::GET, "/volumes/"), None);
+        assert_eq!(feature(&Method::PUT, "/volumes"), None);
+        assert_eq!(feature(&Method::GET, "/sandboxes/a"), None);
     }
 }
