@@ -118,7 +118,7 @@ fn row_of(id: &SandboxId, info: &SandboxInfo) -> Result<Sandbox, LifecycleError>
         host_id: String::new(),
     };
     report.fill(&mut row, now);
-    if let Some(decision) = settle(row.status, Some(&report), Cause::Look) {
+    if let Some(decision) = settle(row.status, Some(&report), Cause::Pass) {
         (row.status, _) = transition(row.status, decision.event)?;
         decision.change.write_to(&mut row, now);
     }

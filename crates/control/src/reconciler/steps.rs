@@ -63,7 +63,7 @@ struct Seen {
     /// State at the host; `None` if the host did not report the sandbox.
     state: Option<Discriminant<HostState>>,
     /// Number of passes.
-    looks: u32,
+    passes: u32,
 }
 
 /// Result of one poll for one sandbox.
@@ -96,12 +96,12 @@ impl Reconciler {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.look() => {}
+                () = self.pass() => {}
             }
         }
     }
 
-    async fn look(&mut self) {
+    async fn pass(&mut self) {
         // The rows are read first: a sandbox that was `running` before the host is called must be
         // in the host's answer.
         let rows = match self.db.sandboxes(&ACTIVE, MAX_ROWS).await {
@@ -125,9 +125,9 @@ impl Reconciler {
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
             let state = host.get(&row.id).map(|report| discriminant(&report.state));
-            let steady_looks = self.count_looks(&row, state);
+            let steady_passes = self.count_passes(&row, state);
             let mut view = self.view(&row, creating);
-            view.steady_looks = steady_looks;
+            view.steady_passes = steady_passes;
             views.insert(row.id.clone(), view);
             rows_by_id.insert(row.id.clone(), row);
         }
@@ -160,17 +160,17 @@ impl Reconciler {
     }
 
     /// Counts the consecutive passes that saw this version of a row and this state at the host.
-    fn count_looks(&mut self, row: &Sandbox, state: Option<Discriminant<HostState>>) -> u32 {
+    fn count_passes(&mut self, row: &Sandbox, state: Option<Discriminant<HostState>>) -> u32 {
         let seen = self.seen.entry(row.id.clone()).or_default();
         if seen.version != row.version || seen.state != state {
             *seen = Seen {
                 version: row.version,
                 state,
-                looks: 0,
+                passes: 0,
             };
         }
-        seen.looks = seen.looks.saturating_add(1);
-        seen.looks
+        seen.passes = seen.passes.saturating_add(1);
+        seen.passes
     }
 
     fn view(&self, row: &Sandbox, creating: bool) -> RowView {
@@ -182,7 +182,7 @@ impl Reconciler {
             last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
             timeout_sec: row.timeout_sec,
             not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
-            steady_looks: 0,
+            steady_passes: 0,
             on_other_host: row.is_on_other_host(&self.agent.host_id()),
         }
     }

@@ -17,7 +17,7 @@ fn view(status: S) -> RowView {
         last_active_ms: 1_000_000,
         timeout_sec: 60,
         not_reaped_before_ms: 0,
-        steady_looks: STEADY_LOOKS,
+        steady_passes: MIN_STEADY_PASSES,
         on_other_host: false,
     }
 }
@@ -115,13 +115,13 @@ fn a_row_of_another_host_is_left_alone() {
 #[test]
 fn sandbox_is_lost_only_after_several_passes() {
     for status in S::ALL {
-        for looks in 0..STEADY_LOOKS {
+        for passes in 0..MIN_STEADY_PASSES {
             let mut row = view(status);
-            row.steady_looks = looks;
+            row.steady_passes = passes;
             let action = one(Some(&row), None, 1_000_000);
             assert!(
                 matches!(letter(action.as_ref()), '-' | 'S'),
-                "{status} {looks} {action:?}"
+                "{status} {passes} {action:?}"
             );
         }
     }
@@ -132,7 +132,7 @@ fn pause_or_resume_is_settled_only_after_several_passes() {
     for status in [S::Pausing, S::Resuming] {
         for host in [running(), HostReport::in_state(HostState::Paused)] {
             let mut row = view(status);
-            row.steady_looks = STEADY_LOOKS - 1;
+            row.steady_passes = MIN_STEADY_PASSES - 1;
             assert_eq!(one(Some(&row), Some(&host), 1_000_000), None);
         }
     }

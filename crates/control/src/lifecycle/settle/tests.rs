@@ -160,7 +160,7 @@ fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
         ("", "reported", "reported"),
     ] {
         let host = warned(HostState::Running, reported);
-        let row = written(S::Pausing, before, Some(&host), Cause::Look);
+        let row = written(S::Pausing, before, Some(&host), Cause::Pass);
         assert_eq!(row.warning, after);
     }
     let interrupted = "the resume was interrupted; the sandbox stays paused";
@@ -169,7 +169,7 @@ fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
         ("before", "reported", "reported"),
     ] {
         let host = warned(HostState::Paused, reported);
-        let row = written(S::Resuming, before, Some(&host), Cause::Look);
+        let row = written(S::Resuming, before, Some(&host), Cause::Pass);
         assert_eq!(row.warning, after);
     }
 }
@@ -178,11 +178,11 @@ fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
 fn a_lifetime_starts_when_the_sandbox_starts_to_run_and_not_when_a_pause_fails() {
     let host = report(HostState::Running);
     for (status, cause, expires_at) in [
-        (S::Starting, Cause::Look, 1_060_000),
-        (S::Paused, Cause::Look, 1_060_000),
-        (S::Resuming, Cause::Look, 1_060_000),
+        (S::Starting, Cause::Pass, 1_060_000),
+        (S::Paused, Cause::Pass, 1_060_000),
+        (S::Resuming, Cause::Pass, 1_060_000),
         (S::Resuming, CALL_FAILED, 1_060_000),
-        (S::Pausing, Cause::Look, 0),
+        (S::Pausing, Cause::Pass, 0),
         (S::Pausing, CALL_FAILED, 0),
     ] {
         let row = written(status, "", Some(&host), cause);
@@ -218,7 +218,7 @@ fn any_host() -> impl Strategy<Value = Option<HostReport>> {
 }
 
 fn any_cause() -> impl Strategy<Value = Cause<'static>> {
-    prop::sample::select(vec![Cause::Look, CALL_FAILED])
+    prop::sample::select(vec![Cause::Pass, CALL_FAILED])
 }
 
 proptest! {
@@ -240,13 +240,13 @@ proptest! {
         status in any_status(),
         host in any_host(),
     ) {
-        let look = settled(status, host.as_ref(), Cause::Look);
+        let pass = settled(status, host.as_ref(), Cause::Pass);
         let failed = settled(status, host.as_ref(), CALL_FAILED);
         match (status, &host) {
             // The differences in the module documentation.
             (S::Pending | S::Starting, _) => prop_assert_eq!(failed, S::Error),
-            (S::Resuming, None) => prop_assert_eq!((look, failed), (S::Error, S::Paused)),
-            _ => prop_assert_eq!(look, failed),
+            (S::Resuming, None) => prop_assert_eq!((pass, failed), (S::Error, S::Paused)),
+            _ => prop_assert_eq!(pass, failed),
         }
     }
 
@@ -282,6 +282,6 @@ proptest! {
         let next = transition(status, decision.event).unwrap().0;
         // A sandbox that was destroyed at the host is not reported again.
         let left = host.filter(|_| may_be_at_host(next));
-        prop_assert_eq!(settle(next, left.as_ref(), Cause::Look), None);
+        prop_assert_eq!(settle(next, left.as_ref(), Cause::Pass), None);
     }
 }
