@@ -11,7 +11,7 @@ use crate::SupervisorError;
 /// Size of the buffer for the descriptor that is attached to a reply, in bytes.
 const ANCILLARY_BYTES: usize = 64;
 
-/// Request to the owner of the VM.
+/// Request to the actor of the VM.
 pub(crate) enum Command {
     /// Request to stop the VM.
     Stop(StopReply),

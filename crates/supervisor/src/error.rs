@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn full_disk_has_its_code_at_every_step() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let refused = |reason: &str| wrenn_vmm::ControlError::Refused {
+        let rejected = |reason: &str| wrenn_vmm::ControlError::Rejected {
             command: "blockdev-snapshot",
             reason: reason.to_owned(),
         };
@@ -178,10 +178,10 @@ mod tests {
                 RejectionCode::OutOfSpace,
             ),
             (
-                refused("Could not write: No space left on device").into(),
+                rejected("Could not write: No space left on device").into(),
                 RejectionCode::OutOfSpace,
             ),
-            (refused("no such node").into(), RejectionCode::Other),
+            (rejected("no such node").into(), RejectionCode::Other),
             (
                 SupervisorError::io("write")(io::ErrorKind::PermissionDenied.into()),
                 RejectionCode::Other,

@@ -204,7 +204,7 @@ impl ControlError {
                 source.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             ),
-            Self::Refused { reason, .. } | Self::Failed { reason, .. } => {
+            Self::Rejected { reason, .. } | Self::Failed { reason, .. } => {
                 wrenn_qmp::is_out_of_space(reason)
             }
             Self::Deadline { .. } => false,

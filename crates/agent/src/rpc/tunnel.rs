@@ -61,7 +61,7 @@ pub(super) async fn open(
     };
     let sandbox = match actors.registry.get(&id) {
         Ok(sandbox) => sandbox,
-        Err(error) => return refused(StatusCode::NOT_FOUND, &error.into()),
+        Err(error) => return rejected(StatusCode::NOT_FOUND, &error.into()),
     };
     let (running, tunnel, guest) = match connect(&sandbox, port).await {
         Ok(connected) => connected,
@@ -97,7 +97,7 @@ async fn connect(
     sandbox: &Sandbox,
     port: u16,
 ) -> Result<(Arc<Running>, Tunnel, TcpStream), Response> {
-    let unusable = || refused(StatusCode::CONFLICT, &sandbox.unusable().into());
+    let unusable = || rejected(StatusCode::CONFLICT, &sandbox.unusable().into());
     let State::Running(running) = sandbox.state() else {
         return Err(unusable());
     };
@@ -162,7 +162,7 @@ async fn carry(
     }
 }
 
-fn refused(status: StatusCode, error: &ConnectError) -> Response {
+fn rejected(status: StatusCode, error: &ConnectError) -> Response {
     let json = [(header::CONTENT_TYPE, "application/json")];
     (status, json, error.to_json()).into_response()
 }

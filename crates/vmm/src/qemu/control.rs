@@ -186,7 +186,7 @@ impl From<QmpError> for ControlError {
     fn from(error: QmpError) -> Self {
         let source = match error {
             QmpError::Command { command, desc, .. } => {
-                return Self::Refused {
+                return Self::Rejected {
                     command,
                     reason: desc,
                 };
