@@ -115,7 +115,9 @@ async fn names(agent: &TestAgent) -> Vec<String> {
     let host = agent.client.get_host(pb::GetHostRequest::default()).await;
     let templates = host.expect("a host").into_owned().templates;
     let kind = pb::TemplateKind::TEMPLATE_KIND_SNAPSHOT;
-    let named = templates.into_iter().filter(|t| t.kind == kind.into());
+    let named = templates
+        .into_iter()
+        .filter(|t| t.kind.as_known() == Some(kind));
     named.map(|template| template.name).collect()
 }
 
