@@ -12,6 +12,12 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use wrenn_e2e::service::wrenn_exe;
 
+/// User of the jails of this test. No other test has it, because a jailed process sees the processes
+/// of its user.
+fn uid() -> u32 {
+    1_000_000_000 + std::process::id()
+}
+
 /// Network namespace with a link that the host does not have.
 struct Namespace(String);
 
@@ -67,7 +73,7 @@ fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
     let (disk, base) = (dir.path().join("disk"), dir.path().join("base"));
     for path in [&disk, &base] {
         fs::write(path, "content\n")?;
-        std::os::unix::fs::chown(path, Some(70_001), Some(70_001))?;
+        std::os::unix::fs::chown(path, Some(uid()), Some(uid()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     }
     // As for a sandbox's directory, only root has access.
@@ -76,7 +82,7 @@ fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
         "parent_pid": std::process::id(),
         "netns": format!("/run/netns/{}", namespace.0),
         "cgroups": [],
-        "uid": 70_001,
+        "uid": uid(),
         "files": [
             { "source": disk, "target": "/tmp/fc-vm/rootfs.qcow2", "writable": true },
             { "source": base, "target": "/tmp/fc-vm/base", "writable": false },
@@ -105,7 +111,8 @@ fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
 #[test]
 fn jailed_process_has_no_privileges_and_cannot_gain_any() -> Result<()> {
     let status = in_jail("user", "id -u; id -G; cat /proc/self/status")?;
-    assert!(status.starts_with("70001\n70001\n"), "{status}");
+    let ids = format!("{0}\n{0}\n", uid());
+    assert!(status.starts_with(&ids), "{status}");
     for line in [
         "CapEff:\t0000000000000000",
         "CapPrm:\t0000000000000000",
@@ -165,11 +172,11 @@ fn jail_ends_with_its_parent_process() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let spec_path = dir.path().join("jail.json");
     let (spec, exe) = (spec_path.display(), wrenn_exe());
-    let netns = format!("/run/netns/{}", namespace.0);
+    let (netns, uid) = (format!("/run/netns/{}", namespace.0), uid());
     // A shell in place of the supervisor: it writes its own process id to the specification and
     // starts the jail.
     let script = format!(
-        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":70001,"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
+        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":{uid},"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
            {} jail --spec {spec} & echo $!; wait"#,
         exe.display()
     );
