@@ -82,7 +82,8 @@ setup-test:
 envd:
 	@scripts/envd
 
-# Builds the tested programs with the development profile, which has overflow checks and assertions.
+# Builds the tested programs and the tests with the development profile, which has overflow checks
+# and assertions. In one call: dependencies have more features with the tests than without them, and
+# would be built twice.
 dev: setup envd
-	cargo build --locked --workspace --bins
-	cargo build --locked -p wrenn-preload
+	cargo build --locked --workspace --lib --bins --tests
