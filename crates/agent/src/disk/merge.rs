@@ -112,7 +112,8 @@ async fn run_job(stream: UnixStream) -> Result<(), String> {
     let mut qmp = Qmp::negotiate(stream, Job::default(), DEADLINE)
         .await
         .map_err(reason)?;
-    let job = json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_DISK });
+    let job =
+        json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_DISK });
     let mut session = qmp.within("merge disk layers", DEADLINE);
     session.command("block-stream", job).await.map_err(reason)?;
     session

@@ -16,11 +16,11 @@ use utoipa::ToSchema;
 use wrenn_api_types::CreateSandbox;
 use wrenn_control::lifecycle::{NewSandbox, PendingCreate, PriorRequest};
 use wrenn_db::{Options, Sandbox as Row};
-use wrenn_model::{OnTimeout, SandboxStatus};
+use wrenn_model::{OnTimeout, SandboxStatus, TeamId};
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
-    extract::E2bJson,
+    extract::{E2bCaller, E2bJson},
     models::{E2bSandbox, Version},
     names,
     network::{NetworkConfig, egress},
@@ -96,10 +96,11 @@ struct AutoResume {
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     headers: HeaderMap,
     E2bJson(body): E2bJson<Value>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    create_as(&app, &headers, body, Version::V2).await
+    create_as(&app, principal.team, &headers, body, Version::V2).await
 }
 
 /// Creates a sandbox and waits until it is usable (version 1).
@@ -109,14 +110,16 @@ pub(super) async fn create(
 )]
 pub(super) async fn create_v1(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     headers: HeaderMap,
     E2bJson(body): E2bJson<Value>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    create_as(&app, &headers, body, Version::V1).await
+    create_as(&app, principal.team, &headers, body, Version::V1).await
 }
 
 async fn create_as(
     app: &AppState,
+    team: TeamId,
     headers: &HeaderMap,
     body: Value,
     version: Version,
@@ -131,7 +134,7 @@ async fn create_as(
     let (base, options) = asked.checked(version)?;
     let ticket = match key {
         None => None,
-        Some(key) => match app.lifecycle.earlier(key, &hash).await? {
+        Some(key) => match app.lifecycle.earlier(&team, key, &hash).await? {
             PriorRequest::Made(row) => {
                 return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))));
             }
@@ -140,7 +143,7 @@ async fn create_as(
     };
     let facts = app.host.facts().await?;
     let template = validate::create_shape(&base)?;
-    let new = validate::create_fits(base, template, &facts, app.default_egress)
+    let new = validate::create_fits(team, base, template, &facts, app.default_egress)
         .map_err(template_error)?;
     let new = NewSandbox {
         e2b_id: true,

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | invalid field, path, header or query | 400 |
 //! | missing or invalid key | 401 |
+//! | key that may not use sandboxes | 403 |
 //! | no such sandbox, template or route; a sandbox that has ended | 404 |
 //! | status of the sandbox does not allow the call, or concurrent change | 409 |
 //! | idempotency key of another request | 422 |
@@ -58,6 +59,9 @@ pub(super) enum E2bErrors {
     /// Missing or invalid API key.
     #[response(status = 401)]
     Unauthorized(#[to_schema] E2bErrorBody),
+    /// The API key may not use sandboxes.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] E2bErrorBody),
     /// Database failure, host failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] E2bErrorBody),

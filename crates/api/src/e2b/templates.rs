@@ -163,7 +163,12 @@ pub(super) async fn delete(
         let message = "this template is a base image, not a snapshot; remove it on its host";
         return Err(E2bError::new(StatusCode::CONFLICT, message));
     }
-    let done = app.agent.delete_snapshot(&template.name, true).await;
+    let done = app
+        .fleet
+        .placement()
+        .agent
+        .delete_snapshot(&template.name, true)
+        .await;
     app.host.changed().await;
     match done {
         Err(error) if error.is_not_found() => Err(E2bError::no_template(&text)),

@@ -30,7 +30,7 @@ fn facts() -> HostFacts {
 
 fn create(request: CreateSandbox) -> Result<NewSandbox, ApiError> {
     let template = create_shape(&request)?;
-    create_fits(request, template, &facts(), Egress::Deny)
+    create_fits(TeamId::default(), request, template, &facts(), Egress::Deny)
 }
 
 fn sizes(new: &NewSandbox) -> (u32, u32, u32) {
@@ -107,7 +107,7 @@ fn disk_smaller_than_its_image_is_rejected() {
             ..Default::default()
         };
         let template = create_shape(&request).unwrap();
-        let made = create_fits(request, template, &facts, Egress::Deny);
+        let made = create_fits(TeamId::default(), request, template, &facts, Egress::Deny);
         match (made, given) {
             (Ok(new), given) => assert_eq!(Some(new.size.disk_mib), given),
             (Err(error), None) => assert!(

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wrenn_db::{Db, Sandbox};
+use wrenn_db::{Db, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
 
@@ -19,6 +19,7 @@ use super::{Action, RowView, reconcile};
 use crate::{
     agent_client::AgentClient,
     clock,
+    fleet::{Fleet, HostLink},
     lifecycle::{HostReport, HostState, Lifecycle, LifecycleError},
 };
 
@@ -43,10 +44,11 @@ const USE_GRAIN_MS: i64 = 1000;
 /// does not cause a write per second.
 const MAX_IN_USE_GRAIN_MS: i64 = 10_000;
 
-/// Task that compares the rows with the sandboxes of the host and corrects the differences.
+/// Task that compares the rows with the sandboxes of one host and corrects the differences.
 pub struct Reconciler {
     db: Db,
-    agent: AgentClient,
+    fleet: Fleet,
+    host: HostLink,
     lifecycle: Arc<Lifecycle>,
     /// True if the host answered the last poll.
     reachable: bool,
@@ -73,11 +75,12 @@ struct Found {
 }
 
 impl Reconciler {
-    /// Returns a reconciler that has not made a pass yet.
-    pub fn new(db: Db, agent: AgentClient, lifecycle: Arc<Lifecycle>) -> Self {
+    /// Returns the reconciler of a host of the fleet. It has not made a pass yet.
+    pub fn new(db: Db, fleet: Fleet, host: HostLink, lifecycle: Arc<Lifecycle>) -> Self {
         Self {
             db,
-            agent,
+            fleet,
+            host,
             lifecycle,
             reachable: true,
             kept: Arc::default(),
@@ -104,7 +107,7 @@ impl Reconciler {
     async fn pass(&mut self) {
         // The rows are read first: a sandbox that was `running` before the host is called must be
         // in the host's answer.
-        let rows = match self.db.sandboxes(&ACTIVE, MAX_ROWS).await {
+        let rows = match self.db.sandboxes(Owner::Any, &ACTIVE, MAX_ROWS).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(%error, "failed to read the rows, reconciliation skipped");
@@ -141,7 +144,7 @@ impl Reconciler {
     }
 
     async fn ask_host(&mut self) -> Option<Vec<SandboxInfo>> {
-        match self.agent.list().await {
+        match self.host.agent.list().await {
             Ok(infos) => {
                 if !self.reachable {
                     tracing::info!("host agent available again");
@@ -183,7 +186,7 @@ impl Reconciler {
             timeout_sec: row.timeout_sec,
             not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
             steady_passes: 0,
-            on_other_host: row.is_on_other_host(&self.agent.host_id()),
+            on_other_host: !self.fleet.serves(&self.host, &row.host_id),
         }
     }
 
@@ -192,7 +195,7 @@ impl Reconciler {
     fn begin(&self, id: SandboxId, action: Action, found: Found) {
         let step = Step {
             db: self.db.clone(),
-            agent: self.agent.clone(),
+            agent: self.host.agent.clone(),
             lifecycle: Arc::clone(&self.lifecycle),
             kept: Arc::clone(&self.kept),
             id,
@@ -250,7 +253,7 @@ impl Step {
     /// Leaves a sandbox without an active row alone. If it was destroyed here in the meantime,
     /// frees its resources on the host.
     async fn keep(&self) -> Result<(), LifecycleError> {
-        let row = self.db.sandbox(&self.id).await?;
+        let row = self.db.sandbox(Owner::Any, &self.id).await?;
         let status = row.map(|row| row.status);
         // The destroy that follows a loss may have failed.
         let is_lost = status == Some(SandboxStatus::Error)
@@ -278,7 +281,7 @@ impl Step {
         if self.lifecycle.is_creating(&self.id) {
             return Ok(false);
         }
-        let row = self.db.sandbox(&self.id).await?;
+        let row = self.db.sandbox(Owner::Any, &self.id).await?;
         Ok(match (&self.found.row, row) {
             (Some(before), Some(now)) => before.version == now.version,
             (None, Some(now)) => !ACTIVE.contains(&now.status),
@@ -295,7 +298,7 @@ impl Step {
         };
         let mut new = row.clone();
         report.refresh(&mut new);
-        new.host_id = self.lifecycle.host_of_new_rows();
+        new.host_id = self.agent.row_host_id();
         // The next process must know of calls that are in progress now.
         let last_use_ms = match self.lifecycle.use_of(&self.id) {
             (true, _) => {

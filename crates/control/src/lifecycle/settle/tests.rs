@@ -3,7 +3,7 @@
 use SandboxStatus as S;
 use proptest::prelude::*;
 use wrenn_db::Options;
-use wrenn_model::{Egress, OnTimeout};
+use wrenn_model::{Egress, MachineSize, OnTimeout};
 
 use super::*;
 use crate::state_machine::{Effect, transition};
@@ -58,9 +58,11 @@ fn row(status: S, warning: &str) -> Sandbox {
         template: String::new(),
         status,
         version: 0,
-        vcpus: 1,
-        memory_mb: 1,
-        disk_size_mb: 1,
+        size: MachineSize {
+            vcpus: 1,
+            memory_mib: 1,
+            disk_mib: 1,
+        },
         timeout_sec: 0,
         on_timeout: OnTimeout::Pause,
         auto_resume: false,
@@ -83,6 +85,7 @@ fn row(status: S, warning: &str) -> Sandbox {
         },
         idempotency_key: String::new(),
         host_id: String::new(),
+        team: wrenn_model::TeamId::default(),
     }
 }
 

@@ -16,7 +16,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::{DbError, Sandbox};
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 
@@ -47,7 +47,10 @@ enum Stage {
     Undoing,
 }
 
-type Table = HashMap<String, Stage>;
+/// Team, and the idempotency key of its request.
+type Key = (TeamId, String);
+
+type Table = HashMap<Key, Stage>;
 
 /// Creates in progress that have a key.
 #[derive(Debug, Default)]
@@ -59,7 +62,7 @@ pub(super) struct Requests {
 #[derive(Debug)]
 pub struct IdempotencyGuard {
     requests: Arc<Requests>,
-    key: String,
+    key: Key,
 }
 
 /// Result of an earlier request with the same key.
@@ -72,21 +75,21 @@ pub enum PriorRequest {
 }
 
 impl Requests {
-    fn enter(self: &Arc<Self>, key: &str) -> Option<IdempotencyGuard> {
+    fn enter(self: &Arc<Self>, key: &Key) -> Option<IdempotencyGuard> {
         let mut table = self.table();
         if table.contains_key(key) {
             return None;
         }
-        table.insert(key.to_owned(), Stage::Creating);
+        table.insert(key.clone(), Stage::Creating);
         Some(IdempotencyGuard {
             requests: Arc::clone(self),
-            key: key.to_owned(),
+            key: key.clone(),
         })
     }
 
     /// Records that a client received the sandbox. Returns false if the create is being undone or
     /// is no longer in progress.
-    fn tell(&self, key: &str) -> bool {
+    fn tell(&self, key: &Key) -> bool {
         match self.table().get_mut(key) {
             Some(Stage::Undoing) | None => false,
             Some(stage) => {
@@ -121,14 +124,20 @@ impl Drop for IdempotencyGuard {
 }
 
 impl Lifecycle {
-    /// Returns the result of an earlier request with this key. Waits for one in progress.
-    pub async fn earlier(&self, key: &str, hash: &str) -> Result<PriorRequest, RequestError> {
+    /// Returns the result of the team's earlier request with this key. Waits for one in progress.
+    pub async fn earlier(
+        &self,
+        team: &TeamId,
+        key: &str,
+        hash: &str,
+    ) -> Result<PriorRequest, RequestError> {
+        let entry = (team.clone(), key.to_owned());
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             let mut told = std::pin::pin!(self.changed.notified());
             told.as_mut().enable();
-            let ticket = self.requests.enter(key);
-            let found = self.db.sandbox_by_idempotency_key(key).await?;
+            let ticket = self.requests.enter(&entry);
+            let found = self.db.sandbox_by_idempotency_key(team, key).await?;
             if let Some(row) = &found
                 && row.options.request_hash != hash
             {
@@ -154,7 +163,7 @@ impl Lifecycle {
                     SandboxStatus::Pending | SandboxStatus::Starting => {}
                 },
                 (Some(row), None)
-                    if row.status == SandboxStatus::Running && self.requests.tell(key) =>
+                    if row.status == SandboxStatus::Running && self.requests.tell(&entry) =>
                 {
                     return Ok(PriorRequest::Made(Box::new(row)));
                 }
@@ -168,12 +177,14 @@ impl Lifecycle {
         }
     }
 
-    /// True if a row has this key.
-    pub(super) async fn has_request(&self, key: &str) -> Result<bool, LifecycleError> {
+    /// True if a stored row has the idempotency key of this one.
+    pub(super) async fn has_request(&self, row: &Sandbox) -> Result<bool, LifecycleError> {
+        let key = &row.idempotency_key;
         if key.is_empty() {
             return Ok(false);
         }
-        Ok(self.db.sandbox_by_idempotency_key(key).await?.is_some())
+        let found = self.db.sandbox_by_idempotency_key(&row.team, key).await?;
+        Ok(found.is_some())
     }
 
     /// Releases the key of a sandbox that no client received.

@@ -121,7 +121,7 @@ impl Lifecycle {
     /// True if the sandbox is not in use and was not used within its idle timeout, as far as this
     /// process knows.
     fn is_idle_here(&self, row: &Sandbox) -> bool {
-        let (in_use, last_ended_ms) = self.uses.of(&row.id);
+        let (in_use, last_ended_ms) = self.activity.of(&row.id);
         let last_ms = last_ended_ms.max(row.last_active_at).max(row.started_at);
         !in_use && !is_within(row.timeout_sec, last_ms, clock::now_ms())
     }
@@ -129,7 +129,7 @@ impl Lifecycle {
     /// Records a failed pause, for the next attempt and in the row's warning. `why` is the reason
     /// of the pause.
     pub(super) async fn pause_failed(&self, id: &SandboxId, error: &LifecycleError, why: &str) {
-        let wait_sec = self.reaping.failed(id, clock::now_ms());
+        let wait_sec = self.idle.failed(id, clock::now_ms());
         let LifecycleError::Agent(error) = error else {
             return;
         };
@@ -148,7 +148,7 @@ impl Lifecycle {
     /// Returns the time before which an idle sandbox is left alone, in milliseconds since the Unix
     /// epoch; 0 if there is none.
     pub fn not_reaped_before_ms(&self, id: &SandboxId) -> i64 {
-        self.reaping.not_before_ms(id)
+        self.idle.not_before_ms(id)
     }
 }
 
@@ -167,14 +167,14 @@ mod tests {
 
     #[test]
     fn each_failure_waits_twice_as_long_up_to_a_limit() {
-        let reaping = IdleReaper::default();
+        let idle = IdleReaper::default();
         let id: SandboxId = "sb-1".parse().unwrap();
-        assert_eq!(reaping.not_before_ms(&id), 0);
-        let waits: Vec<u32> = (0..10).map(|_| reaping.failed(&id, 1000)).collect();
+        assert_eq!(idle.not_before_ms(&id), 0);
+        let waits: Vec<u32> = (0..10).map(|_| idle.failed(&id, 1000)).collect();
         assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        assert_eq!(reaping.not_before_ms(&id), 301_000);
-        reaping.forget(&id);
-        assert_eq!(reaping.failed(&id, 0), 2);
+        assert_eq!(idle.not_before_ms(&id), 301_000);
+        idle.forget(&id);
+        assert_eq!(idle.failed(&id, 0), 2);
     }
 
     #[test]

@@ -51,7 +51,12 @@ pub struct ActivityGuard {
 impl ActivityGuard {
     /// Marks a sandbox as in use until the guard is dropped.
     pub fn new(lifecycle: Arc<Lifecycle>, id: SandboxId) -> Self {
-        lifecycle.uses.table().entry(id.clone()).or_default().open += 1;
+        lifecycle
+            .activity
+            .table()
+            .entry(id.clone())
+            .or_default()
+            .open += 1;
         Self {
             lifecycle,
             id,
@@ -68,7 +73,7 @@ impl ActivityGuard {
 
 impl Drop for ActivityGuard {
     fn drop(&mut self) {
-        let mut table = self.lifecycle.uses.table();
+        let mut table = self.lifecycle.activity.table();
         if let Some(found) = table.get_mut(&self.id) {
             found.open = found.open.saturating_sub(1);
             if self.counts {
