@@ -54,9 +54,9 @@ soak: setup-test dev image ## Run the end-to-end tests with all rounds, and the 
 		WRENN_RELEASE_0_1_0="$(TARGET)/release-0.1.0" \
 		cargo nextest run --locked --profile soak -p wrenn-e2e $(NEXTEST)
 
-openapi: ## Write openapi/v1.yaml, the frozen REST API document
+openapi: ## Write openapi/v1.yaml, the committed REST API document
 	WRENN_WRITE_OPENAPI=1 cargo nextest run --locked --workspace --test api \
-		-E 'test(the_frozen_document_is_the_served_one)'
+		-E 'test(served_document_is_the_committed_one)'
 
 fuzz: ## Run each fuzz target for SECONDS (default 30)
 	@scripts/fuzz $(or $(SECONDS),30)
@@ -82,7 +82,8 @@ setup-test:
 envd:
 	@scripts/envd
 
-# Builds the tested programs with the development profile, which has overflow checks and assertions.
+# Builds the tested programs and the tests with the development profile, which has overflow checks
+# and assertions. In one call: dependencies have more features with the tests than without them, and
+# would be built twice.
 dev: setup envd
-	cargo build --locked --workspace --bins
-	cargo build --locked -p wrenn-preload
+	cargo build --locked --workspace --lib --bins --tests

@@ -32,6 +32,7 @@ use crate::{
     app::App,
     auth,
     cgroups::Cgroups,
+    connections::Connections,
     filesystem::{FilesystemService, watch::Watchers},
     http::{compose, download, info, snapshot, upload},
     http_error::{connect_error, error_response},
@@ -116,7 +117,18 @@ pub fn initial_state(config: &Config) -> (App, Launcher) {
 /// None at present: failures to accept are logged, and the loop continues.
 pub async fn serve(listener: TcpListener, app: App, launcher: Launcher) -> io::Result<()> {
     let connections = app.connections.clone();
-    let router = router(app, launcher);
+    serve_router(listener, connections, router(app, launcher)).await
+}
+
+/// Like [`serve`], for the routes of [`router`] behind a middleware of the caller.
+///
+/// # Errors
+/// See [`serve`].
+pub async fn serve_router(
+    listener: TcpListener,
+    connections: Arc<Connections>,
+    router: Router,
+) -> io::Result<()> {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -163,7 +175,8 @@ pub async fn serve(listener: TcpListener, app: App, launcher: Launcher) -> io::R
     }
 }
 
-fn router(app: App, launcher: Launcher) -> Router {
+/// Returns all routes.
+pub fn router(app: App, launcher: Launcher) -> Router {
     let watchers = Arc::new(Watchers::default());
     let rpc = connectrpc::Router::new()
         .add_service(Arc::new(ProcessService::new(launcher)))

@@ -19,7 +19,7 @@ use wrenn_proto::supervise::marks;
 const LAPIC_TIMER_HZ: f64 = 1e9 / 16.0;
 
 /// Parameter of the kernel command line that sets the tolerance, in percent.
-const TOLERANCE_WORD: &str = marks::TIMER_TOLERANCE;
+const TOLERANCE_PARAMETER: &str = marks::TIMER_TOLERANCE;
 
 /// Default tolerance, in percent: a factor of two in either direction.
 const DEFAULT_TOLERANCE_PERCENT: f64 = 100.0;
@@ -49,7 +49,7 @@ fn read() -> io::Result<(String, String)> {
 
 fn tolerance_percent(command_line: &str) -> f64 {
     let mut words = command_line.split_ascii_whitespace();
-    let value = words.find_map(|word| word.strip_prefix(TOLERANCE_WORD)?.parse().ok());
+    let value = words.find_map(|word| word.strip_prefix(TOLERANCE_PARAMETER)?.parse().ok());
     value.unwrap_or(DEFAULT_TOLERANCE_PERCENT)
 }
 
@@ -144,14 +144,14 @@ Clock Event Device: lapic
     }
 
     #[test]
-    fn a_timer_that_was_calibrated_well_passes() {
+    fn accurate_timer_passes() {
         assert_eq!(judge(&list("268435456"), 5.0), Ok(()));
         assert_eq!(judge(&list("260468291"), 5.0), Ok(()));
         assert_eq!(judge(&list("450000000"), 100.0), Ok(()));
     }
 
     #[test]
-    fn one_that_is_too_slow_or_too_fast_does_not() {
+    fn timer_that_is_too_slow_or_too_fast_fails() {
         // Results on a busy host: 7032355 and 1443562 instead of 4000000.
         for (mult, ratio) in [("471934464", "1.758"), ("96875384", "0.361")] {
             let error = judge(&list(mult), 50.0).expect_err("out of range");
@@ -170,14 +170,14 @@ Clock Event Device: lapic
     }
 
     #[test]
-    fn a_timer_that_needs_no_calibration_is_not_judged() {
+    fn timer_without_calibration_is_not_checked() {
         let deadline = list("1").replace("Device: lapic", "Device: lapic-deadline");
         assert_eq!(judge(&deadline, 1.0), Ok(()));
         assert_eq!(judge("", 1.0), Ok(()));
     }
 
     #[test]
-    fn every_cpu_is_looked_at() {
+    fn every_cpu_is_checked() {
         let second = list("1").replace("Per CPU device: 0", "Per CPU device: 1");
         let both = format!("{}\n{second}", list("268435456"));
         let error = judge(&both, 100.0).expect_err("the second is dead");

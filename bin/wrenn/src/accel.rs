@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_processors_own_flags_count() {
+    fn only_flags_of_the_processor_are_read() {
         assert!(has_virtualization("flags\t\t: fpu vmx sse\n"));
         assert!(has_virtualization("flags\t\t: fpu svm\n"));
         assert!(!has_virtualization("flags\t\t: fpu svm_lock\n"));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_setting_beats_the_machine() {
+    fn setting_takes_precedence_over_detection() {
         let missing = || Some("no vmx".to_owned());
         let accel = |choice, no_kvm| Decision::new(choice, no_kvm).accel;
         assert_eq!(accel(AccelChoice::Auto, None), Accel::Kvm);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn asking_for_kvm_where_there_is_none_is_impossible() {
+    fn requesting_missing_kvm_is_an_error() {
         let missing = || Some("no vmx".to_owned());
         let impossible = |choice, no_kvm| {
             Decision::new(choice, no_kvm)

@@ -24,7 +24,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     globals: Globals,
     #[command(subcommand)]
-    verb: Verb,
+    command: CliCommand,
 }
 
 /// Settings of all commands.
@@ -46,7 +46,7 @@ struct Globals {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum CliCommand {
     /// Run the control plane and the host agent on this machine, in one process
     Up(serve::UpArgs),
     /// Run the control plane only: REST API, database, reconciler
@@ -62,16 +62,16 @@ enum Verb {
     Run(run::RunArgs),
     /// Create and use sandboxes
     #[command(subcommand, visible_alias = "sb")]
-    Sandbox(sandbox::SandboxVerb),
+    Sandbox(sandbox::SandboxCommand),
     /// Create, list and remove snapshots of sandboxes
     #[command(subcommand)]
-    Snapshot(snapshot::SnapshotVerb),
+    Snapshot(snapshot::SnapshotCommand),
     /// Build, list and remove templates
     #[command(subcommand)]
-    Image(image::ImageVerb),
+    Image(image::ImageCommand),
     /// Create, list and revoke API keys
     #[command(subcommand)]
-    Key(key::KeyVerb),
+    Key(key::KeyCommand),
     /// Print a shell completion script
     Completions(completions::CompletionsArgs),
 }
@@ -79,8 +79,8 @@ enum Verb {
 impl Cli {
     /// Checks constraints between arguments, which the parser cannot express.
     pub(crate) fn checked(self) -> Result<Self, clap::Error> {
-        let checked = match &self.verb {
-            Verb::Sandbox(verb) => verb.check(),
+        let checked = match &self.command {
+            CliCommand::Sandbox(command) => command.check(),
             _ => Ok(()),
         };
         checked.map_err(|why| Self::command().error(ErrorKind::ValueValidation, why))?;
@@ -89,7 +89,7 @@ impl Cli {
 
     /// Runs the command and returns the exit code.
     pub(crate) fn run(self) -> anyhow::Result<i32> {
-        if let Verb::Completions(args) = &self.verb {
+        if let CliCommand::Completions(args) = &self.command {
             return completions::run(args);
         }
         let mut flags = Layer {
@@ -98,43 +98,43 @@ impl Cli {
             api_key: self.globals.api_key,
             ..Layer::default()
         };
-        match &self.verb {
-            Verb::Up(args) => args.settings(&mut flags),
-            Verb::Server(args) => args.settings(&mut flags),
-            Verb::Agent(args) => args.settings(&mut flags),
-            Verb::Image(verb) => verb.settings(&mut flags),
+        match &self.command {
+            CliCommand::Up(args) => args.settings(&mut flags),
+            CliCommand::Server(args) => args.settings(&mut flags),
+            CliCommand::Agent(args) => args.settings(&mut flags),
+            CliCommand::Image(command) => command.settings(&mut flags),
             _ => {}
         }
         let settings = config::load(flags, self.globals.config.as_deref(), |name| {
             std::env::var(name).ok()
         })?;
-        self.verb.run(&settings)
+        self.command.run(&settings)
     }
 }
 
-impl Verb {
+impl CliCommand {
     fn run(self, settings: &Settings) -> anyhow::Result<i32> {
         match self {
             Self::Up(args) => on_all_cores(serve::up(settings, args)),
             Self::Server(args) => on_all_cores(serve::server(settings, args)),
             Self::Agent(args) => on_all_cores(serve::agent(settings, args)),
             Self::Doctor(args) => doctor::run(settings, args),
-            Self::Image(verb) => image::run(settings, verb),
+            Self::Image(command) => image::run(settings, command),
             Self::Run(args) => {
                 let client = Client::new(settings)?;
                 on_one_core(run::run(&client, args))
             }
-            Self::Sandbox(verb) => {
+            Self::Sandbox(command) => {
                 let client = Client::new(settings)?;
-                on_one_core(verb.run(&client))
+                on_one_core(command.run(&client))
             }
-            Self::Snapshot(verb) => {
+            Self::Snapshot(command) => {
                 let client = Client::new(settings)?;
-                on_one_core(snapshot::run(&client, verb))
+                on_one_core(snapshot::run(&client, command))
             }
-            Self::Key(verb) => {
+            Self::Key(command) => {
                 let client = Client::new(settings)?;
-                on_one_core(key::run(&client, verb))
+                on_one_core(key::run(&client, command))
             }
             Self::Completions(args) => completions::run(&args),
         }
@@ -184,7 +184,7 @@ mod tests {
             "wrenn run ls -l --json",
             "wrenn run --template t ls -l --json",
         ] {
-            let Verb::Run(args) = parse(line).expect(line).verb else {
+            let CliCommand::Run(args) = parse(line).expect(line).command else {
                 panic!("{line}");
             };
             assert_eq!(args.command(), ["ls", "-l", "--json"], "{line}");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_taken_before_and_after_the_verb() {
+    fn settings_are_accepted_before_and_after_the_command() {
         for line in ["wrenn --dir /d doctor", "wrenn doctor --dir /d"] {
             let cli = parse(line).expect(line);
             assert_eq!(cli.globals.dir, Some("/d".into()), "{line}");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_lines_are_refused() {
+    fn invalid_command_lines_are_rejected() {
         for line in [
             "wrenn",
             "wrenn fly",

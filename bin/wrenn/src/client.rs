@@ -18,7 +18,7 @@ use wrenn_api_types::{
     ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
     ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, Template, UnknownSandbox,
 };
-use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
+use wrenn_model::{SandboxId, SandboxStatus, Scope, TemplateName};
 
 use crate::config::Settings;
 
@@ -235,8 +235,9 @@ impl Client {
         &self,
         name: String,
         e2b: bool,
+        scopes: Option<Vec<Scope>>,
     ) -> Result<CreatedApiKey, ClientError> {
-        let body = CreateApiKey { name, e2b };
+        let body = CreateApiKey { name, e2b, scopes };
         self.call(Method::POST, &["api-keys"], Some(&body)).await
     }
 
@@ -314,7 +315,7 @@ impl Client {
         }
         let status = answer.status();
         let body = answer.bytes().await.unwrap_or_default();
-        Err(ClientError::refused(status, &body))
+        Err(ClientError::rejected(status, &body))
     }
 
     async fn decode<T: DeserializeOwned>(&self, answer: Response) -> Result<T, ClientError> {

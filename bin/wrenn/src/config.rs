@@ -142,7 +142,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Fills in the defaults.
     fn from_layer(layer: Layer) -> Self {
-        let dir = layer.dir.map_or_else(|| DEFAULT_DIR.into(), whole);
+        let dir = layer.dir.map_or_else(|| DEFAULT_DIR.into(), absolute);
         let listen = layer
             .listen
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8000).into());
@@ -156,7 +156,9 @@ impl Settings {
                 .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8001).into()),
             agent_listen,
             agent_url: layer.agent_url.unwrap_or_else(|| url_of(agent_listen)),
-            images_dir: layer.images_dir.map_or_else(|| dir.join("images"), whole),
+            images_dir: layer
+                .images_dir
+                .map_or_else(|| dir.join("images"), absolute),
             api_url: layer.api_url.unwrap_or_else(|| url_of(listen)),
             api_key: layer.api_key,
             database_url: layer
@@ -166,7 +168,7 @@ impl Settings {
             egress: layer.egress.unwrap_or(Egress::Deny),
             dns: layer.dns,
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
-            envd: layer.envd.map(whole),
+            envd: layer.envd.map(absolute),
             dir,
         }
     }
@@ -190,7 +192,7 @@ impl Settings {
 
 /// Returns the absolute form of a path, which is valid in every process regardless of its working
 /// directory.
-fn whole(path: PathBuf) -> PathBuf {
+fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 

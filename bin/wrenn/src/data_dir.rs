@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_made_once_for_root_alone() {
+    fn token_is_created_once_and_readable_by_root_only() {
         let dir = tempfile::tempdir().expect("a directory");
         let settings = settings(dir.path());
         let token = agent_token(&settings).expect("made");
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_token_is_refused() {
+    fn empty_token_is_rejected() {
         let dir = tempfile::tempdir().expect("a directory");
         let settings = settings(dir.path());
         fs::write(settings.token_file(), "\n").expect("writable");

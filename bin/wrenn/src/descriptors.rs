@@ -4,12 +4,12 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Target limit, the same as in the unit file.
-const WANTED: u64 = 65_536;
+const DESIRED: u64 = 65_536;
 
 /// Raises this process's limit as far as permitted. If raising fails, the limit is unchanged.
 pub(crate) fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = maximum.map_or(WANTED, |maximum| maximum.min(WANTED));
+    let wanted = maximum.map_or(DESIRED, |maximum| maximum.min(DESIRED));
     if current.is_none_or(|current| current >= wanted) {
         return;
     }
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_low_limit_is_raised_and_a_high_one_is_left() {
+    fn low_limit_is_raised_and_a_high_one_is_kept() {
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
         let low = Rlimit {
             current: Some(256),
@@ -36,7 +36,7 @@ mod tests {
         setrlimit(Resource::Nofile, low).expect("lowered");
         raise();
         let current = getrlimit(Resource::Nofile).current;
-        assert_eq!(current, Some(maximum.unwrap_or(WANTED).min(WANTED)));
+        assert_eq!(current, Some(maximum.unwrap_or(DESIRED).min(DESIRED)));
         raise();
         assert_eq!(getrlimit(Resource::Nofile).current, current);
     }

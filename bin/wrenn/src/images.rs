@@ -82,24 +82,24 @@ impl InUse {
 
     /// Adds the files listed in `name` in each subdirectory of `dir`.
     fn add_each_of(&mut self, dir: &Path, name: &str) -> io::Result<()> {
-        let folders = match fs::read_dir(dir) {
-            Ok(folders) => folders,
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
         };
-        for folder in folders {
-            let folder = folder?.path();
-            if !folder.is_dir() {
+        for sandbox_dir in entries {
+            let sandbox_dir = sandbox_dir?.path();
+            if !sandbox_dir.is_dir() {
                 continue;
             }
-            match read_parts(&folder.join(name)) {
+            match read_parts(&sandbox_dir.join(name)) {
                 Some(parts) => {
                     self.paths
                         .extend([parts.kernel, parts.initrd, parts.base_disk].map(real));
                     self.builds.extend(parts.restore.map(|from| from.build));
                 }
                 // Removed in the meantime, or not written yet.
-                None => self.unknown |= folder.exists(),
+                None => self.unknown |= sandbox_dir.exists(),
             }
         }
         Ok(())
@@ -150,19 +150,19 @@ fn real(path: PathBuf) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn is_found_in(folder: &str, name: &str) {
+    fn is_found_in(sandbox_dir: &str, name: &str) {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = dir.path().join("rootfs.ext4");
         fs::write(&disk, "").expect("writable");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&disk, &link).expect("a link");
-        let folder = dir.path().join(folder);
-        fs::create_dir_all(&folder).expect("a directory");
+        let sandbox_dir = dir.path().join(sandbox_dir);
+        fs::create_dir_all(&sandbox_dir).expect("a directory");
         let spec = serde_json::json!({
             "id": "sb-1", "kernel": "/k/vmlinux", "initrd": "/k/initrd.img", "base_disk": link,
             "restore": { "build": "00ff" },
         });
-        fs::write(folder.join(name), spec.to_string()).expect("writable");
+        fs::write(sandbox_dir.join(name), spec.to_string()).expect("writable");
 
         let in_use = InUse::read(dir.path()).expect("readable");
         assert!(in_use.holds(&disk));
@@ -172,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sandbox_or_a_snapshot_stands_on_is_in_use_by_whatever_path() {
+    fn files_of_sandboxes_and_snapshots_are_in_use_by_any_path() {
         is_found_in("sandboxes/sb-1", files::SPEC);
         is_found_in("snapshots/snapshots/00", MANIFEST);
     }
 
     #[test]
-    fn a_sandbox_that_does_not_tell_may_use_anything() {
+    fn unreadable_sandbox_may_use_any_file() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(
             !InUse::read(dir.path())
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_not_there_is_empty_and_not_made() {
+    fn missing_store_is_empty_and_not_created() {
         let dir = tempfile::tempdir().expect("a directory");
         let images = dir.path().join("images");
         assert_eq!(template_names(&images), Ok(vec![]));

@@ -4,8 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 /// Runs an internal command if the arguments name one, and returns its exit code.
 pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
-    let (verb, rest) = args.split_first()?;
-    match verb.to_str()? {
+    let (command, rest) = args.split_first()?;
+    match command.to_str()? {
         "supervise" => Some(supervise(rest)),
         "jail" => Some(with_path("jail", "--spec", rest, |spec| {
             Err(wrenn_jail::enter(spec).into())
@@ -39,12 +39,12 @@ fn supervise(args: &[OsString]) -> i32 {
     exit_code("supervise", ended)
 }
 
-fn exit_code(verb: &str, ended: Result<(), anyhow::Error>) -> i32 {
+fn exit_code(command: &str, ended: Result<(), anyhow::Error>) -> i32 {
     match ended {
         Ok(()) => 0,
         Err(error) => {
             crate::output::error(format_args!(
-                "wrenn {verb}: {}",
+                "wrenn {command}: {}",
                 crate::output::in_full(error.as_ref())
             ));
             1
@@ -53,22 +53,22 @@ fn exit_code(verb: &str, ended: Result<(), anyhow::Error>) -> i32 {
 }
 
 fn with_path(
-    verb: &str,
+    command: &str,
     flag: &str,
     args: &[OsString],
     run: impl FnOnce(&std::path::Path) -> Result<(), anyhow::Error>,
 ) -> i32 {
     let [given, path] = args else {
         crate::output::error(format_args!(
-            "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
+            "wrenn: `wrenn {command}` is internal: expected only {flag} PATH"
         ));
         return 2;
     };
     if given != flag {
         crate::output::error(format_args!(
-            "wrenn: `wrenn {verb}` is internal: expected only {flag} PATH"
+            "wrenn: `wrenn {command}` is internal: expected only {flag} PATH"
         ));
         return 2;
     }
-    exit_code(verb, run(&PathBuf::from(path)))
+    exit_code(command, run(&PathBuf::from(path)))
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Time within which a further signal counts as the same request: some senders signal a process and
 /// then its group.
-const SAME_WISH: Duration = Duration::from_secs(1);
+const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 
 /// Receiver of SIGINT, SIGTERM and SIGHUP. Once created, these signals no longer terminate the
 /// process.
@@ -53,7 +53,7 @@ impl Interrupts {
                 _ = self.term.recv() => SignalKind::terminate(),
                 _ = self.hup.recv() => SignalKind::hangup(),
             };
-            let again = self.last.is_some_and(|last| last.elapsed() < SAME_WISH);
+            let again = self.last.is_some_and(|last| last.elapsed() < REPEAT_WINDOW);
             if !again {
                 self.last = Some(Instant::now());
                 return Interrupted {
@@ -71,13 +71,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_signal_right_after_another_is_the_same_wish() {
+    async fn repeated_signal_within_a_second_counts_once() {
         let mut interrupts = Interrupts::new().expect("handlers");
         raise(Number::SIGTERM).expect("sent");
         let first = interrupts.recv().await;
         assert_eq!(first.exit_code(), 143);
         raise(Number::SIGINT).expect("sent");
-        let again = tokio::time::timeout(SAME_WISH / 2, interrupts.recv()).await;
+        let again = tokio::time::timeout(REPEAT_WINDOW / 2, interrupts.recv()).await;
         assert!(again.is_err(), "{again:?}");
     }
 }

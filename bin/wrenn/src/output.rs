@@ -197,16 +197,16 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once_and_all_of_it_in_one_line() {
-        let told = |text| {
+    fn causes_are_printed_once_in_one_line() {
+        let printed = |text| {
             in_full(&Outer {
                 text,
                 source: io::Error::other("disk\n  full"),
             })
         };
-        assert_eq!(told("cannot write"), "cannot write: disk full");
+        assert_eq!(printed("cannot write"), "cannot write: disk full");
         assert_eq!(
-            told("cannot write: disk\n  full"),
+            printed("cannot write: disk\n  full"),
             "cannot write: disk full"
         );
     }

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn why_it_did_not_start_is_told() {
+    async fn failure_to_start_is_reported() {
         let error = Service::start("test", |_ready, _stop| async move { bail!("no database") })
             .await
             .expect_err("it failed");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn why_it_ended_is_told() {
+    async fn failure_while_running_is_reported() {
         let (fill, full) = oneshot::channel::<()>();
         let mut service = Service::start("test", |ready, _stop| async move {
             let _ = ready.send(somewhere());
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_does_not_stop_is_cut_off() {
+    async fn service_that_does_not_stop_is_aborted() {
         let service = Service::start("test", |ready, _stop| async move {
             let _ = ready.send(somewhere());
             std::future::pending().await

@@ -42,7 +42,7 @@ async fn exit_code(mut child: Child) -> Option<i32> {
 }
 
 fn hello() -> Script {
-    Script::Say(vec![
+    Script::Send(vec![
         json!({"type": "start", "pid": 7}),
         json!({"type": "stdout", "data": "/wAK", "encoding": "base64"}),
         json!({"type": "stderr", "data": "oops"}),
@@ -51,14 +51,14 @@ fn hello() -> Script {
 }
 
 #[tokio::test]
-async fn a_run_passes_bytes_and_exit_code_on_and_leaves_no_sandbox() {
+async fn run_returns_bytes_and_exit_code_and_destroys_its_sandbox() {
     let fake = Fake::start(hello()).await;
     let out = finish(&mut fake.wrenn(&["run", "-e", "A=b", "--", "prog", "-x"])).await;
     assert_eq!(out.stdout, b"\xff\x00\n");
     assert_eq!(out.stderr, b"oops");
     assert_eq!(out.status.code(), Some(7));
     fake.called("DELETE /v1/sandboxes/sb-1").await;
-    let start = fake.heard("start").await;
+    let start = fake.received("start").await;
     assert_eq!(
         (&start["cmd"], &start["args"]),
         (&json!("prog"), &json!(["-x"]))
@@ -66,7 +66,7 @@ async fn a_run_passes_bytes_and_exit_code_on_and_leaves_no_sandbox() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_interrupted_destroys_its_sandbox() {
+async fn interrupted_run_destroys_its_sandbox() {
     for (sig, code) in [
         (Signal::SIGINT, 130),
         (Signal::SIGTERM, 143),
@@ -74,7 +74,7 @@ async fn a_run_that_is_interrupted_destroys_its_sandbox() {
     ] {
         let fake = Fake::start(Script::Hang).await;
         let child = fake.wrenn(&["run", "sleep", "9"]).spawn().unwrap();
-        fake.heard("start").await;
+        fake.received("start").await;
         signal(&child, sig);
         assert_eq!(exit_code(child).await, Some(code));
         fake.called("DELETE /v1/sandboxes/sb-1").await;
@@ -82,12 +82,12 @@ async fn a_run_that_is_interrupted_destroys_its_sandbox() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_interrupted_while_it_creates_waits_to_learn_what_to_destroy() {
+async fn run_interrupted_during_its_create_destroys_its_sandbox() {
     let fake = Fake::start_slow(Script::Hang).await;
     let child = fake.wrenn(&["run", "true"]).spawn().unwrap();
     fake.called("POST /v1/sandboxes").await;
     signal(&child, Signal::SIGINT);
-    fake.let_create_answer();
+    fake.release_create();
     assert_eq!(exit_code(child).await, Some(130));
     fake.called("DELETE /v1/sandboxes/sb-1").await;
     assert!(fake.messages().is_empty(), "{:?}", fake.messages());
@@ -95,7 +95,7 @@ async fn a_run_that_is_interrupted_while_it_creates_waits_to_learn_what_to_destr
 
 #[tokio::test]
 async fn a_stream_that_ends_without_an_exit_is_a_failure() {
-    let fake = Fake::start(Script::Say(vec![
+    let fake = Fake::start(Script::Send(vec![
         json!({"type": "error", "data": "the guest agent is gone"}),
     ]))
     .await;
@@ -106,13 +106,13 @@ async fn a_stream_that_ends_without_an_exit_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_run_is_an_exit_code_as_in_a_shell() {
+async fn program_that_cannot_run_gives_an_exit_code_as_in_a_shell() {
     for code in [127, 126] {
         let refusal = json!({
             "type": "error", "data": "error starting process: prog: cause", "fatal": true,
             "code": "invalid_request", "exit_code": code
         });
-        let fake = Fake::start(Script::Say(vec![refusal])).await;
+        let fake = Fake::start(Script::Send(vec![refusal])).await;
         for args in [
             &["run", "prog"][..],
             &["sandbox", "exec", "sb-1", "--", "prog"],
@@ -133,7 +133,7 @@ async fn a_program_that_cannot_run_is_an_exit_code_as_in_a_shell() {
 }
 
 #[tokio::test]
-async fn input_goes_to_the_command_and_its_end_is_told() {
+async fn input_and_its_end_reach_the_command() {
     let fake = Fake::start(Script::Echo).await;
     let input: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
     let mut child = fake
@@ -160,15 +160,15 @@ async fn an_interrupted_exec_ends_the_command() {
         .wrenn(&["sandbox", "exec", "sb-1", "sleep", "9"])
         .spawn()
         .unwrap();
-    fake.heard("start").await;
+    fake.received("start").await;
     signal(&child, Signal::SIGINT);
     assert_eq!(exit_code(child).await, Some(130));
-    fake.heard("stop").await;
+    fake.received("stop").await;
     assert!(!fake.calls().iter().any(|c| c.starts_with("DELETE")));
 }
 
 #[tokio::test]
-async fn nobody_reading_the_output_is_a_quiet_end() {
+async fn closed_output_ends_the_command_quietly() {
     let fake = Fake::start(hello()).await;
     let mut child = fake.wrenn(&["run", "true"]).spawn().unwrap();
     drop(child.stdout.take());
@@ -200,7 +200,7 @@ async fn a_list_is_a_table_ids_or_json() {
 }
 
 #[tokio::test]
-async fn a_created_sandbox_is_waited_for_and_its_id_printed() {
+async fn create_waits_and_prints_the_id() {
     let fake = Fake::start(Script::Hang).await;
     let out = finish(&mut fake.wrenn(&["sandbox", "create", "--memory", "256"])).await;
     assert_eq!(text(&out.stdout), "sb-1\n");
@@ -213,7 +213,7 @@ async fn a_created_sandbox_is_waited_for_and_its_id_printed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_destroyed_does_not_keep_the_rest() {
+async fn failed_destroy_does_not_stop_the_others() {
     let fake = Fake::start(Script::Hang).await;
     let out = finish(&mut fake.wrenn(&["sandbox", "rm", "sb-9", "sb-1"])).await;
     assert_eq!(text(&out.stdout), "sb-1\n");
@@ -225,7 +225,7 @@ async fn what_cannot_be_destroyed_does_not_keep_the_rest() {
 }
 
 #[tokio::test]
-async fn a_file_comes_out_of_a_sandbox() {
+async fn file_is_copied_from_a_sandbox() {
     let fake = Fake::start(Script::Hang).await;
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().to_str().unwrap();
@@ -239,7 +239,7 @@ async fn a_file_comes_out_of_a_sandbox() {
 }
 
 #[tokio::test]
-async fn a_directory_is_refused_with_the_command_that_copies_it() {
+async fn directory_is_rejected_with_the_command_that_copies_it() {
     let fake = Fake::start(Script::Hang).await;
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().to_str().unwrap();
@@ -270,7 +270,7 @@ async fn failures_are_one_line_and_exit_code_1() {
 }
 
 #[tokio::test]
-async fn wrong_command_lines_have_exit_code_2() {
+async fn invalid_command_lines_have_exit_code_2() {
     let lines: [&[&str]; 5] = [
         &["fly"],
         &["run"],
@@ -286,7 +286,7 @@ async fn wrong_command_lines_have_exit_code_2() {
 }
 
 #[tokio::test]
-async fn a_wrong_settings_file_is_named() {
+async fn invalid_settings_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("w.toml");
     std::fs::write(&file, "port = 1\n").unwrap();
@@ -311,7 +311,7 @@ async fn completions_are_made_for_the_usual_shells() {
 }
 
 #[tokio::test]
-async fn an_internal_verb_says_which_folder_it_cannot_use() {
+async fn internal_command_names_the_directory_that_it_cannot_use() {
     let out = finish(&mut wrenn(&["supervise", "--dir", "/no/such/folder"])).await;
     assert_eq!(out.status.code(), Some(1));
     assert!(

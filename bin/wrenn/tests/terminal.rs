@@ -125,10 +125,10 @@ impl Shell {
 }
 
 #[tokio::test]
-async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
+async fn keys_are_sent_and_the_terminal_is_restored() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
-    let start = fake.heard("start").await;
+    let start = fake.received("start").await;
     assert_eq!((&start["cols"], &start["rows"]), (&json!(101), &json!(33)));
     assert_eq!(start["envs"]["TERM"], "xterm");
     shell.until_raw().await;
@@ -140,10 +140,10 @@ async fn keys_go_to_the_sandbox_and_the_terminal_is_restored_at_the_end() {
 }
 
 #[tokio::test]
-async fn a_new_size_is_told() {
+async fn new_size_is_sent() {
     let fake = Fake::start(Script::Echo).await;
     let mut shell = shell(&fake);
-    fake.heard("start").await;
+    fake.received("start").await;
     shell.until_raw().await;
     shell.type_and_read(b"x").await;
     let mut size = rustix::termios::tcgetwinsize(&shell.master).unwrap();
@@ -151,18 +151,18 @@ async fn a_new_size_is_told() {
     tcsetwinsize(&shell.master, size).unwrap();
     // The kernel signals only the session of the terminal; here the test takes its place.
     shell.signal(Signal::SIGWINCH);
-    let resize = fake.heard("resize").await;
+    let resize = fake.received("resize").await;
     assert_eq!((&resize["cols"], &resize["rows"]), (&json!(77), &json!(11)));
     shell.master.write_all(b"\x04").unwrap();
     assert_eq!(shell.exit_code().await, Some(0));
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_and_restores_the_terminal() {
+async fn signal_ends_the_shell_and_restores_the_terminal() {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
         let fake = Fake::start(Script::Echo).await;
         let mut shell = shell(&fake);
-        fake.heard("start").await;
+        fake.received("start").await;
         shell.until_raw().await;
         shell.type_and_read(b"x").await;
         shell.signal(signal);
@@ -172,9 +172,9 @@ async fn a_signal_ends_it_and_restores_the_terminal() {
 }
 
 #[tokio::test]
-async fn a_server_that_breaks_off_restores_the_terminal_and_is_told() {
+async fn lost_server_is_reported_and_the_terminal_restored() {
     let broken = json!({"type": "error", "data": "the sandbox is gone"});
-    let fake = Fake::start(Script::Say(vec![broken])).await;
+    let fake = Fake::start(Script::Send(vec![broken])).await;
     let mut shell = shell(&fake);
     assert_eq!(shell.exit_code().await, Some(1));
     assert!(shell.is_restored());

@@ -9,6 +9,8 @@ mod merge;
 use std::{fs, io, path::Path, process::Stdio, time::Duration};
 
 use tokio::process::Command;
+// Path of the template's image in the jail. Constant, so that a disk is valid in every jail.
+use wrenn_jail::BASE_DISK;
 use wrenn_proto::supervise::files;
 
 use crate::sandbox_dir::SandboxDir;
@@ -17,10 +19,6 @@ pub(crate) use merge::merge;
 
 /// Name of a merged layer in the directory of a staged snapshot.
 pub(crate) const MERGED: &str = "disk.qcow2";
-
-/// Path of the template's image inside the VMM's jail. Constant, so that a disk is valid in every
-/// jail.
-const BASE_INSIDE_JAIL: &str = "/tmp/fc-vm/base";
 
 /// Program that creates disks.
 const PROGRAM: &str = "qemu-img";
@@ -90,7 +88,7 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
     // -u: the base image exists only inside the jail, so `qemu-img` cannot check it here.
     let child = Command::new(PROGRAM)
         .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
-        .arg(BASE_INSIDE_JAIL)
+        .arg(BASE_DISK)
         .arg(path)
         .arg(format!("{size_mib}M"))
         .stdin(Stdio::null())
@@ -148,7 +146,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     #[tokio::test]
-    async fn an_overlay_is_sparse_and_its_users_alone() {
+    async fn overlay_is_sparse_and_private_to_its_user() {
         let data = tempfile::tempdir().unwrap();
         let sandbox_dirs = crate::sandbox_dir::SandboxDirs::open(data.path()).unwrap();
         let sandbox_dir = sandbox_dirs.claim(&"sb-1".parse().unwrap()).unwrap();
@@ -169,7 +167,7 @@ mod tests {
             .unwrap();
         let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
         assert_eq!(info["virtual-size"], 5120_u64 * 1024 * 1024);
-        assert_eq!(info["backing-filename"], BASE_INSIDE_JAIL);
+        assert_eq!(info["backing-filename"], BASE_DISK);
         let next = sandbox_dir.next_disk();
         create_at(&next, 5120, 1_900_000_001).await.unwrap();
         remove(&sandbox_dir).unwrap();
@@ -178,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_told_from_other_failures_and_leaves_no_file() {
+    async fn full_disk_is_distinguished_and_leaves_no_file() {
         // A file system of one page, too small for the overlay's header.
         crate::private_host::enter();
         let dir = tempfile::tempdir().unwrap();

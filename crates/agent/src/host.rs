@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_something_of_everything() {
+    fn capacity_of_this_host_is_not_zero() {
         let facts = HostCapacity::read(Path::new("/")).unwrap();
         assert!(facts.cpu_count > 0 && facts.memory_total_mib >= facts.memory_available_mib);
         assert!(facts.memory_available_mib > 0);

@@ -33,5 +33,4 @@ pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};
 pub use templates::{Template, TemplateError, TemplateSource};
 
 #[cfg(test)]
-#[path = "../tests/support/private_host.rs"]
-mod private_host;
+use wrenn_test_host as private_host;

@@ -16,6 +16,7 @@ use connectrpc::{
     ServiceResult,
 };
 use wrenn_proto::rpc::hostagent::v1 as pb;
+use wrenn_sys::failpoint;
 
 use crate::sandbox::{Sandbox, actor::SandboxActors, service::SandboxService};
 
@@ -34,6 +35,7 @@ pub(crate) fn router(actors: SandboxActors, token: &str) -> axum::Router {
         .route("/tunnel/{id}/{port}", axum::routing::get(tunnel::open))
         .with_state(actors)
         .fallback_service(rpc)
+        .layer(axum::middleware::from_fn(hit_failpoints))
         .layer(axum::middleware::from_fn_with_state(
             auth::Token::new(token),
             auth::require_token,
@@ -51,6 +53,21 @@ impl AgentService {
         ownership::require(&sandbox, &ownership::caller(context)?)?;
         Ok(sandbox)
     }
+}
+
+/// Passes the failpoints `rpc.<method>.received` and `rpc.<method>.done`. In one process with the
+/// control plane (`wrenn up`), the control plane dies there as well: before the agent has begun the
+/// call, or after the agent has completed it and before the row of the sandbox says so.
+async fn hit_failpoints(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    let path = request.uri().path().to_owned();
+    let method = path.rsplit('/').next().unwrap_or_default();
+    failpoint::hit(&format!("rpc.{method}.received"), None);
+    let response = next.run(request).await;
+    failpoint::hit(&format!("rpc.{method}.done"), None);
+    response
 }
 
 type Request<'a, T> = ServiceRequest<'a, T>;

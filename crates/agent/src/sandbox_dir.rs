@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_claimed_once_and_removed_whole() {
+    fn directory_is_claimed_once_and_removed_completely() {
         let data = tempfile::tempdir().unwrap();
         let sandbox_dirs = SandboxDirs::open(data.path()).unwrap();
         let sandbox_dir = sandbox_dirs.claim(&id()).unwrap();

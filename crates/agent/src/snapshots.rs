@@ -24,6 +24,7 @@ use thiserror_ext::AsReport as _;
 use wrenn_model::TemplateName;
 use wrenn_proto::supervise::{Accel, SupervisorSpec};
 use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
+use wrenn_sys::failpoint;
 
 pub(crate) use located::LocatedSnapshot;
 pub(crate) use memory::ImageMemory;
@@ -436,9 +437,12 @@ impl Snapshots {
                 live.insert(record?.build);
             }
             live.extend(self.pins.all());
+            failpoint::hit("agent.collect.read", None);
             Ok(live)
         };
-        match self.own.collect(live) {
+        let collected = self.own.collect(live);
+        failpoint::hit("agent.collect.removed", None);
+        match collected {
             Ok(0) | Err(SnapshotError::NotNow) => {}
             Ok(bytes) => tracing::info!(bytes, "snapshots collected"),
             Err(error) => {

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_seqpacket::{UnixSeqpacket, ancillary::OwnedAncillaryMessage};
 use wrenn_proto::supervise::{
-    FrozenMachine, MAX_MESSAGE_BYTES, MachineStatus, RefusalCode, Reply, Request, files,
+    MAX_MESSAGE_BYTES, MachineStatus, RejectionCode, Reply, Request, SnapshotReport, files,
 };
 
 use crate::sandbox_dir::SandboxDir;
@@ -84,7 +84,7 @@ pub(crate) enum SupervisorError {
     Malformed,
     /// The supervisor rejected the request. The text is the supervisor's.
     #[error("{reason}")]
-    Refused { reason: String, code: RefusalCode },
+    Rejected { reason: String, code: RejectionCode },
     /// The supervisor cannot be killed.
     #[error("the supervisor (pid {pid}) still exists {KILL_DEADLINE:?} after SIGKILL")]
     Unkillable { pid: i32 },
@@ -95,7 +95,7 @@ impl SupervisorError {
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
             Self::Io { source, .. } => crate::host::is_out_of_space(source),
-            Self::Refused { code, .. } => *code == RefusalCode::OutOfSpace,
+            Self::Rejected { code, .. } => *code == RejectionCode::OutOfSpace,
             _ => false,
         }
     }
@@ -190,7 +190,7 @@ impl Supervisor {
         let settled = async {
             loop {
                 match self.status().await {
-                    Ok(status) if !status.freezing => return Ok(status),
+                    Ok(status) if !status.snapshotting => return Ok(status),
                     Ok(_) | Err(SupervisorError::Silent(_)) => {}
                     Err(error) => return Err(error),
                 }
@@ -210,22 +210,22 @@ impl Supervisor {
         build: &str,
         next_disk: Option<&Path>,
         deadline: Duration,
-    ) -> Result<FrozenMachine, SupervisorError> {
-        let request = Request::Freeze {
+    ) -> Result<SnapshotReport, SupervisorError> {
+        let request = Request::Snapshot {
             staging: staging.to_owned(),
             build: build.to_owned(),
             next_disk: next_disk.map(Path::to_owned),
         };
         match self.ask(request, deadline).await? {
-            Reply::Frozen(machine) => Ok(machine),
+            Reply::SnapshotTaken(machine) => Ok(machine),
             other => Err(unexpected(other)),
         }
     }
 
     /// Resumes a paused VM. Succeeds if the VM is running.
     pub(crate) async fn resume(&self) -> Result<(), SupervisorError> {
-        match self.ask(Request::Thaw, RESUME_DEADLINE).await? {
-            Reply::Thawed => Ok(()),
+        match self.ask(Request::Resume, RESUME_DEADLINE).await? {
+            Reply::Resumed => Ok(()),
             other => Err(unexpected(other)),
         }
     }
@@ -326,9 +326,9 @@ impl Supervisor {
 
 fn unexpected(reply: Reply) -> SupervisorError {
     match reply {
-        Reply::Refused { reason, code } => {
+        Reply::Rejected { reason, code } => {
             let code = code.unwrap_or_else(|| code_of_text(&reason));
-            SupervisorError::Refused { reason, code }
+            SupervisorError::Rejected { reason, code }
         }
         _ => SupervisorError::Malformed,
     }
@@ -336,10 +336,10 @@ fn unexpected(reply: Reply) -> SupervisorError {
 
 /// Returns the code for a reply that has a reason and no code. Supervisors that were started by
 /// version 0.1.0 send no code. Their reasons contain the text of QEMU or of the C library.
-fn code_of_text(reason: &str) -> RefusalCode {
+fn code_of_text(reason: &str) -> RejectionCode {
     match wrenn_qmp::is_out_of_space(reason) {
-        true => RefusalCode::OutOfSpace,
-        false => RefusalCode::Other,
+        true => RejectionCode::OutOfSpace,
+        false => RejectionCode::Other,
     }
 }
 
@@ -442,11 +442,11 @@ mod tests {
         for (reason, code, expected) in [
             (full, None, true),
             ("no", None, false),
-            (full, Some(RefusalCode::Other), false),
-            ("no", Some(RefusalCode::OutOfSpace), true),
+            (full, Some(RejectionCode::Other), false),
+            ("no", Some(RejectionCode::OutOfSpace), true),
         ] {
             let reason = reason.to_owned();
-            let error = unexpected(Reply::Refused { reason, code });
+            let error = unexpected(Reply::Rejected { reason, code });
             assert_eq!(error.is_out_of_space(), expected, "{error:?}");
         }
     }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use wrenn_model::Scope;
 
 /// Body of `POST /v1/api-keys`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -14,6 +15,9 @@ pub struct CreateApiKey {
     /// default false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub e2b: bool,
+    /// What the key may do; default: what the key of this request may do, which is also the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Vec<Scope>>,
 }
 
 /// API key without its secret.
@@ -25,6 +29,10 @@ pub struct ApiKey {
     pub name: String,
     /// First eight characters of the secret.
     pub prefix: String,
+    /// What the key may do. Absent in answers of releases before 0.2.0, where every key may do
+    /// everything.
+    #[serde(default = "all_scopes")]
+    pub scopes: Vec<Scope>,
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -32,6 +40,10 @@ pub struct ApiKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_used_at: Option<Timestamp>,
+}
+
+fn all_scopes() -> Vec<Scope> {
+    Scope::ALL.to_vec()
 }
 
 /// Response of `POST /v1/api-keys`. The secret is shown only here.

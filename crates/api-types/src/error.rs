@@ -13,7 +13,7 @@ pub struct ErrorBody {
 /// Details of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
-    /// Error code for programs: `invalid_request`, `unauthorized`, `not_found`, `invalid_state`,
+    /// Error code for programs: `invalid_request`, `unauthorized`, `forbidden`, `not_found`, `invalid_state`,
     /// `conflict`, `already_exists`, `too_large`, `resource_exhausted`, `agent_error`,
     /// `unavailable`, `timeout`, `db_error`, `internal`.
     pub code: String,

@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_control::{
-    agent_client::AgentClient,
     api_key::Auth,
+    fleet::Fleet,
     guest::{Guest, Guests},
     host::Host,
     lifecycle::{ActivityGuard, Lifecycle},
+    principal::Ownership,
     samples::Samples,
 };
 use wrenn_db::Db;
@@ -22,10 +23,11 @@ pub(crate) const BOOT_WAIT: Duration = Duration::from_secs(60);
 /// State shared by all handlers.
 pub(crate) struct App {
     pub(crate) db: Db,
-    pub(crate) agent: AgentClient,
+    pub(crate) fleet: Fleet,
     pub(crate) guests: Arc<Guests>,
     pub(crate) host: Host,
     pub(crate) auth: Arc<Auth>,
+    pub(crate) ownership: Ownership,
     pub(crate) lifecycle: Arc<Lifecycle>,
     /// Resource usage of sandboxes over time.
     pub(crate) samples: Arc<Samples>,

@@ -6,7 +6,7 @@
 //! and a sandbox that has ended is not found. Never keeps state of its own: `lifecycle` carries out
 //! the operations, and the rows hold the state.
 //!
-//! Unimplemented parts of the API answer 501 (`not_built`), so that no client mistakes a missing
+//! Unimplemented parts of the API answer 501 (`unimplemented`), so that no client mistakes a missing
 //! feature for success.
 
 mod create;
@@ -19,10 +19,10 @@ mod metrics;
 mod models;
 mod names;
 mod network;
-mod not_built;
 mod paging;
 mod sandboxes;
 mod templates;
+mod unimplemented;
 
 use axum::{extract::Request, middleware::Next, response::Response};
 use error::E2bError;
@@ -86,20 +86,20 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
 
 /// Returns the error for a path without a route.
 pub(crate) fn no_route(method: &Method, path: &str) -> E2bError {
-    not_built::what(method, path).map_or_else(
+    unimplemented::feature(method, path).map_or_else(
         || E2bError::new(StatusCode::NOT_FOUND, "no such route"),
-        E2bError::not_built,
+        E2bError::unimplemented,
     )
 }
 
 /// Returns the error for a method that a route does not support.
 pub(crate) fn no_method(method: &Method, path: &str) -> E2bError {
-    not_built::what(method, path).map_or_else(
+    unimplemented::feature(method, path).map_or_else(
         || {
             let message = "method not allowed on this route";
             E2bError::new(StatusCode::METHOD_NOT_ALLOWED, message)
         },
-        E2bError::not_built,
+        E2bError::unimplemented,
     )
 }
 

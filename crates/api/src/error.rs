@@ -6,6 +6,7 @@
 //! | wrong content type | 415 | `invalid_request` |
 //! | wrong method | 405 | `invalid_request` |
 //! | missing or invalid key | 401 | `unauthorized` |
+//! | key without the scope of the route | 403 | `forbidden` |
 //! | no such sandbox, template, process, file, key or route | 404 | `not_found` |
 //! | operation not allowed in the sandbox's status | 409 | `invalid_state` |
 //! | concurrent change, existing path, or resource that cannot be deleted | 409 | `conflict` |
@@ -35,6 +36,7 @@ use wrenn_db::DbError;
 pub(crate) enum Code {
     InvalidRequest,
     Unauthorized,
+    Forbidden,
     NotFound,
     InvalidState,
     Conflict,
@@ -54,6 +56,7 @@ impl Code {
         match self {
             Self::InvalidRequest => "invalid_request",
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::InvalidState => "invalid_state",
             Self::Conflict => "conflict",
@@ -73,6 +76,7 @@ impl Code {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::InvalidState | Self::Conflict | Self::AlreadyExists => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -274,11 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn every_word_is_documented_in_the_contract() {
+    fn every_error_code_is_documented_in_the_contract() {
         let contract = include_str!("../../api-types/src/error.rs");
         for code in [
             Code::InvalidRequest,
             Code::Unauthorized,
+            Code::Forbidden,
             Code::NotFound,
             Code::InvalidState,
             Code::Conflict,
@@ -298,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_failure_tells_nothing_of_the_database() {
+    fn database_failure_reveals_no_detail() {
         let error = ApiError::from(DbError::Query {
             what: "read",
             source: sqlx::Error::Protocol("password=secret".into()),

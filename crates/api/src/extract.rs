@@ -10,9 +10,13 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use http::{HeaderMap, StatusCode, header, request::Parts};
 use serde::de::DeserializeOwned;
+use wrenn_control::principal::Principal;
 use wrenn_model::SandboxId;
 
-use super::error::{ApiError, Code};
+use crate::{
+    app::AppState,
+    error::{ApiError, Code},
+};
 
 /// Maximum size of a JSON body, in bytes.
 pub(crate) const MAX_JSON_BYTES: usize = 1024 * 1024;
@@ -142,11 +146,40 @@ fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// `{id}` of the path. Rejected with 404 if its characters are valid but no sandbox can have that
-/// id, and with 400 if the characters are invalid.
+/// Caller, as [`authorize`](crate::authorize) identified it.
+pub(crate) struct Caller(pub(crate) Principal);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let principal = parts.extensions.get::<Principal>().cloned();
+        principal
+            .map(Self)
+            .ok_or_else(|| ApiError::new(Code::Internal, "the route does not check the API key"))
+    }
+}
+
+/// `{id}` of the path: a sandbox of the caller's team. Rejected with 404 if the team has no sandbox
+/// with that id, and with 400 if its characters are invalid.
 pub(crate) struct SandboxPath(pub(crate) SandboxId);
 
-impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
+impl FromRequestParts<AppState> for SandboxPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, ApiError> {
+        let UnknownSandboxPath(id) = UnknownSandboxPath::from_request_parts(parts, app).await?;
+        let Caller(principal) = Caller::from_request_parts(parts, app).await?;
+        app.ownership.require(&principal, &id).await?;
+        Ok(Self(id))
+    }
+}
+
+/// `{id}` of the path: a sandbox that need not be in the database. Rejected with 404 if its
+/// characters are valid but no sandbox can have that id, and with 400 if the characters are invalid.
+pub(crate) struct UnknownSandboxPath(pub(crate) SandboxId);
+
+impl<S: Send + Sync> FromRequestParts<S> for UnknownSandboxPath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {

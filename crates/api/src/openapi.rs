@@ -25,6 +25,9 @@ pub(crate) enum CommonErrors {
     /// Missing or invalid API key.
     #[response(status = 401)]
     Unauthorized(#[to_schema] ErrorBody),
+    /// The API key does not have the scope of this route.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] ErrorBody),
     /// Database failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] ErrorBody),

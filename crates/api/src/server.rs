@@ -16,9 +16,11 @@ use wrenn_control::{
     ControlConfig, ControlError,
     agent_client::AgentClient,
     api_key::{Auth, ensure_first_keys},
+    fleet::{Fleet, HostLink},
     guest::Guests,
     host::Host,
     lifecycle::Lifecycle,
+    principal::Ownership,
     reconciler::Reconciler,
     samples::{self, Samples},
 };
@@ -65,26 +67,28 @@ pub async fn serve(
     let installation = db.installation_id().await?;
     tracing::info!(installation, "database opened");
     let agent = AgentClient::new(&config.agent_url, &config.agent_token, &installation)?;
+    let fleet = Fleet::new(HostLink { agent, tunnel }, []);
     let auth = Auth::new(db.clone());
     ensure_first_keys(&db, &auth, &config).await?;
     let cuts = ConnectionKillSwitch::default();
     let (say_begun, begun) = samples::begun();
-    let guests = Arc::new(Guests::new(tunnel.clone()));
+    let guests = Arc::new(Guests::new(fleet.clone()));
     let lifecycle = Lifecycle::new(
         db.clone(),
-        agent.clone(),
+        fleet.clone(),
         Arc::clone(&guests),
         cuts.clone(),
         say_begun,
     );
-    let samples = Samples::new(db.clone(), agent.clone());
+    let samples = Samples::new(db.clone(), fleet.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
-        host: Host::new(agent.clone(), db.clone()),
+        host: Host::new(fleet.placement().agent.clone(), db.clone()),
         db: db.clone(),
-        agent: agent.clone(),
+        fleet: fleet.clone(),
         guests,
         auth,
+        ownership: Ownership::new(db.clone()),
         lifecycle: Arc::clone(&lifecycle),
         samples: Arc::clone(&samples),
         default_egress: config.default_egress,
@@ -94,12 +98,14 @@ pub async fn serve(
     let sandboxes = Traffic {
         db: db.clone(),
         lifecycle: Arc::clone(&lifecycle),
-        tunnel,
     };
     let proxy = Proxy::new(Arc::new(sandboxes), cuts, ProxyConfig::default());
-    let reconciler = Reconciler::new(db.clone(), agent, Arc::clone(&lifecycle));
     let mut background = JoinSet::new();
-    background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
+    for host in fleet.hosts() {
+        let (fleet, host) = (fleet.clone(), host.clone());
+        let reconciler = Reconciler::new(db.clone(), fleet, host, Arc::clone(&lifecycle));
+        background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
+    }
     background.spawn(Arc::clone(&lifecycle).keep_deadlines(shutdown.clone()));
     background.spawn(samples.run(begun, shutdown.clone()));
     let proxying = shutdown.clone();

@@ -22,7 +22,13 @@ pub(crate) async fn create_snapshot(
         // Later reads of the host's templates include the snapshot.
         app.host.changed().await;
         let made = host::template(made?);
-        if let Err(error) = app.db.record_snapshot(&app.agent.host_id(), &made, id.as_str()).await {
+        let recorded = async {
+            let host = app.lifecycle.find_host(&id).await?;
+            let host_id = host.agent.row_host_id();
+            let recorded = app.db.record_snapshot(&host_id, &made, id.as_str()).await;
+            recorded.map_err(LifecycleError::from)
+        };
+        if let Err(error) = recorded.await {
             // The snapshot is usable. Only its source sandbox is unknown.
             tracing::warn!(sandbox_id = %id, template = %made.name, %error, "snapshot source not recorded");
         }

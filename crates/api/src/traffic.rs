@@ -14,7 +14,7 @@ use wrenn_control::{
 };
 use wrenn_db::{Db, Sandbox};
 use wrenn_model::SandboxId;
-use wrenn_proxy::{AgentTunnel, DialError, Rejected, Sandboxes, SignedLink, Target};
+use wrenn_proxy::{DialError, Rejected, Sandboxes, SignedLink, Target};
 
 /// Maximum time that a request waits for a sandbox that is booting.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
@@ -23,7 +23,6 @@ const BOOT_WAIT: Duration = Duration::from_secs(60);
 pub(crate) struct Traffic {
     pub(crate) db: Db,
     pub(crate) lifecycle: Arc<Lifecycle>,
-    pub(crate) tunnel: AgentTunnel,
 }
 
 impl Sandboxes for Traffic {
@@ -51,7 +50,13 @@ impl Sandboxes for Traffic {
     }
 
     async fn dial(&self, id: &SandboxId, port: u16) -> Result<Self::Io, DialError> {
-        self.tunnel.dial(id, port).await
+        match self.lifecycle.find_host(id).await {
+            Ok(host) => host.tunnel.dial(id, port).await,
+            Err(error) => match refused(&error) {
+                Rejected::NotFound => Err(DialError::NotRunning),
+                other => Err(DialError::Host(other.to_string())),
+            },
+        }
     }
 
     fn begin_use(&self, id: &SandboxId) -> ActivityGuard {

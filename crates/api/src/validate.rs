@@ -8,7 +8,7 @@ use wrenn_control::{
     lifecycle::NewSandbox,
 };
 use wrenn_db::Options;
-use wrenn_model::{Egress, MachineSize, TemplateName, limits};
+use wrenn_model::{Egress, MachineSize, TeamId, TemplateName, limits};
 
 use crate::{
     error::{ApiError, Code},
@@ -129,8 +129,9 @@ fn timeout(request: &CreateSandbox) -> Result<u32, ApiError> {
     )
 }
 
-/// Checks the fields of a create against the templates and capacity of the host.
+/// Checks the fields of a team's create against the templates and capacity of the host.
 pub(crate) fn create_fits(
+    team: TeamId,
     request: CreateSandbox,
     template: TemplateName,
     facts: &HostFacts,
@@ -157,6 +158,7 @@ pub(crate) fn create_fits(
         chosen_size(&request, known, facts)?
     };
     Ok(NewSandbox {
+        team,
         template,
         size,
         timeout_sec,

@@ -12,6 +12,7 @@ use connectrpc::{
     client::{CallOptions, ClientConfig, HttpClient},
 };
 use parking_lot::Mutex;
+use wrenn_db::UNKNOWN_HOST;
 use wrenn_proto::{
     headers,
     rpc::hostagent::v1::{self as rpc, HostAgentServiceClient},
@@ -61,6 +62,16 @@ impl AgentError {
         self.connection_lost || self.code == ErrorCode::DeadlineExceeded
     }
 
+    /// Returns the error for a host that this control plane is not connected to.
+    pub fn not_connected(host_id: &str) -> Self {
+        Self {
+            code: ErrorCode::Unavailable,
+            message: format!("not connected to host {host_id}"),
+            connection_lost: false,
+            exit_code: None,
+        }
+    }
+
     /// Returns the error for a task of this process that ended without a result, because it
     /// panicked or the process is shutting down.
     pub fn task_ended(what: &str) -> Self {
@@ -91,8 +102,8 @@ pub struct AgentClient {
     lifecycle: Client,
     looks: Client,
     calls: Client,
-    /// Id of the agent's host, as last reported.
-    host_id: Arc<Mutex<String>>,
+    /// Id of the agent's host, as last reported; `None` before the first answer.
+    host_id: Arc<Mutex<Option<String>>>,
 }
 
 /// Makes a unary call with a deadline. Returns its answer as an owned value.
@@ -138,21 +149,33 @@ impl AgentClient {
         })
     }
 
-    /// Returns the id of the agent's host, as last reported; empty before the first answer.
+    /// Returns the id of the agent's host, as last reported; empty before the first answer, and if
+    /// the agent reports none, as in release 0.1.0.
     pub fn host_id(&self) -> String {
-        let id = self.host_id.lock();
-        id.clone()
+        self.host_id.lock().clone().unwrap_or_default()
     }
 
-    fn note_host_id(&self, reported: &str) {
-        // An agent of release 0.1.0 reports none.
-        if reported.is_empty() {
-            return;
+    /// Returns the id of the agent's host, as rows name it.
+    pub fn row_host_id(&self) -> String {
+        match self.host_id() {
+            id if id.is_empty() => UNKNOWN_HOST.to_owned(),
+            id => id,
         }
+    }
+
+    /// Asks the agent for the id of its host, unless it has answered before.
+    pub async fn learn_host_id(&self) -> Result<(), AgentError> {
+        if self.host_id.lock().is_some() {
+            return Ok(());
+        }
+        self.host().await.map(drop)
+    }
+
+    pub(crate) fn note_host_id(&self, reported: &str) {
         let mut id = self.host_id.lock();
-        if *id != reported {
+        if id.as_deref() != Some(reported) {
             tracing::info!(host_id = reported, "connected to host");
-            reported.clone_into(&mut id);
+            *id = Some(reported.to_owned());
         }
     }
 

@@ -21,8 +21,9 @@ use rand::RngExt;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use wrenn_db::{ApiKey, Db, DbError};
+use wrenn_model::{Scopes, TeamId};
 
-use crate::clock;
+use crate::{clock, principal::Principal};
 
 pub use first_key::ensure_first_keys;
 
@@ -82,7 +83,7 @@ type Hash = [u8; 32];
 #[derive(Debug)]
 pub struct Auth {
     db: Db,
-    good: Mutex<HashMap<Hash, (String, Instant)>>,
+    good: Mutex<HashMap<Hash, (Principal, Instant)>>,
 }
 
 /// New key. The secret is not available later.
@@ -102,17 +103,17 @@ impl Auth {
         })
     }
 
-    /// True if the text is a key that exists in the database.
-    pub async fn accepts_key(&self, key: &str) -> Result<bool, DbError> {
+    /// Returns the caller that a key identifies; `None` if the text is not a key of the database.
+    pub async fn identify(&self, key: &str) -> Result<Option<Principal>, DbError> {
         if !has_the_form(key) {
-            return Ok(false);
+            return Ok(None);
         }
         let hash = hash(key);
-        if self.remembers(&hash) {
-            return Ok(true);
+        if let Some(principal) = self.remembered(&hash) {
+            return Ok(Some(principal));
         }
         let Some(prefix) = key.get(..SHOWN) else {
-            return Ok(false);
+            return Ok(None);
         };
         let wanted = hex::encode(hash);
         let mut found = None;
@@ -122,19 +123,30 @@ impl Auth {
                 found = Some(row);
             }
         }
-        let Some(row) = found else { return Ok(false) };
+        let Some(row) = found else { return Ok(None) };
         let now = clock::now_ms();
         if now.saturating_sub(row.last_used_at) >= TOUCH_EVERY_MS
             && let Err(error) = self.db.touch_api_key(&row.id, now).await
         {
             tracing::warn!(%error, "failed to record API key use");
         }
-        self.remember(hash, row.id);
-        Ok(true)
+        let principal = Principal {
+            team: row.team,
+            key_id: row.id,
+            scopes: row.scopes,
+        };
+        self.remember(hash, principal.clone());
+        Ok(Some(principal))
     }
 
-    /// Generates a key and stores it.
-    pub async fn make(&self, name: &str, form: KeyForm) -> Result<NewKey, DbError> {
+    /// Generates a key of a team and stores it.
+    pub async fn make(
+        &self,
+        team: &TeamId,
+        name: &str,
+        form: KeyForm,
+        scopes: Scopes,
+    ) -> Result<NewKey, DbError> {
         let mut digits = vec![0_u8; form.digits() / 2];
         rand::rng().fill(&mut digits[..]);
         let secret = format!("{}{}", form.prefix(), hex::encode(digits));
@@ -145,35 +157,38 @@ impl Auth {
             key_prefix: secret.chars().take(SHOWN).collect(),
             created_at: clock::now_ms(),
             last_used_at: 0,
+            team: team.clone(),
+            scopes,
         };
         self.db.insert_api_key(&row).await?;
         Ok(NewKey { secret, row })
     }
 
-    /// Deletes a key unless it is the last one. Returns false if nothing was deleted.
-    pub async fn delete(&self, id: &str) -> Result<bool, DbError> {
-        let deleted = self.db.delete_api_key(id).await?;
-        self.good().retain(|_, (known, _)| known != id);
+    /// Deletes a key of a team, unless no other key of the team may create keys. Returns false if
+    /// nothing was deleted.
+    pub async fn delete(&self, team: &TeamId, id: &str) -> Result<bool, DbError> {
+        let deleted = self.db.delete_api_key(team, id).await?;
+        self.good().retain(|_, (known, _)| known.key_id != id);
         Ok(deleted)
     }
 
-    fn remembers(&self, hash: &Hash) -> bool {
-        self.good()
-            .get(hash)
-            .is_some_and(|(_, since)| since.elapsed() < REMEMBER)
+    fn remembered(&self, hash: &Hash) -> Option<Principal> {
+        let good = self.good();
+        let (principal, since) = good.get(hash)?;
+        (since.elapsed() < REMEMBER).then(|| principal.clone())
     }
 
-    fn remember(&self, hash: Hash, id: String) {
+    fn remember(&self, hash: Hash, principal: Principal) {
         let mut good = self.good();
         if good.len() >= MAX_REMEMBERED {
             good.retain(|_, (_, since)| since.elapsed() < REMEMBER);
         }
         if good.len() < MAX_REMEMBERED {
-            good.insert(hash, (id, Instant::now()));
+            good.insert(hash, (principal, Instant::now()));
         }
     }
 
-    fn good(&self) -> MutexGuard<'_, HashMap<Hash, (String, Instant)>> {
+    fn good(&self) -> MutexGuard<'_, HashMap<Hash, (Principal, Instant)>> {
         self.good.lock()
     }
 }
@@ -197,16 +212,25 @@ mod tests {
         Auth::new(Db::open(&url).await.unwrap())
     }
 
+    async fn make(auth: &Auth, name: &str, form: KeyForm) -> NewKey {
+        let team = TeamId::default();
+        auth.make(&team, name, form, Scopes::all()).await.unwrap()
+    }
+
+    async fn accepts(auth: &Auth, key: &str) -> bool {
+        auth.identify(key).await.unwrap().is_some()
+    }
+
     #[tokio::test]
-    async fn only_a_key_that_was_made_is_good() {
+    async fn only_an_existing_key_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
-        let other = auth.make("test", KeyForm::E2b).await.unwrap();
+        let other = make(&auth, "test", KeyForm::E2b).await;
         assert!(other.secret.starts_with("e2b_") && other.secret.len() == 44);
-        assert!(auth.accepts_key(&other.secret).await.unwrap());
-        let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
+        assert!(accepts(&auth, &other.secret).await);
+        let made = make(&auth, "test", KeyForm::Wrenn).await;
         assert!(has_the_form(&made.secret));
-        assert!(auth.accepts_key(&made.secret).await.unwrap());
+        assert!(accepts(&auth, &made.secret).await);
         let mut near = made.secret.clone();
         let last = if near.pop() == Some('0') { '1' } else { '0' };
         near.push(last);
@@ -220,7 +244,7 @@ mod tests {
             &made.row.key_hash,
             "wrn_ééééééééééééééééé",
         ] {
-            assert!(!auth.accepts_key(bad).await.unwrap(), "{bad}");
+            assert!(!accepts(&auth, bad).await, "{bad}");
         }
         assert!(
             !made
@@ -231,25 +255,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deleted_key_stops_at_once_and_the_last_one_stays() {
+    async fn deleted_key_is_rejected_at_once_and_the_last_one_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
-        let first = auth.make("first", KeyForm::Wrenn).await.unwrap();
-        let second = auth.make("second", KeyForm::Wrenn).await.unwrap();
-        assert!(auth.accepts_key(&second.secret).await.unwrap());
-        assert!(auth.delete(&second.row.id).await.unwrap());
-        assert!(!auth.accepts_key(&second.secret).await.unwrap());
-        assert!(!auth.delete(&first.row.id).await.unwrap());
-        assert!(auth.accepts_key(&first.secret).await.unwrap());
+        let first = make(&auth, "first", KeyForm::Wrenn).await;
+        let second = make(&auth, "second", KeyForm::Wrenn).await;
+        assert!(accepts(&auth, &second.secret).await);
+        assert!(
+            auth.delete(&TeamId::default(), &second.row.id)
+                .await
+                .unwrap()
+        );
+        assert!(!accepts(&auth, &second.secret).await);
+        assert!(
+            !auth
+                .delete(&TeamId::default(), &first.row.id)
+                .await
+                .unwrap()
+        );
+        assert!(accepts(&auth, &first.secret).await);
     }
 
     #[tokio::test]
-    async fn the_time_of_last_use_is_noted() {
+    async fn time_of_last_use_is_recorded() {
         let dir = tempfile::tempdir().unwrap();
         let auth = auth(&dir).await;
-        let made = auth.make("test", KeyForm::Wrenn).await.unwrap();
-        assert_eq!(auth.db.api_keys().await.unwrap()[0].last_used_at, 0);
-        auth.accepts_key(&made.secret).await.unwrap();
-        assert!(auth.db.api_keys().await.unwrap()[0].last_used_at > 0);
+        let made = make(&auth, "test", KeyForm::Wrenn).await;
+        assert_eq!(
+            auth.db.api_keys(&TeamId::default()).await.unwrap()[0].last_used_at,
+            0
+        );
+        accepts(&auth, &made.secret).await;
+        assert!(auth.db.api_keys(&TeamId::default()).await.unwrap()[0].last_used_at > 0);
     }
 }

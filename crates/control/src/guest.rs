@@ -49,7 +49,7 @@ use wrenn_proto::{
 };
 use wrenn_proxy::{AgentTunnel, TunnelError};
 
-use crate::agent_client::AgentError;
+use crate::{agent_client::AgentError, fleet::Fleet};
 
 /// Time after which a client without calls has no open connection. Such a client is dropped.
 const UNUSED_FOR: Duration = Duration::from_secs(90);
@@ -59,7 +59,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 
 /// Clients of the guest agents of all sandboxes.
 pub struct Guests {
-    tunnel: AgentTunnel,
+    fleet: Fleet,
     clients: Mutex<HashMap<SandboxId, Entry>>,
 }
 
@@ -88,10 +88,10 @@ impl Entry {
 }
 
 impl Guests {
-    /// Creates an empty set of clients. Guests are reached through `tunnel`.
-    pub fn new(tunnel: AgentTunnel) -> Self {
+    /// Creates an empty set of clients. Guests are reached through the agents of their hosts.
+    pub fn new(fleet: Fleet) -> Self {
         Self {
-            tunnel,
+            fleet,
             clients: Mutex::default(),
         }
     }
@@ -108,8 +108,11 @@ impl Guests {
             return Ok(entry.guest());
         }
         clients.retain(|_, entry| entry.calls() > 0 || now - entry.used_at < UNUSED_FOR);
+        let Some(host) = self.fleet.connected(&row.host_id) else {
+            return Err(AgentError::not_connected(&row.host_id));
+        };
         let route = Arc::new(Route {
-            tunnel: self.tunnel.clone(),
+            tunnel: host.tunnel.clone(),
             id: row.id.clone(),
         });
         let entry = Entry {

@@ -97,7 +97,7 @@ impl Host {
         }
         if let Err(error) = self
             .db
-            .sync_templates(&self.agent.host_id(), &facts.templates)
+            .sync_templates(&self.agent.row_host_id(), &facts.templates)
             .await
         {
             // The stored list of templates is then outdated. Creates use the agent's answer.

@@ -9,9 +9,10 @@
 //!   that started it.
 //! - [`reconciler`]: reconciles rows and host after crashes, restarts and losses; reaps idle
 //!   sandboxes.
-//! - [`api_key`]: generates and checks API keys.
+//! - [`api_key`]: generates and checks API keys. [`principal`]: the caller that a key identifies.
 //! - [`guest`]: calls to the guest agents of sandboxes, through the agent's tunnels.
-//! - [`host`]: the host as last observed. [`samples`]: resource usage over time.
+//! - [`fleet`]: the hosts, addressed by their ids. [`host`]: one host as last observed.
+//! - [`samples`]: resource usage over time.
 //!
 //! A restart interrupts only the operations in progress, which the reconciler then settles.
 #![forbid(unsafe_code)]
@@ -21,9 +22,11 @@ pub mod api_key;
 pub mod clock;
 mod config;
 mod error;
+pub mod fleet;
 pub mod guest;
 pub mod host;
 pub mod lifecycle;
+pub mod principal;
 pub mod reconciler;
 pub mod samples;
 pub mod state_machine;

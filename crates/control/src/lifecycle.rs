@@ -24,49 +24,51 @@
 //! |                                  | else `pausing` or `resuming`  |                           |
 //! | this process dies                | any row                       | next process's reconciler |
 
+mod activity;
 mod connect;
 mod copies;
 mod create;
 mod creating;
 mod deadline;
 mod destroy;
+mod idempotency;
+mod idle;
 mod locks;
 mod network;
 mod pause;
-mod reaping;
 mod report;
-mod requests;
 mod settle;
 mod unknown;
-mod uses;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
+use thiserror_ext::AsReport as _;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
-use wrenn_db::{Db, DbError, Sandbox, UNKNOWN_HOST};
+use wrenn_db::{Db, DbError, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proxy::ConnectionKillSwitch;
 
 use crate::{
-    agent_client::{AgentClient, AgentError, FREEZE_TIMEOUT},
+    agent_client::{AgentError, FREEZE_TIMEOUT},
     clock,
+    fleet::{Fleet, FleetError, HostLink},
     guest::Guests,
     state_machine::{Effect, Event, Rejected, transition},
 };
 
+pub use activity::ActivityGuard;
 pub use connect::{Connected, Connection};
 pub use copies::CopyAs;
 pub use create::{NewSandbox, PendingCreate};
+pub use idempotency::{PriorRequest, RequestError};
 pub(crate) use locks::LockGuard;
 pub use network::new_traffic_token;
 pub(crate) use report::{HostReport, HostState};
-pub use requests::{PriorRequest, RequestError};
 pub(crate) use settle::{Cause, Decision, settle};
 #[cfg(test)]
 pub(crate) use settle::{Destroy, RowChange};
-pub use uses::ActivityGuard;
 
 /// Maximum number of attempts to write a row. Each lost race means that another writer succeeded.
 const MAX_CONFLICTS: usize = 50;
@@ -133,6 +135,18 @@ pub enum LifecycleError {
 }
 
 impl LifecycleError {
+    /// Converts the reason why no agent can be called for a sandbox.
+    pub fn of_fleet(id: &SandboxId, error: FleetError) -> Self {
+        match error {
+            FleetError::Agent(error) => error.into(),
+            FleetError::OtherHost { host, here } => Self::OtherHost {
+                id: id.clone(),
+                host,
+                here,
+            },
+        }
+    }
+
     fn wrong_status(row: &Sandbox, wanted: &'static str) -> Self {
         Self::WrongStatus {
             id: row.id.clone(),
@@ -158,16 +172,16 @@ fn what_to_do(id: &SandboxId, status: SandboxStatus, wanted: &str) -> String {
 /// Lifecycle of all sandboxes.
 pub struct Lifecycle {
     db: Db,
-    agent: AgentClient,
+    fleet: Fleet,
     guests: Arc<Guests>,
     locks: locks::Locks,
     creating: creating::Creating,
-    uses: uses::ActivityTracker,
-    reaping: reaping::IdleReaper,
+    activity: activity::ActivityTracker,
+    idle: idle::IdleReaper,
     /// Resumes that calls to paused sandboxes wait for.
     resumes: Mutex<HashMap<SandboxId, pause::SharedResume>>,
     /// Requests in progress that have an idempotency key.
-    requests: Arc<requests::Requests>,
+    requests: Arc<idempotency::Requests>,
     /// Notified after each change of a row.
     changed: Notify,
     /// Notified when a deadline may have become the nearest one.
@@ -181,22 +195,22 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Creates the lifecycle of the sandboxes of a database and of a host agent.
+    /// Creates the lifecycle of the sandboxes of a database and of its hosts.
     pub fn new(
         db: Db,
-        agent: AgentClient,
+        fleet: Fleet,
         guests: Arc<Guests>,
         cuts: ConnectionKillSwitch,
         begun: mpsc::Sender<SandboxId>,
     ) -> Arc<Self> {
         Arc::new(Self {
             db,
-            agent,
+            fleet,
             guests,
             locks: locks::Locks::default(),
             creating: creating::Creating::default(),
-            uses: uses::ActivityTracker::default(),
-            reaping: reaping::IdleReaper::default(),
+            activity: activity::ActivityTracker::default(),
+            idle: idle::IdleReaper::default(),
             resumes: Mutex::default(),
             requests: Arc::default(),
             changed: Notify::new(),
@@ -247,7 +261,7 @@ impl Lifecycle {
     /// Returns whether the sandbox is in use now, and when its last use ended (milliseconds since
     /// the Unix epoch; 0: no use since the start of this process).
     pub fn use_of(&self, id: &SandboxId) -> (bool, i64) {
-        self.uses.of(id)
+        self.activity.of(id)
     }
 
     /// Takes the lifecycle lock if it is free.
@@ -257,32 +271,33 @@ impl Lifecycle {
 
     /// Returns the row of a sandbox.
     pub async fn get(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
-        match self.db.sandbox(id).await? {
+        match self.db.sandbox(Owner::Any, id).await? {
             Some(row) => Ok(row),
             None => Err(LifecycleError::NotFound(id.clone())),
         }
     }
 
-    /// Returns the host that new rows name.
-    pub fn host_of_new_rows(&self) -> String {
-        match self.agent.host_id() {
-            id if id.is_empty() => UNKNOWN_HOST.to_owned(),
-            id => id,
-        }
+    /// Returns the connections to the host that has a sandbox.
+    pub async fn host_of(&self, row: &Sandbox) -> Result<&HostLink, LifecycleError> {
+        let found = self.fleet.host(&row.host_id).await;
+        found.map_err(|error| LifecycleError::of_fleet(&row.id, error))
+    }
+
+    /// Like [`host_of`](Self::host_of), for a caller that has not read the row.
+    pub async fn find_host(&self, id: &SandboxId) -> Result<&HostLink, LifecycleError> {
+        self.host_of(&self.get(id).await?).await
     }
 
     /// Rejects a sandbox of another host: its host's agent would not know it, and what this host
     /// does not know is not lost.
     pub fn require_here(&self, row: &Sandbox) -> Result<(), LifecycleError> {
-        let here = self.agent.host_id();
-        if row.is_on_other_host(&here) {
-            return Err(LifecycleError::OtherHost {
-                id: row.id.clone(),
-                host: row.host_id.clone(),
-                here,
-            });
+        match self.fleet.connected(&row.host_id) {
+            Some(_) => Ok(()),
+            None => {
+                let error = self.fleet.other_host(&row.host_id);
+                Err(LifecycleError::of_fleet(&row.id, error))
+            }
         }
-        Ok(())
     }
 
     /// Changes the status of a row: by an event, through the state machine, at the version that was
@@ -313,7 +328,7 @@ impl Lifecycle {
                 row.version += 1;
                 tracing::info!(sandbox_id = %id, from = %before, to = %next, ?event, "sandbox changed");
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
-                    self.reaping.forget(id);
+                    self.idle.forget(id);
                 }
                 if next == SandboxStatus::Running {
                     // Best effort: a full queue only delays the first sample.
@@ -430,8 +445,12 @@ impl Lifecycle {
 
     /// Calls `DestroySandbox` and logs a failure. The reconciler tries again.
     async fn destroy_at_host(&self, id: &SandboxId) {
-        if let Err(error) = self.agent.destroy(id.as_str()).await {
-            tracing::warn!(sandbox_id = %id, %error, "failed to destroy the sandbox at the host");
+        let destroyed = async {
+            let host = self.find_host(id).await?;
+            Ok::<_, LifecycleError>(host.agent.destroy(id.as_str()).await?)
+        };
+        if let Err(error) = destroyed.await {
+            tracing::warn!(sandbox_id = %id, error = %error.as_report(), "failed to destroy the sandbox at the host");
         }
     }
 }

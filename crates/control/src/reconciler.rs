@@ -22,9 +22,9 @@
 //! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - (3): only if `STEADY_LOOKS` consecutive passes saw the row and the host like this. A sandbox
-//!   may be absent from one answer, and another control plane may have written the row and not
-//!   called the host yet.
+//! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A
+//!   sandbox may be absent from one answer, and another control plane may have written the row and
+//!   not called the host yet.
 //! - "reap": an idle sandbox is paused or destroyed, as requested at its creation.
 //! - "fail": the row becomes `error`, and the sandbox is destroyed at the host.
 //! - "keep": the sandbox is left unchanged, and this is logged once. A sandbox without a row
@@ -57,7 +57,7 @@ pub use steps::Reconciler;
 
 /// Number of consecutive passes that must see the same row and host before a sandbox counts as
 /// lost, or a pause or resume as abandoned.
-pub(crate) const STEADY_LOOKS: u32 = 3;
+pub(crate) const MIN_STEADY_PASSES: u32 = 3;
 
 /// Row of a sandbox, and the state of the sandbox in this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub(crate) struct RowView {
     pub(crate) not_reaped_before_ms: i64,
     /// Number of consecutive passes, this one included, in which the row had this version and the
     /// host reported this state.
-    pub(crate) steady_looks: u32,
+    pub(crate) steady_passes: u32,
     /// True if another host has the sandbox.
     pub(crate) on_other_host: bool,
 }
@@ -124,16 +124,18 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>, now_ms: i64) -> Option<
         (S::Running, Some(report)) if report.state == HostState::Running => {
             return Some(idle(row, report.last_active_ms, now_ms).unwrap_or(Action::Refresh));
         }
-        (status, _) if row.steady_looks < STEADY_LOOKS && needs_steady_looks(status, state) => {
+        (status, _)
+            if row.steady_passes < MIN_STEADY_PASSES && needs_steady_passes(status, state) =>
+        {
             return None;
         }
         _ => {}
     }
-    settle(row.status, host, Cause::Look).map(Action::Settle)
+    settle(row.status, host, Cause::Pass).map(Action::Settle)
 }
 
 /// True if the row and the host may match again without a step, so that one pass does not suffice.
-fn needs_steady_looks(status: SandboxStatus, state: Option<&HostState>) -> bool {
+fn needs_steady_passes(status: SandboxStatus, state: Option<&HostState>) -> bool {
     use SandboxStatus as S;
     match (status, state) {
         (S::Stopping, _) => false,

@@ -17,13 +17,13 @@ use futures::StreamExt as _;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use wrenn_db::Db;
+use wrenn_db::{Db, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use crate::{
-    agent_client::{AgentClient, AgentError},
     clock,
+    fleet::{Fleet, FleetError},
 };
 
 /// Interval between two samples.
@@ -124,16 +124,16 @@ pub fn begun() -> (mpsc::Sender<SandboxId>, mpsc::Receiver<SandboxId>) {
 /// Histories of all sandboxes.
 pub struct Samples {
     db: Db,
-    agent: AgentClient,
+    fleet: Fleet,
     histories: Mutex<HashMap<SandboxId, History>>,
 }
 
 impl Samples {
     /// Returns an empty history.
-    pub fn new(db: Db, agent: AgentClient) -> Arc<Self> {
+    pub fn new(db: Db, fleet: Fleet) -> Arc<Self> {
         Arc::new(Self {
             db,
-            agent,
+            fleet,
             histories: Mutex::default(),
         })
     }
@@ -149,7 +149,7 @@ impl Samples {
             let samples = Arc::clone(&self);
             async move {
                 tokio::time::sleep(FIRST_AFTER).await;
-                samples.try_take(&id).await;
+                samples.take_first(&id).await;
             }
         });
         tokio::select! {
@@ -168,7 +168,7 @@ impl Samples {
     }
 
     async fn look(&self) {
-        let rows = match self.db.sandboxes(&KEPT, MAX_ROWS).await {
+        let rows = match self.db.sandboxes(Owner::Any, &KEPT, MAX_ROWS).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::warn!(%error, "failed to list the sandboxes to sample");
@@ -181,20 +181,30 @@ impl Samples {
             .into_iter()
             .filter(|row| row.status == SandboxStatus::Running);
         futures::stream::iter(running)
-            .for_each_concurrent(AT_ONCE, async |row| self.try_take(&row.id).await)
+            .for_each_concurrent(AT_ONCE, async |row| self.try_take(&row).await)
             .await;
     }
 
     /// Takes a sample, unless there is a fresh one. A guest that does not answer gets none.
-    pub async fn take_now(&self, id: &SandboxId) {
+    pub async fn take_now(&self, row: &Sandbox) {
         let fresh = |sample: &Sample| clock::now_ms().saturating_sub(sample.at_ms) < FRESH_MS;
-        if !self.last(id).as_ref().is_some_and(fresh) {
-            self.try_take(id).await;
+        if !self.last(&row.id).as_ref().is_some_and(fresh) {
+            self.try_take(row).await;
         }
     }
 
-    async fn try_take(&self, id: &SandboxId) {
-        match tokio::time::timeout(ASK_TIMEOUT, self.take(id)).await {
+    /// Takes the first sample of a sandbox that started to run, unless it has ended.
+    async fn take_first(&self, id: &SandboxId) {
+        match self.db.sandbox(Owner::Any, id).await {
+            Ok(Some(row)) => self.try_take(&row).await,
+            Ok(None) => {}
+            Err(error) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
+        }
+    }
+
+    async fn try_take(&self, row: &Sandbox) {
+        let id = &row.id;
+        match tokio::time::timeout(ASK_TIMEOUT, self.take(row)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
             Err(_) => tracing::debug!(sandbox_id = %id, "timed out taking a sample"),
@@ -202,12 +212,13 @@ impl Samples {
     }
 
     /// Takes a sample of a running sandbox.
-    pub async fn take(&self, id: &SandboxId) -> Result<Sample, AgentError> {
-        let used = self.agent.metrics(id.as_str()).await?;
+    pub async fn take(&self, row: &Sandbox) -> Result<Sample, FleetError> {
+        let host = self.fleet.host(&row.host_id).await?;
+        let used = host.agent.metrics(row.id.as_str()).await?;
         let at_ms = clock::now_ms();
         let sample = Sample { at_ms, used };
         let mut histories = self.histories();
-        let history = histories.entry(id.clone()).or_default();
+        let history = histories.entry(row.id.clone()).or_default();
         history.push(sample.clone());
         Ok(sample)
     }
@@ -243,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn many_questions_do_not_push_the_past_out() {
+    fn frequent_samples_do_not_displace_old_ones() {
         let mut history = History::default();
         for at_ms in (0..60_000).step_by(1000) {
             history.push(sample(at_ms));
@@ -253,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_hour_is_kept_whole_and_the_day_before_it_in_steps_of_five_minutes() {
+    fn last_hour_is_kept_in_full_and_the_day_before_in_five_minute_steps() {
         let mut history = History::default();
         let every_ms = 15_000;
         let day_and_a_half = 36 * 240;

@@ -3,11 +3,14 @@
 pub(crate) mod statements;
 
 use sqlx::FromRow;
+use wrenn_model::{Scopes, TeamId};
+
+use crate::word::Word;
 
 /// Columns of [`ApiKey`], beginning with its key.
 macro_rules! columns {
     () => {
-        "id, name, key_hash, key_prefix, created_at, last_used_at"
+        "id, name, key_hash, key_prefix, created_at, last_used_at, team_id, scopes"
     };
 }
 
@@ -28,4 +31,10 @@ pub struct ApiKey {
     pub created_at: i64,
     /// Milliseconds since the Unix epoch; 0: never.
     pub last_used_at: i64,
+    /// Team that the key belongs to.
+    #[sqlx(rename = "team_id", try_from = "Word")]
+    pub team: TeamId,
+    /// What the key may do.
+    #[sqlx(try_from = "Word")]
+    pub scopes: Scopes,
 }

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
-use crate::{ApiKey, DbError, Page, Sandbox, Template};
+use crate::{ApiKey, DbError, Owner, Page, Sandbox, Template};
 
 /// Operations of the control plane on its database. Each has a deadline.
 ///
@@ -18,12 +18,13 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Inserts a row with version 0.
     async fn insert_sandbox(&self, row: &Sandbox) -> Result<(), DbError>;
 
-    /// Returns the row of a sandbox.
-    async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, DbError>;
+    /// Returns the row of a sandbox, if it belongs to the owner.
+    async fn sandbox(&self, owner: Owner<'_>, id: &SandboxId) -> Result<Option<Sandbox>, DbError>;
 
-    /// Returns the rows with one of these statuses, newest first, at most `limit`.
+    /// Returns the owner's rows with one of these statuses, newest first, at most `limit`.
     async fn sandboxes(
         &self,
+        owner: Owner<'_>,
         statuses: &[SandboxStatus],
         limit: u32,
     ) -> Result<Vec<Sandbox>, DbError>;
@@ -37,8 +38,12 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Returns the tokens of the guest agents of all sandboxes that run or are paused.
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError>;
 
-    /// Returns the row that the request with this idempotency key created, if there is one.
-    async fn sandbox_by_idempotency_key(&self, key: &str) -> Result<Option<Sandbox>, DbError>;
+    /// Returns the row that the team's request with this idempotency key created, if there is one.
+    async fn sandbox_by_idempotency_key(
+        &self,
+        team: &TeamId,
+        key: &str,
+    ) -> Result<Option<Sandbox>, DbError>;
 
     /// Releases the idempotency key of a sandbox that its client never received, so that another
     /// request may use the key.
@@ -57,7 +62,7 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Returns false otherwise.
     async fn remove_sandbox(&self, id: &SandboxId, version: i64) -> Result<bool, DbError>;
 
-    /// Returns all templates, by name.
+    /// Returns all templates, by name. Hosts report them, so they belong to no team.
     async fn templates(&self) -> Result<Vec<Template>, DbError>;
 
     /// Makes the stored templates of a host equal to those that it reports. Templates that another
@@ -78,8 +83,8 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Adds a key.
     async fn insert_api_key(&self, key: &ApiKey) -> Result<(), DbError>;
 
-    /// Returns all keys, oldest first.
-    async fn api_keys(&self) -> Result<Vec<ApiKey>, DbError>;
+    /// Returns all keys of a team, oldest first.
+    async fn api_keys(&self, team: &TeamId) -> Result<Vec<ApiKey>, DbError>;
 
     /// Returns the keys that start with these eight characters.
     async fn api_keys_by_prefix(&self, prefix: &str) -> Result<Vec<ApiKey>, DbError>;
@@ -87,9 +92,9 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Records the use of a key.
     async fn touch_api_key(&self, id: &str, now_ms: i64) -> Result<(), DbError>;
 
-    /// Deletes a key unless it is the last one. Returns false if the key does not exist or is the
-    /// last.
-    async fn delete_api_key(&self, id: &str) -> Result<bool, DbError>;
+    /// Deletes a key of a team, unless no other key of the team may create keys. Returns false if
+    /// the team has no such key, or if it needs this one.
+    async fn delete_api_key(&self, team: &TeamId, id: &str) -> Result<bool, DbError>;
 
     /// Deletes a key, even the last one.
     async fn drop_api_key(&self, id: &str) -> Result<(), DbError>;

@@ -8,6 +8,7 @@
 //! - [`Sandbox`] with [`Options`] and [`Page`], [`Template`], [`ApiKey`], `installation`: one
 //!   module per kind of row. Each describes its row once, and has its statements in
 //!   `statements.rs`.
+//! - [`Owner`] restricts a query to the rows of a team.
 //! - `statement`, `backend`, `store`: run a statement in either system. The texts of the statements
 //!   are the same for both.
 //! - `sqlite`, `postgres`: differences between the two, namely connecting and migrating.
@@ -23,6 +24,7 @@ mod db;
 mod error;
 mod installation;
 mod options;
+mod owner;
 mod page;
 mod postgres;
 mod sandbox;
@@ -37,6 +39,7 @@ pub use database::Database;
 pub use db::Db;
 pub use error::DbError;
 pub use options::{NetworkLists, Options, ResumeAs};
+pub use owner::Owner;
 pub use page::{MAX_STATUSES, Page};
 pub use sandbox::{MAX_LIST, Sandbox, UNKNOWN_HOST};
 pub use template::Template;

@@ -1,12 +1,14 @@
 //! Pages of sandboxes, in the order in which they first ran.
 
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use crate::{backend::Backend, sandbox::columns, statement::Statement};
 
 /// Selection and start of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Page<'a> {
+    /// Team that owns the sandboxes.
+    pub team: &'a TeamId,
     /// Selected statuses, at most [`MAX_STATUSES`].
     pub statuses: &'a [SandboxStatus],
     /// Template that the sandboxes were created from; empty: any.
@@ -28,14 +30,14 @@ const NEWEST_FIRST: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM sandboxes WHERE status IN ($1, $2, $3, $4) AND ($5 = '' OR template = $5) AND started_at >= $6 \
-     AND (started_at < $7 OR (started_at = $7 AND id < $8)) ORDER BY started_at DESC, id DESC LIMIT $9"
+     AND (started_at < $7 OR (started_at = $7 AND id < $8)) AND team_id = $10 ORDER BY started_at DESC, id DESC LIMIT $9"
 );
 
 const OLDEST_FIRST: &str = concat!(
     "SELECT ",
     columns!(),
     " FROM sandboxes WHERE status IN ($1, $2, $3, $4) AND ($5 = '' OR template = $5) AND started_at >= $6 \
-     AND (started_at > $7 OR (started_at = $7 AND id > $8)) ORDER BY started_at, id LIMIT $9"
+     AND (started_at > $7 OR (started_at = $7 AND id > $8)) AND team_id = $10 ORDER BY started_at, id LIMIT $9"
 );
 
 /// Returns the statement of a page, or `None` if the page selects no status. Equal times are
@@ -60,6 +62,7 @@ pub(crate) fn select<B: Backend>(page: &Page<'_>) -> Option<Statement<B>> {
         .bind(page.started_from)
         .bind(time)
         .bind(id)
-        .bind(i64::from(page.limit));
+        .bind(i64::from(page.limit))
+        .bind(page.team.as_str());
     Some(statement)
 }

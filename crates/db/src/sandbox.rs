@@ -5,7 +5,7 @@ pub(crate) mod statements;
 use std::collections::BTreeMap;
 
 use sqlx::FromRow;
-use wrenn_model::{BootTimes, Egress, OnTimeout, SandboxId, SandboxStatus};
+use wrenn_model::{BootTimes, Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TeamId};
 
 use crate::{options::Options, word::Word};
 
@@ -14,7 +14,7 @@ macro_rules! columns {
     () => {
         "id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, guest_ip, host_ip, \
          metadata, error, boot, created_at, started_at, last_active_at, last_updated, on_timeout, auto_resume, warning, \
-         expires_at, envd_token, options, idempotency_key, host_id"
+         expires_at, envd_token, options, idempotency_key, host_id, team_id"
     };
 }
 
@@ -36,15 +36,9 @@ pub struct Sandbox {
     pub status: SandboxStatus,
     /// Number of changes so far.
     pub version: i64,
-    /// Number of virtual CPUs.
-    #[sqlx(try_from = "i64")]
-    pub vcpus: u32,
-    /// Memory, in MiB.
-    #[sqlx(try_from = "i64")]
-    pub memory_mb: u32,
-    /// Disk size as seen by the guest, in MiB.
-    #[sqlx(try_from = "i64")]
-    pub disk_size_mb: u32,
+    /// Virtual CPUs, memory and disk.
+    #[sqlx(flatten, try_from = "SizeColumns")]
+    pub size: MachineSize,
     /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
     #[sqlx(try_from = "i64")]
     pub timeout_sec: u32,
@@ -90,19 +84,36 @@ pub struct Sandbox {
     pub idempotency_key: String,
     /// Host that has the sandbox; [`UNKNOWN_HOST`] in a row of an earlier release.
     pub host_id: String,
+    /// Team that owns the sandbox.
+    #[sqlx(rename = "team_id", try_from = "Word")]
+    pub team: TeamId,
+}
+
+/// Columns of a [`MachineSize`].
+#[derive(FromRow)]
+struct SizeColumns {
+    #[sqlx(try_from = "i64")]
+    vcpus: u32,
+    #[sqlx(try_from = "i64")]
+    memory_mb: u32,
+    #[sqlx(try_from = "i64")]
+    disk_size_mb: u32,
+}
+
+impl From<SizeColumns> for MachineSize {
+    fn from(columns: SizeColumns) -> Self {
+        Self {
+            vcpus: columns.vcpus,
+            memory_mib: columns.memory_mb,
+            disk_mib: columns.disk_size_mb,
+        }
+    }
 }
 
 /// Host of a row that was written before hosts had ids.
 pub const UNKNOWN_HOST: &str = "default";
 
 impl Sandbox {
-    /// True if another host than `here` has the sandbox. An unknown host does not count as another
-    /// one.
-    #[must_use]
-    pub fn is_on_other_host(&self, here: &str) -> bool {
-        !here.is_empty() && self.host_id != UNKNOWN_HOST && self.host_id != here
-    }
-
     /// Restarts the lifetime, with the length that the resume in progress requests, otherwise
     /// with the length from the sandbox's creation. A sandbox without a lifetime has no deadline
     /// afterwards.

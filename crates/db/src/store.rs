@@ -5,10 +5,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{Pool, migrate::MigrateError, pool::PoolOptions};
 use tokio::time::timeout;
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use crate::{
-    ApiKey, Database, DbError, Page, Sandbox, Template, api_key,
+    ApiKey, Database, DbError, Owner, Page, Sandbox, Template, api_key,
     backend::{Backend, Record},
     installation, page, sandbox,
     statement::Statement,
@@ -106,16 +106,18 @@ impl<B: Backend> Database for Store<B> {
         Ok(())
     }
 
-    async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, DbError> {
-        Ok(self.fetch(sandbox::statements::by_id(id)).await?.pop())
+    async fn sandbox(&self, owner: Owner<'_>, id: &SandboxId) -> Result<Option<Sandbox>, DbError> {
+        let statement = sandbox::statements::by_id(owner, id);
+        Ok(self.fetch(statement).await?.pop())
     }
 
     async fn sandboxes(
         &self,
+        owner: Owner<'_>,
         statuses: &[SandboxStatus],
         limit: u32,
     ) -> Result<Vec<Sandbox>, DbError> {
-        match sandbox::statements::by_status(statuses, limit) {
+        match sandbox::statements::by_status(owner, statuses, limit) {
             Some(statement) => self.fetch(statement).await,
             None => Ok(Vec::new()),
         }
@@ -138,8 +140,12 @@ impl<B: Backend> Database for Store<B> {
         Ok(rows.into_iter().filter_map(known).collect())
     }
 
-    async fn sandbox_by_idempotency_key(&self, key: &str) -> Result<Option<Sandbox>, DbError> {
-        let statement = sandbox::statements::by_idempotency_key(key);
+    async fn sandbox_by_idempotency_key(
+        &self,
+        team: &TeamId,
+        key: &str,
+    ) -> Result<Option<Sandbox>, DbError> {
+        let statement = sandbox::statements::by_idempotency_key(team, key);
         Ok(self.fetch(statement).await?.pop())
     }
 
@@ -203,8 +209,8 @@ impl<B: Backend> Database for Store<B> {
         Ok(())
     }
 
-    async fn api_keys(&self) -> Result<Vec<ApiKey>, DbError> {
-        self.fetch(api_key::statements::all()).await
+    async fn api_keys(&self, team: &TeamId) -> Result<Vec<ApiKey>, DbError> {
+        self.fetch(api_key::statements::of_team(team)).await
     }
 
     async fn api_keys_by_prefix(&self, prefix: &str) -> Result<Vec<ApiKey>, DbError> {
@@ -216,8 +222,8 @@ impl<B: Backend> Database for Store<B> {
         Ok(())
     }
 
-    async fn delete_api_key(&self, id: &str) -> Result<bool, DbError> {
-        let statement = api_key::statements::delete_unless_last(id);
+    async fn delete_api_key(&self, team: &TeamId, id: &str) -> Result<bool, DbError> {
+        let statement = api_key::statements::delete_unless_last(team, id);
         Ok(self.execute(statement).await? == 1)
     }
 

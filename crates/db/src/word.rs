@@ -1,6 +1,6 @@
 //! Names of enumerated values in text columns.
 
-use wrenn_model::{Egress, OnTimeout, SandboxStatus};
+use wrenn_model::{Egress, OnTimeout, SandboxStatus, Scopes, TeamId};
 
 /// Text column whose value is one of a set of names.
 #[derive(sqlx::Type)]
@@ -24,6 +24,22 @@ impl TryFrom<Word> for Egress {
 }
 
 impl TryFrom<Word> for OnTimeout {
+    type Error = String;
+
+    fn try_from(word: Word) -> Result<Self, String> {
+        word.0.parse()
+    }
+}
+
+impl TryFrom<Word> for TeamId {
+    type Error = String;
+
+    fn try_from(word: Word) -> Result<Self, String> {
+        word.0.parse()
+    }
+}
+
+impl TryFrom<Word> for Scopes {
     type Error = String;
 
     fn try_from(word: Word) -> Result<Self, String> {

@@ -76,7 +76,7 @@ fn a_dropped_draft_changes_nothing() {
 }
 
 #[test]
-fn a_name_that_cannot_be_taken_leaves_no_temporary_file() {
+fn failed_rename_leaves_no_temporary_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("directory");
     fs::create_dir(&path).unwrap();
@@ -88,7 +88,7 @@ fn a_name_that_cannot_be_taken_leaves_no_temporary_file() {
 /// The test runs itself again with a limit of the file size, which fails writes as a full disk
 /// does.
 #[test]
-fn a_write_that_fails_in_its_middle_leaves_the_old_file() {
+fn failed_write_keeps_the_old_file() {
     const DIR: &str = "WRENN_DURABLE_TEST_DIR";
     let content = vec![b'x'; 1 << 20];
     if let Some(dir) = std::env::var_os(DIR) {
@@ -103,7 +103,7 @@ fn a_write_that_fails_in_its_middle_leaves_the_old_file() {
     let limited = Command::new("sh")
         .args(["-c", r#"trap "" XFSZ; ulimit -f 8; exec "$0" --exact "$1""#])
         .arg(std::env::current_exe().unwrap())
-        .arg("tests::a_write_that_fails_in_its_middle_leaves_the_old_file")
+        .arg("tests::failed_write_keeps_the_old_file")
         .env(DIR, dir.path())
         .output()
         .unwrap();

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guests_words_are_short_and_have_no_control_characters() {
+    fn guest_message_is_shortened_and_has_no_control_characters() {
         assert_eq!(plain("no\0t\u{1b}[2J so\n"), "no t [2J so ");
         assert_eq!(plain(&"x".repeat(9000)).len(), MAX_MESSAGE_CHARS);
     }

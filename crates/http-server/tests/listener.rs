@@ -83,7 +83,7 @@ async fn is_answered(client: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn a_request_under_way_at_the_end_is_answered() {
+async fn request_in_progress_at_shutdown_is_answered() {
     let server = Server::start(10).await;
     let mut client = server.ask().await;
     server.asked.notified().await;
@@ -94,7 +94,7 @@ async fn a_request_under_way_at_the_end_is_answered() {
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_end_is_dropped() {
+async fn incomplete_request_is_dropped() {
     let server = Server::start(10).await;
     let mut client = server.ask().await;
     server.asked.notified().await;
@@ -108,7 +108,7 @@ async fn a_request_that_does_not_end_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_request_with_more_header_fields_than_allowed_is_refused() {
+async fn request_with_too_many_header_fields_is_rejected() {
     let server = Server::start(10).await;
     for (fields, status) in [(HEADERS, "200"), (HEADERS + 1, "431")] {
         let mut client = TcpStream::connect(server.address).await.expect("connected");
@@ -123,7 +123,7 @@ async fn a_request_with_more_header_fields_than_allowed_is_refused() {
 }
 
 #[tokio::test]
-async fn a_client_too_many_waits_for_another_to_go() {
+async fn client_above_the_limit_waits_for_a_free_connection() {
     let server = Server::start(1).await;
     let mut first = server.ask().await;
     server.asked.notified().await;
@@ -150,7 +150,7 @@ async fn read_to(client: &mut TcpStream, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
+async fn unread_body_is_drained_and_its_connection_reused() {
     let server = Server::start(1).await;
     let mut client = TcpStream::connect(server.address).await.expect("connected");
     server.answer_post(&mut client, "").await;
@@ -168,7 +168,7 @@ async fn a_body_that_nobody_wanted_leaves_its_connection_whole() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_end_is_not_waited_for_forever() {
+async fn endless_body_is_drained_until_its_deadline() {
     let server = Server::start(1).await;
     let mut client = TcpStream::connect(server.address).await.expect("connected");
     server.answer_post(&mut client, "").await;
@@ -177,7 +177,7 @@ async fn a_body_that_does_not_end_is_not_waited_for_forever() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_whether_to_send_is_not_told_to_for_nothing() {
+async fn expect_100_is_not_answered_if_the_body_is_not_read() {
     let server = Server::start(1).await;
     let mut client = TcpStream::connect(server.address).await.expect("connected");
     let answer = server

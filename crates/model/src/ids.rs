@@ -156,7 +156,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_that_step_out_of_a_folder_are_refused() {
+    fn path_traversal_in_a_name_is_rejected() {
         for bad in [
             "",
             ".",
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_name_has_64_characters_at_most() {
+    fn template_name_longer_than_64_characters_is_rejected() {
         assert!("a".repeat(64).parse::<TemplateName>().is_ok());
         assert!("a".repeat(65).parse::<TemplateName>().is_err());
     }

@@ -5,6 +5,7 @@
 //!   they are safe in paths and in names of kernel objects.
 //! - [`MachineSize`]: virtual CPUs, memory and disk of a sandbox.
 //! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`]: properties of a sandbox.
+//! - [`TeamId`], [`Scope`]: owners of sandboxes, and what an API key may do.
 //! - [`limits`]: sizes and ranges, with their units.
 
 mod boot_times;
@@ -13,9 +14,11 @@ mod ids;
 pub mod limits;
 mod machine_size;
 mod status;
+mod team;
 
 pub use boot_times::BootTimes;
 pub use egress::Egress;
 pub use ids::{InvalidId, SandboxId, TemplateName};
 pub use machine_size::MachineSize;
 pub use status::{OnTimeout, SandboxStatus};
+pub use team::{Scope, Scopes, TeamId};

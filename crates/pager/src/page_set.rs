@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_found_and_runs_measured() {
+    fn page_set_finds_pages_and_run_lengths() {
         let mut set = PageSet::new(200 * 4096);
         assert!(!set.contains(0));
         assert_eq!(set.run(0, 8 * 4096, false), 8 * 4096);

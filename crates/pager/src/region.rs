@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_offsets_are_found() {
+    fn addresses_map_to_offsets() {
         let regions = Regions::new(&[region(100, 10, 10), region(10, 10, 0)]).expect("is one");
         assert_eq!(regions.at_address(100 * 4096), Some(&region(100, 10, 10)));
         assert_eq!(regions.at_address(20 * 4096 - 1), Some(&region(10, 10, 0)));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn defects_are_named() {
+    fn invalid_region_is_rejected_with_its_defect() {
         let text = |regions: &[Region]| Regions::new(regions).expect_err("is none").to_string();
         assert!(text(&[]).starts_with("0 regions"));
         assert!(text(&vec![region(1, 1, 1); 65]).starts_with("65 regions"));
@@ -284,7 +284,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_description_is_answered(
+        fn any_description_is_parsed_or_rejected(
             numbers in proptest::collection::vec(proptest::num::u64::ANY, 3..12),
             probe in proptest::num::u64::ANY,
         ) {
@@ -300,7 +300,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_answered(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        fn any_bytes_are_parsed_or_rejected(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             if let Ok(regions) = Regions::from_json(&bytes) {
                 assert!(!regions.as_slice().is_empty());
             }

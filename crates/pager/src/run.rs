@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_joined_and_small_gaps_covered() {
+    fn adjacent_runs_are_joined_across_small_gaps() {
         let run = |first: u64, pages: u64| PageRun {
             offset: first * 4096,
             len: pages * 4096,

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_end_where_they_end() {
+    fn zero_run_ends_at_the_first_nonzero_page() {
         let zeros = Zeros::new(8192);
         let extent = zeros.extent(4096).expect("inside");
         assert_eq!((extent.zero, extent.len), (true, 4096));

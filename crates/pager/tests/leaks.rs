@@ -17,7 +17,7 @@ fn count(of: &str) -> usize {
 }
 
 #[test]
-fn descriptors_and_threads_are_back_to_where_they_were() {
+fn server_leaves_no_descriptor_and_no_thread() {
     let len = 500 * PAGE;
     let before = (count("fd"), count("task"));
     for round in 0..30 {
@@ -39,7 +39,7 @@ fn descriptors_and_threads_are_back_to_where_they_were() {
             record_limit: 100,
         };
         let mut server = machine.serve(backing, &source, options);
-        machine.tell("touch 3");
+        machine.send("touch 3");
         match round % 3 {
             0 => assert_eq!(machine.answer(), "touched"),
             1 => machine.kill(),

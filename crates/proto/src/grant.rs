@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_is_what_the_sdks_compute() {
+    fn signature_matches_the_sdks() {
         let grant = Grant {
             path: "/tmp/a",
             operation: "read",

@@ -10,7 +10,8 @@
 //! supervisor has exited, and so has its VM. The last known state is in `status.json`.
 //!
 //! A supervisor that was started by an older agent must stay usable. Fields are therefore only
-//! added, with a default.
+//! added, with a default, and the words on the wire never change, even if the code has other names
+//! for them.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
@@ -159,9 +160,10 @@ pub enum Request {
     Status,
     /// Stops the VM. Returns [`Reply::Stopped`] after the VM is gone; then the supervisor exits.
     Stop,
-    /// Pauses the vCPUs and writes a snapshot to a directory. Returns [`Reply::Frozen`]. If a step
-    /// fails, the VM is resumed at once and the reply is [`Reply::Refused`].
-    Freeze {
+    /// Pauses the vCPUs and writes a snapshot to a directory. Returns [`Reply::SnapshotTaken`]. If a
+    /// step fails, the VM is resumed at once and the reply is [`Reply::Rejected`].
+    #[serde(rename = "freeze")]
+    Snapshot {
         /// Staging directory of the snapshot, owned by the agent.
         staging: PathBuf,
         /// Id of the snapshot, 32 hexadecimal digits.
@@ -170,8 +172,9 @@ pub enum Request {
         /// resumed.
         next_disk: Option<PathBuf>,
     },
-    /// Resumes a paused VM. Returns [`Reply::Thawed`]. No effect on a running VM.
-    Thaw,
+    /// Resumes a paused VM. Returns [`Reply::Resumed`]. No effect on a running VM.
+    #[serde(rename = "thaw")]
+    Resume,
     /// Reports the outcome of the last snapshot. Returns [`Reply::Noted`]. The next snapshot
     /// depends on it only if it was published.
     Published {
@@ -194,29 +197,32 @@ pub enum Reply {
     /// The VM is gone.
     Stopped,
     /// The vCPUs are paused, and memory and device state are written.
-    Frozen(FrozenMachine),
+    #[serde(rename = "frozen")]
+    SnapshotTaken(SnapshotReport),
     /// The VM runs.
-    Thawed,
+    #[serde(rename = "thawed")]
+    Resumed,
     /// Acknowledgement without data.
     Noted,
     /// The attached file descriptor is the memory.
     ImageMemory,
     /// The request is invalid or failed.
-    Refused {
+    #[serde(rename = "refused")]
+    Rejected {
         /// Reason, for the log.
         reason: String,
         /// Kind of the failure. `None` from older supervisors.
         #[serde(default)]
-        code: Option<RefusalCode>,
+        code: Option<RejectionCode>,
     },
 }
 
 impl Reply {
-    /// Returns a rejection with the code [`RefusalCode::Other`].
-    pub fn refused(reason: impl Into<String>) -> Self {
-        Self::Refused {
+    /// Returns a rejection with the code [`RejectionCode::Other`].
+    pub fn rejected(reason: impl Into<String>) -> Self {
+        Self::Rejected {
             reason: reason.into(),
-            code: Some(RefusalCode::Other),
+            code: Some(RejectionCode::Other),
         }
     }
 }
@@ -224,7 +230,7 @@ impl Reply {
 /// Kind of a failure. Agents handle each kind differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RefusalCode {
+pub enum RejectionCode {
     /// The host's disk is full, or a quota is used up.
     OutOfSpace,
     /// Another failure, or a code of a newer supervisor.
@@ -234,7 +240,7 @@ pub enum RefusalCode {
 
 /// Result of a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrozenMachine {
+pub struct SnapshotReport {
     /// Generation of the written memory; the first is 0.
     pub generation: u64,
     /// Complete, read-only disk files above the base image, lowest first.
@@ -244,7 +250,8 @@ pub struct FrozenMachine {
     /// Number of examined pages that differ from the parent snapshot and were written.
     pub pages_written: u64,
     /// Time from the start of the pause to this reply, in milliseconds.
-    pub frozen_ms: u32,
+    #[serde(rename = "frozen_ms")]
+    pub paused_ms: u32,
     /// Kind and version of the VMM, such as `qemu 7.2.22`; empty if unknown.
     #[serde(default)]
     pub vmm: String,
@@ -268,13 +275,13 @@ pub struct PagerStatus {
 /// Status of a running VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
-    /// True if the vCPUs are paused by [`Request::Freeze`].
-    #[serde(default)]
-    pub frozen: bool,
+    /// True if the vCPUs are paused by [`Request::Snapshot`].
+    #[serde(default, rename = "frozen")]
+    pub paused: bool,
     /// True while a snapshot is being written. During this time, the supervisor answers status
     /// requests and obeys a stop; other requests wait.
-    #[serde(default)]
-    pub freezing: bool,
+    #[serde(default, rename = "freezing")]
+    pub snapshotting: bool,
     /// Disk files above the base image, lowest first. The last one is writable.
     #[serde(default)]
     pub disk: Vec<PathBuf>,
@@ -347,7 +354,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_reads_as_documented() {
+    fn request_has_the_documented_json() {
         let text = serde_json::to_string(&Request::Status).expect("plain data");
         assert_eq!(text, r#"{"op":"status"}"#);
     }
@@ -358,22 +365,79 @@ mod tests {
             (r#"{"reply":"refused","reason":"no"}"#, None),
             (
                 r#"{"reply":"refused","reason":"no","code":"out_of_space"}"#,
-                Some(RefusalCode::OutOfSpace),
+                Some(RejectionCode::OutOfSpace),
             ),
             (
                 r#"{"reply":"refused","reason":"no","code":"of the future"}"#,
-                Some(RefusalCode::Other),
+                Some(RejectionCode::Other),
             ),
         ] {
             let reply: Reply = serde_json::from_str(text).expect("valid");
             let reason = "no".to_owned();
             let code = expected;
-            assert_eq!(reply, Reply::Refused { reason, code });
+            assert_eq!(reply, Reply::Rejected { reason, code });
         }
     }
 
+    fn json(message: &impl Serialize) -> String {
+        serde_json::to_string(message).expect("plain data")
+    }
+
+    /// The words of release 0.1.0, whose supervisors may still run.
     #[test]
-    fn a_reply_survives_the_wire() {
+    fn words_on_the_wire_are_those_of_release_0_1_0() {
+        let snapshot = Request::Snapshot {
+            staging: "/s".into(),
+            build: "b".to_owned(),
+            next_disk: None,
+        };
+        let published = Request::Published {
+            published: true,
+            memory: "/m".into(),
+        };
+        let report = SnapshotReport {
+            paused_ms: 5,
+            ..SnapshotReport::default()
+        };
+        let paused = MachineStatus {
+            paused: true,
+            snapshotting: true,
+            ..MachineStatus::default()
+        };
+        for (text, expected) in [
+            (
+                json(&snapshot),
+                r#"{"op":"freeze","staging":"/s","build":"b","next_disk":null}"#,
+            ),
+            (json(&Request::Resume), r#"{"op":"thaw"}"#),
+            (json(&Request::Stop), r#"{"op":"stop"}"#),
+            (
+                json(&published),
+                r#"{"op":"published","published":true,"memory":"/m"}"#,
+            ),
+            (json(&Request::ImageMemory), r#"{"op":"image_memory"}"#),
+            (json(&Reply::Resumed), r#"{"reply":"thawed"}"#),
+            (json(&Reply::Noted), r#"{"reply":"noted"}"#),
+            (
+                json(&Reply::rejected("no")),
+                r#"{"reply":"refused","reason":"no","code":"other"}"#,
+            ),
+            (
+                json(&Reply::SnapshotTaken(report)),
+                r#"{"reply":"frozen","generation":0,"disk_layers":[],"pages_seen":0,"pages_written":0,"frozen_ms":5,"vmm":""}"#,
+            ),
+        ] {
+            assert_eq!(text, expected);
+        }
+        let status = json(&Reply::Status(paused));
+        assert!(
+            status.starts_with(r#"{"reply":"status","frozen":true,"freezing":true,"#),
+            "{status}"
+        );
+    }
+
+    #[test]
+    fn reply_round_trips_through_json() {
         for reply in [
             Reply::Stopped,
             Reply::Status(MachineStatus {
@@ -381,10 +445,10 @@ mod tests {
                 kernel_ms: Some(3),
                 ..Default::default()
             }),
-            Reply::refused("no"),
-            Reply::Refused {
+            Reply::rejected("no"),
+            Reply::Rejected {
                 reason: "full".into(),
-                code: Some(RefusalCode::OutOfSpace),
+                code: Some(RejectionCode::OutOfSpace),
             },
         ] {
             let text = serde_json::to_vec(&reply).expect("plain data");

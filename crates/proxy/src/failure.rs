@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_have_the_contracts_bodies() {
+    fn error_responses_have_the_bodies_of_the_contract() {
         let text = |failure: Failure| {
             let answer = failure.answer(Some(&address()), false);
             let body = String::from_utf8_lossy(answer.body()).into_owned();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_gets_a_page_and_a_script_in_it_does_not() {
+    fn browser_navigation_gets_a_page_and_a_script_gets_json() {
         let kind = |more: &[(HeaderName, &'static str)]| {
             let mut headers = HeaderMap::new();
             let agent = HeaderValue::from_static("Mozilla/5.0 (X11)");

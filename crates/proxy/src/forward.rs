@@ -91,14 +91,14 @@ fn explain(error: &legacy::Error, is_cut: bool) -> Failed {
         None if is_cut => Failure::NotFound,
         None => Failure::Unreachable("the connection closed before a response arrived".to_owned()),
     };
-    let mut told = http::Extensions::new();
+    let mut extras = http::Extensions::new();
     if let Some(connection) = error.connect_info() {
-        connection.get_extras(&mut told);
+        connection.get_extras(&mut extras);
     }
     Failed {
         failure,
         stopped: matches!(dialed, Some(DialError::NotRunning)),
-        kept: told
+        kept: extras
             .get::<Answers>()
             .is_some_and(|answers| answers.count() > 0),
     }

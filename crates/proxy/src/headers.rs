@@ -53,7 +53,7 @@ pub(crate) struct ForwardContext<'a> {
 }
 
 /// Returns the protocol that a request asks to upgrade to, if any.
-pub(crate) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn requested_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asks = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
     headers.get(header::UPGRADE).filter(|_| asks).cloned()
 }
@@ -62,7 +62,7 @@ pub(crate) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 /// that protocol.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
-    onward: &ForwardContext<'_>,
+    context: &ForwardContext<'_>,
     upgrade: Option<&HeaderValue>,
 ) {
     let takes_trailers = headers
@@ -87,15 +87,15 @@ pub(crate) fn prepare_request(
     if let Some(protocol) = upgrade {
         switch_to(headers, protocol.clone());
     }
-    add_forwarded(headers, onward);
-    if let Some(host) = host(onward) {
+    add_forwarded(headers, context);
+    if let Some(host) = host(context) {
         headers.insert(header::HOST, host);
     }
-    if let Some(token) = onward
+    if let Some(token) = context
         .target
         .injected_token
         .as_deref()
-        .filter(|_| onward.is_envd)
+        .filter(|_| context.is_envd)
         && let Ok(mut token) = HeaderValue::from_str(token)
     {
         token.set_sensitive(true);
@@ -144,8 +144,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn add_forwarded(headers: &mut HeaderMap, onward: &ForwardContext<'_>) {
-    let client = onward.client.to_canonical();
+fn add_forwarded(headers: &mut HeaderMap, context: &ForwardContext<'_>) {
+    let client = context.client.to_canonical();
     let before: Vec<&str> = headers
         .get_all(FORWARDED_FOR)
         .iter()
@@ -159,7 +159,7 @@ fn add_forwarded(headers: &mut HeaderMap, onward: &ForwardContext<'_>) {
     }
     // A proxy in front of this one that terminates TLS has already set the right value.
     if !headers.contains_key(FORWARDED_HOST)
-        && let Ok(host) = HeaderValue::from_str(onward.authority.as_str())
+        && let Ok(host) = HeaderValue::from_str(context.authority.as_str())
     {
         headers.insert(FORWARDED_HOST, host);
     }
@@ -168,13 +168,13 @@ fn add_forwarded(headers: &mut HeaderMap, onward: &ForwardContext<'_>) {
     }
 }
 
-fn host(onward: &ForwardContext<'_>) -> Option<HeaderValue> {
-    let masked = onward.target.mask_host.as_deref();
-    match masked.filter(|mask| !onward.is_envd && !mask.is_empty()) {
+fn host(context: &ForwardContext<'_>) -> Option<HeaderValue> {
+    let masked = context.target.mask_host.as_deref();
+    match masked.filter(|mask| !context.is_envd && !mask.is_empty()) {
         Some(mask) => {
-            HeaderValue::from_str(&mask.replace("${PORT}", &onward.port.to_string())).ok()
+            HeaderValue::from_str(&mask.replace("${PORT}", &context.port.to_string())).ok()
         }
-        None => HeaderValue::from_str(onward.authority.as_str()).ok(),
+        None => HeaderValue::from_str(context.authority.as_str()).ok(),
     }
 }
 
@@ -188,20 +188,20 @@ mod tests {
             let name: HeaderName = name.parse().expect("a header's name");
             headers.append(name, value.parse().expect("a header's value"));
         }
-        let onward = ForwardContext {
+        let context = ForwardContext {
             port,
             is_envd: port == 49983,
             authority: &Authority::from_static("80-i1.example.com:8001"),
             client: "::ffff:10.0.0.1".parse().expect("an address"),
             target,
         };
-        let upgrade = wanted_upgrade(&headers);
-        prepare_request(&mut headers, &onward, upgrade.as_ref());
+        let upgrade = requested_upgrade(&headers);
+        prepare_request(&mut headers, &context, upgrade.as_ref());
         headers
     }
 
     #[test]
-    fn headers_of_one_connection_are_not_passed_on() {
+    fn connection_headers_are_not_forwarded() {
         let sent = [
             ("connection", "close, X-Own, host"),
             ("x-own", "1"),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_is_asked_for_again() {
+    fn upgrade_is_requested_from_the_upstream() {
         let sent = [
             ("connection", "keep-alive, Upgrade"),
             ("upgrade", "websocket"),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_that_a_request_came_is_told() {
+    fn forwarded_headers_name_the_client() {
         let headers = prepared(
             &[
                 ("x-forwarded-for", "1.1.1.1"),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_host_is_what_servers_see_but_not_the_guest_agent() {
+    fn masked_host_is_sent_to_servers_but_not_to_the_guest_agent() {
         let target = Target {
             mask_host: Some("localhost:${PORT}".to_owned()),
             injected_token: Some("secret".to_owned()),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_traffic_token_stays_with_the_proxy() {
+    fn traffic_token_is_not_forwarded() {
         let headers = prepared(&[("e2b-traffic-access-token", "t")], 80, &Target::default());
         assert!(!headers.contains_key("e2b-traffic-access-token"));
     }

@@ -87,7 +87,7 @@ mod tests {
         "path=%2Ftmp%2Fa&signature=v1_g7p%2BJ5QvIpRdbHMeNxcfb8LDrRVIMz5M5OTfgfKx9sg";
 
     #[test]
-    fn a_link_of_the_sdk_is_signed_by_its_token_alone() {
+    fn sdk_link_is_verified_by_its_token_only() {
         let link = SignedLink::parse(&Method::GET, "/files", QUERY).expect("a link");
         assert!(link.is_signed_with("tok_i0000000000000000000"));
         assert!(!link.is_signed_with("tok_i0000000000000000001"));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_signed_link_is_none() {
+    fn other_requests_are_not_signed_links() {
         assert_eq!(SignedLink::parse(&Method::GET, "/files", "path=a"), None);
         assert_eq!(SignedLink::parse(&Method::GET, "/health", QUERY), None);
         assert_eq!(SignedLink::parse(&Method::DELETE, "/files", QUERY), None);

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_of_the_host_are_internal_however_they_are_written() {
+    fn host_calls_are_internal_in_any_spelling() {
         for path in [
             "/init",
             "/init/",
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_clients_are_not_internal() {
+    fn client_calls_are_not_internal() {
         for path in [
             "/",
             "/health",
@@ -133,14 +133,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_answered(path in ".*") {
+        fn any_path_is_classified(path in ".*") {
             let _ = is_internal(&path);
         }
 
         /// Each character of an internal path is written plainly or encoded once or twice, with
         /// empty segments in between.
         #[test]
-        fn no_mixture_of_encodings_hides_a_call(
+        fn no_encoding_hides_an_internal_call(
             name in prop::sample::select(&INTERNAL[..]),
             ways in prop::collection::vec(0_u8..3, 12),
             before in prop::sample::select(&["/", "//", "/./", "/a/../", "/%2e/", "/a/%2e%2e/", "/%2f"][..]),

@@ -61,20 +61,20 @@ pub(crate) struct Pool<S: Sandboxes> {
 pub(crate) struct Pools<S: Sandboxes> {
     pools: Mutex<HashMap<SandboxId, Arc<Pool<S>>>>,
     sandboxes: Arc<S>,
-    cuts: ConnectionKillSwitch,
+    kill_switch: ConnectionKillSwitch,
     max_connections: usize,
 }
 
 impl<S: Sandboxes> Pools<S> {
     pub(crate) fn new(
         sandboxes: Arc<S>,
-        cuts: ConnectionKillSwitch,
+        kill_switch: ConnectionKillSwitch,
         max_connections: usize,
     ) -> Self {
         Self {
             pools: Mutex::default(),
             sandboxes,
-            cuts,
+            kill_switch,
             max_connections,
         }
     }
@@ -92,7 +92,7 @@ impl<S: Sandboxes> Pools<S> {
                 || pool.slots.available_permits() < self.max_connections;
             let is_kept = is_used && !pool.cut.is_cancelled();
             if !is_kept && !pool.cut.is_cancelled() {
-                self.cuts.remove(id);
+                self.kill_switch.remove(id);
             }
             is_kept
         });
@@ -102,7 +102,7 @@ impl<S: Sandboxes> Pools<S> {
     }
 
     fn make(&self, id: &SandboxId) -> Pool<S> {
-        let cut = self.cuts.token(id);
+        let cut = self.kill_switch.token(id);
         let slots = Arc::new(Semaphore::new(self.max_connections));
         let dialer = Dialer {
             sandboxes: Arc::clone(&self.sandboxes),

@@ -17,9 +17,9 @@ const MAX_AGE_SEC: u32 = 7200;
 /// Returns the response if `request` is a preflight.
 pub(crate) fn answer<B>(request: &Request<B>) -> Option<Response<Bytes>> {
     let asked = request.headers();
-    let is_asked = request.method() == Method::OPTIONS
+    let is_preflight = request.method() == Method::OPTIONS
         && asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if !is_asked {
+    if !is_preflight {
         return None;
     }
     let mut response = Response::new(Bytes::new());

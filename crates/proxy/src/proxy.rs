@@ -57,7 +57,7 @@ pub struct Proxy<S: Sandboxes>(Arc<Inner<S>>);
 struct Inner<S: Sandboxes> {
     sandboxes: Arc<S>,
     pools: Pools<S>,
-    cuts: ConnectionKillSwitch,
+    kill_switch: ConnectionKillSwitch,
     config: ProxyConfig,
     /// Upgraded connections, which outlive their requests.
     upgraded: TaskTracker,
@@ -72,13 +72,17 @@ impl<S: Sandboxes> Clone for Proxy<S> {
 }
 
 impl<S: Sandboxes> Proxy<S> {
-    /// Creates a proxy for `sandboxes`. It learns through `cuts` that a sandbox stopped.
+    /// Creates a proxy for `sandboxes`. It learns through `kill_switch` that a sandbox stopped.
     #[must_use]
-    pub fn new(sandboxes: Arc<S>, cuts: ConnectionKillSwitch, config: ProxyConfig) -> Self {
+    pub fn new(sandboxes: Arc<S>, kill_switch: ConnectionKillSwitch, config: ProxyConfig) -> Self {
         Self(Arc::new(Inner {
-            pools: Pools::new(Arc::clone(&sandboxes), cuts.clone(), config.max_connections),
+            pools: Pools::new(
+                Arc::clone(&sandboxes),
+                kill_switch.clone(),
+                config.max_connections,
+            ),
             sandboxes,
-            cuts,
+            kill_switch,
             config,
             upgraded: TaskTracker::new(),
             end: CancellationToken::new(),
@@ -101,7 +105,7 @@ impl<S: Sandboxes> Proxy<S> {
         self.0.end.cancel();
         self.0.upgraded.close();
         self.0.upgraded.wait().await;
-        self.0.cuts.forget_all();
+        self.0.kill_switch.forget_all();
     }
 }
 
@@ -216,9 +220,9 @@ impl<S: Sandboxes> Inner<S> {
         let is_envd = port == guest::ENVD_PORT;
         // The guest agent supports no other protocol, and requests in another one could not be
         // checked.
-        let protocol = headers::wanted_upgrade(request.headers()).filter(|_| !is_envd);
+        let protocol = headers::requested_upgrade(request.headers()).filter(|_| !is_envd);
         let upgrading = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
-        let onward = headers::ForwardContext {
+        let context = headers::ForwardContext {
             port,
             is_envd,
             authority: &authority,
@@ -226,8 +230,8 @@ impl<S: Sandboxes> Inner<S> {
             target,
         };
         let (mut head, body) = request.into_parts();
-        headers::prepare_request(&mut head.headers, &onward, protocol.as_ref());
-        head.uri = onward_uri(&head.uri, port)?;
+        headers::prepare_request(&mut head.headers, &context, protocol.as_ref());
+        head.uri = forwarded_uri(&head.uri, port)?;
         head.version = Version::HTTP_11;
         let answered = forward::send(&self.pools, id, head, body, async || {
             self.resolve(id).await.map(drop)
@@ -254,7 +258,7 @@ impl<S: Sandboxes> Inner<S> {
 }
 
 /// Builds the URI for the sandbox's client. Path and query are forwarded byte for byte.
-fn onward_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
+fn forwarded_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
     let path = asked.path_and_query().cloned();
     Uri::builder()
         .scheme("http")

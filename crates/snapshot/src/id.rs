@@ -38,13 +38,13 @@ impl std::str::FromStr for SnapshotId {
 
     fn from_str(text: &str) -> Result<Self, ParseSnapshotIdError> {
         let mut bytes = [0; 16];
-        let refused = || ParseSnapshotIdError(text.chars().take(80).collect());
-        hex::decode_to_slice(text, &mut bytes).map_err(|_| refused())?;
+        let rejected = || ParseSnapshotIdError(text.chars().take(80).collect());
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| rejected())?;
         // Only one spelling is accepted, because the id becomes a file name.
         if hex::encode(bytes) == text {
             Ok(Self(bytes))
         } else {
-            Err(refused())
+            Err(rejected())
         }
     }
 }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_spelling() {
+    fn only_lower_case_hexadecimal_ids_are_accepted() {
         let id = SnapshotId::random();
         assert_eq!(id.to_string().parse(), Ok(id));
         for wrong in ["", "..", "0g", &"A".repeat(32), &"0".repeat(31)] {

@@ -197,14 +197,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lookup_says_what_the_model_says(model in model(), cuts in prop::collection::vec(0..PAGES, 0..10)) {
+        fn lookup_matches_the_model(model in model(), cuts in prop::collection::vec(0..PAGES, 0..10)) {
             let list = mappings_of(&model, &cuts);
             prop_assert_eq!(looked_up(&list), model);
             prop_assert_eq!(lookup(&list, PAGES as u64 * PAGE_BYTES), None);
         }
 
         #[test]
-        fn normalising_changes_no_lookup(model in model(), cuts in prop::collection::vec(0..PAGES, 0..20)) {
+        fn normalization_keeps_every_lookup(model in model(), cuts in prop::collection::vec(0..PAGES, 0..20)) {
             let mut list = mappings_of(&model, &cuts);
             normalise(&mut list);
             prop_assert_eq!(looked_up(&list), model.clone());
@@ -212,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn merging_is_overlaying_page_by_page(base in model(), top in model(), changed in prop::collection::vec(any::<bool>(), PAGES)) {
+        fn merge_equals_overlaying_page_by_page(base in model(), top in model(), changed in prop::collection::vec(any::<bool>(), PAGES)) {
             let changes: Vec<_> = mappings_of(&top, &(0..PAGES).collect::<Vec<_>>())
                 .into_iter()
                 .zip(&changed)

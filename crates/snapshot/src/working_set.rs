@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_comes_back_and_damage_is_noticed() {
+    fn working_set_round_trips_and_damage_is_detected() {
         let set = WorkingSet::from_runs([(4096, 8192), (0, 4096)]);
         let bytes = set.to_bytes();
         assert_eq!(WorkingSet::parse(&bytes), Ok(set));

@@ -46,7 +46,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_generation_reads_as_it_was(
+    fn every_generation_keeps_its_content(
         generations in prop::collection::vec(prop::collection::btree_map(0..PAGES, 0..4_u8, 0..20), 1..8)
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -89,7 +89,7 @@ proptest! {
 }
 
 #[test]
-fn a_file_that_no_page_is_in_any_more_is_not_named() {
+fn diff_file_without_pages_is_not_referenced() {
     let dir = tempfile::tempdir().unwrap();
     let (header, chain, _) = write(dir.path(), None, &[(1, 7)]);
     let (header, _, _) = write(dir.path(), Some((header, chain)), &[(1, 8)]);
@@ -98,7 +98,7 @@ fn a_file_that_no_page_is_in_any_more_is_not_named() {
 }
 
 #[test]
-fn a_damaged_file_is_named() {
+fn damaged_diff_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (header, _, _) = write(dir.path(), None, &[(1, 7), (2, 8)]);
     let path = dir.path().join(format!("{}.mem", header.build()));
@@ -153,7 +153,7 @@ fn a_damaged_file_is_named() {
 }
 
 #[test]
-fn pages_that_do_not_fit_are_refused() {
+fn page_outside_memory_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("diff");
     let mut writer =

@@ -70,7 +70,7 @@ fn files(root: &Path, area: &str) -> usize {
 }
 
 #[test]
-fn what_is_stood_on_stays_and_the_rest_goes() {
+fn referenced_files_are_kept_and_others_collected() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let (first, header) = publish(&store, None, &[]).unwrap();
@@ -105,7 +105,7 @@ fn what_is_stood_on_stays_and_the_rest_goes() {
 }
 
 #[test]
-fn a_snapshot_that_is_given_up_leaves_nothing_and_one_in_the_making_is_left_alone() {
+fn dropped_snapshot_leaves_nothing_and_a_staged_one_is_kept() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let stage = store.stage(SnapshotId::random()).unwrap();
@@ -117,7 +117,7 @@ fn a_snapshot_that_is_given_up_leaves_nothing_and_one_in_the_making_is_left_alon
 }
 
 #[test]
-fn a_file_that_is_missing_publishes_nothing() {
+fn snapshot_with_a_missing_file_is_not_published() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let build = SnapshotId::random();
@@ -136,7 +136,7 @@ fn a_file_that_is_missing_publishes_nothing() {
 }
 
 #[test]
-fn what_a_crash_left_is_collected() {
+fn files_left_by_a_crash_are_collected() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let (kept, _) = publish(&store, None, &[]).unwrap();
@@ -159,7 +159,7 @@ fn what_a_crash_left_is_collected() {
 }
 
 #[test]
-fn nothing_is_swept_while_a_snapshot_cannot_be_read() {
+fn unreadable_snapshot_keeps_all_diff_files_and_layers() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path()).unwrap();
     let (first, header) = publish(&store, None, &[]).unwrap();
@@ -199,7 +199,7 @@ fn a_damaged_device_state_is_named() {
 }
 
 #[test]
-fn a_snapshot_that_is_begun_while_others_are_collected_stays() {
+fn snapshot_staged_during_a_collection_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let build = SnapshotId::random();
@@ -213,7 +213,7 @@ fn a_snapshot_that_is_begun_while_others_are_collected_stays() {
 }
 
 #[test]
-fn nothing_is_collected_when_nobody_knows_what_is_needed() {
+fn nothing_is_collected_if_the_references_are_unknown() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let (build, _) = publish(&store, None, &[]).unwrap();

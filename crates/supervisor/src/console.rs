@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_found_in_pieces_and_between_other_lines() {
+    fn marks_are_detected_in_fragments_and_between_other_lines() {
         let mut finder = MarkFinder::default();
         assert!(finder.feed(b"[ 0.1] noise\r\nwrenn: ker").is_empty());
         assert_eq!(finder.feed(b"nel up\r\nmore\n"), [Mark::KernelDone]);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_line_takes_no_memory() {
+    fn line_without_end_is_bounded_in_memory() {
         let mut finder = MarkFinder::default();
         for _ in 0..1000 {
             finder.feed(&[b'x'; 1000]);

@@ -11,21 +11,21 @@ use crate::SupervisorError;
 /// Size of the buffer for the descriptor that is attached to a reply, in bytes.
 const ANCILLARY_BYTES: usize = 64;
 
-/// Request to the owner of the VM.
+/// Request to the actor of the VM.
 pub(crate) enum Command {
     /// Request to stop the VM.
     Stop(StopReply),
     /// Any other request.
-    Ask(Request, oneshot::Sender<Answer>),
+    Serve(Request, oneshot::Sender<ReplyMessage>),
 }
 
 /// Reply with an optional descriptor.
-pub(crate) struct Answer {
+pub(crate) struct ReplyMessage {
     pub(crate) reply: Reply,
     pub(crate) descriptor: Option<OwnedFd>,
 }
 
-impl From<Reply> for Answer {
+impl From<Reply> for ReplyMessage {
     fn from(reply: Reply) -> Self {
         Self {
             reply,
@@ -37,7 +37,7 @@ impl From<Reply> for Answer {
 /// Reply channel of a stop request. The process exits immediately afterwards, so the reply must be
 /// sent before.
 pub(crate) struct StopReply {
-    reply: oneshot::Sender<Answer>,
+    reply: oneshot::Sender<ReplyMessage>,
     sent: oneshot::Receiver<()>,
 }
 
@@ -60,8 +60,8 @@ pub(crate) fn listen(dir: &Path) -> Result<UnixSeqpacketListener, SupervisorErro
         }
         // A socket address is limited to 108 bytes, but the path of the directory may be longer.
         // The directory is therefore addressed by a descriptor.
-        let folder = fs::File::open(dir)?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&folder);
+        let sandbox_dir = fs::File::open(dir)?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&sandbox_dir);
         UnixSeqpacketListener::bind(format!("/proc/self/fd/{fd}/{}", files::SOCKET))
     };
     bind().map_err(SupervisorError::io("listen on the control socket"))
@@ -95,7 +95,7 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
             Ok(request) => handle(request, &commands).await,
             Err(error) => {
                 let reason = format!("invalid request: {error}");
-                (Reply::refused(reason).into(), None)
+                (Reply::rejected(reason).into(), None)
             }
         };
         if send(&connection, &answer).await.is_err() {
@@ -108,7 +108,7 @@ async fn serve_connection(connection: UnixSeqpacket, commands: mpsc::Sender<Comm
     }
 }
 
-async fn send(connection: &UnixSeqpacket, answer: &Answer) -> io::Result<()> {
+async fn send(connection: &UnixSeqpacket, answer: &ReplyMessage) -> io::Result<()> {
     let text = serde_json::to_vec(&answer.reply)?;
     let mut room = [0; ANCILLARY_BYTES];
     let mut ancillary = AncillaryMessageWriter::new(&mut room);
@@ -124,14 +124,14 @@ async fn send(connection: &UnixSeqpacket, answer: &Answer) -> io::Result<()> {
 async fn handle(
     request: Request,
     commands: &mpsc::Sender<Command>,
-) -> (Answer, Option<oneshot::Sender<()>>) {
+) -> (ReplyMessage, Option<oneshot::Sender<()>>) {
     let (reply, answer) = oneshot::channel();
     let (sent_sender, sent) = oneshot::channel();
     let (command, sent_sender) = match request {
         Request::Stop => (Command::Stop(StopReply { reply, sent }), Some(sent_sender)),
-        other => (Command::Ask(other, reply), None),
+        other => (Command::Serve(other, reply), None),
     };
-    let gone = || Answer::from(Reply::refused("the VM has ended"));
+    let gone = || ReplyMessage::from(Reply::rejected("the VM has ended"));
     if commands.send(command).await.is_err() {
         return (gone(), None);
     }

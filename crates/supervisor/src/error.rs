@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io, path::PathBuf};
 
-use wrenn_proto::supervise::RefusalCode;
+use wrenn_proto::supervise::RejectionCode;
 
 /// Reason why a supervisor ended without a stop request.
 #[derive(Debug, thiserror::Error)]
@@ -71,12 +71,12 @@ pub enum SupervisorError {
     #[error(transparent)]
     Dirty(#[from] wrenn_pager::dirty::DirtyError),
     /// The memory size of the snapshot differs from the memory size of the sandbox.
-    #[error("the snapshot has {snapshot} bytes of memory, expected {wanted}")]
+    #[error("the snapshot has {snapshot} bytes of memory, expected {expected}")]
     MemorySize {
         /// Memory size of the snapshot, in bytes.
         snapshot: u64,
         /// Memory size of the sandbox, in bytes.
-        wanted: u64,
+        expected: u64,
     },
     /// The snapshot id is invalid.
     #[error("invalid snapshot id `{0}`")]
@@ -126,14 +126,14 @@ impl SupervisorError {
     }
 
     /// Returns the code of the reply to a request that failed with this error.
-    pub(crate) fn refusal_code(&self) -> RefusalCode {
+    pub(crate) fn rejection_code(&self) -> RejectionCode {
         let out_of_space = match self {
             Self::Control(error) => error.is_out_of_space(),
             other => is_out_of_space(other),
         };
         match out_of_space {
-            true => RefusalCode::OutOfSpace,
-            false => RefusalCode::Other,
+            true => RejectionCode::OutOfSpace,
+            false => RejectionCode::Other,
         }
     }
 }
@@ -157,9 +157,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_has_a_code_wherever_it_is_noticed() {
+    fn full_disk_has_its_code_at_every_step() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let refused = |reason: &str| wrenn_vmm::ControlError::Refused {
+        let rejected = |reason: &str| wrenn_vmm::ControlError::Rejected {
             command: "blockdev-snapshot",
             reason: reason.to_owned(),
         };
@@ -167,7 +167,7 @@ mod tests {
         for (error, expected) in [
             (
                 SupervisorError::io("write")(full()),
-                RefusalCode::OutOfSpace,
+                RejectionCode::OutOfSpace,
             ),
             (
                 wrenn_snapshot::DiffError::Write {
@@ -175,20 +175,20 @@ mod tests {
                     source: full(),
                 }
                 .into(),
-                RefusalCode::OutOfSpace,
+                RejectionCode::OutOfSpace,
             ),
             (
-                refused("Could not write: No space left on device").into(),
-                RefusalCode::OutOfSpace,
+                rejected("Could not write: No space left on device").into(),
+                RejectionCode::OutOfSpace,
             ),
-            (refused("no such node").into(), RefusalCode::Other),
+            (rejected("no such node").into(), RejectionCode::Other),
             (
                 SupervisorError::io("write")(io::ErrorKind::PermissionDenied.into()),
-                RefusalCode::Other,
+                RejectionCode::Other,
             ),
-            (SupervisorError::Layout, RefusalCode::Other),
+            (SupervisorError::Layout, RejectionCode::Other),
         ] {
-            assert_eq!(error.refusal_code(), expected, "{error:?}");
+            assert_eq!(error.rejection_code(), expected, "{error:?}");
         }
     }
 }

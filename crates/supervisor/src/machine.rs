@@ -79,7 +79,7 @@ pub(crate) async fn restore<M: Machine>(
         },
     }
     failpoint::hit("supervisor.restore.loaded", Some(machine.pid()));
-    Ok(machine.thaw().await?)
+    Ok(machine.resume().await?)
 }
 
 /// Returns the reason why a VM could not be restored. A VMM that cannot decode the state exits by

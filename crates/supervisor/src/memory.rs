@@ -113,7 +113,7 @@ impl GuestMemory {
         if parent.header.memory_size() != bytes {
             return Err(SupervisorError::MemorySize {
                 snapshot: parent.header.memory_size(),
-                wanted: bytes,
+                expected: bytes,
             });
         }
         let image = match image {

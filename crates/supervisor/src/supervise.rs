@@ -21,8 +21,8 @@ use crate::{
     SupervisorError, console, control,
     gateway::{self, mmds::Mmds},
     machine,
+    machine_actor::MachineActor,
     memory::GuestMemory,
-    owner::Owner,
     preload, status,
 };
 
@@ -96,7 +96,7 @@ async fn supervise<D: VmmDriver>(
         failpoint::hit("supervisor.restore.attached", Some(machine.pid()));
         machine::restore(&mut machine, restore, &failure).await?;
         restored_ms = Some(elapsed_ms(started));
-        failpoint::hit("supervisor.restore.thawed", Some(machine.pid()));
+        failpoint::hit("supervisor.restore.resumed", Some(machine.pid()));
     }
     let (status_sender, status) = watch::channel(MachineStatus {
         vmm_pid: machine.pid(),
@@ -114,14 +114,14 @@ async fn supervise<D: VmmDriver>(
     tracing::info!(sandbox_id = %spec.id, vmm_pid = machine.pid(), "VM started");
     let mut disk = spec.disk_layers.clone();
     disk.push(dir.join(files::DISK));
-    let mut owner = Owner {
+    let mut actor = MachineActor {
         machine,
         memory,
         disk,
         is_paused: false,
         status,
     };
-    let outcome = owner.drive(queue, &failure, &mut terminate).await;
+    let outcome = actor.drive(queue, &failure, &mut terminate).await;
     drop(services);
     outcome
 }
@@ -141,7 +141,7 @@ fn announce_ready() -> Result<(), SupervisorError> {
     let mut out = std::io::stdout();
     match out.write_all(b"ready\n").and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        told => told.map_err(SupervisorError::io("report readiness to the agent")),
+        written => written.map_err(SupervisorError::io("report readiness to the agent")),
     }
 }
 

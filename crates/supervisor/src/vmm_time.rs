@@ -43,14 +43,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_two_numbers_are_read() {
+    fn scheduler_statistics_are_parsed() {
         assert_eq!(parse("7000000 2000000 5\n"), Some((7_000_000, 2_000_000)));
         assert_eq!(parse("7000000"), None);
         assert_eq!(parse(""), None);
     }
 
     #[test]
-    fn a_process_that_works_gains_time_and_one_that_is_gone_has_none() {
+    fn processor_time_grows_for_a_busy_process_and_is_absent_for_a_dead_one() {
         let pid = std::process::id();
         let total = |time: VmmTime| time.running_ms + time.waiting_ms;
         let before = total(read(pid).expect("this process has threads"));

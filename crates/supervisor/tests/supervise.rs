@@ -122,8 +122,8 @@ impl Sandbox {
 
     async fn connect(&self) -> UnixSeqpacket {
         let deadline = Instant::now() + DEADLINE;
-        let folder = fs::File::open(&self.dir).unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&folder);
+        let sandbox_dir = fs::File::open(&self.dir).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&sandbox_dir);
         loop {
             match UnixSeqpacket::connect(format!("/proc/self/fd/{fd}/{}", files::SOCKET)).await {
                 Ok(connection) => return connection,
@@ -171,7 +171,7 @@ async fn request(connection: &UnixSeqpacket, request: &Request) -> Reply {
 }
 
 #[tokio::test]
-async fn a_machine_is_reported_with_its_boot_and_stopped_on_request() {
+async fn running_vm_reports_its_boot_and_stops_on_request() {
     let sandbox = Sandbox::new("stop");
     let supervisor =
         sandbox.start("echo 'wrenn: kernel up'; echo 'wrenn: starting envd'; exec sleep 1000");
@@ -199,7 +199,7 @@ async fn a_machine_is_reported_with_its_boot_and_stopped_on_request() {
 }
 
 #[tokio::test]
-async fn a_machine_that_ends_by_itself_leaves_its_reason() {
+async fn vm_that_exits_leaves_its_reason() {
     let sandbox = Sandbox::new("end");
     let supervisor = sandbox.start("read line; exit 3");
     let outcome = supervisor.join().unwrap();
@@ -213,7 +213,7 @@ async fn a_machine_that_ends_by_itself_leaves_its_reason() {
 }
 
 #[tokio::test]
-async fn a_killed_machine_is_told_from_one_that_exits() {
+async fn killed_vm_is_distinguished_from_one_that_exits() {
     let sandbox = Sandbox::new("kill");
     let supervisor = sandbox.start("kill -9 $$");
     supervisor.join().unwrap().unwrap_err();
@@ -226,13 +226,13 @@ async fn a_killed_machine_is_told_from_one_that_exits() {
 }
 
 #[tokio::test]
-async fn garbage_on_the_socket_is_refused_and_changes_nothing() {
+async fn invalid_message_is_rejected_and_changes_nothing() {
     let sandbox = Sandbox::new("garbage");
     let supervisor = sandbox.start("exec sleep 1000");
     let connection = sandbox.connect().await;
     for garbage in [&b"{"[..], b"null", b"{\"op\":\"explode\"}", &[0xff; 1000]] {
         let reply = ask(&connection, garbage).await;
-        assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+        assert!(matches!(reply, Reply::Rejected { .. }), "{reply:?}");
     }
     let second = sandbox.connect().await;
     assert!(matches!(
@@ -254,7 +254,7 @@ fn ask_metadata(sandbox: &Sandbox, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_guest_is_told_who_it_is_by_its_gateway() {
+async fn gateway_serves_the_identity_of_the_guest() {
     let sandbox = Sandbox::new("mmds");
     let supervisor = sandbox.start("exec sleep 1000");
     let connection = sandbox.connect().await;
@@ -295,7 +295,7 @@ async fn a_guest_is_told_who_it_is_by_its_gateway() {
 }
 
 #[test]
-fn a_folder_without_a_specification_is_an_error_that_names_the_file() {
+fn directory_without_a_specification_is_an_error_that_names_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let driver = FakeDriver {
         script: "exec sleep 1000".into(),

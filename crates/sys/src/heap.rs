@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_freed_between_used_pieces_goes_back() {
+    fn freed_memory_between_live_allocations_is_returned_to_the_kernel() {
         keep_little();
         let mut pieces: Vec<Option<Vec<u8>>> = (0..20_000).map(|_| Some(vec![1; 1000])).collect();
         let full = resident_kib();

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_kvm_is_refused() {
+    fn device_other_than_kvm_is_rejected() {
         assert!(matches!(
             probe(Path::new("/dev/null")),
             Err(KvmUnavailable::Version(-1))

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accesses_outside_are_refused() {
+    fn access_outside_the_mapping_is_rejected() {
         let mapping = Mapping::anonymous(4096).expect("maps");
         assert_eq!(mapping.load(4088), Some(0));
         assert_eq!(mapping.load(4096), None);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_begins_at_a_page_and_holds_zeros() {
+    fn buffer_is_page_aligned_and_zeroed() {
         let mut buffer = PageBuffer::new(3).expect("maps");
         assert_eq!(buffer.len(), 3 * 4096);
         assert_eq!(buffer.as_ptr().addr() % 4096, 0);

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn more_regions_than_one_answer_holds() {
+    fn regions_beyond_one_ioctl_reply_are_returned() {
         let pages = 4 * REGIONS;
         let mapping = Mapping::anonymous(pages * PAGE_BYTES).expect("maps");
         for page in (0..pages).step_by(2) {
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partly_read_list_goes_on_where_it_stopped() {
+    fn partial_scan_continues_where_it_stopped() {
         let range = |base, len| RemoteIoVec { base, len };
         let mut remote = vec![range(0x1000, 10), range(0x2000, 10), range(0x3000, 10)];
         advance(&mut remote, 15);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_judged_by_their_bits() {
+    fn pagemap_entry_bits_determine_the_page_state() {
         assert!(is_dirty(ENTRY_PRESENT | ENTRY_EXCLUSIVE | 7, Some(7)));
         assert!(is_dirty(ENTRY_PRESENT | 8, Some(7)));
         assert!(is_dirty(ENTRY_SWAPPED, Some(7)));

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_arrive_where_they_belong_and_nothing_else_is_touched() {
+    fn pages_are_written_at_their_offset_only() {
         let file = memfd(200);
         let mut content = PageBuffer::new(100).expect("maps");
         for (at, byte) in content.iter_mut().enumerate() {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_whole_pages_is_refused() {
+    fn partial_page_is_rejected() {
         let file = memfd(4);
         let content = PageBuffer::new(2).expect("maps");
         let mut writer = PinnedWriter::new(1).expect("a pipe");

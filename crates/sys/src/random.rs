@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_takes_what_fits() {
+    fn entropy_up_to_the_maximum_is_accepted() {
         reseed(&[7; 64]).expect("root may");
         assert!(reseed(&[]).is_err());
         assert!(reseed(&[0; MAX_ENTROPY_BYTES + 1]).is_err());

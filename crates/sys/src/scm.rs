@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_peer_is_the_end_and_too_many_are_refused() {
+    fn closed_peer_is_end_of_stream_and_too_many_descriptors_are_rejected() {
         let (near, far) = UnixStream::pair().expect("pair");
         let file = fs::File::open("/dev/null").expect("opens");
         let nine = [file.as_fd(); 9];

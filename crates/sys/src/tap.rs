@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_does_not_fit_is_refused() {
+    fn device_name_of_invalid_length_is_rejected() {
         for name in ["", "sixteen-letters-", "nul\0"] {
             let error = open(name).expect_err(name);
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);

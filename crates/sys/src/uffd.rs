@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_of_another_kind_is_refused() {
+    fn descriptor_of_another_kind_is_rejected() {
         let null = std::fs::File::open("/dev/null").expect("opens");
         let uffd = Uffd::from_received(null.into());
         let error = uffd.wake(0, 4096).expect_err("is no userfaultfd");

@@ -13,7 +13,7 @@ pub trait VmmDriver {
 
     /// Starts a VMM in its jail and waits for its first response. With [`Start::Boot`] the guest
     /// runs afterwards. With [`Start::Restore`] it waits for [`Machine::load`] and
-    /// [`Machine::thaw`].
+    /// [`Machine::resume`].
     ///
     /// If this returns an error or the future is dropped, the VMM is killed.
     fn launch(
@@ -36,19 +36,19 @@ pub trait Machine {
     /// reading it, because a full pipe blocks the guest.
     fn take_console(&mut self) -> Option<pipe::Receiver>;
 
-    /// Pauses the virtual CPUs. The guest does not change until [`thaw`](Self::thaw).
-    fn freeze(&mut self) -> impl Future<Output = Result<(), ControlError>>;
+    /// Pauses the virtual CPUs. The guest does not change until [`resume`](Self::resume).
+    fn pause(&mut self) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// Resumes the virtual CPUs after [`freeze`](Self::freeze) or [`load`](Self::load).
-    fn thaw(&mut self) -> impl Future<Output = Result<(), ControlError>>;
+    /// Resumes the virtual CPUs after [`pause`](Self::pause) or [`load`](Self::load).
+    fn resume(&mut self) -> impl Future<Output = Result<(), ControlError>>;
 
-    /// True if the VMM paused the guest after a host write error (disk full). [`thaw`](Self::thaw)
-    /// retries the write.
+    /// True if the VMM paused the guest after a host write error (disk full).
+    /// [`resume`](Self::resume) retries the write.
     fn is_stalled(&self) -> bool;
 
     /// Writes the state of CPUs and devices, without memory and disk, to an empty file. The VM must
     /// be paused. When this returns, the disk file contains all data that the guest wrote. To
-    /// continue the VM afterwards, call [`thaw`](Self::thaw).
+    /// continue the VM afterwards, call [`resume`](Self::resume).
     fn save(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
     /// Loads CPU and device state from a file written by [`save`](Self::save), into a VM started
@@ -171,7 +171,7 @@ pub enum ControlError {
     },
     /// The VMM rejected a command.
     #[error("the VMM rejected `{command}`: {reason}")]
-    Refused {
+    Rejected {
         /// Rejected command.
         command: &'static str,
         /// Reason as reported by the VMM.
@@ -204,7 +204,7 @@ impl ControlError {
                 source.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             ),
-            Self::Refused { reason, .. } | Self::Failed { reason, .. } => {
+            Self::Rejected { reason, .. } | Self::Failed { reason, .. } => {
                 wrenn_qmp::is_out_of_space(reason)
             }
             Self::Deadline { .. } => false,
@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_killed_vmm_is_told_in_words_a_user_understands() {
+    fn killed_vmm_is_described_for_users() {
         let text = MachineExit::Killed { signal: 9 }.to_string();
         assert!(text.contains("killed (signal 9)"), "{text}");
     }

@@ -50,7 +50,7 @@ impl FakeMachine {
 
 /// Sends the memory layout that a VMM reports at boot. The addresses are made up, because a
 /// stand-in has no guest memory.
-fn tell_layout(config: &MachineConfig, pager: OwnedFd) -> io::Result<()> {
+fn send_layout(config: &MachineConfig, pager: OwnedFd) -> io::Result<()> {
     let layout = serde_json::json!([{
         "base_host_virt_addr": 0x7000_0000_0000_u64,
         "size": config.size.memory_bytes(),
@@ -73,7 +73,7 @@ impl VmmDriver for FakeDriver {
         fds: MachineFds,
     ) -> Result<FakeMachine, LaunchError> {
         let io = |step| move |source| LaunchError::Io { step, source };
-        tell_layout(&config, fds.pager).map_err(io("report the memory layout"))?;
+        send_layout(&config, fds.pager).map_err(io("report the memory layout"))?;
         let (sender, console) = pipe::pipe().map_err(io("create a pipe"))?;
         let output = sender.into_blocking_fd().map_err(io("create a pipe"))?;
         let child = tokio::process::Command::new("sh")
@@ -106,7 +106,7 @@ impl Machine for FakeMachine {
         self.console.take()
     }
 
-    async fn freeze(&mut self) -> Result<(), ControlError> {
+    async fn pause(&mut self) -> Result<(), ControlError> {
         self.signal(Signal::SIGSTOP)
     }
 
@@ -114,7 +114,7 @@ impl Machine for FakeMachine {
         false
     }
 
-    async fn thaw(&mut self) -> Result<(), ControlError> {
+    async fn resume(&mut self) -> Result<(), ControlError> {
         self.signal(Signal::SIGCONT)
     }
 

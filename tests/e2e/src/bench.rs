@@ -3,16 +3,16 @@
 mod boot;
 mod host;
 mod probe;
+mod resume;
 mod sdk;
 mod spawn;
-mod thaw;
 mod throughput;
 
 pub use boot::boot;
 pub use host::{idle, memory};
+pub use resume::{pause_and_resume, restore};
 pub use sdk::sdk;
 pub use spawn::spawn;
-pub use thaw::{thaw, warm};
 pub use throughput::{exec, files};
 
 /// Returns the median.
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_two_middles() {
+    fn median_of_an_even_count_is_the_mean_of_the_middle_two() {
         assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
         assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
     }

@@ -1,8 +1,14 @@
 //! Resources that a service uses on the host, for comparison before and after a test.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::Command,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 /// Names of all host resources that belong to sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +28,15 @@ pub struct Traces {
     /// Claimed network slots.
     pub slots: BTreeSet<String>,
     /// Entries of the service's directory of sandboxes.
-    pub folders: BTreeSet<String>,
+    pub sandbox_dirs: BTreeSet<String>,
     /// Mounts whose line contains `wrenn`.
     pub mounts: BTreeSet<String>,
+    /// Files of the service's snapshots, including staged ones and names.
+    pub snapshots: BTreeSet<String>,
+    /// Memory files of the service, of supervisors and of VMMs, by name and number.
+    pub memory_files: BTreeSet<String>,
+    /// Connections to and from sandboxes that the kernel tracks as established.
+    pub connections: BTreeSet<String>,
 }
 
 impl Traces {
@@ -41,11 +53,14 @@ impl Traces {
             cgroups: cgroups(Path::new("/sys/fs/cgroup"), 4),
             processes: processes(),
             slots: names_in(Path::new("/run/wrenn/slots")),
-            folders: names_in(&data_dir.join("sandboxes")),
+            sandbox_dirs: names_in(&data_dir.join("sandboxes")),
             mounts: lines(&fs::read_to_string("/proc/self/mountinfo")?)
                 .into_iter()
                 .filter(|line| line.contains("wrenn"))
                 .collect(),
+            snapshots: snapshots(&data_dir.join("snapshots")),
+            memory_files: memory_files(),
+            connections: tracked_connections()?,
         })
     }
 }
@@ -90,7 +105,7 @@ fn lines(text: &str) -> BTreeSet<String> {
 }
 
 fn nft_rules() -> Result<BTreeSet<String>> {
-    let output = std::process::Command::new("nft")
+    let output = Command::new("nft")
         .args(["--stateless", "list", "ruleset"])
         .output()?;
     Ok(lines(&String::from_utf8_lossy(&output.stdout)))
@@ -115,18 +130,126 @@ fn cgroups(dir: &Path, depth: usize) -> BTreeSet<String> {
 
 /// Returns the processes that belong to sandboxes, as `pid command`.
 fn processes() -> BTreeSet<String> {
-    names_in(Path::new("/proc"))
+    commands()
         .into_iter()
-        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        .filter(|(_, command)| is_of_sandbox(command))
+        .map(|(pid, command)| format!("{pid} {}", command.chars().take(60).collect::<String>()))
+        .collect()
+}
+
+/// True if a command line is that of a supervisor, a jail or a VMM.
+fn is_of_sandbox(command: &str) -> bool {
+    ["qemu-system", " supervise ", " jail "]
+        .iter()
+        .any(|part| command.contains(part))
+}
+
+/// Returns the process ids and the command lines of all processes.
+fn commands() -> Vec<(String, String)> {
+    let pids = names_in(Path::new("/proc")).into_iter();
+    pids.filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
         .filter_map(|pid| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            let ours = command.contains("qemu-system")
-                || command.contains(" supervise ")
-                || command.contains(" jail ");
-            ours.then(|| format!("{pid} {}", command.chars().take(60).collect::<String>()))
+            Some((pid, command))
         })
         .collect()
+}
+
+/// Returns the files of a snapshot store, without its lock, as paths below the store.
+fn snapshots(store: &Path) -> BTreeSet<String> {
+    let areas = ["memory", "disks", "snapshots", "staging", "names"].into_iter();
+    areas
+        .flat_map(|area| {
+            let names = names_in(&store.join(area)).into_iter();
+            names.map(move |name| format!("snapshots/{area}/{name}"))
+        })
+        .collect()
+}
+
+/// Returns the memory files (memfds) that are open or mapped in processes of the service. Each file
+/// counts once, however many processes have it. Files of the same name are numbered, because inodes
+/// and processes are not the same in two lists.
+fn memory_files() -> BTreeSet<String> {
+    let mut found = BTreeMap::<String, BTreeSet<u64>>::new();
+    for (pid, command) in commands() {
+        if !is_of_sandbox(&command) && !command.contains("wrenn up") {
+            continue;
+        }
+        for (name, inode) in open_memory_files(&pid)
+            .into_iter()
+            .chain(mapped_memory_files(&pid))
+        {
+            found.entry(name).or_default().insert(inode);
+        }
+    }
+    let numbered = found.into_iter().flat_map(|(name, inodes)| {
+        (1..=inodes.len()).map(move |number| format!("{name} {number}"))
+    });
+    numbered.collect()
+}
+
+fn open_memory_files(pid: &str) -> Vec<(String, u64)> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"));
+    let open = open.into_iter().flatten().flatten();
+    open.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let name = memory_file_name(target.to_str()?)?;
+        Some((name, fs::metadata(entry.path()).ok()?.ino()))
+    })
+    .collect()
+}
+
+/// Reads lines `ADDRESS MODE OFFSET DEVICE INODE PATH` (`proc_pid_maps(5)`).
+fn mapped_memory_files(pid: &str) -> Vec<(String, u64)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(4);
+            let inode = fields.next()?.parse().ok()?;
+            Some((memory_file_name(fields.next()?)?, inode))
+        })
+        .collect()
+}
+
+fn memory_file_name(target: &str) -> Option<String> {
+    let name = target.strip_prefix("/memfd:")?;
+    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+    Some(format!("memfd:{name}"))
+}
+
+/// Returns the tracked connections that are established and have an address of a sandbox's link.
+/// Connections that were closed stay in the table for two minutes, in other states.
+fn tracked_connections() -> Result<BTreeSet<String>> {
+    let of_sandbox = |line: &&str| {
+        let mut fields = line.split_whitespace();
+        line.contains("ESTABLISHED")
+            && fields.any(|field| {
+                let address = field.split_once('=').map_or("", |(_, value)| value);
+                address.starts_with("10.11.") || address.starts_with("10.12.")
+            })
+    };
+    let table = connection_table()?;
+    let lines = table.lines().filter(of_sandbox);
+    // Counters and timeouts change.
+    let endpoints = |line: &str| {
+        let fields = line.split_whitespace();
+        let parts = ["src=", "dst=", "sport=", "dport="];
+        let kept = fields.filter(|field| parts.iter().any(|part| field.starts_with(part)));
+        kept.collect::<Vec<_>>().join(" ")
+    };
+    Ok(lines.map(endpoints).collect())
+}
+
+/// Reads the kernel's table of connections, by a program on kernels without the file.
+fn connection_table() -> Result<String> {
+    if let Ok(table) = fs::read_to_string("/proc/net/nf_conntrack") {
+        return Ok(table);
+    }
+    let output = Command::new("conntrack").args(["-L"]).output();
+    let output = output.context("failed to run `conntrack`")?;
+    ensure!(output.status.success(), "conntrack: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Returns the process id of a sandbox's VMM, if it runs.

@@ -25,9 +25,9 @@ fn probe(arguments: &[&str]) -> Command {
 /// Waits for the program to end and returns its standard error.
 fn ends(child: Child, how: impl FnOnce(std::process::ExitStatus) -> bool) -> String {
     let output = child.wait_with_output().expect("ends");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(how(output.status), "{} {said}", output.status);
-    said
+    let output_text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(how(output.status), "{} {output_text}", output.status);
+    output_text
 }
 
 fn aborted(status: std::process::ExitStatus) -> bool {
@@ -74,12 +74,12 @@ fn anonymous_memory_is_zero_and_announced_without_a_descriptor() {
     assert_eq!(regions.end_offset(), LEN);
     let output = child.wait_with_output().expect("ends");
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.contains("sum 0"), "{said}");
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output_text.contains("sum 0"), "{output_text}");
 }
 
 #[test]
-fn a_second_mapping_or_a_part_ends_the_program() {
+fn second_or_partial_mapping_aborts_the_program() {
     for (arguments, expected) in [
         (["map-again"], "guest memory a second time"),
         (["map-half"], "a part of guest memory"),
@@ -87,33 +87,42 @@ fn a_second_mapping_or_a_part_ends_the_program() {
         let host = Host::new(LEN);
         let child = host.spawn(&mut probe(&arguments), "paged");
         let _handshake = host.handshake().expect("arrives");
-        let said = ends(child, aborted);
-        assert!(said.contains(expected), "{said}");
+        let output_text = ends(child, aborted);
+        assert!(output_text.contains(expected), "{output_text}");
     }
 }
 
 #[test]
-fn whatever_is_wrong_ends_the_program_before_it_runs_on_other_memory() {
+fn any_failure_aborts_the_program_before_it_uses_other_memory() {
     let null = std::fs::File::open("/dev/null").expect("opens");
     // The page server has closed the connection.
     let mut host = Host::new(LEN);
     let (server_end, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
     drop(std::mem::replace(&mut host.server_end, server_end));
-    let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
-    assert!(said.contains("failed to notify the page server"), "{said}");
+    let output_text = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
+    assert!(
+        output_text.contains("failed to notify the page server"),
+        "{output_text}"
+    );
     // The device is not `/dev/userfaultfd`.
     let mut host = Host::new(LEN);
     host.device = null.into();
-    let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
-    assert!(said.contains("USERFAULTFD_IOC_NEW failed"), "{said}");
+    let output_text = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
+    assert!(
+        output_text.contains("USERFAULTFD_IOC_NEW failed"),
+        "{output_text}"
+    );
     // The memory has another size.
     let host = Host::new(LEN * 2);
-    let said = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
-    assert!(said.contains("only a part of guest memory"), "{said}");
+    let output_text = ends(host.spawn(&mut probe(&[]), "paged"), aborted);
+    assert!(
+        output_text.contains("only a part of guest memory"),
+        "{output_text}"
+    );
     // The environment holds invalid values.
     let host = Host::new(LEN);
-    let said = ends(host.spawn(&mut probe(&[]), "sideways"), aborted);
-    assert!(said.contains("WRENN_MEMORY_MODE"), "{said}");
+    let output_text = ends(host.spawn(&mut probe(&[]), "sideways"), aborted);
+    assert!(output_text.contains("WRENN_MEMORY_MODE"), "{output_text}");
     for (name, value) in [
         ("WRENN_MEMORY_PATH", "relative"),
         ("WRENN_MEMORY_FD", "9999"),
@@ -125,8 +134,8 @@ fn whatever_is_wrong_ends_the_program_before_it_runs_on_other_memory() {
             .env("LD_PRELOAD", library())
             .env("WRENN_MEMORY_PATH", PATH)
             .env(name, value);
-        let said = ends(command.spawn().expect("starts"), aborted);
-        assert!(said.contains(name), "{said}");
+        let output_text = ends(command.spawn().expect("starts"), aborted);
+        assert!(output_text.contains(name), "{output_text}");
     }
 }
 

@@ -57,7 +57,7 @@ impl Drop for Running {
     }
 }
 
-fn tell(monitor: &mut ChildStdin, command: &str) {
+fn send(monitor: &mut ChildStdin, command: &str) {
     writeln!(monitor, "{command}").expect("QEMU reads its monitor");
 }
 
@@ -92,7 +92,7 @@ fn qemu_reads_its_memory_from_the_page_server() {
         if machine == "microvm" {
             for page in [0x401, 0x400, 0x1fff_u64] {
                 let address = page * 4096 + 16;
-                tell(&mut monitor, &format!("xp /2gx {address:#x}"));
+                send(&mut monitor, &format!("xp /2gx {address:#x}"));
                 let expected = [source.word(address), source.word(address + 8)];
                 assert_eq!(words(&mut lines, address), expected);
             }
@@ -101,22 +101,22 @@ fn qemu_reads_its_memory_from_the_page_server() {
             let inside = changed.iter().filter(|run| run.offset >= 0x10_0000);
             assert_eq!(inside.count(), 0, "{changed:?}");
         }
-        tell(&mut monitor, "quit");
+        send(&mut monitor, "quit");
         assert!(running.0.wait().expect("ends").success());
         assert_eq!(server.failed().reason(), None);
     }
 }
 
 #[test]
-fn qemu_starts_cold_on_memory_of_its_own() {
+fn qemu_boots_on_private_memory() {
     let host = Host::new(LEN);
     let mut running = Running(host.spawn(&mut qemu("microvm"), "anonymous"));
     let regions = host.layout().expect("arrives");
     assert_eq!(regions.end_offset(), LEN);
     let mut monitor = running.0.stdin.take().expect("piped");
     let mut lines = BufReader::new(running.0.stdout.take().expect("piped")).lines();
-    tell(&mut monitor, "xp /2gx 0x401000");
+    send(&mut monitor, "xp /2gx 0x401000");
     assert_eq!(words(&mut lines, 0x40_1000), [0, 0]);
-    tell(&mut monitor, "quit");
+    send(&mut monitor, "quit");
     assert!(running.0.wait().expect("ends").success());
 }

@@ -65,7 +65,7 @@ pub(crate) enum ClientError {
     },
     /// The server rejected the request; its message is shown.
     #[error("{message}")]
-    Refused {
+    Rejected {
         /// Status of the response.
         status: StatusCode,
         /// Error code for programs.
@@ -125,12 +125,12 @@ impl ClientError {
     }
 
     /// Converts a response that is not a success.
-    pub(super) fn refused(status: StatusCode, body: &[u8]) -> Self {
+    pub(super) fn rejected(status: StatusCode, body: &[u8]) -> Self {
         match serde_json::from_slice::<ErrorBody>(body) {
             Ok(ErrorBody { error }) if status == StatusCode::UNAUTHORIZED => Self::Unauthorized {
                 message: error.message,
             },
-            Ok(ErrorBody { error }) => Self::Refused {
+            Ok(ErrorBody { error }) => Self::Rejected {
                 status,
                 code: error.code,
                 message: error.message,
@@ -159,7 +159,7 @@ impl ClientError {
 
     /// True if the server reports that the requested object does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+        matches!(self, Self::Rejected { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) struct Start {
 /// Messages from the client.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Said<'a> {
+enum ClientMessage<'a> {
     Start(&'a Start),
     Stdin { data: String },
     CloseStdin,
@@ -82,7 +82,7 @@ enum Said<'a> {
 
 /// Message from the server, as sent on the wire.
 #[derive(Debug, Deserialize)]
-struct Heard {
+struct ServerMessage {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
@@ -173,7 +173,7 @@ impl Client {
             .map_err(|e| self.open_error(e))?;
         let (sink, stream) = inner.split();
         let mut sender = Sender { inner: sink, kind };
-        sender.say(&Said::Start(start)).await?;
+        sender.send_in_time(&ClientMessage::Start(start)).await?;
         Ok(Socket {
             sender,
             receiver: Receiver { inner: stream },
@@ -187,7 +187,7 @@ impl Client {
             tungstenite::Error::Http(answer) => {
                 let status = StatusCode::from_u16(answer.status().as_u16())
                     .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                ClientError::refused(status, answer.body().as_deref().unwrap_or_default())
+                ClientError::rejected(status, answer.body().as_deref().unwrap_or_default())
             }
             tungstenite::Error::Io(e) => ClientError::Unreachable {
                 url: self.base.as_str().trim_end_matches('/').to_owned(),
@@ -221,43 +221,44 @@ impl Sender {
     /// Sends input to the program. Waits as long as the program does not read its earlier input.
     pub(crate) async fn input(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         let data = BASE64.encode(bytes);
-        let said = match self.kind {
-            StreamKind::Exec => Said::Stdin { data },
-            StreamKind::Pty => Said::Input { data },
+        let message = match self.kind {
+            StreamKind::Exec => ClientMessage::Stdin { data },
+            StreamKind::Pty => ClientMessage::Input { data },
         };
-        self.send(&said).await
+        self.send(&message).await
     }
 
     /// Closes the program's input.
     pub(crate) async fn close_input(&mut self) -> Result<(), ClientError> {
-        self.send(&Said::CloseStdin).await
+        self.send(&ClientMessage::CloseStdin).await
     }
 
     /// Reports a new size of the terminal.
     pub(crate) async fn resize(&mut self, cols: u16, rows: u16) -> Result<(), ClientError> {
-        self.say(&Said::Resize { cols, rows }).await
+        self.send_in_time(&ClientMessage::Resize { cols, rows })
+            .await
     }
 
     /// Terminates the program.
     pub(crate) async fn kill(&mut self) -> Result<(), ClientError> {
-        let said = match self.kind {
-            StreamKind::Exec => Said::Stop,
-            StreamKind::Pty => Said::Kill,
+        let message = match self.kind {
+            StreamKind::Exec => ClientMessage::Stop,
+            StreamKind::Pty => ClientMessage::Kill,
         };
-        self.say(&said).await
+        self.send_in_time(&message).await
     }
 
     /// Sends a message that a responsive server accepts at once.
-    async fn say(&mut self, said: &Said<'_>) -> Result<(), ClientError> {
-        tokio::time::timeout(SEND_TIMEOUT, self.send(said))
+    async fn send_in_time(&mut self, message: &ClientMessage<'_>) -> Result<(), ClientError> {
+        tokio::time::timeout(SEND_TIMEOUT, self.send(message))
             .await
             .map_err(|_| ClientError::Stalled {
                 seconds: SEND_TIMEOUT.as_secs(),
             })?
     }
 
-    async fn send(&mut self, said: &Said<'_>) -> Result<(), ClientError> {
-        let text = serde_json::to_string(said).map_err(ClientError::Answer)?;
+    async fn send(&mut self, message: &ClientMessage<'_>) -> Result<(), ClientError> {
+        let text = serde_json::to_string(message).map_err(ClientError::Answer)?;
         self.inner
             .send(Message::text(text))
             .await
@@ -267,23 +268,26 @@ impl Sender {
 
 /// Parses one message; `None` if it is not relevant to the user.
 fn read(text: &str) -> Result<Option<Event>, ClientError> {
-    let heard: Heard = serde_json::from_str(text).map_err(ClientError::Answer)?;
-    Ok(Some(match heard.kind.as_str() {
+    let message: ServerMessage = serde_json::from_str(text).map_err(ClientError::Answer)?;
+    Ok(Some(match message.kind.as_str() {
         "start" | "started" => Event::Started {
-            pid: heard.pid.unwrap_or(0),
+            pid: message.pid.unwrap_or(0),
         },
-        "stdout" => Event::Stdout(heard.bytes()?),
-        "output" => Event::Stdout(decode_base64(&heard.data)?),
-        "stderr" => Event::Stderr(heard.bytes()?),
+        "stdout" => Event::Stdout(message.bytes()?),
+        "output" => Event::Stdout(decode_base64(&message.data)?),
+        "stderr" => Event::Stderr(message.bytes()?),
         "exit" => Event::Exit {
-            code: heard.exit_code.unwrap_or(-1),
-            error: heard.error,
+            code: message.exit_code.unwrap_or(-1),
+            error: message.error,
         },
-        "error" if heard.fatal => {
-            let message = heard.data;
-            return Err(match heard.exit_code {
-                Some(exit_code) => ClientError::NotExecuted { message, exit_code },
-                None => ClientError::Stream(message),
+        "error" if message.fatal => {
+            let text = message.data;
+            return Err(match message.exit_code {
+                Some(exit_code) => ClientError::NotExecuted {
+                    message: text,
+                    exit_code,
+                },
+                None => ClientError::Stream(text),
             });
         }
         // `ping`, message types of later servers, and non-fatal errors: the program did not read
@@ -292,7 +296,7 @@ fn read(text: &str) -> Result<Option<Event>, ClientError> {
     }))
 }
 
-impl Heard {
+impl ServerMessage {
     fn bytes(self) -> Result<Vec<u8>, ClientError> {
         match self.encoding.as_deref() {
             Some("base64") => decode_base64(&self.data),
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_carries_its_code_and_what_else_ended_it() {
+    fn exit_has_its_code_and_error() {
         assert_eq!(
             read(r#"{"type":"exit","exit_code":-1,"error":"signal: killed"}"#)
                 .expect("well formed"),
@@ -352,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_messages_are_passed_over_and_broken_ones_are_errors() {
+    fn unknown_messages_are_ignored_and_invalid_ones_are_errors() {
         assert!(matches!(read(r#"{"type":"ping"}"#), Ok(None)));
         assert!(read("{").is_err());
         assert!(read(r#"{"type":"output","data":"%"}"#).is_err());
@@ -365,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_cannot_run_has_an_exit_code() {
+    fn fatal_error_of_a_program_that_cannot_run_has_an_exit_code() {
         let missing = r#"{"type":"error","data":"no such program","fatal":true,"code":"invalid_request","exit_code":127}"#;
         let error = read(missing).expect_err("fatal");
         assert_eq!(error.to_string(), "no such program");
@@ -375,13 +379,13 @@ mod tests {
     }
 
     #[test]
-    fn a_start_says_no_more_than_was_asked() {
+    fn start_message_has_only_the_given_fields() {
         let start = Start {
             cmd: "true".into(),
             ..Start::default()
         };
         assert_eq!(
-            serde_json::to_string(&Said::Start(&start)).expect("plain data"),
+            serde_json::to_string(&ClientMessage::Start(&start)).expect("plain data"),
             r#"{"type":"start","cmd":"true","args":[],"envs":{}}"#
         );
     }

@@ -52,7 +52,7 @@ async fn list_error(status: StatusCode, body: &'static str) -> ClientError {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_told_with_what_to_do() {
+async fn unreachable_server_is_reported_with_a_fix() {
     // A port that was free a moment ago.
     let gone = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -74,7 +74,7 @@ async fn a_server_that_is_not_there_is_told_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_in_the_servers_words() {
+async fn rejection_is_reported_with_the_message_of_the_server() {
     let body = r#"{"error":{"code":"invalid_request","message":"`vcpus` must be 1 to 4"}}"#;
     let error = list_error(StatusCode::BAD_REQUEST, body).await;
     assert_eq!(error.to_string(), "`vcpus` must be 1 to 4");
@@ -85,7 +85,7 @@ async fn a_refusal_is_told_in_the_servers_words() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_told_with_what_to_set() {
+async fn wrong_key_is_reported_with_the_variable_to_set() {
     let body = r#"{"error":{"code":"unauthorized","message":"unknown key"}}"#;
     let text = list_error(StatusCode::UNAUTHORIZED, body).await.to_string();
     assert!(
@@ -95,7 +95,7 @@ async fn a_wrong_key_is_told_with_what_to_set() {
 }
 
 #[tokio::test]
-async fn what_is_not_wrenn_is_told_apart() {
+async fn response_of_another_server_is_recognized() {
     let text = list_error(StatusCode::BAD_GATEWAY, "<html>\nnginx")
         .await
         .to_string();
@@ -108,7 +108,7 @@ async fn what_is_not_wrenn_is_told_apart() {
 }
 
 #[test]
-fn urls_that_cannot_work_are_refused_at_once() {
+fn invalid_urls_are_rejected_at_once() {
     for url in ["", "localhost:8000", "ftp://a", "https://a", "http://"] {
         assert!(
             matches!(with_url(url), Err(ClientError::BadUrl { .. })),
@@ -118,7 +118,7 @@ fn urls_that_cannot_work_are_refused_at_once() {
 }
 
 #[test]
-fn without_a_key_it_is_told_where_one_was_looked_for() {
+fn missing_key_is_reported_with_the_searched_places() {
     let layer = Layer {
         dir: Some("/no/such/dir".into()),
         ..Layer::default()
@@ -132,7 +132,7 @@ fn without_a_key_it_is_told_where_one_was_looked_for() {
 }
 
 #[tokio::test]
-async fn the_key_goes_with_every_call_and_names_are_escaped() {
+async fn key_is_sent_with_every_call_and_names_are_escaped() {
     let router = Router::new().route(
         "/v1/sandboxes/{id}/processes/{process}",
         delete(
@@ -196,7 +196,7 @@ async fn an_upload_sends_the_path_before_the_file() {
 }
 
 #[tokio::test]
-async fn a_download_that_breaks_is_an_error_and_not_a_short_file() {
+async fn interrupted_download_is_an_error() {
     let router = Router::new().route(
         "/v1/sandboxes/{id}/files/stream/read",
         post(|| async {
@@ -278,7 +278,7 @@ async fn a_stream_is_read_to_its_exit() {
 }
 
 #[tokio::test]
-async fn a_refused_stream_is_told_in_the_servers_words() {
+async fn rejected_stream_is_reported_with_the_message_of_the_server() {
     let body = r#"{"error":{"code":"not_found","message":"no sandbox sb-1"}}"#;
     let router = Router::new().route(
         "/v1/sandboxes/{id}/exec/stream",

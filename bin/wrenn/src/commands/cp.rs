@@ -63,7 +63,7 @@ pub(crate) enum Place {
     /// Standard input or output, written `-`.
     Standard,
     /// File on this machine.
-    Here(PathBuf),
+    Local(PathBuf),
     /// File in a sandbox.
     There(SandboxId, String),
 }
@@ -82,7 +82,7 @@ impl FromStr for Place {
             Some((id, "")) => Err(format!("missing path after `{id}:`")),
             Some((id, path)) => Ok(Self::There(id, path.to_owned())),
             None if s.is_empty() => Err("the path is empty".to_owned()),
-            None => Ok(Self::Here(s.into())),
+            None => Ok(Self::Local(s.into())),
         }
     }
 }
@@ -91,7 +91,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Standard => f.write_str("-"),
-            Self::Here(path) => path.display().fmt(f),
+            Self::Local(path) => path.display().fmt(f),
             Self::There(id, path) => write!(f, "{id}:{path}"),
         }
     }
@@ -126,7 +126,7 @@ async fn upload(
         path: path.to_owned(),
         user,
     };
-    let Place::Here(local) = from else {
+    let Place::Local(local) = from else {
         if path.ends_with('/') {
             bail!(
                 "`{path}` is a directory, but standard input has no file name to keep; give the path of a file"
@@ -183,7 +183,7 @@ async fn download(
     user: Option<String>,
 ) -> anyhow::Result<()> {
     let to = match to {
-        Place::Here(local) => Some(destination(local, &path)?),
+        Place::Local(local) => Some(destination(local, &path)?),
         _ => None,
     };
     let from = FilePath { path, user };
@@ -277,16 +277,16 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_in_a_sandbox_only_if_an_id_stands_before_the_colon() {
+    fn path_is_remote_only_with_an_id_before_the_colon() {
         for (text, expected) in [
             ("sb-1:/root/a", there("sb-1", "/root/a")),
             ("sb-1:a:b", there("sb-1", "a:b")),
             ("sb-1:~/a", there("sb-1", "~/a")),
-            ("sb-1", Place::Here("sb-1".into())),
-            ("./sb-1:a", Place::Here("./sb-1:a".into())),
-            ("other:a", Place::Here("other:a".into())),
-            ("sb-BIG:a", Place::Here("sb-BIG:a".into())),
-            ("/tmp/a b", Place::Here("/tmp/a b".into())),
+            ("sb-1", Place::Local("sb-1".into())),
+            ("./sb-1:a", Place::Local("./sb-1:a".into())),
+            ("other:a", Place::Local("other:a".into())),
+            ("sb-BIG:a", Place::Local("sb-BIG:a".into())),
+            ("/tmp/a b", Place::Local("/tmp/a b".into())),
             ("-", Place::Standard),
         ] {
             assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_that_breaks_leaves_what_was_there_and_nothing_else() {
+    async fn interrupted_copy_keeps_the_old_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         fs::write(&path, "old").expect("writable");
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_whole_copy_replaces_what_was_there() {
+    async fn complete_copy_replaces_the_old_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         fs::write(&path, "old").expect("writable");

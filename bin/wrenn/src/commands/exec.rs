@@ -193,8 +193,8 @@ pub(crate) async fn stream(
 /// Terminates the program. If it does not read its input, the stream is full and cannot carry the
 /// request, which is then sent as a separate call.
 async fn kill(client: &Client, id: &SandboxId, sender: &mut Sender, pid: Option<u32>) {
-    let told = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
-    if let (Err(_) | Ok(Err(_)), Some(pid)) = (told, pid) {
+    let killed = tokio::time::timeout(KILL_TIMEOUT, sender.kill()).await;
+    if let (Err(_) | Ok(Err(_)), Some(pid)) = (killed, pid) {
         // A failure means that the sandbox is gone or unreachable; nothing more can be done here.
         let _ = client.kill(id, &pid.to_string(), "SIGKILL").await;
     }
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_pass_and_signals_become_what_a_shell_says() {
+    fn exit_codes_are_returned_and_signals_map_as_in_a_shell() {
         assert_eq!(exit_code(0, None), 0);
         assert_eq!(exit_code(42, None), 42);
         assert_eq!(exit_code(-1, Some("signal: killed")), 137);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_is_a_name_and_whatever_follows_the_first_equals_sign() {
+    fn variable_is_split_at_the_first_equals_sign() {
         assert_eq!(env_pair("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert_eq!(env_pair("A="), Ok(("A".into(), String::new())));
         assert!(env_pair("A").is_err());

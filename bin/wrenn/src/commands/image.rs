@@ -30,7 +30,7 @@ use crate::{
 
 /// Commands of `wrenn image`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum ImageVerb {
+pub(crate) enum ImageCommand {
     /// Build templates from Debian packages; templates that are up to date are skipped
     Build(BuildArgs),
     /// List templates
@@ -91,7 +91,7 @@ pub(crate) struct RmArgs {
     store: StoreArgs,
 }
 
-impl ImageVerb {
+impl ImageCommand {
     /// Copies the settings among the flags to `layer`.
     pub(crate) fn settings(&self, layer: &mut Layer) {
         let store = match self {
@@ -107,11 +107,11 @@ impl ImageVerb {
 }
 
 /// Runs the command and returns the exit code.
-pub(crate) fn run(settings: &Settings, verb: ImageVerb) -> anyhow::Result<i32> {
-    match verb {
-        ImageVerb::Build(args) => build_templates(settings, &args),
-        ImageVerb::Ls(args) => ls(settings, &args),
-        ImageVerb::Rm(args) => rm(settings, &args),
+pub(crate) fn run(settings: &Settings, command: ImageCommand) -> anyhow::Result<i32> {
+    match command {
+        ImageCommand::Build(args) => build_templates(settings, &args),
+        ImageCommand::Ls(args) => ls(settings, &args),
+        ImageCommand::Rm(args) => rm(settings, &args),
     }
 }
 
@@ -190,12 +190,12 @@ async fn build_all(
             make_template_snapshot(settings, &lock, name, &**progress, &ends.guest).await?;
         }
         if !args.json {
-            tell(&report)?;
+            print_report(&report)?;
         }
         built.push(report.template);
     }
     if args.json {
-        let shown: Vec<_> = built.iter().map(Shown::from).collect();
+        let shown: Vec<_> = built.iter().map(TemplateJson::from).collect();
         output::json(&shown)?;
     }
     Ok(())
@@ -209,7 +209,7 @@ async fn lock(store: &ImageStore) -> anyhow::Result<StoreLock> {
 }
 
 /// Prints the result of a build in one line.
-fn tell(report: &BuildReport) -> anyhow::Result<()> {
+fn print_report(report: &BuildReport) -> anyhow::Result<()> {
     let name = &report.template.name;
     let size = output::bytes(report.template.size_bytes);
     let took = report.steps.iter().map(|(_, took)| took.as_secs_f64());
@@ -283,7 +283,7 @@ fn ls(settings: &Settings, args: &LsArgs) -> anyhow::Result<i32> {
         Vec::new()
     };
     if args.json {
-        let shown: Vec<Shown<'_>> = templates.iter().map(Shown::from).collect();
+        let shown: Vec<TemplateJson<'_>> = templates.iter().map(TemplateJson::from).collect();
         output::json(&shown)?;
         return Ok(0);
     }
@@ -316,7 +316,7 @@ fn open(dir: &Path) -> anyhow::Result<ImageStore> {
 
 /// Template in JSON output.
 #[derive(Debug, Serialize)]
-struct Shown<'a> {
+struct TemplateJson<'a> {
     name: &'a TemplateName,
     vcpus: u32,
     memory_mb: u32,
@@ -328,7 +328,7 @@ struct Shown<'a> {
     rootfs: &'a Path,
 }
 
-impl<'a> From<&'a Template> for Shown<'a> {
+impl<'a> From<&'a Template> for TemplateJson<'a> {
     fn from(t: &'a Template) -> Self {
         Self {
             name: &t.name,

@@ -1,14 +1,17 @@
 //! `wrenn key …`: API keys.
 
+use std::str::FromStr as _;
+
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use wrenn_api_types::ApiKey;
+use wrenn_model::{Scope, Scopes};
 
 use crate::{client::Client, output};
 
 /// Commands of `wrenn key`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum KeyVerb {
+pub(crate) enum KeyCommand {
     /// Create a key and print it; it cannot be shown again
     Create(CreateArgs),
     /// List keys, without their secrets
@@ -26,6 +29,9 @@ pub(crate) struct CreateArgs {
     /// Create the key in the format that E2B clients expect
     #[arg(long)]
     e2b: bool,
+    /// What the key may do: sandboxes, keys, hosts [default: what your own key may do]
+    #[arg(long, value_delimiter = ',', value_parser = Scope::from_str)]
+    scopes: Option<Vec<Scope>>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,27 +54,27 @@ pub(crate) struct RmArgs {
 }
 
 /// Runs the command and returns the exit code.
-pub(crate) async fn run(client: &Client, verb: KeyVerb) -> anyhow::Result<i32> {
-    match verb {
-        KeyVerb::Create(args) => {
-            let made = client.create_key(args.name, args.e2b).await?;
+pub(crate) async fn run(client: &Client, command: KeyCommand) -> anyhow::Result<i32> {
+    match command {
+        KeyCommand::Create(args) => {
+            let made = client.create_key(args.name, args.e2b, args.scopes).await?;
             if args.json {
                 output::json(&made)?;
             } else {
                 output::line(&made.key)?;
             }
         }
-        KeyVerb::Ls(args) => {
+        KeyCommand::Ls(args) => {
             let keys = client.keys().await?;
             if args.json {
                 output::json(&keys)?;
             } else {
                 let now = Timestamp::now();
                 let rows = keys.iter().map(|key| row(key, now)).collect();
-                output::table(&["id", "name", "key", "age", "last used"], rows)?;
+                output::table(&["id", "name", "key", "scopes", "age", "last used"], rows)?;
             }
         }
-        KeyVerb::Rm(args) => {
+        KeyCommand::Rm(args) => {
             for id in &args.ids {
                 client.delete_key(id).await?;
                 output::line(id)?;
@@ -86,6 +92,7 @@ fn row(key: &ApiKey, now: Timestamp) -> Vec<String> {
         key.id.clone(),
         output::printable(&key.name),
         format!("{}…", key.prefix),
+        Scopes::from_iter(key.scopes.iter().copied()).to_string(),
         output::age(key.created_at, now),
         used.unwrap_or_else(|| "never".to_owned()),
     ]

@@ -41,7 +41,7 @@ const DESTROY_AT_ONCE: usize = 8;
 
 /// Commands of `wrenn sandbox`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum SandboxVerb {
+pub(crate) enum SandboxCommand {
     /// Create a sandbox and print its id
     Create(CreateArgs),
     /// List sandboxes
@@ -75,7 +75,7 @@ pub(crate) enum SandboxVerb {
     Metrics(OneArgs),
 }
 
-impl SandboxVerb {
+impl SandboxCommand {
     /// Checks constraints between arguments.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self {

@@ -189,8 +189,8 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
         "wrenn: listening on http://{} ({accel})",
         control.address
     ))?;
-    tell_clients(settings, traffic)?;
-    tell_missing_template(settings);
+    print_client_settings(settings, traffic)?;
+    warn_missing_template(settings);
     run_until_signal(vec![control, agent], interrupts, || async {
         run_on::count(&agent_url, &token).await
     })
@@ -213,7 +213,7 @@ pub(crate) async fn server(settings: &Settings, args: ServerArgs) -> anyhow::Res
         "wrenn: listening on http://{}",
         control.address
     ))?;
-    tell_clients(settings, traffic)?;
+    print_client_settings(settings, traffic)?;
     run_until_signal(vec![control], interrupts, || async { None }).await
 }
 
@@ -231,7 +231,7 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
     let agent = start_agent(config).await?;
     let url = format!("http://{}", agent.address);
     output::line(format_args!("wrenn: agent listening on {url} ({accel})"))?;
-    tell_missing_template(settings);
+    warn_missing_template(settings);
     run_until_signal(vec![agent], interrupts, || async {
         run_on::count(&url, &token).await
     })
@@ -247,7 +247,7 @@ fn begin(settings: &Settings, log: &LogArgs) -> anyhow::Result<()> {
 
 async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
     Service::start("host agent", |ready, stop| async move {
-        let tell = move |address| {
+        let ready = move |address| {
             // The receiver is gone if the start was abandoned.
             let _ = ready.send(address);
         };
@@ -258,7 +258,7 @@ async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
             ),
             other => other.into(),
         };
-        wrenn_agent::serve(config, tell, stop).await.map_err(in_use)
+        wrenn_agent::serve(config, ready, stop).await.map_err(in_use)
     })
     .await
 }
@@ -266,14 +266,14 @@ async fn start_agent(config: AgentConfig) -> anyhow::Result<Service> {
 /// Starts the control plane. Also returns the address on which it accepts requests to ports of
 /// sandboxes.
 async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, SocketAddr)> {
-    let (tell_traffic, traffic) = tokio::sync::oneshot::channel();
+    let (traffic_sender, traffic) = tokio::sync::oneshot::channel();
     let control = Service::start("control plane", |ready, stop| async move {
-        let tell = move |listening: Listening| {
+        let ready = move |listening: Listening| {
             // The receiver is gone if the start was abandoned.
-            let _ = tell_traffic.send(listening.traffic);
+            let _ = traffic_sender.send(listening.traffic);
             let _ = ready.send(listening.api);
         };
-        wrenn_api::serve(config, tell, stop).await?;
+        wrenn_api::serve(config, ready, stop).await?;
         Ok(())
     })
     .await?;
@@ -284,7 +284,7 @@ async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, Socket
 }
 
 /// Prints the keys and the address that clients need.
-fn tell_clients(settings: &Settings, traffic: SocketAddr) -> anyhow::Result<()> {
+fn print_client_settings(settings: &Settings, traffic: SocketAddr) -> anyhow::Result<()> {
     output::line(format_args!("API key: {}", settings.key_file().display()))?;
     output::line(format_args!("sandbox traffic: http://{traffic}"))?;
     output::line(format_args!(
@@ -377,12 +377,12 @@ where
     Ok(0)
 }
 
-fn require_root(verb: &str) -> anyhow::Result<()> {
+fn require_root(command: &str) -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
     bail!(
-        "`wrenn {verb}` requires root (for network namespaces, cgroups and virtual machines); run `sudo wrenn {verb}`"
+        "`wrenn {command}` requires root (for network namespaces, cgroups and virtual machines); run `sudo wrenn {command}`"
     );
 }
 
@@ -402,7 +402,7 @@ fn require_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
     }
 }
 
-fn tell_missing_template(settings: &Settings) {
+fn warn_missing_template(settings: &Settings) {
     let names = images::template_names(&settings.images_dir).unwrap_or_default();
     if !names.iter().any(|name| name == "minimal") {
         output::error(format_args!(
@@ -417,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_told_with_the_setting_that_changes_it() {
+    fn port_in_use_is_reported_with_its_setting() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("bound");
         let error = require_free(address, "--listen")

@@ -9,7 +9,7 @@ use crate::{client::Client, output};
 
 /// Commands of `wrenn snapshot`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum SnapshotVerb {
+pub(crate) enum SnapshotCommand {
     /// Create a snapshot of a sandbox as a template and print its name; a running sandbox keeps
     /// running
     Create(CreateArgs),
@@ -52,9 +52,9 @@ pub(crate) struct RmArgs {
 }
 
 /// Runs the command and returns the exit code.
-pub(crate) async fn run(client: &Client, verb: SnapshotVerb) -> anyhow::Result<i32> {
-    match verb {
-        SnapshotVerb::Create(args) => {
+pub(crate) async fn run(client: &Client, command: SnapshotCommand) -> anyhow::Result<i32> {
+    match command {
+        SnapshotCommand::Create(args) => {
             let body = CreateSnapshot {
                 sandbox_id: args.sandbox.to_string(),
                 name: args.name.map(Into::into),
@@ -66,7 +66,7 @@ pub(crate) async fn run(client: &Client, verb: SnapshotVerb) -> anyhow::Result<i
                 output::line(&made.name)?;
             }
         }
-        SnapshotVerb::Ls(args) => {
+        SnapshotCommand::Ls(args) => {
             let snapshots = client.snapshots().await?;
             if args.json {
                 output::json(&snapshots)?;
@@ -87,7 +87,7 @@ pub(crate) async fn run(client: &Client, verb: SnapshotVerb) -> anyhow::Result<i
                 )?;
             }
         }
-        SnapshotVerb::Rm(args) => {
+        SnapshotCommand::Rm(args) => {
             for name in &args.names {
                 client.delete_snapshot(name).await?;
                 output::line(name)?;

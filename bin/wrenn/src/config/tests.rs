@@ -44,7 +44,7 @@ impl Sources {
 }
 
 #[test]
-fn paths_are_whole_from_the_beginning() {
+fn paths_are_made_absolute() {
     let flags = Layer {
         dir: Some("data".into()),
         envd: Some("./envd".into()),
@@ -58,7 +58,7 @@ fn paths_are_whole_from_the_beginning() {
 }
 
 #[test]
-fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+fn precedence_is_flag_environment_file_default() {
     let flags = Layer {
         api_url: Some("http://flag".into()),
         ..Layer::default()
@@ -179,7 +179,7 @@ fn paths_and_urls_follow_the_directory_and_the_listeners() {
 }
 
 #[test]
-fn an_empty_variable_is_no_setting() {
+fn empty_variable_is_ignored() {
     let settings = Sources::new()
         .env("WRENN_API_KEY", "")
         .env("WRENN_ACCEL", "")
@@ -190,7 +190,7 @@ fn an_empty_variable_is_no_setting() {
 }
 
 #[test]
-fn a_wrong_variable_is_named_with_its_value() {
+fn invalid_variable_is_named_with_its_value() {
     let listen = Sources::new().env("WRENN_LISTEN", "nowhere").error();
     assert!(listen.starts_with("WRENN_LISTEN=`nowhere`: "), "{listen}");
     let accel = Sources::new().env("WRENN_ACCEL", "xen").error();
@@ -218,7 +218,7 @@ fn a_named_file_that_is_missing_is_an_error() {
 }
 
 #[test]
-fn of_the_two_usual_files_the_first_that_exists_counts() {
+fn first_existing_default_file_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
     let log = || {
@@ -235,7 +235,7 @@ fn of_the_two_usual_files_the_first_that_exists_counts() {
 }
 
 #[test]
-fn only_name_servers_that_a_guest_can_reach_are_taken() {
+fn only_nameservers_that_a_guest_can_reach_are_used() {
     let text = "# c\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\nsearch x\n nameserver  192.0.2.2 \n";
     let expected: [Ipv4Addr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
     assert_eq!(nameservers(text), expected);

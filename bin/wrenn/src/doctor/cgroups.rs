@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Controllers that limit a sandbox.
-const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Controllers of a machine, on version 2, version 1, or a mix of both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Cgroups {
             };
             let wanted = words
                 .into_iter()
-                .filter(|word| WANTED.contains(&word.as_str()));
+                .filter(|word| CONTROLLERS.contains(&word.as_str()));
             if kind == "cgroup2" {
                 found.v2.extend(wanted);
             } else {
@@ -49,7 +49,7 @@ impl Cgroups {
 
     /// Returns the controllers that neither version provides.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
-        WANTED
+        CONTROLLERS
             .into_iter()
             .filter(|word| !self.v1.iter().chain(&self.v2).any(|have| have == word))
             .collect()

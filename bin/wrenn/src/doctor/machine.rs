@@ -104,14 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_yet_to_be_made_is_measured_where_it_will_be() {
+    fn free_space_of_a_missing_directory_is_that_of_its_parent() {
         let dir = tempfile::tempdir().expect("a directory");
         assert_eq!(nearest_existing(&dir.path().join("a/b")), dir.path());
         assert_eq!(nearest_existing(Path::new("relative/none")), Path::new("/"));
     }
 
     #[test]
-    fn a_program_is_found_and_a_folder_of_that_name_is_not() {
+    fn program_is_found_and_a_directory_of_that_name_is_not() {
         assert!(find_program("sh").is_some());
         assert!(find_program("no-such-program").is_none());
         assert!(find_program("../bin").is_none());

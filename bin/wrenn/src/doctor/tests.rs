@@ -80,7 +80,7 @@ fn only_finding(machine: &Fake) -> Finding {
 }
 
 #[test]
-fn a_good_machine_has_nothing_to_mend() {
+fn suitable_host_has_no_findings() {
     let findings = examine(&good());
     assert!(
         findings
@@ -108,7 +108,7 @@ fn no_hardware_virtualization_is_a_warning_only() {
 }
 
 #[test]
-fn kvm_asked_for_in_vain_fails() {
+fn requested_kvm_that_is_missing_fails() {
     let mut machine = good();
     machine.accel.no_kvm = Some("the CPU reports neither vmx nor svm".into());
     assert_eq!(only_finding(&machine).level, Level::Fail);
@@ -135,7 +135,7 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 }
 
 #[test]
-fn each_other_lack_is_found_with_a_fix() {
+fn every_other_problem_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
     let cases: [(&str, Level, Change); 10] = [
         ("root", Level::Fail, |m| m.root = false),
@@ -169,7 +169,7 @@ fn each_other_lack_is_found_with_a_fix() {
 }
 
 #[test]
-fn the_report_has_one_line_a_finding_and_one_more_for_a_fix() {
+fn report_has_one_line_per_finding_and_per_fix() {
     let findings = [
         Finding::ok("root", "yes"),
         Finding::bad(Level::Fail, "tap devices", "missing", "modprobe tun"),
@@ -198,7 +198,7 @@ fn controllers_are_found_on_either_version_and_on_a_mix() {
     assert_eq!(found.missing(), [""; 0]);
     assert_eq!(found.to_string(), "v2: cpu memory pids");
 
-    assert_eq!(Cgroups::read("", |_| None).missing(), WANTED_ALL);
+    assert_eq!(Cgroups::read("", |_| None).missing(), ALL_CONTROLLERS);
 }
 
-const WANTED_ALL: [&str; 3] = ["cpu", "memory", "pids"];
+const ALL_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];

@@ -27,7 +27,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub(crate) enum Script {
     /// Sends these messages and waits for the client to disconnect.
-    Say(Vec<Value>),
+    Send(Vec<Value>),
     /// Answers input with the same bytes; exits with 0 at the end of input (`exec/stream`) or at a
     /// `\x04` (`pty`).
     Echo,
@@ -39,7 +39,7 @@ pub(crate) enum Script {
 struct Inner {
     script: Script,
     hold_create: bool,
-    create_may_answer: Notify,
+    create_released: Notify,
     calls: Mutex<Vec<String>>,
     messages: Mutex<Vec<Value>>,
     changed: Notify,
@@ -57,7 +57,7 @@ impl Fake {
         Self::with(script, false).await
     }
 
-    /// Starts a server whose create calls are answered after [`Fake::let_create_answer`].
+    /// Starts a server whose create calls are answered after [`Fake::release_create`].
     pub(crate) async fn start_slow(script: Script) -> Self {
         Self::with(script, true).await
     }
@@ -68,7 +68,7 @@ impl Fake {
         let inner = Arc::new(Inner {
             script,
             hold_create,
-            create_may_answer: Notify::new(),
+            create_released: Notify::new(),
             calls: Mutex::default(),
             messages: Mutex::default(),
             changed: Notify::new(),
@@ -88,8 +88,8 @@ impl Fake {
         command
     }
 
-    pub(crate) fn let_create_answer(&self) {
-        self.inner.create_may_answer.notify_one();
+    pub(crate) fn release_create(&self) {
+        self.inner.create_released.notify_one();
     }
 
     pub(crate) fn calls(&self) -> Vec<String> {
@@ -107,7 +107,7 @@ impl Fake {
     }
 
     /// Waits until a message of this type was received.
-    pub(crate) async fn heard(&self, kind: &str) -> Value {
+    pub(crate) async fn received(&self, kind: &str) -> Value {
         self.until(|fake| fake.find(kind).is_some(), kind).await;
         self.find(kind).unwrap()
     }
@@ -172,7 +172,7 @@ pub(crate) fn sandbox(id: &str, status: &str) -> Value {
     })
 }
 
-fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
+fn reject(status: StatusCode, code: &str, message: &str) -> Response {
     let body = json!({"error": {"code": code, "message": message}});
     (status, axum::Json(body)).into_response()
 }
@@ -180,7 +180,7 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
 /// Returns the answer to a command whose stream the script would reject with its first message.
 fn not_executed(script: &Script) -> Response {
     let exit_code = match script {
-        Script::Say(messages) => messages[0]["exit_code"].clone(),
+        Script::Send(messages) => messages[0]["exit_code"].clone(),
         Script::Echo | Script::Hang => Value::Null,
     };
     let body = json!({"error": {
@@ -217,7 +217,7 @@ async fn answer(
     match (method, path.as_str()) {
         (Method::POST, "/v1/sandboxes") => {
             if fake.inner.hold_create {
-                fake.inner.create_may_answer.notified().await;
+                fake.inner.create_released.notified().await;
             }
             (StatusCode::CREATED, ok(sandbox("sb-1", "pending"))).into_response()
         }
@@ -226,7 +226,7 @@ async fn answer(
         (Method::DELETE, "/v1/sandboxes/sb-1") => StatusCode::NO_CONTENT.into_response(),
         (Method::POST, "/v1/sandboxes/sb-1/files/stream/read") => "CONTENT".into_response(),
         (Method::POST, "/v1/sandboxes/sb-1/exec") => not_executed(&fake.inner.script),
-        _ => refuse(
+        _ => reject(
             StatusCode::NOT_FOUND,
             "not_found",
             "there is no such sandbox",
@@ -235,7 +235,7 @@ async fn answer(
 }
 
 async fn play(fake: Fake, mut socket: WebSocket) {
-    if let Script::Say(messages) = &fake.inner.script {
+    if let Script::Send(messages) = &fake.inner.script {
         for message in messages {
             let _ = socket.send(Message::text(message.to_string())).await;
         }
@@ -244,9 +244,9 @@ async fn play(fake: Fake, mut socket: WebSocket) {
         let Message::Text(text) = message else {
             continue;
         };
-        let heard: Value = serde_json::from_str(&text).unwrap();
-        let reply = reply(&fake.inner.script, &heard);
-        fake.note_message(heard);
+        let message: Value = serde_json::from_str(&text).unwrap();
+        let reply = reply(&fake.inner.script, &message);
+        fake.note_message(message);
         if let Some(reply) = reply {
             let _ = socket.send(Message::text(reply.to_string())).await;
         }
@@ -254,19 +254,19 @@ async fn play(fake: Fake, mut socket: WebSocket) {
     fake.note_call("the client left".to_owned());
 }
 
-fn reply(script: &Script, heard: &Value) -> Option<Value> {
-    if heard["type"] == "stop" {
+fn reply(script: &Script, message: &Value) -> Option<Value> {
+    if message["type"] == "stop" {
         return Some(json!({"type": "exit", "exit_code": -1, "error": "signal: terminated"}));
     }
     if !matches!(script, Script::Echo) {
         return None;
     }
     let exit = json!({"type": "exit", "exit_code": 0});
-    match heard["type"].as_str()? {
+    match message["type"].as_str()? {
         // "\x04" in base64.
-        "input" if heard["data"] == "BA==" => Some(exit),
-        "input" => Some(json!({"type": "output", "data": heard["data"]})),
-        "stdin" => Some(json!({"type": "stdout", "data": heard["data"], "encoding": "base64"})),
+        "input" if message["data"] == "BA==" => Some(exit),
+        "input" => Some(json!({"type": "output", "data": message["data"]})),
+        "stdin" => Some(json!({"type": "stdout", "data": message["data"], "encoding": "base64"})),
         "close_stdin" => Some(exit),
         _ => None,
     }

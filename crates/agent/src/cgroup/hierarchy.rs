@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn v1_has_one_hierarchy_a_controller_and_ignores_the_rest() {
+    fn v1_has_one_hierarchy_per_controller() {
         let root = tree(&["cpu", "memory", "systemd", "pids", "unified"]);
         fs::write(root.path().join("unified/cgroup.controllers"), "").unwrap();
         let found = detect(&mountinfo(V1, root.path()));
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_written_as_each_version_wants_them() {
+    fn limits_have_the_format_of_each_version() {
         let limits = Limits::for_guest(crate::cgroup::tests::size(512, 2));
         let hierarchy = |unified| Hierarchy {
             mount: PathBuf::new(),

@@ -46,7 +46,7 @@ fn spawn_inside(directories: &[PathBuf]) -> std::process::Child {
 }
 
 #[tokio::test]
-async fn a_group_limits_its_processes_and_goes_with_them() {
+async fn group_limits_its_processes_and_is_removed_with_them() {
     let cgroups = cgroups("limits");
     let directories = cgroups
         .create(&id(), Limits::for_guest(size(256, 1)))
@@ -74,7 +74,7 @@ async fn a_group_limits_its_processes_and_goes_with_them() {
 }
 
 #[tokio::test]
-async fn groups_made_and_removed_at_once_leave_nothing() {
+async fn groups_created_and_removed_concurrently_leave_nothing() {
     let cgroups = cgroups("parallel");
     let ids: Vec<SandboxId> = (0..20)
         .map(|n| format!("sb-{n}").parse().unwrap())

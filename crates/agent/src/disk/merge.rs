@@ -13,9 +13,10 @@ use std::{
 use serde_json::{Value, json};
 use thiserror_ext::AsReport as _;
 use tokio::{io::AsyncReadExt as _, net::UnixStream, process::Command};
+use wrenn_jail::BASE_DISK;
 use wrenn_qmp::{Qmp, QmpError, Subscriber};
 
-use super::{BASE_INSIDE_JAIL, DiskError, create_at};
+use super::{DiskError, create_at};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 
@@ -56,11 +57,11 @@ pub(crate) async fn merge(
 /// qcow2 headers.
 fn tree(base: &Path, kept: &[PathBuf], merged: &[PathBuf], path: &Path) -> Value {
     let file = |path: &Path| json!({ "driver": "file", "filename": path });
-    let frozen = |below: Value, layer: &PathBuf| json!({ "driver": "qcow2", "read-only": true, "file": file(layer), "backing": below });
+    let read_only = |below: Value, layer: &PathBuf| json!({ "driver": "qcow2", "read-only": true, "file": file(layer), "backing": below });
     let base = json!({ "driver": "raw", "read-only": true, "file": file(base) });
-    let mut below = kept.iter().fold(base, frozen);
+    let mut below = kept.iter().fold(base, read_only);
     below["node-name"] = json!(KEPT);
-    let below = merged.iter().fold(below, frozen);
+    let below = merged.iter().fold(below, read_only);
     json!({ "driver": "qcow2", "node-name": NEW, "file": file(path), "backing": below })
 }
 
@@ -93,16 +94,16 @@ async fn stream(tree: &Value) -> Result<(), DiskError> {
         // The program waits for more commands, unless it has exited.
         let _ = child.start_kill();
     }
-    let mut said = String::new();
+    let mut output = String::new();
     let mut stderr = stderr.take(1000);
-    let (ended, _) = tokio::join!(child.wait(), stderr.read_to_string(&mut said));
+    let (ended, _) = tokio::join!(child.wait(), stderr.read_to_string(&mut output));
     match (done, ended) {
         (Ok(()), Ok(status)) if status.success() => Ok(()),
         (Err(reason), _) => Err(DiskError::Failed(
             PROGRAM,
-            format!("{reason} {}", said.trim()),
+            format!("{reason} {}", output.trim()),
         )),
-        _ => Err(DiskError::Failed(PROGRAM, said.trim().to_owned())),
+        _ => Err(DiskError::Failed(PROGRAM, output.trim().to_owned())),
     }
 }
 
@@ -111,7 +112,8 @@ async fn run_job(stream: UnixStream) -> Result<(), String> {
     let mut qmp = Qmp::negotiate(stream, Job::default(), DEADLINE)
         .await
         .map_err(reason)?;
-    let job = json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_INSIDE_JAIL });
+    let job =
+        json!({ "job-id": "merge", "device": NEW, "base-node": KEPT, "backing-file": BASE_DISK });
     let mut session = qmp.within("merge disk layers", DEADLINE);
     session.command("block-stream", job).await.map_err(reason)?;
     session
@@ -200,7 +202,7 @@ mod tests {
     ];
 
     #[tokio::test]
-    async fn a_merged_disk_reads_as_before_and_its_layers_are_as_they_were() {
+    async fn merged_disk_has_the_same_content_and_keeps_its_layers() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let layers = layers(dir).await;
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_layer_that_is_none_is_named_and_leaves_no_file() {
+    async fn invalid_layer_is_named_and_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let layers = layers(dir).await;

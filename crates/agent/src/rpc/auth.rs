@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_whole_token_opens() {
+    fn only_the_exact_token_is_accepted() {
         assert!(accepts("secret", Some("Bearer secret")));
         for wrong in [
             "Bearer secre",

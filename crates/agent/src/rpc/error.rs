@@ -160,7 +160,7 @@ mod tests {
         io::Error::from_raw_os_error(nix::libc::ENOSPC)
     }
 
-    fn folder_error(source: io::Error) -> CreateError {
+    fn dir_error(source: io::Error) -> CreateError {
         CreateError::SandboxDir(SandboxDirError::Io {
             step: "write",
             path: "/x".into(),
@@ -175,12 +175,12 @@ mod tests {
             step: "take a slot",
             source: full(),
         };
-        for error in [folder_error(full()), disk.into(), slot.into()] {
+        for error in [dir_error(full()), disk.into(), slot.into()] {
             let error = ConnectError::from(error);
             assert_eq!(error.code, ErrorCode::ResourceExhausted);
             assert!(error.to_string().contains("disk is full"), "{error}");
         }
-        let other = ConnectError::from(folder_error(io::ErrorKind::PermissionDenied.into()));
+        let other = ConnectError::from(dir_error(io::ErrorKind::PermissionDenied.into()));
         assert_eq!(other.code, ErrorCode::Internal);
     }
 }

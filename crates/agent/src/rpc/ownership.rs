@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_a_short_word() {
+    fn installation_id_is_short_and_plain() {
         assert!(is_id("0198f0c2-6f4e") && is_id("A"));
         for wrong in ["", "a b", "a/b", "é", &"x".repeat(65)] {
             assert!(!is_id(wrong), "{wrong}");

@@ -51,7 +51,7 @@ pub(super) async fn open(
     Path((id, port)): Path<(String, String)>,
     mut request: Request,
 ) -> Response {
-    let Some(upgrade) = asked_upgrade(&mut request) else {
+    let Some(upgrade) = requested_upgrade(&mut request) else {
         let message = format!("this route requires HTTP/1.1 with `Upgrade: {TUNNEL_PROTOCOL}`");
         return refusal(StatusCode::BAD_REQUEST, "invalid_argument", &message);
     };
@@ -61,7 +61,7 @@ pub(super) async fn open(
     };
     let sandbox = match actors.registry.get(&id) {
         Ok(sandbox) => sandbox,
-        Err(error) => return refused(StatusCode::NOT_FOUND, &error.into()),
+        Err(error) => return rejected(StatusCode::NOT_FOUND, &error.into()),
     };
     let (running, tunnel, guest) = match connect(&sandbox, port).await {
         Ok(connected) => connected,
@@ -81,7 +81,7 @@ pub(super) async fn open(
 }
 
 /// Returns the caller's connection, if the request asks for a tunnel.
-fn asked_upgrade(request: &mut Request) -> Option<OnUpgrade> {
+fn requested_upgrade(request: &mut Request) -> Option<OnUpgrade> {
     let wanted = request.headers().get(header::UPGRADE)?;
     if !wanted
         .as_bytes()
@@ -97,7 +97,7 @@ async fn connect(
     sandbox: &Sandbox,
     port: u16,
 ) -> Result<(Arc<Running>, Tunnel, TcpStream), Response> {
-    let unusable = || refused(StatusCode::CONFLICT, &sandbox.unusable().into());
+    let unusable = || rejected(StatusCode::CONFLICT, &sandbox.unusable().into());
     let State::Running(running) = sandbox.state() else {
         return Err(unusable());
     };
@@ -162,7 +162,7 @@ async fn carry(
     }
 }
 
-fn refused(status: StatusCode, error: &ConnectError) -> Response {
+fn rejected(status: StatusCode, error: &ConnectError) -> Response {
     let json = [(header::CONTENT_TYPE, "application/json")];
     (status, json, error.to_json()).into_response()
 }

@@ -121,7 +121,7 @@ pub(crate) fn spawn(
     start: Start,
 ) {
     let resources = Resources::none(sandbox.facts.id.clone());
-    let mut owner = SandboxActor {
+    let mut actor = SandboxActor {
         lost: None,
         compaction: None,
         recovery: None,
@@ -135,9 +135,9 @@ pub(crate) fn spawn(
     actors.tasks.spawn(async move {
         // `resources` is accurate at every await point, so the actor can still free everything
         // after a panic.
-        let first = AssertUnwindSafe(owner.run(start)).catch_unwind().await;
+        let first = AssertUnwindSafe(actor.run(start)).catch_unwind().await;
         if first.is_err() {
-            let recover = AssertUnwindSafe(owner.recover()).catch_unwind().await;
+            let recover = AssertUnwindSafe(actor.recover()).catch_unwind().await;
             if recover.is_err() {
                 tracing::error!("sandbox actor panicked twice, clean-up left to the next agent");
             }

@@ -183,7 +183,7 @@ async fn examine(
             resources.supervisor = Some(supervisor.into());
             machine
         }
-        Err(error) if !says_that_none_lives(&error) => return Err(error),
+        Err(error) if !is_no_supervisor(&error) => return Err(error),
         Err(_) if paused => AdoptedMachine::Paused,
         Err(_) => AdoptedMachine::Lost(final_reason(&sandbox_dir)),
     };
@@ -198,7 +198,7 @@ async fn examine(
 
 /// True if a connection failed because no supervisor is running, and not because this process lacks
 /// a resource.
-fn says_that_none_lives(error: &io::Error) -> bool {
+fn is_no_supervisor(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
         error.kind(),
@@ -232,7 +232,7 @@ async fn examine_machine(
     // A supervisor that does not answer is busy with a snapshot, which an older version of it does
     // not report.
     let is_paused = match supervisor.status().await {
-        Ok(status) => status.frozen,
+        Ok(status) => status.paused,
         Err(SupervisorError::Silent(_)) => true,
         Err(error) => return AdoptedMachine::Lost(error.to_report_string()),
     };

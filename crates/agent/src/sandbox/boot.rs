@@ -254,7 +254,7 @@ impl Boot<'_> {
                 Ok(())
             }
             Err(error) => {
-                log_last_words(sandbox_dir);
+                log_final_output(sandbox_dir);
                 Err(CreateError::Supervisor(error))
             }
         }
@@ -302,7 +302,7 @@ impl Boot<'_> {
             answered = deadline => answered.unwrap_or(Err(CreateError::GuestSilent(limit))),
         };
         if let Err(error) = outcome {
-            log_last_words(sandbox_dir);
+            log_final_output(sandbox_dir);
             return Err(error);
         }
         note_machine_times(&supervisor, times, started_ms).await;
@@ -429,7 +429,7 @@ async fn write_spec(sandbox_dir: &SandboxDir, spec: &SupervisorSpec) -> Result<(
 
 /// Logs the end of the supervisor's log and of the console output, because a failed create removes
 /// both.
-fn log_last_words(sandbox_dir: &SandboxDir) {
+fn log_final_output(sandbox_dir: &SandboxDir) {
     let supervisor = sandbox_dir.tail(files::LOG, 2000);
     let console = sandbox_dir.tail(files::CONSOLE, 2000);
     tracing::warn!(supervisor, console, "sandbox did not start");

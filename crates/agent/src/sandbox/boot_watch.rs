@@ -126,7 +126,7 @@ impl BootWatch {
 
     /// Restarts the idle interval, because the supervisor did not answer and the guest may have
     /// been busy.
-    pub(crate) fn lose_sight(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.idle = None;
     }
 }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_waits_for_a_processor_is_not() {
+    fn guest_that_waits_for_a_processor_is_not_stalled() {
         assert_eq!(run((0..100).map(|n| status(900, n * 400))), None);
         assert_eq!(run((0..100).map(|n| status(n * 100, n * 20))), None);
     }
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_starts_the_watch_anew() {
+    fn boot_mark_restarts_the_watch() {
         let before = (0..10).map(|_| status(900, 0));
         let after = (0..10).map(|_| MachineStatus {
             init_ms: Some(2),
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_init_reports_counts_at_once() {
+    fn failure_reported_by_init_stalls_at_once() {
         let reported = MachineStatus {
             boot_failure: Some("no timer".to_owned()),
             ..MachineStatus::default()

@@ -21,6 +21,7 @@ use std::{
 use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use wrenn_sys::failpoint;
 
 use super::{
     Reply, ResumeFrom, State,
@@ -41,7 +42,7 @@ pub(super) struct Compaction {
 }
 
 /// Minimum time that a sandbox must be paused before its files are merged.
-const REST: Duration = Duration::from_secs(5);
+const MIN_PAUSED: Duration = Duration::from_secs(5);
 
 /// Result of a compaction.
 pub(super) struct Compacted {
@@ -66,7 +67,7 @@ impl SandboxActor {
             (hurry.clone(), begun.clone(), self.actors.shutdown.clone());
         let task = self.actors.tasks.spawn(async move {
             tokio::select! {
-                () = tokio::time::sleep(REST) => {}
+                () = tokio::time::sleep(MIN_PAUSED) => {}
                 () = hurried.cancelled() => {}
                 () = shutdown.cancelled() => return Err(io::Error::from(io::ErrorKind::Interrupted).into()),
             }
@@ -147,6 +148,7 @@ impl SandboxActor {
                 self.begin_compaction();
             } else if self.note_paused(&compacted_copy) {
                 self.pins.last = Some(compacted_copy);
+                failpoint::hit("agent.merge.noted", None);
             }
         }
         drop(original);

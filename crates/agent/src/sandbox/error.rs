@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_told_once_each() {
+    fn each_cause_is_reported_once() {
         let error = CreateError::SandboxDir(SandboxDirError::Io {
             step: "write",
             path: "/x".into(),

@@ -17,6 +17,7 @@ use crate::{
     sandbox_dir::{SandboxDir, SandboxDirError},
 };
 use thiserror_ext::AsReport as _;
+use wrenn_sys::failpoint;
 
 impl SandboxActor {
     /// Changes the addresses that the sandbox may reach. Takes effect at once if the sandbox runs,
@@ -29,6 +30,7 @@ impl SandboxActor {
             .ok_or(LifecycleError::Gone)?;
         let before = self.sandbox.access();
         note(&sandbox_dir, &access).await?;
+        failpoint::hit("agent.network.noted", None);
         let runs = matches!(self.sandbox.state(), State::Running(_));
         if let Some(slot) = self.resources.slot.filter(|_| runs)
             && let Err(error) = network::update(slot, &access).await
@@ -43,6 +45,7 @@ impl SandboxActor {
             let _ = network::update(slot, &before).await;
             return Err(LifecycleError::Access(error));
         }
+        failpoint::hit("agent.network.applied", None);
         self.sandbox.note_access(access);
         Ok(())
     }

@@ -271,7 +271,7 @@ impl SandboxActor {
         let captured = match self.capture(running, Some(&next_disk)).await {
             Ok(captured) => captured,
             Err(error) => {
-                self.forget_unless_used(&next_disk).await;
+                self.remove_unless_used(&next_disk).await;
                 return Err(error);
             }
         };
@@ -286,7 +286,7 @@ impl SandboxActor {
     }
 
     /// Removes a disk file that the VM never switched to. Keeps the file if that is not known.
-    async fn forget_unless_used(&self, disk: &Path) {
+    async fn remove_unless_used(&self, disk: &Path) {
         let Some(supervisor) = &self.resources.supervisor else {
             return;
         };
@@ -311,7 +311,7 @@ impl SandboxActor {
             self.recovery = recover(running).await;
             return Err(LifecycleError::Prepare(error));
         }
-        failpoint::hit("agent.freeze.prepared", None);
+        failpoint::hit("agent.snapshot.prepared", None);
         let asked = self
             .supervisor()?
             .snapshot(stage.path(), &build, next_disk, SNAPSHOT_DEADLINE)
@@ -339,13 +339,13 @@ impl SandboxActor {
         running: bool,
     ) -> Result<SnapshotRef, LifecycleError> {
         let Captured { stage, layers, vmm } = captured;
-        failpoint::hit("agent.freeze.frozen", None);
+        failpoint::hit("agent.snapshot.captured", None);
         let (host, sandbox_dir) = (self.actors.host.clone(), sandbox_dir.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let spec = sandbox_dir.read_spec()?;
             let vmm = vmm.as_deref().unwrap_or(host.snapshots.vmm());
             let pin = host.snapshots.publish(stage, &spec, &layers, vmm)?;
-            failpoint::hit("agent.freeze.published", None);
+            failpoint::hit("agent.snapshot.published", None);
             sandbox_dir.write_last(&LastSnapshot {
                 build: pin.build(),
                 recorded_unix_ms: now_unix_ms(),
@@ -392,7 +392,7 @@ impl SandboxActor {
     /// Handles a failed step: the sandbox either keeps running or is lost.
     async fn roll_back(&mut self, error: &LifecycleError) -> Step {
         let alive = match &self.resources.supervisor {
-            Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.frozen),
+            Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.paused),
             None => false,
         };
         if alive {

@@ -32,7 +32,7 @@ pub(super) async fn recover(running: &Running) -> Option<Recovery> {
     if notified(&running.envd).await {
         return None;
     }
-    let again = ask_again(running.envd.clone(), running.gone.clone());
+    let again = repeat_recover(running.envd.clone(), running.gone.clone());
     Some(Recovery(tokio::spawn(again)))
 }
 
@@ -48,7 +48,7 @@ async fn notified(envd: &EnvdClient) -> bool {
         .is_ok()
 }
 
-async fn ask_again(envd: EnvdClient, gone: CancellationToken) {
+async fn repeat_recover(envd: EnvdClient, gone: CancellationToken) {
     let asking = async {
         loop {
             tokio::time::sleep(PAUSE).await;

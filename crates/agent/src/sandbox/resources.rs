@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use thiserror_ext::AsReport as _;
 use wrenn_model::SandboxId;
+use wrenn_sys::failpoint;
 
 use super::{Boots, error::DestroyError};
 use crate::{
@@ -87,11 +88,13 @@ impl Resources {
             )
         {
             self.supervisor = None;
+            failpoint::hit("agent.free.stopped", None);
         }
         // The VM's processes must go before the resources that they use. A network in use would
         // survive without a name.
         if note(self.kill_processes(host).await.map_err(Into::into)) {
             self.cgroup = false;
+            failpoint::hit("agent.free.killed", None);
         }
         if self.disk
             && let Some(sandbox_dir) = &self.sandbox_dir
@@ -111,9 +114,11 @@ impl Resources {
     /// because the next agent finds the remaining resources by the directory.
     pub(super) async fn free_all(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         self.free(host).await?;
+        failpoint::hit("agent.destroy.freed", None);
         if let Some(sandbox_dir) = &self.sandbox_dir {
             sandbox_dir.remove()?;
             self.sandbox_dir = None;
+            failpoint::hit("agent.destroy.removed", None);
         }
         Ok(())
     }

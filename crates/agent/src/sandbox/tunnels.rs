@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_are_open_are_cut_and_later_ones_are_not() {
+    fn close_ends_open_tunnels_only() {
         let tunnels = Tunnels::default();
         let early = tunnels.open().unwrap();
         tunnels.close_all();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_so_many_and_a_place_comes_back() {
+    fn number_of_tunnels_is_limited_and_freed() {
         let tunnels = Tunnels::default();
         let mut open: Vec<_> = (0..MAX_TUNNELS).map(|_| tunnels.open().unwrap()).collect();
         assert!(tunnels.open().is_none());

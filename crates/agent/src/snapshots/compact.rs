@@ -17,6 +17,7 @@ use std::{
 use wrenn_snapshot::{
     Chain, Header, Manifest, SnapshotId, StoreError, layout, merge_files, store::on_disk,
 };
+use wrenn_sys::failpoint;
 
 use super::{Pins, SnapshotError, SnapshotRef, Snapshots};
 use crate::disk;
@@ -68,9 +69,11 @@ impl Snapshots {
         let merged =
             tokio::task::spawn_blocking(move || merge_memory(&header, &memory, &old, &dir, build));
         merged.await.map_err(std::io::Error::from)??;
+        failpoint::hit("agent.merge.memory", None);
         let (disk_layers, new) = self
             .compact_disk(located.disk_layers(), located.manifest(), stage.path())
             .await?;
+        failpoint::hit("agent.merge.disk", None);
         let manifest = Manifest {
             build,
             disk_layers,
@@ -78,6 +81,7 @@ impl Snapshots {
         };
         let published = tokio::task::spawn_blocking(move || stage.publish(&manifest, &new, None));
         published.await.map_err(std::io::Error::from)??;
+        failpoint::hit("agent.merge.published", None);
         Ok(compacted_copy)
     }
 

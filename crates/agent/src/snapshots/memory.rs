@@ -65,7 +65,7 @@ mod tests {
     use std::os::fd::AsRawFd as _;
 
     #[test]
-    fn machines_of_one_snapshot_share_it_as_long_as_one_runs() {
+    fn vms_of_one_snapshot_share_its_memory() {
         let memories = Memories::default();
         let build = SnapshotId([1; 16]);
         let first = memories.get_or_make(build, 1).unwrap();

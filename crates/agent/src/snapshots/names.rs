@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_given_once_unless_it_may_be_taken_over() {
+    fn name_is_unique_unless_it_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let names = Names::open(dir.path()).unwrap();
         let name: TemplateName = "mine".parse().unwrap();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_name_hides_no_other_and_can_be_taken_away() {
+    fn damaged_name_hides_no_other_and_can_be_removed() {
         let dir = tempfile::tempdir().unwrap();
         let names = Names::open(dir.path()).unwrap();
         let (good, bad): (TemplateName, TemplateName) =

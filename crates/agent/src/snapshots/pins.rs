@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_is_free_when_the_last_one_lets_go() {
+    fn snapshot_is_unreferenced_after_its_last_reference() {
         let pins = Arc::<Pins>::default();
         let first = Pins::pin(&pins, SnapshotId([1; 16]));
         let second = first.clone();

@@ -69,7 +69,7 @@ mod tests {
     use wrenn_snapshot::{DiffWriter, SnapshotId};
 
     #[test]
-    fn a_file_is_read_once_and_again_when_it_was_written_to() {
+    fn file_is_verified_once_and_again_after_a_change() {
         let dir = tempfile::tempdir().unwrap();
         let build = SnapshotId::random();
         let path = dir.path().join(format!("{build}.mem"));

@@ -16,11 +16,11 @@ use utoipa::ToSchema;
 use wrenn_api_types::CreateSandbox;
 use wrenn_control::lifecycle::{NewSandbox, PendingCreate, PriorRequest};
 use wrenn_db::{Options, Sandbox as Row};
-use wrenn_model::{OnTimeout, SandboxStatus};
+use wrenn_model::{OnTimeout, SandboxStatus, TeamId};
 
 use super::{
     error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
-    extract::E2bJson,
+    extract::{E2bCaller, E2bJson},
     models::{E2bSandbox, Version},
     names,
     network::{NetworkConfig, egress},
@@ -96,10 +96,11 @@ struct AutoResume {
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     headers: HeaderMap,
     E2bJson(body): E2bJson<Value>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    create_as(&app, &headers, body, Version::V2).await
+    create_as(&app, principal.team, &headers, body, Version::V2).await
 }
 
 /// Creates a sandbox and waits until it is usable (version 1).
@@ -109,14 +110,16 @@ pub(super) async fn create(
 )]
 pub(super) async fn create_v1(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     headers: HeaderMap,
     E2bJson(body): E2bJson<Value>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    create_as(&app, &headers, body, Version::V1).await
+    create_as(&app, principal.team, &headers, body, Version::V1).await
 }
 
 async fn create_as(
     app: &AppState,
+    team: TeamId,
     headers: &HeaderMap,
     body: Value,
     version: Version,
@@ -131,7 +134,7 @@ async fn create_as(
     let (base, options) = asked.checked(version)?;
     let ticket = match key {
         None => None,
-        Some(key) => match app.lifecycle.earlier(key, &hash).await? {
+        Some(key) => match app.lifecycle.earlier(&team, key, &hash).await? {
             PriorRequest::Made(row) => {
                 return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))));
             }
@@ -140,7 +143,7 @@ async fn create_as(
     };
     let facts = app.host.facts().await?;
     let template = validate::create_shape(&base)?;
-    let new = validate::create_fits(base, template, &facts, app.default_egress)
+    let new = validate::create_fits(team, base, template, &facts, app.default_egress)
         .map_err(template_error)?;
     let new = NewSandbox {
         e2b_id: true,
@@ -195,7 +198,7 @@ impl E2bNewSandbox {
     /// Checks the request. Returns it in the form of `/v1`, with the options that only this API
     /// has.
     fn checked(self, version: Version) -> Result<(CreateSandbox, Options), E2bError> {
-        self.refuse_not_built()?;
+        self.reject_unimplemented()?;
         let text = self.template_id.as_deref().filter(|text| !text.is_empty());
         let text = text.ok_or_else(|| E2bError::field("templateID", "is required"))?;
         let template = names::parse(text).map_err(|error| match error {
@@ -243,7 +246,7 @@ impl E2bNewSandbox {
         Ok((base, options))
     }
 
-    fn refuse_not_built(&self) -> Result<(), E2bError> {
+    fn reject_unimplemented(&self) -> Result<(), E2bError> {
         let empty = |value: &Value| match value {
             Value::Null => true,
             Value::Object(map) => map.is_empty(),
@@ -252,14 +255,14 @@ impl E2bNewSandbox {
         if let Some(iam) = &self.iam
             && !iam.values().all(empty)
         {
-            return Err(E2bError::not_built("`iam`"));
+            return Err(E2bError::unimplemented("`iam`"));
         }
         if self
             .volume_mounts
             .as_ref()
             .is_some_and(|list| !list.is_empty())
         {
-            return Err(E2bError::not_built("`volumeMounts`"));
+            return Err(E2bError::unimplemented("`volumeMounts`"));
         }
         Ok(())
     }
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_or_is_not_built_is_told_before_anything_is_made() {
+    fn invalid_or_unimplemented_create_is_rejected_before_any_work() {
         for (extra, wanted) in [
             (json!({}), 201),
             (json!({ "timeout": 0 }), 400),
@@ -399,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_differ_in_the_default_lifetime_and_in_who_needs_a_token() {
+    fn versions_differ_in_default_lifetime_and_token() {
         for (body, version, lifetime_sec, open) in [
             (json!({}), Version::V1, 15, true),
             (json!({ "secure": true }), Version::V1, 15, false),
@@ -415,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_fields_makes_no_other_request_and_anything_else_does() {
+    fn request_fingerprint_ignores_only_the_order_of_fields() {
         let text = |text: &str| request_hash(&serde_json::from_str(text).unwrap(), Version::V2);
         assert_eq!(
             text(r#"{"a":1,"b":{"c":2,"d":3}}"#),

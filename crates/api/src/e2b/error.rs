@@ -5,6 +5,7 @@
 //! |---|---|
 //! | invalid field, path, header or query | 400 |
 //! | missing or invalid key | 401 |
+//! | key that may not use sandboxes | 403 |
 //! | no such sandbox, template or route; a sandbox that has ended | 404 |
 //! | status of the sandbox does not allow the call, or concurrent change | 409 |
 //! | idempotency key of another request | 422 |
@@ -58,6 +59,9 @@ pub(super) enum E2bErrors {
     /// Missing or invalid API key.
     #[response(status = 401)]
     Unauthorized(#[to_schema] E2bErrorBody),
+    /// The API key may not use sandboxes.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] E2bErrorBody),
     /// Database failure, host failure or internal error.
     #[response(status = 500)]
     Server(#[to_schema] E2bErrorBody),
@@ -107,7 +111,7 @@ impl E2bError {
     }
 
     /// Creates an error for a part of the contract that this server does not implement.
-    pub(super) fn not_built(what: &str) -> Self {
+    pub(super) fn unimplemented(what: &str) -> Self {
         Self::new(
             StatusCode::NOT_IMPLEMENTED,
             format!("{what}: not implemented by this server"),
@@ -223,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ended_sandbox_is_not_found_and_another_wrong_status_is_a_conflict() {
+    fn ended_sandbox_is_not_found_and_other_wrong_statuses_conflict() {
         for status in SandboxStatus::ALL {
             let error = E2bError::from(LifecycleError::WrongStatus {
                 id: "sb-1".parse().unwrap(),
@@ -237,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_the_host_is_not_taken_for_a_lost_sandbox() {
+    fn host_failure_is_not_reported_as_a_lost_sandbox() {
         let error = E2bError::from(AgentError {
             code: connectrpc::ErrorCode::Internal,
             message: "the header is damaged".to_owned(),

@@ -4,10 +4,14 @@
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
+use wrenn_control::principal::Principal;
 use wrenn_model::SandboxId;
 
 use super::error::E2bError;
-use crate::extract::{ApiJsonOrEmpty, ApiQuery, path_part};
+use crate::{
+    app::AppState,
+    extract::{ApiJsonOrEmpty, ApiQuery, Caller, path_part},
+};
 
 /// A JSON object. An absent body counts as `{}`.
 pub(super) struct E2bJson<T>(pub(super) T);
@@ -33,17 +37,32 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for E2bQuery<T> {
     }
 }
 
-/// `{id}` of the path. A malformed id is rejected as not found.
-pub(super) struct E2bSandboxPath(pub(super) SandboxId);
+/// Caller, as `crate::authorize` identified it.
+pub(super) struct E2bCaller(pub(super) Principal);
 
-impl<S: Send + Sync> FromRequestParts<S> for E2bSandboxPath {
+impl<S: Send + Sync> FromRequestParts<S> for E2bCaller {
     type Rejection = E2bError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, E2bError> {
-        let text = path_part(parts, state, "id").await?;
-        text.parse()
-            .map(Self)
-            .map_err(|_| E2bError::no_sandbox(text.chars().take(80).collect::<String>()))
+        let Caller(principal) = Caller::from_request_parts(parts, state).await?;
+        Ok(Self(principal))
+    }
+}
+
+/// `{id}` of the path: a sandbox of the caller's team. Any other id is rejected as not found.
+pub(super) struct E2bSandboxPath(pub(super) SandboxId);
+
+impl FromRequestParts<AppState> for E2bSandboxPath {
+    type Rejection = E2bError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, E2bError> {
+        let text = path_part(parts, app, "id").await?;
+        let id: SandboxId = text
+            .parse()
+            .map_err(|_| E2bError::no_sandbox(text.chars().take(80).collect::<String>()))?;
+        let E2bCaller(principal) = E2bCaller::from_request_parts(parts, app).await?;
+        app.ownership.require(&principal, &id).await?;
+        Ok(Self(id))
     }
 }
 

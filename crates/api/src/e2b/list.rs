@@ -13,11 +13,11 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::IntoParams;
 use wrenn_db::{MAX_LIST, Page, Sandbox as Row};
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use super::{
     error::{E2bError, E2bErrors},
-    extract::E2bQuery,
+    extract::{E2bCaller, E2bQuery},
     models::{E2bListedSandbox, E2bState},
     names, paging,
 };
@@ -70,10 +70,11 @@ struct Wanted {
 )]
 pub(super) async fn list(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     E2bQuery(query): E2bQuery<ListQuery>,
 ) -> Result<(HeaderMap, Json<Vec<E2bListedSandbox>>), E2bError> {
     let wanted = query.checked(&[E2bState::Running, E2bState::Paused], paging::MAX_LIMIT)?;
-    answer(&app, wanted).await
+    answer(&app, &principal.team, wanted).await
 }
 
 /// Lists running sandboxes, or those in the given states (version 1).
@@ -87,18 +88,21 @@ pub(super) async fn list(
 )]
 pub(super) async fn list_v1(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     E2bQuery(query): E2bQuery<ListQuery>,
 ) -> Result<(HeaderMap, Json<Vec<E2bListedSandbox>>), E2bError> {
     // Clients of version 1 do not support pages.
     let most = usize::try_from(MAX_LIST).unwrap_or(usize::MAX);
-    answer(&app, query.checked(&[E2bState::Running], most)?).await
+    let wanted = query.checked(&[E2bState::Running], most)?;
+    answer(&app, &principal.team, wanted).await
 }
 
 async fn answer(
     app: &AppState,
+    team: &TeamId,
     wanted: Wanted,
 ) -> Result<(HeaderMap, Json<Vec<E2bListedSandbox>>), E2bError> {
-    let (rows, more) = find(app, &wanted).await?;
+    let (rows, more) = find(app, team, &wanted).await?;
     let last = rows.last().filter(|_| more);
     let headers = last
         .map(|row| paging::next_page((row.started_at, row.id.as_str())))
@@ -107,8 +111,12 @@ async fn answer(
     Ok((headers, Json(rows.iter().filter_map(listed).collect())))
 }
 
-/// Returns a page of rows, and true if another page follows.
-async fn find(app: &AppState, wanted: &Wanted) -> Result<(Vec<Row>, bool), E2bError> {
+/// Returns a page of the team's rows, and true if another page follows.
+async fn find(
+    app: &AppState,
+    team: &TeamId,
+    wanted: &Wanted,
+) -> Result<(Vec<Row>, bool), E2bError> {
     let mut found: Vec<Row> = Vec::new();
     let mut after = wanted.after.clone();
     let limit = if wanted.metadata.is_empty() {
@@ -118,6 +126,7 @@ async fn find(app: &AppState, wanted: &Wanted) -> Result<(Vec<Row>, bool), E2bEr
     };
     loop {
         let page = Page {
+            team,
             statuses: &wanted.statuses,
             template: &wanted.template,
             started_from: wanted.started_from,
@@ -249,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_unescaped_twice_more() {
+    fn metadata_filter_is_unescaped_twice() {
         let pairs = metadata("a%2520b=c%2526d&x=y").unwrap();
         let wanted = [("a b", "c&d"), ("x", "y")];
         assert_eq!(
@@ -262,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_between_two_milliseconds_is_the_later_one() {
+    fn time_is_rounded_up_to_milliseconds() {
         assert_eq!(started_from("1970-01-01T00:00:01Z").unwrap(), 1000);
         assert_eq!(
             started_from("1970-01-01T00:00:01.0005+00:00").unwrap(),
@@ -273,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_that_cannot_be_understood_is_refused() {
+    fn invalid_query_is_rejected() {
         let query = |text: &str| {
             let query: ListQuery = serde_json::from_str(text).unwrap();
             query.checked(&[E2bState::Running], 100).is_ok()

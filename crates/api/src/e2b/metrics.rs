@@ -10,7 +10,7 @@ use wrenn_model::SandboxId;
 
 use super::{
     error::{E2bError, E2bErrors, E2bNotFound},
-    extract::{E2bQuery, E2bSandboxPath},
+    extract::{E2bCaller, E2bQuery, E2bSandboxPath},
     models::{E2bMetric, E2bState},
     sandboxes::visible,
 };
@@ -78,10 +78,10 @@ pub(super) async fn get(
     if start > end {
         return Err(E2bError::field("start", "is after `end`"));
     }
-    let (_, state) = visible(&app, &id).await?;
+    let (row, state) = visible(&app, &id).await?;
     // A current sample is of no use to a client that asks for the past.
     if state == E2bState::Running && (start..=end).contains(&clock::now_ms()) {
-        app.samples.take_now(&id).await;
+        app.samples.take_now(&row).await;
     }
     let samples = app.samples.between(&id, start, end);
     Ok(Json(samples.into_iter().map(E2bMetric::from).collect()))
@@ -110,6 +110,7 @@ pub(super) struct E2bManyMetrics {
 )]
 pub(super) async fn get_many(
     State(app): State<AppState>,
+    E2bCaller(principal): E2bCaller,
     E2bQuery(query): E2bQuery<ManyQuery>,
 ) -> Result<Json<E2bManyMetrics>, E2bError> {
     let ids: Vec<&str> = query.sandbox_ids.split(',').collect();
@@ -119,6 +120,7 @@ pub(super) async fn get_many(
     let mut sandboxes = BTreeMap::new();
     for id in ids.iter().filter_map(|id| id.parse::<SandboxId>().ok()) {
         if let Some(sample) = app.samples.last(&id)
+            && app.ownership.require(&principal, &id).await.is_ok()
             && visible(&app, &id).await.is_ok()
         {
             sandboxes.insert(id.into(), sample.into());

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_forms_of_a_name_lead_to_their_template() {
+    fn all_forms_of_a_name_resolve_to_their_template() {
         for (text, here) in [
             ("base", "base"),
             ("base:default", "base"),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nothing_is_refused() {
+    fn invalid_name_is_rejected() {
         for (text, why) in [
             ("", NameError::Form),
             ("wrenn/", NameError::Form),
@@ -183,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_names_with_tags_never_become_one(
+        fn different_tagged_names_never_collide(
             a in "[a-z0-9][a-z.-]{0,4}", s in "[a-z.]{1,4}", b in "[a-z0-9][a-z.-]{0,4}", t in "[a-z.]{1,4}"
         ) {
             let (one, two) = (parse(&format!("{a}:{s}")), parse(&format!("{b}:{t}")));
@@ -193,7 +193,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_leads_back(name in "[a-z0-9][a-z0-9._-]{0,12}") {
+        fn shown_name_resolves_to_its_template(name in "[a-z0-9][a-z0-9._-]{0,12}") {
             // An internal name may end in a text that is not a valid tag. Such a template is found
             // by its plain name.
             let shown = Shown::of(&name);

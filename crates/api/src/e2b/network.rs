@@ -76,7 +76,7 @@ impl NetworkConfig {
             .as_ref()
             .is_some_and(|ports| !ports.is_empty())
         {
-            return Err(E2bError::not_built("`network.httpsPorts`"));
+            return Err(E2bError::unimplemented("`network.httpsPorts`"));
         }
         options.network = self.out.lists("network.")?;
         if self.allow_public_traffic == Some(false) {
@@ -92,23 +92,23 @@ impl NetworkConfig {
 
 impl OutConfig {
     fn lists(&self, prefix: &str) -> Result<NetworkLists, E2bError> {
-        let not_built = |name: &str| E2bError::not_built(&format!("`{prefix}{name}`"));
+        let unimplemented = |name: &str| E2bError::unimplemented(&format!("`{prefix}{name}`"));
         if self
             .dns_servers
             .as_ref()
             .is_some_and(|list| !list.is_empty())
         {
-            return Err(not_built("dnsServers"));
+            return Err(unimplemented("dnsServers"));
         }
         if self.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
-            return Err(not_built("rules"));
+            return Err(unimplemented("rules"));
         }
         if self
             .egress_proxy
             .as_ref()
             .is_some_and(|proxy| !proxy.is_null())
         {
-            return Err(not_built("egressProxy"));
+            return Err(unimplemented("egressProxy"));
         }
         let allow = self.allow_out.clone().unwrap_or_default();
         let deny = self.deny_out.clone().unwrap_or_default();
@@ -141,7 +141,7 @@ fn check_lists(prefix: &str, allow: &[String], deny: &[String]) -> Result<(), E2
                 );
                 return Err(E2bError::field(&allow_name, why));
             }
-            return Err(E2bError::not_built(&format!(
+            return Err(E2bError::unimplemented(&format!(
                 "host names in `{allow_name}`"
             )));
         }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_blocks_are_taken_and_nothing_else_is_let_pass() {
+    fn only_addresses_and_blocks_are_accepted() {
         assert_eq!(lists(&["1.1.1.1", "10.0.0.0/8"], &["0.0.0.0/0"]), 204);
         assert_eq!(lists(&["example.com"], &[]), 400);
         assert_eq!(lists(&["example.com"], &["1.1.1.1"]), 400);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_host_is_one_that_a_header_can_hold() {
+    fn masked_host_must_be_a_valid_header_value() {
         for good in ["localhost", "localhost:${PORT}", "example.com:80"] {
             assert!(check_host(good).is_ok(), "{good}");
         }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_unless_it_is_empty() {
+    fn unimplemented_field_is_rejected_unless_empty() {
         for (text, built) in [
             (
                 r#"{"rules":{}, "dnsServers":[], "egressProxy":null, "httpsPorts":[]}"#,

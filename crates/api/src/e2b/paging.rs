@@ -69,13 +69,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_leads_back_to_its_place(time: i64, name in "[a-z0-9._-]{0,64}") {
+        fn page_token_round_trips(time: i64, name in "[a-z0-9._-]{0,64}") {
             let place = place(Some(&token(time, &name))).unwrap();
             prop_assert_eq!(place, Some((time, name)));
         }
 
         #[test]
-        fn any_text_is_a_place_or_refused(text in ".*") {
+        fn any_page_token_is_parsed_or_rejected(text in ".*") {
             let _ = place(Some(&text));
         }
     }

@@ -184,7 +184,8 @@ async fn require_healthy(app: &AppState, id: &SandboxId) -> Result<(), E2bError>
         // The pause reports the wrong status.
         return Ok(());
     }
-    match tokio::time::timeout(HEALTHY_WITHIN, app.agent.metrics(id.as_str())).await {
+    let host = app.lifecycle.host_of(&row).await?;
+    match tokio::time::timeout(HEALTHY_WITHIN, host.agent.metrics(id.as_str())).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
             tracing::info!(sandbox_id = %id, %error, "guest agent health check failed");

@@ -156,14 +156,19 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, E2bError> {
     if text == "tags" {
         // The path is that of another call of the API, which is not implemented.
-        return Err(E2bError::not_built("template tags"));
+        return Err(E2bError::unimplemented("template tags"));
     }
     let template = find(&app, &text).await?;
     if template.kind == host::BASE {
         let message = "this template is a base image, not a snapshot; remove it on its host";
         return Err(E2bError::new(StatusCode::CONFLICT, message));
     }
-    let done = app.agent.delete_snapshot(&template.name, true).await;
+    let done = app
+        .fleet
+        .placement()
+        .agent
+        .delete_snapshot(&template.name, true)
+        .await;
     app.host.changed().await;
     match done {
         Err(error) if error.is_not_found() => Err(E2bError::no_template(&text)),
@@ -206,7 +211,7 @@ pub(super) async fn create_snapshot(
     E2bJson(request): E2bJson<E2bNewSnapshot>,
 ) -> Result<(StatusCode, Json<E2bSnapshot>), E2bError> {
     if request.memory == Some(false) {
-        return Err(E2bError::not_built("`memory`: false"));
+        return Err(E2bError::unimplemented("`memory`: false"));
     }
     let name = match request.name.as_deref().filter(|name| !name.is_empty()) {
         None => None,
@@ -316,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_name_is_one_that_is_shown_as_it_was_given() {
+    fn new_name_is_shown_unchanged() {
         for (text, here) in [
             ("mine", "mine"),
             ("wrenn/mine:v1", "mine..v1"),

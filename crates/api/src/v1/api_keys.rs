@@ -6,13 +6,14 @@ use axum::{
 };
 use http::StatusCode;
 use wrenn_api_types::{ApiKey, CreateApiKey, CreatedApiKey};
-use wrenn_control::api_key::KeyForm;
+use wrenn_control::{api_key::KeyForm, principal::Principal};
 use wrenn_db::ApiKey as Row;
+use wrenn_model::{Scope, Scopes};
 
 use crate::{
     app::AppState,
     error::{ApiError, Code},
-    extract::{ApiJson, path_part},
+    extract::{ApiJson, Caller, path_part},
     openapi::{BodyErrors, CommonErrors, SandboxErrors},
     records::IntoRest as _,
     validate,
@@ -27,6 +28,7 @@ use crate::{
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
+    Caller(principal): Caller,
     ApiJson(request): ApiJson<CreateApiKey>,
 ) -> Result<(StatusCode, Json<CreatedApiKey>), ApiError> {
     validate::check_key_name(&request.name)?;
@@ -35,7 +37,11 @@ pub(super) async fn create(
     } else {
         KeyForm::Wrenn
     };
-    let made = app.auth.make(&request.name, form).await?;
+    let scopes = scopes(request.scopes, &principal)?;
+    let made = app
+        .auth
+        .make(&principal.team, &request.name, form, scopes)
+        .await?;
     let reply = CreatedApiKey {
         key: made.secret,
         api_key: made.row.into_rest(),
@@ -43,19 +49,39 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(reply)))
 }
 
-/// Lists all API keys, oldest first, without their secrets.
+/// Returns the scopes of a new key: those of the request, and at most those of its caller.
+fn scopes(asked: Option<Vec<Scope>>, principal: &Principal) -> Result<Scopes, ApiError> {
+    let Some(asked) = asked else {
+        return Ok(principal.scopes.clone());
+    };
+    if asked.is_empty() {
+        return Err(ApiError::field("scopes", "expected at least one scope"));
+    }
+    let asked: Scopes = asked.into_iter().collect();
+    if !principal.scopes.include(&asked) {
+        let why = format!("this API key has the scopes {} only", principal.scopes);
+        return Err(ApiError::field("scopes", why));
+    }
+    Ok(asked)
+}
+
+/// Lists the API keys of the team, oldest first, without their secrets.
 #[utoipa::path(
     get, path = "/v1/api-keys", tag = "api keys", operation_id = "list_api_keys",
     responses((status = 200, description = "The API keys.", body = [ApiKey]), CommonErrors)
 )]
-pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<ApiKey>>, ApiError> {
-    let rows = app.db.api_keys().await?;
+pub(super) async fn list(
+    State(app): State<AppState>,
+    Caller(principal): Caller,
+) -> Result<Json<Vec<ApiKey>>, ApiError> {
+    let rows = app.db.api_keys(&principal.team).await?;
     Ok(Json(rows.into_iter().map(Row::into_rest).collect()))
 }
 
 /// Deletes an API key.
 ///
-/// The key stops working at once. The last key cannot be deleted (409 `conflict`).
+/// The key stops working at once. The last key with the scope `keys` cannot be deleted (409
+/// `conflict`).
 #[utoipa::path(
     delete, path = "/v1/api-keys/{key_id}", tag = "api keys", operation_id = "delete_api_key",
     params(("key_id" = String, Path, description = "The key's `id`.")),
@@ -63,15 +89,18 @@ pub(super) async fn list(State(app): State<AppState>) -> Result<Json<Vec<ApiKey>
 )]
 pub(super) async fn delete(
     State(app): State<AppState>,
+    Caller(principal): Caller,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
     let (mut parts, _) = request.into_parts();
     let id = path_part(&mut parts, &app, "key_id").await?;
-    if app.auth.delete(&id).await? {
+    if app.auth.delete(&principal.team, &id).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    if app.db.api_keys().await?.iter().any(|key| key.id == id) {
-        let message = "cannot delete the last API key; create another one first";
+    let keys = app.db.api_keys(&principal.team).await?;
+    if keys.iter().any(|key| key.id == id) {
+        let message =
+            "cannot delete the last API key with the scope `keys`; create another one first";
         return Err(ApiError::new(Code::Conflict, message));
     }
     Err(ApiError::new(Code::NotFound, "no such API key"))

@@ -34,10 +34,6 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use wrenn_control::{
-    guest::{Guest, GuestEvents},
-    lifecycle::ActivityGuard,
-};
 use wrenn_model::SandboxId;
 use wrenn_proto::rpc::process::{
     StartRequest,
@@ -45,9 +41,9 @@ use wrenn_proto::rpc::process::{
 };
 
 use super::{
-    controls::{Controls, InputKind, Kill, Target},
-    process::{self, Selector},
-    session::{self, Failure, Protocol},
+    controls::{Controls, InputKind, Kill},
+    process,
+    session::{self, Failure, Protocol, Session},
     socket::{ApiSocket, split},
     utf8::{Piece, TextStream},
 };
@@ -155,12 +151,12 @@ impl From<Piece> for Data {
 
 /// Protocol of `exec/stream` and `processes/…/stream`.
 #[derive(Debug, Default)]
-pub(super) struct ExecDialect {
+pub(super) struct ExecProtocol {
     stdout: TextStream,
     stderr: TextStream,
 }
 
-impl ExecDialect {
+impl ExecProtocol {
     /// Returns what is left of both streams, and a message after it.
     fn finish(&mut self, last: ServerMessage) -> Vec<ServerMessage> {
         let stdout = self.stdout.finish().map(Data::from);
@@ -171,12 +167,14 @@ impl ExecDialect {
     }
 }
 
-impl Protocol for ExecDialect {
+impl Protocol for ExecProtocol {
+    const INPUT: InputKind = InputKind::Stdin;
+    const KILL: Kill = Kill::Politely;
     type ClientMessage = ClientMessage;
     type ServerMessage = ServerMessage;
 
-    async fn on_message(said: ClientMessage, controls: &Controls) -> Result<(), String> {
-        match said {
+    async fn on_message(message: ClientMessage, controls: &Controls) -> Result<(), String> {
+        match message {
             ClientMessage::Start(_) => {
                 Err("unexpected `start`: the session has already started".to_owned())
             }
@@ -244,7 +242,7 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let Ok(first) = inbox.first::<ClientMessage>().await else {
         return;
     };
-    let started = match first {
+    let opened = match first {
         Ok(ClientMessage::Start(start)) => begin(&app, &id, start).await,
         Ok(_) => Err(ApiError::new(
             Code::InvalidRequest,
@@ -255,44 +253,34 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
             format!("the first message must be `start`: {why}"),
         )),
     };
-    match started {
-        Err(error) => session::reject::<ExecDialect>(&app, outbox, inbox, error).await,
-        Ok((events, guest, tag, _used)) => {
-            let target = target(guest, Selector::Tag(tag));
-            session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
-        }
-    }
-}
-
-/// Returns the process that a session of this protocol controls.
-pub(super) fn target(guest: Guest, process: Selector) -> Target {
-    Target {
-        guest,
-        process,
-        input: InputKind::Stdin,
-        kill: Kill::Politely,
-    }
+    session::serve(&app, outbox, inbox, opened).await;
 }
 
 async fn begin(
     app: &AppState,
     id: &SandboxId,
     start: Start,
-) -> Result<(GuestEvents, Guest, String, ActivityGuard), ApiError> {
+) -> Result<Session<ExecProtocol>, ApiError> {
     let tag = start.tag.unwrap_or_else(|| process::new_tag("proc"));
     validate::check_tag("tag", &tag)?;
     validate::check_command(&start.cmd, &start.args)?;
     validate::check_envs(&start.envs)?;
     validate::check_place(start.cwd.as_deref(), start.user.as_deref())?;
     let timeout_sec = validate::check_exec_timeout(start.timeout_sec, 0)?;
-    let (guest, used) = app.ready(id).await?;
     let request = StartRequest {
         process: process::config(start.cmd, start.args, start.envs, start.cwd).into(),
-        tag: Some(tag.clone()),
+        tag: Some(tag),
         stdin: Some(start.stdin),
         ..Default::default()
     };
     let user = start.user.unwrap_or_default();
-    let events = guest.start(request, &user, timeout_sec, false).await?;
-    Ok((events, guest, tag, used))
+    Session::start(
+        app,
+        id,
+        request,
+        &user,
+        timeout_sec,
+        ExecProtocol::default(),
+    )
+    .await
 }

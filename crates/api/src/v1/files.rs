@@ -11,8 +11,8 @@ use axum::{
 use connectrpc::ErrorCode as RpcCode;
 use http::{HeaderValue, StatusCode, header};
 use wrenn_api_types::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
-use wrenn_control::{agent_client::AgentError, clock};
-use wrenn_model::limits;
+use wrenn_control::{agent_client::AgentError, clock, guest::GuestFile, lifecycle::ActivityGuard};
+use wrenn_model::{SandboxId, limits};
 use wrenn_proto::rpc::filesystem;
 
 use crate::{
@@ -70,9 +70,7 @@ pub(super) async fn read(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Response, ApiError> {
-    let (path, user) = checked(request)?;
-    let (guest, _used) = app.ready(&id).await?;
-    let mut file = guest.read_file(&path, &user).await?;
+    let (mut file, _used) = open(&app, &id, request).await?;
     let (mut pieces, mut total) = (Vec::new(), 0_usize);
     while let Some(piece) = file.next().await? {
         total += piece.len();
@@ -84,16 +82,31 @@ pub(super) async fn read(
         }
         pieces.push(Ok::<_, std::convert::Infallible>(piece));
     }
-    let mut response = Body::from_stream(futures::stream::iter(pieces)).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, OCTETS);
+    let mut response = octets(Body::from_stream(futures::stream::iter(pieces)));
     response
         .headers_mut()
         .insert(header::CONTENT_LENGTH, HeaderValue::from(total));
     Ok(response)
 }
 
+/// Opens a file for reading. The sandbox counts as used as long as the guard exists.
+pub(super) async fn open(
+    app: &AppState,
+    id: &SandboxId,
+    file: FilePath,
+) -> Result<(GuestFile, ActivityGuard), ApiError> {
+    let (path, user) = checked(file)?;
+    let (guest, used) = app.ready(id).await?;
+    Ok((guest.read_file(&path, &user).await?, used))
+}
+
+/// Returns a response with raw bytes.
+pub(super) fn octets(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, OCTETS)], body).into_response()
+}
+
 /// Content type of raw bytes.
-pub(super) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// Lists a directory.
 #[utoipa::path(

@@ -6,14 +6,14 @@
 use axum::{
     body::Body,
     extract::{Request, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::StatusCode;
 use wrenn_api_types::FilePath;
 use wrenn_control::{guest::GuestFile, lifecycle::ActivityGuard};
 
-use super::files::{OCTETS, UploadForm, checked, upload};
+use super::files::{UploadForm, octets, open, upload};
 use crate::{
     app::AppState,
     error::ApiError,
@@ -56,15 +56,12 @@ pub(super) async fn read(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Response, ApiError> {
-    let (path, user) = checked(request)?;
-    let (guest, used) = app.ready(&id).await?;
-    let mut file = guest.read_file(&path, &user).await?;
+    let (mut file, used) = open(&app, &id, request).await?;
     // Failures before the first piece are reported by the HTTP status.
     let Some(first) = file.next().await? else {
-        return Ok(([(header::CONTENT_TYPE, OCTETS)], Body::empty()).into_response());
+        return Ok(octets(Body::empty()));
     };
-    let body = Body::from_stream(pieces(first, file, used));
-    Ok(([(header::CONTENT_TYPE, OCTETS)], body).into_response())
+    Ok(octets(Body::from_stream(pieces(first, file, used))))
 }
 
 /// Returns the pieces of a file as a stream. An error is the last item; the server then cuts the

@@ -15,7 +15,7 @@ use crate::{
     responses((status = 200, description = "The host.", body = Host), CommonErrors, HostErrors)
 )]
 pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiError> {
-    let host = app.agent.host().await?;
+    let host = app.fleet.placement().agent.host().await?;
     Ok(Json(Host {
         id: host.host_id,
         installation_id: app.db.installation_id().await?,

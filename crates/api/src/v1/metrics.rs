@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use wrenn_api_types::{Metrics, MetricsPoint};
-use wrenn_control::{clock, samples::Sample};
+use wrenn_control::{clock, lifecycle::LifecycleError, samples::Sample};
 use wrenn_model::{SandboxId, SandboxStatus};
 
 use crate::{
@@ -91,8 +91,9 @@ async fn newest(app: &AppState, id: &SandboxId) -> Result<Sample, ApiError> {
             return Err(ApiError::new(Code::NotFound, message));
         }
         _ => {
-            app.lifecycle.await_running(id, BOOT_WAIT).await?;
-            return Ok(app.samples.take(id).await?);
+            let row = app.lifecycle.await_running(id, BOOT_WAIT).await?;
+            let sample = app.samples.take(&row).await;
+            return sample.map_err(|error| LifecycleError::of_fleet(id, error).into());
         }
     }
     app.samples.last(id).ok_or_else(|| {

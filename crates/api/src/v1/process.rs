@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_a_process_id_and_a_word_is_a_tag() {
+    fn selector_is_a_process_id_or_a_tag() {
         assert_eq!(Selector::parse("17").unwrap(), Selector::Pid(17));
         assert_eq!(
             Selector::parse("proc-1").unwrap(),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_of_ours_is_a_tag() {
+    fn generated_tag_is_valid() {
         for _ in 0..100 {
             validate::check_tag("tag", &new_tag("proc")).unwrap();
         }

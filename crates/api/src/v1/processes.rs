@@ -13,9 +13,9 @@ use wrenn_model::SandboxId;
 use wrenn_proto::rpc::process::Signal;
 
 use super::{
-    exec_stream::{ExecDialect, target},
+    exec_stream::ExecProtocol,
     process::Selector,
-    session,
+    session::{self, Session},
     socket::{ApiSocket, split},
 };
 use crate::{
@@ -126,18 +126,6 @@ pub(super) async fn stream(
 
 async fn run(app: AppState, id: SandboxId, process: Selector, socket: WebSocket) {
     let (outbox, inbox) = split(socket);
-    let connected = async {
-        let (guest, used) = app.ready(&id).await?;
-        let events = guest.connect(process.to_rpc()).await?;
-        Ok::<_, ApiError>((events, guest, used))
-    };
-    match connected.await {
-        Err(error) => {
-            session::reject::<ExecDialect>(&app, outbox, inbox, error).await;
-        }
-        Ok((events, guest, _used)) => {
-            let target = target(guest, process);
-            session::run(&app, outbox, inbox, events, target, ExecDialect::default()).await;
-        }
-    }
+    let opened = Session::connect(&app, &id, process, ExecProtocol::default()).await;
+    session::serve(&app, outbox, inbox, opened).await;
 }

@@ -33,10 +33,6 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
-use wrenn_control::{
-    guest::{Guest, GuestEvents},
-    lifecycle::ActivityGuard,
-};
 use wrenn_model::SandboxId;
 use wrenn_proto::rpc::process::{
     PTY, StartRequest,
@@ -45,9 +41,9 @@ use wrenn_proto::rpc::process::{
 };
 
 use super::{
-    controls::{Controls, InputKind, Kill, Target},
+    controls::{Controls, InputKind, Kill},
     process::{self, Selector},
-    session::{self, Failure, Protocol},
+    session::{self, Failure, Protocol, Session},
     socket::{ApiSocket, split},
 };
 use crate::{
@@ -134,16 +130,19 @@ enum ServerMessage {
     Ping,
 }
 
-struct PtyDialect {
+/// Protocol of `pty`.
+struct PtyProtocol {
     tag: String,
 }
 
-impl Protocol for PtyDialect {
+impl Protocol for PtyProtocol {
+    const INPUT: InputKind = InputKind::Pty;
+    const KILL: Kill = Kill::AtOnce;
     type ClientMessage = ClientMessage;
     type ServerMessage = ServerMessage;
 
-    async fn on_message(said: ClientMessage, controls: &Controls) -> Result<(), String> {
-        match said {
+    async fn on_message(message: ClientMessage, controls: &Controls) -> Result<(), String> {
+        match message {
             ClientMessage::Start(_) | ClientMessage::Connect { .. } => {
                 Err("unexpected `start` or `connect`: the session has already started".to_owned())
             }
@@ -219,7 +218,7 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
     let Ok(first) = inbox.first::<ClientMessage>().await else {
         return;
     };
-    let begun = match first {
+    let opened = match first {
         Ok(ClientMessage::Start(begin)) => start(&app, &id, begin).await,
         Ok(ClientMessage::Connect { tag }) => connect(&app, &id, tag).await,
         Ok(_) => Err(ApiError::new(
@@ -231,40 +230,19 @@ async fn run(app: AppState, id: SandboxId, socket: WebSocket) {
             format!("the first message must be `start` or `connect`: {why}"),
         )),
     };
-    match begun {
-        Err(error) => session::reject::<PtyDialect>(&app, outbox, inbox, error).await,
-        Ok(Begun {
-            events,
-            guest,
-            tag,
-            _used,
-        }) => {
-            let target = Target {
-                guest,
-                process: Selector::Tag(tag.clone()),
-                input: InputKind::Pty,
-                kill: Kill::AtOnce,
-            };
-            session::run(&app, outbox, inbox, events, target, PtyDialect { tag }).await;
-        }
-    }
+    session::serve(&app, outbox, inbox, opened).await;
 }
 
-/// Running terminal.
-struct Begun {
-    events: GuestEvents,
-    guest: Guest,
-    tag: String,
-    _used: ActivityGuard,
-}
-
-async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, ApiError> {
+async fn start(
+    app: &AppState,
+    id: &SandboxId,
+    start: Start,
+) -> Result<Session<PtyProtocol>, ApiError> {
     let cmd = start.cmd.unwrap_or_else(|| DEFAULT_SHELL.to_owned());
     validate::check_command(&cmd, &start.args)?;
     validate::check_envs(&start.envs)?;
     validate::check_place(start.cwd.as_deref(), start.user.as_deref())?;
     let size = size(start.cols, start.rows)?;
-    let (guest, used) = app.ready(id).await?;
     let tag = process::new_tag("pty");
     let request = StartRequest {
         process: process::config(cmd, start.args, start.envs, start.cwd).into(),
@@ -277,24 +255,15 @@ async fn start(app: &AppState, id: &SandboxId, start: Start) -> Result<Begun, Ap
         ..Default::default()
     };
     let user = start.user.unwrap_or_default();
-    let events = guest.start(request, &user, 0, false).await?;
-    Ok(Begun {
-        events,
-        guest,
-        tag,
-        _used: used,
-    })
+    Session::start(app, id, request, &user, 0, PtyProtocol { tag }).await
 }
 
-async fn connect(app: &AppState, id: &SandboxId, tag: String) -> Result<Begun, ApiError> {
+async fn connect(
+    app: &AppState,
+    id: &SandboxId,
+    tag: String,
+) -> Result<Session<PtyProtocol>, ApiError> {
     validate::check_tag("tag", &tag)?;
-    let (guest, used) = app.ready(id).await?;
-    let process = Selector::Tag(tag.clone()).to_rpc();
-    let events = guest.connect(process).await?;
-    Ok(Begun {
-        events,
-        guest,
-        tag,
-        _used: used,
-    })
+    let process = Selector::Tag(tag.clone());
+    Session::connect(app, id, process, PtyProtocol { tag }).await
 }

@@ -9,13 +9,13 @@ use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 use wrenn_api_types::{CreateSandbox, Sandbox};
 use wrenn_control::lifecycle::{LifecycleError, PendingCreate};
-use wrenn_db::{MAX_LIST, Sandbox as Row};
+use wrenn_db::{MAX_LIST, Owner, Sandbox as Row};
 use wrenn_model::{SandboxId, SandboxStatus};
 
 use crate::{
-    app::AppState,
+    app::{AppState, BOOT_WAIT},
     error::{ApiError, Code},
-    extract::{ApiJsonOrEmpty, ApiQuery, SandboxPath},
+    extract::{ApiJsonOrEmpty, ApiQuery, Caller, SandboxPath},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
     records::IntoRest as _,
     validate,
@@ -43,6 +43,7 @@ const ANSWER_AFTER: Duration = Duration::from_millis(4500);
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
+    Caller(principal): Caller,
     ApiJsonOrEmpty(request): ApiJsonOrEmpty<CreateSandbox>,
 ) -> Result<(StatusCode, [(header::HeaderName, String); 1], Json<Sandbox>), ApiError> {
     let deadline = Instant::now() + ANSWER_AFTER;
@@ -53,7 +54,7 @@ pub(super) async fn create(
             "timed out reading the templates and capacity of the host",
         )
     })??;
-    let new = validate::create_fits(request, template, &host, app.default_egress)?;
+    let new = validate::create_fits(principal.team, request, template, &host, app.default_egress)?;
     // From here on, dropping this future destroys the sandbox.
     let mut creation = app.lifecycle.create(new, None);
     let id = match timeout_at(deadline, creation.id()).await {
@@ -112,6 +113,7 @@ pub(super) struct ListQuery {
 )]
 pub(super) async fn list(
     State(app): State<AppState>,
+    Caller(principal): Caller,
     ApiQuery(query): ApiQuery<ListQuery>,
 ) -> Result<Json<Vec<Sandbox>>, ApiError> {
     let statuses = statuses(query.status.as_deref())?;
@@ -122,7 +124,8 @@ pub(super) async fn list(
             .filter(|n| (1..=MAX_LIST).contains(n))
             .ok_or_else(|| ApiError::field("limit", format!("expected 1 to {MAX_LIST}")))?,
     };
-    let rows = app.db.sandboxes(&statuses, limit).await?;
+    let owner = Owner::Team(&principal.team);
+    let rows = app.db.sandboxes(owner, &statuses, limit).await?;
     Ok(Json(rows.into_iter().map(Row::into_rest).collect()))
 }
 
@@ -201,7 +204,8 @@ pub(super) async fn ping(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
 ) -> Result<StatusCode, ApiError> {
-    let (_row, _used) = app.ready(&id).await?;
-    app.agent.ping(id.as_str()).await?;
+    let (row, _used) = app.lifecycle.enter(&id, BOOT_WAIT).await?;
+    let host = app.lifecycle.host_of(&row).await?;
+    host.agent.ping(id.as_str()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

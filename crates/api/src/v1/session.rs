@@ -12,11 +12,19 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at},
 };
-use wrenn_control::guest::GuestEvents;
-use wrenn_proto::rpc::process::process_event::{EndEvent, Event};
+use wrenn_control::{
+    guest::{Guest, GuestEvents},
+    lifecycle::ActivityGuard,
+};
+use wrenn_model::SandboxId;
+use wrenn_proto::rpc::process::{
+    StartRequest,
+    process_event::{EndEvent, Event},
+};
 
 use super::{
-    controls::{Controls, Target, controls},
+    controls::{Controls, InputKind, Kill, Target, controls},
+    process::Selector,
     socket::{Gone, Inbox, Outbox, PING_EVERY},
 };
 use crate::{
@@ -33,6 +41,10 @@ const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Protocol of a kind of session.
 pub(super) trait Protocol: Send {
+    /// Input that the process takes.
+    const INPUT: InputKind;
+    /// Way in which a client ends the process.
+    const KILL: Kill;
     /// Message of a client.
     type ClientMessage: DeserializeOwned + Send;
     /// Message to a client.
@@ -40,7 +52,7 @@ pub(super) trait Protocol: Send {
 
     /// Handles a client message. An error is sent to the client and does not end the session.
     fn on_message(
-        said: Self::ClientMessage,
+        message: Self::ClientMessage,
         controls: &Controls,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
@@ -118,57 +130,119 @@ async fn explain(mut end: Box<EndEvent>, events: &mut GuestEvents) -> Event {
     Event::End(end)
 }
 
-/// Runs a session to its end and closes the connection.
-pub(super) async fn run<D: Protocol>(
-    app: &AppState,
-    mut outbox: Outbox,
-    mut inbox: Inbox,
+/// Connection to the process of a session. Its sandbox counts as used as long as it exists.
+pub(super) struct Session<P> {
     events: GuestEvents,
     target: Target,
-    dialect: D,
-) {
-    let (controls, pumps) = controls(target);
-    let (complain, complaints) = mpsc::channel(MAX_COMPLAINTS);
-    {
-        let reading = read::<D>(&mut inbox, controls, complain.clone());
-        let hearing = pumps.run(reading, |error| {
-            let _ = complain.try_send(ApiError::from(error));
-        });
-        let telling = tell(&mut outbox, events, complaints, dialect);
-        tokio::select! {
-            () = telling => {}
-            () = hearing => {}
-            () = app.shutdown.cancelled() => {}
-        }
-    }
-    outbox.close(inbox, app).await;
+    protocol: P,
+    _used: ActivityGuard,
 }
 
-/// Rejects a session and closes the connection.
-pub(super) async fn reject<D: Protocol>(
-    app: &AppState,
-    mut outbox: Outbox,
-    inbox: Inbox,
-    error: ApiError,
-) {
-    let failure = Failure::new(error, true);
-    if outbox.say(&D::failure(failure)).await.is_ok() {
+impl<P: Protocol> Session<P> {
+    /// Starts a process. The request has a tag, by which the session addresses the process. A
+    /// `timeout_sec` of 0 means no limit.
+    pub(super) async fn start(
+        app: &AppState,
+        id: &SandboxId,
+        request: StartRequest,
+        user: &str,
+        timeout_sec: u32,
+        protocol: P,
+    ) -> Result<Self, ApiError> {
+        let process = Selector::Tag(request.tag.clone().unwrap_or_default());
+        let (guest, used) = app.ready(id).await?;
+        let events = guest.start(request, user, timeout_sec, false).await?;
+        Ok(Self::new(guest, process, events, protocol, used))
+    }
+
+    /// Connects to a running process.
+    pub(super) async fn connect(
+        app: &AppState,
+        id: &SandboxId,
+        process: Selector,
+        protocol: P,
+    ) -> Result<Self, ApiError> {
+        let (guest, used) = app.ready(id).await?;
+        let events = guest.connect(process.to_rpc()).await?;
+        Ok(Self::new(guest, process, events, protocol, used))
+    }
+
+    fn new(
+        guest: Guest,
+        process: Selector,
+        events: GuestEvents,
+        protocol: P,
+        used: ActivityGuard,
+    ) -> Self {
+        let target = Target {
+            guest,
+            process,
+            input: P::INPUT,
+            kill: P::KILL,
+        };
+        Self {
+            events,
+            target,
+            protocol,
+            _used: used,
+        }
+    }
+
+    async fn run(self, app: &AppState, mut outbox: Outbox, mut inbox: Inbox) {
+        let Self {
+            events,
+            target,
+            protocol,
+            _used,
+        } = self;
+        let (controls, pumps) = controls(target);
+        let (complain, complaints) = mpsc::channel(MAX_COMPLAINTS);
+        {
+            let reading = read::<P>(&mut inbox, controls, complain.clone());
+            let delivering = pumps.run(reading, |error| {
+                let _ = complain.try_send(ApiError::from(error));
+            });
+            let sending = send_events(&mut outbox, events, complaints, protocol);
+            tokio::select! {
+                () = sending => {}
+                () = delivering => {}
+                () = app.shutdown.cancelled() => {}
+            }
+        }
         outbox.close(inbox, app).await;
     }
 }
 
+/// Runs a session to its end, or rejects it if it could not be opened, and closes the connection.
+pub(super) async fn serve<P: Protocol>(
+    app: &AppState,
+    mut outbox: Outbox,
+    inbox: Inbox,
+    opened: Result<Session<P>, ApiError>,
+) {
+    match opened {
+        Ok(session) => session.run(app, outbox, inbox).await,
+        Err(error) => {
+            let failure = P::failure(Failure::new(error, true));
+            if outbox.send(&failure).await.is_ok() {
+                outbox.close(inbox, app).await;
+            }
+        }
+    }
+}
+
 /// Reads until the client has disconnected.
-async fn read<D: Protocol>(
+async fn read<P: Protocol>(
     inbox: &mut Inbox,
     controls: Controls,
     complain: mpsc::Sender<ApiError>,
 ) {
-    while let Ok(said) = inbox.next::<D::ClientMessage>().await {
-        let heard = match said {
-            Ok(said) => D::on_message(said, &controls).await,
+    while let Ok(message) = inbox.next::<P::ClientMessage>().await {
+        let handled = match message {
+            Ok(message) => P::on_message(message, &controls).await,
             Err(why) => Err(format!("invalid message: {why}")),
         };
-        if let Err(text) = heard {
+        if let Err(text) = handled {
             let _ = complain.try_send(ApiError::new(Code::InvalidRequest, text));
         }
     }
@@ -177,22 +251,22 @@ async fn read<D: Protocol>(
 /// Sends process events to the client until the process ends. If the client disconnects first,
 /// waits until the reader notices, so that messages which the client has already sent are still
 /// delivered.
-async fn tell<D: Protocol>(
+async fn send_events<P: Protocol>(
     outbox: &mut Outbox,
     events: GuestEvents,
     complaints: mpsc::Receiver<ApiError>,
-    dialect: D,
+    protocol: P,
 ) {
-    if tell_all(outbox, events, complaints, dialect).await == Err(Gone) {
+    if send_all(outbox, events, complaints, protocol).await == Err(Gone) {
         std::future::pending::<()>().await;
     }
 }
 
-async fn tell_all<D: Protocol>(
+async fn send_all<P: Protocol>(
     outbox: &mut Outbox,
     mut events: GuestEvents,
     mut complaints: mpsc::Receiver<ApiError>,
-    mut dialect: D,
+    mut protocol: P,
 ) -> Result<(), Gone> {
     let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -204,8 +278,8 @@ async fn tell_all<D: Protocol>(
                         Event::End(end) => (explain(end, &mut events).await, true),
                         other => (other, false),
                     };
-                    for out in dialect.encode(event) {
-                        outbox.say(&out).await?;
+                    for message in protocol.encode(event) {
+                        outbox.send(&message).await?;
                     }
                     if ended {
                         return Ok(());
@@ -214,19 +288,19 @@ async fn tell_all<D: Protocol>(
                 Ok(None) => {
                     let text = "the output stream of the process ended unexpectedly";
                     let error = ApiError::new(Code::AgentError, text);
-                    return outbox.say(&D::failure(Failure::new(error, true))).await;
+                    return outbox.send(&P::failure(Failure::new(error, true))).await;
                 }
                 Err(error) => {
                     let failure = Failure::new(error.into(), true);
-                    return outbox.say(&D::failure(failure)).await;
+                    return outbox.send(&P::failure(failure)).await;
                 }
             },
             Some(error) = complaints.recv() => {
-                outbox.say(&D::failure(Failure::new(error, false))).await?;
+                outbox.send(&P::failure(Failure::new(error, false))).await?;
             }
             _ = pings.tick() => {
-                if let Some(ping) = D::ping() {
-                    outbox.say(&ping).await?;
+                if let Some(ping) = P::ping() {
+                    outbox.send(&ping).await?;
                 }
                 outbox.ping().await?;
             }

@@ -14,7 +14,7 @@ use wrenn_model::{SandboxId, TemplateName};
 use crate::{
     app::AppState,
     error::{ApiError, Code},
-    extract::{ApiJson, ApiQuery, path_part},
+    extract::{ApiJson, ApiQuery, Caller, path_part},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
     templates,
 };
@@ -44,6 +44,7 @@ pub(super) struct CreateQuery {
 )]
 pub(super) async fn create(
     State(app): State<AppState>,
+    Caller(principal): Caller,
     ApiQuery(query): ApiQuery<CreateQuery>,
     ApiJson(request): ApiJson<CreateSnapshot>,
 ) -> Result<
@@ -58,6 +59,7 @@ pub(super) async fn create(
         .sandbox_id
         .parse()
         .map_err(|error| ApiError::field("sandbox_id", error))?;
+    app.ownership.require(&principal, &id).await?;
     let name: Option<TemplateName> = request
         .name
         .map(|name| name.parse())
@@ -132,7 +134,12 @@ pub(super) async fn delete(
             format!("template `{name}` is a base image, not a snapshot; remove it on its host");
         return Err(ApiError::new(Code::Conflict, message));
     }
-    let done = app.agent.delete_snapshot(name.as_str(), false).await;
+    let done = app
+        .fleet
+        .placement()
+        .agent
+        .delete_snapshot(name.as_str(), false)
+        .await;
     app.host.changed().await;
     done.map_err(|error| {
         let mut error = ApiError::from(error);

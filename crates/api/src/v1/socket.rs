@@ -114,18 +114,18 @@ pub(super) fn split(socket: WebSocket) -> (Outbox, Inbox) {
 
 impl Outbox {
     /// Sends a message and waits until the connection has taken it.
-    pub(super) async fn say(&mut self, message: &impl Serialize) -> Result<(), Gone> {
+    pub(super) async fn send(&mut self, message: &impl Serialize) -> Result<(), Gone> {
         // Messages are structs of strings and numbers, which always serialize to JSON.
         let text = serde_json::to_string(message).unwrap_or_default();
-        self.send(Message::text(text)).await
+        self.send_frame(Message::text(text)).await
     }
 
     /// Sends a WebSocket ping frame.
     pub(super) async fn ping(&mut self) -> Result<(), Gone> {
-        self.send(Message::Ping(bytes::Bytes::new())).await
+        self.send_frame(Message::Ping(bytes::Bytes::new())).await
     }
 
-    async fn send(&mut self, message: Message) -> Result<(), Gone> {
+    async fn send_frame(&mut self, message: Message) -> Result<(), Gone> {
         self.0.send(message).await.map_err(|_| Gone)
     }
 
@@ -142,7 +142,7 @@ impl Outbox {
             reason: "".into(),
         };
         let closing = async {
-            if self.send(Message::Close(Some(frame))).await.is_ok() {
+            if self.send_frame(Message::Close(Some(frame))).await.is_ok() {
                 while let Some(Ok(_)) = inbox.0.next().await {}
             }
         };

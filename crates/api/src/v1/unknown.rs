@@ -9,7 +9,7 @@ use wrenn_proto::rpc::hostagent::v1::{SandboxInfo, SandboxState};
 use crate::{
     app::AppState,
     error::ApiError,
-    extract::SandboxPath,
+    extract::{Caller, UnknownSandboxPath},
     openapi::{CommonErrors, HostErrors, SandboxErrors},
     records::IntoRest as _,
 };
@@ -30,7 +30,8 @@ pub(super) async fn list(
     Ok(Json(unknown.into_iter().map(shown).collect()))
 }
 
-/// Adds a sandbox that exists on the host to the database.
+/// Adds a sandbox that exists on the host to the database. It then belongs to the team of the API
+/// key.
 ///
 /// The sandbox gets no metadata, `on_timeout` `pause`, `auto_resume` false and no deadline, because
 /// these settings are only in the database with which it was created. Fails with 409 `conflict` if
@@ -43,9 +44,11 @@ pub(super) async fn list(
 )]
 pub(super) async fn adopt(
     State(app): State<AppState>,
-    SandboxPath(id): SandboxPath,
+    Caller(principal): Caller,
+    UnknownSandboxPath(id): UnknownSandboxPath,
 ) -> Result<Json<Sandbox>, ApiError> {
-    Ok(Json(app.lifecycle.adopt(&id).await?.into_rest()))
+    let adopted = app.lifecycle.adopt(&principal.team, &id).await?;
+    Ok(Json(adopted.into_rest()))
 }
 
 /// Destroys a sandbox that exists on the host and is not in the database.
@@ -60,7 +63,7 @@ pub(super) async fn adopt(
 )]
 pub(super) async fn destroy(
     State(app): State<AppState>,
-    SandboxPath(id): SandboxPath,
+    UnknownSandboxPath(id): UnknownSandboxPath,
 ) -> Result<StatusCode, ApiError> {
     app.lifecycle.destroy_unknown(&id).await?;
     Ok(StatusCode::NO_CONTENT)

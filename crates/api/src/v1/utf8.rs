@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_is_not_broken_by_a_cut() {
+    fn character_is_not_split_across_pieces() {
         let mut stream = TextStream::default();
         assert_eq!(stream.push(b"a\xe2"), Some(Piece::Text("a".into())));
         assert_eq!(stream.push(b"\x82"), None);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_base64_to_the_byte() {
+    fn invalid_utf8_is_base64() {
         let mut stream = TextStream::default();
         assert_eq!(stream.push(b"\xff"), Some(Piece::Base64("/w==".into())));
         assert_eq!(stream.push(b"ok\xe2"), Some(Piece::Text("ok".into())));
@@ -100,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_stays_text_wherever_it_is_cut(text in "\\PC{0,40}", at in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+        fn text_stays_text_for_any_split(text in "\\PC{0,40}", at in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
             let at = at.iter().map(|i| i.index(text.len() + 1)).collect();
             let mut seen = String::new();
             for piece in cut(text.as_bytes(), at) {
@@ -113,7 +113,7 @@ mod tests {
         }
 
         #[test]
-        fn no_byte_is_lost_or_moved(all in proptest::collection::vec(any::<u8>(), 0..60), at in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+        fn output_is_preserved_byte_by_byte(all in proptest::collection::vec(any::<u8>(), 0..60), at in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
             let at = at.iter().map(|i| i.index(all.len() + 1)).collect();
             let seen: Vec<u8> = cut(&all, at).into_iter().flat_map(bytes).collect();
             prop_assert_eq!(seen, all);

@@ -30,7 +30,7 @@ fn facts() -> HostFacts {
 
 fn create(request: CreateSandbox) -> Result<NewSandbox, ApiError> {
     let template = create_shape(&request)?;
-    create_fits(request, template, &facts(), Egress::Deny)
+    create_fits(TeamId::default(), request, template, &facts(), Egress::Deny)
 }
 
 fn sizes(new: &NewSandbox) -> (u32, u32, u32) {
@@ -38,7 +38,7 @@ fn sizes(new: &NewSandbox) -> (u32, u32, u32) {
 }
 
 #[test]
-fn what_a_request_does_not_say_is_the_templates_or_the_default() {
+fn omitted_fields_are_those_of_the_template_or_the_default() {
     let new = create(CreateSandbox::default()).unwrap();
     assert_eq!(sizes(&new), (2, 384, limits::DEFAULT_DISK_MIB));
     assert_eq!(new.timeout_sec, limits::DEFAULT_TIMEOUT_SEC);
@@ -47,7 +47,7 @@ fn what_a_request_does_not_say_is_the_templates_or_the_default() {
 }
 
 #[test]
-fn a_snapshots_sizes_win_even_over_those_that_the_host_has_no_room_for() {
+fn sizes_of_a_snapshot_take_precedence_over_the_capacity() {
     let request = CreateSandbox {
         template: Some("mine".to_owned()),
         vcpus: Some(32),
@@ -94,7 +94,7 @@ fn bounds_are_inclusive() {
 }
 
 #[test]
-fn a_disk_is_not_smaller_than_its_templates_image() {
+fn disk_smaller_than_its_image_is_rejected() {
     let mut facts = facts();
     facts.templates[0].disk_size_mb = 6000;
     for (asked, given) in [
@@ -107,7 +107,7 @@ fn a_disk_is_not_smaller_than_its_templates_image() {
             ..Default::default()
         };
         let template = create_shape(&request).unwrap();
-        let made = create_fits(request, template, &facts, Egress::Deny);
+        let made = create_fits(TeamId::default(), request, template, &facts, Egress::Deny);
         match (made, given) {
             (Ok(new), given) => assert_eq!(Some(new.size.disk_mib), given),
             (Err(error), None) => assert!(
@@ -121,7 +121,7 @@ fn a_disk_is_not_smaller_than_its_templates_image() {
 }
 
 #[test]
-fn a_sandboxs_environment_is_refused_at_the_size_that_the_agent_refuses() {
+fn environment_above_the_limit_of_the_agent_is_rejected() {
     for (bytes, good) in [(0, true), (1, false)] {
         let value = "v".repeat(limits::MAX_SANDBOX_ENVS_BYTES - 1 + bytes);
         let request = CreateSandbox {
@@ -134,7 +134,7 @@ fn a_sandboxs_environment_is_refused_at_the_size_that_the_agent_refuses() {
 
 proptest! {
     #[test]
-    fn no_request_panics_and_what_is_accepted_is_within_bounds(
+    fn any_accepted_request_is_within_bounds(
         name in prop::option::of("minimal|mine|[ -~]{0,70}"),
         vcpus in prop::option::of(any::<i64>()),
         memory_mb in prop::option::of(prop_oneof![any::<i64>(), 0..9000_i64]),
@@ -157,7 +157,7 @@ proptest! {
     }
 
     #[test]
-    fn names_of_users_and_tags_never_hold_what_a_header_or_a_path_takes_for_a_step(text in ".{0,70}") {
+    fn accepted_user_names_and_tags_are_safe_in_headers_and_paths(text in ".{0,70}") {
         if check_user(Some(&text)).is_ok() {
             prop_assert!(!text.contains([':', '/', '\r', '\n', ' ']));
         }

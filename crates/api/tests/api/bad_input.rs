@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Control, FakeAgent, Socket, answer, assert_failure};
 
 #[tokio::test]
-async fn a_create_names_the_field_that_is_wrong() {
+async fn invalid_create_names_the_field() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let long = "x".repeat(200_000);
@@ -173,7 +173,7 @@ async fn a_create_names_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_a_json_object_is_refused() {
+async fn body_other_than_a_json_object_is_rejected() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -222,7 +222,7 @@ async fn a_body_that_is_not_a_json_object_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_413_and_its_client_sees_it() {
+async fn oversized_body_is_413_and_the_client_reads_it() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let body = vec![b' '; 3 << 20];
@@ -245,7 +245,7 @@ async fn a_body_that_is_too_large_is_413_and_its_client_sees_it() {
 }
 
 #[tokio::test]
-async fn commands_files_and_processes_name_the_field_that_is_wrong() {
+async fn invalid_guest_call_names_the_field() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -350,7 +350,7 @@ async fn commands_files_and_processes_name_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn an_unknown_id_is_404_and_what_is_no_name_400_on_every_route() {
+async fn unknown_id_is_404_and_an_invalid_one_400_on_every_route() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let path = json!({ "path": "/a" });

@@ -86,7 +86,7 @@ async fn a_sandbox_is_created_used_listed_and_destroyed() {
 }
 
 #[tokio::test]
-async fn a_file_goes_up_and_comes_down() {
+async fn file_is_uploaded_and_downloaded() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -132,7 +132,7 @@ async fn a_file_goes_up_and_comes_down() {
 }
 
 #[tokio::test]
-async fn health_needs_no_key_and_all_else_does() {
+async fn only_health_needs_no_key() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let response = reqwest::get(control.url("/health")).await.unwrap();

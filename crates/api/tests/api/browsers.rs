@@ -66,7 +66,7 @@ async fn a_preflight_of_the_e2b_api_is_answered_without_a_key() {
 }
 
 #[tokio::test]
-async fn pages_may_read_the_e2b_apis_answers_failures_and_the_next_page() {
+async fn responses_and_next_page_token_are_readable_across_origins() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for _ in 0..2 {
@@ -98,7 +98,7 @@ async fn pages_may_read_the_e2b_apis_answers_failures_and_the_next_page() {
 }
 
 #[tokio::test]
-async fn pages_of_elsewhere_do_not_use_the_v1_api() {
+async fn v1_api_is_not_readable_across_origins() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for path in [
@@ -123,7 +123,7 @@ async fn pages_of_elsewhere_do_not_use_the_v1_api() {
 }
 
 #[tokio::test]
-async fn the_second_version_tells_the_token_also_of_what_needs_none() {
+async fn second_version_returns_the_token_of_public_sandboxes() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for secure in [false, true] {

@@ -34,7 +34,7 @@ pub(crate) async fn exec(control: &Control, id: &str, body: Value) -> (StatusCod
 }
 
 #[tokio::test]
-async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
+async fn command_gets_its_environment_and_its_output_is_text_or_base64() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -75,7 +75,7 @@ async fn a_command_gets_its_surroundings_and_its_answer_is_text_or_base64() {
 }
 
 #[tokio::test]
-async fn a_user_that_the_guest_does_not_have_is_named() {
+async fn unknown_user_is_named() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -91,7 +91,7 @@ async fn a_user_that_the_guest_does_not_have_is_named() {
 }
 
 #[tokio::test]
-async fn a_stream_is_controlled_by_the_tag_that_its_start_names() {
+async fn stream_is_controlled_by_the_requested_tag() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -118,7 +118,7 @@ async fn a_stream_is_controlled_by_the_tag_that_its_start_names() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_is_said_to_be() {
+async fn oversized_message_is_reported() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -137,7 +137,7 @@ async fn a_message_that_is_too_large_is_said_to_be() {
 }
 
 #[tokio::test]
-async fn what_the_agent_says_of_a_command_reaches_its_user() {
+async fn guest_error_of_a_command_reaches_the_client() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -200,7 +200,7 @@ async fn what_the_agent_says_of_a_command_reaches_its_user() {
 }
 
 #[tokio::test]
-async fn a_command_ends_with_its_own_process_in_every_way() {
+async fn command_ends_with_its_own_process_in_each_call() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -262,7 +262,7 @@ async fn output_over_the_limit_is_cut_and_marked_with_the_exit_code() {
 }
 
 #[tokio::test]
-async fn lost_output_of_a_background_process_is_marked() {
+async fn dropped_output_of_a_background_process_is_marked() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -298,7 +298,7 @@ async fn lost_output_of_a_background_process_is_marked() {
 }
 
 #[tokio::test]
-async fn who_takes_no_output_is_dropped_with_a_mark() {
+async fn client_that_takes_no_output_is_disconnected_with_an_error() {
     let agent = FakeAgent::start().await;
     *agent.state.patience.lock().unwrap() = std::time::Duration::from_secs(1);
     let control = Control::start(&agent).await;
@@ -332,7 +332,7 @@ async fn who_takes_no_output_is_dropped_with_a_mark() {
 }
 
 #[tokio::test]
-async fn a_command_that_hangs_holds_nobody_else_up() {
+async fn hanging_command_does_not_delay_others() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (slow, quick) = (control.create().await, control.create().await);
@@ -407,7 +407,7 @@ async fn a_background_process_is_listed_followed_and_killed() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_start_output_and_exit() {
+async fn stream_sends_start_output_and_exit() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -466,7 +466,7 @@ async fn a_stream_tells_start_output_and_exit() {
 }
 
 #[tokio::test]
-async fn a_stream_says_what_it_does_not_understand() {
+async fn stream_reports_invalid_messages() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -513,7 +513,7 @@ async fn a_stream_says_what_it_does_not_understand() {
 }
 
 #[tokio::test]
-async fn stop_ends_a_process_politely() {
+async fn stop_sends_sigterm_before_sigkill() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -527,7 +527,7 @@ async fn stop_ends_a_process_politely() {
 }
 
 #[tokio::test]
-async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_them() {
+async fn large_output_is_complete_and_a_slow_client_applies_back_pressure() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -566,7 +566,7 @@ async fn fifty_megabytes_reach_a_reader_whole_and_one_who_does_not_read_stops_th
 }
 
 #[tokio::test]
-async fn figures_have_a_history_that_outlives_a_pause() {
+async fn metrics_history_survives_a_pause() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

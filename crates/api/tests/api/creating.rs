@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
+async fn create_responds_within_5_s_while_the_vm_boots() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
@@ -60,7 +60,7 @@ async fn a_create_answers_within_5_s_while_the_machine_still_boots() {
 }
 
 #[tokio::test]
-async fn a_create_that_fails_is_told_and_its_record_says_why() {
+async fn failed_create_is_reported_and_recorded() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for (code, status, word) in [
@@ -81,7 +81,7 @@ async fn a_create_that_fails_is_told_and_its_record_says_why() {
 }
 
 #[tokio::test]
-async fn a_create_whose_reply_is_lost_leaves_nothing_at_the_host() {
+async fn create_with_a_lost_reply_leaves_nothing_at_the_host() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.drop_replies("CreateSandbox", 1);
@@ -98,7 +98,7 @@ async fn a_create_whose_reply_is_lost_leaves_nothing_at_the_host() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_during_a_create_leaves_nothing() {
+async fn disconnect_during_a_create_leaves_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
@@ -126,7 +126,7 @@ async fn a_client_that_leaves_during_a_create_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn clients_that_leave_at_any_moment_before_the_answer_leave_nothing() {
+async fn disconnect_at_any_time_before_the_response_leaves_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
@@ -178,7 +178,7 @@ async fn a_destroy_during_a_create_wins() {
 }
 
 #[tokio::test]
-async fn creates_are_answered_in_time_by_a_host_that_does_not_answer() {
+async fn creates_respond_in_time_if_the_host_does_not() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.host_gate.shut();
@@ -241,7 +241,7 @@ async fn an_unreachable_host_is_503_and_comes_back() {
 }
 
 #[tokio::test]
-async fn what_a_create_asks_for_reaches_the_host() {
+async fn parameters_of_a_create_reach_the_host() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let body = json!({
@@ -277,7 +277,7 @@ async fn what_a_create_asks_for_reaches_the_host() {
 }
 
 #[tokio::test]
-async fn a_restart_of_the_control_plane_settles_what_it_left() {
+async fn restarted_control_plane_settles_interrupted_operations() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let running = control.create().await;

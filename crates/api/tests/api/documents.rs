@@ -103,7 +103,7 @@ fn operations(document: &Value) -> Vec<(String, String, &Value)> {
 }
 
 #[tokio::test]
-async fn the_document_tells_of_every_route_and_of_no_other() {
+async fn document_has_exactly_the_routes() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let document = served(&control).await;
@@ -124,7 +124,7 @@ async fn the_document_tells_of_every_route_and_of_no_other() {
 }
 
 #[tokio::test]
-async fn every_route_of_the_document_is_served_and_its_other_methods_are_not() {
+async fn documented_routes_are_served_and_other_methods_rejected() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let document = served(&control).await;
@@ -165,7 +165,7 @@ async fn every_route_of_the_document_is_served_and_its_other_methods_are_not() {
 
 /// A route that is not registered with `routes!` is missing in the document.
 #[test]
-fn routes_are_made_in_one_way_only() {
+fn routes_are_registered_in_one_way() {
     fn look(dir: &std::path::Path, handlers: &mut usize) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -187,7 +187,7 @@ fn routes_are_made_in_one_way_only() {
 
 /// `openapi/v1.yaml` shows each change of the API in review. `make openapi` writes it.
 #[tokio::test]
-async fn the_frozen_document_is_the_served_one() {
+async fn served_document_is_the_committed_one() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let response = control.request(Method::GET, "/openapi.yaml").send().await;
@@ -208,7 +208,7 @@ async fn the_frozen_document_is_the_served_one() {
 }
 
 #[tokio::test]
-async fn the_document_is_whole() {
+async fn document_is_complete() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let document = served(&control).await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Control, ErrorCode, FakeAgent, assert_e2b_failure};
 
 #[tokio::test]
-async fn a_snapshot_is_made_created_from_listed_and_deleted_by_its_id() {
+async fn snapshot_is_created_used_listed_and_deleted_by_its_id() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({})).await;
@@ -80,7 +80,7 @@ async fn a_snapshot_is_made_created_from_listed_and_deleted_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_snapshot_of_a_name_replaces_the_last_one_but_never_an_image() {
+async fn named_snapshot_replaces_the_previous_one_but_never_an_image() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (a, b) = (

@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn both_versions_answer_with_a_sandbox_that_runs() {
+async fn both_versions_return_a_running_sandbox() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let body =
@@ -39,7 +39,7 @@ async fn both_versions_answer_with_a_sandbox_that_runs() {
 }
 
 #[tokio::test]
-async fn what_a_client_asks_for_is_what_it_is_told_of_it() {
+async fn record_has_the_requested_parameters() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let made = control
@@ -92,7 +92,7 @@ async fn what_a_client_asks_for_is_what_it_is_told_of_it() {
 }
 
 #[tokio::test]
-async fn an_open_sandbox_of_the_first_version_tells_no_token() {
+async fn public_sandbox_of_the_first_version_has_no_token() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let body = json!({ "templateID": "minimal", "secure": false, "timeout": 60 });
@@ -102,7 +102,7 @@ async fn an_open_sandbox_of_the_first_version_tells_no_token() {
 }
 
 #[tokio::test]
-async fn a_slow_create_is_waited_for_and_a_failed_one_told() {
+async fn create_waits_for_the_sandbox_and_reports_failures() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
@@ -141,7 +141,7 @@ async fn a_slow_create_is_waited_for_and_a_failed_one_told() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_answer_leaves_nothing() {
+async fn disconnect_before_the_response_leaves_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
@@ -162,7 +162,7 @@ async fn a_client_that_leaves_before_the_answer_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_made_is_told_in_the_form_of_that_api() {
+async fn create_errors_have_the_form_of_the_e2b_api() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for (body, status, words) in [
@@ -205,7 +205,7 @@ async fn what_cannot_be_made_is_told_in_the_form_of_that_api() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_the_client_will_start_itself_is_no_reason_to_refuse() {
+async fn mcp_gateway_started_by_the_client_is_accepted() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let made = control
@@ -219,7 +219,7 @@ async fn a_gateway_that_the_client_will_start_itself_is_no_reason_to_refuse() {
 }
 
 #[tokio::test]
-async fn keys_of_both_forms_open_both_apis_and_a_refusal_has_the_form_of_its_api() {
+async fn keys_of_both_forms_are_accepted_and_errors_have_the_form_of_their_api() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let client = reqwest::Client::new();
@@ -252,7 +252,7 @@ async fn keys_of_both_forms_open_both_apis_and_a_refusal_has_the_form_of_its_api
 }
 
 #[tokio::test]
-async fn what_is_not_built_says_so() {
+async fn unimplemented_calls_answer_501() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for (method, path) in [

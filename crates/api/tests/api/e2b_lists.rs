@@ -35,7 +35,7 @@ async fn walk(control: &Control, query: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn metadata_state_and_template_choose() {
+async fn list_is_filtered_by_metadata_state_and_template() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let a = control
@@ -169,7 +169,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
 
     #[test]
-    fn pages_of_any_size_are_the_whole_list_once(
+    fn pages_of_any_size_contain_every_entry_once(
         steps in prop::collection::vec(step(), 0..14), limit in 1_usize..5
     ) {
         let runtime = tokio::runtime::Runtime::new().unwrap();

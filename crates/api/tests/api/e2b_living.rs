@@ -36,7 +36,7 @@ async fn act(control: &Control, id: &str, what: &str, body: Value) -> (StatusCod
 }
 
 #[tokio::test]
-async fn a_killed_sandbox_is_not_there_any_more() {
+async fn killed_sandbox_is_not_found() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({})).await;
@@ -81,7 +81,7 @@ async fn a_killed_sandbox_is_not_there_any_more() {
 }
 
 #[tokio::test]
-async fn a_deadline_kills_within_a_second_however_much_it_is_used() {
+async fn deadline_kills_within_a_second_regardless_of_activity() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let far = control.e2b_id(json!({ "timeout": 600 })).await;
@@ -100,7 +100,7 @@ async fn a_deadline_kills_within_a_second_however_much_it_is_used() {
 }
 
 #[tokio::test]
-async fn a_deadline_pauses_what_asked_for_it_and_it_is_seen_as_paused_while_the_host_works() {
+async fn deadline_pauses_a_sandbox_that_is_shown_as_paused_meanwhile() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.pause_gate.shut();
@@ -134,7 +134,7 @@ async fn a_deadline_pauses_what_asked_for_it_and_it_is_seen_as_paused_while_the_
 }
 
 #[tokio::test]
-async fn a_pause_at_the_deadline_that_fails_is_tried_again() {
+async fn failed_pause_at_the_deadline_is_repeated() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.fail(
@@ -162,7 +162,7 @@ async fn a_pause_at_the_deadline_that_fails_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passed_while_the_server_was_down_is_kept() {
+async fn deadline_that_passed_during_a_downtime_is_applied() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({ "timeout": 2 })).await;
@@ -215,7 +215,7 @@ async fn a_timeout_moves_the_deadline_both_ways_and_zero_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn no_call_gives_a_deadline_farther_than_a_day_away() {
+async fn deadline_is_limited_to_a_day() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({ "timeout": 86_400 })).await;
@@ -244,7 +244,7 @@ async fn no_call_gives_a_deadline_farther_than_a_day_away() {
 }
 
 #[tokio::test]
-async fn a_connect_and_a_refresh_make_a_life_longer_and_never_shorter() {
+async fn connect_and_refresh_never_shorten_the_lifetime() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let made = control.e2b_create(json!({ "timeout": 200 })).await;
@@ -362,7 +362,7 @@ async fn a_pause_of_the_disk_only_boots_when_it_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_guest_that_must_be_healthy_and_is_not_is_not_paused() {
+async fn unhealthy_guest_is_not_paused_if_health_is_required() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({})).await;
@@ -498,7 +498,7 @@ async fn metrics_have_a_sample_at_once_and_keep_it_over_a_pause() {
 }
 
 #[tokio::test]
-async fn a_first_sample_comes_by_itself_and_none_is_later_than_what_was_asked_for() {
+async fn first_sample_is_taken_automatically_and_samples_respect_the_range() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({})).await;

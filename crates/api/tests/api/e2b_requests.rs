@@ -19,7 +19,7 @@ fn body() -> Value {
 }
 
 #[tokio::test]
-async fn the_same_request_makes_the_same_sandbox_and_another_is_refused() {
+async fn repeated_request_returns_the_same_sandbox_and_a_different_one_is_rejected() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (status, first) = answer(named(&control, "a-1", &body())).await;
@@ -64,7 +64,7 @@ async fn requests_at_the_same_time_share_one_create() {
 }
 
 #[tokio::test]
-async fn a_request_whose_client_left_can_be_made_again() {
+async fn request_of_a_disconnected_client_can_be_repeated() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.create_gate.shut();
@@ -88,7 +88,7 @@ async fn a_request_whose_client_left_can_be_made_again() {
 }
 
 #[tokio::test]
-async fn a_request_that_failed_can_be_made_again_and_may_be_repeated_by_its_client() {
+async fn failed_request_can_be_repeated() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.fail("CreateSandbox", ErrorCode::Unavailable, "not now");
@@ -101,7 +101,7 @@ async fn a_request_that_failed_can_be_made_again_and_may_be_repeated_by_its_clie
 }
 
 #[tokio::test]
-async fn a_request_is_known_after_a_restart() {
+async fn idempotency_key_survives_a_restart() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (_, first) = answer(named(&control, "k", &body())).await;

@@ -55,7 +55,7 @@ async fn broken_off(agent: &FakeAgent, control: &Control, id: &str, body: Value)
 }
 
 #[tokio::test]
-async fn a_boot_from_the_disk_that_fails_leaves_the_memory_to_go_on_from() {
+async fn failed_cold_boot_keeps_the_memory() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let booted = || agent.state.cold_boot.load(Ordering::SeqCst);
@@ -82,7 +82,7 @@ async fn a_boot_from_the_disk_that_fails_leaves_the_memory_to_go_on_from() {
 }
 
 #[tokio::test]
-async fn what_was_asked_of_a_resume_that_was_broken_off_holds_for_that_resume_only() {
+async fn settings_of_an_interrupted_resume_apply_to_that_resume_only() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let wanted = json!({ "memory": false, "timeout": 5000 });
@@ -116,7 +116,7 @@ async fn what_was_asked_of_a_resume_that_was_broken_off_holds_for_that_resume_on
 }
 
 #[tokio::test]
-async fn the_lifetime_that_was_asked_for_holds_though_the_reply_is_lost() {
+async fn requested_lifetime_applies_even_if_the_reply_is_lost() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({ "timeout": 100 })).await;

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{Control, FakeAgent, Socket, answer, assert_failure};
 
 #[tokio::test]
-async fn without_a_good_key_nothing_is_answered_not_even_an_upgrade() {
+async fn request_without_a_valid_key_is_rejected() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -49,7 +49,7 @@ async fn without_a_good_key_nothing_is_answered_not_even_an_upgrade() {
 }
 
 #[tokio::test]
-async fn keys_are_made_listed_and_deleted_but_never_the_last() {
+async fn keys_are_created_listed_and_deleted_except_the_last() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (status, made) = control.post("/v1/api-keys", json!({ "name": "ci" })).await;

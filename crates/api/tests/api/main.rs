@@ -26,6 +26,7 @@ mod reaping;
 mod reconciling;
 mod resuming;
 mod snapshots;
+mod teams;
 mod terminals;
 mod traffic;
 mod transfers;

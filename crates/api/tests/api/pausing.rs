@@ -73,7 +73,7 @@ async fn a_sandbox_is_paused_and_resumed_under_both_names() {
 }
 
 #[tokio::test]
-async fn a_failed_pause_runs_on_and_a_failed_resume_can_be_tried_again() {
+async fn failed_pause_keeps_running_and_a_failed_resume_can_be_repeated() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -149,7 +149,7 @@ async fn a_failed_pause_runs_on_and_a_failed_resume_can_be_tried_again() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_changes_nothing_of_what_became_of_it() {
+async fn lost_reply_does_not_change_the_outcome() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -179,7 +179,7 @@ async fn a_lost_reply_changes_nothing_of_what_became_of_it() {
 }
 
 #[tokio::test]
-async fn a_host_that_loses_it_while_pausing_makes_it_an_error() {
+async fn sandbox_lost_during_a_pause_is_an_error() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for lost in [true, false] {
@@ -209,7 +209,7 @@ async fn a_host_that_loses_it_while_pausing_makes_it_an_error() {
 }
 
 #[tokio::test]
-async fn an_agent_that_restarts_in_the_middle_of_a_pause_finishes_it_or_not() {
+async fn restart_of_the_agent_during_a_pause_is_settled() {
     let mut agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for finishes in [true, false] {
@@ -255,7 +255,7 @@ async fn an_agent_that_restarts_in_the_middle_of_a_pause_finishes_it_or_not() {
 }
 
 #[tokio::test]
-async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
+async fn frequent_reconciler_does_not_disturb_a_pause_or_a_resume() {
     let agent = FakeAgent::start().await;
     let options = Options {
         poll_interval: Duration::from_millis(10),
@@ -296,7 +296,7 @@ async fn an_eager_reconciler_does_not_disturb_a_pause_or_a_resume() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_does_not_stop_a_pause() {
+async fn disconnect_does_not_stop_a_pause() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

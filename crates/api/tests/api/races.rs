@@ -42,7 +42,7 @@ fn eager() -> Options {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_destroys_execs_and_creates_leave_a_legal_end() {
+async fn racing_destroys_execs_and_creates_end_in_a_legal_state() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     for _ in 0..3 {
@@ -76,7 +76,7 @@ async fn a_hundred_destroys_execs_and_creates_leave_a_legal_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_pauses_resumes_execs_and_copies_never_meet_at_the_host() {
+async fn racing_pauses_resumes_execs_and_copies_never_overlap_at_the_host() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     for auto_resume in [false, true] {
@@ -122,7 +122,7 @@ async fn a_hundred_pauses_resumes_execs_and_copies_never_meet_at_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_pauses_resumes_execs_and_destroys_leave_nothing() {
+async fn racing_pauses_resumes_execs_and_destroys_leave_nothing() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     for auto_resume in [false, true] {
@@ -152,7 +152,7 @@ async fn a_hundred_pauses_resumes_execs_and_destroys_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_replies_and_restarts_in_a_storm_end_in_agreement() {
+async fn lost_replies_and_restarts_end_in_agreement() {
     let agent = FakeAgent::start().await;
     let control = Arc::new(Control::start_with(&agent, eager()).await);
     let ids = [

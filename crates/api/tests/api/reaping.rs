@@ -95,7 +95,7 @@ impl Held {
 }
 
 #[tokio::test]
-async fn what_nobody_uses_meanwhile_is_ended() {
+async fn unused_sandbox_is_ended() {
     for (on_timeout, wanted) in ENDS {
         let held = Held::new(on_timeout).await;
         assert_eq!(held.control.status(&held.id).await, "running");
@@ -108,7 +108,7 @@ async fn what_nobody_uses_meanwhile_is_ended() {
 }
 
 #[tokio::test]
-async fn a_ping_between_the_look_and_the_step_keeps_it() {
+async fn ping_between_the_check_and_the_end_keeps_the_sandbox() {
     for (on_timeout, _) in ENDS {
         let held = Held::new(on_timeout).await;
         held.ping().await;
@@ -117,7 +117,7 @@ async fn a_ping_between_the_look_and_the_step_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_use_that_the_host_does_not_know_of_keeps_it() {
+async fn activity_unknown_to_the_host_keeps_the_sandbox() {
     for (on_timeout, _) in ENDS {
         let held = Held::new(on_timeout).await;
         held.ping().await;
@@ -128,7 +128,7 @@ async fn a_use_that_the_host_does_not_know_of_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_use_that_only_the_host_knows_of_keeps_it() {
+async fn activity_known_only_to_the_host_keeps_the_sandbox() {
     for (on_timeout, _) in ENDS {
         let held = Held::new(on_timeout).await;
         held.agent
@@ -138,7 +138,7 @@ async fn a_use_that_only_the_host_knows_of_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_use_that_goes_on_keeps_it() {
+async fn activity_in_progress_keeps_the_sandbox() {
     for (on_timeout, _) in ENDS {
         let held = Held::new(on_timeout).await;
         let pty = format!("/v1/sandboxes/{}/pty", held.id);
@@ -152,7 +152,7 @@ async fn a_use_that_goes_on_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_pause_that_fails_is_still_told_of() {
+async fn failed_pause_leaves_a_warning() {
     let held = Held::new("pause").await;
     held.agent.fail(
         "PauseSandbox",

@@ -18,7 +18,7 @@ fn eager() -> Options {
 }
 
 #[tokio::test]
-async fn a_machine_that_dies_becomes_an_error_with_its_reason() {
+async fn lost_vm_is_an_error_with_its_reason() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (died, lost, lives) = (
@@ -70,7 +70,7 @@ async fn a_machine_that_dies_becomes_an_error_with_its_reason() {
 }
 
 #[tokio::test]
-async fn an_eager_reconciler_never_takes_a_create_for_a_loss_or_an_orphan() {
+async fn frequent_reconciler_never_mistakes_a_create_for_a_loss_or_an_orphan() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     *agent.state.create_delay.lock().unwrap() = Duration::from_millis(30);
@@ -91,7 +91,7 @@ async fn an_eager_reconciler_never_takes_a_create_for_a_loss_or_an_orphan() {
 }
 
 #[tokio::test]
-async fn lost_replies_of_lists_and_destroys_are_made_up_for() {
+async fn lost_replies_of_lists_and_destroys_are_repaired() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     let id = control.create().await;
@@ -157,7 +157,7 @@ async fn pings_keep_a_sandbox_running() {
 }
 
 #[tokio::test]
-async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_again() {
+async fn failed_idle_pause_leaves_a_warning_and_is_repeated() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     let begun = Instant::now();
@@ -203,7 +203,7 @@ async fn an_idle_sandbox_that_cannot_be_paused_runs_on_says_so_and_is_tried_agai
 }
 
 #[tokio::test]
-async fn paused_sandboxes_are_left_alone_also_when_their_host_does_not_have_them_now() {
+async fn paused_sandboxes_unknown_to_their_host_are_left_alone() {
     let agent = FakeAgent::start().await;
     let control = Control::start_with(&agent, eager()).await;
     let (kept, gone) = (control.create().await, control.create().await);
@@ -240,7 +240,7 @@ async fn paused_sandboxes_are_left_alone_also_when_their_host_does_not_have_them
 }
 
 #[tokio::test]
-async fn what_either_side_left_half_done_is_settled_by_what_the_host_has() {
+async fn interrupted_operations_are_settled_by_the_report_of_the_host() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     // A control plane that shuts down while the host works leaves a row `pausing` or `resuming`.

@@ -24,7 +24,7 @@ async fn create(control: &Control, body: Value) -> String {
 }
 
 #[tokio::test]
-async fn calls_to_a_paused_sandbox_say_how_to_resume_it() {
+async fn calls_to_a_paused_sandbox_are_rejected_with_a_fix() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -63,7 +63,7 @@ async fn calls_to_a_paused_sandbox_say_how_to_resume_it() {
 }
 
 #[tokio::test]
-async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
+async fn concurrent_calls_share_one_automatic_resume() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.resume_gate.shut();
@@ -93,7 +93,7 @@ async fn a_call_resumes_a_sandbox_that_was_created_so_once_for_all_callers() {
 }
 
 #[tokio::test]
-async fn calls_of_each_kind_resume_a_sandbox_that_was_created_so() {
+async fn calls_of_every_kind_resume_a_sandbox_with_auto_resume() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = create(&control, json!({ "auto_resume": true })).await;
@@ -125,7 +125,7 @@ async fn calls_of_each_kind_resume_a_sandbox_that_was_created_so() {
 }
 
 #[tokio::test]
-async fn a_resume_that_fails_fails_all_the_calls_that_wait_for_it_and_not_the_next() {
+async fn failed_resume_fails_the_waiting_calls_only() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = create(&control, json!({ "auto_resume": true })).await;

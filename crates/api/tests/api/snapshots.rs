@@ -12,7 +12,7 @@ async fn snapshot(control: &Control, query: &str, body: Value) -> (StatusCode, V
 }
 
 #[tokio::test]
-async fn a_snapshot_is_made_listed_spawned_and_deleted() {
+async fn snapshot_is_created_listed_used_and_deleted() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let body = json!({ "vcpus": 2, "memory_mb": 512, "disk_size_mb": 2048 });
@@ -129,7 +129,7 @@ async fn a_snapshot_is_made_listed_spawned_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_name_is_taken_once_unless_it_is_overwritten() {
+async fn name_is_unique_unless_overwritten() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -170,7 +170,7 @@ async fn a_name_is_taken_once_unless_it_is_overwritten() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_fails_leaves_the_sandbox_running_and_says_so() {
+async fn failed_snapshot_keeps_the_sandbox_running_with_a_warning() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -210,7 +210,7 @@ async fn a_snapshot_that_fails_leaves_the_sandbox_running_and_says_so() {
 }
 
 #[tokio::test]
-async fn an_eager_reconciler_and_a_client_that_leaves_do_not_disturb_a_snapshot() {
+async fn frequent_reconciler_and_a_disconnect_do_not_disturb_a_snapshot() {
     let agent = FakeAgent::start().await;
     let options = Options {
         poll_interval: Duration::from_millis(10),
@@ -251,7 +251,7 @@ async fn an_eager_reconciler_and_a_client_that_leaves_do_not_disturb_a_snapshot(
 }
 
 #[tokio::test]
-async fn templates_of_a_host_that_is_away_are_as_they_were() {
+async fn templates_of_an_unreachable_host_are_the_last_known_ones() {
     let mut agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -271,7 +271,7 @@ async fn templates_of_a_host_that_is_away_are_as_they_were() {
 }
 
 #[tokio::test]
-async fn a_fork_makes_running_copies_with_all_that_the_source_was_given() {
+async fn fork_creates_running_copies_with_the_settings_of_the_source() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let body = json!({
@@ -367,7 +367,7 @@ async fn a_fork_that_fails_leaves_no_copy_and_no_row() {
 }
 
 #[tokio::test]
-async fn copies_under_way_are_seen_and_can_be_destroyed() {
+async fn copies_in_progress_are_listed_and_can_be_destroyed() {
     let agent = FakeAgent::start().await;
     let options = Options {
         poll_interval: Duration::from_millis(10),

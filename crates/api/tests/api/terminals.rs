@@ -64,7 +64,7 @@ async fn a_terminal_runs_a_shell_unless_its_client_names_a_program() {
 }
 
 #[tokio::test]
-async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
+async fn terminal_accepts_input_sizes_and_reconnects() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -117,7 +117,7 @@ async fn a_terminal_takes_input_sizes_and_clients_that_come_back() {
 }
 
 #[tokio::test]
-async fn a_kill_after_a_burst_of_input_that_nobody_takes_kills() {
+async fn kill_works_while_input_is_queued() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -148,7 +148,7 @@ async fn a_kill_after_a_burst_of_input_that_nobody_takes_kills() {
 }
 
 #[tokio::test]
-async fn typing_arrives_in_order_and_whole() {
+async fn terminal_input_arrives_in_order_and_complete() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

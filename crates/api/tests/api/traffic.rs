@@ -20,7 +20,7 @@ fn message(got: &(StatusCode, Value)) -> &str {
 }
 
 #[tokio::test]
-async fn a_sandbox_is_reached_while_it_runs_and_is_not_found_at_once_when_it_does_not() {
+async fn sandbox_is_reachable_only_while_it_runs() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({})).await;
@@ -52,7 +52,7 @@ async fn a_sandbox_is_reached_while_it_runs_and_is_not_found_at_once_when_it_doe
 }
 
 #[tokio::test]
-async fn traffic_resumes_what_was_created_so() {
+async fn traffic_resumes_a_sandbox_with_auto_resume() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control
@@ -69,7 +69,7 @@ async fn traffic_resumes_what_was_created_so() {
 }
 
 #[tokio::test]
-async fn a_port_asks_for_the_token_that_its_client_was_told() {
+async fn port_requires_the_traffic_token() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control
@@ -81,7 +81,7 @@ async fn a_port_asks_for_the_token_that_its_client_was_told() {
 }
 
 #[tokio::test]
-async fn what_was_paused_without_its_memory_is_resumed_by_a_connect_only() {
+async fn disk_only_pause_is_resumed_by_a_connect_only() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control
@@ -124,7 +124,7 @@ async fn what_was_paused_without_its_memory_is_resumed_by_a_connect_only() {
 }
 
 #[tokio::test]
-async fn what_a_call_woke_lives_five_minutes_at_least() {
+async fn sandbox_resumed_by_a_call_lives_at_least_five_minutes() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for (timeout, wanted) in [(20, 300), (1000, 1000)] {

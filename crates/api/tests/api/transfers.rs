@@ -49,7 +49,7 @@ fn upload(
 }
 
 #[tokio::test]
-async fn files_of_all_sizes_go_up_and_down_by_both_routes() {
+async fn files_of_all_sizes_round_trip_by_both_routes() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -137,7 +137,7 @@ async fn a_form_out_of_order_or_with_parts_missing_stores_nothing() {
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
+async fn interrupted_upload_is_never_complete() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -178,7 +178,7 @@ async fn an_upload_that_breaks_off_is_never_taken_for_whole() {
 }
 
 #[tokio::test]
-async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
+async fn only_buffered_files_have_a_size_limit() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
@@ -218,7 +218,7 @@ async fn a_whole_file_has_a_limit_and_a_streamed_one_has_none() {
 }
 
 #[tokio::test]
-async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
+async fn interrupted_download_is_an_error() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (id, other) = (control.create().await, control.create().await);
@@ -245,7 +245,7 @@ async fn a_download_that_breaks_midway_is_an_error_to_its_client() {
 }
 
 #[tokio::test]
-async fn slow_ends_slow_each_other_and_nothing_is_kept_between() {
+async fn slow_peers_apply_back_pressure_without_buffering() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

@@ -4,6 +4,7 @@
 use std::{fs, io, path::Path};
 
 use wrenn_db::Db;
+use wrenn_model::{Scopes, TeamId};
 
 use super::{Auth, KeyForm};
 use crate::{config::ControlConfig, error::ControlError};
@@ -36,7 +37,7 @@ pub async fn ensure_first_keys(
 /// older copy, or another one.
 async fn is_good_file(auth: &Auth, file: &Path) -> Result<bool, ControlError> {
     match fs::read_to_string(file) {
-        Ok(key) => Ok(auth.accepts_key(key.trim()).await?),
+        Ok(key) => Ok(auth.identify(key.trim()).await?.is_some()),
         Err(_) => Ok(false),
     }
 }
@@ -47,7 +48,9 @@ async fn write_first_key(
     form: KeyForm,
     file: &Path,
 ) -> Result<(), ControlError> {
-    let key = auth.make(NAME, form).await?;
+    let key = auth
+        .make(&TeamId::default(), NAME, form, Scopes::all())
+        .await?;
     let (path, secret) = (file.to_owned(), key.secret);
     let write = move || wrenn_durable::replace(&path, format!("{secret}\n").as_bytes(), 0o600);
     let written = tokio::task::spawn_blocking(write).await;
@@ -90,7 +93,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_form_is_made_once_and_again_when_its_file_is_lost() {
+    async fn first_key_of_each_form_is_created_once_and_again_if_its_file_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let db = open(&dir).await;
         let auth = Auth::new(db.clone());
@@ -101,7 +104,7 @@ mod tests {
         let keys = [read(&files[0]), read(&files[1])];
         for ((file, key), prefix) in files.iter().zip(&keys).zip(["wrn_", "e2b_"]) {
             assert!(key.starts_with(prefix), "{key}");
-            assert!(auth.accepts_key(key.trim()).await.unwrap());
+            assert!(auth.identify(key.trim()).await.unwrap().is_some());
             let mode = fs::metadata(file).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
@@ -114,11 +117,11 @@ mod tests {
         assert_eq!(read(&files[0]), keys[0]);
         let other = read(&files[1]);
         assert_ne!(other, keys[1]);
-        assert!(auth.accepts_key(other.trim()).await.unwrap());
+        assert!(auth.identify(other.trim()).await.unwrap().is_some());
     }
 
     #[tokio::test]
-    async fn a_file_with_a_key_of_another_database_is_written_anew() {
+    async fn key_file_of_another_database_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let files = [dir.path().join("api-key"), dir.path().join("e2b-api-key")];
@@ -129,7 +132,7 @@ mod tests {
             ensure_first_keys(&db, &auth, &config).await.unwrap();
             for file in &files {
                 let key = fs::read_to_string(file).unwrap();
-                assert!(auth.accepts_key(key.trim()).await.unwrap());
+                assert!(auth.identify(key.trim()).await.unwrap().is_some());
             }
             db.close().await;
         }
@@ -144,6 +147,6 @@ mod tests {
         let config = config(&file, &file);
         let error = ensure_first_keys(&db, &auth, &config).await.unwrap_err();
         assert!(matches!(error, ControlError::KeyFile { .. }), "{error}");
-        assert!(db.api_keys().await.unwrap().is_empty());
+        assert!(db.api_keys(&TeamId::default()).await.unwrap().is_empty());
     }
 }

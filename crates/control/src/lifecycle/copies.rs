@@ -20,7 +20,10 @@ use wrenn_model::{SandboxId, SandboxStatus, TemplateName};
 use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo, TemplateInfo};
 
 use super::{ActivityGuard, Lifecycle, LifecycleError, creating::CreateEntry, network, told};
-use crate::{agent_client::AgentError, clock};
+use crate::{
+    agent_client::{AgentClient, AgentError},
+    clock,
+};
 
 /// Maximum number of names to try if the host already has one. Names have 32 random bits.
 const MAX_NAMES: usize = 8;
@@ -69,7 +72,8 @@ impl Lifecycle {
             return Err(LifecycleError::wrong_status(&row, "running` or `paused"));
         }
         let _used = ActivityGuard::new(Arc::clone(self), id.clone());
-        let done = self.name_snapshot(id, name, overwrite).await;
+        let agent = &self.host_of(&row).await?.agent;
+        let done = self.name_snapshot(agent, id, name, overwrite).await;
         let warning = match &done {
             Ok(_) => String::new(),
             // The request was invalid, so the sandbox's warning stays.
@@ -82,6 +86,7 @@ impl Lifecycle {
 
     async fn name_snapshot(
         &self,
+        agent: &AgentClient,
         id: &SandboxId,
         name: Option<TemplateName>,
         overwrite: bool,
@@ -94,7 +99,7 @@ impl Lifecycle {
                 overwrite: overwrite && name.is_some(),
                 ..Default::default()
             };
-            match self.agent.create_snapshot(request).await {
+            match agent.create_snapshot(request).await {
                 Err(error)
                     if error.is_already_exists() && name.is_none() && attempt < MAX_NAMES =>
                 {
@@ -131,12 +136,13 @@ impl Lifecycle {
         if source.status != SandboxStatus::Running {
             return Err(LifecycleError::wrong_status(&source, "running"));
         }
+        let agent = &self.host_of(&source).await?.agent;
         let _used = ActivityGuard::new(Arc::clone(self), id.clone());
         let e2b_id = source.id.is_e2b() || matches!(copy_as, CopyAs::Lifetime { .. });
         let mut copies: Vec<NewCopy> = Vec::new();
         for _ in 0..count {
             match self
-                .insert(e2b_id, |copy| copy_row(copy, &source, copy_as))
+                .insert(e2b_id, agent, |copy| copy_row(copy, &source, copy_as))
                 .await
             {
                 Ok(copy) => copies.push(copy),
@@ -151,7 +157,7 @@ impl Lifecycle {
             copy_ids: copies.iter().map(|(copy, _)| copy.to_string()).collect(),
             ..Default::default()
         };
-        let done = self.agent.fork(request).await;
+        let done = agent.fork(request).await;
         for (_, entry) in &copies {
             entry.call_ended();
         }
@@ -199,7 +205,7 @@ impl Lifecycle {
             if let Err(error) = self.db.remove_sandbox(&id, 0).await {
                 tracing::error!(sandbox_id = %id, %error, "failed to remove the row of a copy, the reconciler will settle it");
             }
-            self.uses.forget(&id);
+            self.activity.forget(&id);
         }
     }
 }

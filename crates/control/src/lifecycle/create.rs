@@ -6,19 +6,19 @@ use std::{collections::HashMap, sync::Arc};
 use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use wrenn_db::{DbError, Options, Sandbox};
-use wrenn_model::{Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TemplateName};
+use wrenn_model::{Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TeamId, TemplateName};
 use wrenn_proto::rpc::hostagent::v1 as rpc;
 
 use super::{
     Lifecycle, LifecycleError,
     creating::CreateEntry,
+    idempotency::IdempotencyGuard,
     network::{network_policy, rpc_egress},
     report::HostReport,
-    requests::IdempotencyGuard,
     settle::Decision,
 };
 use crate::{
-    agent_client::AgentError,
+    agent_client::{AgentClient, AgentError},
     clock,
     state_machine::{Effect, Event},
 };
@@ -29,6 +29,8 @@ const MAX_NAMES: usize = 8;
 /// Parameters of a new sandbox, validated.
 #[derive(Debug, Clone)]
 pub struct NewSandbox {
+    /// Team that owns it.
+    pub team: TeamId,
     /// Template to create it from.
     pub template: TemplateName,
     /// Virtual CPUs, memory and disk.
@@ -77,7 +79,9 @@ impl Lifecycle {
         let (tell, named) = oneshot::channel();
         let lifecycle = Arc::clone(self);
         let task = self.spawn(async move {
-            match lifecycle.insert(new.e2b_id, |id| new_row(id, &new)).await {
+            let agent = &lifecycle.fleet.placement().agent;
+            let row = |id| new_row(id, &new);
+            match lifecycle.insert(new.e2b_id, agent, row).await {
                 Err(error) => {
                     let _ = tell.send(Err(error));
                     Ok(())
@@ -86,7 +90,7 @@ impl Lifecycle {
                     // If the client is gone already, the guard's task still reads the id from the
                     // channel.
                     let _ = tell.send(Ok(id.clone()));
-                    lifecycle.boot(&id, new, entry).await
+                    lifecycle.boot(&id, agent, new, entry).await
                 }
             }
         });
@@ -100,10 +104,11 @@ impl Lifecycle {
         }
     }
 
-    /// Writes the row, under an unused id. The create is registered before the row becomes visible.
+    /// Writes the row of a sandbox on an agent's host, under an unused id. The create is registered before the row becomes visible.
     pub(super) async fn insert(
         &self,
         e2b_id: bool,
+        agent: &AgentClient,
         row: impl Fn(SandboxId) -> Sandbox,
     ) -> Result<(SandboxId, CreateEntry), LifecycleError> {
         for _ in 0..MAX_NAMES {
@@ -116,10 +121,10 @@ impl Lifecycle {
                 continue;
             };
             let mut row = row(id.clone());
-            row.host_id = self.host_of_new_rows();
+            row.host_id = agent.row_host_id();
             match self.db.insert_sandbox(&row).await {
                 Ok(()) => return Ok((id, entry)),
-                Err(DbError::Exists) if self.has_request(&row.idempotency_key).await? => {
+                Err(DbError::Exists) if self.has_request(&row).await? => {
                     return Err(LifecycleError::Busy(id));
                 }
                 Err(DbError::Exists) => {}
@@ -134,6 +139,7 @@ impl Lifecycle {
     async fn boot(
         &self,
         id: &SandboxId,
+        agent: &AgentClient,
         new: NewSandbox,
         entry: CreateEntry,
     ) -> Result<(), AgentError> {
@@ -151,7 +157,7 @@ impl Lifecycle {
                 });
             }
         }
-        let result = self.agent.create(request(id, new)).await;
+        let result = agent.create(request(id, new)).await;
         entry.call_ended();
         // A destroy that is waiting for the end of the call goes first. The status is read again
         // after it.
@@ -281,9 +287,7 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
         template: new.template.to_string(),
         status: SandboxStatus::Pending,
         version: 0,
-        vcpus: new.size.vcpus,
-        memory_mb: new.size.memory_mib,
-        disk_size_mb: new.size.disk_mib,
+        size: new.size,
         timeout_sec: new.timeout_sec,
         on_timeout: new.on_timeout,
         auto_resume: new.auto_resume,
@@ -303,6 +307,7 @@ fn new_row(id: SandboxId, new: &NewSandbox) -> Sandbox {
         options: new.options.clone(),
         idempotency_key: new.idempotency_key.clone(),
         host_id: String::new(),
+        team: new.team.clone(),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Owns one task that sleeps until the nearest deadline, or until it is notified of a nearer one. A
 //! deadline is checked again under the sandbox's lock, so one that was moved at the last moment
-//! counts as moved. A failed pause is retried with increasing delays (`reaping`). A failed destroy
+//! counts as moved. A failed pause is retried with increasing delays (`idle`). A failed destroy
 //! is left to the reconciler.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -57,9 +57,9 @@ impl Lifecycle {
     fn begin_due(self: &Arc<Self>, rows: &[Sandbox], under_way: &Marks) -> i64 {
         let now = clock::now_ms();
         let mut next = now + MAX_SLEEP_MS;
-        let here = self.agent.host_id();
-        for row in rows.iter().filter(|row| !row.is_on_other_host(&here)) {
-            let due = row.expires_at.max(self.reaping.not_before_ms(&row.id));
+        let here = |row: &&Sandbox| self.fleet.connected(&row.host_id).is_some();
+        for row in rows.iter().filter(here) {
+            let due = row.expires_at.max(self.idle.not_before_ms(&row.id));
             if due > now {
                 next = next.min(due);
                 continue;
@@ -123,7 +123,7 @@ impl Lifecycle {
             });
             set.await?
         };
-        self.reaping.forget(id);
+        self.idle.forget(id);
         self.deadlines.notify_one();
         if lifetime_sec == 0 {
             let _ = tokio::time::timeout(BEGIN_WAIT, self.until_not_running(id)).await;

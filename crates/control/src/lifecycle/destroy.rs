@@ -6,7 +6,7 @@ use wrenn_model::SandboxId;
 
 use super::{Lifecycle, LifecycleError, creating::Phase};
 use crate::{
-    agent_client::AgentError,
+    agent_client::{AgentClient, AgentError},
     state_machine::{Effect, Event},
 };
 
@@ -43,7 +43,7 @@ impl Lifecycle {
 
     /// Destroys a sandbox. The caller holds the lock.
     pub async fn destroy_locked(&self, id: &SandboxId, why: &str) -> Result<(), LifecycleError> {
-        let (_, effects) = self
+        let (row, effects) = self
             .apply(id, Event::DestroyAsked, |row| {
                 if !why.is_empty() {
                     why.clone_into(&mut row.error);
@@ -53,23 +53,24 @@ impl Lifecycle {
         if !effects.contains(&Effect::Destroy) {
             return Ok(());
         }
-        self.free_at_host(id).await?;
+        let host = self.host_of(&row).await?;
+        self.free_at_host(id, &host.agent).await?;
         self.apply(id, Event::Destroyed, |_| ()).await?;
-        self.uses.forget(id);
-        self.reaping.forget(id);
+        self.activity.forget(id);
+        self.idle.forget(id);
         Ok(())
     }
 
     /// Requests the destroy at the host until no resource can remain. While the call of a create is
     /// in progress, the sandbox may still appear after the host reported that it does not know it.
-    async fn free_at_host(&self, id: &SandboxId) -> Result<(), AgentError> {
+    async fn free_at_host(&self, id: &SandboxId, agent: &AgentClient) -> Result<(), AgentError> {
         let freed = async {
             loop {
                 let create = self.creating.watch(id);
                 let calling = create
                     .as_ref()
                     .is_some_and(|phase| *phase.borrow() == Phase::Calling);
-                self.agent.destroy(id.as_str()).await?;
+                agent.destroy(id.as_str()).await?;
                 let Some(mut create) = create.filter(|_| calling) else {
                     return Ok(());
                 };

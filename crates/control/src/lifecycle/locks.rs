@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn no_lock_stays_when_nobody_wants_it() {
+    async fn unused_lock_is_removed() {
         let locks = Arc::new(Locks::default());
         let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();

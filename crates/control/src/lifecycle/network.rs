@@ -33,7 +33,8 @@ impl Lifecycle {
                 network: network_policy(&lists).into(),
                 ..Default::default()
             };
-            lifecycle.agent.update_network(request).await?;
+            let host = lifecycle.host_of(&row).await?;
+            host.agent.update_network(request).await?;
             let written = lifecycle.change(&id, |row| {
                 row.egress = egress;
                 row.options.internet = asked;

@@ -61,7 +61,8 @@ impl Lifecycle {
     /// complete first; the agent cuts off those that take longer.
     pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         self.guests.drain(id, DRAIN_LIMIT).await;
-        match self.agent.pause(id.as_str()).await {
+        let host = self.find_host(id).await?;
+        match host.agent.pause(id.as_str()).await {
             Ok(_) => self.settle(id, &Decision::paused()).await,
             Err(error) => self.after_failure(id, SandboxStatus::Pausing, error).await,
         }
@@ -92,7 +93,8 @@ impl Lifecycle {
         // The pause's setting stays in the row, next to the settings of this resume. After a
         // failure, the next resume uses the pause's setting.
         let disk_only = row.options.paused_disk_only || how.disk_only;
-        match self.agent.resume(id.as_str(), disk_only).await {
+        let host = self.host_of(&row).await?;
+        match host.agent.resume(id.as_str(), disk_only).await {
             Ok(info) => {
                 let report = HostReport::from(&info);
                 self.settle(id, &Decision::resumed(report)).await

@@ -4,7 +4,7 @@
 //! pass of the reconciler, after a call that failed, and for a sandbox that is adopted.
 //! [`Lifecycle::settle`](super::Lifecycle::settle) is the only place that applies a [`Decision`].
 //!
-//! The decisions for a pass ([`Cause::Look`]) are the steps in the table of [`crate::reconciler`]
+//! The decisions for a pass ([`Cause::Pass`]) are the steps in the table of [`crate::reconciler`]
 //! that change a status. After a failed call, the status of the row names the call. The decision is
 //! the same as for a pass, with these differences:
 //!
@@ -35,7 +35,7 @@ use crate::state_machine::Event;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Cause<'a> {
     /// Pass of the reconciler, or an adoption: no call of this process is the cause.
-    Look,
+    Pass,
     /// The call that the row's status names failed, or its reply was lost.
     CallFailed {
         /// Description of the failure, for the row.
@@ -245,7 +245,7 @@ fn found_running(status: SandboxStatus, report: &HostReport, cause: Cause<'_>) -
                 RowChange::PauseFailed { report, warning },
             )
         }
-        (SandboxStatus::Pausing, Cause::Look) => {
+        (SandboxStatus::Pausing, Cause::Pass) => {
             Decision::of(Event::PauseFailed, RowChange::PauseInterrupted(report))
         }
         (SandboxStatus::Paused | SandboxStatus::Resuming, _) => Decision::resumed(report),
@@ -260,11 +260,11 @@ fn found_paused(status: SandboxStatus, report: &HostReport, cause: Cause<'_>) ->
         (SandboxStatus::Resuming, Cause::CallFailed { error }) => {
             (Event::ResumeFailed, format!("the resume failed: {error}"))
         }
-        (SandboxStatus::Resuming, Cause::Look) if report.warning.is_empty() => (
+        (SandboxStatus::Resuming, Cause::Pass) if report.warning.is_empty() => (
             Event::ResumeFailed,
             "the resume was interrupted; the sandbox stays paused".to_owned(),
         ),
-        (SandboxStatus::Resuming, Cause::Look) => (Event::ResumeFailed, report.warning.clone()),
+        (SandboxStatus::Resuming, Cause::Pass) => (Event::ResumeFailed, report.warning.clone()),
         _ => (Event::PauseDone, report.warning.clone()),
     };
     Decision::of(event, RowChange::Warning(warning))

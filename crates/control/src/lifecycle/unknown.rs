@@ -14,8 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use wrenn_db::{Options, Sandbox};
-use wrenn_model::{Egress, OnTimeout, SandboxId, SandboxStatus};
+use wrenn_db::{Options, Owner, Sandbox};
+use wrenn_model::{Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TeamId};
 use wrenn_proto::rpc::hostagent::v1::{self as rpc, SandboxInfo};
 
 use super::{
@@ -23,29 +23,33 @@ use super::{
     report::{HostReport, HostState},
     settle::{Cause, settle},
 };
-use crate::{clock, state_machine::transition};
+use crate::{agent_client::AgentClient, clock, state_machine::transition};
 
 impl Lifecycle {
-    /// Returns the host's sandboxes that have no row, by id.
+    /// Returns the hosts' sandboxes that have no row, by id.
     pub async fn unknown(&self) -> Result<Vec<SandboxInfo>, LifecycleError> {
         let mut unknown = Vec::new();
-        for info in self.agent.list().await? {
-            let Ok(id) = info.id.parse() else { continue };
-            if self.db.sandbox(&id).await?.is_none() && !self.is_creating(&id) {
-                unknown.push(info);
+        for host in self.fleet.hosts() {
+            for info in host.agent.list().await? {
+                let Ok(id) = info.id.parse() else { continue };
+                if self.db.sandbox(Owner::Any, &id).await?.is_none() && !self.is_creating(&id) {
+                    unknown.push(info);
+                }
             }
         }
         unknown.sort_by(|one, other| one.id.cmp(&other.id));
         Ok(unknown)
     }
 
-    /// Adds a row for an unknown sandbox, and makes this installation its owner.
-    pub async fn adopt(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    /// Adds a row for an unknown sandbox, which then belongs to the team, and makes this installation
+    /// responsible for it.
+    pub async fn adopt(&self, team: &TeamId, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
         let _lock = self.locks.lock(id).await;
-        self.find_unknown(id).await?;
-        let info = self.agent.adopt(id.as_str()).await?;
+        let agent = self.find_unknown(id).await?;
+        let info = agent.adopt(id.as_str()).await?;
         let mut row = row_of(id, &info)?;
-        row.host_id = self.host_of_new_rows();
+        row.host_id = agent.row_host_id();
+        row.team = team.clone();
         self.db.insert_sandbox(&row).await?;
         // The insert omits the columns that are set only once a sandbox runs.
         self.db.update_sandbox(&row).await?;
@@ -56,21 +60,24 @@ impl Lifecycle {
     /// Destroys an unknown sandbox.
     pub async fn destroy_unknown(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let _lock = self.locks.lock(id).await;
-        self.find_unknown(id).await?;
-        self.agent.adopt(id.as_str()).await?;
-        self.agent.destroy(id.as_str()).await?;
+        let agent = self.find_unknown(id).await?;
+        agent.adopt(id.as_str()).await?;
+        agent.destroy(id.as_str()).await?;
         tracing::info!(sandbox_id = %id, "unknown sandbox destroyed");
         Ok(())
     }
 
-    async fn find_unknown(&self, id: &SandboxId) -> Result<(), LifecycleError> {
-        if self.db.sandbox(id).await?.is_some() || self.is_creating(id) {
+    /// Returns the agent of the host that has an unknown sandbox.
+    async fn find_unknown(&self, id: &SandboxId) -> Result<&AgentClient, LifecycleError> {
+        if self.db.sandbox(Owner::Any, id).await?.is_some() || self.is_creating(id) {
             return Err(LifecycleError::Known(id.clone()));
         }
-        match self.agent.find(id.as_str()).await? {
-            Some(_) => Ok(()),
-            None => Err(LifecycleError::NotFound(id.clone())),
+        for host in self.fleet.hosts() {
+            if host.agent.find(id.as_str()).await?.is_some() {
+                return Ok(&host.agent);
+            }
         }
+        Err(LifecycleError::NotFound(id.clone()))
     }
 }
 
@@ -91,9 +98,11 @@ fn row_of(id: &SandboxId, info: &SandboxInfo) -> Result<Sandbox, LifecycleError>
         template: info.template.clone(),
         status: SandboxStatus::Starting,
         version: 0,
-        vcpus: info.vcpus,
-        memory_mb: info.memory_mb,
-        disk_size_mb: info.disk_size_mb,
+        size: MachineSize {
+            vcpus: info.vcpus,
+            memory_mib: info.memory_mb,
+            disk_mib: info.disk_size_mb,
+        },
         timeout_sec: info.timeout_sec,
         on_timeout: OnTimeout::Pause,
         auto_resume: false,
@@ -116,9 +125,10 @@ fn row_of(id: &SandboxId, info: &SandboxInfo) -> Result<Sandbox, LifecycleError>
         options: Options::default(),
         idempotency_key: String::new(),
         host_id: String::new(),
+        team: TeamId::default(),
     };
     report.fill(&mut row, now);
-    if let Some(decision) = settle(row.status, Some(&report), Cause::Look) {
+    if let Some(decision) = settle(row.status, Some(&report), Cause::Pass) {
         (row.status, _) = transition(row.status, decision.event)?;
         decision.change.write_to(&mut row, now);
     }

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wrenn_db::{Db, Sandbox};
+use wrenn_db::{Db, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
 
@@ -19,6 +19,7 @@ use super::{Action, RowView, reconcile};
 use crate::{
     agent_client::AgentClient,
     clock,
+    fleet::{Fleet, HostLink},
     lifecycle::{HostReport, HostState, Lifecycle, LifecycleError},
 };
 
@@ -43,10 +44,11 @@ const USE_GRAIN_MS: i64 = 1000;
 /// does not cause a write per second.
 const MAX_IN_USE_GRAIN_MS: i64 = 10_000;
 
-/// Task that compares the rows with the sandboxes of the host and corrects the differences.
+/// Task that compares the rows with the sandboxes of one host and corrects the differences.
 pub struct Reconciler {
     db: Db,
-    agent: AgentClient,
+    fleet: Fleet,
+    host: HostLink,
     lifecycle: Arc<Lifecycle>,
     /// True if the host answered the last poll.
     reachable: bool,
@@ -63,7 +65,7 @@ struct Seen {
     /// State at the host; `None` if the host did not report the sandbox.
     state: Option<Discriminant<HostState>>,
     /// Number of passes.
-    looks: u32,
+    passes: u32,
 }
 
 /// Result of one poll for one sandbox.
@@ -73,11 +75,12 @@ struct Found {
 }
 
 impl Reconciler {
-    /// Returns a reconciler that has not made a pass yet.
-    pub fn new(db: Db, agent: AgentClient, lifecycle: Arc<Lifecycle>) -> Self {
+    /// Returns the reconciler of a host of the fleet. It has not made a pass yet.
+    pub fn new(db: Db, fleet: Fleet, host: HostLink, lifecycle: Arc<Lifecycle>) -> Self {
         Self {
             db,
-            agent,
+            fleet,
+            host,
             lifecycle,
             reachable: true,
             kept: Arc::default(),
@@ -96,15 +99,15 @@ impl Reconciler {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.look() => {}
+                () = self.pass() => {}
             }
         }
     }
 
-    async fn look(&mut self) {
+    async fn pass(&mut self) {
         // The rows are read first: a sandbox that was `running` before the host is called must be
         // in the host's answer.
-        let rows = match self.db.sandboxes(&ACTIVE, MAX_ROWS).await {
+        let rows = match self.db.sandboxes(Owner::Any, &ACTIVE, MAX_ROWS).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(%error, "failed to read the rows, reconciliation skipped");
@@ -125,9 +128,9 @@ impl Reconciler {
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
             let state = host.get(&row.id).map(|report| discriminant(&report.state));
-            let steady_looks = self.count_looks(&row, state);
+            let steady_passes = self.count_passes(&row, state);
             let mut view = self.view(&row, creating);
-            view.steady_looks = steady_looks;
+            view.steady_passes = steady_passes;
             views.insert(row.id.clone(), view);
             rows_by_id.insert(row.id.clone(), row);
         }
@@ -141,7 +144,7 @@ impl Reconciler {
     }
 
     async fn ask_host(&mut self) -> Option<Vec<SandboxInfo>> {
-        match self.agent.list().await {
+        match self.host.agent.list().await {
             Ok(infos) => {
                 if !self.reachable {
                     tracing::info!("host agent available again");
@@ -160,17 +163,17 @@ impl Reconciler {
     }
 
     /// Counts the consecutive passes that saw this version of a row and this state at the host.
-    fn count_looks(&mut self, row: &Sandbox, state: Option<Discriminant<HostState>>) -> u32 {
+    fn count_passes(&mut self, row: &Sandbox, state: Option<Discriminant<HostState>>) -> u32 {
         let seen = self.seen.entry(row.id.clone()).or_default();
         if seen.version != row.version || seen.state != state {
             *seen = Seen {
                 version: row.version,
                 state,
-                looks: 0,
+                passes: 0,
             };
         }
-        seen.looks = seen.looks.saturating_add(1);
-        seen.looks
+        seen.passes = seen.passes.saturating_add(1);
+        seen.passes
     }
 
     fn view(&self, row: &Sandbox, creating: bool) -> RowView {
@@ -182,8 +185,8 @@ impl Reconciler {
             last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
             timeout_sec: row.timeout_sec,
             not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
-            steady_looks: 0,
-            on_other_host: row.is_on_other_host(&self.agent.host_id()),
+            steady_passes: 0,
+            on_other_host: !self.fleet.serves(&self.host, &row.host_id),
         }
     }
 
@@ -192,7 +195,7 @@ impl Reconciler {
     fn begin(&self, id: SandboxId, action: Action, found: Found) {
         let step = Step {
             db: self.db.clone(),
-            agent: self.agent.clone(),
+            agent: self.host.agent.clone(),
             lifecycle: Arc::clone(&self.lifecycle),
             kept: Arc::clone(&self.kept),
             id,
@@ -250,7 +253,7 @@ impl Step {
     /// Leaves a sandbox without an active row alone. If it was destroyed here in the meantime,
     /// frees its resources on the host.
     async fn keep(&self) -> Result<(), LifecycleError> {
-        let row = self.db.sandbox(&self.id).await?;
+        let row = self.db.sandbox(Owner::Any, &self.id).await?;
         let status = row.map(|row| row.status);
         // The destroy that follows a loss may have failed.
         let is_lost = status == Some(SandboxStatus::Error)
@@ -278,7 +281,7 @@ impl Step {
         if self.lifecycle.is_creating(&self.id) {
             return Ok(false);
         }
-        let row = self.db.sandbox(&self.id).await?;
+        let row = self.db.sandbox(Owner::Any, &self.id).await?;
         Ok(match (&self.found.row, row) {
             (Some(before), Some(now)) => before.version == now.version,
             (None, Some(now)) => !ACTIVE.contains(&now.status),
@@ -295,7 +298,7 @@ impl Step {
         };
         let mut new = row.clone();
         report.refresh(&mut new);
-        new.host_id = self.lifecycle.host_of_new_rows();
+        new.host_id = self.agent.row_host_id();
         // The next process must know of calls that are in progress now.
         let last_use_ms = match self.lifecycle.use_of(&self.id) {
             (true, _) => {

@@ -17,7 +17,7 @@ fn view(status: S) -> RowView {
         last_active_ms: 1_000_000,
         timeout_sec: 60,
         not_reaped_before_ms: 0,
-        steady_looks: STEADY_LOOKS,
+        steady_passes: MIN_STEADY_PASSES,
         on_other_host: false,
     }
 }
@@ -67,7 +67,7 @@ fn letter(action: Option<&Action>) -> char {
 }
 
 #[test]
-fn every_cell_of_the_table_is_as_it_is_written() {
+fn every_cell_of_the_table_holds() {
     let table = [
         (Some(S::Pending), "E-R-PE-"),
         (Some(S::Starting), "E-R-PE-"),
@@ -91,7 +91,7 @@ fn every_cell_of_the_table_is_as_it_is_written() {
 }
 
 #[test]
-fn a_create_under_way_here_is_left_alone() {
+fn create_in_progress_is_left_alone() {
     for status in S::ALL {
         for host in host_states() {
             let mut row = view(status);
@@ -113,33 +113,33 @@ fn a_row_of_another_host_is_left_alone() {
 }
 
 #[test]
-fn a_sandbox_is_lost_only_after_several_looks() {
+fn sandbox_is_lost_only_after_several_passes() {
     for status in S::ALL {
-        for looks in 0..STEADY_LOOKS {
+        for passes in 0..MIN_STEADY_PASSES {
             let mut row = view(status);
-            row.steady_looks = looks;
+            row.steady_passes = passes;
             let action = one(Some(&row), None, 1_000_000);
             assert!(
                 matches!(letter(action.as_ref()), '-' | 'S'),
-                "{status} {looks} {action:?}"
+                "{status} {passes} {action:?}"
             );
         }
     }
 }
 
 #[test]
-fn a_pause_or_resume_is_settled_only_after_several_looks() {
+fn pause_or_resume_is_settled_only_after_several_passes() {
     for status in [S::Pausing, S::Resuming] {
         for host in [running(), HostReport::in_state(HostState::Paused)] {
             let mut row = view(status);
-            row.steady_looks = STEADY_LOOKS - 1;
+            row.steady_passes = MIN_STEADY_PASSES - 1;
             assert_eq!(one(Some(&row), Some(&host), 1_000_000), None);
         }
     }
 }
 
 #[test]
-fn the_idle_are_reaped_and_no_others() {
+fn only_idle_sandboxes_are_ended() {
     let host = running();
     let idle = |change: &dyn Fn(&mut RowView), now_ms| {
         let mut row = view(S::Running);
@@ -168,7 +168,7 @@ fn the_idle_are_reaped_and_no_others() {
 }
 
 #[test]
-fn a_reason_says_what_happened() {
+fn reason_describes_the_cause() {
     let reason =
         |status, host: Option<HostReport>| match one(Some(&view(status)), host.as_ref(), 1_000_000)
         {
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_and_host_come_together(
+    fn rows_and_host_converge(
         status in prop::sample::select(S::ALL.to_vec()),
         host in prop::sample::select(host_states()),
     ) {

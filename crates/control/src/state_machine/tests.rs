@@ -19,7 +19,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 #[test]
-fn a_destroy_is_legal_from_everything_and_ends_it() {
+fn destroy_is_legal_from_every_status() {
     for state in S::ALL {
         let (next, effects) = transition(state, Event::DestroyAsked).unwrap();
         if state == S::Stopped {
@@ -36,7 +36,7 @@ fn a_destroy_is_legal_from_everything_and_ends_it() {
 }
 
 #[test]
-fn a_call_is_begun_from_one_status_only() {
+fn call_begins_from_one_status_only() {
     for (event, from, to, effect) in [
         (Event::CreateBegun, S::Pending, S::Starting, Effect::Create),
         (Event::PauseBegun, S::Running, S::Pausing, Effect::Pause),
@@ -54,7 +54,7 @@ fn a_call_is_begun_from_one_status_only() {
 }
 
 #[test]
-fn a_failed_pause_runs_on_and_a_failed_resume_stays_paused() {
+fn failed_pause_keeps_running_and_a_failed_resume_stays_paused() {
     assert_eq!(
         transition(S::Pausing, Event::PauseFailed),
         Ok((S::Running, vec![]))
@@ -74,7 +74,7 @@ fn a_failed_pause_runs_on_and_a_failed_resume_stays_paused() {
 }
 
 #[test]
-fn what_lives_can_be_lost_and_is_then_freed_at_the_host() {
+fn live_sandbox_can_be_lost_and_is_then_freed_at_the_host() {
     for state in S::ALL {
         let got = transition(state, Event::Lost);
         if matches!(state, S::Stopping | S::Stopped | S::Error) {
@@ -86,7 +86,7 @@ fn what_lives_can_be_lost_and_is_then_freed_at_the_host() {
 }
 
 #[test]
-fn every_status_that_passes_is_left_by_what_can_be_found_at_the_host() {
+fn every_transient_status_is_settled_by_a_report_of_the_host() {
     for state in S::ALL.into_iter().filter(|s| !is_at_rest(*s)) {
         let ends = Event::ALL.into_iter().filter_map(|event| {
             let (next, _) = transition(state, event).ok()?;
@@ -119,7 +119,7 @@ fn every_status_that_passes_is_left_by_what_can_be_found_at_the_host() {
 
 proptest! {
     #[test]
-    fn whatever_happens_nothing_is_left_at_the_host_unasked(events in prop::collection::vec(any_event(), 0..60)) {
+    fn no_event_leaves_resources_at_the_host(events in prop::collection::vec(any_event(), 0..60)) {
         let mut state = S::Pending;
         for event in events {
             let Ok((next, effects)) = transition(state, event) else { continue };
@@ -149,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn what_comes_late_destroys_and_changes_nothing(event in any_event()) {
+    fn late_result_is_destroyed_and_changes_nothing(event in any_event()) {
         for state in [S::Stopping, S::Stopped, S::Error] {
             let told = matches!(
                 event,

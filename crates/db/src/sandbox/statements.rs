@@ -1,10 +1,10 @@
 //! Statements on sandboxes.
 
 use sqlx::types::Json;
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use super::{Sandbox, columns};
-use crate::{backend::Backend, statement::Statement, word::egress_word};
+use crate::{backend::Backend, owner::Owner, statement::Statement, word::egress_word};
 
 /// Inserts a row with version 0.
 pub(crate) fn insert<B: Backend>(row: &Sandbox) -> Statement<B> {
@@ -12,14 +12,14 @@ pub(crate) fn insert<B: Backend>(row: &Sandbox) -> Statement<B> {
         "store the sandbox",
         "INSERT INTO sandboxes (id, template, status, version, vcpus, memory_mb, disk_size_mb, timeout_sec, egress, \
          metadata, created_at, last_updated, on_timeout, auto_resume, expires_at, options, idempotency_key, \
-         host_id) VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+         host_id, team_id) VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(row.id.as_str())
     .bind(&*row.template)
     .bind(row.status.as_str())
-    .bind(i64::from(row.vcpus))
-    .bind(i64::from(row.memory_mb))
-    .bind(i64::from(row.disk_size_mb))
+    .bind(i64::from(row.size.vcpus))
+    .bind(i64::from(row.size.memory_mib))
+    .bind(i64::from(row.size.disk_mib))
     .bind(i64::from(row.timeout_sec))
     .bind(egress_word(row.egress))
     .bind(Json(&row.metadata))
@@ -31,19 +31,26 @@ pub(crate) fn insert<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(Json(&row.options))
     .bind(&*row.idempotency_key)
     .bind(&*row.host_id)
+    .bind(row.team.as_str())
 }
 
 /// Selects the row of a sandbox.
-pub(crate) fn by_id<B: Backend>(id: &SandboxId) -> Statement<B> {
+pub(crate) fn by_id<B: Backend>(owner: Owner<'_>, id: &SandboxId) -> Statement<B> {
     Statement::new(
         "read the sandbox",
-        concat!("SELECT ", columns!(), " FROM sandboxes WHERE id = $1"),
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM sandboxes WHERE id = $1 AND ($2 = '' OR team_id = $2)"
+        ),
     )
     .bind(id.as_str())
+    .bind(owner.as_param())
 }
 
 /// Selects the rows with one of these statuses, newest first; `None` if there is no status.
 pub(crate) fn by_status<B: Backend>(
+    owner: Owner<'_>,
     statuses: &[SandboxStatus],
     limit: u32,
 ) -> Option<Statement<B>> {
@@ -54,7 +61,7 @@ pub(crate) fn by_status<B: Backend>(
             "SELECT ",
             columns!(),
             " FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
-             ORDER BY created_at DESC, id DESC LIMIT $10"
+             AND ($10 = '' OR team_id = $10) ORDER BY created_at DESC, id DESC LIMIT $11"
         ),
     );
     // The statement has one placeholder per existing status. The remaining placeholders repeat
@@ -62,19 +69,20 @@ pub(crate) fn by_status<B: Backend>(
     for place in 0..SandboxStatus::ALL.len() {
         statement = statement.bind(statuses.get(place).unwrap_or(first).as_str());
     }
-    Some(statement.bind(i64::from(limit)))
+    Some(statement.bind(owner.as_param()).bind(i64::from(limit)))
 }
 
-/// Selects the row that the request with this idempotency key created.
-pub(crate) fn by_idempotency_key<B: Backend>(key: &str) -> Statement<B> {
+/// Selects the row that the team's request with this idempotency key created.
+pub(crate) fn by_idempotency_key<B: Backend>(team: &TeamId, key: &str) -> Statement<B> {
     Statement::new(
         "find the idempotency key",
         concat!(
             "SELECT ",
             columns!(),
-            " FROM sandboxes WHERE idempotency_key = $1"
+            " FROM sandboxes WHERE team_id = $1 AND idempotency_key = $2"
         ),
     )
+    .bind(team.as_str())
     .bind(key)
 }
 

@@ -1,6 +1,6 @@
 //! Health check and closing of a handle.
 
-use wrenn_db::DbError;
+use wrenn_db::{DbError, Owner};
 
 use crate::support::{Place, sandbox};
 
@@ -21,5 +21,5 @@ async fn a_closed_handle_fails_and_another_one_works(place: Place) {
     }
     other.ping().await.unwrap();
     let id = "sb-1".parse().unwrap();
-    assert!(other.sandbox(&id).await.unwrap().is_some());
+    assert!(other.sandbox(Owner::Any, &id).await.unwrap().is_some());
 }

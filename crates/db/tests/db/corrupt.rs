@@ -1,6 +1,6 @@
 //! Invalid values in columns.
 
-use wrenn_db::DbError;
+use wrenn_db::{DbError, Owner};
 
 use crate::support::{Place, sandbox, template};
 
@@ -29,7 +29,7 @@ async fn an_error_names_the_row_and_the_column(place: Place) {
                 .await,
             1
         );
-        let got = db.sandbox(&row.id).await;
+        let got = db.sandbox(Owner::Any, &row.id).await;
         assert!(
             matches!(&got, Err(DbError::Corrupt { id, field, .. }) if id == "sb-1" && field == column),
             "{column}: {got:?}"
@@ -37,7 +37,7 @@ async fn an_error_names_the_row_and_the_column(place: Place) {
         place
             .run(&format!("UPDATE sandboxes SET {column} = {right}"))
             .await;
-        assert!(db.sandbox(&row.id).await.unwrap().is_some());
+        assert!(db.sandbox(Owner::Any, &row.id).await.unwrap().is_some());
     }
 }
 

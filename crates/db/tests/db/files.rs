@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use wrenn_db::Db;
+use wrenn_model::TeamId;
 
 #[tokio::test]
 async fn no_file_of_the_database_is_open_to_others() {
@@ -10,7 +11,7 @@ async fn no_file_of_the_database_is_open_to_others() {
     let url = format!("sqlite://{}/a%20b.db?mode=rwc", dir.path().display());
     for _ in 0..2 {
         let db = Db::open(&url).await.unwrap();
-        db.api_keys().await.unwrap();
+        db.api_keys(&TeamId::default()).await.unwrap();
         let mut names = Vec::new();
         for entry in fs::read_dir(dir.path()).unwrap() {
             let path = entry.unwrap().path();

@@ -1,7 +1,7 @@
 //! Databases of earlier releases.
 
-use wrenn_db::{Db, DbError};
-use wrenn_model::{BootTimes, OnTimeout, SandboxStatus};
+use wrenn_db::{Db, DbError, Owner, UNKNOWN_HOST};
+use wrenn_model::{BootTimes, OnTimeout, SandboxStatus, TeamId};
 
 use crate::support::{Place, sandbox};
 
@@ -41,7 +41,11 @@ async fn a_database_of_the_first_migration_is_updated_with_its_rows(place: Place
         .await;
 
     let db = place.open().await;
-    let row = db.sandbox(&"sb-1".parse().unwrap()).await.unwrap().unwrap();
+    let row = db
+        .sandbox(Owner::Any, &"sb-1".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((row.on_timeout, row.boot), (OnTimeout::Pause, None));
     assert!(!row.auto_resume && row.warning.is_empty() && row.metadata.is_empty());
     assert!(db.update_sandbox(&row).await.unwrap());
@@ -68,7 +72,11 @@ async fn a_database_of_release_0_1_0_keeps_all_values(place: Place) {
         .await;
 
     let db = place.open().await;
-    let row = db.sandbox(&"sb-2".parse().unwrap()).await.unwrap().unwrap();
+    let row = db
+        .sandbox(Owner::Any, &"sb-2".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((row.status, row.version), (SandboxStatus::Running, 7));
     assert!(row.auto_resume);
     let expected = BootTimes {
@@ -86,9 +94,16 @@ async fn a_database_of_release_0_1_0_keeps_all_values(place: Place) {
     let times = (row.created_at, row.started_at, row.last_active_at);
     assert_eq!(times, (2, 3, 4));
     assert_eq!((row.last_updated, row.expires_at), (5, 6));
-    let found = db.sandbox_by_idempotency_key("key").await.unwrap();
+    let found = db
+        .sandbox_by_idempotency_key(&TeamId::default(), "key")
+        .await
+        .unwrap();
     assert_eq!(found, Some(row));
-    let plain = db.sandbox(&"sb-1".parse().unwrap()).await.unwrap().unwrap();
+    let plain = db
+        .sandbox(Owner::Any, &"sb-1".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((plain.boot, plain.auto_resume), (None, false));
     // New rows are stored beside the old ones.
     db.insert_sandbox(&sandbox("sb-3")).await.unwrap();
@@ -110,8 +125,13 @@ async fn a_database_of_release_0_1_0_keeps_its_rows_and_templates(place: Place) 
     }
 
     let db = place.open().await;
-    let row = db.sandbox(&"sb-1".parse().unwrap()).await.unwrap().unwrap();
-    assert!(!row.is_on_other_host("this-host"));
+    let row = db
+        .sandbox(Owner::Any, &"sb-1".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(row.host_id, UNKNOWN_HOST);
+    assert_eq!(row.team, TeamId::default());
     // What this host does not report is gone; what another one reported stays.
     let mut templates = db.templates().await.unwrap();
     templates.retain(|template| template.name == "minimal");
@@ -124,7 +144,7 @@ async fn a_database_of_release_0_1_0_keeps_its_rows_and_templates(place: Place) 
 async fn a_database_of_a_newer_release_is_not_opened(place: Place) {
     place.open().await;
     place
-        .run("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 5")
+        .run("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 6")
         .await;
     let got = Db::open(&place.url).await;
     assert!(matches!(got, Err(DbError::Migrate { .. })), "{got:?}");
@@ -141,14 +161,19 @@ async fn the_frozen_database_of_release_0_1_0_is_opened_with_its_rows() {
     let db = Db::open(&format!("sqlite://{}?mode=rwc", file.display()))
         .await
         .unwrap();
-    let row = async |id: &str| db.sandbox(&id.parse().unwrap()).await.unwrap().unwrap();
+    let row = async |id: &str| {
+        db.sandbox(Owner::Any, &id.parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap()
+    };
 
     let paused = row("sb-d79ee15e").await;
     assert_eq!(paused.status, SandboxStatus::Paused);
-    assert_eq!((paused.memory_mb, paused.disk_size_mb), (256, 5120));
+    assert_eq!((paused.size.memory_mib, paused.size.disk_mib), (256, 5120));
     assert_eq!(paused.metadata["a"], "b");
     assert_eq!(paused.boot.map(|boot| boot.envd_ms), Some(3565));
-    assert!(!paused.envd_token.is_empty() && !paused.is_on_other_host("this-host"));
+    assert!(!paused.envd_token.is_empty() && paused.host_id == UNKNOWN_HOST);
     let running = row("sb-fc61c947").await;
     assert_eq!(running.status, SandboxStatus::Running);
     assert_eq!(

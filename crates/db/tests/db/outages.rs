@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use wrenn_db::Db;
+use wrenn_db::{Db, Owner};
 use wrenn_test_postgres::Server;
 
 use crate::support::{Connection, Place, cache, sandbox};
@@ -46,12 +46,12 @@ async fn calls_fail_while_postgres_is_stopped_and_succeed_after_a_restart() {
         server.stop().unwrap();
         for _ in 0..2 {
             let begun = Instant::now();
-            assert!(db.sandbox(&row.id).await.is_err());
+            assert!(db.sandbox(Owner::Any, &row.id).await.is_err());
             assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
         }
         server.restart().unwrap();
         until_available(&db).await;
-        let read = db.sandbox(&row.id).await.unwrap().unwrap();
+        let read = db.sandbox(Owner::Any, &row.id).await.unwrap().unwrap();
         assert_eq!(read.version, round);
         assert!(db.update_sandbox(&read).await.unwrap());
     }

@@ -1,7 +1,7 @@
 //! Pages of sandboxes.
 
 use wrenn_db::{Db, Page, Sandbox};
-use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use crate::support::{Place, ids, started, store};
 
@@ -12,16 +12,21 @@ on_both!(
 
 const RUNNING: [SandboxStatus; 1] = [SandboxStatus::Running];
 
-const FIRST: Page<'_> = Page {
-    statuses: &RUNNING,
-    template: "",
-    started_from: 0,
-    after: None,
-    newest_first: false,
-    limit: 100,
-};
+/// Returns the first page of a team.
+fn first(team: &TeamId) -> Page<'_> {
+    Page {
+        team,
+        statuses: &RUNNING,
+        template: "",
+        started_from: 0,
+        after: None,
+        newest_first: false,
+        limit: 100,
+    }
+}
 
 async fn all_pages(db: &Db, newest_first: bool, limit: u32) -> Vec<SandboxId> {
+    let team = TeamId::default();
     let mut all: Vec<(i64, SandboxId)> = Vec::new();
     loop {
         let after = all.last().map(|(time, id)| (*time, id));
@@ -29,7 +34,7 @@ async fn all_pages(db: &Db, newest_first: bool, limit: u32) -> Vec<SandboxId> {
             after,
             newest_first,
             limit,
-            ..FIRST
+            ..first(&team)
         };
         let rows = db.page(page).await.unwrap();
         if rows.is_empty() {
@@ -81,14 +86,27 @@ async fn a_page_has_the_selected_sandboxes(place: Place) {
         };
         store(&db, &row).await;
     }
+    let of_other = Sandbox {
+        team: "other".parse().unwrap(),
+        ..started("sb-other", SandboxStatus::Running, 2)
+    };
+    store(&db, &of_other).await;
     let statuses = [SandboxStatus::Running, SandboxStatus::Paused];
+    let (team, other) = (TeamId::default(), "other".parse().unwrap());
     let both = Page {
         statuses: &statuses,
-        ..FIRST
+        ..first(&team)
     };
     for (page, expected) in [
-        (FIRST, &["sb-1", "sb-3"][..]),
+        (first(&team), &["sb-1", "sb-3"][..]),
         (both, &["sb-1", "sb-2", "sb-3"]),
+        (
+            Page {
+                team: &other,
+                ..both
+            },
+            &["sb-other"],
+        ),
         (
             Page {
                 started_from: 2,

@@ -1,7 +1,7 @@
 //! Several handles on one database, as several control planes have.
 
 use futures::future::join_all;
-use wrenn_db::{Db, DbError};
+use wrenn_db::{Db, DbError, Owner};
 use wrenn_model::SandboxId;
 
 use crate::support::{Place, sandbox};
@@ -43,7 +43,7 @@ async fn one_of_two_updates_of_the_same_version_takes_effect(place: Place) {
 async fn add(db: Db, id: SandboxId, count: i64) {
     let mut done = 0;
     while done < count {
-        let mut row = db.sandbox(&id).await.unwrap().unwrap();
+        let mut row = db.sandbox(Owner::Any, &id).await.unwrap().unwrap();
         row.last_active_at += 1;
         done += i64::from(db.update_sandbox(&row).await.unwrap());
     }
@@ -55,7 +55,7 @@ async fn no_update_of_two_handles_is_lost(place: Place) {
     a.insert_sandbox(&row).await.unwrap();
     let tasks = [a.clone(), a.clone(), b.clone(), b];
     join_all(tasks.map(|db| tokio::spawn(add(db, row.id.clone(), 25)))).await;
-    let row = a.sandbox(&row.id).await.unwrap().unwrap();
+    let row = a.sandbox(Owner::Any, &row.id).await.unwrap().unwrap();
     assert_eq!((row.version, row.last_active_at), (100, 100));
 }
 

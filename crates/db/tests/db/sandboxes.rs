@@ -1,7 +1,7 @@
 //! Rows of sandboxes: every column, every operation.
 
-use wrenn_db::{DbError, MAX_LIST, Sandbox};
-use wrenn_model::SandboxStatus;
+use wrenn_db::{DbError, MAX_LIST, Owner, Sandbox};
+use wrenn_model::{SandboxStatus, TeamId};
 
 use crate::support::{Place, change, ids, sandbox, started, store};
 
@@ -11,6 +11,7 @@ on_both!(
     a_refresh_writes_data_of_the_host_and_keeps_the_version,
     an_id_is_unique,
     an_idempotency_key_is_unique_until_it_is_released,
+    a_query_of_a_team_returns_no_rows_of_others,
     a_list_has_the_requested_statuses_newest_first,
     deadlines_of_running_sandboxes_are_listed_earliest_first,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
@@ -21,34 +22,40 @@ async fn all_columns_are_read_as_they_were_written(place: Place) {
     let mut row = sandbox("sb-1");
     row.idempotency_key = "key".to_owned();
     db.insert_sandbox(&row).await.unwrap();
-    assert_eq!(db.sandbox(&row.id).await.unwrap().as_ref(), Some(&row));
+    assert_eq!(
+        db.sandbox(Owner::Any, &row.id).await.unwrap().as_ref(),
+        Some(&row)
+    );
 
     change(&mut row);
     assert!(db.update_sandbox(&row).await.unwrap());
     row.version += 1;
-    assert_eq!(db.sandbox(&row.id).await.unwrap().as_ref(), Some(&row));
+    assert_eq!(
+        db.sandbox(Owner::Any, &row.id).await.unwrap().as_ref(),
+        Some(&row)
+    );
 
     row.boot = None;
     assert!(db.update_sandbox(&row).await.unwrap());
     row.version += 1;
     // Another handle reads the same.
     let other = place.open().await;
-    assert_eq!(other.sandbox(&row.id).await.unwrap(), Some(row));
+    assert_eq!(other.sandbox(Owner::Any, &row.id).await.unwrap(), Some(row));
     let none = "sb-2".parse().unwrap();
-    assert_eq!(db.sandbox(&none).await.unwrap(), None);
+    assert_eq!(db.sandbox(Owner::Any, &none).await.unwrap(), None);
 }
 
 async fn a_row_changes_only_at_the_version_that_was_read(place: Place) {
     let db = place.open().await;
     db.insert_sandbox(&sandbox("sb-1")).await.unwrap();
     let id = "sb-1".parse().unwrap();
-    let row = db.sandbox(&id).await.unwrap().unwrap();
+    let row = db.sandbox(Owner::Any, &id).await.unwrap().unwrap();
     assert!(db.update_sandbox(&row).await.unwrap());
     assert!(!db.update_sandbox(&row).await.unwrap());
     assert!(!db.refresh_sandbox(&row).await.unwrap());
     assert!(!db.remove_sandbox(&id, row.version).await.unwrap());
     assert!(db.remove_sandbox(&id, row.version + 1).await.unwrap());
-    assert_eq!(db.sandbox(&id).await.unwrap(), None);
+    assert_eq!(db.sandbox(Owner::Any, &id).await.unwrap(), None);
     assert!(!db.remove_sandbox(&id, row.version + 1).await.unwrap());
 }
 
@@ -69,7 +76,10 @@ async fn a_refresh_writes_data_of_the_host_and_keeps_the_version(place: Place) {
         envd_token: seen.envd_token,
         ..before
     };
-    assert_eq!(db.sandbox(&expected.id).await.unwrap(), Some(expected));
+    assert_eq!(
+        db.sandbox(Owner::Any, &expected.id).await.unwrap(),
+        Some(expected)
+    );
 }
 
 async fn an_id_is_unique(place: Place) {
@@ -88,19 +98,35 @@ async fn an_idempotency_key_is_unique_until_it_is_released(place: Place) {
     // Rows without a key do not exclude each other.
     db.insert_sandbox(&sandbox("sb-1")).await.unwrap();
     db.insert_sandbox(&sandbox("sb-2")).await.unwrap();
-    assert_eq!(db.sandbox_by_idempotency_key("key").await.unwrap(), None);
+    assert_eq!(
+        db.sandbox_by_idempotency_key(&TeamId::default(), "key")
+            .await
+            .unwrap(),
+        None
+    );
 
     let first = keyed("sb-3");
     db.insert_sandbox(&first).await.unwrap();
     let second = db.insert_sandbox(&keyed("sb-4")).await;
     assert!(matches!(second, Err(DbError::Exists)), "{second:?}");
-    let found = db.sandbox_by_idempotency_key("key").await.unwrap();
+    let found = db
+        .sandbox_by_idempotency_key(&TeamId::default(), "key")
+        .await
+        .unwrap();
     assert_eq!(found.as_ref(), Some(&first));
 
     db.release_idempotency_key(&first.id).await.unwrap();
-    assert_eq!(db.sandbox_by_idempotency_key("key").await.unwrap(), None);
+    assert_eq!(
+        db.sandbox_by_idempotency_key(&TeamId::default(), "key")
+            .await
+            .unwrap(),
+        None
+    );
     db.insert_sandbox(&keyed("sb-4")).await.unwrap();
-    let found = db.sandbox_by_idempotency_key("key").await.unwrap();
+    let found = db
+        .sandbox_by_idempotency_key(&TeamId::default(), "key")
+        .await
+        .unwrap();
     assert_eq!(found.unwrap().id.as_str(), "sb-4");
 }
 
@@ -114,7 +140,10 @@ async fn a_list_has_the_requested_statuses_newest_first(place: Place) {
         };
         db.insert_sandbox(&row).await.unwrap();
     }
-    let all = db.sandboxes(&SandboxStatus::ALL, MAX_LIST).await.unwrap();
+    let all = db
+        .sandboxes(Owner::Any, &SandboxStatus::ALL, MAX_LIST)
+        .await
+        .unwrap();
     let newest_first: Vec<_> = (0..SandboxStatus::ALL.len())
         .rev()
         .map(|number| format!("sb-{number}"))
@@ -122,11 +151,19 @@ async fn a_list_has_the_requested_statuses_newest_first(place: Place) {
     assert_eq!(ids(&all), newest_first);
     let some = [SandboxStatus::Pending, SandboxStatus::Running];
     assert_eq!(
-        ids(&db.sandboxes(&some, MAX_LIST).await.unwrap()),
+        ids(&db.sandboxes(Owner::Any, &some, MAX_LIST).await.unwrap()),
         ["sb-2", "sb-0"]
     );
-    assert_eq!(ids(&db.sandboxes(&some, 1).await.unwrap()), ["sb-2"]);
-    assert!(db.sandboxes(&[], MAX_LIST).await.unwrap().is_empty());
+    assert_eq!(
+        ids(&db.sandboxes(Owner::Any, &some, 1).await.unwrap()),
+        ["sb-2"]
+    );
+    assert!(
+        db.sandboxes(Owner::Any, &[], MAX_LIST)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 async fn deadlines_of_running_sandboxes_are_listed_earliest_first(place: Place) {
@@ -176,4 +213,32 @@ async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place
             ("sb-5", "token of resuming"),
         ]
     );
+}
+
+async fn a_query_of_a_team_returns_no_rows_of_others(place: Place) {
+    let db = place.open().await;
+    let (own, other) = (TeamId::default(), "other".parse::<TeamId>().unwrap());
+    for (id, team) in [("sb-1", &own), ("sb-2", &other)] {
+        let row = Sandbox {
+            team: team.clone(),
+            idempotency_key: "key".to_owned(),
+            ..sandbox(id)
+        };
+        db.insert_sandbox(&row).await.unwrap();
+    }
+    for (team, its, foreign) in [(&own, "sb-1", "sb-2"), (&other, "sb-2", "sb-1")] {
+        let owner = Owner::Team(team);
+        let id = |id: &str| id.parse().unwrap();
+        let found = db.sandbox(owner, &id(its)).await.unwrap();
+        assert_eq!(found.unwrap().team, *team);
+        assert_eq!(db.sandbox(owner, &id(foreign)).await.unwrap(), None);
+        let all = db.sandboxes(owner, &SandboxStatus::ALL, MAX_LIST).await;
+        assert_eq!(ids(&all.unwrap()), [its]);
+        let found = db.sandbox_by_idempotency_key(team, "key").await.unwrap();
+        assert_eq!(found.unwrap().id.as_str(), its);
+    }
+    let all = db
+        .sandboxes(Owner::Any, &SandboxStatus::ALL, MAX_LIST)
+        .await;
+    assert_eq!(all.unwrap().len(), 2);
 }

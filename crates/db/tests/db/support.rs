@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, migrate::Migrator};
 use wrenn_db::{ApiKey, Db, NetworkLists, Options, ResumeAs, Sandbox, Template};
-use wrenn_model::{BootTimes, Egress, OnTimeout, SandboxStatus};
+use wrenn_model::{BootTimes, Egress, MachineSize, OnTimeout, SandboxStatus, Scopes, TeamId};
 use wrenn_test_postgres::Server;
 
 /// Generates the tests `sqlite::name` and `postgres::name` for functions that take an empty
@@ -142,9 +142,11 @@ pub(crate) fn sandbox(id: &str) -> Sandbox {
         template: "minimal".to_owned(),
         status: SandboxStatus::Pending,
         version: 0,
-        vcpus: 2,
-        memory_mb: 512,
-        disk_size_mb: 5120,
+        size: MachineSize {
+            vcpus: 2,
+            memory_mib: 512,
+            disk_mib: 5120,
+        },
         timeout_sec: 300,
         on_timeout: OnTimeout::Kill,
         auto_resume: true,
@@ -164,6 +166,7 @@ pub(crate) fn sandbox(id: &str) -> Sandbox {
         options: options(),
         idempotency_key: String::new(),
         host_id: "host-1".to_owned(),
+        team: TeamId::default(),
     }
 }
 
@@ -251,6 +254,8 @@ pub(crate) fn api_key(id: &str, created_at: i64) -> ApiKey {
         key_prefix: format!("wrn_{id}"),
         created_at,
         last_used_at: 0,
+        team: TeamId::default(),
+        scopes: Scopes::all(),
     }
 }
 

@@ -255,15 +255,15 @@ async fn processes_are_listed_fed_resized_and_killed() {
     };
     client.send_input(tag("job"), input).await.unwrap();
     client.close_stdin(tag("job")).await.unwrap();
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     while let Some(event) = events.next().await.unwrap() {
         if let Some(Event::Data(data)) = event.event
             && let Some(Output::Stdout(bytes)) = data.output
         {
-            told.extend(bytes);
+            received.extend(bytes);
         }
     }
-    assert_eq!(told, b"fed");
+    assert_eq!(received, b"fed");
     // A process without a terminal has no size; one that is not followed still runs.
     let request = start("sleep", &["1000"]);
     drop(client.start(request, "", None, true).await.unwrap());

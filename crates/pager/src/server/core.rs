@@ -59,7 +59,7 @@ pub(super) enum ServeError {
         source: io::Error,
     },
     #[error("failed to find holes in the shared memory")]
-    Look(#[source] io::Error),
+    Seek(#[source] io::Error),
     #[error("page fault at address {0:#x} outside of all regions")]
     Nowhere(u64),
     #[error("page fault at address {0:#x} is not for a missing page")]
@@ -137,7 +137,7 @@ impl Core {
 /// True if the shared memory contains the page at `offset`.
 pub(super) fn has_page(memfd: &OwnedFd, offset: u64) -> Result<bool, ServeError> {
     let hole = rustix::fs::seek(memfd, SeekFrom::Hole(offset));
-    Ok(hole.map_err(|error| ServeError::Look(error.into()))? != offset)
+    Ok(hole.map_err(|error| ServeError::Seek(error.into()))? != offset)
 }
 
 /// Returns the first run of `start..end` that is missing in the shared memory, as (start, end).
@@ -146,8 +146,8 @@ pub(super) fn first_hole(
     start: u64,
     end: u64,
 ) -> Result<Option<(u64, u64)>, ServeError> {
-    let look = |error: Errno| ServeError::Look(error.into());
-    let hole = rustix::fs::seek(memfd, SeekFrom::Hole(start)).map_err(look)?;
+    let seek_failed = |error: Errno| ServeError::Seek(error.into());
+    let hole = rustix::fs::seek(memfd, SeekFrom::Hole(start)).map_err(seek_failed)?;
     if hole >= end {
         return Ok(None);
     }
@@ -155,7 +155,7 @@ pub(super) fn first_hole(
         Ok(data) => Ok(Some((hole, data.min(end)))),
         // No data after the hole.
         Err(Errno::NXIO) => Ok(Some((hole, end))),
-        Err(error) => Err(look(error)),
+        Err(error) => Err(seek_failed(error)),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 /// Maximum time of one wait before the state is checked again.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Gate that is closed while faults are being resolved. A wakeup that arrives too early is
 /// harmless, because every wait is bounded and the state is checked again.
@@ -40,11 +40,11 @@ impl Gate {
         }
     }
 
-    /// Waits until the next batch of faults is resolved, at most `LOOK_AGAIN`.
+    /// Waits until the next batch of faults is resolved, at most `RETRY_INTERVAL`.
     pub(crate) fn pause(&self) {
         let mut guard = self.lock.lock();
         self.waiting.store(true, Ordering::SeqCst);
-        let _ = self.opened.wait_for(&mut guard, LOOK_AGAIN);
+        let _ = self.opened.wait_for(&mut guard, RETRY_INTERVAL);
         self.waiting.store(false, Ordering::SeqCst);
     }
 }

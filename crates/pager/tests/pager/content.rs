@@ -14,7 +14,7 @@ fn shared(memfd: &std::os::fd::OwnedFd) -> Backing {
 }
 
 #[test]
-fn memory_from_a_shared_copy_is_exact_and_second_machines_do_not_fault() {
+fn shared_memory_is_exact_and_a_second_vm_does_not_fault() {
     let source = Arc::new(Pattern::new(PAGES, 3));
     let memory = memfd(LEN);
     let mut first = Faulter::private_of(&memory, LEN);
@@ -44,7 +44,7 @@ fn memory_from_a_shared_copy_is_exact_and_second_machines_do_not_fault() {
 }
 
 #[test]
-fn two_machines_may_fill_a_shared_copy_at_once() {
+fn two_vms_fill_a_shared_memory_concurrently() {
     let source = Arc::new(Pattern::new(PAGES, 5));
     let memory = memfd(LEN);
     let mut machines: Vec<Faulter> = (0..3).map(|_| Faulter::private_of(&memory, LEN)).collect();
@@ -62,7 +62,7 @@ fn two_machines_may_fill_a_shared_copy_at_once() {
         .map(|(index, machine)| machine.serve(shared(&memory), &source, options(index)))
         .collect();
     for machine in &mut machines {
-        machine.tell(&format!("checksum 0 {LEN}"));
+        machine.send(&format!("checksum 0 {LEN}"));
     }
     for machine in &mut machines {
         assert_eq!(machine.answer(), source.checksum(0, LEN).to_string());
@@ -75,7 +75,7 @@ fn two_machines_may_fill_a_shared_copy_at_once() {
 }
 
 #[test]
-fn private_memory_is_exact_with_many_threads_and_a_prefetch_in_the_way() {
+fn private_memory_is_exact_with_concurrent_threads_and_prefetch() {
     for prefetch in [false, true] {
         let source = Arc::new(Pattern::new(PAGES, 3));
         let mut machine = Faulter::anonymous(LEN);
@@ -99,7 +99,7 @@ fn private_memory_is_exact_with_many_threads_and_a_prefetch_in_the_way() {
 }
 
 #[test]
-fn what_was_loaded_ahead_does_not_fault() {
+fn prefetched_page_does_not_fault() {
     for private in [false, true] {
         let source = Arc::new(Pattern::new(PAGES, 4));
         let memory = memfd(LEN);
@@ -166,7 +166,7 @@ fn first_faults_are_recorded_in_order_and_bounded() {
 }
 
 #[test]
-fn memory_given_back_is_zero_and_never_the_snapshot_again() {
+fn discarded_memory_reads_as_zero() {
     let source = Arc::new(Pattern::new(PAGES, 0));
     let mut machine = Faulter::anonymous(LEN);
     let server = machine.serve(Backing::Private, &source, Options::default());
@@ -192,7 +192,7 @@ fn memory_given_back_is_zero_and_never_the_snapshot_again() {
 }
 
 #[test]
-fn a_prefetch_passes_over_what_was_given_back() {
+fn prefetch_skips_discarded_pages() {
     let mut source = Pattern::new(PAGES, 0);
     source.guarded = Some(0);
     let source = Arc::new(source);
@@ -224,17 +224,17 @@ fn a_prefetch_passes_over_what_was_given_back() {
 }
 
 #[test]
-fn a_change_of_the_address_space_puts_an_answer_off_and_no_more() {
+fn address_space_change_delays_a_reply_only() {
     for given_back in [false, true] {
         let mut source = Pattern::new(PAGES, 0);
         source.guarded = Some(20 * PAGE);
         let source = Arc::new(source);
         let mut machine = Faulter::anonymous(LEN);
         let server = machine.serve(Backing::Private, &source, Options::default());
-        machine.tell(&format!("later load {}", 20 * PAGE));
+        machine.send(&format!("later load {}", 20 * PAGE));
         until("the fault is being read", || source.door.arrived() == 1);
         let first = if given_back { 20 } else { 40 };
-        machine.tell(&format!("later discard {} {}", first * PAGE, 8 * PAGE));
+        machine.send(&format!("later discard {} {}", first * PAGE, 8 * PAGE));
         // From now on the kernel rejects requests to install pages until the event is read.
         until("madvise waits", || {
             machine.threads_in("userfaultfd_event") == 1
@@ -255,16 +255,16 @@ fn a_change_of_the_address_space_puts_an_answer_off_and_no_more() {
 }
 
 #[test]
-fn two_threads_that_wait_for_one_page_both_go_on() {
+fn both_threads_waiting_for_a_page_continue() {
     let mut source = Pattern::new(PAGES, 0);
     source.guarded = Some(5 * PAGE);
     let source = Arc::new(source);
     let mut machine = Faulter::anonymous(LEN);
     let server = machine.serve(Backing::Private, &source, Options::default());
-    machine.tell(&format!("later load {}", 5 * PAGE));
+    machine.send(&format!("later load {}", 5 * PAGE));
     until("the fault is being read", || source.door.arrived() == 1);
     for _ in 0..3 {
-        machine.tell(&format!("later load {}", 9 * PAGE));
+        machine.send(&format!("later load {}", 9 * PAGE));
     }
     until("all wait", || machine.threads_in("handle_userfault") == 4);
     source.door.open();

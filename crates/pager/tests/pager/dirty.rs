@@ -68,7 +68,7 @@ fn the_dirty_pages_are_exactly_those_written() {
 }
 
 #[test]
-fn long_runs_come_in_pieces_and_many_short_ones_in_order() {
+fn long_runs_are_split_and_short_runs_are_in_order() {
     let mut machine = Faulter::anonymous(LEN);
     for page in 0..PAGES {
         let store = format!("store {} {}", page * PAGE, page + 1);
@@ -95,7 +95,7 @@ fn long_runs_come_in_pieces_and_many_short_ones_in_order() {
 }
 
 #[test]
-fn what_cannot_be_read_is_an_error_that_says_where() {
+fn unreadable_memory_is_an_error_with_its_address() {
     let mut machine = Faulter::anonymous(LEN);
     let (pid, base) = (machine.pid(), machine.base);
     let take = |_: u64, _: &[u8]| Ok::<_, DirtyError>(());

@@ -39,7 +39,7 @@ fn text(error: HandshakeError) -> String {
 }
 
 #[test]
-fn both_names_of_the_page_size_and_several_regions_are_taken() {
+fn both_names_of_the_page_size_and_several_regions_are_accepted() {
     let uffd = Uffd::open().expect("opens");
     let first = Region {
         address: 65536,
@@ -60,7 +60,7 @@ fn both_names_of_the_page_size_and_several_regions_are_taken() {
 }
 
 #[test]
-fn every_malformed_message_is_an_error_that_says_what() {
+fn malformed_message_is_an_error_that_names_the_defect() {
     let uffd = Uffd::open().expect("opens");
     let null = std::fs::File::open("/dev/null").expect("opens");
     let good = format!(r#"[{REGION},"page_size":4096}}]"#);
@@ -107,9 +107,9 @@ fn a_description_without_a_descriptor_is_for_memory_that_is_not_paged() {
 #[test]
 fn a_peer_that_closes_or_stays_silent_is_an_error() {
     let (near, far) = UnixStream::pair().expect("a pair");
-    let moment = Instant::now() + Duration::from_millis(20);
+    let deadline = Instant::now() + Duration::from_millis(20);
     assert!(matches!(
-        receive(&far, never().as_fd(), moment),
+        receive(&far, never().as_fd(), deadline),
         Err(HandshakeError::Silent)
     ));
     drop(near);

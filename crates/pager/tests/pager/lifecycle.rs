@@ -13,7 +13,7 @@ const PAGES: u64 = 600;
 const LEN: u64 = PAGES * PAGE;
 
 #[test]
-fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
+fn failed_source_is_reported_by_name_and_serves_no_zeros() {
     for (private, prefetch) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut source = Pattern::new(PAGES, 0);
         source.broken = Some(300 * PAGE);
@@ -35,7 +35,7 @@ fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
         };
         let mut server = machine.serve(backing, &source, options);
         let failed = server.failed();
-        machine.tell(&format!("later load {}", 300 * PAGE));
+        machine.send(&format!("later load {}", 300 * PAGE));
         let reason = failed.wait(DEADLINE).expect("fails").to_owned();
         assert!(reason.contains("/snapshots/g7/memory.diff"), "{reason}");
         assert!(reason.contains("offset"), "{reason}");
@@ -52,15 +52,15 @@ fn a_source_that_fails_is_reported_by_name_and_nobody_gets_zeros() {
 }
 
 #[test]
-fn stopping_does_not_wait_for_threads_that_wait_for_pages() {
+fn stop_does_not_wait_for_faulting_threads() {
     let mut source = Pattern::new(PAGES, 0);
     source.guarded = Some(0);
     let source = Arc::new(source);
     let mut machine = Faulter::anonymous(LEN);
     let mut server = machine.serve(Backing::Private, &source, Options::default());
-    machine.tell("later load 0");
+    machine.send("later load 0");
     until("the fault is being read", || source.door.arrived() == 1);
-    machine.tell("touch 24");
+    machine.send("touch 24");
     until("all wait", || machine.threads_in("handle_userfault") == 25);
     std::thread::scope(|scope| {
         let stopping = scope.spawn(|| {
@@ -77,7 +77,7 @@ fn stopping_does_not_wait_for_threads_that_wait_for_pages() {
 }
 
 #[test]
-fn a_machine_that_is_killed_is_no_failure() {
+fn killed_vmm_is_not_a_failure() {
     for private in [false, true] {
         let mut source = Pattern::new(PAGES, 0);
         source.guarded = Some(PAGE);
@@ -90,7 +90,7 @@ fn a_machine_that_is_killed_is_no_failure() {
             (Faulter::private_of(&memory, LEN), Backing::Shared(copy))
         };
         let mut server = machine.serve(backing, &source, Options::default());
-        machine.tell("touch 4");
+        machine.send("touch 4");
         until("the fault is being read", || source.door.arrived() == 1);
         machine.kill();
         source.door.open();
@@ -122,14 +122,14 @@ fn a_panic_in_a_source_is_a_failure() {
     let options = Options::default();
     let server = PageServer::start(handshake, Backing::Private, Arc::new(Panics), options);
     let server = server.expect("starts");
-    machine.tell("later load 0");
+    machine.send("later load 0");
     let failed = server.failed();
     let reason = failed.wait(DEADLINE).expect("fails");
     assert!(reason.contains("panicked"), "{reason}");
 }
 
 #[test]
-fn an_extent_that_is_no_extent_is_a_failure_and_not_a_loop() {
+fn empty_extent_is_a_failure() {
     struct Empty;
     impl wrenn_pager::MemorySource for Empty {
         fn len(&self) -> u64 {
@@ -147,14 +147,14 @@ fn an_extent_that_is_no_extent_is_a_failure_and_not_a_loop() {
     let options = Options::default();
     let server = PageServer::start(handshake, Backing::Private, Arc::new(Empty), options);
     let server = server.expect("starts");
-    machine.tell("later load 4096");
+    machine.send("later load 4096");
     let failed = server.failed();
     let reason = failed.wait(DEADLINE).expect("fails");
     assert!(reason.contains("extent of 0 bytes at offset"), "{reason}");
 }
 
 #[test]
-fn memory_of_the_wrong_size_is_refused_before_anything_starts() {
+fn memory_of_the_wrong_size_is_rejected_at_start() {
     let source = Arc::new(Pattern::new(PAGES - 1, 0));
     let mut machine = Faulter::anonymous(LEN);
     let handshake = machine.handshake();

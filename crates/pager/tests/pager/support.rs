@@ -216,7 +216,7 @@ impl Faulter {
         self.child.id()
     }
 
-    pub(crate) fn tell(&mut self, command: &str) {
+    pub(crate) fn send(&mut self, command: &str) {
         writeln!(self.input, "{command}").expect("the process reads its input");
     }
 
@@ -227,7 +227,7 @@ impl Faulter {
     }
 
     pub(crate) fn ask(&mut self, command: &str) -> String {
-        self.tell(command);
+        self.send(command);
         self.answer()
     }
 
@@ -244,7 +244,7 @@ impl Faulter {
         let directory = TempDir::new().expect("a directory");
         let path = directory.path().join("uffd.sock");
         let listener = UnixListener::bind(&path).expect("binds");
-        self.tell(&format!("connect {}", path.display()));
+        self.send(&format!("connect {}", path.display()));
         let never = never();
         let deadline = Instant::now() + DEADLINE;
         let handshake = handshake::accept(&listener, never.as_fd(), deadline).expect("accepts");

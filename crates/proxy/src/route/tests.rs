@@ -24,7 +24,7 @@ fn port(port: u16, id: &str) -> Result<Route, BadAddress> {
 const BOTH: [(&str, &str); 2] = [("E2b-Sandbox-Id", "i0abc"), ("E2b-Sandbox-Port", "3000")];
 
 #[test]
-fn headers_count_on_shared_names() {
+fn headers_route_requests_on_shared_names() {
     for host in [
         "localhost:8001",
         "LOCALHOST",
@@ -39,7 +39,7 @@ fn headers_count_on_shared_names() {
 }
 
 #[test]
-fn headers_do_not_count_on_a_sandboxes_own_name() {
+fn headers_are_ignored_on_the_name_of_a_sandbox() {
     assert_eq!(ask("80-i1.example.com", &BOTH), port(80, "i1"));
     for host in ["example.com", "sandbox", "sandbox."] {
         assert_eq!(ask(host, &BOTH), Err(BadAddress::Host), "{host}");
@@ -47,7 +47,7 @@ fn headers_do_not_count_on_a_sandboxes_own_name() {
 }
 
 #[test]
-fn a_label_names_port_and_id() {
+fn label_contains_port_and_id() {
     assert_eq!(ask("49983-i0abc.example.com", &[]), port(49983, "i0abc"));
     assert_eq!(
         ask("80-sb-0a1b2c3d.localhost:8001", &[]),
@@ -68,7 +68,7 @@ fn a_label_names_port_and_id() {
 }
 
 #[test]
-fn half_an_address_is_none() {
+fn incomplete_address_is_unaddressed() {
     assert_eq!(ask("localhost", &BOTH[..1]), Err(BadAddress::Headers));
     assert_eq!(ask("localhost", &BOTH[1..]), Err(BadAddress::Headers));
     let twice = [BOTH[0], BOTH[0], BOTH[1]];
@@ -84,7 +84,7 @@ fn half_an_address_is_none() {
 }
 
 #[test]
-fn a_host_must_be_one_and_without_a_user() {
+fn invalid_or_ambiguous_host_is_rejected() {
     assert_eq!(ask("me@localhost", &BOTH), Err(BadAddress::NoHost));
     assert_eq!(
         route(&Uri::from_static("/"), &HeaderMap::new(), &[]),
@@ -100,7 +100,7 @@ fn a_host_must_be_one_and_without_a_user() {
 }
 
 #[test]
-fn an_absolute_target_wins_over_host() {
+fn absolute_target_takes_precedence_over_host() {
     let mut headers = HeaderMap::new();
     headers.insert(header::HOST, "80-i1.x".parse().expect("a value"));
     let uri = Uri::from_static("http://81-i2.x/path");
@@ -109,12 +109,12 @@ fn an_absolute_target_wins_over_host() {
 
 proptest! {
     #[test]
-    fn any_host_and_headers_are_answered(host in "[ -~]{0,80}", id in "[ -~]{0,80}", number in "[ -~]{0,8}") {
+    fn any_host_and_headers_are_routed_or_rejected(host in "[ -~]{0,80}", id in "[ -~]{0,80}", number in "[ -~]{0,8}") {
         let _ = ask(&host, &[("E2b-Sandbox-Id", &id), ("E2b-Sandbox-Port", &number)]);
     }
 
     #[test]
-    fn what_is_written_into_a_host_name_is_read_from_it(
+    fn host_name_round_trips(
         id in "(sb-)?[a-z0-9]{1,40}",
         number in 1_u16..,
         domain in "[a-z]{1,9}(\\.[a-z]{1,9}){0,2}",

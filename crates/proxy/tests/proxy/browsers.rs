@@ -30,12 +30,12 @@ async fn head(setup: &Setup, request: &str) -> Answer {
     Answer {
         head: client.head().await,
         body: String::new(),
-        is_whole: true,
+        is_complete: true,
     }
 }
 
 #[tokio::test]
-async fn a_preflight_that_cannot_say_where_it_goes_is_answered_here() {
+async fn unaddressed_preflight_is_answered_by_the_proxy() {
     let setup = Setup::new().await;
     let mut envd = setup.open(ID, 49983);
     for host in ["localhost:8001", "127.0.0.1:8001", "sandbox.example.com"] {
@@ -62,7 +62,7 @@ async fn a_preflight_that_cannot_say_where_it_goes_is_answered_here() {
 }
 
 #[tokio::test]
-async fn a_preflight_that_says_where_it_goes_is_the_sandboxs() {
+async fn addressed_preflight_is_forwarded() {
     let setup = Setup::new().await;
     setup.open(ID, 80).serve(ECHO);
     let by_name = format!("OPTIONS /a HTTP/1.1\r\nHost: 80-{ID}.example.com\r\n{PREFLIGHT}\r\n");
@@ -81,7 +81,7 @@ async fn a_preflight_that_says_where_it_goes_is_the_sandboxs() {
 }
 
 #[tokio::test]
-async fn scripts_of_every_page_may_read_why_nothing_was_answered() {
+async fn error_responses_are_readable_across_origins() {
     let setup = Setup::new().await;
     for (asked, status) in [
         ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(), 400),
@@ -100,7 +100,7 @@ async fn scripts_of_every_page_may_read_why_nothing_was_answered() {
 }
 
 #[tokio::test]
-async fn an_expired_link_is_the_contracts_json_in_a_browser_too() {
+async fn expired_link_is_rejected_as_json_in_browsers() {
     let setup = Setup::new().await;
     setup.change(ID, |sandbox| sandbox.token = "its token".to_owned());
     let grant = Grant {

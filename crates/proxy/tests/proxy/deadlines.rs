@@ -7,13 +7,13 @@ use tokio::time::Instant;
 use crate::support::{ID, Setup, get};
 
 #[tokio::test(start_paused = true)]
-async fn a_client_has_ten_seconds_to_say_what_it_wants() {
-    for said in ["", "GET / HTTP/1.1\r\nHost:"] {
+async fn incomplete_head_times_out_after_ten_seconds() {
+    for head in ["", "GET / HTTP/1.1\r\nHost:"] {
         let setup = Setup::new().await;
         let began = Instant::now();
         let stream = tokio::net::TcpStream::connect(setup.address).await.unwrap();
         let mut buffer = [0; 64];
-        stream.try_write(said.as_bytes()).unwrap();
+        stream.try_write(head.as_bytes()).unwrap();
         loop {
             stream.readable().await.unwrap();
             match stream.try_read(&mut buffer) {
@@ -30,7 +30,7 @@ async fn a_client_has_ten_seconds_to_say_what_it_wants() {
 }
 
 #[tokio::test]
-async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
+async fn idle_connection_outlives_the_head_deadline() {
     let setup = Setup::new().await;
     setup
         .open(ID, 80)

@@ -14,7 +14,7 @@ fn id() -> SandboxId {
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_for_the_next_request() {
+async fn connection_is_reused_for_the_next_request() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     let mut client = setup.client().await;
@@ -36,7 +36,7 @@ async fn a_connection_is_kept_for_the_next_request() {
 }
 
 #[tokio::test]
-async fn a_request_on_a_connection_that_was_just_closed_is_sent_again_if_it_repeats_nothing() {
+async fn idempotent_request_on_a_closed_connection_is_repeated() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     for (method, body, is_repeated) in
@@ -89,7 +89,7 @@ async fn a_request_is_not_repeated_on_a_new_connection() {
 }
 
 #[tokio::test]
-async fn a_sandbox_has_so_many_connections_and_no_more() {
+async fn connections_per_sandbox_are_limited() {
     let setup = Setup::with(ProxyConfig {
         max_connections: 2,
         ..ProxyConfig::default()
@@ -117,7 +117,7 @@ async fn a_sandbox_has_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_sandbox_that_stops_is_cut_at_once_and_then_not_found() {
+async fn stopped_sandbox_is_disconnected_and_not_found() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 49983);
     let mut streaming = setup.client().await;
@@ -136,7 +136,7 @@ async fn a_sandbox_that_stops_is_cut_at_once_and_then_not_found() {
     asked.head().await;
 
     setup.world.sandboxes.lock().remove(ID);
-    setup.cuts.forget(&id());
+    setup.kill_switch.forget(&id());
 
     assert!(streaming.is_ended().await);
     assert!(guest.is_ended().await && asked.is_ended().await);
@@ -167,13 +167,13 @@ async fn kept_connections_are_not_used_after_a_stop() {
         guest.send(EMPTY).await;
         assert_eq!(client.answer().await.status(), 200);
         // As after a pause and a resume.
-        setup.cuts.forget(&id());
+        setup.kill_switch.forget(&id());
         assert!(guest.is_ended().await);
     }
 }
 
 #[tokio::test]
-async fn a_sandbox_that_was_just_paused_is_looked_up_again() {
+async fn paused_sandbox_is_resolved_again() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     setup.change(ID, |sandbox| {
@@ -192,7 +192,7 @@ async fn a_sandbox_that_was_just_paused_is_looked_up_again() {
     setup.change(ID, |sandbox| {
         sandbox.dial_errors = vec![DialError::NotRunning; 3]
     });
-    setup.cuts.forget(&id());
+    setup.kill_switch.forget(&id());
     let answer = setup.ask(&get("/", ID, 80)).await;
     assert!(
         answer.status() == 502 && answer.body.contains("was not found"),

@@ -42,7 +42,7 @@ async fn a_request_reaches_its_port_by_headers_and_by_host_name() {
 }
 
 #[tokio::test]
-async fn paths_and_queries_arrive_as_they_were_sent() {
+async fn paths_and_queries_are_forwarded_unchanged() {
     let setup = Setup::new().await;
     setup.open(ID, 80).serve(ECHO);
     for path in [
@@ -77,7 +77,7 @@ async fn paths_and_queries_arrive_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_told_in_the_contracts_words() {
+async fn missing_sandbox_or_port_has_the_response_of_the_contract() {
     let setup = Setup::new().await;
     let closed = setup.ask(&get("/", ID, 81)).await;
     assert_eq!(closed.status(), 502);
@@ -115,7 +115,7 @@ async fn what_is_not_there_is_told_in_the_contracts_words() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_whole_address_is_refused_as_text() {
+async fn unaddressed_request_is_rejected_as_text() {
     let setup = Setup::with(ProxyConfig {
         shared_names: vec!["box".to_owned()],
         ..ProxyConfig::default()
@@ -145,7 +145,7 @@ async fn a_request_without_a_whole_address_is_refused_as_text() {
 }
 
 #[tokio::test]
-async fn calls_of_the_host_do_not_reach_the_guest_agent() {
+async fn host_calls_do_not_reach_the_guest_agent() {
     let setup = Setup::new().await;
     let mut envd = setup.open(ID, 49983);
     setup.open(ID, 80).serve(ECHO);
@@ -170,7 +170,7 @@ async fn calls_of_the_host_do_not_reach_the_guest_agent() {
 }
 
 #[tokio::test]
-async fn a_sandbox_that_is_not_public_wants_its_traffic_token() {
+async fn private_sandbox_requires_its_traffic_token() {
     let setup = Setup::new().await;
     setup.open(ID, 80).serve(ECHO);
     setup.open(ID, 49983).serve(ECHO);
@@ -196,7 +196,7 @@ async fn a_sandbox_that_is_not_public_wants_its_traffic_token() {
 }
 
 #[tokio::test]
-async fn a_signed_link_finds_its_sandbox() {
+async fn signed_link_is_routed_to_its_sandbox() {
     let setup = Setup::new().await;
     setup.open(ID, 49983).serve(ECHO);
     setup.change(ID, |sandbox| sandbox.token = "its token".to_owned());
@@ -233,7 +233,7 @@ async fn a_signed_link_finds_its_sandbox() {
 }
 
 #[tokio::test]
-async fn a_link_that_has_expired_is_refused_by_this_machines_clock() {
+async fn expired_link_is_rejected() {
     let setup = Setup::new().await;
     setup.open(ID, 49983).serve(ECHO);
     setup.change(ID, |sandbox| sandbox.token = "its token".to_owned());
@@ -269,7 +269,7 @@ async fn a_link_that_has_expired_is_refused_by_this_machines_clock() {
 }
 
 #[tokio::test]
-async fn an_open_sandbox_is_shown_its_token_and_a_masked_host() {
+async fn token_and_masked_host_are_injected() {
     let setup = Setup::new().await;
     setup.open(ID, 49983).serve(ECHO);
     setup.open(ID, 80).serve(ECHO);
@@ -301,7 +301,7 @@ async fn an_open_sandbox_is_shown_its_token_and_a_masked_host() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_long_is_refused() {
+async fn head_that_is_too_long_is_rejected() {
     let setup = Setup::new().await;
     let long = format!("X-Long: {}\r\n", "x".repeat(200 * 1024));
     let mut client = setup.client().await;

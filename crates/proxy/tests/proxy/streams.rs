@@ -11,7 +11,7 @@ use crate::support::{ID, OTHER, Setup, get, request};
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[tokio::test]
-async fn pieces_go_both_ways_before_either_side_is_through() {
+async fn bodies_stream_in_both_directions() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 49983);
     let mut client = setup.client().await;
@@ -43,7 +43,7 @@ async fn pieces_go_both_ways_before_either_side_is_through() {
 }
 
 #[tokio::test]
-async fn trailers_go_both_ways() {
+async fn trailers_are_forwarded_in_both_directions() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     let mut client = setup.client().await;
@@ -65,7 +65,7 @@ async fn trailers_go_both_ways() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_ends_the_request() {
+async fn disconnected_client_ends_the_request() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     // Before a response, and in the middle of one that is silent.
@@ -96,7 +96,7 @@ async fn a_client_that_goes_ends_the_request() {
 }
 
 #[tokio::test]
-async fn half_an_answer_is_never_taken_for_the_whole() {
+async fn truncated_response_is_never_complete() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     for head in [
@@ -110,13 +110,13 @@ async fn half_an_answer_is_never_taken_for_the_whole() {
         guest.send(head).await;
         drop(guest);
         let answer = client.answer().await;
-        assert!(!answer.is_whole && answer.body == "12345", "{answer:?}");
+        assert!(!answer.is_complete && answer.body == "12345", "{answer:?}");
         assert!(client.is_ended().await);
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_keeps_its_headers() {
+async fn response_without_a_body_keeps_its_headers() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     let mut client = setup.client().await;
@@ -166,7 +166,7 @@ async fn a_client_that_waits_for_100_gets_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_not_read_for() {
+async fn slow_client_applies_back_pressure() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     let mut client = setup.client().await;
@@ -218,7 +218,7 @@ proptest! {
     /// For any split into pieces, the bytes that arrive equal the bytes that were sent, in both
     /// directions.
     #[test]
-    fn bodies_arrive_whole(pieces in prop::collection::vec("[a-z]{1,3000}", 1..20), is_chunked: bool) {
+    fn bodies_are_complete(pieces in prop::collection::vec("[a-z]{1,3000}", 1..20), is_chunked: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let whole = pieces.concat();
         let (there, back) = runtime.block_on(async {
@@ -243,7 +243,7 @@ proptest! {
             guest.send(end).await;
             (there, client.answer().await)
         });
-        prop_assert!(there.is_whole && back.is_whole);
+        prop_assert!(there.is_complete && back.is_complete);
         prop_assert_eq!(&there.body, &whole);
         prop_assert_eq!(&back.body, &whole);
     }

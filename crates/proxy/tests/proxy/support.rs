@@ -98,7 +98,7 @@ impl Sandboxes for World {
 /// Proxy with two sandboxes, [`ID`] and [`OTHER`].
 pub(crate) struct Setup {
     pub(crate) world: Arc<World>,
-    pub(crate) cuts: ConnectionKillSwitch,
+    pub(crate) kill_switch: ConnectionKillSwitch,
     pub(crate) address: SocketAddr,
     shutdown: CancellationToken,
 }
@@ -122,8 +122,8 @@ impl Setup {
                 .lock()
                 .insert(id.to_owned(), Sandbox::default());
         }
-        let cuts = ConnectionKillSwitch::default();
-        let proxy = Proxy::new(Arc::clone(&world), cuts.clone(), config);
+        let kill_switch = ConnectionKillSwitch::default();
+        let proxy = Proxy::new(Arc::clone(&world), kill_switch.clone(), config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -131,7 +131,7 @@ impl Setup {
         tokio::spawn(async move { proxy.serve(listener, until).await });
         Self {
             world,
-            cuts,
+            kill_switch,
             address,
             shutdown,
         }
@@ -221,7 +221,7 @@ pub(crate) struct Answer {
     pub(crate) head: String,
     pub(crate) body: String,
     /// True if the body has the length that the head declares.
-    pub(crate) is_whole: bool,
+    pub(crate) is_complete: bool,
 }
 
 impl Answer {
@@ -305,7 +305,7 @@ impl<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Wire<I> {
             .nth(1)
             .and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
         let mut body = Vec::new();
-        let is_whole = if lower.contains("transfer-encoding: chunked") {
+        let is_complete = if lower.contains("transfer-encoding: chunked") {
             self.chunks(&mut body).await.is_some()
         } else if let Some(length) = length {
             while self.read.len() < length && self.more().await {}
@@ -321,7 +321,7 @@ impl<I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Wire<I> {
         Answer {
             head,
             body,
-            is_whole,
+            is_complete,
         }
     }
 

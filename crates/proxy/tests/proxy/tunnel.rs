@@ -25,7 +25,7 @@ async fn agent(answer: &'static str) -> (AgentTunnel, tokio::task::JoinHandle<St
 }
 
 #[tokio::test]
-async fn a_tunnel_is_asked_for_with_the_token_and_then_carries_bytes() {
+async fn tunnel_is_requested_with_the_token_and_carries_bytes() {
     let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: wrenn-tunnel\r\n\r\nearly";
     let (tunnel, asked) = agent(switch).await;
     let mut io = tunnel.dial(&ID.parse().unwrap(), 8080).await.unwrap();
@@ -49,8 +49,8 @@ async fn a_tunnel_is_asked_for_with_the_token_and_then_carries_bytes() {
 }
 
 #[tokio::test]
-async fn what_the_agent_says_instead_has_a_meaning() {
-    async fn said(answer: &'static str) -> DialError {
+async fn rejections_of_the_agent_are_mapped() {
+    async fn error_of(answer: &'static str) -> DialError {
         let (tunnel, _) = agent(answer).await;
         tunnel
             .dial(&ID.parse().unwrap(), 80)
@@ -58,25 +58,28 @@ async fn what_the_agent_says_instead_has_a_meaning() {
             .expect_err("no tunnel")
     }
     let closed = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 37\r\n\r\n{\"code\":\"port_closed\",\"message\":\"no\"}";
-    assert_eq!(said(closed).await, DialError::PortClosed);
+    assert_eq!(error_of(closed).await, DialError::PortClosed);
     let unknown = "HTTP/1.1 404 Not Found\r\nContent-Length: 35\r\n\r\n{\"code\":\"not_found\",\"message\":\"no\"}";
-    assert_eq!(said(unknown).await, DialError::NotRunning);
+    assert_eq!(error_of(unknown).await, DialError::NotRunning);
     let paused = "HTTP/1.1 409 Conflict\r\nContent-Length: 37\r\n\r\n{\"code\":\"failed_precondition\"}       ";
-    assert_eq!(said(paused).await, DialError::NotRunning);
+    assert_eq!(error_of(paused).await, DialError::NotRunning);
     let many = "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n";
-    assert_eq!(said(many).await, DialError::TooMany);
+    assert_eq!(error_of(many).await, DialError::TooMany);
     // An agent without support for tunnels.
     let old = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
-    assert!(matches!(said(old).await, DialError::Host(_)));
+    assert!(matches!(error_of(old).await, DialError::Host(_)));
     assert!(matches!(
-        said("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await,
+        error_of("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await,
         DialError::Host(_)
     ));
-    assert!(matches!(said("what?\r\n\r\n").await, DialError::Host(_)));
+    assert!(matches!(
+        error_of("what?\r\n\r\n").await,
+        DialError::Host(_)
+    ));
 }
 
 #[tokio::test]
-async fn an_agent_that_is_not_there_is_told() {
+async fn unreachable_agent_is_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);

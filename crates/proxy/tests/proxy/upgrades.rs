@@ -45,7 +45,7 @@ async fn an_upgraded_connection_carries_bytes_both_ways_until_it_is_closed() {
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_is_cut_with_its_sandbox() {
+async fn upgraded_connection_ends_with_its_sandbox() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     let mut client = setup.client().await;
@@ -54,13 +54,13 @@ async fn an_upgraded_connection_is_cut_with_its_sandbox() {
     guest.head().await;
     guest.send(SWITCH).await;
     client.head().await;
-    setup.cuts.forget(&ID.parse().unwrap());
+    setup.kill_switch.forget(&ID.parse().unwrap());
     assert!(client.is_ended().await && guest.is_ended().await);
     setup.until_unused().await;
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_declined_is_an_answer() {
+async fn declined_upgrade_is_a_response() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 80);
     let mut client = setup.client().await;
@@ -83,7 +83,7 @@ async fn an_upgrade_that_is_declined_is_an_answer() {
 }
 
 #[tokio::test]
-async fn the_guest_agent_is_not_asked_for_another_protocol() {
+async fn upgrade_is_not_requested_from_the_guest_agent() {
     let setup = Setup::new().await;
     let mut port = setup.open(ID, 49983);
     let mut client = setup.client().await;

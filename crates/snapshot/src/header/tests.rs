@@ -37,15 +37,15 @@ fn example() -> Header {
 }
 
 #[test]
-fn the_bytes_are_those_of_the_format() {
+fn header_has_the_documented_bytes() {
     let bytes = example().to_bytes();
     assert_eq!(bytes.len(), 96 + 6 * 32);
-    let frozen = include_bytes!("../../tests/fixtures/header-v1.bin");
+    let golden = include_bytes!("../../tests/fixtures/header-v1.bin");
     assert_eq!(
-        bytes, frozen,
+        bytes, golden,
         "the format has changed: give it another version"
     );
-    assert_eq!(Header::parse(frozen), Ok(example()));
+    assert_eq!(Header::parse(golden), Ok(example()));
     assert_eq!(bytes[..8], MAGIC);
     assert_eq!(bytes[24..32], (8 * 4096_u64).to_le_bytes());
     assert_eq!(bytes[32..40], 1_u64.to_le_bytes());
@@ -57,14 +57,14 @@ fn the_bytes_are_those_of_the_format() {
 }
 
 #[test]
-fn the_fixed_part_is_read_alone() {
+fn fixed_part_can_be_read_alone() {
     let bytes = example().to_bytes();
     let summary = Header::summary(&bytes[..FIXED_BYTES]).expect("whole");
     assert_eq!((summary.memory_size, summary.generation), (8 * 4096, 1));
 }
 
 #[test]
-fn a_header_that_is_cut_or_changed_anywhere_is_refused() {
+fn truncated_or_changed_header_is_rejected() {
     let bytes = example().to_bytes();
     for end in 0..bytes.len() {
         assert!(Header::parse(&bytes[..end]).is_err(), "{end} bytes");
@@ -103,7 +103,7 @@ fn problem(index: usize, change: impl FnOnce(&mut Mapping)) -> Option<Problem> {
 }
 
 #[test]
-fn what_does_not_fit_together_is_refused_with_its_place() {
+fn inconsistent_header_is_rejected_with_its_position() {
     let diff = |file, offset| Source::Diff { file, offset };
     assert_eq!(problem(1, |m| m.offset += 1), Some(Problem::Misaligned));
     assert_eq!(problem(1, |m| m.len = 0), Some(Problem::Empty));

@@ -88,7 +88,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_answer_has_the_documented_bytes() {
+    fn ntp_response_has_the_documented_bytes() {
         let mut request = [0; NTP_PACKET_BYTES];
         request[0] = 4 << 3 | 3;
         request[2] = 6;
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_clients_packet_is_not_answered() {
+    fn packet_that_is_no_client_request_is_ignored() {
         let now = SystemTime::now();
         assert_eq!(answer(&[], now, now), None);
         assert_eq!(answer(&[0x23; 47], now, now), None);

@@ -56,20 +56,20 @@ fn script(text: &str, credentials: &Credentials) -> String {
 }
 
 #[test]
-fn a_process_has_the_users_groups_and_no_other() {
-    let nobody = |groups: &[u32]| Credentials {
+fn process_has_exactly_the_groups_of_its_user() {
+    let unprivileged = |groups: &[u32]| Credentials {
         uid: 65_534,
         gid: 65_534,
         groups: groups.to_vec(),
         ..root()
     };
-    let ids = script("id -u; id -g; id -G", &nobody(&[100, 101]));
+    let ids = script("id -u; id -g; id -G", &unprivileged(&[100, 101]));
     assert_eq!(ids, "65534\n65534\n65534 100 101\n");
-    assert_eq!(script("id -G", &nobody(&[])), "65534\n");
+    assert_eq!(script("id -G", &unprivileged(&[])), "65534\n");
 }
 
 #[test]
-fn signals_and_descriptors_of_the_caller_are_not_handed_down() {
+fn process_inherits_no_signal_handler_and_no_descriptor() {
     // Listing the directory would open one more descriptor, so the shell tests each number.
     let text = "grep -E 'Sig(Ign|Blk)' /proc/self/status; \
                 for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n; done";
@@ -84,7 +84,7 @@ fn signals_and_descriptors_of_the_caller_are_not_handed_down() {
 }
 
 #[test]
-fn ranks_and_limits_are_the_given_ones() {
+fn process_has_the_requested_priorities_and_limits() {
     let credentials = Credentials {
         open_files: Some((100, 200)),
         ..root()
@@ -94,7 +94,7 @@ fn ranks_and_limits_are_the_given_ones() {
 }
 
 #[test]
-fn a_program_is_found_as_a_shell_finds_it() {
+fn program_is_searched_in_path() {
     let dir = tempfile::tempdir().expect("a directory");
     let put = |name: &str, content: &str, mode: u32| {
         let path = dir.path().join(name);
@@ -164,7 +164,7 @@ fn an_error_names_the_step_that_failed() {
 }
 
 #[test]
-fn a_process_is_born_into_its_control_group() {
+fn process_starts_in_its_control_group() {
     let mount = Path::new("/mnt");
     // The test uses one thread in a mount namespace that ends with the thread, because the host's
     // own hierarchy may be mounted anywhere, or nowhere.

@@ -55,20 +55,21 @@ impl QemuMachine {
             { "capability": "x-ignore-shared", "state": true },
             { "capability": "events", "state": true },
         ] });
-        self.tell("migrate-set-capabilities", capabilities).await?;
+        self.execute("migrate-set-capabilities", capabilities)
+            .await?;
         // A restored guest is reachable as before, because the host's end of its link has a
         // constant address. An announcement would be among the guest's first actions after a
         // restore.
         let parameters = json!({ "announce-rounds": 0 });
-        self.tell("migrate-set-parameters", parameters).await
+        self.execute("migrate-set-parameters", parameters).await
     }
 
-    pub(super) async fn freeze_cpus(&mut self) -> Result<(), ControlError> {
-        self.tell("stop", Value::Null).await
+    pub(super) async fn pause_cpus(&mut self) -> Result<(), ControlError> {
+        self.execute("stop", Value::Null).await
     }
 
-    pub(super) async fn thaw_cpus(&mut self) -> Result<(), ControlError> {
-        self.tell("cont", Value::Null).await
+    pub(super) async fn resume_cpus(&mut self) -> Result<(), ControlError> {
+        self.execute("cont", Value::Null).await
     }
 
     pub(super) async fn save_devices(&mut self, file: OwnedFd) -> Result<(), ControlError> {
@@ -110,7 +111,7 @@ impl QemuMachine {
         let (below, node) = (Disks::node(self.disks.uppermost), Disks::node(number));
         self.add_overlay(number, &node, overlay).await?;
         let switch = json!({ "node": below, "overlay": node });
-        self.tell("blockdev-snapshot", switch).await?;
+        self.execute("blockdev-snapshot", switch).await?;
         self.disks.uppermost = number;
         Ok(())
     }
@@ -159,7 +160,11 @@ impl QemuMachine {
         Ok(())
     }
 
-    async fn tell(&mut self, command: &'static str, arguments: Value) -> Result<(), ControlError> {
+    async fn execute(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<(), ControlError> {
         self.qmp.command(command, arguments).await?;
         Ok(())
     }
@@ -181,7 +186,7 @@ impl From<QmpError> for ControlError {
     fn from(error: QmpError) -> Self {
         let source = match error {
             QmpError::Command { command, desc, .. } => {
-                return Self::Refused {
+                return Self::Rejected {
                     command,
                     reason: desc,
                 };

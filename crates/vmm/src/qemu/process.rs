@@ -212,16 +212,16 @@ impl Machine for QemuMachine {
         self.console.take()
     }
 
-    async fn freeze(&mut self) -> Result<(), ControlError> {
-        self.freeze_cpus().await
+    async fn pause(&mut self) -> Result<(), ControlError> {
+        self.pause_cpus().await
     }
 
     fn is_stalled(&self) -> bool {
         self.qmp.subscriber().stalled
     }
 
-    async fn thaw(&mut self) -> Result<(), ControlError> {
-        self.thaw_cpus().await
+    async fn resume(&mut self) -> Result<(), ControlError> {
+        self.resume_cpus().await
     }
 
     async fn save(&mut self, file: OwnedFd) -> Result<(), ControlError> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{median, rounded, thaw::create};
+use super::{median, resume::create, rounded};
 use crate::{Sandbox, Service, host::resident_kb};
 
 const IDLE_SANDBOXES: usize = 50;

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::{
     host::processes_of,
-    median, probe, rounded,
-    thaw::{create, post},
+    median, probe,
+    resume::{create, post},
+    rounded,
 };
 use crate::{Sandbox, Service};
 

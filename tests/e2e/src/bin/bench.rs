@@ -13,7 +13,7 @@ use wrenn_e2e::{Service, bench};
 
 /// Names of the sections, in measuring order.
 const SECTIONS: [&str; 9] = [
-    "boot", "exec", "warm", "thaw", "spawn", "files", "sdk", "memory", "idle",
+    "boot", "exec", "restore", "resume", "spawn", "files", "sdk", "memory", "idle",
 ];
 
 #[tokio::main]
@@ -48,8 +48,8 @@ async fn measure(name: &str, service: &Service) -> Result<Value> {
     match name {
         "boot" => bench::boot(service).await,
         "exec" => bench::exec(service).await,
-        "warm" => bench::warm(service).await,
-        "thaw" => bench::thaw(service).await,
+        "restore" => bench::restore(service).await,
+        "resume" => bench::pause_and_resume(service).await,
         "spawn" => bench::spawn(service).await,
         "files" => bench::files(service).await,
         "sdk" => bench::sdk(service).await,

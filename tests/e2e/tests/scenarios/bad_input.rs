@@ -7,9 +7,9 @@ use serde_json::json;
 use wrenn_e2e::{Service, host::Traces};
 
 #[tokio::test]
-async fn a_create_with_a_bad_field_is_refused_with_its_name() -> Result<()> {
+async fn create_with_an_invalid_field_is_rejected_with_its_name() -> Result<()> {
     let service = Service::start().await?;
-    let before = Traces::of(service.dir())?.folders;
+    let before = Traces::of(service.dir())?.sandbox_dirs;
     let cases = [
         (json!({ "template": "nonesuch" }), 404, "nonesuch"),
         (json!({ "template": "../minimal" }), 400, "template"),
@@ -45,12 +45,12 @@ async fn a_create_with_a_bad_field_is_refused_with_its_name() -> Result<()> {
     assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let (_, list) = service.get("/v1/sandboxes?status=all").await?;
     assert_eq!(list, json!([]));
-    assert_eq!(Traces::of(service.dir())?.folders, before);
+    assert_eq!(Traces::of(service.dir())?.sandbox_dirs, before);
     Ok(())
 }
 
 #[tokio::test]
-async fn only_health_is_open_to_those_without_a_key() -> Result<()> {
+async fn only_health_needs_no_key() -> Result<()> {
     let service = Service::start().await?;
     let client = reqwest::Client::new();
     let paths = [
@@ -91,7 +91,7 @@ async fn only_health_is_open_to_those_without_a_key() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_unknown_sandbox_is_not_found_whatever_is_asked() -> Result<()> {
+async fn unknown_sandbox_is_not_found_on_every_route() -> Result<()> {
     let service = Service::start().await?;
     let calls = [
         (Method::GET, "", json!(null)),

@@ -35,7 +35,7 @@ fn cold() -> Value {
 }
 
 #[tokio::test]
-async fn many_boots_at_once_all_come_up() -> Result<()> {
+async fn concurrent_boots_all_succeed() -> Result<()> {
     let service = Service::start().await?;
     let count = rounds(1000);
     stream::iter(0..count)
@@ -64,7 +64,7 @@ async fn many_boots_at_once_all_come_up() -> Result<()> {
 /// The VMM is stopped in the middle of the boot, so the guest makes no progress and uses no
 /// processor time.
 #[tokio::test]
-async fn a_boot_that_stands_still_is_repeated() -> Result<()> {
+async fn stalled_boot_is_repeated() -> Result<()> {
     let service = Service::start().await?;
     let began = Instant::now();
     // The create returns once the guest is up, so the VMM is stopped concurrently.
@@ -108,7 +108,7 @@ fn booting_vmm(dir: &Path) -> Option<i32> {
 
 /// A failed calibration leaves a kernel without a clock event device.
 #[test]
-fn a_guest_without_a_timer_says_so_and_one_with_a_timer_goes_on() -> Result<()> {
+fn guest_without_a_timer_fails_its_boot_and_one_with_a_timer_continues() -> Result<()> {
     let dead = console_of("nolapic_timer", "wrenn: boot failed: ")?;
     assert!(dead.contains("CPU 0 has no clock event device"), "{dead}");
     // Without a disk, the boot ends after the check.

@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn run_streams_output_and_passes_the_exit_code_on() -> Result<()> {
+async fn run_streams_output_and_returns_the_exit_code() -> Result<()> {
     let service = Service::start().await?;
     let output = run(
         &service,
@@ -117,7 +117,7 @@ async fn doctor_finds_nothing_wrong_with_this_machine() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreachable_service_is_said_in_one_line() -> Result<()> {
+async fn unreachable_service_is_reported_in_one_line() -> Result<()> {
     let mut service = Service::start().await?;
     service.kill()?;
     let output = run(&service, "sandbox", &["ls"])?;

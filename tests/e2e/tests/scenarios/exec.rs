@@ -67,7 +67,7 @@ async fn fifty_megabytes_reach_a_slow_reader_to_the_byte() -> Result<()> {
 }
 
 #[tokio::test]
-async fn arguments_environment_directory_user_and_exit_code_arrive() -> Result<()> {
+async fn command_gets_arguments_environment_directory_and_user() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     let output = sandbox
@@ -267,7 +267,7 @@ async fn a_background_process_is_listed_followed_and_killed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_command_that_is_waited_for_is_found_by_its_tag_too() -> Result<()> {
+async fn foreground_command_is_found_by_its_tag() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     let body = json!({ "cmd": "sleep", "args": ["300"], "tag": "nap", "timeout_sec": 0 });
@@ -367,7 +367,7 @@ async fn a_hung_command_does_not_slow_another_sandbox() -> Result<()> {
 
 /// A guest with a periodic tick would cause 250 interrupts per second, each at the host's cost.
 #[tokio::test]
-async fn a_guest_with_nothing_to_do_sleeps() -> Result<()> {
+async fn idle_guest_uses_no_processor_time() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     // Measured after all automatic work of a boot is complete. The time is the guest's own, because

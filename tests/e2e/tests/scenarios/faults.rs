@@ -53,7 +53,7 @@ async fn until_error(sandbox: &Sandbox<'_>) -> Result<Value> {
 }
 
 #[tokio::test]
-async fn a_killed_vmm_is_an_error_with_a_reason_and_harms_no_other() -> Result<()> {
+async fn killed_vmm_is_an_error_with_a_reason_and_affects_no_other() -> Result<()> {
     let service = Service::start().await?;
     let lost = service.create().await?;
     let other = service.create().await?;
@@ -72,7 +72,7 @@ async fn a_killed_vmm_is_an_error_with_a_reason_and_harms_no_other() -> Result<(
 }
 
 #[tokio::test]
-async fn a_killed_supervisor_takes_its_vmm_along_and_is_an_error() -> Result<()> {
+async fn killed_supervisor_ends_its_vmm_and_is_an_error() -> Result<()> {
     let service = Service::start().await?;
     let lost = service.create().await?;
     let other = service.create().await?;
@@ -90,7 +90,7 @@ async fn a_killed_supervisor_takes_its_vmm_along_and_is_an_error() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_guest_that_powers_off_is_an_error_that_says_so() -> Result<()> {
+async fn guest_that_powers_off_is_an_error_with_that_reason() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     // The sysrq trigger ends the guest at once, so the exec gets no response.
@@ -110,7 +110,7 @@ async fn a_guest_that_powers_off_is_an_error_that_says_so() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sandboxes_run_on_when_the_service_is_killed_and_are_used_again() -> Result<()> {
+async fn sandboxes_survive_a_killed_service() -> Result<()> {
     let mut service = Service::start().await?;
     let (id, boot_id) = {
         let sandbox = service.create().await?;
@@ -139,7 +139,7 @@ async fn sandboxes_run_on_when_the_service_is_killed_and_are_used_again() -> Res
 }
 
 #[tokio::test]
-async fn a_stop_in_order_leaves_sandboxes_running_too() -> Result<()> {
+async fn sandboxes_survive_an_orderly_stop() -> Result<()> {
     let mut service = Service::start().await?;
     let id = service.create().await?.id().to_owned();
     assert_eq!(service.stop().await?, 0, "{}", service.log());
@@ -173,7 +173,7 @@ async fn a_sandbox_lost_while_the_service_was_down_is_an_error_afterwards() -> R
 }
 
 #[tokio::test]
-async fn calls_race_on_one_sandbox_and_every_one_is_answered() -> Result<()> {
+async fn racing_calls_on_one_sandbox_are_all_answered() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     let execs = (0..10).map(|_| async {
@@ -203,7 +203,7 @@ async fn calls_race_on_one_sandbox_and_every_one_is_answered() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_new_sandboxes_and_keeps_the_old_ones_usable() -> Result<()> {
+async fn full_disk_rejects_creates_and_keeps_sandboxes_usable() -> Result<()> {
     let disk = SmallDisk::new(700)?;
     let service = Service::start_in(disk.path()).await?;
     let old = service.create().await?;

@@ -69,7 +69,7 @@ async fn download_hash(
 }
 
 #[tokio::test]
-async fn files_of_awkward_sizes_come_back_as_they_went() -> Result<()> {
+async fn files_of_any_size_round_trip() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     for len in [0, 1, 65_535, 65_536, 65_537, 3 * MIB + 17] {
@@ -116,7 +116,7 @@ async fn two_hundred_megabytes_stream_through_with_constant_memory() -> Result<(
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_leaves_the_file_that_was_there() -> Result<()> {
+async fn interrupted_upload_keeps_the_old_file() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     sandbox.write("/home/user/f", b"before".to_vec()).await?;
@@ -198,7 +198,7 @@ async fn directories_are_created_listed_and_removed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_upload_whose_path_comes_after_the_file_is_refused() -> Result<()> {
+async fn upload_with_the_path_after_the_file_is_rejected() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
     for route in ["/files/write", "/files/stream/write"] {

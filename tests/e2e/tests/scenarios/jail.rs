@@ -1,26 +1,58 @@
 //! Jail of a VMM, inspected from inside: a shell runs in place of QEMU.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 use wrenn_e2e::service::wrenn_exe;
 
-/// Empty network namespace.
+/// User of the jails of this test. No other test has it, because a jailed process sees the processes
+/// of its user.
+fn uid() -> u32 {
+    1_000_000_000 + std::process::id()
+}
+
+/// Network namespace with a link that the host does not have.
 struct Namespace(String);
+
+/// Name of that link.
+const LINK: &str = "jailed0";
 
 impl Namespace {
     fn new(test: &str) -> Result<Self> {
         let name = format!("wj-{test}-{}", std::process::id());
         let status = Command::new("ip").args(["netns", "add", &name]).status()?;
         anyhow::ensure!(status.success(), "failed to add network namespace");
-        Ok(Self(name))
+        let namespace = Self(name);
+        let link = [
+            "link", "add", LINK, "type", "veth", "peer", "name", "jailed1",
+        ];
+        let mut add = Command::new("ip");
+        let status = add.args(["-n", &namespace.0]).args(link).status()?;
+        anyhow::ensure!(status.success(), "failed to add a link");
+        Ok(namespace)
     }
+
+    /// Returns the names of the links in the namespace.
+    fn links(&self) -> Result<BTreeSet<String>> {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.0, "cat", "/proc/net/dev"])
+            .output()?;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(links(&String::from_utf8(output.stdout)?))
+    }
+}
+
+/// Returns the names in a table of links, as `/proc/net/dev` has it.
+fn links(table: &str) -> BTreeSet<String> {
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).collect()
 }
 
 impl Drop for Namespace {
@@ -32,12 +64,16 @@ impl Drop for Namespace {
 /// Runs a shell command line in a jail with one writable and one read-only file. Returns its
 /// output.
 fn in_jail(test: &str, line: &str) -> Result<String> {
-    let namespace = Namespace::new(test)?;
+    in_jail_with(&Namespace::new(test)?, line)
+}
+
+/// Same as [`in_jail`], with the network namespace of the jail.
+fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let (disk, base) = (dir.path().join("disk"), dir.path().join("base"));
     for path in [&disk, &base] {
         fs::write(path, "content\n")?;
-        std::os::unix::fs::chown(path, Some(70_001), Some(70_001))?;
+        std::os::unix::fs::chown(path, Some(uid()), Some(uid()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     }
     // As for a sandbox's directory, only root has access.
@@ -46,7 +82,7 @@ fn in_jail(test: &str, line: &str) -> Result<String> {
         "parent_pid": std::process::id(),
         "netns": format!("/run/netns/{}", namespace.0),
         "cgroups": [],
-        "uid": 70_001,
+        "uid": uid(),
         "files": [
             { "source": disk, "target": "/tmp/fc-vm/rootfs.qcow2", "writable": true },
             { "source": base, "target": "/tmp/fc-vm/base", "writable": false },
@@ -73,9 +109,10 @@ fn in_jail(test: &str, line: &str) -> Result<String> {
 }
 
 #[test]
-fn a_jailed_process_is_nobody_and_can_become_nobody_else() -> Result<()> {
+fn jailed_process_has_no_privileges_and_cannot_gain_any() -> Result<()> {
     let status = in_jail("user", "id -u; id -G; cat /proc/self/status")?;
-    assert!(status.starts_with("70001\n70001\n"), "{status}");
+    let ids = format!("{0}\n{0}\n", uid());
+    assert!(status.starts_with(&ids), "{status}");
     for line in [
         "CapEff:\t0000000000000000",
         "CapPrm:\t0000000000000000",
@@ -87,10 +124,11 @@ fn a_jailed_process_is_nobody_and_can_become_nobody_else() -> Result<()> {
 }
 
 #[test]
-fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
+fn jailed_process_sees_only_its_own_files_and_processes() -> Result<()> {
     let seen = in_jail(
         "files",
-        "ls / /tmp /tmp/fc-vm /dev; ls /proc | grep -c '^[0-9]'; cat /tmp/fc-vm/base; \
+        "ls / /tmp /tmp/fc-vm /dev; echo \"processes $(ls /proc | grep -c '^[0-9]')\"; \
+         [ ! -e /proc/1 ] || echo HOST PROCESS; cat /tmp/fc-vm/base; \
          echo changed > /tmp/fc-vm/rootfs.qcow2; \
          for f in /tmp/fc-vm/base /usr/x /x /tmp/x /dev/x; do (echo x > $f) 2>/dev/null && echo WROTE $f; done; \
          ls /etc /root /home /var /run /sys 2>/dev/null; echo end",
@@ -100,6 +138,16 @@ fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
         "{seen}"
     );
     assert!(!seen.contains("WROTE"), "{seen}");
+    assert!(!seen.contains("HOST PROCESS"), "{seen}");
+    // The shell, its subshell, `ls` and `grep`. The host has many more.
+    let processes = seen
+        .lines()
+        .find_map(|line| line.strip_prefix("processes "));
+    let processes: usize = processes.context("no count")?.parse()?;
+    assert!(
+        (1..=4).contains(&processes),
+        "{processes} processes: {seen}"
+    );
     for name in [
         "etc\n", "root\n", "home\n", "var\n", "run\n", "sys\n", "old\n", "kvm\n",
     ] {
@@ -109,35 +157,26 @@ fn a_jailed_process_sees_its_own_files_and_nothing_of_the_host() -> Result<()> {
 }
 
 #[test]
-fn a_jailed_process_has_no_network_but_its_namespace() -> Result<()> {
-    let links = in_jail(
-        "net",
-        "cat /proc/self/net/dev 2>/dev/null || cat /proc/net/dev",
-    )?;
-    let names: Vec<_> = links
-        .lines()
-        .filter_map(|line| line.split_once(':').map(|(name, _)| name.trim()))
-        .collect();
-    assert!(
-        names
-            .iter()
-            .all(|name| !name.starts_with("eth") && !name.starts_with("wrenn")),
-        "{links}"
-    );
+fn jailed_process_has_only_the_links_of_its_namespace() -> Result<()> {
+    let namespace = Namespace::new("net")?;
+    let seen = links(&in_jail_with(&namespace, "cat /proc/self/net/dev")?);
+    assert_eq!(seen, namespace.links()?);
+    assert!(seen.contains(LINK), "{seen:?}");
+    assert!(!links(&fs::read_to_string("/proc/net/dev")?).contains(LINK));
     Ok(())
 }
 
 #[test]
-fn a_jail_dies_with_the_process_that_made_it() -> Result<()> {
+fn jail_ends_with_its_parent_process() -> Result<()> {
     let namespace = Namespace::new("parent")?;
     let dir = tempfile::tempdir()?;
     let spec_path = dir.path().join("jail.json");
     let (spec, exe) = (spec_path.display(), wrenn_exe());
-    let netns = format!("/run/netns/{}", namespace.0);
+    let (netns, uid) = (format!("/run/netns/{}", namespace.0), uid());
     // A shell in place of the supervisor: it writes its own process id to the specification and
     // starts the jail.
     let script = format!(
-        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":70001,"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
+        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":{uid},"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
            {} jail --spec {spec} & echo $!; wait"#,
         exe.display()
     );

@@ -26,8 +26,11 @@ fn added(before: &Traces, now: &Traces) -> Vec<String> {
         (&now.cgroups, &before.cgroups),
         (&now.processes, &before.processes),
         (&now.slots, &before.slots),
-        (&now.folders, &before.folders),
+        (&now.sandbox_dirs, &before.sandbox_dirs),
         (&now.mounts, &before.mounts),
+        (&now.snapshots, &before.snapshots),
+        (&now.memory_files, &before.memory_files),
+        (&now.connections, &before.connections),
     ]
     .into_iter()
     .flat_map(|(now, before)| now.difference(before).cloned())
@@ -95,7 +98,7 @@ async fn creating_and_destroying_leaves_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_during_a_create_leaves_nothing() -> Result<()> {
+async fn disconnect_during_a_create_leaves_nothing() -> Result<()> {
     let service = Service::start().await?;
     service.create().await?.destroy().await?;
     let before = Traces::of(service.dir())?;

@@ -62,7 +62,7 @@ async fn a_sandbox_is_created_used_and_destroyed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn create_answers_within_five_seconds_and_calls_wait_for_the_boot() -> Result<()> {
+async fn create_responds_within_five_seconds_and_calls_wait_for_the_boot() -> Result<()> {
     let service = Service::start().await?;
     let begun = Instant::now();
     let sandbox = service.create_unready(json!({})).await?;
@@ -87,7 +87,7 @@ async fn a_sandbox_that_is_still_starting_can_be_destroyed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_idle_sandbox_is_ended_if_asked_and_a_ping_keeps_it() -> Result<()> {
+async fn idle_sandbox_is_ended_and_a_ping_keeps_it() -> Result<()> {
     let service = Service::start().await?;
     let idle = service
         .create_with(json!({ "timeout_sec": 8, "on_timeout": "kill" }))
@@ -131,7 +131,7 @@ async fn both_names_of_the_resource_serve_the_same_sandbox() -> Result<()> {
 }
 
 #[tokio::test]
-async fn size_and_environment_are_the_sandboxs_own() -> Result<()> {
+async fn sandbox_has_the_requested_size_and_environment() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service
         .create_with(json!({

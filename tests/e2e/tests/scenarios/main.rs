@@ -4,17 +4,18 @@
 
 mod bad_input;
 mod boots;
+mod call_faults;
 mod cli;
 mod e2b;
 mod examples;
 mod exec;
 mod faults;
 mod files;
-mod freeze;
-mod freeze_faults;
 mod jail;
 mod leaks;
 mod lifecycle;
 mod network;
+mod pause_faults;
+mod snapshots;
 mod upgrade;
 mod wrong_database;

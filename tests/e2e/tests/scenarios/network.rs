@@ -1,20 +1,25 @@
 //! Addresses that a guest can and cannot reach. All traffic stays on this machine.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::json;
 use wrenn_e2e::{Sandbox, Service};
 
-/// Tries to connect from the guest. Returns `open` or the reason for the failure. The timeout is 3
-/// s, because a dropped packet has no response.
-async fn connect(sandbox: &Sandbox<'_>, address: &str, port: u16) -> Result<String> {
+/// Tries to connect from the guest. Returns true if the port is open. The timeout is 3 s, because a
+/// dropped packet has no response.
+async fn connects(sandbox: &Sandbox<'_>, address: &str, port: u16) -> Result<bool> {
     let program = "import socket, sys\n\
         s = socket.socket(); s.settimeout(3)\n\
         try: s.connect((sys.argv[1], int(sys.argv[2]))); print('open')\n\
-        except OSError as e: print(type(e).__name__)";
+        except OSError: print('closed')";
     let output = sandbox
         .exec("python3", &["-c", program, address, &port.to_string()])
         .await?;
-    Ok(output.stdout.trim().to_owned())
+    match output.stdout.trim() {
+        "open" => Ok(true),
+        "closed" => Ok(false),
+        // A program that did not run proves nothing.
+        _ => bail!("failed to try {address}:{port}: {output:?}"),
+    }
 }
 
 /// Returns the addresses of this host that a guest could try: all except loopback.
@@ -32,7 +37,7 @@ fn host_addresses() -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
+async fn guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
     let service = Service::start().await?;
     // A service of the host on every address. A guest must not reach it, with or without egress.
     let listener = std::net::TcpListener::bind("0.0.0.0:0")?;
@@ -40,30 +45,28 @@ async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
     for egress in ["deny", "allow"] {
         let first = service.create_with(json!({ "egress": egress })).await?;
         let second = service.create_with(json!({ "egress": egress })).await?;
+        assert!(connects(&first, "127.0.0.1", 49983).await?, "its own agent");
         let addresses = host_addresses()?;
         assert!(
             !addresses.is_empty(),
             "the host's end of the link is an address"
         );
         for address in addresses {
-            assert_ne!(
-                connect(&first, &address, port).await?,
-                "open",
+            assert!(
+                !connects(&first, &address, port).await?,
                 "{egress}: {address}"
             );
         }
-        assert_ne!(
-            connect(&first, "169.254.0.22", port).await?,
-            "open",
+        assert!(
+            !connects(&first, "169.254.0.22", port).await?,
             "the gateway, {egress}"
         );
         let other = second.record().await?["host_ip"]
             .as_str()
             .unwrap()
             .to_owned();
-        assert_ne!(
-            connect(&first, &other, 49983).await?,
-            "open",
+        assert!(
+            !connects(&first, &other, 49983).await?,
             "another guest, {egress}"
         );
         first.destroy().await?;
@@ -73,11 +76,11 @@ async fn a_guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nothing_leaves_a_sandbox_unless_it_may() -> Result<()> {
+async fn egress_is_denied_unless_allowed() -> Result<()> {
     let world = World::new()?;
     let service = Service::start().await?;
     let denied = service.create_with(json!({ "egress": "deny" })).await?;
-    assert_ne!(connect(&denied, World::ADDRESS, world.port).await?, "open");
+    assert!(!connects(&denied, World::ADDRESS, world.port).await?);
     assert_eq!(
         denied.shell("cat /etc/resolv.conf").await?.stdout.trim(),
         "",
@@ -86,7 +89,7 @@ async fn nothing_leaves_a_sandbox_unless_it_may() -> Result<()> {
     denied.destroy().await?;
 
     let allowed = service.create_with(json!({ "egress": "allow" })).await?;
-    assert_eq!(connect(&allowed, World::ADDRESS, world.port).await?, "open");
+    assert!(connects(&allowed, World::ADDRESS, world.port).await?);
     allowed.destroy().await
 }
 

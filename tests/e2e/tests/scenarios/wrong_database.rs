@@ -34,7 +34,7 @@ async fn wait_for_looks(service: &Service, ids: &[&str]) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wrong_database_ends_no_sandbox_and_the_right_one_has_them_as_before() -> Result<()> {
+async fn wrong_database_ends_no_sandbox_and_the_right_one_manages_them_again() -> Result<()> {
     let mut service = Service::start().await?;
     let running = service.create().await?.id().to_owned();
     let paused = service.create().await?;

@@ -32,22 +32,22 @@ pub(crate) struct ForkArgs {
 
 /// Pauses all named sandboxes in order, continuing after failures.
 pub(crate) async fn pause(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
-    each(args, "pause", async |id| client.pause(id).await.map(drop)).await
+    change_all(args, "pause", async |id| client.pause(id).await.map(drop)).await
 }
 
 /// Resumes all named sandboxes in order, continuing after failures.
 pub(crate) async fn resume(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
-    each(args, "resume", async |id| client.resume(id).await.map(drop)).await
+    change_all(args, "resume", async |id| client.resume(id).await.map(drop)).await
 }
 
 /// Adopts all named sandboxes in order, continuing after failures.
 pub(crate) async fn adopt(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
-    each(args, "adopt", async |id| client.adopt(id).await.map(drop)).await
+    change_all(args, "adopt", async |id| client.adopt(id).await.map(drop)).await
 }
 
-async fn each(
+async fn change_all(
     args: ManyArgs,
-    verb: &str,
+    action: &str,
     act: impl AsyncFn(&SandboxId) -> Result<(), ClientError>,
 ) -> anyhow::Result<i32> {
     let mut code = 0;
@@ -56,7 +56,7 @@ async fn each(
             Ok(()) => output::line(id)?,
             Err(error) => {
                 output::error(format_args!(
-                    "wrenn: failed to {verb} {id}: {}",
+                    "wrenn: failed to {action} {id}: {}",
                     in_full(&error)
                 ));
                 code = 1;

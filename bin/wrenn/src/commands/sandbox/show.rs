@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_tells_why_a_sandbox_failed() {
+    fn row_shows_the_reason_of_a_failed_sandbox() {
         let now = "2026-01-10T00:02:00Z".parse().expect("a time");
         let row = row(&sandbox(), now);
         assert_eq!(row[1], "error");
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn details_leave_out_what_is_not_known() {
+    fn details_omit_unknown_fields() {
         let rows = details(&sandbox());
         let names: Vec<&str> = rows.iter().map(|r| r[0].as_str()).collect();
         assert!(!names.contains(&"started"), "{names:?}");

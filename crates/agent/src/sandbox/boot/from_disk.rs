@@ -163,7 +163,7 @@ async fn watch(
     loop {
         ticks.tick().await;
         let Ok(status) = supervisor.status().await else {
-            watch.lose_sight();
+            watch.reset();
             continue;
         };
         if booting && status.kernel_ms.is_some() {

@@ -1,6 +1,7 @@
 //! Snapshots with a name, from which sandboxes can be created.
 
 use wrenn_model::TemplateName;
+use wrenn_sys::failpoint;
 
 use super::{
     super::{LifecycleError, Sandbox},
@@ -65,10 +66,12 @@ impl SandboxService {
             tokio::task::spawn_blocking(move || require_free_name(&host, &wanted, overwrite));
         checked.await.map_err(|_| NamedSnapshotError::Panicked)??;
         let pin = sandbox.snapshot().await?;
+        failpoint::hit("agent.name.published", None);
         let host = self.actors.host.clone();
         let named =
             tokio::task::spawn_blocking(move || host.snapshots.name(&name, &pin, overwrite));
         let named = named.await.map_err(|_| NamedSnapshotError::Panicked)??;
+        failpoint::hit("agent.name.set", None);
         // The previous snapshot of this name may have lost its last reference.
         self.actors.collect_snapshots();
         Ok(named)

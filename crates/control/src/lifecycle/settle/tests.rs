@@ -3,7 +3,7 @@
 use SandboxStatus as S;
 use proptest::prelude::*;
 use wrenn_db::Options;
-use wrenn_model::{Egress, OnTimeout};
+use wrenn_model::{Egress, MachineSize, OnTimeout};
 
 use super::*;
 use crate::state_machine::{Effect, transition};
@@ -58,9 +58,11 @@ fn row(status: S, warning: &str) -> Sandbox {
         template: String::new(),
         status,
         version: 0,
-        vcpus: 1,
-        memory_mb: 1,
-        disk_size_mb: 1,
+        size: MachineSize {
+            vcpus: 1,
+            memory_mib: 1,
+            disk_mib: 1,
+        },
         timeout_sec: 0,
         on_timeout: OnTimeout::Pause,
         auto_resume: false,
@@ -83,6 +85,7 @@ fn row(status: S, warning: &str) -> Sandbox {
         },
         idempotency_key: String::new(),
         host_id: String::new(),
+        team: wrenn_model::TeamId::default(),
     }
 }
 
@@ -160,7 +163,7 @@ fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
         ("", "reported", "reported"),
     ] {
         let host = warned(HostState::Running, reported);
-        let row = written(S::Pausing, before, Some(&host), Cause::Look);
+        let row = written(S::Pausing, before, Some(&host), Cause::Pass);
         assert_eq!(row.warning, after);
     }
     let interrupted = "the resume was interrupted; the sandbox stays paused";
@@ -169,7 +172,7 @@ fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
         ("before", "reported", "reported"),
     ] {
         let host = warned(HostState::Paused, reported);
-        let row = written(S::Resuming, before, Some(&host), Cause::Look);
+        let row = written(S::Resuming, before, Some(&host), Cause::Pass);
         assert_eq!(row.warning, after);
     }
 }
@@ -178,11 +181,11 @@ fn an_interruption_is_described_in_the_row_unless_a_warning_exists() {
 fn a_lifetime_starts_when_the_sandbox_starts_to_run_and_not_when_a_pause_fails() {
     let host = report(HostState::Running);
     for (status, cause, expires_at) in [
-        (S::Starting, Cause::Look, 1_060_000),
-        (S::Paused, Cause::Look, 1_060_000),
-        (S::Resuming, Cause::Look, 1_060_000),
+        (S::Starting, Cause::Pass, 1_060_000),
+        (S::Paused, Cause::Pass, 1_060_000),
+        (S::Resuming, Cause::Pass, 1_060_000),
         (S::Resuming, CALL_FAILED, 1_060_000),
-        (S::Pausing, Cause::Look, 0),
+        (S::Pausing, Cause::Pass, 0),
         (S::Pausing, CALL_FAILED, 0),
     ] {
         let row = written(status, "", Some(&host), cause);
@@ -218,7 +221,7 @@ fn any_host() -> impl Strategy<Value = Option<HostReport>> {
 }
 
 fn any_cause() -> impl Strategy<Value = Cause<'static>> {
-    prop::sample::select(vec![Cause::Look, CALL_FAILED])
+    prop::sample::select(vec![Cause::Pass, CALL_FAILED])
 }
 
 proptest! {
@@ -240,13 +243,13 @@ proptest! {
         status in any_status(),
         host in any_host(),
     ) {
-        let look = settled(status, host.as_ref(), Cause::Look);
+        let pass = settled(status, host.as_ref(), Cause::Pass);
         let failed = settled(status, host.as_ref(), CALL_FAILED);
         match (status, &host) {
             // The differences in the module documentation.
             (S::Pending | S::Starting, _) => prop_assert_eq!(failed, S::Error),
-            (S::Resuming, None) => prop_assert_eq!((look, failed), (S::Error, S::Paused)),
-            _ => prop_assert_eq!(look, failed),
+            (S::Resuming, None) => prop_assert_eq!((pass, failed), (S::Error, S::Paused)),
+            _ => prop_assert_eq!(pass, failed),
         }
     }
 
@@ -282,6 +285,6 @@ proptest! {
         let next = transition(status, decision.event).unwrap().0;
         // A sandbox that was destroyed at the host is not reported again.
         let left = host.filter(|_| may_be_at_host(next));
-        prop_assert_eq!(settle(next, left.as_ref(), Cause::Look), None);
+        prop_assert_eq!(settle(next, left.as_ref(), Cause::Pass), None);
     }
 }

@@ -6,7 +6,6 @@ use wrenn_model::SandboxId;
 
 use super::{Decision, Destroy};
 use crate::{
-    agent_client::AgentError,
     clock,
     lifecycle::{Lifecycle, LifecycleError, WRITE_ATTEMPTS, WRITE_PAUSE, report::HostReport},
     state_machine::Effect,
@@ -17,8 +16,9 @@ impl Lifecycle {
     pub(in crate::lifecycle) async fn report(
         &self,
         id: &SandboxId,
-    ) -> Result<Option<HostReport>, AgentError> {
-        let found = self.agent.find(id.as_str()).await?;
+    ) -> Result<Option<HostReport>, LifecycleError> {
+        let host = self.find_host(id).await?;
+        let found = host.agent.find(id.as_str()).await?;
         Ok(found.as_ref().map(HostReport::from))
     }
 
@@ -33,7 +33,8 @@ impl Lifecycle {
         decision: &Decision,
     ) -> Result<Sandbox, LifecycleError> {
         if decision.destroy == Destroy::First {
-            self.agent.destroy(id.as_str()).await?;
+            let host = self.find_host(id).await?;
+            host.agent.destroy(id.as_str()).await?;
         }
         let (row, effects) = self.write(id, decision).await?;
         if decision.destroy == Destroy::IfRequired && effects.contains(&Effect::Destroy) {

@@ -30,7 +30,7 @@ fn get(path: &str, accept: &str) -> (u16, String) {
 }
 
 #[test]
-fn data_are_given_as_json_or_by_line() {
+fn metadata_is_served_as_json_or_lines() {
     let (status, body) = get("/", "application/json");
     assert_eq!(status, 200);
     assert_eq!(
@@ -57,7 +57,7 @@ fn data_are_given_as_json_or_by_line() {
 }
 
 #[test]
-fn without_a_token_nothing_is_told() {
+fn request_without_a_token_is_rejected() {
     let (mut mmds, now) = (service(), Instant::now());
     for header in ["", "X-metadata-token: \n", "X-metadata-token: 00\n"] {
         let answer = send(&mut mmds, now, &format!("GET / HTTP/1.1\n{header}\n"));
@@ -95,7 +95,7 @@ fn a_token_needs_a_lifetime_within_bounds() {
 }
 
 #[test]
-fn other_methods_are_refused_with_those_that_are_not() {
+fn other_methods_are_rejected_with_the_allowed_ones() {
     let (mut mmds, now) = (service(), Instant::now());
     for method in ["POST", "DELETE", "HEAD", "PATCH"] {
         let answer = send(&mut mmds, now, &format!("{method} / HTTP/1.1\n\n"));
@@ -106,7 +106,7 @@ fn other_methods_are_refused_with_those_that_are_not() {
 }
 
 #[test]
-fn what_is_no_request_is_told_from_what_is_none_yet() {
+fn invalid_request_is_distinguished_from_an_incomplete_one() {
     assert!(
         Request::parse(b"GET / HTTP/1.1\r\nHost: x\r\n")
             .unwrap()
@@ -121,7 +121,7 @@ fn what_is_no_request_is_told_from_what_is_none_yet() {
 }
 
 #[test]
-fn an_answer_has_these_bytes() {
+fn metadata_response_has_the_documented_bytes() {
     let answer = Response::text(401, "no").to_bytes();
     let text = "HTTP/1.1 401 Unauthorized\r\nServer: Wrenn\r\nConnection: close\r\n\
         Content-Type: text/plain\r\nContent-Length: 2\r\n\r\nno";
@@ -130,14 +130,14 @@ fn an_answer_has_these_bytes() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_answered_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+    fn any_bytes_are_answered_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         if let Ok(Some(request)) = Request::parse(&bytes) {
             let _ = service().answer(&request, Instant::now()).to_bytes();
         }
     }
 
     #[test]
-    fn any_path_is_answered_in_one_piece(path in "/[ -~]{0,60}", accept in "[ -~]{0,20}") {
+    fn any_path_has_one_complete_response(path in "/[ -~]{0,60}", accept in "[ -~]{0,20}") {
         let path = path.replace(' ', "");
         let (mut mmds, now) = (service(), Instant::now());
         let token = token(&mut mmds, now);

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_ends_when_its_time_is_over() {
+    fn token_expires_after_its_lifetime() {
         let (mut tokens, now) = (Tokens::default(), Instant::now());
         let token = tokens.give(now, Duration::from_secs(2));
         assert!(tokens.holds(token.as_bytes(), now + Duration::from_secs(1)));
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_many_loses_the_oldest_and_takes_no_more_room() {
+    fn excess_tokens_replace_the_oldest() {
         let (mut tokens, now) = (Tokens::default(), Instant::now());
         let first = tokens.give(now, Duration::from_secs(9));
         let later: Vec<_> = (0..KEPT)

@@ -1,0 +1,319 @@
+//! Actor of the running VM. All operations on the VM go through this type.
+//!
+//! | request   | VM is running                             | VM is paused             |
+//! |-----------|-------------------------------------------|--------------------------|
+//! | status    | answered                                  | answered                 |
+//! | snapshot  | paused and written; resumed if a step     | rejected                 |
+//! |           | fails                                     |                          |
+//! | resume    | no effect                                 | resumed                  |
+//! | published | recorded                                  | recorded                 |
+//! | stop      | killed                                    | killed                   |
+//!
+//! Writing a snapshot takes as long as its memory and the disk require. During this time, status
+//! requests are answered and a stop is obeyed; all other requests wait.
+//!
+//! If the VM cannot be resumed after a failure, it is unusable: the supervisor ends it and reports
+//! the reason.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use thiserror_ext::AsReport as _;
+use tokio::{
+    signal::unix::Signal,
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep},
+};
+use wrenn_proto::supervise::{MachineStatus, Reply, Request, SnapshotReport};
+use wrenn_snapshot::layout;
+use wrenn_sys::failpoint;
+use wrenn_vmm::Machine;
+
+use crate::{
+    SupervisorError,
+    control::{Command, ReplyMessage, StopReply},
+    memory::{Failure, GuestMemory},
+    supervise::elapsed_ms,
+    vmm_time,
+};
+
+/// Maximum time until a killed VMM has exited. The kernel must first free all of the guest's
+/// memory.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Time from a restore until the needed pages are saved for other restores. By then, the guest has
+/// sent its first response.
+const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
+
+/// Interval at which a guest that is paused because the host's disk is full may retry its write.
+const STALL_RETRY: Duration = Duration::from_secs(2);
+
+/// VM with all of its resources.
+pub(crate) struct MachineActor<M> {
+    /// Declared before `memory`, so that the VM is dropped, and the VMM killed, while its memory is
+    /// still served.
+    pub(crate) machine: M,
+    pub(crate) memory: GuestMemory,
+    /// Disk files above the base image, lowest first. The last one is writable.
+    pub(crate) disk: Vec<PathBuf>,
+    pub(crate) is_paused: bool,
+    pub(crate) status: watch::Receiver<MachineStatus>,
+}
+
+/// Outcome of a request.
+enum Served {
+    /// Answered, with the reason if the VM must end.
+    Answered(Box<ReplyMessage>, Option<SupervisorError>),
+    /// Guest memory can no longer be served.
+    Failed(String),
+    /// A stop request arrived.
+    Stop(Option<StopReply>),
+}
+
+impl<M: Machine> MachineActor<M> {
+    /// Serves requests until the VM ends.
+    pub(crate) async fn drive(
+        &mut self,
+        mut queue: mpsc::Receiver<Command>,
+        failure: &Failure,
+        terminate: &mut Signal,
+    ) -> Result<(), SupervisorError> {
+        let mut keep = std::pin::pin!(sleep(WORKING_SET_AFTER));
+        let mut kept = false;
+        let mut retries = interval(STALL_RETRY);
+        retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Requests that arrived while another one was served.
+        let mut waiting = VecDeque::new();
+        loop {
+            let command = match waiting.pop_front() {
+                Some(command) => command,
+                None => tokio::select! {
+                    exit = self.machine.wait() => return Err(SupervisorError::Ended(exit)),
+                    reason = failure.occurred() => return self.fail(reason).await,
+                    Some(command) = queue.recv() => command,
+                    () = &mut keep, if !kept => {
+                        self.memory.keep_working_set();
+                        kept = true;
+                        continue;
+                    }
+                    _ = retries.tick() => {
+                        self.retry_if_stalled().await;
+                        continue;
+                    }
+                    _ = terminate.recv() => return self.stop(None).await,
+                },
+            };
+            let (request, reply) = match command {
+                Command::Stop(reply) => return self.stop(Some(reply)).await,
+                Command::Serve(request, reply) => (request, reply),
+            };
+            let meanwhile = self.status_during(&request);
+            let served = {
+                let mut answering = std::pin::pin!(self.serve(request));
+                loop {
+                    tokio::select! {
+                        (answer, ended) = &mut answering => break Served::Answered(Box::new(answer), ended),
+                        reason = failure.occurred() => break Served::Failed(reason),
+                        _ = terminate.recv() => break Served::Stop(None),
+                        Some(command) = queue.recv() => match command {
+                            Command::Serve(Request::Status, reply) => {
+                                // The client may have disconnected.
+                                let _ = reply.send(Reply::Status(meanwhile.clone()).into());
+                            }
+                            Command::Stop(reply) => break Served::Stop(Some(reply)),
+                            later @ Command::Serve(..) => waiting.push_back(later),
+                        },
+                    }
+                }
+            };
+            match served {
+                Served::Answered(answer, ended) => {
+                    // The client may have disconnected.
+                    let _ = reply.send(*answer);
+                    if let Some(error) = ended {
+                        self.machine.stop(STOP_DEADLINE).await?;
+                        return Err(error);
+                    }
+                }
+                Served::Failed(reason) => return self.fail(reason).await,
+                Served::Stop(reply) => return self.stop(reply).await,
+            }
+        }
+    }
+
+    /// Resumes a guest that the VMM paused because the host's disk was full. The write is retried;
+    /// if it fails again, the VMM pauses the guest again.
+    async fn retry_if_stalled(&mut self) {
+        if !self.machine.is_stalled() || self.is_paused {
+            return;
+        }
+        tracing::warn!("guest paused because the host's disk is full, retrying");
+        if let Err(error) = self.machine.resume().await {
+            tracing::warn!(%error, "failed to resume the guest");
+        }
+    }
+
+    /// Ends the VM, because its memory can no longer be served.
+    async fn fail(&mut self, reason: String) -> Result<(), SupervisorError> {
+        self.machine.stop(STOP_DEADLINE).await?;
+        Err(SupervisorError::Pages(reason))
+    }
+
+    async fn stop(&mut self, reply: Option<StopReply>) -> Result<(), SupervisorError> {
+        let stopped = self.machine.stop(STOP_DEADLINE).await;
+        if let Some(reply) = reply {
+            let answer = match &stopped {
+                Ok(()) => Reply::Stopped,
+                Err(error) => Reply::rejected(error.to_string()),
+            };
+            reply.send_and_flush(answer).await;
+        }
+        Ok(stopped?)
+    }
+
+    /// Serves a request. Returns the answer, and an error if the VM must end.
+    async fn serve(&mut self, request: Request) -> (ReplyMessage, Option<SupervisorError>) {
+        let done = match request {
+            Request::Status => Ok(Reply::Status(self.status())),
+            Request::Snapshot {
+                staging,
+                build,
+                next_disk,
+            } => return self.snapshot(&staging, &build, next_disk).await,
+            Request::Resume => self.resume().await.map(|()| Reply::Resumed),
+            Request::Published { published, memory } => self
+                .memory
+                .published(published, &memory)
+                .map(|()| Reply::Noted),
+            Request::ImageMemory => return (self.image_memory(), None),
+            Request::Stop => Err(SupervisorError::Panicked),
+        };
+        (done.unwrap_or_else(|error| rejected(&error)).into(), None)
+    }
+
+    fn status(&self) -> MachineStatus {
+        MachineStatus {
+            paused: self.is_paused,
+            disk: self.disk.clone(),
+            pager: self.memory.status(),
+            vmm_time: vmm_time::read(self.machine.pid()),
+            waits_for_disk: self.machine.is_stalled(),
+            ..self.status.borrow().clone()
+        }
+    }
+
+    /// Returns the status to report while `request` is served.
+    fn status_during(&self, request: &Request) -> MachineStatus {
+        let snapshotting = matches!(request, Request::Snapshot { .. });
+        MachineStatus {
+            paused: self.is_paused || snapshotting,
+            snapshotting,
+            ..self.status()
+        }
+    }
+
+    fn image_memory(&self) -> ReplyMessage {
+        match self.memory.image().map(OwnedFd::try_clone) {
+            Some(Ok(descriptor)) => ReplyMessage {
+                reply: Reply::ImageMemory,
+                descriptor: Some(descriptor),
+            },
+            Some(Err(error)) => Reply::rejected(error.to_string()).into(),
+            None => Reply::rejected("the VM was booted, so it has no snapshot memory").into(),
+        }
+    }
+
+    async fn resume(&mut self) -> Result<(), SupervisorError> {
+        if self.is_paused {
+            self.machine.resume().await?;
+            self.is_paused = false;
+        }
+        Ok(())
+    }
+
+    async fn snapshot(
+        &mut self,
+        staging: &Path,
+        build: &str,
+        next_disk: Option<PathBuf>,
+    ) -> (ReplyMessage, Option<SupervisorError>) {
+        if self.is_paused {
+            return (Reply::rejected("the VM is already paused").into(), None);
+        }
+        match self.write(staging, build, next_disk).await {
+            Ok(written) => (Reply::SnapshotTaken(written).into(), None),
+            Err(error) => {
+                tracing::warn!(error = error.to_report_string(), "snapshot failed");
+                let ended = self.resume().await.err();
+                (rejected(&error).into(), ended)
+            }
+        }
+    }
+
+    async fn write(
+        &mut self,
+        staging: &Path,
+        build: &str,
+        next_disk: Option<PathBuf>,
+    ) -> Result<SnapshotReport, SupervisorError> {
+        let began = Instant::now();
+        self.is_paused = true;
+        let vmm = Some(self.machine.pid());
+        self.machine.pause().await?;
+        failpoint::hit("supervisor.snapshot.paused", vmm);
+        let disk_layers = self.disk.clone();
+        if let Some(next) = next_disk {
+            let overlay = open_overlay(&next)?;
+            self.machine.switch_disk(overlay).await?;
+            self.disk.push(next);
+        }
+        let device = create(&staging.join(layout::DEVICE))?;
+        self.machine.save(device).await?;
+        failpoint::hit("supervisor.snapshot.saved", vmm);
+        let job = self.memory.writer(staging, build, self.machine.pid())?;
+        // Runs on a separate thread, so that the services of the gateway continue.
+        let written = tokio::task::spawn_blocking(job).await;
+        let written = written.unwrap_or(Err(SupervisorError::Panicked))?;
+        let generation = written.header.generation();
+        self.memory.wrote(written.header);
+        failpoint::hit("supervisor.snapshot.written", vmm);
+        Ok(SnapshotReport {
+            generation,
+            disk_layers,
+            pages_seen: written.pages_seen,
+            pages_written: written.pages_written,
+            paused_ms: elapsed_ms(began),
+            vmm: self.machine.version(),
+        })
+    }
+}
+
+fn rejected(error: &SupervisorError) -> Reply {
+    Reply::Rejected {
+        reason: error.to_report_string(),
+        code: Some(error.rejection_code()),
+    }
+}
+
+fn create(path: &Path) -> Result<OwnedFd, SupervisorError> {
+    let file = fs::File::create_new(path);
+    file.map(Into::into)
+        .map_err(|source| SupervisorError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn open_overlay(path: &Path) -> Result<OwnedFd, SupervisorError> {
+    let file = fs::File::options().read(true).write(true).open(path);
+    file.map(Into::into)
+        .map_err(|source| SupervisorError::ReadSpec {
+            path: path.to_owned(),
+            source,
+        })
+}

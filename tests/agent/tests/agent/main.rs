@@ -1,0 +1,21 @@
+//! The agent on a private host, with fake supervisors.
+
+#[path = "../support/agent.rs"]
+mod agent;
+#[path = "../support/world.rs"]
+mod world;
+
+mod adoption;
+mod cold_boot;
+mod failures;
+mod guest_calls;
+mod isolation;
+mod kill_points;
+mod lifecycle;
+mod ownership;
+mod pause_failures;
+mod policy;
+mod tunnel;
+mod upgrade;
+
+use wrenn_test_host as private_host;
