@@ -15,7 +15,7 @@ mod machine_size;
 mod status;
 
 pub use boot_times::BootTimes;
-pub use egress::Egress;
+pub use egress::{Egress, EgressLimit};
 pub use ids::{InvalidId, SandboxId, TemplateName};
 pub use machine_size::MachineSize;
 pub use status::{OnTimeout, SandboxStatus};
