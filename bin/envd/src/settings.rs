@@ -87,6 +87,8 @@ pub struct Recover {
     pub default_user: Option<String>,
     /// Nameservers of the guest. An empty list means no nameservers.
     pub nameservers: Option<Vec<Ipv4Addr>>,
+    /// MTU of the guest's link.
+    pub mtu: Option<u32>,
 }
 
 impl Recover {

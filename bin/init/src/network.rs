@@ -20,6 +20,9 @@ use wrenn_proto::guest::{GATEWAY_IP, IP as GUEST_IP};
 const LINK: &str = "eth0";
 const PREFIX_LENGTH: u8 = 30;
 
+/// Parameter of the kernel command line with the MTU of the link.
+const MTU: &str = "wrenn.mtu=";
+
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 const MAIN_TABLE: u8 = 254;
 
@@ -37,9 +40,19 @@ pub(crate) fn configure() -> io::Result<()> {
     let index = fs::read_to_string(format!("/sys/class/net/{LINK}/ifindex"))?;
     let index = index.trim().parse().map_err(io::Error::other)?;
     fs::write(format!("/proc/sys/net/ipv6/conf/{LINK}/disable_ipv6"), "1").ok();
+    if let Some(mtu) = mtu(&fs::read_to_string("/proc/cmdline")?) {
+        fs::write(format!("/sys/class/net/{LINK}/mtu"), mtu)?;
+    }
     ask(address(index))?;
     ask(set_up(index))?;
     ask(default_route())
+}
+
+/// Returns the MTU on the kernel command line; `None` if the host does not set one.
+fn mtu(cmdline: &str) -> Option<&str> {
+    let words = cmdline.split_whitespace();
+    let mut values = words.filter_map(|word| word.strip_prefix(MTU));
+    values.find(|value| value.parse::<u32>().is_ok())
 }
 
 fn set_up(index: u32) -> RouteNetlinkMessage {
@@ -94,5 +107,17 @@ fn request(socket: &Socket, payload: RouteNetlinkMessage) -> io::Result<()> {
     match answer.map_err(io::Error::other)?.payload {
         NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mtu_is_a_number_on_the_command_line() {
+        assert_eq!(mtu("quiet wrenn.mtu=1400 panic=-1\n"), Some("1400"));
+        assert_eq!(mtu("quiet wrenn.mtu=large panic=-1"), None);
+        assert_eq!(mtu("quiet"), None);
     }
 }

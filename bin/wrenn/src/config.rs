@@ -14,8 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::Ipv4Net;
 use serde::Deserialize;
-use wrenn_model::Egress;
+use wrenn_agent::Subnets;
+use wrenn_model::{Egress, EgressLimit};
 use wrenn_proto::supervise::Accel;
 
 pub(crate) use load::{address, load};
@@ -76,8 +78,19 @@ pub(crate) struct Layer {
     pub(crate) accel: Option<AccelChoice>,
     /// Default egress policy of sandboxes.
     pub(crate) egress: Option<Egress>,
+    /// Maximum egress that clients may request.
+    pub(crate) egress_limit: Option<EgressLimit>,
+    /// Ranges that clients may request although the limit does not permit them.
+    #[serde(default, deserialize_with = "load::blocks_of_file")]
+    pub(crate) egress_open: Option<Vec<Ipv4Net>>,
+    /// Ranges that clients may not request.
+    #[serde(default, deserialize_with = "load::blocks_of_file")]
+    pub(crate) egress_closed: Option<Vec<Ipv4Net>>,
+    /// Subnets of sandboxes: of guests, of links.
+    #[serde(default, deserialize_with = "load::subnets_of_file")]
+    pub(crate) subnets: Option<Subnets>,
     /// Name servers of guests with egress.
-    pub(crate) dns: Option<Vec<Ipv4Addr>>,
+    pub(crate) dns: Option<Vec<IpAddr>>,
     /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
     /// Path of the guest agent's binary, for image builds.
@@ -99,6 +112,10 @@ impl Layer {
             database_url: self.database_url.or(lower.database_url),
             accel: self.accel.or(lower.accel),
             egress: self.egress.or(lower.egress),
+            egress_limit: self.egress_limit.or(lower.egress_limit),
+            egress_open: self.egress_open.or(lower.egress_open),
+            egress_closed: self.egress_closed.or(lower.egress_closed),
+            subnets: self.subnets.or(lower.subnets),
             dns: self.dns.or(lower.dns),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
@@ -131,8 +148,16 @@ pub(crate) struct Settings {
     pub(crate) accel: AccelChoice,
     /// Default egress policy of sandboxes.
     pub(crate) egress: Egress,
+    /// Maximum egress that clients may request.
+    pub(crate) egress_limit: EgressLimit,
+    /// Ranges that clients may request although the limit does not permit them.
+    pub(crate) egress_open: Vec<Ipv4Net>,
+    /// Ranges that clients may not request.
+    pub(crate) egress_closed: Vec<Ipv4Net>,
+    /// Subnets of sandboxes; `None`: some that this host does not use.
+    pub(crate) subnets: Option<Subnets>,
     /// Name servers of guests; `None`: those of the host.
-    pub(crate) dns: Option<Vec<Ipv4Addr>>,
+    pub(crate) dns: Option<Vec<IpAddr>>,
     /// Log filter.
     pub(crate) log: String,
     /// Path of the guest agent's binary; `None`: `envd` in the directory of this program.
@@ -166,6 +191,10 @@ impl Settings {
                 .unwrap_or_else(|| sqlite_url(&dir.join("wrenn.db"))),
             accel: layer.accel.unwrap_or_default(),
             egress: layer.egress.unwrap_or(Egress::Deny),
+            egress_limit: layer.egress_limit.unwrap_or_default(),
+            egress_open: layer.egress_open.unwrap_or_default(),
+            egress_closed: layer.egress_closed.unwrap_or_default(),
+            subnets: layer.subnets,
             dns: layer.dns,
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),
@@ -217,23 +246,4 @@ fn sqlite_url(path: &Path) -> String {
         .replace('?', "%3F")
         .replace('#', "%23");
     format!("sqlite://{path}?mode=rwc")
-}
-
-/// Returns the name servers in `resolv.conf` that a guest can use: IPv4, and not on the host's
-/// loopback.
-pub(crate) fn nameservers(resolv_conf: &str) -> Vec<Ipv4Addr> {
-    resolv_conf
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .filter_map(|rest| rest.trim().parse::<Ipv4Addr>().ok())
-        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
-        .collect()
-}
-
-/// Returns the name servers for guests.
-pub(crate) fn guest_dns(settings: &Settings, resolv_conf: &Path) -> Vec<Ipv4Addr> {
-    settings
-        .dns
-        .clone()
-        .unwrap_or_else(|| nameservers(&std::fs::read_to_string(resolv_conf).unwrap_or_default()))
 }

@@ -10,11 +10,14 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
+
 use serde::Serialize;
+use wrenn_agent::NetworkReport;
 use wrenn_image::Recipe;
 use wrenn_proto::supervise::Accel;
 
-use crate::{accel::Decision, output};
+use crate::{accel::Decision, nameservers::Nameservers, output};
 
 pub(crate) use cgroups::Cgroups;
 pub(crate) use machine::ThisMachine;
@@ -105,6 +108,11 @@ pub(crate) trait Machine {
     fn cgroups(&self) -> Cgroups;
     /// Creates a network namespace; the error is the reason of a failure.
     fn network_namespace(&self) -> Result<(), String>;
+    /// Subnets of sandboxes, and firewalls that block their traffic; the error is the reason why that
+    /// is unknown.
+    fn network(&self) -> Result<NetworkReport, String>;
+    /// Name servers for sandboxes.
+    fn nameservers(&self) -> Nameservers;
     /// Free bytes where sandboxes are stored, with the directory that was checked.
     fn free_disk(&self) -> Result<(u64, String), String>;
     /// Available memory, in bytes.
@@ -122,6 +130,7 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     // A machine that already has the images (for example, copied from another machine) does not
     // need the build tools.
     let build_level = if built { Level::Warn } else { Level::Fail };
+    let network = machine.network();
     vec![
         root(machine),
         acceleration(machine.accel()),
@@ -143,6 +152,9 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
         ),
         paging_library(machine),
         network_namespace(machine),
+        subnets(&network),
+        firewall(&network),
+        nameservers(&machine.nameservers()),
         cgroup_limits(&machine.cgroups()),
         disk(machine),
         memory(machine),
@@ -249,6 +261,61 @@ fn network_namespace(machine: &dyn Machine) -> Finding {
             "sysctl -w user.max_net_namespaces=65536  # in a container: give it CAP_SYS_ADMIN",
         ),
     }
+}
+
+fn subnets(network: &Result<NetworkReport, String>) -> Finding {
+    let name = "subnets";
+    match network.as_ref().map(|report| &report.subnets) {
+        Ok(Ok(subnets)) => Finding::ok(name, subnets.to_string()),
+        Ok(Err(why)) => Finding::bad(
+            Level::Fail,
+            name,
+            why.as_str(),
+            "export WRENN_SUBNETS=10.11.0.0/16,10.12.0.0/16  # two ranges that this network does not use",
+        ),
+        Err(why) => Finding::bad(
+            Level::Warn,
+            name,
+            why.as_str(),
+            "ip -4 route show table all",
+        ),
+    }
+}
+
+fn firewall(network: &Result<NetworkReport, String>) -> Finding {
+    let name = "firewall";
+    match network.as_ref().map(|report| &report.obstacle) {
+        Ok(Ok(None)) => Finding::ok(name, "does not block traffic of sandboxes"),
+        Ok(Ok(Some(obstacle))) => Finding::bad(
+            Level::Warn,
+            name,
+            format!("{} blocks sandboxes with network access", obstacle.what),
+            obstacle.fix.as_str(),
+        ),
+        Ok(Err(why)) | Err(why) => {
+            Finding::bad(Level::Warn, name, why.as_str(), "nft list ruleset")
+        }
+    }
+}
+
+fn nameservers(found: &Nameservers) -> Finding {
+    let name = "name servers";
+    let Nameservers { servers, source } = found;
+    if servers.is_empty() {
+        return Finding::bad(
+            Level::Warn,
+            name,
+            format!("none in {source}: sandboxes cannot resolve names"),
+            "export WRENN_DNS=ADDRESS  # of a name server",
+        );
+    }
+    let text = |server: &IpAddr| match server {
+        IpAddr::V4(server) if !server.is_loopback() => server.to_string(),
+        // Also those on another address of this machine; the agent's log names them all.
+        _ => format!("{server} (forwarded at the sandboxes' gateway)"),
+    };
+    let servers: Vec<_> = servers.iter().map(text).collect();
+    Finding::ok(name, format!("{}, from {source}", servers.join(", ")))
 }
 
 fn cgroup_limits(cgroups: &Cgroups) -> Finding {

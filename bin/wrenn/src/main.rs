@@ -20,6 +20,7 @@ mod images;
 mod internal;
 mod interrupt;
 mod logging;
+mod nameservers;
 mod output;
 mod service;
 

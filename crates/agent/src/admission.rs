@@ -11,6 +11,7 @@
 //! | free disk space of the host                             | `free_disk`       | host is full |
 //! | disk size, at least that of the template's image        | `disk_size`       | invalid      |
 //! | copies per fork                                         | `fork_copies`     | invalid      |
+//! | network access, at most the operator's ceiling          | `egress`          | invalid      |
 //! | boot of the image, or restore of the template snapshot  | `source`          | -            |
 //!
 //! The rules are pure functions. Only [`plan`] reads the host. A tagged snapshot takes precedence
@@ -22,6 +23,7 @@
 
 mod capacity;
 mod disk_size;
+mod egress;
 mod environment;
 mod error;
 mod fork_copies;
@@ -34,6 +36,7 @@ use std::collections::BTreeMap;
 
 use wrenn_model::{MachineSize, SandboxId, TemplateName, limits};
 
+pub(crate) use egress::check as check_egress;
 pub(crate) use error::AdmissionError;
 use error::in_range;
 pub(crate) use fork_copies::check as check_fork_copies;
@@ -71,6 +74,7 @@ pub(crate) struct CreateRequest {
 pub(crate) fn plan(host: &HostContext, request: CreateRequest) -> Result<Plan, AdmissionError> {
     let CreateRequest { params, size } = request;
     environment::check(&params.envs)?;
+    egress::check(host, &params.access)?;
     let timeout_sec = params.timeout_sec;
     in_range("timeout_sec", timeout_sec, 0, limits::MAX_TIMEOUT_SEC, "")?;
     let capacity = HostCapacity::read(&host.config.data_dir).map_err(AdmissionError::Capacity)?;

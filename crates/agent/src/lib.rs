@@ -28,6 +28,12 @@ mod supervisor;
 pub mod template_snapshot;
 mod templates;
 
+pub use network::{
+    addresses::{Subnets, SubnetsError},
+    ceiling::EgressCeiling,
+    examine::{NetworkReport, examine},
+    firewall::Obstacle,
+};
 pub use sandbox::BootPolicy;
 pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};
 pub use templates::{Template, TemplateError, TemplateSource};

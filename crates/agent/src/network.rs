@@ -9,23 +9,41 @@
 //!                                         tap0 169.254.0.22/30 ─── eth0 169.254.0.21/30
 //! ```
 //!
-//! Owns slots, namespaces, links, routes and filter rules. Never keeps the TAP device open; the
-//! supervisor does that.
+//! The addresses outside are examples: the subnets are a setting, and by default two that no route
+//! of the host overlaps ([`subnets`]).
+//!
+//! Owns slots, namespaces, links, routes, forwarding and filter rules. Never keeps the TAP device
+//! open; the supervisor does that.
 //!
 //! The host can reach every guest. A guest can reach the time and metadata services at its own
-//! gateway and, if its access rules permit, external networks. A guest can never reach the host or
-//! another sandbox. The rules in the namespace and the rules on the host both enforce this.
+//! gateway and, if both its access rules and the operator's ceiling ([`ceiling`]) permit, external
+//! networks and nameservers ([`nameservers`]). A guest can never reach the host or another sandbox.
+//! The rules in the namespace and the rules on the host both enforce this.
 //!
-//! [`create`] rolls back its own steps on failure. [`remove`] is idempotent and may be called at
-//! any time for any slot of this agent, because every resource is found by the slot number. All
-//! work runs on dedicated threads, because `unshare` acts on the calling thread.
+//! [`HostNetwork::create`] rolls back its own steps on failure. [`HostNetwork::remove`] is
+//! idempotent and may be called at any time for any slot of this agent, because every resource is
+//! found by the slot number. Work in namespaces runs on dedicated threads, because `unshare` acts on
+//! the calling thread.
 
 pub(crate) mod addresses;
+pub(crate) mod ceiling;
+mod check;
 pub(crate) mod egress;
+pub(crate) mod examine;
+pub(crate) mod firewall;
+mod forwarding;
+mod generation;
+mod host_network;
 mod link;
+mod nameservers;
 mod namespace;
-pub(crate) mod rules;
+mod nft;
+mod obstacles;
+mod ranges;
+mod rules;
 pub(crate) mod slot;
+mod subnets;
+mod surroundings;
 
 use std::{fs, future::Future, io, path::Path, time::Duration};
 
@@ -35,10 +53,15 @@ use wrenn_proto::{
     supervise::NetworkSpec,
 };
 
-use addresses::{Slot, UPLINK};
+use addresses::{Slot, Subnets, UPLINK};
 use egress::Access;
+use forwarding::Forwarding;
 use link::Netlink;
-use rules::RulesError;
+use nft::RulesError;
+use rules::GuestAccess;
+use subnets::ChooseError;
+
+pub(crate) use host_network::{HostNetwork, NetworkSettings};
 
 /// Maximum time to build or remove one network. A typical run takes about 50 ms.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -67,6 +90,9 @@ pub(crate) enum NetworkError {
     /// The packet filter rules were not applied.
     #[error("failed to apply the packet filter rules")]
     Rules(#[from] RulesError),
+    /// The sandboxes have no subnets.
+    #[error(transparent)]
+    Subnets(#[from] ChooseError),
     /// An expected part of the network does not exist.
     #[error("the sandbox's {0} is gone")]
     Missing(&'static str),
@@ -75,117 +101,140 @@ pub(crate) enum NetworkError {
     Deadline,
 }
 
-/// Applies the host-wide rules. Called once when the agent starts.
-pub(crate) async fn prepare_host() -> Result<(), NetworkError> {
-    Ok(rules::apply(&rules::host_rules()).await?)
+/// Network of a sandbox that is to be built.
+#[derive(Debug, Clone)]
+struct Blueprint {
+    slot: Slot,
+    subnets: Subnets,
+    access: GuestAccess,
+    /// MTU of the link to the host.
+    mtu: u32,
+    /// True if the host forwards packets from the link.
+    forwards: bool,
 }
 
-/// Builds the network of a slot.
-///
-/// On failure, nothing is left behind. If the caller is cancelled, the worker thread still
-/// finishes, and the owner of the slot must call [`remove`].
-pub(crate) async fn create(slot: Slot, access: &Access) -> Result<NetworkSpec, NetworkError> {
-    let wanted = access.clone();
-    let built = on_own_thread(move || build(slot, wanted)).await;
-    if let Err(error) = built {
-        if let Err(remove_error) = remove(slot).await {
-            tracing::warn!(%slot, error = ?remove_error, "failed to remove a partially built network");
-        }
-        return Err(error);
-    }
-    let (allow, deny) = access.lists();
-    Ok(NetworkSpec {
-        slot: slot.number(),
-        netns: slot.netns(),
-        host_ip: slot.host_ip(),
-        egress: access.egress,
-        allow,
-        deny,
-    })
-}
-
-/// Updates the access rules of a slot's sandbox.
-///
-/// On failure, old and new rules may be mixed. Calling this again, with either the new or the
-/// previous access, sets all of them.
-pub(crate) async fn update(slot: Slot, access: &Access) -> Result<(), NetworkError> {
-    let access = access.clone();
-    on_own_thread(move || set_access(slot, access)).await
-}
-
-/// Removes the network of a slot, but not the slot itself. Succeeds if the network is missing or
-/// incomplete.
-pub(crate) async fn remove(slot: Slot) -> Result<(), NetworkError> {
-    on_own_thread(move || async move {
-        // Every step runs, regardless of the result of the previous one.
-        let rules = rules::apply(&rules::forbid_egress(slot)).await;
-        let link = async {
-            let host = open_netlink()?;
-            let removed = host.remove(&slot.veth()).await;
-            removed.map_err(netlink_failed("remove the link to the host"))
+impl HostNetwork {
+    /// Builds the network of a slot.
+    ///
+    /// On failure, nothing is left behind. If the caller is cancelled, the worker thread still
+    /// finishes, and the owner of the slot must call [`remove`](Self::remove).
+    pub(crate) async fn create(
+        &self,
+        slot: Slot,
+        access: &Access,
+    ) -> Result<NetworkSpec, NetworkError> {
+        let blueprint = Blueprint {
+            slot,
+            subnets: self.subnets(),
+            access: self.guest_access(access),
+            mtu: self.mtu(),
+            forwards: self.reaches_anything(access),
         };
-        let link = link.await;
-        let namespace = namespace::remove(&slot.netns());
-        rules?;
-        link?;
-        namespace.map_err(io_failed("remove the network namespace"))
-    })
-    .await
-}
-
-/// Checks that the network of a slot exists. Re-applies its access rules and its entries in tables
-/// shared with other sandboxes.
-pub(crate) async fn verify(slot: Slot, access: &Access) -> Result<(), NetworkError> {
-    let access = access.clone();
-    on_own_thread(move || async move {
-        if !namespace::exists(&slot.netns()) {
-            return Err(NetworkError::Missing("network namespace"));
+        let (mtu, forwards) = (blueprint.mtu, blueprint.forwards);
+        let build = async {
+            if forwards {
+                self.set_egress(slot, true).await?;
+            }
+            on_own_thread(move || build(blueprint)).await
+        };
+        if let Err(error) = build.await {
+            if let Err(remove_error) = self.remove(slot).await {
+                tracing::warn!(%slot, error = ?remove_error, "failed to remove a partially built network");
+            }
+            return Err(error);
         }
-        let host = open_netlink()?;
-        let found = host.index(&slot.veth()).await;
-        if found.map_err(netlink_failed("find the link"))?.is_none() {
-            return Err(NetworkError::Missing("network link"));
-        }
-        set_access(slot, access).await
-    })
-    .await
-}
-
-/// Applies `access` to a slot. Must run on a dedicated thread: the thread stays in the sandbox's
-/// namespace.
-async fn set_access(slot: Slot, access: Access) -> Result<(), NetworkError> {
-    if access.reaches_anything() {
-        allow_egress(slot).await?;
-    } else {
-        rules::apply(&rules::forbid_egress(slot)).await?;
+        let (allow, deny) = access.lists();
+        Ok(NetworkSpec {
+            slot: slot.number(),
+            netns: slot.netns(),
+            host_ip: self.subnets().host_ip(slot),
+            egress: access.egress,
+            allow,
+            deny,
+            mtu,
+        })
     }
-    let namespace =
-        fs::File::open(slot.netns()).map_err(io_failed("open the network namespace"))?;
-    namespace::enter(&namespace).map_err(io_failed("enter the network namespace"))?;
-    Ok(rules::apply(&rules::access_rules(&access)).await?)
+
+    /// Updates the access rules of a slot's sandbox.
+    ///
+    /// On failure, old and new rules may be mixed. Calling this again, with either the new or the
+    /// previous access, sets all of them.
+    pub(crate) async fn update(&self, slot: Slot, access: &Access) -> Result<(), NetworkError> {
+        self.set_egress(slot, self.reaches_anything(access)).await?;
+        let access = self.guest_access(access);
+        on_own_thread(move || async move {
+            let namespace =
+                fs::File::open(slot.netns()).map_err(io_failed("open the network namespace"))?;
+            namespace::enter(&namespace).map_err(io_failed("enter the network namespace"))?;
+            Ok(nft::apply(&rules::access_rules(&access)).await?)
+        })
+        .await
+    }
+
+    /// Removes the network of a slot, but not the slot itself. Succeeds if the network is missing or
+    /// incomplete.
+    pub(crate) async fn remove(&self, slot: Slot) -> Result<(), NetworkError> {
+        // Every step runs, regardless of the result of the previous one.
+        let rules = self.release(slot).await;
+        let removed = on_own_thread(move || async move {
+            let link = async {
+                let host = open_netlink()?;
+                let removed = host.remove(&slot.veth()).await;
+                removed.map_err(netlink_failed("remove the link to the host"))
+            };
+            let link = link.await;
+            let namespace = namespace::remove(&slot.netns());
+            link?;
+            namespace.map_err(io_failed("remove the network namespace"))
+        });
+        let removed = removed.await;
+        rules.and(removed)
+    }
+
+    /// Checks that the network of a slot exists. Re-applies its access rules and its entries in
+    /// tables shared with other sandboxes.
+    pub(crate) async fn verify(&self, slot: Slot, access: &Access) -> Result<(), NetworkError> {
+        on_own_thread(move || async move {
+            if !namespace::exists(&slot.netns()) {
+                return Err(NetworkError::Missing("network namespace"));
+            }
+            let host = open_netlink()?;
+            let found = host.index(&slot.veth()).await;
+            if found.map_err(netlink_failed("find the link"))?.is_none() {
+                return Err(NetworkError::Missing("network link"));
+            }
+            Ok(())
+        })
+        .await?;
+        self.update(slot, access).await
+    }
 }
 
-async fn build(slot: Slot, access: Access) -> Result<(), NetworkError> {
+async fn build(blueprint: Blueprint) -> Result<(), NetworkError> {
+    let Blueprint {
+        slot,
+        subnets,
+        access,
+        ..
+    } = &blueprint;
     // Opened before the thread switches namespaces, so both stay in the host's namespace.
     let host = open_netlink()?;
     let host_ns = namespace::current().map_err(io_failed("open the host's network namespace"))?;
-    if access.reaches_anything() {
-        allow_egress(slot).await?;
-    }
     // A plain file with this name may remain from before a reboot of the host.
     if !namespace::exists(&slot.netns()) {
         namespace::remove(&slot.netns()).map_err(io_failed("remove the stale namespace file"))?;
     }
     namespace::enter_new(&slot.netns()).map_err(io_failed("create a network namespace"))?;
     let inside = open_netlink()?;
+    // All interfaces of this namespace belong to the sandbox.
     set_sysctl("net/ipv4/ip_forward", "1")?;
     set_sysctl_if_present("net/ipv6/conf/all/disable_ipv6", "1")?;
     set_sysctl_if_present("net/ipv6/conf/default/disable_ipv6", "1")?;
     // The filter is applied before the first link exists.
-    rules::apply(&rules::namespace_rules(slot, &access)).await?;
+    nft::apply(&rules::namespace_rules(*slot, *subnets, access)).await?;
     build_guest_side(&inside).await?;
     namespace::enter(&host_ns).map_err(io_failed("return to the host's network namespace"))?;
-    build_host_side(slot, &host, &inside).await
+    build_host_side(&blueprint, &host, &inside).await
 }
 
 /// Creates the TAP device: the guest's link, with the constant gateway address at the host's end.
@@ -218,11 +267,16 @@ async fn build_guest_side(inside: &Netlink) -> Result<(), NetworkError> {
 }
 
 /// Creates the link between the namespace and the host.
-async fn build_host_side(slot: Slot, host: &Netlink, inside: &Netlink) -> Result<(), NetworkError> {
+async fn build_host_side(
+    blueprint: &Blueprint,
+    host: &Netlink,
+    inside: &Netlink,
+) -> Result<(), NetworkError> {
+    let (slot, subnets) = (blueprint.slot, blueprint.subnets);
     let netns = fs::File::open(slot.netns()).map_err(io_failed("open the network namespace"))?;
     let veth = slot.veth();
     let fd = std::os::fd::AsFd::as_fd(&netns);
-    host.add_veth(&veth, UPLINK, fd)
+    host.add_veth(&veth, UPLINK, fd, blueprint.mtu)
         .await
         .map_err(netlink_failed("create the link to the host"))?;
     let peer = require_index(inside, UPLINK).await?;
@@ -230,34 +284,29 @@ async fn build_host_side(slot: Slot, host: &Netlink, inside: &Netlink) -> Result
     // The guest has no IPv6, so this link needs none. By default it would take part in the host's
     // IPv6.
     set_sysctl_if_present(&format!("net/ipv6/conf/{veth}/disable_ipv6"), "1")?;
+    Forwarding::set_link(slot, blueprint.forwards)
+        .map_err(io_failed("set the forwarding of the link"))?;
     let configure = async {
-        inside.add_address(peer, slot.link_peer(), 31).await?;
+        inside
+            .add_address(peer, subnets.link_peer(slot), 31)
+            .await?;
         inside.set_up(peer).await?;
-        inside.add_route(peer, None, slot.link_host()).await?;
-        host.add_address(host_end, slot.link_host(), 31).await?;
+        inside
+            .add_route(peer, None, subnets.link_host(slot))
+            .await?;
+        host.add_address(host_end, subnets.link_host(slot), 31)
+            .await?;
         host.set_up(host_end).await?;
-        host.add_route(host_end, Some(slot.host_ip()), slot.link_peer())
-            .await
+        host.add_route(
+            host_end,
+            Some(subnets.host_ip(slot)),
+            subnets.link_peer(slot),
+        )
+        .await
     };
     configure
         .await
         .map_err(netlink_failed("configure the link to the host"))
-}
-
-/// Applies the host-wide rules and adds the sandbox to their egress set in one transaction, so a
-/// sandbox never has egress without the rules.
-async fn allow_egress(slot: Slot) -> Result<(), NetworkError> {
-    let rules = rules::host_rules() + &rules::allow_egress(slot);
-    rules::apply(&rules).await?;
-    // Forwarding is enabled only when a sandbox gets egress. A host that already forwards is left
-    // unchanged.
-    let path = "/proc/sys/net/ipv4/ip_forward";
-    let current = fs::read_to_string(path).map_err(io_failed("read ip_forward"))?;
-    if current.trim() == "0" {
-        tracing::info!("enabling net.ipv4.ip_forward for sandbox egress");
-        set_sysctl("net/ipv4/ip_forward", "1")?;
-    }
-    Ok(())
 }
 
 fn open_netlink() -> Result<Netlink, NetworkError> {

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,12 +16,15 @@ use thiserror_ext::AsReport as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::ImageStore;
+use wrenn_model::EgressLimit;
 use wrenn_proto::supervise::Accel;
 
 use crate::{
     cgroup::Cgroups,
     host,
-    network::{self, slot::Slots},
+    network::{
+        HostNetwork, NetworkSettings, addresses::Subnets, ceiling::EgressCeiling, slot::Slots,
+    },
     registry::Registry,
     rpc,
     sandbox::{BootPolicy, Boots, actor::SandboxActors, adopt, resources::HostContext},
@@ -51,10 +54,14 @@ pub struct AgentConfig {
     pub accel: Accel,
     /// True if a sandbox whose request does not specify egress may reach addresses beyond the host.
     pub default_egress: bool,
+    /// The most that any sandbox of this host may reach.
+    pub egress_ceiling: EgressCeiling,
+    /// Subnets of the sandboxes; `None` to choose some that the host does not use.
+    pub subnets: Option<Subnets>,
     /// Program that provides `supervise`.
     pub wrenn_exe: PathBuf,
-    /// Nameservers of sandboxes whose access permits them.
-    pub dns: Vec<Ipv4Addr>,
+    /// Nameservers of the host, which sandboxes use whose access permits them.
+    pub dns: Vec<IpAddr>,
     /// Directory that contains the snapshots; by default in the data directory.
     pub snapshots_dir: Option<PathBuf>,
     /// True if a sandbox with the size of its template is restored from the template snapshot
@@ -169,6 +176,7 @@ pub async fn serve_with(
         .map_err(failed("resolve the path of the data directory"))?;
     let _lock = lock(&data_dir)?;
     let config = AgentConfig { data_dir, ..config };
+    check_default_egress(&config)?;
     // Bound before anything is changed, because a port in use is the most common mistake.
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(|source| AgentError::Listen {
@@ -188,6 +196,8 @@ pub async fn serve_with(
     adopt::adopt_all(&actors)
         .await
         .map_err(host_failed("adopt the sandboxes of an earlier agent"))?;
+    let keep = actors.host.network.clone().keep(shutdown.clone());
+    actors.tasks.spawn(keep);
     tracing::info!(%address, sandboxes = actors.registry.list().len(), "host agent ready");
     ready(address);
     serve_until(listener, rpc::router(actors.clone(), &token), &shutdown).await?;
@@ -202,15 +212,31 @@ pub async fn serve_with(
     Ok(())
 }
 
+/// Rejects settings with which every create that does not specify its egress would be rejected.
+fn check_default_egress(config: &AgentConfig) -> Result<(), AgentError> {
+    let EgressCeiling { limit, open, .. } = &config.egress_ceiling;
+    if !config.default_egress || *limit != EgressLimit::Never || !open.is_empty() {
+        return Ok(());
+    }
+    Err(AgentError::Host {
+        step: "use the egress settings",
+        reason: "`WRENN_EGRESS=allow` contradicts `WRENN_EGRESS_LIMIT=never`".to_owned(),
+    })
+}
+
 pub(crate) async fn open_parts(
     config: AgentConfig,
     templates: Arc<dyn TemplateSource>,
     deadlines: Deadlines,
 ) -> Result<HostContext, AgentError> {
-    network::prepare_host()
-        .await
-        .map_err(host_failed("prepare the host's network"))?;
     let data_dir = config.data_dir.clone();
+    let settings = NetworkSettings {
+        ceiling: config.egress_ceiling.clone(),
+        subnets: config.subnets,
+        nameservers: config.dns.clone(),
+    };
+    let network = HostNetwork::open(&instance(&data_dir), settings).await;
+    let network = network.map_err(host_failed("prepare the host's network"))?;
     let root = config.snapshots_dir.clone();
     let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
     let vmm = host::vmm().await;
@@ -223,6 +249,7 @@ pub(crate) async fn open_parts(
         deadlines,
         sandbox_dirs: SandboxDirs::open(&data_dir)
             .map_err(host_failed("open the sandboxes' directories"))?,
+        network: Arc::new(network),
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups: Cgroups::detect(&instance(&data_dir)),
         tsc_khz: tsc_khz.map_err(host_failed(

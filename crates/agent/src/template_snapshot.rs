@@ -31,7 +31,7 @@ use crate::{
     AgentConfig, AgentError, Deadlines, Template,
     admission::CreateParams,
     host::HostCapacity,
-    network::egress::Access,
+    network::{ceiling::EgressCeiling, egress::Access},
     registry::Registry,
     sandbox::{
         BootPolicy, Plan, Sandbox, Source, actor::SandboxActors, adopt, resources::HostContext,
@@ -223,6 +223,8 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
         token: String::new(),
         accel: config.accel,
         default_egress: false,
+        egress_ceiling: EgressCeiling::default(),
+        subnets: None,
         wrenn_exe: config.wrenn_exe.clone(),
         dns: Vec::new(),
         snapshots_dir: Some(config.images_dir.join("snapshots")),

@@ -35,6 +35,9 @@ pub struct Host {
     pub sandboxes: u32,
     /// Boots since the host agent started.
     pub boots: BootCounts,
+    /// Number of times since the host agent started that rules of the host's packet filter or its
+    /// forwarding were restored, because another program had changed them.
+    pub network_restored: u64,
 }
 
 /// Number of boots from disk since the host agent started. A restore from a snapshot is not a boot.

@@ -64,6 +64,9 @@ pub struct Recover<'a> {
     /// Nameservers of the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nameservers: Option<&'a [Ipv4Addr]>,
+    /// MTU of the guest's link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 impl Recover<'_> {

@@ -25,3 +25,40 @@ impl std::str::FromStr for Egress {
         }
     }
 }
+
+/// Maximum network access that the operator of a host permits its sandboxes. A client's request
+/// cannot exceed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressLimit {
+    /// Only ranges that the operator opens.
+    Never,
+    /// Public addresses, and ranges that the operator opens.
+    #[default]
+    Public,
+    /// Every address except the host, other sandboxes and link-local addresses.
+    Any,
+}
+
+impl std::str::FromStr for EgressLimit {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "never" => Ok(Self::Never),
+            "public" => Ok(Self::Public),
+            "any" => Ok(Self::Any),
+            _ => Err(format!("expected `never`, `public` or `any`, got `{s}`")),
+        }
+    }
+}
+
+impl std::fmt::Display for EgressLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Never => "never",
+            Self::Public => "public",
+            Self::Any => "any",
+        })
+    }
+}

@@ -17,7 +17,7 @@ mod status;
 mod team;
 
 pub use boot_times::BootTimes;
-pub use egress::Egress;
+pub use egress::{Egress, EgressLimit};
 pub use ids::{InvalidId, SandboxId, TemplateName};
 pub use machine_size::MachineSize;
 pub use status::{OnTimeout, SandboxStatus};

@@ -11,6 +11,9 @@ pub const METADATA_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 16
 /// TCP port of the metadata service.
 pub const METADATA_PORT: u16 = 80;
 
+/// UDP and TCP port of the DNS forwarder at the gateway, and of nameservers.
+pub const DNS_PORT: u16 = 53;
+
 /// TCP port of the guest agent.
 pub const ENVD_PORT: u16 = 49983;
 
@@ -26,6 +29,9 @@ pub const MAC: &str = "02:FC:00:00:00:05";
 /// MAC address of every guest's gateway. Constant, so that the ARP entry of a restored guest stays
 /// valid.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xFC, 0x00, 0x00, 0x00, 0x06];
+
+/// MTU of a guest's link unless its host sets another one: that of Ethernet.
+pub const DEFAULT_MTU: u32 = 1500;
 
 /// Name of the TAP device in every sandbox's network namespace.
 pub const TAP_NAME: &str = "tap0";

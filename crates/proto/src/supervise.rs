@@ -13,7 +13,10 @@
 //! added, with a default, and the words on the wire never change, even if the code has other names
 //! for them.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +113,10 @@ pub struct SupervisorSpec {
     /// Nameservers of the guest. Empty if the guest has no egress.
     #[serde(default)]
     pub dns: Vec<Ipv4Addr>,
+    /// Nameservers to which the supervisor forwards DNS requests that the guest sends to its
+    /// gateway. Empty if there is no forwarder.
+    #[serde(default)]
+    pub dns_upstreams: Vec<IpAddr>,
     /// User that runs commands if a request names none.
     #[serde(default)]
     pub default_user: String,
@@ -150,6 +157,14 @@ pub struct NetworkSpec {
     /// IPv4 addresses and CIDR blocks that are denied unless `allow` contains them.
     #[serde(default)]
     pub deny: Vec<String>,
+    /// MTU of the guest's link.
+    #[serde(default = "default_mtu")]
+    pub mtu: u32,
+}
+
+/// Returns the MTU of guests of release 0.1.0.
+const fn default_mtu() -> u32 {
+    crate::guest::DEFAULT_MTU
 }
 
 /// Request of the agent to a supervisor.

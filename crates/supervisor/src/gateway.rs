@@ -1,12 +1,13 @@
 //! Resources of the supervisor in the sandbox's network namespace: the TAP device and the services
 //! at the gateway address.
 
+mod dns;
 pub mod mmds;
 pub mod ntp;
 
 use std::{
     fs, io,
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
     path::Path,
 };
@@ -24,7 +25,7 @@ pub(crate) fn open_tap(netns: &Path) -> Result<OwnedFd, SupervisorError> {
 }
 
 /// Running services. Dropping this value ends them.
-pub(crate) struct Services([JoinHandle<()>; 2]);
+pub(crate) struct Services(Vec<JoinHandle<()>>);
 
 impl Drop for Services {
     fn drop(&mut self) {
@@ -34,30 +35,49 @@ impl Drop for Services {
     }
 }
 
-/// Starts the time service and the metadata service at the guest's gateway.
-pub(crate) fn serve(netns: &Path, mmds: Mmds) -> Result<Services, SupervisorError> {
+/// Starts the time service, the metadata service and, with `dns_upstreams`, the DNS forwarder at the
+/// guest's gateway.
+pub(crate) fn serve(
+    netns: &Path,
+    mmds: Mmds,
+    dns_upstreams: &[IpAddr],
+) -> Result<Services, SupervisorError> {
+    let time = udp(netns, (guest::GATEWAY_IP, wrenn_proto::ntp::PORT).into())
+        .map_err(SupervisorError::io("listen for the guest's time requests"))?;
+    let metadata = tcp(netns, (guest::METADATA_IP, guest::METADATA_PORT).into()).map_err(
+        SupervisorError::io("listen for the guest's metadata requests"),
+    )?;
+    let mut services = vec![
+        tokio::spawn(ntp::serve(time)),
+        tokio::spawn(mmds::serve::serve(metadata, mmds)),
+    ];
+    if !dns_upstreams.is_empty() {
+        let address = (guest::GATEWAY_IP, guest::DNS_PORT).into();
+        let failed = || SupervisorError::io("listen for the guest's DNS requests");
+        let socket = udp(netns, address).map_err(failed())?;
+        let listener = tcp(netns, address).map_err(failed())?;
+        let upstreams = dns::upstreams(dns_upstreams);
+        services.push(tokio::spawn(dns::serve(socket, listener, upstreams)));
+    }
+    Ok(Services(services))
+}
+
+fn udp(netns: &Path, address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
     let socket = in_namespace(netns, || {
-        let address = SocketAddr::from((guest::GATEWAY_IP, wrenn_proto::ntp::PORT));
         let socket = UdpSocket::bind(address)?;
         socket.set_nonblocking(true)?;
         Ok(socket)
-    })
-    .and_then(tokio::net::UdpSocket::from_std)
-    .map_err(SupervisorError::io("listen for the guest's time requests"))?;
+    });
+    tokio::net::UdpSocket::from_std(socket?)
+}
+
+fn tcp(netns: &Path, address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
     let listener = in_namespace(netns, || {
-        let address = SocketAddr::from((guest::METADATA_IP, guest::METADATA_PORT));
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
-    })
-    .and_then(tokio::net::TcpListener::from_std)
-    .map_err(SupervisorError::io(
-        "listen for the guest's metadata requests",
-    ))?;
-    Ok(Services([
-        tokio::spawn(ntp::serve(socket)),
-        tokio::spawn(mmds::serve::serve(listener, mmds)),
-    ]))
+    });
+    tokio::net::TcpListener::from_std(listener?)
 }
 
 /// Runs `work` on a separate thread in a network namespace. A descriptor opened by `work` stays in

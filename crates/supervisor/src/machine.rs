@@ -110,5 +110,8 @@ fn kernel_args(spec: &SupervisorSpec) -> String {
         args.push_str(" wrenn.dns=");
         args.push_str(&servers.join(","));
     }
+    if spec.network.mtu != guest::DEFAULT_MTU {
+        args.push_str(&format!(" wrenn.mtu={}", spec.network.mtu));
+    }
     args
 }

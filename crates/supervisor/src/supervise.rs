@@ -81,7 +81,8 @@ async fn supervise<D: VmmDriver>(
     let mut terminate =
         signal(SignalKind::terminate()).map_err(SupervisorError::io("listen for SIGTERM"))?;
     let listener = control::listen(dir)?;
-    let services = gateway::serve(&spec.network.netns, Mmds::for_sandbox(&spec))?;
+    let mmds = Mmds::for_sandbox(&spec);
+    let services = gateway::serve(&spec.network.netns, mmds, &spec.dns_upstreams)?;
     let (mut memory, vmm_fds) = GuestMemory::prepare(&spec, image)?;
     if spec.restore.is_some() {
         failpoint::hit("supervisor.restore.prepared", None);

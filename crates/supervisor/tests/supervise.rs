@@ -8,7 +8,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     thread::JoinHandle,
@@ -94,10 +94,12 @@ impl Sandbox {
                 egress: false,
                 allow: vec![],
                 deny: vec![],
+                mtu: wrenn_proto::guest::DEFAULT_MTU,
             },
             envd_token: "secret".into(),
             envs: [].into(),
             dns: vec![],
+            dns_upstreams: vec![],
             default_user: "root".into(),
             disk_layers: vec![],
             restore: None,
@@ -302,4 +304,38 @@ fn directory_without_a_specification_is_an_error_that_names_the_file() {
     };
     let error = run_with(dir.path(), None, &driver).unwrap_err();
     assert!(error.to_string().contains("spec.json"), "{error}");
+}
+
+#[tokio::test]
+async fn dns_requests_to_the_gateway_reach_a_server_on_the_hosts_loopback() {
+    let server = UdpSocket::bind("127.0.78.53:53").unwrap();
+    std::thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = server.recv_from(&mut packet) {
+            packet[2] |= 0x80;
+            let _ = server.send_to(&packet[..length], from);
+        }
+    });
+    let sandbox = Sandbox::new("dns");
+    let path = sandbox.dir.join(files::SPEC);
+    let mut spec: SupervisorSpec = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    spec.dns_upstreams = vec![[127, 0, 78, 53].into()];
+    fs::write(&path, serde_json::to_vec(&spec).unwrap()).unwrap();
+    let supervisor = sandbox.start("exec sleep 1000");
+    let connection = sandbox.connect().await;
+    let namespace = fs::File::open(sandbox.namespace.path()).unwrap();
+    let resolve = move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.connect("169.254.0.22:53").unwrap();
+        socket.send(b"\x12\x34\x01\0\0\0\0\0\0\0\0\0").unwrap();
+        let mut reply = [0; 512];
+        let length = socket.recv(&mut reply).unwrap();
+        reply[..length].to_vec()
+    };
+    let reply = std::thread::spawn(resolve).join().unwrap();
+    assert_eq!(reply, b"\x12\x34\x81\0\0\0\0\0\0\0\0\0");
+    assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
+    supervisor.join().unwrap().unwrap();
 }

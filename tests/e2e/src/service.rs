@@ -38,6 +38,8 @@ pub struct Service {
     release: Option<PathBuf>,
     /// Image directory, if it is not that of the test run.
     images: Option<PathBuf>,
+    /// Further environment variables.
+    settings: Vec<(String, String)>,
     http: reqwest::Client,
 }
 
@@ -48,6 +50,17 @@ impl Service {
     /// The service does not respond. The error contains its log.
     pub async fn start() -> Result<Self> {
         Self::start_in(&std::env::temp_dir()).await
+    }
+
+    /// Same as [`start`](Self::start), with an environment variable.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start).
+    pub async fn start_with(name: &str, value: &str) -> Result<Self> {
+        let mut service = Self::new(&std::env::temp_dir())?;
+        service.settings.push((name.to_owned(), value.to_owned()));
+        service.start_again().await?;
+        Ok(service)
     }
 
     /// Same as [`start`](Self::start), with the data directory below `root`.
@@ -92,6 +105,7 @@ impl Service {
             database: None,
             release: None,
             images: None,
+            settings: Vec::new(),
             http: reqwest::Client::new(),
         })
     }
@@ -150,6 +164,9 @@ impl Service {
             .env("WRENN_API_URL", self.url(""))
             .env("WRENN_TRAFFIC_LISTEN", &self.traffic_listen)
             .env("WRENN_EGRESS", "deny")
+            // The network that tests use as the world outside, which is not public.
+            .env("WRENN_EGRESS_OPEN", "198.19.255.0/30")
+            .envs(self.settings.iter().cloned())
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
             .env_remove("DATABASE_URL");

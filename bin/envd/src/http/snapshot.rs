@@ -101,6 +101,11 @@ pub async fn recover(
         tracing::info!(%error, "failed to step the clock, leaving it to chronyd");
     }
     write_identity(Path::new("/"), &request).map_err(failed)?;
+    if let Some(mtu) = request.mtu
+        && let Err(error) = set_mtu(Path::new(MTU), mtu)
+    {
+        tracing::warn!(%error, mtu, "failed to set the MTU of the guest's link");
+    }
     if restored {
         app.settings.become_sandbox(request);
         app.connections.cut();
@@ -173,6 +178,9 @@ fn write_identity(root: &Path, request: &Recover) -> io::Result<()> {
     }
 }
 
+/// MTU of the guest's only link.
+const MTU: &str = "/sys/class/net/eth0/mtu";
+
 /// Comment that marks the line of `/etc/hosts` that envd owns.
 const HOSTS_MARK: &str = "# this machine";
 
@@ -184,6 +192,16 @@ fn name_in_hosts(path: &Path, name: &str) -> io::Result<()> {
     let mut new: String = others.flat_map(|line| [line, "\n"]).collect();
     new.push_str(&format!("127.0.1.1 {name} {HOSTS_MARK}\n"));
     write_if_other(path, &new)
+}
+
+/// Sets the MTU of the guest's link, unless it has this value. Packets that are too large for the
+/// host's network would be rejected one by one, and lost if a firewall blocks the rejections.
+fn set_mtu(setting: &Path, mtu: u32) -> io::Result<()> {
+    let current = fs::read_to_string(setting)?;
+    if current.trim() == mtu.to_string() {
+        return Ok(());
+    }
+    fs::write(setting, mtu.to_string())
 }
 
 /// Runs work on a separate thread, because flushing blocks for as long as the disk takes.
@@ -202,6 +220,18 @@ fn failed(error: io::Error) -> HttpError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mtu_is_written_if_it_differs() {
+        let root = tempfile::tempdir().expect("a directory");
+        let setting = root.path().join("mtu");
+        assert!(set_mtu(&setting, 1400).is_err(), "no such link");
+        fs::write(&setting, "1500\n").expect("room");
+        set_mtu(&setting, 1500).expect("nothing to write");
+        assert_eq!(fs::read_to_string(&setting).expect("read"), "1500\n");
+        set_mtu(&setting, 1400).expect("written");
+        assert_eq!(fs::read_to_string(&setting).expect("read"), "1400");
+    }
 
     #[test]
     fn an_identity_is_written_over_the_one_before() {

@@ -8,13 +8,13 @@ mod run_on;
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use wrenn_agent::{AgentConfig, AgentError};
+use wrenn_agent::{AgentConfig, AgentError, EgressCeiling};
 use wrenn_api::Listening;
 use wrenn_control::ControlConfig;
 use wrenn_model::Egress;
@@ -26,7 +26,7 @@ use crate::{
     config::{self, AccelChoice, Layer, Settings},
     data_dir, descriptors, images,
     interrupt::Interrupts,
-    logging, output,
+    logging, nameservers, output,
     service::Service,
 };
 
@@ -35,9 +35,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Interval at which the control plane polls the agent.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// File with the host's name servers.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Logging arguments of all services.
 #[derive(Debug, Args)]
@@ -315,6 +312,8 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
             "kvm is required by the settings, but {why}; set --accel or WRENN_ACCEL to `auto` or `tcg`"
         );
     }
+    let nameservers = nameservers::Files::default().nameservers(settings);
+    tracing::info!(servers = ?nameservers.servers, source = nameservers.source, "name servers of this machine");
     let config = AgentConfig {
         listen: settings.agent_listen,
         data_dir: settings.dir.clone(),
@@ -322,8 +321,14 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
         token: data_dir::agent_token(settings)?,
         accel: decision.accel,
         default_egress: settings.egress == Egress::Allow,
+        egress_ceiling: EgressCeiling {
+            limit: settings.egress_limit,
+            open: settings.egress_open.clone(),
+            closed: settings.egress_closed.clone(),
+        },
+        subnets: settings.subnets,
         wrenn_exe: std::env::current_exe().context("failed to locate this program's executable")?,
-        dns: config::guest_dns(settings, Path::new(RESOLV_CONF)),
+        dns: nameservers.servers,
         snapshots_dir: None,
         template_snapshots: true,
         prefetch: true,

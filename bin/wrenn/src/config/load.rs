@@ -5,6 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::Ipv4Net;
+use serde::{Deserialize as _, Deserializer, de::Error as _};
+use wrenn_agent::Subnets;
+
 use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
 
 /// Errors of loading the settings.
@@ -133,15 +137,57 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
                 .map_err(|_| "expected `auto`, `kvm` or `tcg`".to_owned())
         })?,
         egress: parse(env, "WRENN_EGRESS", str::parse)?,
+        egress_limit: parse(env, "WRENN_EGRESS_LIMIT", str::parse)?,
+        egress_open: parse(env, "WRENN_EGRESS_OPEN", |s| blocks(s.split(',')))?,
+        egress_closed: parse(env, "WRENN_EGRESS_CLOSED", |s| blocks(s.split(',')))?,
+        subnets: parse(env, "WRENN_SUBNETS", |s| subnets(s.split(',')))?,
         dns: parse(env, "WRENN_DNS", |s| {
             s.split(',')
                 .map(|ip| ip.trim().parse())
                 .collect::<Result<_, _>>()
-                .map_err(|_| "expected comma-separated IPv4 addresses".to_owned())
+                .map_err(|_| "expected comma-separated IP addresses".to_owned())
         })?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })
+}
+
+/// Parses ranges: `10.1.0.0/16`, or a single address. Bits after the prefix are dropped.
+fn blocks<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<Ipv4Net>, String> {
+    let block = |text: &str| {
+        let text = text.trim();
+        let address = text.parse::<std::net::Ipv4Addr>().map(Ipv4Net::from);
+        let block = address.or_else(|_| text.parse::<Ipv4Net>().map(|block| block.trunc()));
+        block.map_err(|_| format!("`{text}` is not an IPv4 address or range such as 10.1.0.0/16"))
+    };
+    texts.map(block).collect()
+}
+
+/// Parses the subnets of sandboxes: that of the guests, then that of the links.
+fn subnets<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Subnets, String> {
+    let blocks = blocks(texts)?;
+    let [guests, links] = blocks.as_slice() else {
+        return Err("expected two ranges such as 10.11.0.0/16,10.12.0.0/16".to_owned());
+    };
+    Subnets::new(*guests, *links).map_err(|error| error.to_string())
+}
+
+/// Reads ranges of the settings file.
+pub(super) fn blocks_of_file<'de, D: Deserializer<'de>>(
+    file: D,
+) -> Result<Option<Vec<Ipv4Net>>, D::Error> {
+    let texts = Vec::<String>::deserialize(file)?;
+    let blocks = blocks(texts.iter().map(String::as_str));
+    blocks.map(Some).map_err(D::Error::custom)
+}
+
+/// Reads the subnets of sandboxes in the settings file.
+pub(super) fn subnets_of_file<'de, D: Deserializer<'de>>(
+    file: D,
+) -> Result<Option<Subnets>, D::Error> {
+    let texts = Vec::<String>::deserialize(file)?;
+    let subnets = subnets(texts.iter().map(String::as_str));
+    subnets.map(Some).map_err(D::Error::custom)
 }
 
 /// Parses an address such as `127.0.0.1:8000`.

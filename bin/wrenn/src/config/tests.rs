@@ -43,6 +43,11 @@ impl Sources {
     }
 }
 
+fn other_subnets() -> Subnets {
+    let block = |text: &str| text.parse().unwrap();
+    Subnets::new(block("10.3.0.0/16"), block("10.4.0.0/16")).unwrap()
+}
+
 #[test]
 fn paths_are_made_absolute() {
     let flags = Layer {
@@ -89,6 +94,10 @@ fn every_variable_reaches_its_setting() {
         .env("DATABASE_URL", "postgres://p")
         .env("WRENN_ACCEL", "tcg")
         .env("WRENN_EGRESS", "allow")
+        .env("WRENN_EGRESS_LIMIT", "any")
+        .env("WRENN_EGRESS_OPEN", "10.1.0.0/16")
+        .env("WRENN_EGRESS_CLOSED", "10.2.0.0/16")
+        .env("WRENN_SUBNETS", "10.3.0.0/16, 10.4.0.0/16")
         .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
@@ -106,6 +115,10 @@ fn every_variable_reaches_its_setting() {
             database_url: "postgres://p".into(),
             accel: AccelChoice::Tcg,
             egress: Egress::Allow,
+            egress_limit: EgressLimit::Any,
+            egress_open: vec!["10.1.0.0/16".parse().unwrap()],
+            egress_closed: vec!["10.2.0.0/16".parse().unwrap()],
+            subnets: Some(other_subnets()),
             dns: Some(vec![
                 "192.0.2.1".parse().unwrap(),
                 "192.0.2.2".parse().unwrap()
@@ -130,6 +143,10 @@ fn every_key_of_the_file_reaches_its_setting() {
         database_url = "postgres://p"
         accel = "kvm"
         egress = "allow"
+        egress_limit = "never"
+        egress_open = ["10.1.0.0/16"]
+        egress_closed = ["10.2.0.0/16"]
+        subnets = ["10.3.0.0/16", "10.4.0.0/16"]
         dns = ["192.0.2.1"]
         log = "warn"
         envd = "/e"
@@ -149,6 +166,10 @@ fn every_key_of_the_file_reaches_its_setting() {
             database_url: "postgres://p".into(),
             accel: AccelChoice::Kvm,
             egress: Egress::Allow,
+            egress_limit: EgressLimit::Never,
+            egress_open: vec!["10.1.0.0/16".parse().unwrap()],
+            egress_closed: vec!["10.2.0.0/16".parse().unwrap()],
+            subnets: Some(other_subnets()),
             dns: Some(vec!["192.0.2.1".parse().unwrap()]),
             log: "warn".into(),
             envd: Some("/e".into()),
@@ -235,8 +256,37 @@ fn first_existing_default_file_is_used() {
 }
 
 #[test]
-fn only_nameservers_that_a_guest_can_reach_are_used() {
-    let text = "# c\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\nsearch x\n nameserver  192.0.2.2 \n";
-    let expected: [Ipv4Addr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
-    assert_eq!(nameservers(text), expected);
+fn ranges_are_addresses_or_blocks_and_an_error_names_the_setting() {
+    let settings = Sources::new()
+        .env("WRENN_EGRESS_OPEN", "10.1.2.3, 10.2.3.4/16")
+        .load(Layer::default())
+        .unwrap();
+    let texts: Vec<_> = settings
+        .egress_open
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(texts, ["10.1.2.3/32", "10.2.0.0/16"]);
+    for (name, value) in [
+        ("WRENN_EGRESS_LIMIT", "some"),
+        ("WRENN_EGRESS_OPEN", "10.0.0.0/33"),
+        ("WRENN_EGRESS_CLOSED", "example.com"),
+        ("WRENN_SUBNETS", "10.1.0.0/16"),
+        ("WRENN_SUBNETS", "10.1.0.0/16,10.1.0.0/16"),
+        ("WRENN_DNS", "nowhere"),
+    ] {
+        let error = Sources::new().env(name, value).error();
+        assert!(error.starts_with(&format!("{name}=`{value}`: ")), "{error}");
+    }
+    let error = Sources::new()
+        .file("egress_open = [\"10.0.0.0/40\"]")
+        .error();
+    assert!(
+        error.contains("line 1: ") && error.contains("10.0.0.0/40"),
+        "{error}"
+    );
+    let error = Sources::new()
+        .file("subnets = [\"10.0.0.0/24\", \"10.1.0.0/16\"]")
+        .error();
+    assert!(error.contains("10.0.0.0/24 is too small"), "{error}");
 }

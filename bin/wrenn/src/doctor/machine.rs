@@ -6,10 +6,16 @@ use std::{
 };
 
 use nix::{sched, sys::statvfs, unistd};
+use wrenn_agent::NetworkReport;
 use wrenn_sys::meminfo::MemInfo;
 
 use super::{Cgroups, Machine};
-use crate::{accel, config::Settings, images};
+use crate::{
+    accel,
+    config::Settings,
+    images,
+    nameservers::{self, Nameservers},
+};
 
 /// This machine, with the settings of this process.
 pub(crate) struct ThisMachine<'a> {
@@ -52,6 +58,24 @@ impl Machine for ThisMachine<'_> {
             .join()
             .map_err(|_| "the check panicked".to_owned())?
             .map_err(|e| e.desc().to_owned())
+    }
+
+    fn network(&self) -> Result<NetworkReport, String> {
+        let subnets = self.settings.subnets;
+        // On a separate thread, because this one may be part of a runtime already.
+        let examine = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| e.to_string())?;
+            runtime.block_on(wrenn_agent::examine(subnets))
+        };
+        let examined = std::thread::spawn(examine).join();
+        examined.unwrap_or_else(|_| Err("the check panicked".to_owned()))
+    }
+
+    fn nameservers(&self) -> Nameservers {
+        nameservers::Files::default().nameservers(self.settings)
     }
 
     fn free_disk(&self) -> Result<(u64, String), String> {

@@ -1,3 +1,5 @@
+use wrenn_agent::{Obstacle, Subnets};
+
 use super::*;
 
 /// Simulated machine without problems; tests change one property at a time.
@@ -7,6 +9,8 @@ struct Fake {
     lacks: Vec<&'static str>,
     cgroups: Cgroups,
     netns: Result<(), String>,
+    network: Result<NetworkReport, String>,
+    nameservers: Vec<IpAddr>,
     disk: u64,
     memory: u64,
     templates: Result<Vec<String>, String>,
@@ -25,6 +29,11 @@ fn good() -> Fake {
             v1: vec![],
         },
         netns: Ok(()),
+        network: Ok(NetworkReport {
+            subnets: Ok(Subnets::DEFAULT),
+            obstacle: Ok(None),
+        }),
+        nameservers: vec![[127, 0, 0, 1].into()],
         disk: 100 << 30,
         memory: 8 << 30,
         templates: Ok(["base", "minimal"].map(str::to_owned).to_vec()),
@@ -53,6 +62,15 @@ impl Machine for Fake {
     }
     fn network_namespace(&self) -> Result<(), String> {
         self.netns.clone()
+    }
+    fn network(&self) -> Result<NetworkReport, String> {
+        self.network.clone()
+    }
+    fn nameservers(&self) -> Nameservers {
+        Nameservers {
+            servers: self.nameservers.clone(),
+            source: "/etc/resolv.conf".to_owned(),
+        }
     }
     fn free_disk(&self) -> Result<(u64, String), String> {
         Ok((self.disk, "/var/lib".to_owned()))
@@ -137,7 +155,7 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn every_other_problem_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 10] = [
+    let cases: [(&str, Level, Change); 13] = [
         ("root", Level::Fail, |m| m.root = false),
         ("tap devices", Level::Fail, |m| {
             m.lacks = vec!["/dev/net/tun"]
@@ -151,6 +169,13 @@ fn every_other_problem_is_found_with_a_fix() {
         ("network namespaces", Level::Fail, |m| {
             m.netns = Err("Operation not permitted".into());
         }),
+        ("subnets", Level::Fail, |m| {
+            m.network.as_mut().expect("a report").subnets = Err("10.11.0.0/16 is used".into());
+        }),
+        ("firewall", Level::Warn, |m| {
+            m.network.as_mut().expect("a report").obstacle = Err("no `nft`".into());
+        }),
+        ("name servers", Level::Warn, |m| m.nameservers.clear()),
         ("cgroups", Level::Warn, |m| m.cgroups = Cgroups::default()),
         ("free disk", Level::Fail, |m| m.disk = (4 << 30) - 1),
         ("free memory", Level::Fail, |m| m.memory = (1 << 30) - 1),
@@ -166,6 +191,22 @@ fn every_other_problem_is_found_with_a_fix() {
         assert_eq!((finding.name, finding.level), (name, level));
         assert!(finding.fix.is_some_and(|fix| !fix.is_empty()), "{name}");
     }
+}
+
+#[test]
+fn a_firewall_that_blocks_is_named_with_the_command_that_permits() {
+    let mut machine = good();
+    machine.network.as_mut().expect("a report").obstacle = Ok(Some(Obstacle {
+        what: "Docker (chain FORWARD of table filter)".to_owned(),
+        fix: "iptables -I DOCKER-USER -j ACCEPT".to_owned(),
+    }));
+    let finding = only_finding(&machine);
+    assert_eq!((finding.name, finding.level), ("firewall", Level::Warn));
+    assert!(finding.detail.contains("Docker"), "{finding:?}");
+    assert_eq!(
+        finding.fix.as_deref(),
+        Some("iptables -I DOCKER-USER -j ACCEPT")
+    );
 }
 
 #[test]

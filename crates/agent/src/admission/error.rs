@@ -5,7 +5,7 @@ use std::io;
 use wrenn_model::limits::MAX_FORK_COPIES;
 
 use super::{free_disk::DISK_FLOOR_MIB, memory_reserve::MEMORY_RESERVE_MIB};
-use crate::{snapshots::SnapshotError, templates::TemplateError};
+use crate::{network::ceiling::CeilingError, snapshots::SnapshotError, templates::TemplateError};
 
 /// Reason why a sandbox is not admitted.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,9 @@ pub(crate) enum AdmissionError {
     /// A fork has no copies, or too many.
     #[error("`copy_ids`: {got} copies requested, expected 1 to {MAX_FORK_COPIES}")]
     Copies { got: usize },
+    /// The network access exceeds the operator's ceiling.
+    #[error(transparent)]
+    Egress(#[from] CeilingError),
     /// Not enough memory is available now.
     #[error(
         "not enough memory on the host for `memory_mb` {wanted_mib}: {available_mib} MiB of memory \

@@ -1,26 +1,20 @@
 //! Addresses that a sandbox may reach, as ranges for the packet filter.
 //!
-//! Precedence: [`CLOSED`] (always blocked) > `allow` > `deny` > the default policy (`egress`). The
-//! packet filter receives the result as disjoint, non-adjacent ranges, so one rule is enough for
-//! any pair of lists.
+//! Precedence: the host's [`Ceiling`] > `allow` > `deny` > the default policy (`egress`). The packet
+//! filter receives the result as disjoint, non-adjacent ranges, so one rule is enough for any pair
+//! of lists.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::{
+    ceiling::Ceiling,
+    ranges::{Range, intersection, joined, ranges_of, without},
+};
+
 /// Maximum number of entries in `allow` and `deny` together.
 pub(crate) const MAX_ENTRIES: usize = 256;
-
-/// Addresses that no sandbox may reach: link-local addresses and metadata services of the host,
-/// other sandboxes, and loopback, unspecified, multicast and reserved addresses.
-pub(super) const CLOSED: [Ipv4Net; 6] = [
-    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
-    Ipv4Net::new_assert(Ipv4Addr::new(10, 11, 0, 0), 16),
-    Ipv4Net::new_assert(Ipv4Addr::new(10, 12, 0, 0), 16),
-    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
-    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
-    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
-];
 
 /// Rejection of an access list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,13 +37,6 @@ pub(crate) struct Access {
     pub(crate) egress: bool,
     allow: Vec<Ipv4Net>,
     deny: Vec<Ipv4Net>,
-}
-
-/// Range of addresses, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Range {
-    first: u32,
-    last: u32,
 }
 
 impl Access {
@@ -85,30 +72,25 @@ impl Access {
         (texts(&self.allow), texts(&self.deny))
     }
 
-    /// True if the sandbox may reach at least one address.
-    pub(crate) fn reaches_anything(&self) -> bool {
-        !self.permitted().is_empty()
+    /// Returns the exceptions that open addresses.
+    pub(super) fn allowed(&self) -> &[Ipv4Net] {
+        &self.allow
     }
 
-    /// True if the sandbox may reach `address`.
-    pub(crate) fn permits(&self, address: Ipv4Addr) -> bool {
-        let address = address.to_bits();
-        let permitted = self.permitted();
-        permitted.iter().any(|range| range.holds(address))
+    /// True if the lists permit `address`, regardless of the host's ceiling.
+    pub(super) fn asks_for(&self, address: Ipv4Addr) -> bool {
+        let has = |blocks: &[Ipv4Net]| blocks.iter().any(|block| block.contains(&address));
+        has(&self.allow) || (self.egress && !has(&self.deny))
     }
 
-    /// Returns all permitted ranges, sorted and non-adjacent.
-    pub(super) fn permitted(&self) -> Vec<Range> {
+    /// Returns all ranges that both the lists and the ceiling permit, sorted and non-adjacent.
+    pub(super) fn permitted(&self, ceiling: &Ceiling) -> Vec<Range> {
         let mut open = match self.egress {
-            true => {
-                let denied = joined(self.deny.iter().map(Range::from).collect());
-                without(&[Range::ALL], &denied)
-            }
+            true => without(&[Range::ALL], &ranges_of(&self.deny)),
             false => Vec::new(),
         };
-        open.extend(self.allow.iter().map(Range::from));
-        let closed = joined(CLOSED.iter().map(Range::from).collect());
-        without(&joined(open), &closed)
+        open.extend(ranges_of(&self.allow));
+        intersection(&joined(open), &ceiling.permitted())
     }
 }
 
@@ -141,86 +123,13 @@ fn text_of(block: &Ipv4Net) -> String {
     }
 }
 
-impl From<&Ipv4Net> for Range {
-    fn from(block: &Ipv4Net) -> Self {
-        Self {
-            first: block.network().to_bits(),
-            last: block.broadcast().to_bits(),
-        }
-    }
-}
-
-impl Range {
-    const ALL: Self = Self {
-        first: 0,
-        last: u32::MAX,
-    };
-
-    fn holds(self, address: u32) -> bool {
-        (self.first..=self.last).contains(&address)
-    }
-}
-
-impl std::fmt::Display for Range {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (first, last) = (
-            Ipv4Addr::from_bits(self.first),
-            Ipv4Addr::from_bits(self.last),
-        );
-        match first == last {
-            true => first.fmt(f),
-            false => write!(f, "{first}-{last}"),
-        }
-    }
-}
-
-/// Returns the same addresses as sorted, non-overlapping, non-adjacent ranges.
-fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
-    ranges.sort_unstable();
-    let mut out: Vec<Range> = Vec::new();
-    for range in ranges {
-        match out.last_mut() {
-            Some(last) if range.first <= last.last.saturating_add(1) => {
-                last.last = last.last.max(range.last);
-            }
-            _ => out.push(range),
-        }
-    }
-    out
-}
-
-/// Returns the addresses in `ranges` that are not in `holes`. Both inputs must be [`joined`], and
-/// so is the result.
-fn without(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
-    let mut out = Vec::new();
-    for range in ranges {
-        let mut next = Some(range.first);
-        for hole in holes {
-            let Some(first) = next.filter(|_| hole.first <= range.last) else {
-                break;
-            };
-            if hole.last < first {
-                continue;
-            }
-            if hole.first > first {
-                let last = hole.first - 1;
-                out.push(Range { first, last });
-            }
-            next = hole.last.checked_add(1).filter(|next| *next <= range.last);
-        }
-        if let Some(first) = next {
-            let last = range.last;
-            out.push(Range { first, last });
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::network::{addresses::Subnets, ceiling::EgressCeiling};
     use proptest::prelude::*;
+    use wrenn_model::EgressLimit;
 
     fn access(egress: bool, allow: &[&str], deny: &[&str]) -> Access {
         let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
@@ -228,8 +137,27 @@ mod tests {
     }
 
     fn ranges(access: &Access) -> String {
-        let texts: Vec<_> = access.permitted().iter().map(Range::to_string).collect();
+        let any = ceiling(EgressLimit::Any);
+        let texts: Vec<_> = access
+            .permitted(&any)
+            .iter()
+            .map(Range::to_string)
+            .collect();
         texts.join(" ")
+    }
+
+    fn ceiling(limit: EgressLimit) -> Ceiling {
+        let setting = EgressCeiling {
+            limit,
+            ..EgressCeiling::default()
+        };
+        Ceiling::new(setting, Subnets::DEFAULT)
+    }
+
+    fn reaches(access: &Access, limit: EgressLimit, address: &str) -> bool {
+        let address = address.parse::<Ipv4Addr>().unwrap().to_bits();
+        let permitted = access.permitted(&ceiling(limit));
+        permitted.iter().any(|range| range.holds(address))
     }
 
     #[test]
@@ -257,19 +185,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_closed_stays_closed() {
+    fn no_list_opens_what_the_ceiling_closes() {
         let greedy = access(true, &["0.0.0.0/0", "169.254.169.254", "10.11.0.3"], &[]);
-        for closed in [
-            "169.254.169.254",
-            "10.11.0.3",
-            "10.12.0.1",
-            "127.0.0.1",
-            "255.255.255.255",
+        for (address, public, any) in [
+            ("169.254.169.254", false, false),
+            ("10.11.0.3", false, false),
+            ("10.12.0.1", false, false),
+            ("127.0.0.1", false, false),
+            ("255.255.255.255", false, false),
+            ("192.168.1.1", false, true),
+            ("100.100.100.200", false, true),
+            ("1.1.1.1", true, true),
         ] {
-            assert!(!greedy.permits(closed.parse().unwrap()), "{closed}");
+            let reached = |limit| reaches(&greedy, limit, address);
+            let found = (reached(EgressLimit::Public), reached(EgressLimit::Any));
+            assert_eq!(found, (public, any), "{address}");
+            assert!(!reached(EgressLimit::Never), "{address}");
         }
-        assert!(greedy.permits(Ipv4Addr::new(1, 1, 1, 1)));
-        assert!(!access(false, &["10.11.0.0/16"], &[]).reaches_anything());
     }
 
     #[test]
@@ -323,29 +255,25 @@ mod tests {
             .prop_map(|(egress, allow, deny)| Access::parse(egress, &allow, &deny).unwrap())
     }
 
-    /// Reference implementation of the precedence rules, for one address.
-    fn may_reach(access: &Access, address: u32) -> bool {
-        let address = Ipv4Addr::from_bits(address);
-        let has = |blocks: &[Ipv4Net]| blocks.iter().any(|block| block.contains(&address));
-        !has(&CLOSED) && (has(&access.allow) || (access.egress && !has(&access.deny)))
-    }
-
     proptest! {
         #[test]
         fn ranges_hold_what_the_definition_says(access in any_access(), others in proptest::collection::vec(any::<u32>(), 20)) {
-            let permitted = access.permitted();
-            let edges = access.allow.iter().chain(&access.deny).chain(&CLOSED).map(Range::from);
+            let ceiling = ceiling(EgressLimit::Any);
+            let (permitted, most) = (access.permitted(&ceiling), ceiling.permitted());
+            let edges = access.allow.iter().chain(&access.deny).map(Range::from).chain(most.iter().copied());
             let around = |at: u32| [at.wrapping_sub(1), at, at.wrapping_add(1)];
             let edges: Vec<u32> = edges.flat_map(|r| [around(r.first), around(r.last)]).flatten().collect();
             for address in edges.into_iter().chain(others) {
                 let held = permitted.iter().any(|range| range.holds(address));
-                prop_assert_eq!(held, may_reach(&access, address), "{}", Ipv4Addr::from_bits(address));
+                let expected = access.asks_for(Ipv4Addr::from_bits(address))
+                    && most.iter().any(|range| range.holds(address));
+                prop_assert_eq!(held, expected, "{}", Ipv4Addr::from_bits(address));
             }
         }
 
         #[test]
         fn ranges_are_sorted_and_do_not_touch(access in any_access()) {
-            let permitted = access.permitted();
+            let permitted = access.permitted(&ceiling(EgressLimit::Public));
             prop_assert!(permitted.iter().all(|range| range.first <= range.last));
             for pair in permitted.windows(2) {
                 prop_assert!(pair[0].last.checked_add(1).is_some_and(|next| next < pair[1].first));

@@ -19,6 +19,7 @@ const fn admission_code(error: &AdmissionError) -> ErrorCode {
     match error {
         AdmissionError::Field { .. }
         | AdmissionError::OutOfRange { .. }
+        | AdmissionError::Egress(_)
         | AdmissionError::Copies { .. } => ErrorCode::InvalidArgument,
         AdmissionError::Memory { .. } | AdmissionError::Disk { .. } => ErrorCode::ResourceExhausted,
         AdmissionError::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,

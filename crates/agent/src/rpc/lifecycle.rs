@@ -9,7 +9,7 @@ use wrenn_proto::{guest, rpc::hostagent::v1 as pb};
 
 use super::{parse, snapshots};
 use crate::{
-    admission::{CreateParams, CreateRequest},
+    admission::{self, CreateParams, CreateRequest},
     inventory::{Inventory, InventoryError},
     network::egress::{Access, AccessError},
     sandbox::{ResumeFrom, Sandbox, State, resources::HostContext, service::SandboxService},
@@ -46,6 +46,7 @@ fn describe(host: &HostContext, sandboxes: usize, inventory: Inventory) -> pb::G
         boots: host.boots.started.load(Ordering::Relaxed),
         boots_retried: host.boots.retried.load(Ordering::Relaxed),
         boots_stalled: host.boots.stalled.load(Ordering::Relaxed),
+        network_restored: host.network.restored(),
         templates: templates
             .into_iter()
             .map(template_info)
@@ -136,6 +137,7 @@ pub(super) async fn update_network(
     request: pb::UpdateNetworkRequest,
 ) -> Result<(), ConnectError> {
     let access = access(host, request.egress.as_known(), &request.network)?;
+    admission::check_egress(host, &access)?;
     Ok(sandbox.set_access(access).await?)
 }
 

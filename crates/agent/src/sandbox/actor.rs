@@ -1,6 +1,6 @@
 //! Actor of a sandbox: the task that owns the sandbox, from its create or adoption to its end.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use thiserror_ext::AsReport as _;
@@ -24,6 +24,10 @@ use crate::{
     cgroup::Limits, registry::Registry, sandbox_dir::SandboxDir, snapshots::SnapshotRef,
     supervisor::final_reason,
 };
+
+/// Interval at which resources are freed that could not be freed before, such as a process that did
+/// not end when it was killed.
+const FREE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Channel to a caller that waits for a destroy.
 type DestroyReply = Reply<(), DestroyError>;
@@ -210,6 +214,7 @@ impl SandboxActor {
         let error = match outcome {
             Ok(running) if replies.is_empty() => {
                 self.sandbox.touch();
+                self.sandbox.set_warning(self.obstacle().await);
                 self.sandbox.apply(Event::CreateDone(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 // If the caller has disconnected, the reply has no receiver, and the sandbox keeps
@@ -240,6 +245,16 @@ impl SandboxActor {
         let _ = made.send(Err(error));
         self.drain_mailbox(&mut replies);
         self.answer_destroys(freed, replies)
+    }
+
+    /// Returns a warning if another firewall of the host blocks the sandbox's traffic; otherwise
+    /// empty.
+    pub(super) async fn obstacle(&self) -> String {
+        let network = &self.actors.host.network;
+        let obstacle = network.obstacle(&self.sandbox.access()).await;
+        obstacle.map_or_else(String::new, |obstacle| {
+            format!("the sandbox has no network access: {obstacle}")
+        })
     }
 
     async fn adopt(&mut self, adopted: Adopted) -> Step {
@@ -392,10 +407,15 @@ impl SandboxActor {
         Step::Wait
     }
 
-    /// Waits while the sandbox is paused or in error, until it is resumed or destroyed.
+    /// Waits while the sandbox is paused or in error, until it is resumed or destroyed. Resources
+    /// that could not be freed are freed as soon as that is possible.
     async fn wait(&mut self) -> Step {
         let command = tokio::select! {
             Some(command) = self.mailbox.recv() => command,
+            () = tokio::time::sleep(FREE_INTERVAL), if self.resources.are_left() => {
+                let _ = self.resources.free(&self.actors.host).await;
+                return Step::Wait;
+            }
             compacted = Self::compacted(&mut self.compaction) => {
                 self.move_to_compacted(compacted);
                 return Step::Wait;

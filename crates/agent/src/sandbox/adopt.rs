@@ -41,7 +41,7 @@ use super::{
     spawn,
 };
 use crate::{
-    network::{self, NetworkError, addresses::Slot, egress::Access, slot::SlotError},
+    network::{NetworkError, addresses::Slot, egress::Access, slot::SlotError},
     sandbox_dir::{LastSnapshot, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, SnapshotRef},
     supervisor::{Supervisor, SupervisorError, final_reason},
@@ -215,7 +215,7 @@ async fn examine_machine(
     origin: Option<&SnapshotRef>,
 ) -> AdoptedMachine {
     let verified = match slot {
-        Some(slot) => network::verify(slot, &access_of(spec)).await,
+        Some(slot) => host.network.verify(slot, &access_of(spec)).await,
         None => Err(NetworkError::Missing("network slot")),
     };
     match verified {

@@ -6,11 +6,7 @@
 
 mod from_disk;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use connectrpc::{ConnectError, ErrorCode};
 use sha2::{Digest as _, Sha256};
@@ -34,7 +30,7 @@ use super::{
 use crate::{
     cgroup::Limits,
     disk,
-    network::{self, egress::Access},
+    network::{addresses::Slot, egress::Access},
     sandbox_dir::{BootTimes, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, LocatedSnapshot},
     supervisor::{Supervisor, SupervisorError, final_reason},
@@ -131,7 +127,7 @@ impl Boot<'_> {
         Ok(MachineEnv {
             network,
             cgroups,
-            uid: slot.map_or(u32::MAX, network::addresses::Slot::uid),
+            uid: slot.map_or(u32::MAX, Slot::uid),
         })
     }
 
@@ -188,7 +184,7 @@ impl Boot<'_> {
     async fn make_network(&mut self, access: &Access) -> Result<NetworkSpec, CreateError> {
         let slot = self.host.slots.claim(&self.sandbox.facts.id)?;
         self.resources.slot = Some(slot);
-        let network = network::create(slot, access).await?;
+        let network = self.host.network.create(slot, access).await?;
         self.sandbox.set_host_ip(Some(network.host_ip));
         Ok(network)
     }
@@ -208,6 +204,7 @@ impl Boot<'_> {
             Source::Image(_) => None,
             Source::Snapshot(snapshot) => Some(snapshot),
         };
+        let nameservers = self.host.network.nameservers(&plan.access);
         SupervisorSpec {
             version: SPEC_VERSION,
             id: plan.id.clone(),
@@ -224,7 +221,8 @@ impl Boot<'_> {
             restore: snapshot.map(|m| m.restore(config.prefetch)),
             uid: parts.uid,
             cgroups: parts.cgroups,
-            dns: nameservers(self.host, &plan.access),
+            dns: nameservers.guest,
+            dns_upstreams: nameservers.upstreams,
             network: parts.network,
             envd_token: plan.envd_token.reveal().to_owned(),
             envs: plan.envs.clone(),
@@ -321,12 +319,6 @@ impl Boot<'_> {
     }
 }
 
-/// Returns the host's nameservers that a sandbox can reach.
-pub(super) fn nameservers(host: &HostContext, access: &Access) -> Vec<Ipv4Addr> {
-    let servers = host.config.dns.iter().copied();
-    servers.filter(|ip| access.permits(*ip)).collect()
-}
-
 /// Returns a client of the sandbox's guest agent. Does not connect yet.
 pub(super) fn guest_client(spec: &SupervisorSpec) -> Result<EnvdClient, ConnectError> {
     let address = SocketAddr::from((spec.network.host_ip, guest::ENVD_PORT));
@@ -347,6 +339,7 @@ async fn recover(envd: &EnvdClient, spec: &SupervisorSpec) -> Result<(), Connect
         access_token: Some(&spec.envd_token),
         default_user: &spec.default_user,
         nameservers: Some(&spec.dns),
+        mtu: Some(spec.network.mtu),
     };
     envd.recover(&recover).await
 }

@@ -13,7 +13,7 @@
 
 use super::{State, actor::SandboxActor, error::LifecycleError};
 use crate::{
-    network::{self, egress::Access},
+    network::egress::Access,
     sandbox_dir::{SandboxDir, SandboxDirError},
 };
 use thiserror_ext::AsReport as _;
@@ -28,12 +28,13 @@ impl SandboxActor {
             .sandbox_dir
             .clone()
             .ok_or(LifecycleError::Gone)?;
+        let network = self.actors.host.network.clone();
         let before = self.sandbox.access();
         note(&sandbox_dir, &access).await?;
         failpoint::hit("agent.network.noted", None);
         let runs = matches!(self.sandbox.state(), State::Running(_));
         if let Some(slot) = self.resources.slot.filter(|_| runs)
-            && let Err(error) = network::update(slot, &access).await
+            && let Err(error) = network.update(slot, &access).await
         {
             tracing::warn!(
                 error = error.to_report_string(),
@@ -42,11 +43,14 @@ impl SandboxActor {
             // Only the first failure is reported. If the roll-back fails too, the next change or
             // the next agent sets all rules.
             let _ = note(&sandbox_dir, &before).await;
-            let _ = network::update(slot, &before).await;
+            let _ = network.update(slot, &before).await;
             return Err(LifecycleError::Access(error));
         }
         failpoint::hit("agent.network.applied", None);
         self.sandbox.note_access(access);
+        if runs {
+            self.sandbox.set_warning(self.obstacle().await);
+        }
         Ok(())
     }
 }

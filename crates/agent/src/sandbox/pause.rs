@@ -185,11 +185,13 @@ impl SandboxActor {
             }
             Ok(running) => {
                 self.sandbox.touch();
-                let lost = self.lost.take();
-                self.sandbox
-                    .set_warning(lost.map_or_else(String::new, |reason| {
+                let warning = match self.lost.take() {
+                    Some(reason) => {
                         format!("the VM was lost ({reason}); resumed from the last snapshot")
-                    }));
+                    }
+                    None => self.obstacle().await,
+                };
+                self.sandbox.set_warning(warning);
                 self.sandbox.apply(Event::ResumeDone(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 Step::Watch

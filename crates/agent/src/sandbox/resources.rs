@@ -15,7 +15,7 @@ use super::{Boots, error::DestroyError};
 use crate::{
     cgroup::{CgroupError, Cgroups, kill_processes_of},
     disk,
-    network::{self, addresses::Slot, slot::Slots},
+    network::{HostNetwork, addresses::Slot, slot::Slots},
     sandbox_dir::{SandboxDir, SandboxDirs},
     snapshots::Snapshots,
     supervisor::Supervisor,
@@ -28,6 +28,7 @@ pub(crate) struct HostContext {
     pub(crate) templates: Arc<dyn TemplateSource>,
     pub(crate) deadlines: crate::Deadlines,
     pub(crate) sandbox_dirs: SandboxDirs,
+    pub(crate) network: Arc<HostNetwork>,
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -62,8 +63,16 @@ impl Resources {
         }
     }
 
-    /// Ends the VM and frees everything except the directory. Every step runs. The first failure is
-    /// returned.
+    /// True if something is left that a VM used.
+    pub(super) const fn are_left(&self) -> bool {
+        self.supervisor.is_some() || self.cgroup || self.disk || self.slot.is_some()
+    }
+
+    /// Ends the VM and frees everything except the directory. Every step runs that does not depend
+    /// on a failed one. The first failure is returned.
+    ///
+    /// As long as a process of the VM exists, its slot stays claimed: with the slot, another sandbox
+    /// would get the process's user ID and its network.
     pub(super) async fn free(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         let mut first = Ok(());
         let mut note = |result: Result<(), DestroyError>| {
@@ -79,22 +88,22 @@ impl Resources {
             }
             done
         };
-        if let Some(supervisor) = &self.supervisor
-            && note(
-                supervisor
-                    .stop(host.deadlines.stop)
-                    .await
-                    .map_err(Into::into),
-            )
-        {
-            self.supervisor = None;
-            failpoint::hit("agent.free.stopped", None);
+        let mut is_ended = true;
+        if let Some(supervisor) = &self.supervisor {
+            let stopped = supervisor.stop(host.deadlines.stop).await;
+            is_ended = note(stopped.map_err(Into::into));
+            if is_ended {
+                self.supervisor = None;
+                failpoint::hit("agent.free.stopped", None);
+            }
         }
         // The VM's processes must go before the resources that they use. A network in use would
         // survive without a name.
         if note(self.kill_processes(host).await.map_err(Into::into)) {
             self.cgroup = false;
             failpoint::hit("agent.free.killed", None);
+        } else {
+            is_ended = false;
         }
         if self.disk
             && let Some(sandbox_dir) = &self.sandbox_dir
@@ -102,10 +111,12 @@ impl Resources {
         {
             self.disk = false;
         }
-        if let Some(slot) = self.slot
-            && note(free_network(host, slot).await)
-        {
-            self.slot = None;
+        if let Some(slot) = self.slot {
+            if !is_ended {
+                tracing::warn!(%slot, "slot quarantined: the VM's processes still exist");
+            } else if note(free_network(host, slot).await) {
+                self.slot = None;
+            }
         }
         first
     }
@@ -139,6 +150,6 @@ impl Resources {
 /// Removes a network, then releases its slot. Until then, the slot identifies the owner of the
 /// network.
 pub(super) async fn free_network(host: &HostContext, slot: Slot) -> Result<(), DestroyError> {
-    network::remove(slot).await?;
+    host.network.remove(slot).await?;
     host.slots.release(slot).map_err(DestroyError::Slot)
 }

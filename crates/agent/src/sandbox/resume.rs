@@ -4,11 +4,7 @@
 
 use wrenn_proto::supervise::SupervisorSpec;
 
-use super::{
-    Running,
-    boot::{Boot, nameservers},
-    error::CreateError,
-};
+use super::{Running, boot::Boot, error::CreateError};
 use crate::snapshots::SnapshotRef;
 
 /// Part of the last snapshot that a resume uses.
@@ -42,6 +38,7 @@ impl Boot<'_> {
         let access = self.sandbox.access();
         let parts = self.make_environment(&access, old.size).await?;
         let config = &self.host.config;
+        let nameservers = self.host.network.nameservers(&access);
         let spec = SupervisorSpec {
             uid: parts.uid,
             cgroups: parts.cgroups,
@@ -51,7 +48,8 @@ impl Boot<'_> {
             // A VM that boots uses the current settings of this host.
             accel: config.accel,
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
-            dns: nameservers(self.host, &access),
+            dns: nameservers.guest,
+            dns_upstreams: nameservers.upstreams,
             ..old
         };
         sandbox_dir

@@ -31,5 +31,6 @@ pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiEr
             retried: host.boots_retried,
             stalled: host.boots_stalled,
         },
+        network_restored: host.network_restored,
     }))
 }

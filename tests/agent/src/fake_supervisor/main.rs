@@ -80,6 +80,8 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         token,
         accel: wrenn_proto::supervise::Accel::Tcg,
         default_egress: false,
+        egress_ceiling: wrenn_agent::EgressCeiling::default(),
+        subnets: None,
         wrenn_exe: std::env::current_exe()?,
         dns: Vec::new(),
         snapshots_dir: None,

@@ -9,12 +9,14 @@ mod adoption;
 mod cold_boot;
 mod failures;
 mod guest_calls;
+mod host_network;
 mod isolation;
 mod kill_points;
 mod lifecycle;
 mod ownership;
 mod pause_failures;
 mod policy;
+mod quarantine;
 mod tunnel;
 mod upgrade;
 

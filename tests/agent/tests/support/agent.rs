@@ -22,7 +22,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
+use wrenn_agent::{AgentConfig, AgentError, Deadlines, EgressCeiling, serve_with};
 use wrenn_agent_tests::OneTemplate;
 use wrenn_envd_client::{Dial, EnvdClient, Exec, ExecOutput, Stream};
 use wrenn_proto::{
@@ -71,6 +71,12 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         token: TOKEN.to_owned(),
         accel: Accel::Tcg,
         default_egress: false,
+        // The external network of most tests.
+        egress_ceiling: EgressCeiling {
+            open: vec!["10.99.0.0/24".parse().expect("a range")],
+            ..EgressCeiling::default()
+        },
+        subnets: None,
         wrenn_exe: env!("CARGO_BIN_EXE_wrenn-fake-supervisor").into(),
         dns: vec![[10, 99, 0, 1].into()],
         snapshots_dir: None,
@@ -127,10 +133,15 @@ impl TestAgent {
 
     /// Returns the error of an agent that does not start.
     pub(crate) async fn refusal(data_dir: &Path) -> String {
-        let templates = Arc::new(OneTemplate::new(data_dir));
+        Self::refusal_of(config(data_dir)).await
+    }
+
+    /// Same as [`refusal`](Self::refusal), with other settings.
+    pub(crate) async fn refusal_of(config: AgentConfig) -> String {
+        let templates = Arc::new(OneTemplate::new(&config.data_dir));
         let shutdown = CancellationToken::new();
         let ready = |_| panic!("the agent must not start");
-        let served = serve_with(config(data_dir), templates, deadlines(), ready, shutdown);
+        let served = serve_with(config, templates, deadlines(), ready, shutdown);
         served.await.expect_err("an error").to_string()
     }
 

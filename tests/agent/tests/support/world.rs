@@ -1,10 +1,17 @@
 //! External network of a test, and its servers.
 
-use std::{fs::File, io::Write as _, net::TcpListener};
+use std::{
+    fs::File,
+    io::Write as _,
+    net::{TcpListener, UdpSocket},
+};
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::{agent::TestAgent, private_host::ip};
+use crate::{
+    agent::TestAgent,
+    private_host::{ip, run},
+};
 
 /// Opens a resource in a network namespace.
 pub(crate) fn inside<T: Send + 'static>(
@@ -62,6 +69,75 @@ pub(crate) fn make_world() {
     echo(inside("/run/netns/world", || {
         TcpListener::bind("0.0.0.0:7778").expect("bound")
     }));
+}
+
+/// Public address beyond the external network, for [`make_internet`].
+pub(crate) const PUBLIC: &str = "93.184.216.34";
+
+/// Creates an external network with the host's default route, on which servers with these addresses
+/// answer, too: a public one, the metadata services of Alibaba and Azure, and one that is shared by
+/// the customers of a provider.
+pub(crate) fn make_internet() {
+    make_world();
+    ip(&["-n", "world", "link", "set", "lo", "up"]);
+    for address in [PUBLIC, "100.100.100.200", "168.63.129.16", "100.64.7.7"] {
+        ip(&["-n", "world", "addr", "add", address, "dev", "lo"]);
+    }
+    ip(&["route", "add", "default", "via", "10.99.0.2"]);
+}
+
+/// Creates a container with the address 172.17.0.2, whose port 80 is published as port 8080 of the
+/// host, as Docker does.
+pub(crate) fn make_container() {
+    ip(&["netns", "add", "container"]);
+    ip(&[
+        "link",
+        "add",
+        "docker0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        "container",
+    ]);
+    ip(&["link", "set", "docker0", "addrgenmode", "none"]);
+    ip(&["addr", "add", "172.17.0.1/16", "dev", "docker0"]);
+    ip(&["link", "set", "docker0", "up"]);
+    let inside = |args: &[&str]| ip(&[&["-n", "container"], args].concat());
+    inside(&["addr", "add", "172.17.0.2/16", "dev", "eth0"]);
+    inside(&["link", "set", "eth0", "up"]);
+    inside(&["route", "add", "default", "via", "172.17.0.1"]);
+    serve_tcp("/run/netns/container", "0.0.0.0:80");
+    nft("add table ip nat");
+    nft("add chain ip nat prerouting { type nat hook prerouting priority dstnat; }");
+    nft("add rule ip nat prerouting fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80");
+}
+
+/// Applies packet filter rules on the host.
+pub(crate) fn nft(rules: &str) {
+    run("nft", &[rules]);
+}
+
+/// Answers UDP packets with the same packet.
+pub(crate) fn echo_udp(netns: &str, address: &'static str) {
+    let socket = inside(netns, move || UdpSocket::bind(address).expect("bound"));
+    std::thread::spawn(move || {
+        let mut packet = [0; 2000];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            let _ = socket.send_to(&packet[..length], from);
+        }
+    });
+}
+
+/// True if a guest gets a UDP packet back from an address. `false` takes a second.
+pub(crate) async fn echoes(agent: &TestAgent, id: &str, address: &str) -> bool {
+    let (host, port) = address.split_once(':').expect("a port");
+    let script =
+        format!("bash -c 'exec 3<>/dev/udp/{host}/{port}; echo tick >&3; timeout 1 head -c 5 <&3'");
+    let done = agent.sh(id, &script).await.expect("run");
+    done.stdout == b"tick\n"
 }
 
 /// Sends received data back.

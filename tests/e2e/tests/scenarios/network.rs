@@ -93,6 +93,48 @@ async fn egress_is_denied_unless_allowed() -> Result<()> {
     allowed.destroy().await
 }
 
+/// Name server on the host's loopback, which no guest can reach. Answers each request with the
+/// request itself, marked as a reply.
+fn name_server(address: &str) -> Result<()> {
+    let socket = std::net::UdpSocket::bind(address)?;
+    std::thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            packet[2] |= 0x80;
+            let _ = socket.send_to(&packet[..length], from);
+        }
+    });
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_resolver_on_the_hosts_loopback_is_reached_through_the_gateway() -> Result<()> {
+    name_server("127.0.77.53:53")?;
+    let service = Service::start_with("WRENN_DNS", "127.0.77.53").await?;
+    let program = "import socket\n\
+        address = open('/etc/resolv.conf').read().split()[1]\n\
+        s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(20)\n\
+        s.sendto(b'\\x12\\x34\\x01\\x00' + b'\\x00' * 8, (address, 53))\n\
+        print(address, s.recv(512).hex(), open('/sys/class/net/eth0/mtu').read().strip())";
+    // The size of the template is restored, another one is booted. A guest learns its name servers
+    // in different ways.
+    for memory_mb in [512, 256] {
+        let request = json!({ "egress": "allow", "memory_mb": memory_mb });
+        let sandbox = service.create_with(request).await?;
+        let output = sandbox.exec("python3", &["-c", program]).await?;
+        let words: Vec<_> = output.stdout.split_whitespace().collect();
+        assert_eq!(
+            words[..2],
+            ["169.254.0.22", "123481000000000000000000"],
+            "{output:?}"
+        );
+        let mtu: u32 = words[2].parse()?;
+        assert!((576..=1500).contains(&mtu), "{mtu}");
+        sandbox.destroy().await?;
+    }
+    Ok(())
+}
+
 /// Host beyond this one, in its own namespace, with an open port.
 struct World {
     name: String,
