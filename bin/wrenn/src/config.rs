@@ -15,7 +15,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use wrenn_model::Egress;
+use wrenn_model::{CpuModel, Egress};
 use wrenn_proto::supervise::Accel;
 
 pub(crate) use load::{address, load};
@@ -74,6 +74,8 @@ pub(crate) struct Layer {
     pub(crate) database_url: Option<String>,
     /// Accelerator.
     pub(crate) accel: Option<AccelChoice>,
+    /// CPU model of VMs that boot.
+    pub(crate) cpu: Option<CpuModel>,
     /// Default egress policy of sandboxes.
     pub(crate) egress: Option<Egress>,
     /// Name servers of guests with egress.
@@ -98,6 +100,7 @@ impl Layer {
             api_key: self.api_key.or(lower.api_key),
             database_url: self.database_url.or(lower.database_url),
             accel: self.accel.or(lower.accel),
+            cpu: self.cpu.or(lower.cpu),
             egress: self.egress.or(lower.egress),
             dns: self.dns.or(lower.dns),
             log: self.log.or(lower.log),
@@ -129,6 +132,8 @@ pub(crate) struct Settings {
     pub(crate) database_url: String,
     /// Accelerator.
     pub(crate) accel: AccelChoice,
+    /// CPU model of VMs that boot; `None`: the default of the accelerator.
+    pub(crate) cpu: Option<CpuModel>,
     /// Default egress policy of sandboxes.
     pub(crate) egress: Egress,
     /// Name servers of guests; `None`: those of the host.
@@ -163,6 +168,7 @@ impl Settings {
                 .database_url
                 .unwrap_or_else(|| sqlite_url(&dir.join("wrenn.db"))),
             accel: layer.accel.unwrap_or_default(),
+            cpu: layer.cpu,
             egress: layer.egress.unwrap_or(Egress::Deny),
             dns: layer.dns,
             log: layer.log.unwrap_or_else(|| "info".to_owned()),

@@ -4,10 +4,12 @@
 //! - [`SandboxId`], [`TemplateName`]: identifiers that are validated when they are parsed, so that
 //!   they are safe in paths and in names of kernel objects.
 //! - [`MachineSize`]: virtual CPUs, memory and disk of a sandbox.
-//! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`]: properties of a sandbox.
+//! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`], [`CpuModel`]: properties of a
+//!   sandbox.
 //! - [`limits`]: sizes and ranges, with their units.
 
 mod boot_times;
+mod cpu_model;
 mod egress;
 mod ids;
 pub mod limits;
@@ -15,6 +17,7 @@ mod machine_size;
 mod status;
 
 pub use boot_times::BootTimes;
+pub use cpu_model::{CpuModel, InvalidCpuModel};
 pub use egress::Egress;
 pub use ids::{InvalidId, SandboxId, TemplateName};
 pub use machine_size::MachineSize;

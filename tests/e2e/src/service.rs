@@ -1,6 +1,7 @@
 //! `wrenn up` of a test.
 
 use std::{
+    collections::BTreeMap,
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::TcpListener,
@@ -38,6 +39,8 @@ pub struct Service {
     release: Option<PathBuf>,
     /// Image directory, if it is not that of the test run.
     images: Option<PathBuf>,
+    /// Additional settings: environment variables.
+    settings: BTreeMap<String, String>,
     http: reqwest::Client,
 }
 
@@ -72,6 +75,25 @@ impl Service {
         Ok(service)
     }
 
+    /// Same as [`start`](Self::start), with a setting: an environment variable.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start).
+    pub async fn start_with(name: &str, value: &str) -> Result<Self> {
+        let mut service = Self::new(&std::env::temp_dir())?;
+        service.set(name, Some(value));
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Changes a setting, an environment variable, for the next start.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => self.settings.insert(name.to_owned(), value.to_owned()),
+            None => self.settings.remove(name),
+        };
+    }
+
     /// Selects the programs of this release for the next start. The templates stay.
     pub fn use_this_release(&mut self) {
         self.release = None;
@@ -92,6 +114,7 @@ impl Service {
             database: None,
             release: None,
             images: None,
+            settings: BTreeMap::new(),
             http: reqwest::Client::new(),
         })
     }
@@ -152,7 +175,9 @@ impl Service {
             .env("WRENN_EGRESS", "deny")
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
-            .env_remove("DATABASE_URL");
+            .env_remove("WRENN_CPU")
+            .env_remove("DATABASE_URL")
+            .envs(&self.settings);
         if let Some(images) = &self.images {
             command.env("WRENN_IMAGES_DIR", images);
         }

@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     cgroups::{Cgroups, Group},
-    paths,
+    locale, paths,
     settings::Settings,
     users::User,
 };
@@ -199,8 +199,8 @@ fn launch(
     })
 }
 
-/// Returns the environment: `PATH` of envd, the user's variables, the host's, the request's. Later
-/// values replace earlier ones.
+/// Returns the environment: `PATH` of envd, the guest's locale, the user's variables, the host's,
+/// the request's. Later values replace earlier ones.
 fn environment(
     launcher: &Launcher,
     user: &User,
@@ -215,6 +215,7 @@ fn environment(
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
+    all.extend(locale::variables());
     all.extend(launcher.settings.envs());
     all.extend(
         config

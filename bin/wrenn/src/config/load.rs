@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use wrenn_model::InvalidCpuModel;
+
 use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
 
 /// Errors of loading the settings.
@@ -131,6 +133,9 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
         accel: parse(env, "WRENN_ACCEL", |s| {
             <AccelChoice as clap::ValueEnum>::from_str(s, false)
                 .map_err(|_| "expected `auto`, `kvm` or `tcg`".to_owned())
+        })?,
+        cpu: parse(env, "WRENN_CPU", |s| {
+            s.parse().map_err(|e: InvalidCpuModel| e.to_string())
         })?,
         egress: parse(env, "WRENN_EGRESS", str::parse)?,
         dns: parse(env, "WRENN_DNS", |s| {

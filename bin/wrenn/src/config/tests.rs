@@ -88,6 +88,7 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_API_KEY", "wrn_k")
         .env("DATABASE_URL", "postgres://p")
         .env("WRENN_ACCEL", "tcg")
+        .env("WRENN_CPU", "max,-avx512f")
         .env("WRENN_EGRESS", "allow")
         .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
         .env("WRENN_LOG", "debug")
@@ -105,6 +106,7 @@ fn every_variable_reaches_its_setting() {
             api_key: Some("wrn_k".into()),
             database_url: "postgres://p".into(),
             accel: AccelChoice::Tcg,
+            cpu: Some("max,-avx512f".parse().unwrap()),
             egress: Egress::Allow,
             dns: Some(vec![
                 "192.0.2.1".parse().unwrap(),
@@ -129,6 +131,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         api_key = "wrn_k"
         database_url = "postgres://p"
         accel = "kvm"
+        cpu = "Haswell"
         egress = "allow"
         dns = ["192.0.2.1"]
         log = "warn"
@@ -148,6 +151,7 @@ fn every_key_of_the_file_reaches_its_setting() {
             api_key: Some("wrn_k".into()),
             database_url: "postgres://p".into(),
             accel: AccelChoice::Kvm,
+            cpu: Some("Haswell".parse().unwrap()),
             egress: Egress::Allow,
             dns: Some(vec!["192.0.2.1".parse().unwrap()]),
             log: "warn".into(),
@@ -195,6 +199,10 @@ fn a_wrong_variable_is_named_with_its_value() {
     assert!(listen.starts_with("WRENN_LISTEN=`nowhere`: "), "{listen}");
     let accel = Sources::new().env("WRENN_ACCEL", "xen").error();
     assert!(accel.starts_with("WRENN_ACCEL=`xen`: "), "{accel}");
+    let cpu = Sources::new().env("WRENN_CPU", "max avx2").error();
+    assert!(cpu.starts_with("WRENN_CPU=`max avx2`: "), "{cpu}");
+    let cpu = Sources::new().file("cpu = \"max,avx2\"\n").error();
+    assert!(cpu.contains("named.toml: line 1: "), "{cpu}");
     let egress = Sources::new().env("WRENN_EGRESS", "maybe").error();
     assert!(egress.starts_with("WRENN_EGRESS=`maybe`: "), "{egress}");
 }

@@ -71,6 +71,7 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         images_dir: data_dir.join("images"),
         token: TOKEN.to_owned(),
         accel: Accel::Tcg,
+        cpu: "max".parse().expect("valid"),
         default_egress: false,
         wrenn_exe: env!("CARGO_BIN_EXE_wrenn-agent-fake-supervisor").into(),
         dns: vec![[10, 99, 0, 1].into()],

@@ -5,6 +5,8 @@
 mod bad_input;
 mod boots;
 mod cli;
+mod cpu;
+mod docker;
 mod e2b;
 mod examples;
 mod exec;
@@ -12,6 +14,7 @@ mod faults;
 mod files;
 mod freeze;
 mod freeze_faults;
+mod guest;
 mod jail;
 mod leaks;
 mod lifecycle;
