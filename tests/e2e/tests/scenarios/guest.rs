@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use wrenn_e2e::{Sandbox, Service};
+use wrenn_e2e::{Sandbox, Service, rounds};
 
 const MODULES: &str = include_str!("../../guest/modules.sh");
 const FUSE: &str = include_str!("../../guest/fuse.py");
@@ -162,5 +162,41 @@ async fn run_has_what_packages_declare_after_a_boot_from_the_disk() -> Result<()
     assert_ne!(sandbox.shell("ls /etc/passwd.lock").await?.code, 0);
     assert_eq!(sandbox.script("ls -d /run/lock").await?, "/run/lock\n");
     use_drivers(&sandbox).await?;
+    sandbox.destroy().await
+}
+
+/// Loads the modules that are given as arguments. Prints one line per module that is not loaded.
+const LOAD_EACH: &str = r#"for module; do modprobe "$module" 2>&1; done; true"#;
+
+/// Reasons for which a module of the package cannot be loaded: the VM lacks its device or feature.
+const NOT_FOR_THIS_MACHINE: [&str; 3] = [
+    "No such device",
+    "Operation not supported",
+    "Device or resource busy",
+];
+
+/// A tenth of the modules; all with `WRENN_SOAK=1`.
+#[tokio::test]
+async fn every_module_of_the_package_is_accepted_by_the_kernel() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create_with(json!({ "memory_mb": 512 })).await?;
+    let list = r"find /lib/modules/*/kernel -name '*.ko' -printf '%f\n' | sed 's/\.ko$//' | sort";
+    let list = sandbox.script(list).await?;
+    let modules: Vec<&str> = list.lines().collect();
+    let step = modules.len() / rounds(modules.len());
+    let chosen: Vec<&str> = modules.into_iter().step_by(step).collect();
+    for some in chosen.chunks(50) {
+        let args = [&["-c", LOAD_EACH, "sh"], some].concat();
+        let body = json!({ "cmd": "sh", "args": args, "timeout_sec": 120 });
+        let output = sandbox.exec_with(body).await?;
+        let unexpected: Vec<_> = output
+            .stdout
+            .lines()
+            .filter(|line| !NOT_FOR_THIS_MACHINE.iter().any(|why| line.contains(why)))
+            .collect();
+        assert!(unexpected.is_empty(), "{unexpected:#?}");
+        assert_eq!(output.code, 0, "{output:?}");
+    }
+    assert_eq!(sandbox.exec("true", &[]).await?.code, 0);
     sandbox.destroy().await
 }
