@@ -18,7 +18,7 @@ pub(crate) struct GuestFile {
 }
 
 /// Files of the root file system. An entry with empty content empties the file.
-pub(crate) const FILES: [GuestFile; 9] = [
+pub(crate) const FILES: [GuestFile; 10] = [
     GuestFile {
         path: "etc/chrony/wrenn-ptp.conf",
         mode: 0o644,
@@ -38,6 +38,11 @@ pub(crate) const FILES: [GuestFile; 9] = [
         path: "etc/fstab",
         mode: 0o644,
         content: include_str!("../../guest/fstab"),
+    },
+    GuestFile {
+        path: "etc/security/limits.d/wrenn.conf",
+        mode: 0o644,
+        content: include_str!("../../guest/limits.conf"),
     },
     GuestFile {
         path: "etc/modules-load.d/wrenn.conf",

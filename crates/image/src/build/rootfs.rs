@@ -113,6 +113,10 @@ fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
         remove_if_there(&link)?;
         symlink(format!("/run/wrenn/etc/{name}"), &link).map_err(io_error("create", &link))?;
     }
+    // `fusermount3` finds its mounts in this file.
+    let mounts = root.join("etc/mtab");
+    remove_if_there(&mounts)?;
+    symlink("../proc/self/mounts", &mounts).map_err(io_error("create", &mounts))?;
     add_user(root)
 }
 
