@@ -53,7 +53,7 @@ pub fn default_cpu(accel: Accel) -> CpuModel {
     model.parse().expect("the defaults are valid models")
 }
 
-/// Checks that QEMU has a CPU model, by starting a QEMU without a machine.
+/// Checks that QEMU has a CPU model, by creating a VM that does not run.
 ///
 /// # Errors
 /// See [`CpuError`].
@@ -74,7 +74,15 @@ pub async fn check_cpu(accel: Accel, model: &CpuModel) -> Result<(), CpuError> {
 async fn run(accel: Accel, model: &CpuModel) -> io::Result<std::process::Output> {
     let mut qemu = Command::new("qemu-system-x86_64")
         .args(["-accel", &accel.to_string(), "-cpu", model.as_str()])
-        .args(["-M", "none", "-nodefaults", "-no-user-config", "-S"])
+        .args([
+            "-M",
+            "microvm",
+            "-m",
+            "32",
+            "-nodefaults",
+            "-no-user-config",
+            "-S",
+        ])
         .args(["-display", "none", "-qmp", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
