@@ -17,6 +17,7 @@
 //!   snapshot.
 //! - [`ports`]: forwarding of loopback ports.
 //! - [`cgroups`]: resource priorities of processes.
+//! - [`locale`]: default locale of processes.
 //! - [`mmds`], [`identity`]: identity of the guest.
 //!
 //! No module depends on itself through others: [`server`] uses the services and routes, the routes
@@ -33,6 +34,7 @@ pub mod filesystem;
 pub mod http;
 pub mod http_error;
 pub mod identity;
+pub mod locale;
 pub mod mmds;
 pub mod own_limits;
 pub mod page_cache;

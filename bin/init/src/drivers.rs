@@ -1,10 +1,10 @@
-//! Kernel modules of the initramfs.
+//! Kernel modules: those of the initramfs, and the list of those to load at each boot.
 //!
-//! `/modules` lists the modules, one file name in `/lib/modules` per line, each after the modules
-//! that it depends on. An empty line ends the modules that the guest needs to find its disk and
-//! network. The others are loaded once envd serves requests.
+//! `/modules` of the initramfs lists the modules that the guest needs to find its disk and network,
+//! one file name in `/lib/modules` per line, each after the modules that it depends on. All other
+//! modules are in `/lib/modules` of the root file system.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 use rustix::{fd::AsFd as _, system::finit_module};
 
@@ -12,57 +12,50 @@ use rustix::{fd::AsFd as _, system::finit_module};
 pub(crate) const LIST: &str = "/modules";
 
 /// Directory of the modules in the initramfs.
-pub(crate) const DIR: &str = "/lib/modules";
+const DIR: &str = "/lib/modules";
 
-/// Directory in which [`load_late`] finds its modules after the change of root. The directory is in
-/// memory and exists until the modules are loaded.
-pub(crate) const LATE_DIR: &str = "/run/wrenn-modules";
+/// Directories with lists of modules to load at each boot (`modules-load.d(5)`).
+const LOAD_DIRS: [&str; 2] = ["/etc/modules-load.d", "/usr/lib/modules-load.d"];
 
 /// Loads the modules that the guest needs to find its disk and network. Load errors are ignored,
 /// because some modules are for other machine types. Only the appearance of the disk matters.
 pub(crate) fn load_early() {
-    for name in names().0 {
-        let _ = load(DIR, &name);
+    for name in fs::read_to_string(LIST).unwrap_or_default().lines() {
+        let _ = load(name);
     }
 }
 
-/// Returns the names of the early modules and of the late modules.
-pub(crate) fn names() -> (Vec<String>, Vec<String>) {
-    split(&fs::read_to_string(LIST).unwrap_or_default())
-}
-
-fn split(list: &str) -> (Vec<String>, Vec<String>) {
-    let (early, late) = list.split_once("\n\n").unwrap_or((list, ""));
-    let names = |part: &str| part.lines().map(str::to_owned).collect();
-    (names(early), names(late))
-}
-
-/// Loads the late modules and removes their files.
-pub(crate) fn load_late() {
-    let Ok(order) = fs::read_to_string(format!("{LATE_DIR}/order")) else {
-        return;
-    };
-    for name in order.lines() {
-        let _ = load(LATE_DIR, name);
-    }
-    let _ = fs::remove_dir_all(LATE_DIR);
-}
-
-/// Saves the late modules in `/run` of the new root, which must be mounted.
-pub(crate) fn keep_late(files: &[(String, Vec<u8>)]) -> io::Result<()> {
-    fs::create_dir(LATE_DIR)?;
-    let mut order = String::new();
-    for (name, content) in files {
-        fs::write(format!("{LATE_DIR}/{name}"), content)?;
-        order.push_str(name);
-        order.push('\n');
-    }
-    fs::write(format!("{LATE_DIR}/order"), order)
-}
-
-fn load(dir: &str, name: &str) -> io::Result<()> {
-    let file = fs::File::open(format!("{dir}/{name}"))?;
+fn load(name: &str) -> io::Result<()> {
+    let file = fs::File::open(format!("{DIR}/{name}"))?;
     Ok(finit_module(file.as_fd(), c"", 0)?)
+}
+
+/// Returns the names of the modules to load at each boot.
+pub(crate) fn listed() -> Vec<String> {
+    let mut files: Vec<_> = LOAD_DIRS
+        .iter()
+        .filter_map(|dir| fs::read_dir(dir).ok())
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "conf")
+        })
+        .collect();
+    files.sort();
+    files.push(Path::new("/etc/modules").to_owned());
+    let texts = files
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok());
+    texts.flat_map(|text| names(&text)).collect()
+}
+
+/// Parses a list of modules: one name per line. Lines that begin with `#` or `;` are comments.
+fn names(text: &str) -> Vec<String> {
+    let name = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let words = text.lines().filter_map(name);
+    words.filter(|word| !word.starts_with(['#', ';'])).collect()
 }
 
 #[cfg(test)]
@@ -70,13 +63,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_line_divides_the_list() {
-        let (early, late) = split("virtio.ko\nvirtio_blk.ko\n\nvirtio_rng.ko\n");
-        assert_eq!(early, ["virtio.ko", "virtio_blk.ko"]);
-        assert_eq!(late, ["virtio_rng.ko"]);
-        let (early, late) = split("virtio.ko\n");
-        assert_eq!(early, ["virtio.ko"]);
-        assert!(late.is_empty());
-        assert!(split("").0.is_empty());
+    fn a_list_has_one_module_per_line() {
+        let text = "# comment\n\n; another\nvirtio-rng\n  loop max_loop=8\n";
+        assert_eq!(names(text), ["virtio-rng", "loop"]);
+        assert!(names("").is_empty());
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn run() {
     let _ = setpriority_process(None, 19);
     let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, ENVD_PORT));
     until(|| TcpStream::connect(agent).is_ok());
-    drivers::load_late();
+    load_drivers();
     grow_file_system();
     start_chronyd();
     let _ = fs::write(SETTLED, "");
@@ -51,6 +51,18 @@ fn until(mut is_so: impl FnMut() -> bool) {
     while !is_so() && begun.elapsed() < DEADLINE {
         sleep(PAUSE);
     }
+}
+
+/// Loads the drivers that the image lists. A driver whose device the machine does not have is
+/// skipped.
+fn load_drivers() {
+    let names = drivers::listed();
+    if names.is_empty() {
+        return;
+    }
+    let mut modprobe = quiet("modprobe");
+    modprobe.args(["--all", "--use-blacklist", "--quiet", "--"]);
+    let _ = modprobe.args(names).status();
 }
 
 /// Grows the file system to the size of the disk, which may be larger than the image.

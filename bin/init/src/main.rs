@@ -1,18 +1,21 @@
 //! First program of the guest's kernel, and the guest's init until tini takes over.
 //!
-//! `wrenn-init` is one static program that starts no other program. A shell script for the same
-//! work starts about twenty programs, and each start costs almost 20 ms where the CPU is emulated.
-//! The program is in the initramfs and continues from there in the root file system without being
-//! loaded again. A kernel that mounts its root by itself finds the program at
+//! `wrenn-init` is one static program that starts one other program, `systemd-tmpfiles`. A shell
+//! script for the same work starts about twenty programs, and each start costs almost 20 ms where
+//! the CPU is emulated. The program is in the initramfs and continues from there in the root file
+//! system without being loaded again. A kernel that mounts its root by itself finds the program at
 //! `/usr/local/bin/wrenn-init`.
 //!
 //! ```text
-//!   kernel ─► drivers ─► disk, new root ─► mounts, identity, network ─┬─► exec tini ─► envd
-//!             (only in the initramfs)                                 └─► child "late"
+//!   kernel ─► drivers ─► disk, new root ─► mounts, devices, limits, ─┬─► exec tini ─► envd
+//!             (only in the initramfs)      identity, network, /run   └─► child "late"
 //! ```
 //!
 //! The child "late" waits for envd. It then loads the other drivers, grows the file system to the
 //! disk size and starts the time service.
+//!
+//! All other drivers are in `/lib/modules`. The kernel starts `modprobe` when a program needs one.
+//! Decision record 0020 contains the reasons.
 //!
 //! Owns the guest until tini is process 1. A failure after the root is mounted is printed on the
 //! console and tolerated: a guest without a clock, for example, is better than no guest. Without a
@@ -20,12 +23,15 @@
 #![forbid(unsafe_code)]
 
 mod console;
+mod devices;
 mod drivers;
 mod identity;
 mod late;
+mod limits;
 mod mounts;
 mod network;
 mod root;
+mod run_files;
 mod timer;
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
@@ -54,7 +60,6 @@ fn main() {
     if std::env::args_os().next().is_some_and(|name| name == LATE) {
         return late::run();
     }
-    let mut kept = root::Kept::new();
     if Path::new(drivers::LIST).exists() {
         say(marks::KERNEL_DONE);
         if let Err(reason) = timer::check() {
@@ -62,15 +67,16 @@ fn main() {
             wait_to_be_ended();
         }
         drivers::load_early();
-        kept = match root::enter() {
-            Ok(kept) => kept,
-            Err(error) => return say(&format!("wrenn: failed to mount root: {error}")),
-        };
+        if let Err(error) = root::enter() {
+            return say(&format!("wrenn: failed to mount root: {error}"));
+        }
     }
     report("mount the file systems", mounts::mount_all());
-    report("save the late drivers", drivers::keep_late(&kept));
+    report("create the device nodes", devices::create());
+    report("set the limits", limits::set());
     report("write the guest's identity", identity::write());
     report("set up the network", network::configure());
+    report("create the files in /run", run_files::create());
     report("start the late setup", late::start());
     say(marks::INIT_DONE);
     let error = hand_over();

@@ -2,7 +2,7 @@
 
 use std::{ffi::CStr, fs, io, os::unix::fs::symlink};
 
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NO_PROGRAMS: MountFlags = PLAIN.union(MountFlags::NOEXEC);
@@ -32,12 +32,17 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Kernel settings: file and value.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 7] = [
     // The guest agent watches directories for clients, with one inotify instance per watch.
     ("/proc/sys/fs/inotify/max_user_instances", "2048"),
     ("/proc/sys/fs/inotify/max_user_watches", "1048576"),
     // Same limit as in the guest agent, so that a burst is not lost before it is read.
     ("/proc/sys/fs/inotify/max_queued_events", "65536"),
+    // No limit for all processes together, because each process has one. The kernel's own limit is
+    // one descriptor per 10 KiB of memory, less than what one process may open here.
+    ("/proc/sys/fs/file-max", "9223372036854775807"),
+    // Databases and search engines refuse to start with the kernel's own limit of 65530.
+    ("/proc/sys/vm/max_map_count", "1048576"),
     // Disabled: proactive compaction looks for pages to move twice per second, without benefit
     // here.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
@@ -58,6 +63,11 @@ pub(crate) fn mount_all() -> io::Result<()> {
             let error = io::Error::other(format!("{place}: {error}"));
             outcome = outcome.and(Err(error));
         }
+    }
+    // As on other Linux systems: containers can share mounts with the guest.
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    if let Err(error) = mount_change("/", shared) {
+        outcome = outcome.and(Err(error.into()));
     }
     for (name, target) in DEVICE_LINKS {
         let _ = symlink(target, format!("/dev/{name}"));

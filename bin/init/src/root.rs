@@ -12,8 +12,6 @@ use rustix::{
     process::{chdir, chroot},
 };
 
-use crate::drivers;
-
 const DISK: &str = "/dev/vda";
 const NEW_ROOT: &str = "/newroot";
 
@@ -27,23 +25,17 @@ const DISK_DEADLINE: Duration = Duration::from_secs(10);
 /// that work. Kernels that do not know these options use the second set.
 const OPTIONS: [&str; 2] = ["discard,noinit_itable,no_prefetch_block_bitmaps", "discard"];
 
-/// Modules to load later: file name and content.
-pub(crate) type Kept = Vec<(String, Vec<u8>)>;
-
-/// Makes the disk's file system the root. Returns the modules that can wait. Empties the initramfs,
-/// because its files take memory.
-pub(crate) fn enter() -> io::Result<Kept> {
+/// Makes the disk's file system the root. Empties the initramfs, because its files take memory.
+pub(crate) fn enter() -> io::Result<()> {
     mount("dev", "/dev", "devtmpfs", MountFlags::NOSUID, None)?;
     await_disk()?;
     mount_disk()?;
-    let kept = keep();
     empty(Path::new("/"));
     mount_move("/dev", format!("{NEW_ROOT}/dev").as_str())?;
     chdir(NEW_ROOT)?;
     mount_move(".", "/")?;
     chroot(".")?;
-    chdir("/")?;
-    Ok(kept)
+    Ok(chdir("/")?)
 }
 
 fn await_disk() -> io::Result<()> {
@@ -74,15 +66,6 @@ fn mount_disk() -> io::Result<()> {
         }
     }
     Err(last.into())
-}
-
-fn keep() -> Kept {
-    let (_, late) = drivers::names();
-    let read = |name: String| {
-        let content = fs::read(format!("{}/{name}", drivers::DIR)).ok()?;
-        Some((name, content))
-    };
-    late.into_iter().filter_map(read).collect()
 }
 
 /// Removes the files of the initramfs from its own file system only. Files that cannot be removed

@@ -1,4 +1,5 @@
-//! Selects the accelerator: hardware virtualization (KVM) or software emulation (TCG).
+//! Selects the accelerator, hardware virtualization (KVM) or software emulation (TCG), and the CPU
+//! model.
 //!
 //! `/dev/kvm` may exist where no guest can run: nested hosts without the required CPU features
 //! expose it, and a stock kernel hangs there. Hardware virtualization is therefore used only if the
@@ -6,9 +7,15 @@
 
 use std::path::Path;
 
+use anyhow::bail;
+use wrenn_model::CpuModel;
 use wrenn_proto::supervise::Accel;
+use wrenn_vmm::qemu::{self, CpuError};
 
-use crate::{config::AccelChoice, output};
+use crate::{
+    config::{AccelChoice, Settings},
+    output,
+};
 
 /// Selected accelerator and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +51,30 @@ impl Decision {
 pub(crate) fn decide(choice: AccelChoice) -> Decision {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Decision::new(choice, why_not_kvm(&cpuinfo))
+}
+
+/// Returns the CPU model of guests that boot: the setting, or the default of the accelerator.
+pub(crate) fn cpu(settings: &Settings, accel: Accel) -> CpuModel {
+    let set = settings.cpu.clone();
+    set.unwrap_or_else(|| qemu::default_cpu(accel))
+}
+
+/// Returns the CPU model of guests that boot. Fails if the VMM does not have it: otherwise every
+/// boot would fail.
+pub(crate) async fn checked_cpu(settings: &Settings, accel: Accel) -> anyhow::Result<CpuModel> {
+    let cpu = cpu(settings, accel);
+    match qemu::check_cpu(accel, &cpu).await {
+        Ok(()) => {}
+        Err(error @ CpuError::Rejected { .. }) => {
+            bail!("{error}; set another CPU model with --cpu or WRENN_CPU, or remove the setting")
+        }
+        // Each create and `wrenn doctor` report what is wrong with QEMU.
+        Err(error) => {
+            let error = output::in_full(&error);
+            tracing::warn!(error, "failed to check the CPU model");
+        }
+    }
+    Ok(cpu)
 }
 
 fn why_not_kvm(cpuinfo: &str) -> Option<String> {

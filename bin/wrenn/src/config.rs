@@ -17,7 +17,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use wrenn_agent::Subnets;
-use wrenn_model::{Egress, EgressLimit};
+use wrenn_model::{CpuModel, Egress, EgressLimit};
 use wrenn_proto::supervise::Accel;
 
 pub(crate) use load::{address, load};
@@ -76,6 +76,8 @@ pub(crate) struct Layer {
     pub(crate) database_url: Option<String>,
     /// Accelerator.
     pub(crate) accel: Option<AccelChoice>,
+    /// CPU model of VMs that boot.
+    pub(crate) cpu: Option<CpuModel>,
     /// Default egress policy of sandboxes.
     pub(crate) egress: Option<Egress>,
     /// Maximum egress that clients may request.
@@ -111,6 +113,7 @@ impl Layer {
             api_key: self.api_key.or(lower.api_key),
             database_url: self.database_url.or(lower.database_url),
             accel: self.accel.or(lower.accel),
+            cpu: self.cpu.or(lower.cpu),
             egress: self.egress.or(lower.egress),
             egress_limit: self.egress_limit.or(lower.egress_limit),
             egress_open: self.egress_open.or(lower.egress_open),
@@ -146,6 +149,8 @@ pub(crate) struct Settings {
     pub(crate) database_url: String,
     /// Accelerator.
     pub(crate) accel: AccelChoice,
+    /// CPU model of VMs that boot; `None`: the default of the accelerator.
+    pub(crate) cpu: Option<CpuModel>,
     /// Default egress policy of sandboxes.
     pub(crate) egress: Egress,
     /// Maximum egress that clients may request.
@@ -190,6 +195,7 @@ impl Settings {
                 .database_url
                 .unwrap_or_else(|| sqlite_url(&dir.join("wrenn.db"))),
             accel: layer.accel.unwrap_or_default(),
+            cpu: layer.cpu,
             egress: layer.egress.unwrap_or(Egress::Deny),
             egress_limit: layer.egress_limit.unwrap_or_default(),
             egress_open: layer.egress_open.unwrap_or_default(),

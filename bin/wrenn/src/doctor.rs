@@ -100,6 +100,8 @@ pub(crate) trait Machine {
     fn is_root(&self) -> bool;
     /// Accelerator that guests would use.
     fn accel(&self) -> Decision;
+    /// CPU model that guests would have; the error is the reason why the VMM rejects it.
+    fn cpu(&self) -> Result<String, String>;
     /// True if a program is installed.
     fn has_program(&self, name: &str) -> bool;
     /// Opens a device; the error is the reason of a failure.
@@ -134,6 +136,7 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     vec![
         root(machine),
         acceleration(machine.accel()),
+        guest_cpu(machine),
         programs(machine, "programs to run", Level::Fail, &RUN_PROGRAMS),
         programs(machine, "programs to build", build_level, &BUILD_PROGRAMS),
         device(
@@ -200,6 +203,19 @@ fn acceleration(decision: Decision) -> Finding {
                 format!("tcg: software emulation, because {why}; everything works, but slower");
             Finding::bad(Level::Warn, name, detail, fix)
         }
+    }
+}
+
+fn guest_cpu(machine: &dyn Machine) -> Finding {
+    let name = "guest cpu";
+    match machine.cpu() {
+        Ok(model) => Finding::ok(name, model),
+        Err(why) => Finding::bad(
+            Level::Fail,
+            name,
+            why,
+            "unset WRENN_CPU  # check `cpu` in the settings file too",
+        ),
     }
 }
 

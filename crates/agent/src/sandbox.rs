@@ -74,7 +74,7 @@ use thiserror_ext::AsReport as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wrenn_envd_client::EnvdClient;
-use wrenn_model::{MachineSize, SandboxId, TemplateName};
+use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 
 use crate::{
@@ -186,6 +186,8 @@ pub(crate) struct Running {
     pub(crate) envd: EnvdClient,
     /// Durations of the phases of the boot.
     pub(crate) boot: BootTimes,
+    /// CPU model of the VM.
+    pub(crate) cpu: CpuModel,
     /// Cancelled when the sandbox no longer runs. Calls that wait for its guest then end.
     pub(crate) gone: CancellationToken,
     /// Memory file of the snapshot that the VM was restored from. Held so that other VMs of the

@@ -16,7 +16,7 @@ use thiserror_ext::AsReport as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::ImageStore;
-use wrenn_model::EgressLimit;
+use wrenn_model::{CpuModel, EgressLimit};
 use wrenn_proto::supervise::Accel;
 
 use crate::{
@@ -52,6 +52,8 @@ pub struct AgentConfig {
     pub token: String,
     /// Execution mode of guest code.
     pub accel: Accel,
+    /// CPU model of VMs that boot. A restored VM has the model of its snapshot.
+    pub cpu: CpuModel,
     /// True if a sandbox whose request does not specify egress may reach addresses beyond the host.
     pub default_egress: bool,
     /// The most that any sandbox of this host may reach.
@@ -241,7 +243,13 @@ pub(crate) async fn open_parts(
     let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
     let vmm = host::vmm().await;
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
-    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.accel);
+    let snapshots = Snapshots::open(
+        &root,
+        &config.images_dir,
+        vmm,
+        config.accel,
+        config.cpu.clone(),
+    );
     Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         config,

@@ -21,7 +21,7 @@ use std::{
 };
 
 use thiserror_ext::AsReport as _;
-use wrenn_model::TemplateName;
+use wrenn_model::{CpuModel, TemplateName};
 use wrenn_proto::supervise::{Accel, SupervisorSpec};
 use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
 use wrenn_sys::failpoint;
@@ -117,16 +117,18 @@ pub(crate) struct Snapshots {
     verified: Verified,
     vmm: String,
     accel: Accel,
+    cpu: CpuModel,
 }
 
 impl Snapshots {
     /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is the kind
-    /// and version of this host's VMM.
+    /// and version of this host's VMM. `cpu` is the CPU model of VMs that boot.
     pub(crate) fn open(
         root: &Path,
         images: &Path,
         vmm: String,
         accel: Accel,
+        cpu: CpuModel,
     ) -> Result<Self, SnapshotError> {
         let images = images.join("snapshots");
         Ok(Self {
@@ -139,6 +141,7 @@ impl Snapshots {
             verified: Verified::default(),
             vmm,
             accel,
+            cpu,
         })
     }
 
@@ -180,6 +183,7 @@ impl Snapshots {
             created_unix_ms: crate::sandbox::now_unix_ms(),
             vmm: vmm.to_owned(),
             accel: spec.accel,
+            cpu_model: Some(spec.cpu()),
             size: spec.size,
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),
@@ -405,8 +409,8 @@ impl Snapshots {
         })
     }
 
-    /// Returns the template snapshot of a template, if it exists and matches this host and the
-    /// template.
+    /// Returns the template snapshot of a template, if it exists and matches this host, its CPU
+    /// model, and the template.
     pub(crate) fn template_snapshot(&self, template: &Template) -> Option<LocatedSnapshot> {
         let name = template_snapshot_name(&template.name, self.accel).ok()?;
         let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
@@ -415,6 +419,7 @@ impl Snapshots {
         let fits = manifest.kernel == template.kernel
             && manifest.initrd == template.initrd
             && manifest.base_disk == template.rootfs
+            && manifest.cpu() == self.cpu
             && manifest.size.vcpus == template.vcpus
             && manifest.size.memory_mib == template.memory_mib;
         fits.then_some(located)

@@ -22,7 +22,7 @@ use thiserror_ext::AsReport as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
-use wrenn_model::{MachineSize, SandboxId, TemplateName};
+use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
 use wrenn_proto::{guest, supervise::Accel};
 use wrenn_snapshot::layout;
 
@@ -61,6 +61,8 @@ pub struct TemplateSnapshotConfig {
     pub images_dir: PathBuf,
     /// Accelerator that runs guest code.
     pub accel: Accel,
+    /// CPU model of the guest.
+    pub cpu: CpuModel,
     /// Program that implements `supervise`.
     pub wrenn_exe: PathBuf,
     /// IDs of the template snapshots that sandboxes of a running service depend on; they are not
@@ -222,6 +224,7 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
         images_dir: config.images_dir.clone(),
         token: String::new(),
         accel: config.accel,
+        cpu: config.cpu.clone(),
         default_egress: false,
         egress_ceiling: EgressCeiling::default(),
         subnets: None,

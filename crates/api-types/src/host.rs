@@ -23,6 +23,9 @@ pub struct Host {
     pub version: String,
     /// Accelerator: `kvm` (hardware virtualization) or `tcg` (software emulation).
     pub accel: String,
+    /// CPU model of virtual machines that boot, in QEMU's notation.
+    #[serde(default)]
+    pub cpu: String,
     /// Number of processors.
     pub cpu_count: u32,
     /// Total memory, in MiB.

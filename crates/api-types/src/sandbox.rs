@@ -92,6 +92,10 @@ pub struct Sandbox {
     /// Times of the boot steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootTimes>,
+    /// CPU model of the virtual machine, in QEMU's notation, such as `host`. A paused sandbox
+    /// continues with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
     /// Time of the create request.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,

@@ -35,6 +35,7 @@ impl IntoRest for Sandbox {
             error: given(self.error),
             warning: given(self.warning),
             boot: self.boot,
+            cpu: given(self.options.cpu),
             created_at: clock::timestamp(self.created_at),
             started_at: clock::optional_timestamp(self.started_at),
             last_active_at: clock::optional_timestamp(self.last_active_at),

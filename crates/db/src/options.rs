@@ -28,6 +28,8 @@ pub struct Options {
     pub internet: Option<bool>,
     /// Exceptions from `egress`.
     pub network: NetworkLists,
+    /// CPU model of the VM, as last reported by the host. Empty before the first start.
+    pub cpu: String,
     /// SHA-256 of the create request, hexadecimal, if the request had an idempotency key.
     pub request_hash: String,
 }

@@ -4,7 +4,11 @@
 //! |----------|-----------------------------------|-----------------------------|----------------|
 //! | kernel   | apt, `dpkg-deb`, this crate       | kernel part of the recipe   | 3 s            |
 //! | packages | `mmdebstrap`                      | release and packages        | 35 s           |
-//! | rootfs   | `tar`, this crate, `mkfs.ext4 -d` | packages, envd, guest files | 6 s            |
+//! | rootfs   | `tar`, `depmod`, this crate,      | packages, kernel modules,   | 6 s            |
+//! |          | `mkfs.ext4 -d`                    | envd, guest files           |                |
+//!
+//! The modules in a root file system are those of the template's kernel: the kernel's package may
+//! be newer when a kernel is built again, so the key contains the hash of the modules.
 //!
 //! A package layer on top of a base layer takes 15 s.
 //!
@@ -30,7 +34,7 @@ pub use command::{CommandError, Stop};
 
 use crate::{
     ImageStore, KernelFormatError, Recipe, StoreError, StoreLock, Template,
-    store::{KERNEL_FILES, ROOTFS_FILE, TemplateRecord, io_error},
+    store::{KERNEL_FILES, MODULES_FILE, ROOTFS_FILE, TemplateRecord, io_error},
 };
 
 /// Inputs of a build.
@@ -140,19 +144,26 @@ pub fn build(
         steps: Vec::new(),
     };
     let kernel_key = recipe.kernel_key(&programs);
-    let rootfs_key = recipe.rootfs_key(&programs);
     let kernel_dir = store.kernel_dir(&kernel_key);
-    store.discard_unless_whole(&kernel_dir, &KERNEL_FILES)?;
+    let [kernel, initrd] = KERNEL_FILES;
+    store.discard_unless_whole(&kernel_dir, &[kernel, initrd, MODULES_FILE])?;
     builder.ensure("kernel", &kernel_dir, |builder, dir| {
         kernel::build(builder, &programs.init, dir)
     })?;
+    let modules = kernel::Modules::of(&kernel_dir)?;
+    let rootfs_key = recipe.rootfs_key(&programs, &modules.sha256);
     let rootfs_dir = store.rootfs_dir(&rootfs_key);
     store.discard_unless_whole(&rootfs_dir, &[ROOTFS_FILE])?;
     if !rootfs_dir.exists() {
         let layer = builder.ensure_layer(&recipe)?;
         let step = format!("rootfs of {}", recipe.name);
         builder.ensure(&step, &rootfs_dir, |builder, dir| {
-            rootfs::build(builder, &layer, &programs, dir)
+            let parts = rootfs::Parts {
+                layer: &layer,
+                modules: &modules,
+                programs: &programs,
+            };
+            rootfs::build(builder, &parts, dir)
         })?;
     }
     let steps = builder.steps;

@@ -4,8 +4,10 @@
 //! [`ImageStore`] owns a directory:
 //!
 //! ```text
-//! kernels/<key>/   vmlinux, initrd.img, manifest.json   key: hash of the recipe's kernel part
-//! rootfs/<key>/    rootfs.ext4, manifest.json           key: hash of packages, envd, guest files
+//! kernels/<key>/   vmlinux, initrd.img, modules.tar,    key: hash of the recipe's kernel part
+//!                  manifest.json
+//! rootfs/<key>/    rootfs.ext4, manifest.json           key: hash of packages, modules, envd,
+//!                                                       guest files
 //! templates/<name>.json                                 the kernel and rootfs of a template
 //! cache/<key>.tar                                       package layers, to skip the bootstrap
 //! tmp/<random>/                                         builds in progress

@@ -8,7 +8,7 @@ use crate::build::guest::{self, Programs};
 
 /// Version of the build process. Increased when the process changes in a way that the fields of a
 /// recipe do not show.
-const FORMAT: &str = "3";
+const FORMAT: &str = "4";
 
 /// Contents and defaults of a template.
 #[derive(Debug, Clone)]
@@ -19,12 +19,9 @@ pub struct Recipe {
     pub suite: &'static str,
     /// Package that depends on the kernel's package.
     pub kernel_package: &'static str,
-    /// Kernel modules that are needed for disk and network. They and their dependencies are loaded
-    /// first.
+    /// Kernel modules that are needed for disk and network. They and their dependencies are in the
+    /// initramfs. The root file system has all modules.
     pub modules: &'static [&'static str],
-    /// Kernel modules that are loaded once the guest agent serves requests. Some apply to one
-    /// accelerator only.
-    pub late_modules: &'static [&'static str],
     /// Base recipe. Its packages are included and are not unpacked and configured again.
     pub above: Option<&'static Self>,
     /// Packages in addition to those of the base recipe, or to those of a minimal Debian system.
@@ -41,19 +38,23 @@ const MINIMAL: Recipe = Recipe {
     suite: "bookworm",
     kernel_package: "linux-image-cloud-amd64",
     modules: &["virtio_mmio", "virtio_blk", "virtio_net"],
-    late_modules: &["virtio-rng", "virtio_balloon", "ptp_kvm"],
     above: None,
     packages: &[
         "ca-certificates",
         "chrony",
         "curl",
         "e2fsprogs",
+        "fuse3",
         "git",
         "iproute2",
+        "iptables",
+        "kmod",
+        "nftables",
         "procps",
         "python3",
         "socat",
         "sudo",
+        "systemd-standalone-tmpfiles",
         "tini",
     ],
     size: MachineSize {
@@ -97,8 +98,6 @@ impl Recipe {
     pub(crate) fn kernel_key(&self, programs: &Programs) -> String {
         let mut parts = vec![FORMAT, self.suite, self.kernel_package];
         parts.extend(self.modules);
-        parts.push("late");
-        parts.extend(self.late_modules);
         let parts = parts.iter().map(|part| part.as_bytes());
         key(parts.chain([&*programs.init]))
     }
@@ -119,8 +118,9 @@ impl Recipe {
         keys
     }
 
-    /// Returns the key of the root file system with Wrenn's programs.
-    pub(crate) fn rootfs_key(&self, programs: &Programs) -> String {
+    /// Returns the key of the root file system with Wrenn's programs and the modules of a kernel,
+    /// which are identified by their hash.
+    pub(crate) fn rootfs_key(&self, programs: &Programs, modules: &str) -> String {
         let layer = self.layer_key();
         let disk = self.size.disk_mib.to_string();
         let parts = [
@@ -129,6 +129,7 @@ impl Recipe {
             disk.as_bytes(),
             &*programs.envd,
             &*programs.init,
+            modules.as_bytes(),
         ];
         let guest: Vec<&[u8]> = guest::all_contents().collect();
         key(parts.into_iter().chain(guest))
@@ -159,9 +160,11 @@ mod tests {
         };
         let (one, two) = (programs("envd", "init"), programs("envd2", "init"));
         let three = programs("envd", "init2");
-        assert_eq!(recipe.rootfs_key(&one), MINIMAL.rootfs_key(&one));
-        assert_ne!(recipe.rootfs_key(&one), recipe.rootfs_key(&two));
-        assert_ne!(recipe.rootfs_key(&one), recipe.rootfs_key(&three));
+        let rootfs_key = |programs: &Programs| recipe.rootfs_key(programs, "modules");
+        assert_eq!(rootfs_key(&one), MINIMAL.rootfs_key(&one, "modules"));
+        assert_ne!(rootfs_key(&one), rootfs_key(&two));
+        assert_ne!(rootfs_key(&one), rootfs_key(&three));
+        assert_ne!(rootfs_key(&one), recipe.rootfs_key(&one, "newer modules"));
         assert_eq!(recipe.kernel_key(&one), recipe.kernel_key(&two));
         assert_ne!(recipe.kernel_key(&one), recipe.kernel_key(&three));
         let other = Recipe {
@@ -169,7 +172,7 @@ mod tests {
             ..MINIMAL
         };
         assert_ne!(recipe.layer_key(), other.layer_key());
-        assert_ne!(recipe.rootfs_key(&one), other.rootfs_key(&one));
+        assert_ne!(rootfs_key(&one), other.rootfs_key(&one, "modules"));
         assert_eq!(recipe.kernel_key(&one), other.kernel_key(&one));
         let other = Recipe {
             modules: &["virtio_blk"],

@@ -111,6 +111,9 @@ pub struct StoreLock(#[expect(dead_code, reason = "held, not used")] Flock<fs::F
 /// Files in the directory of a kernel.
 pub(crate) const KERNEL_FILES: [&str; 2] = ["vmlinux", "initrd.img"];
 
+/// File in the directory of a kernel that builds of root file systems read.
+pub(crate) const MODULES_FILE: &str = "modules.tar";
+
 /// File in the directory of a root file system.
 pub(crate) const ROOTFS_FILE: &str = "rootfs.ext4";
 

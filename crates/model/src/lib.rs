@@ -4,11 +4,13 @@
 //! - [`SandboxId`], [`TemplateName`]: identifiers that are validated when they are parsed, so that
 //!   they are safe in paths and in names of kernel objects.
 //! - [`MachineSize`]: virtual CPUs, memory and disk of a sandbox.
-//! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`]: properties of a sandbox.
+//! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`], [`CpuModel`]: properties of a
+//!   sandbox.
 //! - [`TeamId`], [`Scope`]: owners of sandboxes, and what an API key may do.
 //! - [`limits`]: sizes and ranges, with their units.
 
 mod boot_times;
+mod cpu_model;
 mod egress;
 mod ids;
 pub mod limits;
@@ -17,6 +19,7 @@ mod status;
 mod team;
 
 pub use boot_times::BootTimes;
+pub use cpu_model::{CpuModel, InvalidCpuModel};
 pub use egress::{Egress, EgressLimit};
 pub use ids::{InvalidId, SandboxId, TemplateName};
 pub use machine_size::MachineSize;

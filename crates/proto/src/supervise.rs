@@ -20,7 +20,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use wrenn_model::{MachineSize, SandboxId, TemplateName};
+use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
 
 /// File names in a sandbox's directory.
 pub mod files {
@@ -55,6 +55,20 @@ pub enum Accel {
     Tcg,
 }
 
+impl Accel {
+    /// Returns the CPU model of VMs whose specification or snapshot names none. These are the VMs
+    /// of release 0.1.0 and of versions shortly after it. Their saved state can only be restored
+    /// with this model.
+    #[must_use]
+    pub fn cpu_of_0_1_0(self) -> CpuModel {
+        let model = match self {
+            Self::Kvm => "host",
+            Self::Tcg => "Nehalem-v1,+arat",
+        };
+        model.parse().expect("the model is valid")
+    }
+}
+
 impl std::fmt::Display for Accel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -76,6 +90,9 @@ pub struct SupervisorSpec {
     pub template: TemplateName,
     /// Execution mode of guest code.
     pub accel: Accel,
+    /// CPU model of the VM; `None` in specifications of release 0.1.0. See [`Self::cpu`].
+    #[serde(default, rename = "cpu")]
+    pub cpu_model: Option<CpuModel>,
     /// Virtual CPUs, memory and disk.
     #[serde(flatten)]
     pub size: MachineSize,
@@ -120,6 +137,15 @@ pub struct SupervisorSpec {
     /// User that runs commands if a request names none.
     #[serde(default)]
     pub default_user: String,
+}
+
+impl SupervisorSpec {
+    /// Returns the CPU model of the VM.
+    #[must_use]
+    pub fn cpu(&self) -> CpuModel {
+        let model = self.cpu_model.clone();
+        model.unwrap_or_else(|| self.accel.cpu_of_0_1_0())
+    }
 }
 
 /// Snapshot from which a VM is restored.
@@ -367,6 +393,26 @@ pub mod marks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn specification_without_a_cpu_model_is_one_of_release_0_1_0() {
+        let spec = |cpu: &str| -> SupervisorSpec {
+            let text = format!(
+                r#"{{"version":1,"id":"sb-1","template":"minimal","accel":"tcg",{cpu}"vcpus":1,
+                    "memory_mib":256,"disk_mib":1024,"timeout_sec":0,"created_unix_ms":0,
+                    "kernel":"/k","initrd":"/i","kernel_args":"","base_disk":"/b","uid":1,
+                    "cgroups":[],"network":{{"slot":1,"netns":"/n","host_ip":"127.0.0.1",
+                    "egress":false}},"envd_token":"t","envs":{{}}}}"#
+            );
+            serde_json::from_str(&text).expect("a specification")
+        };
+        assert_eq!(spec("").cpu().as_str(), "Nehalem-v1,+arat");
+        let named = spec(r#""cpu":"max,-avx","#);
+        assert_eq!(named.cpu().as_str(), "max,-avx");
+        let text = serde_json::to_string(&named).expect("plain data");
+        assert!(text.contains(r#""cpu":"max,-avx""#), "{text}");
+        assert_eq!(Accel::Kvm.cpu_of_0_1_0().as_str(), "host");
+    }
 
     #[test]
     fn request_has_the_documented_json() {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use wrenn_model::MachineSize;
+use wrenn_model::{CpuModel, MachineSize};
 use wrenn_proto::supervise::Accel;
 
 use crate::SnapshotId;
@@ -26,6 +26,9 @@ pub struct Manifest {
     /// Accelerator that ran guest code. The device state is not compatible with another
     /// accelerator.
     pub accel: Accel,
+    /// CPU model of the VM; `None` in snapshots of release 0.1.0. See [`Self::cpu`].
+    #[serde(default, rename = "cpu")]
+    pub cpu_model: Option<CpuModel>,
     /// Virtual CPUs, memory and disk.
     #[serde(flatten)]
     pub size: MachineSize,
@@ -65,6 +68,13 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// Returns the CPU model that the saved state requires.
+    #[must_use]
+    pub fn cpu(&self) -> CpuModel {
+        let model = self.cpu_model.clone();
+        model.unwrap_or_else(|| self.accel.cpu_of_0_1_0())
+    }
+
     /// Parses a manifest.
     ///
     /// # Errors

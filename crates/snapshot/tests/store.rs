@@ -16,6 +16,7 @@ fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
         created_unix_ms: 1,
         vmm: "qemu 7.2".into(),
         accel: Accel::Tcg,
+        cpu_model: None,
         size: MachineSize {
             vcpus: 1,
             memory_mib: 1,

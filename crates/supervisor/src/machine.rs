@@ -34,6 +34,7 @@ pub(crate) async fn launch<D: VmmDriver>(
     let config = MachineConfig {
         name: spec.id.to_string(),
         accel: spec.accel,
+        cpu: spec.cpu(),
         size: spec.size,
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),

@@ -74,6 +74,7 @@ impl Sandbox {
             id: "sb-0123abcd".parse().unwrap(),
             template: "minimal".parse().unwrap(),
             accel: Accel::Tcg,
+            cpu_model: None,
             size: MachineSize {
                 vcpus: 1,
                 memory_mib: 128,

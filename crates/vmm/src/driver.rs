@@ -3,7 +3,7 @@
 use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use tokio::net::unix::pipe;
-use wrenn_model::MachineSize;
+use wrenn_model::{CpuModel, MachineSize};
 use wrenn_proto::supervise::Accel;
 
 /// Starts VMs with one kind of VMM.
@@ -75,6 +75,8 @@ pub struct MachineConfig {
     pub name: String,
     /// Execution mode of guest code.
     pub accel: Accel,
+    /// CPU model that the guest sees.
+    pub cpu: CpuModel,
     /// Virtual CPUs, memory and disk. The memory has the size of [`MachineFds::memory`].
     pub size: MachineSize,
     /// Path of the uncompressed kernel (ELF) on the host.

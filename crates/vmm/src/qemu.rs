@@ -3,7 +3,9 @@
 
 mod command_line;
 mod control;
+mod cpu;
 mod events;
 mod process;
 
+pub use cpu::{CpuError, check_cpu, default_cpu};
 pub use process::{Qemu, QemuMachine};

@@ -1,6 +1,7 @@
 //! Benchmarks. Each result is reported with its limit or with a reference measured in the same run.
 
 mod boot;
+mod cpu;
 mod host;
 mod probe;
 mod resume;
@@ -9,6 +10,7 @@ mod spawn;
 mod throughput;
 
 pub use boot::boot;
+pub use cpu::cpu;
 pub use host::{idle, memory};
 pub use resume::{pause_and_resume, restore};
 pub use sdk::sdk;

@@ -1,5 +1,7 @@
 //! Sandbox under test.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use reqwest::{Method, StatusCode, multipart};
 use serde_json::{Value, json};
@@ -89,6 +91,18 @@ impl<'a> Sandbox<'a> {
         self.order("/resume").await
     }
 
+    /// Resumes the paused sandbox from its disk: it boots, as after a power failure.
+    ///
+    /// # Errors
+    /// The server does not resume it.
+    pub async fn boot(&self) -> Result<()> {
+        let path = format!("/v2/sandboxes/{}/connect", self.id);
+        let body = json!({ "memory": false });
+        let (status, reply) = self.service.json(Method::POST, &path, &body).await?;
+        ensure!(status == StatusCode::CREATED, "{status}: {reply}");
+        Ok(())
+    }
+
     async fn order(&self, verb: &str) -> Result<()> {
         let request = self.service.request(Method::POST, &self.path(verb));
         let response = request.send().await?;
@@ -157,6 +171,32 @@ impl<'a> Sandbox<'a> {
             response.text().await?
         );
         Ok(())
+    }
+
+    /// Writes a file of any size.
+    ///
+    /// # Errors
+    /// The server rejects the request.
+    pub async fn upload(&self, path: &str, file: &Path) -> Result<()> {
+        let content = tokio::fs::read(file).await?;
+        let form = multipart::Form::new()
+            .text("path", path.to_owned())
+            .part("file", multipart::Part::bytes(content).file_name("f"));
+        let path = self.path("/files/stream/write");
+        let request = self.service.request(Method::POST, &path);
+        request.multipart(form).send().await?.error_for_status()?;
+        Ok(())
+    }
+
+    /// Runs a shell script. The exit code must be 0.
+    ///
+    /// # Errors
+    /// The script fails, with its output.
+    pub async fn script(&self, text: &str) -> Result<String> {
+        let body = json!({ "cmd": "sh", "args": ["-c", text], "timeout_sec": 280 });
+        let output = self.exec_with(body).await?;
+        ensure!(output.code == 0, "{text}: {output:?}");
+        Ok(output.stdout)
     }
 
     /// Reads a file.

@@ -1,6 +1,7 @@
 //! `wrenn up` of a test.
 
 use std::{
+    collections::BTreeMap,
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::TcpListener,
@@ -39,7 +40,7 @@ pub struct Service {
     /// Image directory, if it is not that of the test run.
     images: Option<PathBuf>,
     /// Further environment variables.
-    settings: Vec<(String, String)>,
+    settings: BTreeMap<String, String>,
     http: reqwest::Client,
 }
 
@@ -52,9 +53,6 @@ impl Service {
         Self::start_in(&std::env::temp_dir()).await
     }
 
-    /// Same as [`start`](Self::start), with an environment variable.
-    ///
-    /// # Errors
     /// Same as [`start`](Self::start).
     pub async fn start_with(name: &str, value: &str) -> Result<Self> {
         let mut service = Self::new(&std::env::temp_dir())?;
@@ -85,6 +83,25 @@ impl Service {
         Ok(service)
     }
 
+    /// Same as [`start`](Self::start), with a setting: an environment variable.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start).
+    pub async fn start_with(name: &str, value: &str) -> Result<Self> {
+        let mut service = Self::new(&std::env::temp_dir())?;
+        service.set(name, Some(value));
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Changes a setting, an environment variable, for the next start.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => self.settings.insert(name.to_owned(), value.to_owned()),
+            None => self.settings.remove(name),
+        };
+    }
+
     /// Selects the programs of this release for the next start. The templates stay.
     pub fn use_this_release(&mut self) {
         self.release = None;
@@ -105,7 +122,7 @@ impl Service {
             database: None,
             release: None,
             images: None,
-            settings: Vec::new(),
+            settings: BTreeMap::new(),
             http: reqwest::Client::new(),
         })
     }
@@ -166,10 +183,11 @@ impl Service {
             .env("WRENN_EGRESS", "deny")
             // The network that tests use as the world outside, which is not public.
             .env("WRENN_EGRESS_OPEN", "198.19.255.0/30")
-            .envs(self.settings.iter().cloned())
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
-            .env_remove("DATABASE_URL");
+            .env_remove("WRENN_CPU")
+            .env_remove("DATABASE_URL")
+            .envs(&self.settings);
         if let Some(images) = &self.images {
             command.env("WRENN_IMAGES_DIR", images);
         }

@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{
     cgroups::{Cgroups, CommandGroup, Group},
-    paths,
+    locale, paths,
     settings::Settings,
     users::User,
 };
@@ -193,8 +193,8 @@ fn spawn_in(
     }
 }
 
-/// Returns the environment: `PATH` of envd, the user's variables, the host's, the request's. Later
-/// values replace earlier ones.
+/// Returns the environment: `PATH` of envd, the guest's locale, the user's variables, the host's,
+/// the request's. Later values replace earlier ones.
 fn environment(
     launcher: &Launcher,
     user: &User,
@@ -209,6 +209,7 @@ fn environment(
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
+    all.extend(locale::variables());
     all.extend(launcher.settings.envs());
     all.extend(
         config

@@ -96,11 +96,32 @@ fn the_environment_is_the_agents_path_the_user_the_host_and_the_request_in_this_
                 "B=request",
                 "C=a=b c",
                 "HOME=/mnt",
+                "LANG=C.UTF-8",
                 "LOGNAME=user",
                 "USER=user"
             ]
         );
         assert!(text.contains("PATH=/usr/local/sbin:"), "{text}");
+    });
+}
+
+#[test]
+fn the_locale_is_utf_8_unless_the_image_or_the_request_says_otherwise() {
+    run(async |world| {
+        let clients = clients(world);
+        let lang = async |given: Option<&str>| {
+            let request = with(script("echo $LANG $LC_ALL; printf ä | wc -m"), |p| {
+                let envs = given.map(|value| ("LANG".to_owned(), value.to_owned()));
+                p.envs = envs.into_iter().collect();
+            });
+            let started = clients.start(request).await.expect("started");
+            started.rest().await.text()
+        };
+        assert_eq!(lang(None).await, "C.UTF-8\n1\n");
+        assert_eq!(lang(Some("C")).await, "C\n2\n");
+        assert_eq!(lang(Some("")).await, "\n2\n");
+        world.write("/etc/default/locale", "LANG=\"C\"\nLC_ALL=C\n");
+        assert_eq!(lang(None).await, "C C\n2\n");
     });
 }
 

@@ -35,6 +35,7 @@ echo 'user:x:1000:1000::/home/user:/bin/bash' >> /etc/passwd
 printf 'user:x:1000:\nteam:x:1001:user\ncrew:x:1002:other,user\n' >> /etc/group
 mkdir /home/user
 chown 1000:1000 /home/user
+rm -f /etc/locale.conf /etc/default/locale
 hostname sandbox
 ip link set lo up
 ip link add eth0 type veth peer name far0

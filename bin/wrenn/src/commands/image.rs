@@ -250,10 +250,12 @@ fn template_snapshot_config(
     stop: &CancellationToken,
 ) -> anyhow::Result<TemplateSnapshotConfig> {
     let in_use = in_use(settings)?;
+    let accel = accel::decide(settings.accel).accel;
     Ok(TemplateSnapshotConfig {
         in_use: in_use.builds(),
         images_dir: settings.images_dir.clone(),
-        accel: accel::decide(settings.accel).accel,
+        accel,
+        cpu: accel::cpu(settings, accel),
         wrenn_exe: std::env::current_exe().context("failed to locate this program's executable")?,
         stop: stop.clone(),
     })

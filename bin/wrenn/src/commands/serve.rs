@@ -17,7 +17,7 @@ use clap::Args;
 use wrenn_agent::{AgentConfig, AgentError, EgressCeiling};
 use wrenn_api::Listening;
 use wrenn_control::ControlConfig;
-use wrenn_model::Egress;
+use wrenn_model::{CpuModel, Egress};
 use wrenn_proto::supervise::Accel;
 
 use super::sandbox::egress_parser;
@@ -68,6 +68,10 @@ struct HostArgs {
     /// Accelerator for guests [env: WRENN_ACCEL] [default: auto]
     #[arg(long, value_enum)]
     accel: Option<AccelChoice>,
+    /// CPU model of guests that boot, in QEMU's notation [env: WRENN_CPU] [default: `host` with
+    /// hardware virtualization, otherwise a model with AVX2]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<CpuModel>,
     /// Directory of kernels, root file systems and templates [env: WRENN_IMAGES_DIR] [default:
     /// `images` in the data directory]
     #[arg(long, value_name = "DIR")]
@@ -132,6 +136,7 @@ impl HostArgs {
     fn settings(&self, layer: &mut Layer) {
         layer.agent_listen = self.agent_listen;
         layer.accel = self.accel;
+        layer.cpu.clone_from(&self.cpu);
         layer.images_dir.clone_from(&self.images_dir);
     }
 }
@@ -176,7 +181,7 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
         settings.agent_listen,
         "--agent-listen or WRENN_AGENT_LISTEN",
     )?;
-    let (config, accel) = agent_config(settings)?;
+    let (config, accel) = agent_config(settings).await?;
     let token = config.token.clone();
     let agent = start_agent(config).await?;
     let agent_url = format!("http://{}", agent.address);
@@ -223,7 +228,7 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
         settings.agent_listen,
         "--agent-listen or WRENN_AGENT_LISTEN",
     )?;
-    let (config, accel) = agent_config(settings)?;
+    let (config, accel) = agent_config(settings).await?;
     let token = config.token.clone();
     let agent = start_agent(config).await?;
     let url = format!("http://{}", agent.address);
@@ -305,7 +310,7 @@ fn control_config(settings: &Settings, agent_url: String, agent_token: String) -
     }
 }
 
-fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
+async fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
     let decision = accel::decide(settings.accel);
     if let Some(why) = decision.impossible() {
         bail!(
@@ -314,12 +319,14 @@ fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
     }
     let nameservers = nameservers::Files::default().nameservers(settings);
     tracing::info!(servers = ?nameservers.servers, source = nameservers.source, "name servers of this machine");
+    let cpu = accel::checked_cpu(settings, decision.accel).await?;
     let config = AgentConfig {
         listen: settings.agent_listen,
         data_dir: settings.dir.clone(),
         images_dir: settings.images_dir.clone(),
         token: data_dir::agent_token(settings)?,
         accel: decision.accel,
+        cpu,
         default_egress: settings.egress == Egress::Allow,
         egress_ceiling: EgressCeiling {
             limit: settings.egress_limit,

@@ -8,6 +8,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize as _, Deserializer, de::Error as _};
 use wrenn_agent::Subnets;
+use wrenn_model::InvalidCpuModel;
 
 use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
 
@@ -135,6 +136,9 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
         accel: parse(env, "WRENN_ACCEL", |s| {
             <AccelChoice as clap::ValueEnum>::from_str(s, false)
                 .map_err(|_| "expected `auto`, `kvm` or `tcg`".to_owned())
+        })?,
+        cpu: parse(env, "WRENN_CPU", |s| {
+            s.parse().map_err(|e: InvalidCpuModel| e.to_string())
         })?,
         egress: parse(env, "WRENN_EGRESS", str::parse)?,
         egress_limit: parse(env, "WRENN_EGRESS_LIMIT", str::parse)?,

@@ -93,6 +93,7 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_API_KEY", "wrn_k")
         .env("DATABASE_URL", "postgres://p")
         .env("WRENN_ACCEL", "tcg")
+        .env("WRENN_CPU", "max,-avx512f")
         .env("WRENN_EGRESS", "allow")
         .env("WRENN_EGRESS_LIMIT", "any")
         .env("WRENN_EGRESS_OPEN", "10.1.0.0/16")
@@ -114,6 +115,7 @@ fn every_variable_reaches_its_setting() {
             api_key: Some("wrn_k".into()),
             database_url: "postgres://p".into(),
             accel: AccelChoice::Tcg,
+            cpu: Some("max,-avx512f".parse().unwrap()),
             egress: Egress::Allow,
             egress_limit: EgressLimit::Any,
             egress_open: vec!["10.1.0.0/16".parse().unwrap()],
@@ -142,6 +144,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         api_key = "wrn_k"
         database_url = "postgres://p"
         accel = "kvm"
+        cpu = "Haswell"
         egress = "allow"
         egress_limit = "never"
         egress_open = ["10.1.0.0/16"]
@@ -165,6 +168,7 @@ fn every_key_of_the_file_reaches_its_setting() {
             api_key: Some("wrn_k".into()),
             database_url: "postgres://p".into(),
             accel: AccelChoice::Kvm,
+            cpu: Some("Haswell".parse().unwrap()),
             egress: Egress::Allow,
             egress_limit: EgressLimit::Never,
             egress_open: vec!["10.1.0.0/16".parse().unwrap()],
@@ -216,6 +220,10 @@ fn invalid_variable_is_named_with_its_value() {
     assert!(listen.starts_with("WRENN_LISTEN=`nowhere`: "), "{listen}");
     let accel = Sources::new().env("WRENN_ACCEL", "xen").error();
     assert!(accel.starts_with("WRENN_ACCEL=`xen`: "), "{accel}");
+    let cpu = Sources::new().env("WRENN_CPU", "max avx2").error();
+    assert!(cpu.starts_with("WRENN_CPU=`max avx2`: "), "{cpu}");
+    let cpu = Sources::new().file("cpu = \"max,avx2\"\n").error();
+    assert!(cpu.contains("named.toml: line 1: "), "{cpu}");
     let egress = Sources::new().env("WRENN_EGRESS", "maybe").error();
     assert!(egress.starts_with("WRENN_EGRESS=`maybe`: "), "{egress}");
 }

@@ -8,6 +8,7 @@ use std::{
 use nix::{sched, sys::statvfs, unistd};
 use wrenn_agent::NetworkReport;
 use wrenn_sys::meminfo::MemInfo;
+use wrenn_vmm::qemu::{self, CpuError};
 
 use super::{Cgroups, Machine};
 use crate::{
@@ -30,6 +31,20 @@ impl Machine for ThisMachine<'_> {
 
     fn accel(&self) -> accel::Decision {
         accel::decide(self.settings.accel)
+    }
+
+    fn cpu(&self) -> Result<String, String> {
+        let accel = self.accel().accel;
+        let cpu = accel::cpu(self.settings, accel);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| e.to_string())?;
+        match runtime.block_on(qemu::check_cpu(accel, &cpu)) {
+            Err(error @ CpuError::Rejected { .. }) => Err(error.to_string()),
+            // A missing QEMU is a finding of its own.
+            _ => Ok(cpu.to_string()),
+        }
     }
 
     fn has_program(&self, name: &str) -> bool {

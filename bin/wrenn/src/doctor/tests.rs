@@ -6,6 +6,7 @@ use super::*;
 struct Fake {
     root: bool,
     accel: Decision,
+    cpu: Result<String, String>,
     lacks: Vec<&'static str>,
     cgroups: Cgroups,
     netns: Result<(), String>,
@@ -23,6 +24,7 @@ fn good() -> Fake {
             accel: Accel::Kvm,
             no_kvm: None,
         },
+        cpu: Ok("host".to_owned()),
         lacks: vec![],
         cgroups: Cgroups {
             v2: ["cpu", "memory", "pids"].map(str::to_owned).to_vec(),
@@ -46,6 +48,9 @@ impl Machine for Fake {
     }
     fn accel(&self) -> Decision {
         self.accel.clone()
+    }
+    fn cpu(&self) -> Result<String, String> {
+        self.cpu.clone()
     }
     fn has_program(&self, name: &str) -> bool {
         !self.lacks.contains(&name)
@@ -155,8 +160,11 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn every_other_problem_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 13] = [
+    let cases: [(&str, Level, Change); 14] = [
         ("root", Level::Fail, |m| m.root = false),
+        ("guest cpu", Level::Fail, |m| {
+            m.cpu = Err("unable to find CPU model".into());
+        }),
         ("tap devices", Level::Fail, |m| {
             m.lacks = vec!["/dev/net/tun"]
         }),

@@ -36,6 +36,7 @@ fn describe(host: &HostContext, sandboxes: usize, inventory: Inventory) -> pb::G
     } = inventory;
     pb::GetHostResponse {
         accel: host.config.accel.to_string(),
+        cpu: host.config.cpu.to_string(),
         cpu_count: capacity.cpu_count,
         memory_total_mib: capacity.memory_total_mib,
         memory_available_mib: capacity.memory_available_mib,
@@ -173,6 +174,7 @@ pub(super) async fn metrics(sandbox: &Sandbox) -> Result<pb::GetMetricsResponse,
 
 pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
     let facts = &sandbox.facts;
+    let mut cpu = String::new();
     let (state, reason, boot) = match sandbox.state() {
         State::Starting => (
             pb::SandboxState::SANDBOX_STATE_STARTING,
@@ -181,6 +183,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         ),
         State::Running(running) => {
             let state = pb::SandboxState::SANDBOX_STATE_RUNNING;
+            cpu = running.cpu.to_string();
             (state, String::new(), Some(boot_times(running.boot)))
         }
         State::Error { reason } => (pb::SandboxState::SANDBOX_STATE_ERROR, reason, None),
@@ -222,6 +225,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         warning: sandbox.warning(),
         envd_token: facts.envd_token.reveal().to_owned(),
         installation_id: sandbox.installation(),
+        cpu,
         ..Default::default()
     }
 }

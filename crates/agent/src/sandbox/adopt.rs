@@ -246,6 +246,7 @@ async fn examine_machine(
     let running = Box::new(Running {
         envd,
         boot,
+        cpu: spec.cpu(),
         gone: CancellationToken::new(),
         memory: shared_memory(host, supervisor, origin).await,
         tunnels: Tunnels::default(),

@@ -210,6 +210,7 @@ impl Boot<'_> {
             id: plan.id.clone(),
             template: plan.template_name.clone(),
             accel: config.accel,
+            cpu_model: Some(snapshot.map_or_else(|| config.cpu.clone(), |s| s.manifest().cpu())),
             size: plan.size,
             timeout_sec: plan.timeout_sec,
             created_unix_ms: plan.created_unix_ms,
@@ -312,6 +313,7 @@ impl Boot<'_> {
         Ok(Running {
             envd,
             boot: *times,
+            cpu: spec.cpu(),
             gone: CancellationToken::new(),
             memory: None,
             tunnels: Tunnels::default(),

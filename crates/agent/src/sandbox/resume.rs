@@ -45,8 +45,14 @@ impl Boot<'_> {
             network: parts.network,
             disk_layers: layers,
             restore: snapshot.as_ref().map(|m| m.restore(config.prefetch)),
-            // A VM that boots uses the current settings of this host.
+            // A VM that boots uses the current settings of this host. The saved state of another
+            // one requires its CPU model.
             accel: config.accel,
+            cpu_model: Some(
+                snapshot
+                    .as_ref()
+                    .map_or_else(|| config.cpu.clone(), |s| s.manifest().cpu()),
+            ),
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             dns: nameservers.guest,
             dns_upstreams: nameservers.upstreams,

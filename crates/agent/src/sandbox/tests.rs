@@ -24,6 +24,7 @@ fn running() -> Arc<Running> {
     Arc::new(Running {
         envd: EnvdClient::over_tcp((Ipv4Addr::LOCALHOST, 1).into(), "token").unwrap(),
         boot: BootTimes::default(),
+        cpu: "max".parse().unwrap(),
         gone: CancellationToken::new(),
         memory: None,
         tunnels: Tunnels::default(),

@@ -21,6 +21,7 @@ pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiEr
         installation_id: app.db.installation_id().await?,
         version: host.version,
         accel: host.accel,
+        cpu: host.cpu,
         cpu_count: host.cpu_count,
         memory_total_mb: host.memory_total_mib,
         memory_available_mb: host.memory_available_mib,

@@ -29,6 +29,7 @@ async fn a_sandbox_is_created_used_listed_and_destroyed() {
     assert_eq!(made["guest_ip"], "169.254.0.21");
     assert_eq!(made["metadata"], json!({ "a": "ü" }));
     assert_eq!(made["boot"]["envd_ms"], 5);
+    assert_eq!(made["cpu"], "max,-avx");
     for time in ["created_at", "started_at", "last_active_at", "last_updated"] {
         assert!(
             made[time]

@@ -45,6 +45,7 @@ async fn a_sandbox_lives_through_pause_restart_and_resume(databases: Databases) 
     for field in [
         "metadata",
         "boot",
+        "cpu",
         "created_at",
         "started_at",
         "auto_resume",

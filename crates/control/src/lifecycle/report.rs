@@ -38,6 +38,8 @@ pub(crate) struct HostReport {
     /// Token of the guest agent, or empty.
     pub(crate) envd_token: String,
     pub(crate) boot: Option<BootTimes>,
+    /// CPU model of the running VM, or empty.
+    pub(crate) cpu: String,
 }
 
 impl fmt::Debug for HostReport {
@@ -59,6 +61,7 @@ impl From<&SandboxInfo> for HostReport {
             host_ip: info.host_ip.clone(),
             guest_ip: info.guest_ip.clone(),
             envd_token: info.envd_token.clone(),
+            cpu: info.cpu.clone(),
             boot: info.boot.as_option().map(|boot| BootTimes {
                 prepared_ms: boot.prepared_ms,
                 vmm_started_ms: boot.vmm_started_ms,
@@ -94,6 +97,10 @@ impl HostReport {
     pub(super) fn fill(&self, row: &mut Sandbox, now_ms: i64) {
         self.refresh(row);
         row.options.paused_disk_only = false;
+        // An agent of an earlier release does not report it.
+        if !self.cpu.is_empty() {
+            row.options.cpu.clone_from(&self.cpu);
+        }
         if row.started_at == 0 {
             row.started_at = now_ms;
         }

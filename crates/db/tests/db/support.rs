@@ -222,6 +222,7 @@ fn options() -> Options {
             allow: vec!["1.1.1.1".to_owned()],
             deny: vec!["0.0.0.0/0".to_owned()],
         },
+        cpu: "max".to_owned(),
         request_hash: "ab".to_owned(),
     }
 }

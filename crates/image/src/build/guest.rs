@@ -18,7 +18,7 @@ pub(crate) struct GuestFile {
 }
 
 /// Files of the root file system. An entry with empty content empties the file.
-pub(crate) const FILES: [GuestFile; 4] = [
+pub(crate) const FILES: [GuestFile; 10] = [
     GuestFile {
         path: "etc/chrony/wrenn-ptp.conf",
         mode: 0o644,
@@ -33,6 +33,36 @@ pub(crate) const FILES: [GuestFile; 4] = [
         path: "etc/sudoers.d/user",
         mode: 0o440,
         content: "user ALL=(ALL) NOPASSWD: ALL\n",
+    },
+    GuestFile {
+        path: "etc/fstab",
+        mode: 0o644,
+        content: include_str!("../../guest/fstab"),
+    },
+    GuestFile {
+        path: "etc/security/limits.d/wrenn.conf",
+        mode: 0o644,
+        content: include_str!("../../guest/limits.conf"),
+    },
+    GuestFile {
+        path: "etc/modules-load.d/wrenn.conf",
+        mode: 0o644,
+        content: include_str!("../../guest/modules.conf"),
+    },
+    GuestFile {
+        path: "etc/profile.d/wrenn-path.sh",
+        mode: 0o644,
+        content: include_str!("../../guest/path.sh"),
+    },
+    GuestFile {
+        path: "usr/lib/tmpfiles.d/wrenn.conf",
+        mode: 0o644,
+        content: include_str!("../../guest/tmpfiles.conf"),
+    },
+    GuestFile {
+        path: "usr/local/bin/systemctl",
+        mode: 0o755,
+        content: include_str!("../../guest/systemctl"),
     },
     // The package's own configuration references a pool of servers.
     GuestFile {

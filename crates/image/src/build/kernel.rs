@@ -1,4 +1,4 @@
-//! Kernel and initramfs, built from Debian's kernel package.
+//! Kernel, initramfs and modules, built from Debian's kernel package.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,63 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
 use super::{BuildError, Builder, CommandError};
-use crate::{bzimage, cpio::Archive, store::io_error};
+use crate::{
+    StoreError, bzimage,
+    cpio::Archive,
+    store::{MODULES_FILE, io_error},
+};
+
+/// Name of the description of a kernel.
+const MANIFEST: &str = "manifest.json";
 
 const QUICK: Duration = Duration::from_secs(60);
 const DOWNLOAD: Duration = Duration::from_secs(600);
 
-/// Builds `vmlinux`, `initrd.img` and `manifest.json` in `dir`. `init` is the kernel's first
-/// program.
+/// Content of a kernel's `manifest.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct KernelManifest {
+    /// Package that contains the kernel.
+    package: String,
+    /// Release, as `uname -r` prints it.
+    release: String,
+    /// Modules in the initramfs.
+    modules: Vec<String>,
+    /// Hash of `modules.tar`, hexadecimal.
+    modules_sha256: String,
+}
+
+/// Modules of a kernel in the image store.
+#[derive(Debug)]
+pub(super) struct Modules {
+    /// Tar file that contains the directory `modules`.
+    pub(super) tar: PathBuf,
+    /// Release of the kernel.
+    pub(super) release: String,
+    /// Hash of the tar file, hexadecimal.
+    pub(super) sha256: String,
+}
+
+impl Modules {
+    /// Reads the description of a kernel's modules.
+    pub(super) fn of(kernel_dir: &Path) -> Result<Self, StoreError> {
+        let path = kernel_dir.join(MANIFEST);
+        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let manifest: KernelManifest =
+            serde_json::from_slice(&text).map_err(|_| StoreError::Damaged { path })?;
+        Ok(Self {
+            tar: kernel_dir.join(MODULES_FILE),
+            release: manifest.release,
+            sha256: manifest.modules_sha256,
+        })
+    }
+}
+
+/// Builds `vmlinux`, `initrd.img`, `modules.tar` and `manifest.json` in `dir`. `init` is the
+/// kernel's first program.
 pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<(), BuildError> {
     let work = dir.join("work");
     fs::create_dir(&work).map_err(io_error("create", &work))?;
@@ -26,19 +75,38 @@ pub(super) fn build(builder: &Builder<'_>, init: &[u8], dir: &Path) -> Result<()
     let image = fs::read(&image).map_err(io_error("read", &image))?;
     write(&dir.join("vmlinux"), &bzimage::extract_vmlinux(&image)?)?;
     let recipe = builder.recipe;
-    let early = read_modules(&tree, recipe.modules, &package)?;
-    let mut all = early.clone();
-    add_modules(&tree, recipe.late_modules, &package, &mut all)?;
-    let late = &all[early.len()..];
-    write(&dir.join("initrd.img"), &initramfs(init, &early, late))?;
-    let manifest = serde_json::json!({
-        "package": package,
-        "modules": recipe.modules,
-        "late_modules": recipe.late_modules,
-    });
-    write(&dir.join("manifest.json"), manifest.to_string().as_bytes())?;
+    let release_dir = find(&tree.join("lib/modules"), |_| true)
+        .ok_or_else(|| missing(&package, "lib/modules"))?;
+    let modules = read_modules(&release_dir, recipe.modules, &package)?;
+    write(&dir.join("initrd.img"), &initramfs(init, &modules))?;
+    let manifest = KernelManifest {
+        release: file_name(&release_dir),
+        modules: modules.into_iter().map(|module| module.name).collect(),
+        modules_sha256: pack_modules(builder, &tree, &dir.join(MODULES_FILE))?,
+        package,
+    };
+    let path = dir.join(MANIFEST);
+    let text = serde_json::to_vec(&manifest).map_err(std::io::Error::from);
+    write(&path, &text.map_err(io_error("write", &path))?)?;
     fs::remove_dir_all(&work).map_err(io_error("remove", &work))?;
     Ok(())
+}
+
+/// Packs all modules of the package, with the kernel's lists of them. Returns the hash of the file.
+/// The same package always gives the same file.
+fn pack_modules(builder: &Builder<'_>, tree: &Path, tar: &Path) -> Result<String, BuildError> {
+    let mut pack = Command::new("tar");
+    pack.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
+    // Without `lib`, which is a link in the root file system.
+    pack.arg("-cf").arg(tar).arg("-C").arg(tree.join("lib"));
+    builder.run(pack.arg("modules"), QUICK)?;
+    let content = fs::read(tar).map_err(io_error("read", tar))?;
+    Ok(hex::encode(Sha256::digest(content)))
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// Returns the package that contains the kernel: the one that the recipe's package depends on.
@@ -92,33 +160,20 @@ fn download(builder: &Builder<'_>, package: &str, work: &Path) -> Result<PathBuf
 }
 
 /// Kernel module.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Module {
     name: String,
     content: Vec<u8>,
 }
 
 /// Returns kernel modules, each after its dependencies.
-fn read_modules(tree: &Path, wanted: &[&str], package: &str) -> Result<Vec<Module>, BuildError> {
-    let mut modules = Vec::new();
-    add_modules(tree, wanted, package, &mut modules)?;
-    Ok(modules)
-}
-
-/// Adds modules and their dependencies to `modules`, unless they are already in it.
-fn add_modules(
-    tree: &Path,
-    wanted: &[&str],
-    package: &str,
-    modules: &mut Vec<Module>,
-) -> Result<(), BuildError> {
-    let dir =
-        find(&tree.join("lib/modules"), |_| true).ok_or_else(|| missing(package, "lib/modules"))?;
+fn read_modules(dir: &Path, wanted: &[&str], package: &str) -> Result<Vec<Module>, BuildError> {
     let paths = module_paths(&dir.join("kernel"));
+    let mut modules = Vec::new();
     for name in wanted {
-        add_module(&canonical(name), &paths, modules, package)?;
+        add_module(&canonical(name), &paths, &mut modules, package)?;
     }
-    Ok(())
+    Ok(modules)
 }
 
 fn add_module(
@@ -182,21 +237,20 @@ fn canonical(name: &str) -> String {
 
 /// Builds the initramfs: `init`, and the modules that it loads, listed in the order and format that
 /// `init` expects (`wrenn-init`, `drivers`).
-fn initramfs(init: &[u8], early: &[Module], late: &[Module]) -> Vec<u8> {
+fn initramfs(init: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
     for dir in ["dev", "newroot", "lib", "lib/modules"] {
         archive.directory(dir);
     }
     // The kernel opens it for the first program's output, before a devtmpfs is mounted.
     archive.device("dev/console", 5, 1);
-    for module in early.iter().chain(late) {
-        archive.file(&format!("lib/modules/{}.ko", module.name), &module.content);
+    let mut list = String::new();
+    for module in modules {
+        let name = format!("{}.ko", module.name);
+        archive.file(&format!("lib/modules/{name}"), &module.content);
+        list.push_str(&name);
+        list.push('\n');
     }
-    let names = |modules: &[Module]| -> String {
-        let lines = modules.iter().map(|module| format!("{}.ko\n", module.name));
-        lines.collect()
-    };
-    let list = format!("{}\n{}", names(early), names(late));
     archive.file("modules", list.as_bytes());
     archive.file("init", init);
     archive.finish()
@@ -243,7 +297,7 @@ mod tests {
     #[test]
     fn modules_come_behind_what_they_need() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let kernel = dir.path().join("lib/modules/6.1/kernel/drivers");
+        let kernel = dir.path().join("kernel/drivers");
         fs::create_dir_all(&kernel).expect("made");
         for (name, depends) in [
             ("virtio-rng", "virtio"),

@@ -1,4 +1,5 @@
-//! Root file system: the packages, Wrenn's files and the guest agent, as an ext4 image.
+//! Root file system: the packages, the kernel's modules, Wrenn's files and the guest agent, as an
+//! ext4 image.
 
 use std::{
     fs, io,
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{BuildError, Builder, guest};
+use super::{BuildError, Builder, guest, kernel::Modules};
 use crate::store::io_error;
 
 const UNPACK: Duration = Duration::from_secs(300);
@@ -20,11 +21,20 @@ const USER: u32 = 1000;
 /// External servers that a package's default configuration could reference.
 const FOREIGN: [&str; 4] = ["pool.ntp.org", "8.8.8.8", "1.1.1.1", "9.9.9.9"];
 
+/// Parts of a root file system.
+pub(super) struct Parts<'a> {
+    /// Tar file of the packages.
+    pub(super) layer: &'a Path,
+    /// Modules of the kernel.
+    pub(super) modules: &'a Modules,
+    /// Wrenn's programs.
+    pub(super) programs: &'a guest::Programs,
+}
+
 /// Builds `rootfs.ext4` and `manifest.json` in `dir`.
 pub(super) fn build(
     builder: &Builder<'_>,
-    layer: &Path,
-    programs: &guest::Programs,
+    parts: &Parts<'_>,
     dir: &Path,
 ) -> Result<(), BuildError> {
     let root = dir.join("root");
@@ -32,12 +42,13 @@ pub(super) fn build(
     let mut unpack = Command::new("tar");
     unpack.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf"]);
     unpack
-        .arg(layer)
+        .arg(parts.layer)
         .arg("-C")
         .arg(&root)
         .arg("--exclude=./dev/*");
     builder.run(&mut unpack, UNPACK)?;
-    furnish(&root, programs)?;
+    add_modules(builder, &root, parts.modules)?;
+    furnish(&root, parts.programs)?;
     // Lets wrenn-init grow the file system only if the disk is larger.
     let sectors = u64::from(builder.recipe.size.disk_mib) * 2048;
     put(
@@ -52,11 +63,24 @@ pub(super) fn build(
     let manifest = serde_json::json!({
         "suite": builder.recipe.suite,
         "packages": builder.recipe.all_packages(),
+        "kernel": parts.modules.release,
         "disk_mib": builder.recipe.size.disk_mib,
     });
     let path = dir.join("manifest.json");
     fs::write(&path, manifest.to_string()).map_err(io_error("write", &path))?;
     fs::remove_dir_all(&root).map_err(io_error("remove", &root))?;
+    Ok(())
+}
+
+/// Adds the kernel's modules, and the indexes that `modprobe` needs. The indexes are made by the
+/// guest's own `depmod`, which has the version of its `modprobe`.
+fn add_modules(builder: &Builder<'_>, root: &Path, modules: &Modules) -> Result<(), BuildError> {
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xpf").arg(&modules.tar);
+    builder.run(unpack.arg("-C").arg(root.join("usr/lib")), UNPACK)?;
+    let mut index = Command::new("chroot");
+    index.arg(root).args(["/sbin/depmod", "--all"]);
+    builder.run(index.arg(&modules.release), UNPACK)?;
     Ok(())
 }
 
@@ -89,6 +113,10 @@ fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
         remove_if_there(&link)?;
         symlink(format!("/run/wrenn/etc/{name}"), &link).map_err(io_error("create", &link))?;
     }
+    // `fusermount3` finds its mounts in this file.
+    let mounts = root.join("etc/mtab");
+    remove_if_there(&mounts)?;
+    symlink("../proc/self/mounts", &mounts).map_err(io_error("create", &mounts))?;
     add_user(root)
 }
 

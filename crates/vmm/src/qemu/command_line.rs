@@ -18,12 +18,6 @@ pub(super) const ROOT_NODE: &str = "root";
 /// many sandboxes on one host.
 const TCG_CACHE_MIB: u32 = 128;
 
-/// CPU model under TCG. Limited to x86-64-v2, because the features of newer models cost more to
-/// emulate than they gain. `arat` declares that the local timer keeps running while the CPU sleeps,
-/// which is always true here. Without it Linux keeps a 250 Hz tick, which costs an idle guest 3 %
-/// of a host CPU, and has no timers finer than 4 ms.
-const TCG_CPU: &str = "Nehalem-v1,+arat";
-
 /// Descriptors that QEMU inherits and refers to by number.
 pub(super) struct Inherited<'a> {
     pub(super) memory: &'a OwnedFd,
@@ -36,9 +30,9 @@ pub(super) struct Inherited<'a> {
 /// Returns QEMU's arguments. `docs/decisions` records the reasons for the less obvious ones.
 pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'_>) -> Vec<String> {
     let memory = config.size.memory_mib;
-    let (accel, cpu) = match config.accel {
-        Accel::Kvm => ("kvm".to_owned(), "host"),
-        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), TCG_CPU),
+    let accel = match config.accel {
+        Accel::Kvm => "kvm".to_owned(),
+        Accel::Tcg => format!("tcg,tb-size={TCG_CACHE_MIB}"),
     };
     // A page that the guest changed is recognized by being an anonymous page of this process alone.
     // The kernel must therefore not merge it with equal pages of other processes.
@@ -62,7 +56,7 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
         "-accel",
         &accel,
         "-cpu",
-        cpu,
+        config.cpu.as_str(),
         "-smp",
         &vcpus,
         "-m",

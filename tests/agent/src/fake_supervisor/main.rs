@@ -79,6 +79,7 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         images_dir: data_dir.join("images"),
         token,
         accel: wrenn_proto::supervise::Accel::Tcg,
+        cpu: "max".parse().map_err(io::Error::other)?,
         default_egress: false,
         egress_ceiling: wrenn_agent::EgressCeiling::default(),
         subnets: None,

@@ -85,6 +85,36 @@ fn a_paused_sandbox_of_release_0_1_0_is_resumed_paused_and_destroyed() {
     });
 }
 
+/// The state of a CPU is restored with the CPU model that it was saved with. Release 0.1.0 did not
+/// record it.
+#[test]
+fn a_sandbox_of_release_0_1_0_keeps_its_cpu_model_until_it_boots() {
+    const OLD: &str = "Nehalem-v1,+arat";
+    on_private_host(async || {
+        let agent = start().await;
+        let id = "sb-paused";
+        assert_eq!(agent.wait_for(id, PAUSED).await.cpu, "");
+        for _ in 0..2 {
+            resume(&agent, id).await;
+            assert_eq!(agent.spec(id).cpu().as_str(), OLD);
+            assert_eq!(agent.wait_for(id, RUNNING).await.cpu, OLD);
+            pause(&agent, id).await;
+        }
+        let request = pb::ResumeSandboxRequest {
+            id: id.to_owned(),
+            cold_boot: true,
+            ..Default::default()
+        };
+        agent.client.resume_sandbox(request).await.expect("booted");
+        let host = agent.client.get_host(pb::GetHostRequest::default()).await;
+        let current = host.expect("a host").into_owned().cpu;
+        assert_ne!(current, OLD);
+        assert_eq!(agent.wait_for(id, RUNNING).await.cpu, current);
+        agent.destroy(id).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
 #[test]
 fn lost_sandboxes_of_release_0_1_0_are_paused_at_their_snapshot_or_in_error() {
     on_private_host(async || {

@@ -70,6 +70,7 @@ pub(crate) fn config(data_dir: &Path) -> AgentConfig {
         images_dir: data_dir.join("images"),
         token: TOKEN.to_owned(),
         accel: Accel::Tcg,
+        cpu: "max".parse().expect("valid"),
         default_egress: false,
         // The external network of most tests.
         egress_ceiling: EgressCeiling {

@@ -70,18 +70,15 @@ pub async fn boot(service: &Service) -> Result<Value> {
 /// Returns the seconds from the start of QEMU to the first line of user space. QEMU gets the
 /// sandbox's kernel, initramfs, memory and CPU, but no jail, disk or network.
 fn bare_qemu(spec: &SupervisorSpec) -> Result<f64> {
-    let (accel, cpu) = match spec.accel {
-        wrenn_proto::supervise::Accel::Kvm => ("kvm", "host"),
-        wrenn_proto::supervise::Accel::Tcg => ("tcg", "Nehalem-v1,+arat"),
-    };
+    let (accel, cpu) = (spec.accel.to_string(), spec.cpu());
     let begun = Instant::now();
     let mut child = Command::new("qemu-system-x86_64")
         .args(["-M", "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on"])
         .args([
             "-accel",
-            accel,
+            &accel,
             "-cpu",
-            cpu,
+            cpu.as_str(),
             "-nodefaults",
             "-no-user-config",
             "-display",

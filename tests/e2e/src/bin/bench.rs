@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use wrenn_e2e::{Service, bench};
 
 /// Names of the sections, in measuring order.
-const SECTIONS: [&str; 9] = [
-    "boot", "exec", "restore", "resume", "spawn", "files", "sdk", "memory", "idle",
+const SECTIONS: [&str; 10] = [
+    "boot", "exec", "restore", "resume", "spawn", "files", "sdk", "memory", "idle", "cpu",
 ];
 
 #[tokio::main]
@@ -54,6 +54,7 @@ async fn measure(name: &str, service: &Service) -> Result<Value> {
         "files" => bench::files(service).await,
         "sdk" => bench::sdk(service).await,
         "memory" => bench::memory(service).await,
-        _ => bench::idle(service).await,
+        "idle" => bench::idle(service).await,
+        _ => bench::cpu(service).await,
     }
 }

@@ -93,6 +93,7 @@ fn details(sandbox: &Sandbox) -> Vec<Vec<String>> {
     let words = [
         ("guest address", &sandbox.guest_ip),
         ("host address", &sandbox.host_ip),
+        ("cpu", &sandbox.cpu),
         ("error", &sandbox.error),
     ];
     rows.extend(
@@ -166,6 +167,7 @@ mod tests {
             warning: None,
             error: Some("the VMM was killed\x1b[2J".into()),
             boot: None,
+            cpu: None,
             created_at: at,
             started_at: None,
             last_active_at: None,

@@ -288,3 +288,16 @@ proptest! {
         prop_assert_eq!(settle(next, left.as_ref(), Cause::Pass), None);
     }
 }
+
+#[test]
+fn a_row_keeps_the_last_reported_cpu_model() {
+    let mut row = row(S::Starting, "");
+    for (reported, kept) in [("max", "max"), ("", "max"), ("host", "host")] {
+        let report = HostReport {
+            cpu: reported.to_owned(),
+            ..report(HostState::Running)
+        };
+        report.fill(&mut row, 1);
+        assert_eq!(row.options.cpu, kept);
+    }
+}

@@ -50,6 +50,7 @@ impl State {
             reason: sandbox.reason.clone(),
             envd_token: format!("token-of-{id}"),
             warning: sandbox.warning.clone(),
+            cpu: "max,-avx".to_owned(),
             boot: rpc::BootTimes {
                 prepared_ms: 1,
                 vmm_started_ms: 2,

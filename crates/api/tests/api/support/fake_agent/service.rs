@@ -25,6 +25,7 @@ impl HostAgentService for Service {
         self.0.host_gate.pass().await;
         Response::ok(rpc::GetHostResponse {
             accel: "tcg".to_owned(),
+            cpu: "max".to_owned(),
             host_id: lock(&self.0.host_id).clone(),
             cpu_count: 2,
             memory_total_mib: 8192,
