@@ -53,14 +53,6 @@ impl Service {
         Self::start_in(&std::env::temp_dir()).await
     }
 
-    /// Same as [`start`](Self::start).
-    pub async fn start_with(name: &str, value: &str) -> Result<Self> {
-        let mut service = Self::new(&std::env::temp_dir())?;
-        service.settings.push((name.to_owned(), value.to_owned()));
-        service.start_again().await?;
-        Ok(service)
-    }
-
     /// Same as [`start`](Self::start), with the data directory below `root`.
     ///
     /// # Errors
