@@ -151,7 +151,7 @@ impl ClientError {
     /// program is the reason.
     pub(crate) fn exit_code(&self) -> Option<i32> {
         match self {
-            Self::Refused { exit_code, .. } => *exit_code,
+            Self::Rejected { exit_code, .. } => *exit_code,
             Self::NotExecuted { exit_code, .. } => Some(*exit_code),
             _ => None,
         }

@@ -13,8 +13,8 @@ use crate::{
     agent::{self, TestAgent, deadlines, on_private_host, until},
     private_host::{self, Footprint, ip, run},
     world::{
-        PUBLIC, answer, echo_udp, echoes, hears, inside, is_out_of_reach, make_container,
-        make_internet, make_world, nft, serve_tcp,
+        PUBLIC, answer, echo_udp, echoes, inside, is_out_of_reach, make_container, make_internet,
+        make_world, nft, receives, serve_tcp,
     },
 };
 
@@ -55,7 +55,7 @@ async fn reaches_none(agent: &TestAgent, id: &str, addresses: &[&str]) {
 }
 
 async fn reaches(agent: &TestAgent, id: &str, address: &str) {
-    let heard = hears(agent, id, address).await;
+    let heard = receives(agent, id, address).await;
     assert!(heard.is_some(), "{id} does not reach {address}");
 }
 
@@ -365,7 +365,7 @@ fn packets_fit_through_a_narrow_uplink() {
             assert!(ip(netns).contains("mtu 1400"), "{}", ip(netns));
         }
         // The guest here uses packets of 1500 bytes, like one of an older release.
-        let heard = hears(&agent, "sb-1", &format!("{PUBLIC}:7779")).await;
+        let heard = receives(&agent, "sb-1", &format!("{PUBLIC}:7779")).await;
         let size: u32 = heard.expect("reached").trim().parse().expect("a number");
         assert!((1300..=1360).contains(&size), "{size}");
         agent.destroy("sb-1").await.expect("destroyed");
