@@ -13,8 +13,8 @@ use wrenn_control::{
     lifecycle::{ActivityGuard, Lifecycle, LifecycleError},
 };
 use wrenn_db::{Db, Sandbox};
-use wrenn_model::SandboxId;
-use wrenn_proxy::{DialError, Rejected, Sandboxes, SignedLink, Target};
+use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_proxy::{DialError, Found, Rejected, Sandboxes, SignedLink, Target};
 
 /// Maximum time that a request waits for a sandbox that is booting.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
@@ -28,6 +28,16 @@ pub(crate) struct Traffic {
 impl Sandboxes for Traffic {
     type Io = TokioIo<Upgraded>;
     type Use = ActivityGuard;
+
+    async fn look_up(&self, id: &SandboxId) -> Result<Found, Rejected> {
+        match self.lifecycle.look_up(id).await {
+            Ok(row) => Ok(Found {
+                is_running: row.status == SandboxStatus::Running,
+                target: target(row),
+            }),
+            Err(error) => Err(refused(&error)),
+        }
+    }
 
     async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
         match self.lifecycle.await_running(id, BOOT_WAIT).await {
@@ -67,14 +77,15 @@ impl Sandboxes for Traffic {
 fn target(row: Sandbox) -> Target {
     let given = |text: String| (!text.is_empty()).then_some(text);
     Target {
-        injected_token: given(row.envd_token).filter(|_| row.options.open),
+        guest_token: given(row.envd_token),
+        is_open: row.options.open,
         traffic_token: given(row.options.traffic_token),
         mask_host: given(row.options.mask_host),
     }
 }
 
 fn refused(error: &LifecycleError) -> Rejected {
-    use wrenn_model::SandboxStatus as S;
+    use SandboxStatus as S;
     match error {
         LifecycleError::NotFound(_) => Rejected::NotFound,
         LifecycleError::WrongStatus {

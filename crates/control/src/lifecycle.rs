@@ -425,6 +425,15 @@ impl Lifecycle {
         }
     }
 
+    /// Returns the row of a sandbox that runs, or that [`await_running`](Self::await_running) can
+    /// bring to `running`. Changes nothing and waits for nothing.
+    pub async fn look_up(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        let row = self.get(id).await?;
+        self.require_here(&row)?;
+        Self::require_enterable(&row)?;
+        Ok(row)
+    }
+
     /// Rejects a sandbox that cannot reach `running` by waiting, or that its user must resume
     /// first.
     pub fn require_enterable(row: &Sandbox) -> Result<(), LifecycleError> {

@@ -22,6 +22,10 @@ pub(crate) enum Failure {
     NoSuchLink,
     #[error("signature is already expired")]
     LinkExpired,
+    #[error("invalid signature")]
+    BadSignature,
+    #[error("unauthorized access, wrong or missing X-Access-Token")]
+    BadGuestToken,
     #[error("unsupported request target: expected a path")]
     BadTarget,
     #[error("The sandbox was not found")]
@@ -76,7 +80,9 @@ impl Failure {
         match self {
             Self::BadAddress(_) | Self::NoSuchLink | Self::BadTarget => StatusCode::BAD_REQUEST,
             Self::NotFound | Self::PortClosed | Self::Unreachable(_) => StatusCode::BAD_GATEWAY,
-            Self::LinkExpired => StatusCode::UNAUTHORIZED,
+            Self::LinkExpired | Self::BadSignature | Self::BadGuestToken => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::Changing => StatusCode::CONFLICT,
             Self::ResumeDenied(_) | Self::NoTrafficToken | Self::BadTrafficToken => {
                 StatusCode::FORBIDDEN
@@ -119,7 +125,10 @@ impl Failure {
 
     /// True if the guest agent would report this error with the same text.
     fn is_guest_agents(&self) -> bool {
-        *self == Self::LinkExpired
+        matches!(
+            self,
+            Self::LinkExpired | Self::BadSignature | Self::BadGuestToken
+        )
     }
 }
 

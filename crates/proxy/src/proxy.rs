@@ -3,7 +3,6 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
-use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_http_server::{DrainingBody, Limits};
@@ -11,7 +10,7 @@ use wrenn_model::SandboxId;
 use wrenn_proto::guest;
 
 use crate::{
-    ConnectionKillSwitch, Sandboxes, SignedLink, Target,
+    ConnectionKillSwitch, Found, Sandboxes, SignedLink, Target, access,
     body::AnswerBody,
     failure::{self, Failure},
     forward, headers,
@@ -145,10 +144,12 @@ impl<S: Sandboxes> Inner<S> {
         failure::check_path(address, request.uri().path())?;
         // Well-formed for E2B, but no id of this platform has this form.
         let id: SandboxId = address.id.parse().map_err(|_| Failure::NotFound)?;
-        let target = self.resolve(&id).await?;
-        check_traffic_token(&target, address.port, request.headers())?;
-        self.check_link(&request, &id, address.port, &target)
-            .await?;
+        let found = self.look_up(&id).await?;
+        access::check(&request, address.port, &found)?;
+        let target = match found.is_running {
+            true => found.target,
+            false => self.resolve(&id).await?,
+        };
         self.forward(request, client, &id, address.port, &target)
             .await
     }
@@ -178,28 +179,9 @@ impl<S: Sandboxes> Inner<S> {
         }
     }
 
-    /// Rejects a correctly signed link that has expired. A wrongly signed link is forwarded: the
-    /// guest agent checks the signature first and rejects it.
-    async fn check_link(
-        &self,
-        request: &Request<DrainingBody>,
-        id: &SandboxId,
-        port: u16,
-        target: &Target,
-    ) -> Result<(), Failure> {
-        let uri = request.uri();
-        let is_link = port == guest::ENVD_PORT
-            && target.injected_token.is_none()
-            && !request.headers().contains_key(headers::ACCESS_TOKEN);
-        let query = uri.query().unwrap_or_default();
-        let link = SignedLink::parse(request.method(), uri.path(), query)
-            .filter(|link| is_link && link.has_expired());
-        match link {
-            Some(link) if self.sandboxes.signed_by(&link).await.as_ref() == Some(id) => {
-                Err(Failure::LinkExpired)
-            }
-            _ => Ok(()),
-        }
+    async fn look_up(&self, id: &SandboxId) -> Result<Found, Failure> {
+        let found = tokio::time::timeout(RESOLVE_DEADLINE, self.sandboxes.look_up(id)).await;
+        Ok(found.map_err(|_| Failure::Changing)??)
     }
 
     async fn resolve(&self, id: &SandboxId) -> Result<Target, Failure> {
@@ -266,28 +248,4 @@ fn forwarded_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
         .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
         .build()
         .map_err(|_| Failure::BadTarget)
-}
-
-/// Checks the traffic access token. Only clients with the token may reach the ports of a sandbox
-/// that is not public. The guest agent has its own token.
-fn check_traffic_token(
-    target: &Target,
-    port: u16,
-    headers: &http::HeaderMap,
-) -> Result<(), Failure> {
-    let Some(token) = target
-        .traffic_token
-        .as_deref()
-        .filter(|_| port != guest::ENVD_PORT)
-    else {
-        return Ok(());
-    };
-    let shown = headers
-        .get(failure::TRAFFIC_TOKEN)
-        .ok_or(Failure::NoTrafficToken)?;
-    if bool::from(shown.as_bytes().ct_eq(token.as_bytes())) {
-        Ok(())
-    } else {
-        Err(Failure::BadTrafficToken)
-    }
 }

@@ -15,6 +15,75 @@ async fn visit(control: &Control, id: &str, port: u16) -> (StatusCode, Value) {
     answer(request).await
 }
 
+/// Calls a port of a sandbox with additional headers.
+async fn call(
+    control: &Control,
+    id: &str,
+    (port, path): (u16, &str),
+    headers: &[(&str, &str)],
+) -> StatusCode {
+    let mut request = reqwest::Client::new()
+        .get(format!("http://{}{path}", control.traffic()))
+        .header("E2b-Sandbox-Id", id)
+        .header("E2b-Sandbox-Port", port);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap().status()
+}
+
+#[tokio::test]
+async fn a_client_without_access_does_not_resume_a_sandbox() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let made = control
+        .e2b_create(json!({
+            "autoPause": true, "autoResume": { "enabled": true },
+            "network": { "allowPublicTraffic": false },
+        }))
+        .await;
+    let id = made["sandboxID"].as_str().unwrap();
+    let pause = async || {
+        let path = format!("/sandboxes/{id}/pause");
+        assert_eq!(
+            control.post(&path, json!({})).await.0,
+            StatusCode::NO_CONTENT
+        );
+    };
+    pause().await;
+    let (server, guest) = ((8080, "/"), (49983, "/envs"));
+    let forged = (49983, "/files?path=/a&signature=v1_x");
+    for (to, headers, status) in [
+        (server, &[][..], StatusCode::FORBIDDEN),
+        (
+            server,
+            &[("E2B-Traffic-Access-Token", "x")],
+            StatusCode::FORBIDDEN,
+        ),
+        (guest, &[], StatusCode::UNAUTHORIZED),
+        (guest, &[("X-Access-Token", "x")], StatusCode::UNAUTHORIZED),
+        (forged, &[], StatusCode::UNAUTHORIZED),
+    ] {
+        assert_eq!(
+            call(&control, id, to, headers).await,
+            status,
+            "{to:?} {headers:?}"
+        );
+    }
+    assert_eq!(control.status(id).await, "paused");
+    assert_eq!(agent.calls("ResumeSandbox"), 0);
+    let told = |field: &str| made[field].as_str().unwrap();
+    let traffic = [("E2B-Traffic-Access-Token", told("trafficAccessToken"))];
+    // The fake guest has no server at this port.
+    let got = call(&control, id, server, &traffic).await;
+    assert_eq!(got, StatusCode::BAD_GATEWAY);
+    assert_eq!(control.status(id).await, "running");
+    pause().await;
+    let token = [("X-Access-Token", told("envdAccessToken"))];
+    assert_eq!(call(&control, id, guest, &token).await, StatusCode::OK);
+    assert_eq!(agent.calls("ResumeSandbox"), 2);
+}
+
 fn message(got: &(StatusCode, Value)) -> &str {
     got.1["message"].as_str().unwrap_or_default()
 }

@@ -1,5 +1,7 @@
 //! Routing, access checks, and the responses that the proxy generates itself.
 
+use std::sync::atomic::Ordering;
+
 use wrenn_proto::Grant;
 use wrenn_proxy::{ProxyConfig, Rejected, Target};
 
@@ -196,6 +198,82 @@ async fn private_sandbox_requires_its_traffic_token() {
 }
 
 #[tokio::test]
+async fn request_without_access_resumes_no_sandbox() {
+    let setup = Setup::new().await;
+    setup.open(ID, 80).serve(ECHO);
+    setup.open(ID, 49983).serve(ECHO);
+    setup.change(ID, |sandbox| {
+        sandbox.token = "its token".to_owned();
+        sandbox.target.traffic_token = Some("secret".to_owned());
+        sandbox.paused = true;
+    });
+    let resolved = || setup.world.resolved.load(Ordering::SeqCst);
+    let with = |line: &str, port, headers: &str| request(line, ID, port, headers);
+    let bad = sign("another", None);
+    let old = sign("its token", Some(1_000_000_000));
+    for (request, status, text) in [
+        (with("GET /", 80, ""), 403, "is missing"),
+        (
+            with("GET /", 80, "E2B-Traffic-Access-Token: x\r\n"),
+            403,
+            "invalid",
+        ),
+        (
+            with("POST /process.Process/List", 49983, ""),
+            401,
+            "X-Access-Token",
+        ),
+        (
+            with("POST /process.Process/List", 49983, "X-Access-Token: x\r\n"),
+            401,
+            "X-Access-Token",
+        ),
+        (with("GET /files?path=/a", 49983, ""), 401, "X-Access-Token"),
+        (with(&format!("GET {bad}"), 49983, ""), 401, "signature"),
+        (with(&format!("GET {old}"), 49983, ""), 401, "expired"),
+    ] {
+        let answer = setup.ask(&request).await;
+        assert_eq!(answer.status(), status, "{request}");
+        assert!(answer.body.contains(text), "{answer:?}");
+        assert_eq!(resolved(), 0, "{request}");
+    }
+    let good = sign("its token", None);
+    for request in [
+        with("GET /", 80, "E2B-Traffic-Access-Token: secret\r\n"),
+        with(
+            "POST /process.Process/List",
+            49983,
+            "X-Access-Token: its token\r\n",
+        ),
+        with(&format!("GET {good}"), 49983, ""),
+        with("GET /health", 49983, ""),
+    ] {
+        setup.change(ID, |sandbox| sandbox.paused = true);
+        let before = resolved();
+        assert_eq!(setup.ask(&request).await.status(), 200, "{request}");
+        assert_eq!(resolved(), before + 1, "{request}");
+    }
+    // A running sandbox is asked, and need not be resolved.
+    let before = resolved();
+    let asked = with("POST /process.Process/List", 49983, "X-Access-Token: x\r\n");
+    assert_eq!(setup.ask(&asked).await.status(), 200);
+    assert_eq!(resolved(), before);
+}
+
+/// Returns path and query of a link to `/a` that a token signed.
+fn sign(token: &str, expires: Option<i64>) -> String {
+    let grant = Grant {
+        path: "/a",
+        operation: "read",
+        user: "",
+        expires,
+    };
+    let signature = grant.sign(token).replace('+', "%2B").replace('/', "%2F");
+    let expires = expires.map_or_else(String::new, |at| format!("&signature_expiration={at}"));
+    format!("/files?path=/a&signature={signature}{expires}")
+}
+
+#[tokio::test]
 async fn signed_link_is_routed_to_its_sandbox() {
     let setup = Setup::new().await;
     setup.open(ID, 49983).serve(ECHO);
@@ -275,7 +353,8 @@ async fn token_and_masked_host_are_injected() {
     setup.open(ID, 80).serve(ECHO);
     setup.change(ID, |sandbox| {
         sandbox.target = Target {
-            injected_token: Some("t0ken".to_owned()),
+            guest_token: Some("t0ken".to_owned()),
+            is_open: true,
             mask_host: Some("localhost:${PORT}".to_owned()),
             ..Target::default()
         };
