@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use wrenn_control::Limits;
 use wrenn_model::Egress;
 use wrenn_proto::supervise::Accel;
 
@@ -78,6 +79,10 @@ pub(crate) struct Layer {
     pub(crate) egress: Option<Egress>,
     /// Name servers of guests with egress.
     pub(crate) dns: Option<Vec<Ipv4Addr>>,
+    /// Maximum number of concurrent connections per listener.
+    pub(crate) max_clients: Option<usize>,
+    /// Maximum number of concurrent connections per listener and peer.
+    pub(crate) max_clients_per_peer: Option<usize>,
     /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
     /// Path of the guest agent's binary, for image builds.
@@ -100,6 +105,8 @@ impl Layer {
             accel: self.accel.or(lower.accel),
             egress: self.egress.or(lower.egress),
             dns: self.dns.or(lower.dns),
+            max_clients: self.max_clients.or(lower.max_clients),
+            max_clients_per_peer: self.max_clients_per_peer.or(lower.max_clients_per_peer),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
         }
@@ -133,6 +140,8 @@ pub(crate) struct Settings {
     pub(crate) egress: Egress,
     /// Name servers of guests; `None`: those of the host.
     pub(crate) dns: Option<Vec<Ipv4Addr>>,
+    /// Limits of the control plane.
+    pub(crate) limits: Limits,
     /// Log filter.
     pub(crate) log: String,
     /// Path of the guest agent's binary; `None`: `envd` in the directory of this program.
@@ -146,6 +155,7 @@ impl Settings {
         let listen = layer
             .listen
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8000).into());
+        let limits = Limits::default();
         let agent_listen = layer
             .agent_listen
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 50051).into());
@@ -167,6 +177,12 @@ impl Settings {
             accel: layer.accel.unwrap_or_default(),
             egress: layer.egress.unwrap_or(Egress::Deny),
             dns: layer.dns,
+            limits: Limits {
+                max_clients: layer.max_clients.unwrap_or(limits.max_clients),
+                max_clients_per_peer: layer
+                    .max_clients_per_peer
+                    .unwrap_or(limits.max_clients_per_peer),
+            },
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),
             dir,

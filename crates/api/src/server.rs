@@ -34,9 +34,6 @@ use crate::{app::App, router, traffic::Traffic};
 /// (creates, destroys), database connections.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Maximum number of concurrent connections to the REST API.
-const MAX_CONNECTIONS: usize = 4096;
-
 /// Maximum number of header fields per request.
 const MAX_HEADERS: usize = 100;
 
@@ -99,7 +96,13 @@ pub async fn serve(
         db: db.clone(),
         lifecycle: Arc::clone(&lifecycle),
     };
-    let proxy = Proxy::new(Arc::new(sandboxes), cuts, ProxyConfig::default());
+    let limits = config.limits;
+    let proxy_config = ProxyConfig {
+        max_clients: limits.max_clients,
+        max_clients_per_peer: limits.max_clients_per_peer,
+        ..ProxyConfig::default()
+    };
+    let proxy = Proxy::new(Arc::new(sandboxes), cuts, proxy_config);
     let mut background = JoinSet::new();
     for host in fleet.hosts() {
         let (fleet, host) = (fleet.clone(), host.clone());
@@ -113,7 +116,7 @@ pub async fn serve(
     tracing::info!(%api, %traffic, "control plane ready");
     ready(Listening { api, traffic });
 
-    serve_api(listener, app, shutdown).await;
+    serve_api(listener, app, limits, shutdown).await;
     sessions.close();
     if tokio::time::timeout(FINISH_TIMEOUT, sessions.wait())
         .await
@@ -150,7 +153,12 @@ fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
 }
 
 /// Serves the REST API until shutdown. Requests in progress may complete.
-async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) {
+async fn serve_api(
+    listener: TcpListener,
+    app: Arc<App>,
+    limits: wrenn_control::Limits,
+    shutdown: CancellationToken,
+) {
     let router = router::router(app);
     let answer = move |request: Request<DrainingBody>, _client| {
         let router = router.clone();
@@ -160,7 +168,8 @@ async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationT
         }
     };
     let limits = Limits {
-        clients: MAX_CONNECTIONS,
+        clients: limits.max_clients,
+        clients_per_peer: limits.max_clients_per_peer,
         headers: MAX_HEADERS,
     };
     wrenn_http_server::serve(listener, limits, answer, shutdown).await;

@@ -31,5 +31,5 @@ pub mod reconciler;
 pub mod samples;
 pub mod state_machine;
 
-pub use config::ControlConfig;
+pub use config::{ControlConfig, Limits};
 pub use error::ControlError;

@@ -33,8 +33,12 @@ pub struct ProxyConfig {
     /// Host names of this machine on which the routing headers are honored, as they are on
     /// `localhost`.
     pub shared_names: Vec<String>,
-    /// Maximum number of concurrent client connections; further clients wait to be accepted.
+    /// Maximum number of concurrent client connections; a further client takes the place of an idle
+    /// connection, or waits.
     pub max_clients: usize,
+    /// Maximum number of concurrent client connections per peer; a further client of the peer takes
+    /// the place of an idle connection of the peer, or is answered 429.
+    pub max_clients_per_peer: usize,
     /// Maximum number of concurrent connections per sandbox; a request that needs one more is
     /// answered with 429.
     pub max_connections: usize,
@@ -45,6 +49,7 @@ impl Default for ProxyConfig {
         Self {
             shared_names: Vec::new(),
             max_clients: 8192,
+            max_clients_per_peer: 1024,
             max_connections: 512,
         }
     }
@@ -93,6 +98,7 @@ impl<S: Sandboxes> Proxy<S> {
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
         let limits = Limits {
             clients: self.0.config.max_clients,
+            clients_per_peer: self.0.config.max_clients_per_peer,
             headers: MAX_HEADERS,
         };
         let inner = Arc::clone(&self.0);

@@ -139,6 +139,8 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
                 .collect::<Result<_, _>>()
                 .map_err(|_| "expected comma-separated IPv4 addresses".to_owned())
         })?,
+        max_clients: parse(env, "WRENN_MAX_CLIENTS", at_least_one)?,
+        max_clients_per_peer: parse(env, "WRENN_MAX_CLIENTS_PER_PEER", at_least_one)?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })
@@ -148,6 +150,12 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
 pub(crate) fn address(s: &str) -> Result<std::net::SocketAddr, String> {
     s.parse()
         .map_err(|_| "expected an address and port such as 127.0.0.1:8000".to_owned())
+}
+
+/// Parses a number of at least 1.
+fn at_least_one(s: &str) -> Result<usize, String> {
+    let number = s.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "expected a number of at least 1".to_owned())
 }
 
 fn parse<T>(

@@ -90,6 +90,8 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_ACCEL", "tcg")
         .env("WRENN_EGRESS", "allow")
         .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
+        .env("WRENN_MAX_CLIENTS", "10")
+        .env("WRENN_MAX_CLIENTS_PER_PEER", "5")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
     assert_eq!(
@@ -110,6 +112,10 @@ fn every_variable_reaches_its_setting() {
                 "192.0.2.1".parse().unwrap(),
                 "192.0.2.2".parse().unwrap()
             ]),
+            limits: Limits {
+                max_clients: 10,
+                max_clients_per_peer: 5,
+            },
             log: "debug".into(),
             envd: Some("/e".into()),
         }
@@ -131,6 +137,8 @@ fn every_key_of_the_file_reaches_its_setting() {
         accel = "kvm"
         egress = "allow"
         dns = ["192.0.2.1"]
+        max_clients = 10
+        max_clients_per_peer = 5
         log = "warn"
         envd = "/e"
         "#,
@@ -150,6 +158,10 @@ fn every_key_of_the_file_reaches_its_setting() {
             accel: AccelChoice::Kvm,
             egress: Egress::Allow,
             dns: Some(vec!["192.0.2.1".parse().unwrap()]),
+            limits: Limits {
+                max_clients: 10,
+                max_clients_per_peer: 5,
+            },
             log: "warn".into(),
             envd: Some("/e".into()),
         }
@@ -197,6 +209,8 @@ fn invalid_variable_is_named_with_its_value() {
     assert!(accel.starts_with("WRENN_ACCEL=`xen`: "), "{accel}");
     let egress = Sources::new().env("WRENN_EGRESS", "maybe").error();
     assert!(egress.starts_with("WRENN_EGRESS=`maybe`: "), "{egress}");
+    let clients = Sources::new().env("WRENN_MAX_CLIENTS", "0").error();
+    assert!(clients.starts_with("WRENN_MAX_CLIENTS=`0`: "), "{clients}");
 }
 
 #[test]
