@@ -23,6 +23,7 @@ use wrenn_control::{
     principal::Ownership,
     reconciler::Reconciler,
     samples::{self, Samples},
+    unaddressed::Unaddressed,
 };
 use wrenn_db::Db;
 use wrenn_http_server::{DrainingBody, Limits};
@@ -93,8 +94,8 @@ pub async fn serve(
         sessions: sessions.clone(),
     });
     let sandboxes = Traffic {
-        db: db.clone(),
         lifecycle: Arc::clone(&lifecycle),
+        unaddressed: Unaddressed::new(db.clone()),
     };
     let limits = config.limits;
     let proxy_config = ProxyConfig {

@@ -38,6 +38,10 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Returns the tokens of the guest agents of all sandboxes that run or are paused.
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError>;
 
+    /// Returns ids and tokens of the sandboxes whose guest agent has this token, in any status,
+    /// newest first. Found by the hash of the token: the caller compares the tokens.
+    async fn sandboxes_by_token(&self, token: &str) -> Result<Vec<(SandboxId, String)>, DbError>;
+
     /// Returns the row that the team's request with this idempotency key created, if there is one.
     async fn sandbox_by_idempotency_key(
         &self,

@@ -4,6 +4,7 @@ pub(crate) mod statements;
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest as _, Sha256};
 use sqlx::FromRow;
 use wrenn_model::{BootTimes, Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TeamId};
 
@@ -108,6 +109,14 @@ impl From<SizeColumns> for MachineSize {
             disk_mib: columns.disk_size_mb,
         }
     }
+}
+
+/// Returns the hash by which the sandbox of a guest agent's token is found; empty without a token.
+pub(crate) fn token_hash(token: &str) -> String {
+    if token.is_empty() {
+        return String::new();
+    }
+    hex::encode(Sha256::digest(token))
 }
 
 /// Host of a row that was written before hosts had ids.

@@ -29,6 +29,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// readers run beside it.
 const MAX_CONNECTIONS: u32 = 8;
 
+/// Number of tokens of an earlier release that are hashed per query.
+const HASHED_AT_ONCE: u32 = 500;
+
 /// Opened database.
 #[derive(Debug)]
 pub(crate) struct Store<B: Backend> {
@@ -41,6 +44,31 @@ impl<B: Backend> Store<B> {
     /// needed.
     pub(crate) const fn new(pool: Pool<B>, flush: Option<&'static str>) -> Self {
         Self { pool, flush }
+    }
+
+    /// Hashes the tokens that an earlier release stored without a hash.
+    pub(crate) async fn hash_tokens(&self) -> Result<(), DbError> {
+        loop {
+            let statement = sandbox::statements::without_token_hash(HASHED_AT_ONCE);
+            let rows: Vec<(String, String)> = self.fetch(statement).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for (id, token) in rows {
+                self.execute(sandbox::statements::set_token_hash(&id, &token))
+                    .await?;
+            }
+        }
+    }
+
+    /// Reads ids with their tokens.
+    async fn fetch_tokens(
+        &self,
+        statement: Statement<B>,
+    ) -> Result<Vec<(SandboxId, String)>, DbError> {
+        let rows = self.fetch(statement).await?;
+        let known = |(id, token): (String, String)| Some((id.parse().ok()?, token));
+        Ok(rows.into_iter().filter_map(known).collect())
     }
 
     /// Runs a statement. Returns the number of changed rows.
@@ -135,9 +163,12 @@ impl<B: Backend> Database for Store<B> {
     }
 
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError> {
-        let rows = self.fetch(sandbox::statements::envd_tokens()).await?;
-        let known = |(id, token): (String, String)| Some((id.parse().ok()?, token));
-        Ok(rows.into_iter().filter_map(known).collect())
+        self.fetch_tokens(sandbox::statements::envd_tokens()).await
+    }
+
+    async fn sandboxes_by_token(&self, token: &str) -> Result<Vec<(SandboxId, String)>, DbError> {
+        self.fetch_tokens(sandbox::statements::by_token(token))
+            .await
     }
 
     async fn sandbox_by_idempotency_key(

@@ -20,6 +20,10 @@ pub(crate) enum Failure {
     BadAddress(#[from] BadAddress),
     #[error("the link's signature matches no running sandbox")]
     NoSuchLink,
+    #[error(
+        "too many links without a sandbox id are being looked up; add `sandbox_id` to the link"
+    )]
+    TooManySearches,
     #[error("signature is already expired")]
     LinkExpired,
     #[error("invalid signature")]
@@ -58,6 +62,7 @@ impl From<Rejected> for Failure {
             Rejected::Changing => Self::Changing,
             Rejected::ResumeDenied(why) => Self::ResumeDenied(why),
             Rejected::Unavailable(why) => Self::Unreachable(why),
+            Rejected::TooManySearches => Self::TooManySearches,
         }
     }
 }
@@ -88,16 +93,27 @@ impl Failure {
                 StatusCode::FORBIDDEN
             }
             Self::Internal => StatusCode::NOT_FOUND,
-            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany | Self::TooManySearches => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
-    /// Builds the response. `address` is `None` while the target is unknown. The body is an HTML
+    /// Builds the response. `address` is `None` while the target is unknown. The body is then plain
+    /// text, or JSON without an id if it says that the sandbox does not exist. It is an HTML
     /// page if a person will read it (see [`is_browser`]). An error that stands in for one of the
     /// guest agent's always has the guest agent's JSON form.
     pub(crate) fn answer(&self, address: Option<&Address>, browser: bool) -> Response<Bytes> {
         let message = self.to_string();
         let (kind, body) = match address {
+            None if *self == Self::NotFound => {
+                let code = self.status().as_u16();
+                let body = Body {
+                    sandbox_id: None,
+                    message: &message,
+                    code,
+                    port: None,
+                };
+                ("application/json", json(&body))
+            }
             None => ("text/plain; charset=utf-8", message),
             Some(address) if browser && !self.is_guest_agents() => (
                 "text/html; charset=utf-8",
@@ -110,8 +126,7 @@ impl Failure {
                     code: self.status().as_u16(),
                     port: (*self == Self::PortClosed).then_some(address.port),
                 };
-                let json = serde_json::to_string(&body).unwrap_or(message);
-                ("application/json", json)
+                ("application/json", json(&body))
             }
         };
         let mut response = Response::new(Bytes::from(body));
@@ -130,6 +145,10 @@ impl Failure {
             Self::LinkExpired | Self::BadSignature | Self::BadGuestToken
         )
     }
+}
+
+fn json(body: &Body<'_>) -> String {
+    serde_json::to_string(body).unwrap_or_else(|_| body.message.to_owned())
 }
 
 /// True if a person will read the response. A script in a page that calls an API is recognized by

@@ -32,8 +32,18 @@ pub trait Sandboxes: Send + Sync + 'static {
 
     /// Returns the sandbox whose guest agent's token signed a link: the one for which
     /// [`SignedLink::is_signed_with`] is true. Called for requests that do not name a sandbox, so
-    /// any client can trigger it; it should cost no more than one hash per sandbox.
-    fn signed_by(&self, link: &SignedLink<'_>) -> impl Future<Output = Option<SandboxId>> + Send;
+    /// any client can trigger it: its cost must be bounded ([`Rejected::TooManySearches`]).
+    fn signed_by(
+        &self,
+        link: &SignedLink<'_>,
+    ) -> impl Future<Output = Result<Option<SandboxId>, Rejected>> + Send;
+
+    /// Returns the sandbox whose guest agent has this token, also if the sandbox has ended. Called
+    /// for requests that do not name a sandbox, so it must not depend on the number of sandboxes.
+    fn with_token(
+        &self,
+        token: &str,
+    ) -> impl Future<Output = Result<Option<SandboxId>, Rejected>> + Send;
 
     /// Opens a new connection to a port. The proxy gives up after five seconds.
     fn dial(
@@ -104,6 +114,9 @@ pub enum Rejected {
     /// The state of the sandbox cannot be determined or changed now; carries the reason.
     #[error("the sandbox cannot be reached: {0}")]
     Unavailable(String),
+    /// Too many requests that name no sandbox.
+    #[error("too many links without a sandbox id are being looked up")]
+    TooManySearches,
 }
 
 /// Reasons for which a connection to a port failed.

@@ -167,22 +167,29 @@ impl<S: Sandboxes> Inner<S> {
     ) -> Result<Address, Failure> {
         match route {
             Route::Port(address) => Ok(address),
-            Route::Unaddressed => {
-                let uri = request.uri();
-                let query = uri.query().unwrap_or_default();
-                let link = SignedLink::parse(request.method(), uri.path(), query)
-                    .ok_or(BadAddress::Headers)?;
-                let id = self
-                    .sandboxes
-                    .signed_by(&link)
-                    .await
-                    .ok_or(Failure::NoSuchLink)?;
-                Ok(Address {
-                    id: id.to_string(),
-                    port: guest::ENVD_PORT,
-                })
-            }
+            Route::Unaddressed => Ok(Address {
+                id: self.unaddressed(request).await?.to_string(),
+                port: guest::ENVD_PORT,
+            }),
         }
+    }
+
+    /// Finds the sandbox of a request that names none: by the guest agent's token that it shows, as
+    /// older SDKs do after a connect, or by the signature of a link.
+    async fn unaddressed(&self, request: &Request<DrainingBody>) -> Result<SandboxId, Failure> {
+        let shown = request.headers().get(headers::ACCESS_TOKEN);
+        if let Some(token) = shown.and_then(|token| token.to_str().ok()) {
+            let found = self.sandboxes.with_token(token).await?;
+            return found.ok_or(Failure::NotFound);
+        }
+        let uri = request.uri();
+        let query = uri.query().unwrap_or_default();
+        let link =
+            SignedLink::parse(request.method(), uri.path(), query).ok_or(BadAddress::Headers)?;
+        self.sandboxes
+            .signed_by(&link)
+            .await?
+            .ok_or(Failure::NoSuchLink)
     }
 
     async fn look_up(&self, id: &SandboxId) -> Result<Found, Failure> {

@@ -3,7 +3,7 @@
 use sqlx::types::Json;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
-use super::{Sandbox, columns};
+use super::{Sandbox, columns, token_hash};
 use crate::{backend::Backend, owner::Owner, statement::Statement, word::egress_word};
 
 /// Inserts a row with version 0.
@@ -104,6 +104,36 @@ pub(crate) fn envd_tokens<B: Backend>() -> Statement<B> {
     )
 }
 
+/// Selects ids and tokens of all sandboxes with this token, newest first.
+pub(crate) fn by_token<B: Backend>(token: &str) -> Statement<B> {
+    Statement::new(
+        "find the sandbox of a guest agent's token",
+        "SELECT id, envd_token FROM sandboxes WHERE token_hash = $1 AND token_hash <> '' \
+         ORDER BY created_at DESC",
+    )
+    .bind(token_hash(token))
+}
+
+/// Selects ids and tokens of sandboxes whose token has no hash yet.
+pub(crate) fn without_token_hash<B: Backend>(limit: u32) -> Statement<B> {
+    Statement::new(
+        "read the tokens of an earlier release",
+        "SELECT id, envd_token FROM sandboxes WHERE token_hash = '' AND envd_token <> '' LIMIT $1",
+    )
+    .bind(i64::from(limit))
+}
+
+/// Writes the hash of a token.
+pub(crate) fn set_token_hash<B: Backend>(id: &str, token: &str) -> Statement<B> {
+    Statement::new(
+        "store the hash of a token",
+        "UPDATE sandboxes SET token_hash = $1 WHERE id = $2 AND envd_token = $3",
+    )
+    .bind(token_hash(token))
+    .bind(id)
+    .bind(token)
+}
+
 /// Selects running sandboxes with a deadline, earliest deadline first.
 pub(crate) fn expiring<B: Backend>(limit: u32) -> Statement<B> {
     Statement::new(
@@ -123,8 +153,8 @@ pub(crate) fn update<B: Backend>(row: &Sandbox) -> Statement<B> {
         "update the sandbox",
         "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
          last_active_at = $7, last_updated = $8, warning = $9, expires_at = $10, envd_token = $11, options = $12, \
-         egress = $13, on_timeout = $14, auto_resume = $15, host_id = $16, version = version + 1 \
-         WHERE id = $17 AND version = $18",
+         egress = $13, on_timeout = $14, auto_resume = $15, host_id = $16, token_hash = $17, \
+         version = version + 1 WHERE id = $18 AND version = $19",
     )
     .bind(row.status.as_str())
     .bind(&*row.guest_ip)
@@ -142,6 +172,7 @@ pub(crate) fn update<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(row.on_timeout.as_str())
     .bind(row.auto_resume)
     .bind(&*row.host_id)
+    .bind(token_hash(&row.envd_token))
     .bind(row.id.as_str())
     .bind(row.version)
 }
@@ -152,7 +183,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     Statement::new(
         "refresh the sandbox",
         "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5, \
-         host_id = $6, envd_token = $7 WHERE id = $8 AND version = $9",
+         host_id = $6, envd_token = $7, token_hash = $8 WHERE id = $9 AND version = $10",
     )
     .bind(&*row.guest_ip)
     .bind(&*row.host_ip)
@@ -161,6 +192,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(&*row.warning)
     .bind(&*row.host_id)
     .bind(&*row.envd_token)
+    .bind(token_hash(&row.envd_token))
     .bind(row.id.as_str())
     .bind(row.version)
 }

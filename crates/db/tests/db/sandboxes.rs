@@ -15,6 +15,7 @@ on_both!(
     a_list_has_the_requested_statuses_newest_first,
     deadlines_of_running_sandboxes_are_listed_earliest_first,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
+    a_sandbox_is_found_by_its_token,
 );
 
 async fn all_columns_are_read_as_they_were_written(place: Place) {
@@ -213,6 +214,32 @@ async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place
             ("sb-5", "token of resuming"),
         ]
     );
+}
+
+async fn a_sandbox_is_found_by_its_token(place: Place) {
+    let db = place.open().await;
+    let with_token = |id: &str, token: &str| Sandbox {
+        envd_token: token.to_owned(),
+        ..started(id, SandboxStatus::Stopped, 1)
+    };
+    store(&db, &with_token("sb-1", "one")).await;
+    store(&db, &with_token("sb-2", "two")).await;
+    // A refresh of the host's data also changes the token.
+    let mut third = started("sb-3", SandboxStatus::Running, 1);
+    db.insert_sandbox(&third).await.unwrap();
+    third.envd_token = "three".to_owned();
+    assert!(db.refresh_sandbox(&third).await.unwrap());
+    let found = async |token: &str| db.sandboxes_by_token(token).await.unwrap();
+    for (id, token) in [("sb-1", "one"), ("sb-2", "two"), ("sb-3", "three")] {
+        assert_eq!(
+            found(token).await,
+            [(id.parse().unwrap(), token.to_owned())]
+        );
+    }
+    store(&db, &sandbox("sb-none")).await;
+    for token in ["", "four", "One"] {
+        assert!(found(token).await.is_empty(), "{token}");
+    }
 }
 
 async fn a_query_of_a_team_returns_no_rows_of_others(place: Place) {

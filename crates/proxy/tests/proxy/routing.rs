@@ -311,6 +311,51 @@ async fn signed_link_is_routed_to_its_sandbox() {
 }
 
 #[tokio::test]
+async fn unaddressed_request_is_routed_by_its_token() {
+    let setup = Setup::new().await;
+    setup.open(ID, 49983).serve(ECHO);
+    setup.change(ID, |sandbox| sandbox.token = "its token".to_owned());
+    let ask = async |line: &str, headers: &str| {
+        let request = format!("{line} HTTP/1.1\r\nHost: 127.0.0.1:8001\r\n{headers}\r\n");
+        setup.ask(&request).await
+    };
+    let token = "X-Access-Token: its token\r\n";
+    let answer = ask("POST /process.Process/List", token).await;
+    assert!(
+        answer.body.starts_with("POST /process.Process/List "),
+        "{answer:?}"
+    );
+    assert_eq!(ask("POST /init", token).await.status(), 404);
+    // A sandbox that has ended, or a token that never was: what clients take for a dead sandbox.
+    let gone = ask("GET /health", "X-Access-Token: another\r\n").await;
+    assert_eq!(gone.status(), 502);
+    assert_eq!(
+        gone.body,
+        r#"{"message":"The sandbox was not found","code":502}"#
+    );
+    let half = format!("{token}E2b-Sandbox-Id: {ID}\r\n");
+    assert_eq!(ask("GET /health", &half).await.status(), 400);
+    let none = ask("GET /health", "").await;
+    assert!(
+        none.status() == 400 && none.body.contains("x-access-token"),
+        "{none:?}"
+    );
+}
+
+#[tokio::test]
+async fn link_beyond_the_search_budget_is_answered_429() {
+    let setup = Setup::new().await;
+    setup.world.is_overloaded.store(true, Ordering::SeqCst);
+    let link = format!(
+        "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        sign("x", None)
+    );
+    let answer = setup.ask(&link).await;
+    assert_eq!(answer.status(), 429);
+    assert!(answer.body.contains("sandbox_id"), "{answer:?}");
+}
+
+#[tokio::test]
 async fn expired_link_is_rejected() {
     let setup = Setup::new().await;
     setup.open(ID, 49983).serve(ECHO);

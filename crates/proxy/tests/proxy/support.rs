@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -47,9 +47,17 @@ pub(crate) struct World {
     pub(crate) uses: Arc<AtomicUsize>,
     pub(crate) looked_up: AtomicUsize,
     pub(crate) resolved: AtomicUsize,
+    /// True if no search for the signer of a link may take place.
+    pub(crate) is_overloaded: AtomicBool,
 }
 
 impl World {
+    fn find(&self, is_it: impl Fn(&Sandbox) -> bool) -> Option<SandboxId> {
+        let sandboxes = self.sandboxes.lock();
+        let mut found = sandboxes.iter().filter(|(_, sandbox)| is_it(sandbox));
+        found.next().map(|(id, _)| id.parse().unwrap())
+    }
+
     fn target(&self, id: &SandboxId) -> Result<Found, Rejected> {
         let sandboxes = self.sandboxes.lock();
         let sandbox = sandboxes.get(id.as_str()).ok_or(Rejected::NotFound)?;
@@ -92,12 +100,15 @@ impl Sandboxes for World {
         Ok(self.target(id)?.target)
     }
 
-    async fn signed_by(&self, link: &SignedLink<'_>) -> Option<SandboxId> {
-        let sandboxes = self.sandboxes.lock();
-        let mut signed = sandboxes
-            .iter()
-            .filter(|(_, sandbox)| link.is_signed_with(&sandbox.token));
-        signed.next().map(|(id, _)| id.parse().unwrap())
+    async fn signed_by(&self, link: &SignedLink<'_>) -> Result<Option<SandboxId>, Rejected> {
+        if self.is_overloaded.load(Ordering::SeqCst) {
+            return Err(Rejected::TooManySearches);
+        }
+        Ok(self.find(|sandbox| link.is_signed_with(&sandbox.token)))
+    }
+
+    async fn with_token(&self, token: &str) -> Result<Option<SandboxId>, Rejected> {
+        Ok(self.find(|sandbox| sandbox.token == token))
     }
 
     async fn dial(&self, id: &SandboxId, port: u16) -> Result<DuplexStream, DialError> {
