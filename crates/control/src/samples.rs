@@ -15,7 +15,10 @@ use std::{
 
 use futures::StreamExt as _;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use wrenn_db::{Db, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
@@ -31,17 +34,17 @@ const EVERY: Duration = Duration::from_secs(15);
 
 /// Number of samples of the last hour, and the interval of older samples.
 const RECENT: usize = 240;
-const OLDER_EVERY_MS: i64 = 5 * 60 * 1000;
+const OLDER_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// A sample closer than this to its predecessor is replaced by the next one. The last hour
 /// therefore fits, no matter how often samples are requested.
-const RECENT_EVERY_MS: i64 = 10 * 1000;
+const RECENT_EVERY: Duration = Duration::from_secs(10);
 
 /// Number of samples older than one hour: 23 hours.
 const OLDER: usize = 276;
 
 /// Maximum age of a sample that is used instead of taking a new one.
-const FRESH_MS: i64 = 2000;
+const FRESH: Duration = Duration::from_secs(2);
 
 /// Number of sandboxes queried concurrently.
 const AT_ONCE: usize = 4;
@@ -73,6 +76,8 @@ const KEPT: [SandboxStatus; 4] = [
 pub struct Sample {
     /// Milliseconds since the Unix epoch.
     pub at_ms: i64,
+    /// The same by the monotonic clock, which decides how long a sample is kept and used.
+    taken: Instant,
     /// Usage that the host reported.
     pub used: rpc::GetMetricsResponse,
 }
@@ -88,7 +93,7 @@ impl History {
     fn push(&mut self, sample: Sample) {
         let mut newest = self.recent.iter().rev();
         if let (Some(last), Some(before)) = (newest.next(), newest.next())
-            && last.at_ms - before.at_ms < RECENT_EVERY_MS
+            && last.taken.duration_since(before.taken) < RECENT_EVERY
         {
             self.recent.pop_back();
         }
@@ -102,7 +107,7 @@ impl History {
 
     fn keep_one_of_many(&mut self, left: Sample) {
         let newest = self.older.back();
-        if newest.is_some_and(|newest| left.at_ms - newest.at_ms < OLDER_EVERY_MS) {
+        if newest.is_some_and(|newest| left.taken.duration_since(newest.taken) < OLDER_EVERY) {
             return;
         }
         self.older.push_back(left);
@@ -187,7 +192,7 @@ impl Samples {
 
     /// Takes a sample, unless there is a fresh one. A guest that does not answer gets none.
     pub async fn take_now(&self, row: &Sandbox) {
-        let fresh = |sample: &Sample| clock::now_ms().saturating_sub(sample.at_ms) < FRESH_MS;
+        let fresh = |sample: &Sample| sample.taken.elapsed() < FRESH;
         if !self.last(&row.id).as_ref().is_some_and(fresh) {
             self.try_take(row).await;
         }
@@ -215,8 +220,11 @@ impl Samples {
     pub async fn take(&self, row: &Sandbox) -> Result<Sample, FleetError> {
         let host = self.fleet.host(&row.host_id).await?;
         let used = host.agent.metrics(row.id.as_str()).await?;
-        let at_ms = clock::now_ms();
-        let sample = Sample { at_ms, used };
+        let sample = Sample {
+            at_ms: clock::now_ms(),
+            taken: Instant::now(),
+            used,
+        };
         let mut histories = self.histories();
         let history = histories.entry(row.id.clone()).or_default();
         history.push(sample.clone());
@@ -244,11 +252,17 @@ impl Samples {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
     fn sample(at_ms: i64) -> Sample {
+        let since = Duration::from_millis(u64::try_from(at_ms).expect("after 1970"));
         Sample {
             at_ms,
+            taken: *BEGUN + since,
             used: rpc::GetMetricsResponse::default(),
         }
     }
@@ -278,8 +292,9 @@ mod tests {
             times.windows(2).map(|pair| pair[1] - pair[0]).collect()
         };
         assert_eq!(steps(recent), [every_ms].into());
-        assert_eq!(steps(older), [OLDER_EVERY_MS].into());
-        assert!(recent[0] > older[OLDER - 1] && recent[0] - older[OLDER - 1] <= OLDER_EVERY_MS);
+        let older_every_ms = 5 * 60 * 1000;
+        assert_eq!(steps(older), [older_every_ms].into());
+        assert!(recent[0] > older[OLDER - 1] && recent[0] - older[OLDER - 1] <= older_every_ms);
         assert_eq!(recent.last(), Some(&((day_and_a_half - 1) * every_ms)));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
-use crate::{ApiKey, DbError, Owner, Page, Sandbox, Template};
+use crate::{ApiKey, DbError, DeadlineRow, Owner, Page, Sandbox, Template};
 
 /// Operations of the control plane on its database. Each has a deadline.
 ///
@@ -32,8 +32,8 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Returns a page of sandboxes.
     async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError>;
 
-    /// Returns running sandboxes with a deadline, earliest deadline first.
-    async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError>;
+    /// Returns the deadlines of all running sandboxes that have one.
+    async fn deadlines(&self) -> Result<Vec<DeadlineRow>, DbError>;
 
     /// Returns the tokens of the guest agents of all sandboxes that run or are paused.
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError>;

@@ -111,6 +111,20 @@ impl From<SizeColumns> for MachineSize {
     }
 }
 
+/// Deadline of a running sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct DeadlineRow {
+    /// Sandbox id.
+    #[sqlx(try_from = "String")]
+    pub id: SandboxId,
+    /// Host that has the sandbox.
+    pub host_id: String,
+    /// Version of the row.
+    pub version: i64,
+    /// Deadline, in milliseconds since 1970.
+    pub expires_at: i64,
+}
+
 /// Returns the hash by which the sandbox of a guest agent's token is found; empty without a token.
 pub(crate) fn token_hash(token: &str) -> String {
     if token.is_empty() {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use crate::{
-    ApiKey, Database, DbError, Owner, Page, Sandbox, Template, api_key,
+    ApiKey, Database, DbError, DeadlineRow, Owner, Page, Sandbox, Template, api_key,
     backend::{Backend, Record},
     installation, page, sandbox,
     statement::Statement,
@@ -158,8 +158,8 @@ impl<B: Backend> Database for Store<B> {
         }
     }
 
-    async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError> {
-        self.fetch(sandbox::statements::expiring(limit)).await
+    async fn deadlines(&self) -> Result<Vec<DeadlineRow>, DbError> {
+        self.fetch(sandbox::statements::deadlines()).await
     }
 
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError> {

@@ -124,17 +124,19 @@ impl Reconciler {
         let host = reports(&infos);
         let known: BTreeSet<&SandboxId> = rows.iter().map(|row| &row.id).collect();
         self.seen.retain(|id, _| known.contains(id));
+        self.lifecycle.retain_idle_times(|id| known.contains(id));
         let mut rows_by_id = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
-            let state = host.get(&row.id).map(|report| discriminant(&report.state));
+            let report = host.get(&row.id);
+            let state = report.map(|report| discriminant(&report.state));
             let steady_passes = self.count_passes(&row, state);
-            let mut view = self.view(&row, creating);
+            let mut view = self.view(&row, creating, report);
             view.steady_passes = steady_passes;
             views.insert(row.id.clone(), view);
             rows_by_id.insert(row.id.clone(), row);
         }
-        for (id, action) in reconcile(&views, &host, clock::now_ms()) {
+        for (id, action) in reconcile(&views, &host) {
             let found = Found {
                 row: rows_by_id.remove(&id),
                 report: host.get(&id).cloned(),
@@ -176,23 +178,35 @@ impl Reconciler {
         seen.passes
     }
 
-    fn view(&self, row: &Sandbox, creating: bool) -> RowView {
-        let (in_use, last_use_ms) = self.lifecycle.use_of(&row.id);
+    fn view(&self, row: &Sandbox, creating: bool, report: Option<&HostReport>) -> RowView {
+        let (in_use, _) = self.lifecycle.use_of(&row.id);
+        let row_ms = row.last_active_at.max(row.started_at);
+        let host_ms = report.map(|report| report.last_active_ms);
         RowView {
             status: row.status,
             creating: creating || self.lifecycle.is_creating(&row.id),
             in_use,
-            last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
+            idle: match row.status {
+                SandboxStatus::Running => self.lifecycle.idle_time_of(&row.id, row_ms, host_ms),
+                _ => Duration::ZERO,
+            },
             timeout_sec: row.timeout_sec,
-            not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
+            is_reap_delayed: self.lifecycle.is_reap_delayed(&row.id),
             steady_passes: 0,
             on_other_host: !self.fleet.serves(&self.host, &row.host_id),
         }
     }
 
     /// Runs a step in a task of its own. A destroy takes seconds, and other sandboxes must not wait
-    /// for it.
+    /// for it. An idle sandbox is left to a later pass while too many are being ended.
     fn begin(&self, id: SandboxId, action: Action, found: Found) {
+        let ending = match action {
+            Action::Reap { .. } => match self.lifecycle.try_begin_end() {
+                Some(ending) => Some(ending),
+                None => return,
+            },
+            _ => None,
+        };
         let step = Step {
             db: self.db.clone(),
             agent: self.host.agent.clone(),
@@ -202,6 +216,7 @@ impl Reconciler {
             found,
         };
         self.lifecycle.spawn(async move {
+            let _ending = ending;
             if let Err(error) = step.take(action).await {
                 tracing::warn!(sandbox_id = %step.id, %error, "reconciliation step failed, will be retried");
             }

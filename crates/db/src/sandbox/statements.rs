@@ -134,17 +134,13 @@ pub(crate) fn set_token_hash<B: Backend>(id: &str, token: &str) -> Statement<B> 
     .bind(token)
 }
 
-/// Selects running sandboxes with a deadline, earliest deadline first.
-pub(crate) fn expiring<B: Backend>(limit: u32) -> Statement<B> {
+/// Selects the deadlines of running sandboxes.
+pub(crate) fn deadlines<B: Backend>() -> Statement<B> {
     Statement::new(
         "list the deadlines",
-        concat!(
-            "SELECT ",
-            columns!(),
-            " FROM sandboxes WHERE status = 'running' AND expires_at > 0 ORDER BY expires_at LIMIT $1"
-        ),
+        "SELECT id, host_id, version, expires_at FROM sandboxes \
+         WHERE status = 'running' AND expires_at > 0",
     )
-    .bind(i64::from(limit))
 }
 
 /// Writes the columns that may change, at the version that was read.

@@ -13,7 +13,7 @@ on_both!(
     an_idempotency_key_is_unique_until_it_is_released,
     a_query_of_a_team_returns_no_rows_of_others,
     a_list_has_the_requested_statuses_newest_first,
-    deadlines_of_running_sandboxes_are_listed_earliest_first,
+    the_deadlines_of_running_sandboxes_are_listed,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
     a_sandbox_is_found_by_its_token,
 );
@@ -167,7 +167,7 @@ async fn a_list_has_the_requested_statuses_newest_first(place: Place) {
     );
 }
 
-async fn deadlines_of_running_sandboxes_are_listed_earliest_first(place: Place) {
+async fn the_deadlines_of_running_sandboxes_are_listed(place: Place) {
     let db = place.open().await;
     for (id, status, expires_at) in [
         ("sb-1", SandboxStatus::Running, 30),
@@ -182,11 +182,17 @@ async fn deadlines_of_running_sandboxes_are_listed_earliest_first(place: Place) 
         };
         store(&db, &row).await;
     }
+    let mut deadlines = db.deadlines().await.unwrap();
+    deadlines.sort_by_key(|row| row.expires_at);
+    let deadlines: Vec<_> = deadlines
+        .iter()
+        .map(|row| (row.id.as_str(), row.version, row.expires_at, &*row.host_id))
+        .collect();
+    let row = |id, expires_at| (id, 1, expires_at, "host-1");
     assert_eq!(
-        ids(&db.expiring(MAX_LIST).await.unwrap()),
-        ["sb-3", "sb-5", "sb-1"]
+        deadlines,
+        [row("sb-3", 10), row("sb-5", 20), row("sb-1", 30)]
     );
-    assert_eq!(ids(&db.expiring(2).await.unwrap()), ["sb-3", "sb-5"]);
 }
 
 async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place) {
