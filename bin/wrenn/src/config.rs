@@ -12,6 +12,7 @@ mod tests;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -83,6 +84,8 @@ pub(crate) struct Layer {
     pub(crate) max_clients: Option<usize>,
     /// Maximum number of concurrent connections per listener and peer.
     pub(crate) max_clients_per_peer: Option<usize>,
+    /// Days that the row of a sandbox is kept after its end; 0: for ever.
+    pub(crate) retention_days: Option<u32>,
     /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
     /// Path of the guest agent's binary, for image builds.
@@ -107,6 +110,7 @@ impl Layer {
             dns: self.dns.or(lower.dns),
             max_clients: self.max_clients.or(lower.max_clients),
             max_clients_per_peer: self.max_clients_per_peer.or(lower.max_clients_per_peer),
+            retention_days: self.retention_days.or(lower.retention_days),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
         }
@@ -182,6 +186,7 @@ impl Settings {
                 max_clients_per_peer: layer
                     .max_clients_per_peer
                     .unwrap_or(limits.max_clients_per_peer),
+                retention: layer.retention_days.map_or(limits.retention, retention),
             },
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),
@@ -204,6 +209,12 @@ impl Settings {
     pub(crate) fn token_file(&self) -> PathBuf {
         self.dir.join("agent-token")
     }
+}
+
+/// Returns the time that a number of days means; `None` for 0.
+fn retention(days: u32) -> Option<Duration> {
+    let time = Duration::from_secs(u64::from(days) * 24 * 3600);
+    (days > 0).then_some(time)
 }
 
 /// Returns the absolute form of a path, which is valid in every process regardless of its working

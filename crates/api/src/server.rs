@@ -107,7 +107,8 @@ pub async fn serve(
     let mut background = JoinSet::new();
     for host in fleet.hosts() {
         let (fleet, host) = (fleet.clone(), host.clone());
-        let reconciler = Reconciler::new(db.clone(), fleet, host, Arc::clone(&lifecycle));
+        let lifecycle = Arc::clone(&lifecycle);
+        let reconciler = Reconciler::new(db.clone(), fleet, host, lifecycle, limits.retention);
         background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
     }
     background.spawn(Arc::clone(&lifecycle).keep_deadlines(shutdown.clone()));

@@ -11,6 +11,8 @@ pub struct Limits {
     pub max_clients: usize,
     /// Maximum number of concurrent connections per listener and peer.
     pub max_clients_per_peer: usize,
+    /// Time that the row of a sandbox is kept after its end; `None`: for ever.
+    pub retention: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -18,6 +20,7 @@ impl Default for Limits {
         Self {
             max_clients: 8192,
             max_clients_per_peer: 1024,
+            retention: Some(Duration::from_secs(30 * 24 * 3600)),
         }
     }
 }

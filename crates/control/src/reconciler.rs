@@ -1,8 +1,8 @@
 //! Reconciliation of the database and the host.
 //!
 //! Owns one task, which makes a pass once per
-//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the rows that are not in a
-//! final status, *then* asks the host for its sandboxes, and takes the steps that `reconcile`
+//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the states of the rows that are
+//! not in a final status (few columns; a whole row is read only when there is something to write), *then* asks the host for its sandboxes, and takes the steps that `reconcile`
 //! returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is in progress
 //! in this process, nor on a row that changed since it was read: its view of such a sandbox is
 //! stale, and the next pass follows soon. While the host does not answer, nothing is changed, and
@@ -47,6 +47,7 @@
 //! the new status of a row, for this module, after a failed call, and for an adopted sandbox. Its
 //! documentation contains the table for failed calls.
 
+mod retention;
 mod steps;
 
 use std::{

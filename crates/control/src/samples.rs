@@ -56,9 +56,6 @@ const FIRST_AFTER: Duration = Duration::from_secs(2);
 /// Deadline of one query.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum number of rows read. Larger than the number of slots that a host can have.
-const MAX_ROWS: u32 = 100_000;
-
 /// Maximum number of sandboxes that wait for their first sample. A sandbox beyond that gets its
 /// first sample with the regular ones.
 const MAX_BEGUN: usize = 256;
@@ -173,7 +170,7 @@ impl Samples {
     }
 
     async fn look(&self) {
-        let rows = match self.db.sandboxes(Owner::Any, &KEPT, MAX_ROWS).await {
+        let rows = match self.db.states(&KEPT).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::warn!(%error, "failed to list the sandboxes to sample");
@@ -186,7 +183,9 @@ impl Samples {
             .into_iter()
             .filter(|row| row.status == SandboxStatus::Running);
         futures::stream::iter(running)
-            .for_each_concurrent(AT_ONCE, async |row| self.try_take(&row).await)
+            .for_each_concurrent(AT_ONCE, async |row| {
+                self.try_take(&row.id, &row.host_id).await
+            })
             .await;
     }
 
@@ -194,22 +193,21 @@ impl Samples {
     pub async fn take_now(&self, row: &Sandbox) {
         let fresh = |sample: &Sample| sample.taken.elapsed() < FRESH;
         if !self.last(&row.id).as_ref().is_some_and(fresh) {
-            self.try_take(row).await;
+            self.try_take(&row.id, &row.host_id).await;
         }
     }
 
     /// Takes the first sample of a sandbox that started to run, unless it has ended.
     async fn take_first(&self, id: &SandboxId) {
         match self.db.sandbox(Owner::Any, id).await {
-            Ok(Some(row)) => self.try_take(&row).await,
+            Ok(Some(row)) => self.try_take(&row.id, &row.host_id).await,
             Ok(None) => {}
             Err(error) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
         }
     }
 
-    async fn try_take(&self, row: &Sandbox) {
-        let id = &row.id;
-        match tokio::time::timeout(ASK_TIMEOUT, self.take(row)).await {
+    async fn try_take(&self, id: &SandboxId, host_id: &str) {
+        match tokio::time::timeout(ASK_TIMEOUT, self.take_of(id, host_id)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
             Err(_) => tracing::debug!(sandbox_id = %id, "timed out taking a sample"),
@@ -218,15 +216,19 @@ impl Samples {
 
     /// Takes a sample of a running sandbox.
     pub async fn take(&self, row: &Sandbox) -> Result<Sample, FleetError> {
-        let host = self.fleet.host(&row.host_id).await?;
-        let used = host.agent.metrics(row.id.as_str()).await?;
+        self.take_of(&row.id, &row.host_id).await
+    }
+
+    async fn take_of(&self, id: &SandboxId, host_id: &str) -> Result<Sample, FleetError> {
+        let host = self.fleet.host(host_id).await?;
+        let used = host.agent.metrics(id.as_str()).await?;
         let sample = Sample {
             at_ms: clock::now_ms(),
             taken: Instant::now(),
             used,
         };
         let mut histories = self.histories();
-        let history = histories.entry(row.id.clone()).or_default();
+        let history = histories.entry(id.clone()).or_default();
         history.push(sample.clone());
         Ok(sample)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
-use crate::{ApiKey, DbError, DeadlineRow, Owner, Page, Sandbox, Template};
+use crate::{ApiKey, DbError, DeadlineRow, EndedRow, Owner, Page, Sandbox, StateRow, Template};
 
 /// Operations of the control plane on its database. Each has a deadline.
 ///
@@ -28,6 +28,19 @@ pub trait Database: fmt::Debug + Send + Sync {
         statuses: &[SandboxStatus],
         limit: u32,
     ) -> Result<Vec<Sandbox>, DbError>;
+
+    /// Returns the states of all sandboxes with one of these statuses, in no particular order.
+    async fn states(&self, statuses: &[SandboxStatus]) -> Result<Vec<StateRow>, DbError>;
+
+    /// Returns rows of one of two hosts that ended before a time (milliseconds since 1970), the
+    /// earliest first, at most `limit`. `after` is the last row of the previous call.
+    async fn ended(
+        &self,
+        host_ids: [&str; 2],
+        before_ms: i64,
+        after: Option<(i64, &SandboxId)>,
+        limit: u32,
+    ) -> Result<Vec<EndedRow>, DbError>;
 
     /// Returns a page of sandboxes.
     async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError>;
@@ -62,8 +75,8 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// same.
     async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError>;
 
-    /// Removes the row of a sandbox that was never created, if the row still has this version.
-    /// Returns false otherwise.
+    /// Removes the row of a sandbox that was never created, or that has ended, if the row still has
+    /// this version. Returns false otherwise.
     async fn remove_sandbox(&self, id: &SandboxId, version: i64) -> Result<bool, DbError>;
 
     /// Returns all templates, by name. Hosts report them, so they belong to no team.

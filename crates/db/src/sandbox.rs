@@ -111,6 +111,40 @@ impl From<SizeColumns> for MachineSize {
     }
 }
 
+/// State of a sandbox: the columns that a task needs which looks at all sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct StateRow {
+    /// Sandbox id.
+    #[sqlx(try_from = "String")]
+    pub id: SandboxId,
+    /// Lifecycle status.
+    #[sqlx(try_from = "Word")]
+    pub status: SandboxStatus,
+    /// Version of the row.
+    pub version: i64,
+    /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
+    #[sqlx(try_from = "i64")]
+    pub timeout_sec: u32,
+    /// Time of the first start, in milliseconds since 1970; 0 before it.
+    pub started_at: i64,
+    /// Time of the last activity, in milliseconds since 1970; 0 before the first.
+    pub last_active_at: i64,
+    /// Host that has the sandbox.
+    pub host_id: String,
+}
+
+/// Row of a sandbox that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct EndedRow {
+    /// Sandbox id.
+    #[sqlx(try_from = "String")]
+    pub id: SandboxId,
+    /// Version of the row.
+    pub version: i64,
+    /// Time of the end, in milliseconds since 1970.
+    pub last_updated: i64,
+}
+
 /// Deadline of a running sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct DeadlineRow {

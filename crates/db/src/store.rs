@@ -8,7 +8,8 @@ use tokio::time::timeout;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use crate::{
-    ApiKey, Database, DbError, DeadlineRow, Owner, Page, Sandbox, Template, api_key,
+    ApiKey, Database, DbError, DeadlineRow, EndedRow, Owner, Page, Sandbox, StateRow, Template,
+    api_key,
     backend::{Backend, Record},
     installation, page, sandbox,
     statement::Statement,
@@ -149,6 +150,24 @@ impl<B: Backend> Database for Store<B> {
             Some(statement) => self.fetch(statement).await,
             None => Ok(Vec::new()),
         }
+    }
+
+    async fn states(&self, statuses: &[SandboxStatus]) -> Result<Vec<StateRow>, DbError> {
+        match sandbox::statements::states(statuses) {
+            Some(statement) => self.fetch(statement).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn ended(
+        &self,
+        host_ids: [&str; 2],
+        before_ms: i64,
+        after: Option<(i64, &SandboxId)>,
+        limit: u32,
+    ) -> Result<Vec<EndedRow>, DbError> {
+        let statement = sandbox::statements::ended(host_ids, before_ms, after, limit);
+        self.fetch(statement).await
     }
 
     async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError> {

@@ -141,6 +141,10 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
         })?,
         max_clients: parse(env, "WRENN_MAX_CLIENTS", at_least_one)?,
         max_clients_per_peer: parse(env, "WRENN_MAX_CLIENTS_PER_PEER", at_least_one)?,
+        retention_days: parse(env, "WRENN_RETENTION_DAYS", |s| {
+            s.parse()
+                .map_err(|_| "expected a number of days, 0 to keep all".to_owned())
+        })?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })

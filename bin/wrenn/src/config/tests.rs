@@ -92,6 +92,7 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
         .env("WRENN_MAX_CLIENTS", "10")
         .env("WRENN_MAX_CLIENTS_PER_PEER", "5")
+        .env("WRENN_RETENTION_DAYS", "0")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
     assert_eq!(
@@ -115,6 +116,7 @@ fn every_variable_reaches_its_setting() {
             limits: Limits {
                 max_clients: 10,
                 max_clients_per_peer: 5,
+                retention: None,
             },
             log: "debug".into(),
             envd: Some("/e".into()),
@@ -139,6 +141,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         dns = ["192.0.2.1"]
         max_clients = 10
         max_clients_per_peer = 5
+        retention_days = 2
         log = "warn"
         envd = "/e"
         "#,
@@ -161,6 +164,7 @@ fn every_key_of_the_file_reaches_its_setting() {
             limits: Limits {
                 max_clients: 10,
                 max_clients_per_peer: 5,
+                retention: Some(Duration::from_secs(172_800)),
             },
             log: "warn".into(),
             envd: Some("/e".into()),

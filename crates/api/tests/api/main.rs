@@ -26,6 +26,7 @@ mod races;
 mod reaping;
 mod reconciling;
 mod resuming;
+mod retention;
 mod snapshots;
 mod teams;
 mod terminals;

@@ -69,18 +69,17 @@ impl IdleReaper {
 impl Lifecycle {
     /// Pauses or destroys a sandbox that was found idle for `idle_sec`. The caller holds its lock.
     /// Does nothing if the sandbox was used since.
-    pub async fn reap_locked(
-        &self,
-        id: &SandboxId,
-        idle_sec: u64,
-        on_timeout: OnTimeout,
-    ) -> Result<(), LifecycleError> {
-        if !self.is_idle_still(id).await? || !self.mark_unused(id).await? {
+    pub async fn reap_locked(&self, id: &SandboxId, idle_sec: u64) -> Result<(), LifecycleError> {
+        let marked = match self.is_idle_still(id).await? {
+            true => self.mark_unused(id).await?,
+            false => None,
+        };
+        let Some(row) = marked else {
             tracing::info!(sandbox_id = %id, "sandbox no longer idle");
             return Ok(());
-        }
+        };
         let why = format!("idle for {idle_sec} s");
-        if on_timeout == OnTimeout::Kill {
+        if row.on_timeout == OnTimeout::Kill {
             return self.destroy_locked(id, &why).await;
         }
         let Err(error) = self.pause_begun(id).await else {
@@ -105,15 +104,15 @@ impl Lifecycle {
         }))
     }
 
-    /// Marks the row, unless there is new activity. Returns false in that case, and the sandbox
+    /// Marks the row, unless there is new activity. Returns `None` in that case, and the sandbox
     /// keeps running.
-    async fn mark_unused(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
+    async fn mark_unused(&self, id: &SandboxId) -> Result<Option<Sandbox>, LifecycleError> {
         let row = self.begin_pause(id, false).await?;
         if self.is_idle_here(&row) {
-            return Ok(true);
+            return Ok(Some(row));
         }
         self.unmark_pause(id).await?;
-        Ok(false)
+        Ok(None)
     }
 
     /// True if the sandbox is not in use and was not used within its idle timeout, as far as this

@@ -72,6 +72,42 @@ pub(crate) fn by_status<B: Backend>(
     Some(statement.bind(owner.as_param()).bind(i64::from(limit)))
 }
 
+/// Selects the states of the sandboxes with one of these statuses; `None` if there is no status.
+pub(crate) fn states<B: Backend>(statuses: &[SandboxStatus]) -> Option<Statement<B>> {
+    let first = statuses.first()?;
+    let mut statement = Statement::new(
+        "read the states of the sandboxes",
+        "SELECT id, status, version, timeout_sec, started_at, last_active_at, host_id FROM sandboxes \
+         WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    );
+    for place in 0..SandboxStatus::ALL.len() {
+        statement = statement.bind(statuses.get(place).unwrap_or(first).as_str());
+    }
+    Some(statement)
+}
+
+/// Selects rows of one of two hosts that ended before a time, the earliest first.
+pub(crate) fn ended<B: Backend>(
+    host_ids: [&str; 2],
+    before_ms: i64,
+    after: Option<(i64, &SandboxId)>,
+    limit: u32,
+) -> Statement<B> {
+    let (time, id) = after.map_or((-1, ""), |(time, id)| (time, id.as_str()));
+    Statement::new(
+        "list the sandboxes that have ended",
+        "SELECT id, version, last_updated FROM sandboxes WHERE status IN ('stopped', 'error') \
+         AND last_updated < $1 AND host_id IN ($2, $3) \
+         AND (last_updated > $4 OR (last_updated = $4 AND id > $5)) ORDER BY last_updated, id LIMIT $6",
+    )
+    .bind(before_ms)
+    .bind(host_ids[0])
+    .bind(host_ids[1])
+    .bind(time)
+    .bind(id)
+    .bind(i64::from(limit))
+}
+
 /// Selects the row that the team's request with this idempotency key created.
 pub(crate) fn by_idempotency_key<B: Backend>(team: &TeamId, key: &str) -> Statement<B> {
     Statement::new(

@@ -1,6 +1,6 @@
 //! Rows of sandboxes: every column, every operation.
 
-use wrenn_db::{DbError, MAX_LIST, Owner, Sandbox};
+use wrenn_db::{DbError, MAX_LIST, Owner, Sandbox, StateRow};
 use wrenn_model::{SandboxStatus, TeamId};
 
 use crate::support::{Place, change, ids, sandbox, started, store};
@@ -16,6 +16,8 @@ on_both!(
     the_deadlines_of_running_sandboxes_are_listed,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
     a_sandbox_is_found_by_its_token,
+    states_are_those_of_the_requested_statuses,
+    rows_that_ended_are_listed_by_their_end_and_host,
 );
 
 async fn all_columns_are_read_as_they_were_written(place: Place) {
@@ -220,6 +222,66 @@ async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place
             ("sb-5", "token of resuming"),
         ]
     );
+}
+
+async fn states_are_those_of_the_requested_statuses(place: Place) {
+    let db = place.open().await;
+    for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
+        let row = Sandbox {
+            last_active_at: 7,
+            ..started(&format!("sb-{number}"), status, 5)
+        };
+        store(&db, &row).await;
+    }
+    let all = db.states(&SandboxStatus::ALL).await.unwrap();
+    assert_eq!(all.len(), SandboxStatus::ALL.len());
+    let running = db.states(&[SandboxStatus::Running]).await.unwrap();
+    let expected = StateRow {
+        id: "sb-2".parse().unwrap(),
+        status: SandboxStatus::Running,
+        version: 1,
+        timeout_sec: 300,
+        started_at: 5,
+        last_active_at: 7,
+        host_id: "host-1".to_owned(),
+    };
+    assert_eq!(running, [expected]);
+    assert!(db.states(&[]).await.unwrap().is_empty());
+}
+
+async fn rows_that_ended_are_listed_by_their_end_and_host(place: Place) {
+    let db = place.open().await;
+    for (id, status, last_updated, host_id) in [
+        ("sb-1", SandboxStatus::Stopped, 30, "a"),
+        ("sb-2", SandboxStatus::Error, 10, "a"),
+        ("sb-3", SandboxStatus::Stopped, 10, "b"),
+        ("sb-4", SandboxStatus::Stopped, 10, "c"),
+        ("sb-5", SandboxStatus::Running, 10, "a"),
+        ("sb-6", SandboxStatus::Paused, 10, "a"),
+        ("sb-7", SandboxStatus::Stopped, 40, "a"),
+    ] {
+        let row = Sandbox {
+            last_updated,
+            host_id: host_id.to_owned(),
+            ..started(id, status, 1)
+        };
+        store(&db, &row).await;
+    }
+    let mut after: Option<(i64, wrenn_model::SandboxId)> = None;
+    let mut found = Vec::new();
+    loop {
+        let last = after.as_ref().map(|(time, id)| (*time, id));
+        let rows = db.ended(["a", "b"], 40, last, 2).await.unwrap();
+        let Some(row) = rows.last() else { break };
+        after = Some((row.last_updated, row.id.clone()));
+        found.extend(rows);
+    }
+    let ids: Vec<_> = found.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!(ids, ["sb-2", "sb-3", "sb-1"]);
+    let row = &found[0];
+    assert!(!db.remove_sandbox(&row.id, row.version + 1).await.unwrap());
+    assert!(db.remove_sandbox(&row.id, row.version).await.unwrap());
+    assert_eq!(db.sandbox(Owner::Any, &row.id).await.unwrap(), None);
 }
 
 async fn a_sandbox_is_found_by_its_token(place: Place) {
