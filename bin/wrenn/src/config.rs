@@ -11,6 +11,7 @@ mod tests;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -81,9 +82,11 @@ pub(crate) struct Layer {
     /// Name servers of guests with egress.
     pub(crate) dns: Option<Vec<Ipv4Addr>>,
     /// Maximum number of concurrent connections per listener.
-    pub(crate) max_clients: Option<usize>,
+    pub(crate) max_clients: Option<NonZeroUsize>,
     /// Maximum number of concurrent connections per listener and peer.
-    pub(crate) max_clients_per_peer: Option<usize>,
+    pub(crate) max_clients_per_peer: Option<NonZeroUsize>,
+    /// Maximum lifetime that a client of the E2B API can request, in seconds.
+    pub(crate) max_lifetime_sec: Option<NonZeroU32>,
     /// Days that the row of a sandbox is kept after its end; 0: for ever.
     pub(crate) retention_days: Option<u32>,
     /// Log filter in the syntax of `tracing`.
@@ -110,6 +113,7 @@ impl Layer {
             dns: self.dns.or(lower.dns),
             max_clients: self.max_clients.or(lower.max_clients),
             max_clients_per_peer: self.max_clients_per_peer.or(lower.max_clients_per_peer),
+            max_lifetime_sec: self.max_lifetime_sec.or(lower.max_lifetime_sec),
             retention_days: self.retention_days.or(lower.retention_days),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
@@ -182,11 +186,17 @@ impl Settings {
             egress: layer.egress.unwrap_or(Egress::Deny),
             dns: layer.dns,
             limits: Limits {
-                max_clients: layer.max_clients.unwrap_or(limits.max_clients),
+                max_clients: layer
+                    .max_clients
+                    .map_or(limits.max_clients, NonZeroUsize::get),
                 max_clients_per_peer: layer
                     .max_clients_per_peer
-                    .unwrap_or(limits.max_clients_per_peer),
+                    .map_or(limits.max_clients_per_peer, NonZeroUsize::get),
                 retention: layer.retention_days.map_or(limits.retention, retention),
+                max_lifetime_sec: layer
+                    .max_lifetime_sec
+                    .map_or(limits.max_lifetime_sec, NonZeroU32::get),
+                ..limits
             },
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),

@@ -78,6 +78,7 @@ pub async fn serve(
         cuts.clone(),
         say_begun,
     );
+    let limits = config.limits;
     let samples = Samples::new(db.clone(), fleet.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
@@ -90,6 +91,7 @@ pub async fn serve(
         lifecycle: Arc::clone(&lifecycle),
         samples: Arc::clone(&samples),
         default_egress: config.default_egress,
+        limits,
         shutdown: shutdown.clone(),
         sessions: sessions.clone(),
     });
@@ -97,7 +99,6 @@ pub async fn serve(
         lifecycle: Arc::clone(&lifecycle),
         unaddressed: Unaddressed::new(db.clone()),
     };
-    let limits = config.limits;
     let proxy_config = ProxyConfig {
         max_clients: limits.max_clients,
         max_clients_per_peer: limits.max_clients_per_peer,

@@ -13,6 +13,10 @@ pub struct Limits {
     pub max_clients_per_peer: usize,
     /// Time that the row of a sandbox is kept after its end; `None`: for ever.
     pub retention: Option<Duration>,
+    /// Maximum lifetime that a client of the E2B API can request, in seconds.
+    pub max_lifetime_sec: u32,
+    /// Maximum time that a request waits for an earlier one with the same idempotency key.
+    pub idempotency_wait: Duration,
 }
 
 impl Default for Limits {
@@ -21,6 +25,8 @@ impl Default for Limits {
             max_clients: 8192,
             max_clients_per_peer: 1024,
             retention: Some(Duration::from_secs(30 * 24 * 3600)),
+            max_lifetime_sec: 30 * 24 * 3600,
+            idempotency_wait: Duration::from_secs(50),
         }
     }
 }

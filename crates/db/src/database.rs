@@ -1,6 +1,6 @@
 //! Operations on the database.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use async_trait::async_trait;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
@@ -44,6 +44,22 @@ pub trait Database: fmt::Debug + Send + Sync {
 
     /// Returns a page of sandboxes.
     async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError>;
+
+    /// Returns the number of a team's running sandboxes. The parameters are those of [`Page`].
+    async fn running_count(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<u64, DbError>;
+
+    /// Returns the metadata of the same sandboxes.
+    async fn running_metadata(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<Vec<BTreeMap<String, String>>, DbError>;
 
     /// Returns the deadlines of all running sandboxes that have one.
     async fn deadlines(&self) -> Result<Vec<DeadlineRow>, DbError>;

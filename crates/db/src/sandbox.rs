@@ -145,6 +145,14 @@ pub struct EndedRow {
     pub last_updated: i64,
 }
 
+/// Metadata of a sandbox.
+#[derive(Debug, FromRow)]
+pub(crate) struct MetadataRow {
+    /// User-defined key-value pairs.
+    #[sqlx(json)]
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
 /// Deadline of a running sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct DeadlineRow {

@@ -1,6 +1,6 @@
 //! Database in one of the systems: a pool of connections that runs statements within a deadline.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{Pool, migrate::MigrateError, pool::PoolOptions};
@@ -175,6 +175,28 @@ impl<B: Backend> Database for Store<B> {
             Some(statement) => self.fetch(statement).await,
             None => Ok(Vec::new()),
         }
+    }
+
+    async fn running_count(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<u64, DbError> {
+        let statement = page::count_running(team, template, started_from);
+        let count = self.fetch::<(i64,)>(statement).await?.pop();
+        Ok(count.map_or(0, |(count,)| u64::try_from(count).unwrap_or(0)))
+    }
+
+    async fn running_metadata(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<Vec<BTreeMap<String, String>>, DbError> {
+        let statement = page::running_metadata(team, template, started_from);
+        let rows = self.fetch::<sandbox::MetadataRow>(statement).await?;
+        Ok(rows.into_iter().map(|row| row.metadata).collect())
     }
 
     async fn deadlines(&self) -> Result<Vec<DeadlineRow>, DbError> {

@@ -141,6 +141,7 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
         })?,
         max_clients: parse(env, "WRENN_MAX_CLIENTS", at_least_one)?,
         max_clients_per_peer: parse(env, "WRENN_MAX_CLIENTS_PER_PEER", at_least_one)?,
+        max_lifetime_sec: parse(env, "WRENN_MAX_LIFETIME_SEC", at_least_one)?,
         retention_days: parse(env, "WRENN_RETENTION_DAYS", |s| {
             s.parse()
                 .map_err(|_| "expected a number of days, 0 to keep all".to_owned())
@@ -157,9 +158,9 @@ pub(crate) fn address(s: &str) -> Result<std::net::SocketAddr, String> {
 }
 
 /// Parses a number of at least 1.
-fn at_least_one(s: &str) -> Result<usize, String> {
-    let number = s.parse().ok().filter(|number| *number > 0);
-    number.ok_or_else(|| "expected a number of at least 1".to_owned())
+fn at_least_one<T: std::str::FromStr>(s: &str) -> Result<T, String> {
+    s.parse()
+        .map_err(|_| "expected a number of at least 1".to_owned())
 }
 
 fn parse<T>(

@@ -93,6 +93,7 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_MAX_CLIENTS", "10")
         .env("WRENN_MAX_CLIENTS_PER_PEER", "5")
         .env("WRENN_RETENTION_DAYS", "0")
+        .env("WRENN_MAX_LIFETIME_SEC", "60")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
     assert_eq!(
@@ -117,6 +118,8 @@ fn every_variable_reaches_its_setting() {
                 max_clients: 10,
                 max_clients_per_peer: 5,
                 retention: None,
+                max_lifetime_sec: 60,
+                ..Limits::default()
             },
             log: "debug".into(),
             envd: Some("/e".into()),
@@ -142,6 +145,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         max_clients = 10
         max_clients_per_peer = 5
         retention_days = 2
+        max_lifetime_sec = 70
         log = "warn"
         envd = "/e"
         "#,
@@ -165,6 +169,8 @@ fn every_key_of_the_file_reaches_its_setting() {
                 max_clients: 10,
                 max_clients_per_peer: 5,
                 retention: Some(Duration::from_secs(172_800)),
+                max_lifetime_sec: 70,
+                ..Limits::default()
             },
             log: "warn".into(),
             envd: Some("/e".into()),

@@ -12,6 +12,7 @@ use crate::{
         service::{DeleteSnapshotError, ForkError, NamedSnapshotError},
     },
     sandbox_dir::SandboxDirError,
+    snapshots::SnapshotError,
     templates::TemplateError,
 };
 
@@ -22,6 +23,8 @@ const fn admission_code(error: &AdmissionError) -> ErrorCode {
         | AdmissionError::Copies { .. } => ErrorCode::InvalidArgument,
         AdmissionError::Memory { .. } | AdmissionError::Disk { .. } => ErrorCode::ResourceExhausted,
         AdmissionError::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
+        // Another host may be able to restore the snapshot.
+        AdmissionError::Snapshot(SnapshotError::OtherVmm { .. }) => ErrorCode::FailedPrecondition,
         AdmissionError::Template(_) | AdmissionError::Snapshot(_) | AdmissionError::Capacity(_) => {
             ErrorCode::Internal
         }
@@ -40,7 +43,7 @@ fn create_code(error: &CreateError) -> ErrorCode {
         }
         CreateError::GuestSilent(_) => ErrorCode::DeadlineExceeded,
         CreateError::Guest(error) => error.code,
-        CreateError::Destroyed => ErrorCode::FailedPrecondition,
+        CreateError::Destroyed => ErrorCode::Aborted,
         CreateError::ShuttingDown => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,
     }

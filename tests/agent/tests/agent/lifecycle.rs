@@ -153,6 +153,7 @@ fn racing_calls_on_one_id_end_in_a_legal_state() {
                     let legal = [
                         connectrpc::ErrorCode::NotFound,
                         connectrpc::ErrorCode::AlreadyExists,
+                        connectrpc::ErrorCode::Aborted,
                         connectrpc::ErrorCode::FailedPrecondition,
                         connectrpc::ErrorCode::Unavailable,
                     ];
