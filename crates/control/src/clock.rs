@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_what_the_time_that_passed_does_not_explain() {
+    fn step_is_detected_once() {
         let begun = Instant::now();
         let mut watch = StepWatch {
             wall_ms: 1_000_000,

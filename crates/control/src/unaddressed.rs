@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn searches_share_one_budget_that_is_refilled() {
+    fn searches_share_a_refilled_budget() {
         let begun = Instant::now();
         let mut budget = Budget::full(begun);
         for _ in 0..4 {

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_addresses_of_one_machine_count_together() {
+    fn addresses_of_one_network_are_one_peer() {
         let peer_of = |text: &str| peer(text.parse().expect("an address"));
         assert_eq!(peer_of("2001:db8::1"), peer_of("2001:db8::ffff:1"));
         assert_ne!(peer_of("2001:db8::1"), peer_of("2001:db8:0:1::1"));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_gone_leaves_nothing_in_the_table() {
+    async fn table_is_empty_after_the_last_connection() {
         let clients = Clients::new(Limits {
             clients: 4,
             clients_per_peer: 2,

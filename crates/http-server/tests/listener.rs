@@ -174,7 +174,7 @@ async fn client_above_the_limit_waits_for_a_free_connection() {
 }
 
 #[tokio::test]
-async fn the_connection_that_was_idle_for_longest_makes_room() {
+async fn oldest_idle_connection_makes_room() {
     let server = Server::start(2).await;
     let mut oldest = server.answered_from(1).await;
     let mut newer = server.answered_from(1).await;
@@ -189,7 +189,7 @@ async fn the_connection_that_was_idle_for_longest_makes_room() {
 }
 
 #[tokio::test]
-async fn a_connection_in_use_never_makes_room() {
+async fn busy_connection_never_makes_room() {
     let server = Server::start(2).await;
     let mut idle = server.answered_from(1).await;
     let mut busy = server.ask().await;
@@ -205,7 +205,7 @@ async fn a_connection_in_use_never_makes_room() {
 }
 
 #[tokio::test]
-async fn a_connection_on_which_nothing_arrives_makes_room_after_a_second() {
+async fn silent_connection_makes_room_after_a_second() {
     let server = Server::start(2).await;
     let mut silent = TcpStream::connect(server.address).await.expect("connected");
     let mut idle = server.answered_from(1).await;
@@ -224,7 +224,7 @@ async fn a_connection_on_which_nothing_arrives_makes_room_after_a_second() {
 }
 
 #[tokio::test]
-async fn a_peer_with_too_many_connections_shuts_out_only_itself() {
+async fn peer_at_its_limit_shuts_out_only_itself() {
     let server = Server::limited(10, 2).await;
     let mut first = server.answered_from(1).await;
     let mut second = server.answered_from(1).await;

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_in_a_link_is_not_part_of_its_signature() {
+    fn sandbox_id_is_not_part_of_the_signature() {
         let query = format!("{QUERY}&sandbox_id=sb-1");
         let link = SignedLink::parse(&Method::GET, "/files", &query).expect("a link");
         assert!(link.is_signed_with("tok_i0000000000000000000"));

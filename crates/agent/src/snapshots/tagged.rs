@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_is_read_once_and_every_change_is_followed() {
+    fn store_is_read_once_and_changes_are_followed() {
         let tags = TaggedSnapshots::default();
         let change = |name: &str, new: Option<TaggedSnapshot>| {
             let name = name.parse().unwrap();

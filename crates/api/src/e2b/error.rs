@@ -126,7 +126,7 @@ impl E2bError {
     }
 
     /// Adds a machine-readable code.
-    pub(super) const fn with_code(mut self, error_code: &'static str) -> Self {
+    pub(super) fn with_code(mut self, error_code: &'static str) -> Self {
         self.error_code = Some(error_code);
         self
     }

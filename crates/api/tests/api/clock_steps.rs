@@ -25,7 +25,7 @@ async fn create_idle(control: &Control, timeout_sec: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_step_of_the_wall_clock_ends_no_sandbox() {
+async fn forward_clock_step_ends_no_sandbox() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let lives = control.e2b_id(json!({ "timeout": 600 })).await;
@@ -42,7 +42,7 @@ async fn a_step_of_the_wall_clock_ends_no_sandbox() {
 }
 
 #[tokio::test]
-async fn a_step_of_the_wall_clock_prolongs_no_life() {
+async fn backward_clock_step_prolongs_no_life() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let lives = control.e2b_id(json!({ "timeout": 2 })).await;
@@ -55,7 +55,7 @@ async fn a_step_of_the_wall_clock_prolongs_no_life() {
 }
 
 #[tokio::test]
-async fn a_connect_gives_its_time_though_the_clock_was_set_back() {
+async fn connect_extends_the_life_after_a_backward_clock_step() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.e2b_id(json!({ "timeout": 3 })).await;
@@ -70,7 +70,7 @@ async fn a_connect_gives_its_time_though_the_clock_was_set_back() {
 }
 
 #[tokio::test]
-async fn not_all_sandboxes_are_ended_at_the_same_time() {
+async fn ends_are_limited_to_a_batch() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     agent.state.destroy_gate.shut();

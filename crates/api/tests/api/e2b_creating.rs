@@ -120,7 +120,7 @@ async fn sandbox_of_the_first_version_requires_its_token() {
 }
 
 #[tokio::test]
-async fn a_create_that_failed_tells_programs_why() {
+async fn failed_create_has_an_error_code() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for (code, status, error_code) in [

@@ -31,7 +31,7 @@ async fn total_running(control: &Control, query: &str) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn a_list_tells_how_many_sandboxes_run_on_all_pages() {
+async fn list_reports_the_number_of_running_sandboxes() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     for n in 0..3 {

@@ -71,7 +71,7 @@ fn impatient(dir: std::sync::Arc<tempfile::TempDir>) -> Options {
 }
 
 #[tokio::test]
-async fn a_request_whose_first_one_takes_long_is_told_so() {
+async fn repeat_of_a_request_in_progress_is_rejected() {
     let agent = FakeAgent::start().await;
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let control = Control::start_with(&agent, impatient(dir)).await;
@@ -91,7 +91,7 @@ async fn a_request_whose_first_one_takes_long_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_request_whose_first_one_was_cut_off_by_a_restart_is_told_so() {
+async fn repeat_of_a_request_with_unknown_outcome_is_rejected() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let (_, first) = answer(named(&control, "k", &body())).await;

@@ -27,7 +27,7 @@ async fn is_found(control: &Control, id: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_row_is_removed_some_time_after_its_end_and_no_other() {
+async fn only_rows_that_ended_are_removed() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let [ended, lost, kept, running, paused] = [

@@ -34,7 +34,7 @@ async fn call(
 }
 
 #[tokio::test]
-async fn a_client_without_access_does_not_resume_a_sandbox() {
+async fn request_without_access_resumes_no_sandbox() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let made = control
@@ -107,7 +107,7 @@ fn link(path: &str, token: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_names_no_sandbox_is_routed_by_its_token_or_its_link() {
+async fn unaddressed_request_is_routed_by_token_or_link() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let file = agent.zeros(3);
@@ -143,7 +143,7 @@ async fn a_client_that_names_no_sandbox_is_routed_by_its_token_or_its_link() {
 }
 
 #[tokio::test]
-async fn a_sandbox_of_an_earlier_release_is_found_by_its_token() {
+async fn sandbox_of_an_earlier_release_is_found_by_its_token() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unused_sandbox_becomes_idle_as_time_passes_whatever_the_wall_clock_does() {
+    async fn wall_clock_step_changes_no_idle_time() {
         for step_ms in [0, HOUR_MS, -HOUR_MS, -2 * NOW_MS] {
             let mut world = World::new();
             let active_ms = NOW_MS - 5000;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn activity_is_seen_whatever_the_wall_clock_does() {
+    async fn activity_is_seen_after_a_wall_clock_step() {
         for step_ms in [0, HOUR_MS, -HOUR_MS] {
             let mut world = World::new();
             world.idle_sec(NOW_MS, NOW_MS);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_clock_of_another_machine_may_differ() {
+    async fn clock_of_another_machine_may_differ() {
         let mut world = World::new();
         let theirs = NOW_MS - HOUR_MS;
         world.idle_sec(NOW_MS, theirs);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_report_the_last_one_counts() {
+    async fn last_report_counts_without_a_new_one() {
         let mut world = World::new();
         world.idle_sec(NOW_MS - 9000, NOW_MS - 4000);
         world.advance(3, 0).await;

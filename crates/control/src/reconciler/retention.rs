@@ -42,7 +42,7 @@ impl Retention {
         &mut self,
         db: &Db,
         host_ids: [&str; 2],
-        exists: impl Fn(&SandboxId) -> bool + Send,
+        exists: impl Fn(&SandboxId) -> bool + Send + Sync,
     ) -> Result<(), DbError> {
         let Some(keep) = self.keep else {
             return Ok(());

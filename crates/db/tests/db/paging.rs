@@ -8,7 +8,7 @@ use crate::support::{Place, ids, started, store};
 on_both!(
     pages_have_each_sandbox_once_even_at_equal_times,
     a_page_has_the_selected_sandboxes,
-    running_sandboxes_are_counted_with_the_filters_of_a_page,
+    running_sandboxes_are_counted_with_filters,
 );
 
 const RUNNING: [SandboxStatus; 1] = [SandboxStatus::Running];
@@ -141,7 +141,7 @@ async fn a_page_has_the_selected_sandboxes(place: Place) {
     }
 }
 
-async fn running_sandboxes_are_counted_with_the_filters_of_a_page(place: Place) {
+async fn running_sandboxes_are_counted_with_filters(place: Place) {
     let db = place.open().await;
     for (id, status, started_at, template) in [
         ("sb-1", SandboxStatus::Running, 1, "minimal"),

@@ -13,11 +13,11 @@ on_both!(
     an_idempotency_key_is_unique_until_it_is_released,
     a_query_of_a_team_returns_no_rows_of_others,
     a_list_has_the_requested_statuses_newest_first,
-    the_deadlines_of_running_sandboxes_are_listed,
+    deadlines_of_running_sandboxes_are_listed,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
-    a_sandbox_is_found_by_its_token,
-    states_are_those_of_the_requested_statuses,
-    rows_that_ended_are_listed_by_their_end_and_host,
+    sandbox_is_found_by_its_token,
+    states_are_filtered_by_status,
+    ended_rows_are_listed_by_end_and_host,
 );
 
 async fn all_columns_are_read_as_they_were_written(place: Place) {
@@ -169,7 +169,7 @@ async fn a_list_has_the_requested_statuses_newest_first(place: Place) {
     );
 }
 
-async fn the_deadlines_of_running_sandboxes_are_listed(place: Place) {
+async fn deadlines_of_running_sandboxes_are_listed(place: Place) {
     let db = place.open().await;
     for (id, status, expires_at) in [
         ("sb-1", SandboxStatus::Running, 30),
@@ -224,7 +224,7 @@ async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place
     );
 }
 
-async fn states_are_those_of_the_requested_statuses(place: Place) {
+async fn states_are_filtered_by_status(place: Place) {
     let db = place.open().await;
     for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
         let row = Sandbox {
@@ -249,7 +249,7 @@ async fn states_are_those_of_the_requested_statuses(place: Place) {
     assert!(db.states(&[]).await.unwrap().is_empty());
 }
 
-async fn rows_that_ended_are_listed_by_their_end_and_host(place: Place) {
+async fn ended_rows_are_listed_by_end_and_host(place: Place) {
     let db = place.open().await;
     for (id, status, last_updated, host_id) in [
         ("sb-1", SandboxStatus::Stopped, 30, "a"),
@@ -284,7 +284,7 @@ async fn rows_that_ended_are_listed_by_their_end_and_host(place: Place) {
     assert_eq!(db.sandbox(Owner::Any, &row.id).await.unwrap(), None);
 }
 
-async fn a_sandbox_is_found_by_its_token(place: Place) {
+async fn sandbox_is_found_by_its_token(place: Place) {
     let db = place.open().await;
     let with_token = |id: &str, token: &str| Sandbox {
         envd_token: token.to_owned(),

@@ -260,7 +260,7 @@ async fn named(agent: &TestAgent) -> Vec<(String, u32)> {
 }
 
 #[test]
-fn named_snapshots_are_read_once_and_their_list_follows_every_change() {
+fn named_snapshots_are_listed_from_memory() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;

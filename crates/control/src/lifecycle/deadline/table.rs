@@ -142,13 +142,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_of_the_wall_clock_moves_no_deadline_that_is_known() {
+    async fn wall_clock_step_moves_no_known_deadline() {
         let deadlines = Deadlines::default();
         let known = row(1, 60_000);
-        deadlines.sync(&[known.clone()], Instant::now());
+        deadlines.sync(std::slice::from_ref(&known), Instant::now());
         for step_ms in [7_200_000, -14_400_000] {
             clock::step(step_ms);
-            deadlines.sync(&[known.clone()], Instant::now());
+            deadlines.sync(std::slice::from_ref(&known), Instant::now());
             assert_eq!(left_sec(&deadlines), Some(60));
         }
         // A deadline that was set after the step is a time of the new clock.
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_earlier_replaces_nothing_newer() {
+    async fn older_list_replaces_no_newer_deadline() {
         let deadlines = Deadlines::default();
         let read_at = Instant::now();
         deadlines.sync(&[row(2, 10_000)], Instant::now());
