@@ -206,8 +206,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
 }
 
 /// Serves a connection until it closes, a deadline passes, or the current request is answered after
-/// `shutdown` was cancelled or the connection was evicted. A request with more than `max_headers` header fields is rejected
-/// with 431.
+/// `shutdown` was cancelled or the connection was evicted. A request with more than `max_headers`
+/// header fields is rejected with 431.
 pub(crate) async fn serve<F, B>(
     stream: TcpStream,
     activity: Arc<Activity>,

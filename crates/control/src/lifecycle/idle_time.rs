@@ -19,12 +19,47 @@ use crate::clock;
 struct Idle {
     /// Time of the last activity in the row.
     row_ms: i64,
-    /// Time of the last activity that the host has reported.
-    host_ms: i64,
+    /// Time of the last activity that the host has reported; `None` before its first report.
+    host_ms: Option<i64>,
     /// Idle time when the last activity was seen, and the instant at which it was seen.
     idle_then: Duration,
     seen_at: Instant,
     looked_at: Instant,
+}
+
+impl Idle {
+    /// Returns the first look, at which the clocks are compared.
+    fn at_first(row_ms: i64, host_ms: Option<i64>, now_ms: i64, now: Instant) -> Self {
+        let active_ms = row_ms.max(host_ms.unwrap_or(0));
+        Self {
+            row_ms,
+            host_ms,
+            idle_then: clock::between_ms(active_ms, now_ms),
+            seen_at: now,
+            looked_at: now,
+        }
+    }
+
+    /// Returns the idle time at a further look.
+    fn look(&mut self, row_ms: i64, host_ms: Option<i64>, now_ms: i64, now: Instant) -> Duration {
+        // The row also takes over what the host has reported, which is not new.
+        let is_new_in_row = row_ms > self.row_ms.max(self.host_ms.unwrap_or(0));
+        let news = [
+            host_ms.filter(|_| host_ms != self.host_ms),
+            is_new_in_row.then_some(row_ms),
+        ];
+        let since_look = now.duration_since(self.looked_at);
+        let newest = news.into_iter().flatten();
+        let newest = newest.map(|active_ms| clock::between_ms(active_ms, now_ms));
+        if let Some(idle_then) = newest.min() {
+            self.idle_then = idle_then.min(since_look);
+            self.seen_at = now;
+        }
+        self.row_ms = row_ms;
+        self.host_ms = host_ms;
+        self.looked_at = now;
+        self.idle_then + now.duration_since(self.seen_at)
+    }
 }
 
 /// Idle times of all sandboxes.
@@ -46,37 +81,13 @@ impl IdleTimes {
     ) -> Duration {
         let now = Instant::now();
         let mut table = self.table();
-        let Some(idle) = table.get_mut(id) else {
-            let host_ms = host_ms.unwrap_or(0);
-            let idle_then = clock::between_ms(row_ms.max(host_ms), now_ms);
-            let first = Idle {
-                row_ms,
-                host_ms,
-                idle_then,
-                seen_at: now,
-                looked_at: now,
-            };
-            table.insert(id.clone(), first);
-            return idle_then;
-        };
-        let host_ms = host_ms.unwrap_or(idle.host_ms);
-        // The row also takes over what the host has reported, which is not new.
-        let is_new_in_row = row_ms > idle.row_ms.max(idle.host_ms);
-        let news = [
-            (host_ms != idle.host_ms).then_some(host_ms),
-            is_new_in_row.then_some(row_ms),
-        ];
-        let since_look = now.duration_since(idle.looked_at);
-        let newest = news.into_iter().flatten();
-        let newest = newest.map(|active_ms| clock::between_ms(active_ms, now_ms));
-        if let Some(idle_then) = newest.min() {
-            idle.idle_then = idle_then.min(since_look);
-            idle.seen_at = now;
+        let idle = table
+            .entry(id.clone())
+            .or_insert_with(|| Idle::at_first(row_ms, host_ms, now_ms, now));
+        if idle.host_ms.is_none() {
+            *idle = Idle::at_first(row_ms, host_ms, now_ms, now);
         }
-        idle.row_ms = row_ms;
-        idle.host_ms = host_ms;
-        idle.looked_at = now;
-        idle.idle_then + now.duration_since(idle.seen_at)
+        idle.look(row_ms, host_ms.or(idle.host_ms), now_ms, now)
     }
 
     /// Forgets all sandboxes that do not exist any more.
@@ -171,6 +182,22 @@ mod tests {
         assert_eq!(world.idle_sec(NOW_MS, ahead), 0);
         world.advance(7, 0).await;
         assert_eq!(world.idle_sec(NOW_MS, ahead), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_report_of_the_host_is_no_activity() {
+        let mut world = World::new();
+        let row_ms = NOW_MS - 60_000;
+        let idle = |world: &World, host_ms| {
+            let idle = world.times.of(&world.id, row_ms, host_ms, world.now_ms);
+            idle.as_secs()
+        };
+        assert_eq!(idle(&world, None), 60);
+        world.advance(5, 0).await;
+        assert_eq!(idle(&world, None), 65);
+        assert_eq!(idle(&world, Some(row_ms - 1000)), 65);
+        world.advance(5, 0).await;
+        assert_eq!(idle(&world, Some(row_ms - 1000)), 70);
     }
 
     #[tokio::test(start_paused = true)]
