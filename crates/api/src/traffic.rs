@@ -1,8 +1,8 @@
 //! Queries of the traffic proxy: the existing sandboxes, and the way to their ports.
 //!
-//! Owns no state except that of the search for sandboxes that a request does not name. The rows hold the sandboxes, `lifecycle` resumes paused sandboxes and tracks
-//! activity, and the host's agent opens the byte streams. `lifecycle` notifies the proxy when a
-//! sandbox stops.
+//! Owns no state except that of the search for sandboxes that a request does not name. The rows hold
+//! the sandboxes, `lifecycle` resumes paused sandboxes and tracks activity, and the host's agent
+//! opens the byte streams. `lifecycle` notifies the proxy when a sandbox stops.
 
 use std::{sync::Arc, time::Duration};
 
