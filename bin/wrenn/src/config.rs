@@ -11,12 +11,15 @@ mod tests;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use wrenn_agent::Subnets;
+use wrenn_control::Limits;
 use wrenn_model::{CpuModel, Egress, EgressLimit};
 use wrenn_proto::supervise::Accel;
 
@@ -93,6 +96,14 @@ pub(crate) struct Layer {
     pub(crate) subnets: Option<Subnets>,
     /// Name servers of guests with egress.
     pub(crate) dns: Option<Vec<IpAddr>>,
+    /// Maximum number of concurrent connections per listener.
+    pub(crate) max_clients: Option<NonZeroUsize>,
+    /// Maximum number of concurrent connections per listener and peer.
+    pub(crate) max_clients_per_peer: Option<NonZeroUsize>,
+    /// Maximum lifetime that a client of the E2B API can request, in seconds.
+    pub(crate) max_lifetime_sec: Option<NonZeroU32>,
+    /// Days that the row of a sandbox is kept after its end; 0: for ever.
+    pub(crate) retention_days: Option<u32>,
     /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
     /// Path of the guest agent's binary, for image builds.
@@ -120,6 +131,10 @@ impl Layer {
             egress_closed: self.egress_closed.or(lower.egress_closed),
             subnets: self.subnets.or(lower.subnets),
             dns: self.dns.or(lower.dns),
+            max_clients: self.max_clients.or(lower.max_clients),
+            max_clients_per_peer: self.max_clients_per_peer.or(lower.max_clients_per_peer),
+            max_lifetime_sec: self.max_lifetime_sec.or(lower.max_lifetime_sec),
+            retention_days: self.retention_days.or(lower.retention_days),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
         }
@@ -163,6 +178,8 @@ pub(crate) struct Settings {
     pub(crate) subnets: Option<Subnets>,
     /// Name servers of guests; `None`: those of the host.
     pub(crate) dns: Option<Vec<IpAddr>>,
+    /// Limits of the control plane.
+    pub(crate) limits: Limits,
     /// Log filter.
     pub(crate) log: String,
     /// Path of the guest agent's binary; `None`: `envd` in the directory of this program.
@@ -176,6 +193,7 @@ impl Settings {
         let listen = layer
             .listen
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 8000).into());
+        let limits = Limits::default();
         let agent_listen = layer
             .agent_listen
             .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 50051).into());
@@ -202,6 +220,19 @@ impl Settings {
             egress_closed: layer.egress_closed.unwrap_or_default(),
             subnets: layer.subnets,
             dns: layer.dns,
+            limits: Limits {
+                max_clients: layer
+                    .max_clients
+                    .map_or(limits.max_clients, NonZeroUsize::get),
+                max_clients_per_peer: layer
+                    .max_clients_per_peer
+                    .map_or(limits.max_clients_per_peer, NonZeroUsize::get),
+                retention: layer.retention_days.map_or(limits.retention, retention),
+                max_lifetime_sec: layer
+                    .max_lifetime_sec
+                    .map_or(limits.max_lifetime_sec, NonZeroU32::get),
+                ..limits
+            },
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),
             dir,
@@ -223,6 +254,12 @@ impl Settings {
     pub(crate) fn token_file(&self) -> PathBuf {
         self.dir.join("agent-token")
     }
+}
+
+/// Returns the time that a number of days means; `None` for 0.
+fn retention(days: u32) -> Option<Duration> {
+    let time = Duration::from_secs(u64::from(days) * 24 * 3600);
+    (days > 0).then_some(time)
 }
 
 /// Returns the absolute form of a path, which is valid in every process regardless of its working

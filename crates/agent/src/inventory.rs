@@ -1,6 +1,6 @@
 //! Inventory of this host: its capacity, and everything that sandboxes can be created from.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use crate::{
     host::HostCapacity,
@@ -29,7 +29,7 @@ pub(crate) enum InventoryError {
 pub(crate) struct Inventory {
     pub(crate) capacity: HostCapacity,
     pub(crate) templates: Vec<Template>,
-    pub(crate) snapshots: Vec<TaggedSnapshot>,
+    pub(crate) snapshots: Vec<Arc<TaggedSnapshot>>,
 }
 
 impl Inventory {

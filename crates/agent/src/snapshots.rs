@@ -13,6 +13,7 @@ mod located;
 mod memory;
 mod names;
 mod pins;
+mod tagged;
 mod verify;
 
 use std::{
@@ -29,10 +30,11 @@ use wrenn_sys::failpoint;
 pub(crate) use located::LocatedSnapshot;
 pub(crate) use memory::ImageMemory;
 use memory::Memories;
-pub(crate) use names::TaggedSnapshot;
 use names::{NameError, Names};
 use pins::Pins;
 pub(crate) use pins::SnapshotRef;
+pub(crate) use tagged::TaggedSnapshot;
+use tagged::TaggedSnapshots;
 use verify::Verified;
 pub(crate) use wrenn_snapshot::SnapshotId;
 
@@ -111,6 +113,7 @@ pub(crate) struct Snapshots {
     own: Store,
     images: Store,
     names: Names,
+    tagged: TaggedSnapshots,
     image_names: Names,
     pins: Arc<Pins>,
     memories: Memories,
@@ -135,6 +138,7 @@ impl Snapshots {
             own: Store::open(root)?,
             images: Store::at(&images),
             names: Names::open(&root.join("names"))?,
+            tagged: TaggedSnapshots::default(),
             image_names: Names::at(&images.join("names")),
             pins: Arc::default(),
             memories: Memories::default(),
@@ -362,19 +366,39 @@ impl Snapshots {
         pin: &SnapshotRef,
         overwrite: bool,
     ) -> Result<TaggedSnapshot, SnapshotError> {
-        self.names.put(name, pin.id(), overwrite)?;
-        self.describe(name, pin.id())
+        let mut failure = None;
+        let named = self.tagged.change(name, || {
+            self.names.put(name, pin.id(), overwrite)?;
+            let described = self.describe(name, pin.id());
+            Ok::<_, SnapshotError>(Some(described.unwrap_or_else(|error| {
+                failure = Some(error);
+                TaggedSnapshot::damaged(name.clone())
+            })))
+        })?;
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(named.unwrap_or_else(|| TaggedSnapshot::damaged(name.clone()))),
+        }
     }
 
     /// Removes a name. Sandboxes that depend on the snapshot are not affected. Returns false if the
     /// name does not exist.
     pub(crate) fn unname(&self, name: &TemplateName) -> Result<bool, SnapshotError> {
-        Ok(self.names.remove(name)?)
+        let mut existed = false;
+        self.tagged.change(name, || {
+            existed = self.names.remove(name)?;
+            Ok::<_, SnapshotError>(None)
+        })?;
+        Ok(existed)
     }
 
     /// Returns all named snapshots. Of a damaged snapshot only the name is returned; its defect is
     /// reported to a client that uses it.
-    pub(crate) fn all_named(&self) -> Result<Vec<TaggedSnapshot>, SnapshotError> {
+    pub(crate) fn all_named(&self) -> Result<Vec<Arc<TaggedSnapshot>>, SnapshotError> {
+        self.tagged.all(|| self.read_named())
+    }
+
+    fn read_named(&self) -> Result<Vec<TaggedSnapshot>, SnapshotError> {
         let mut all = Vec::new();
         for (name, record) in self.names.each()? {
             let record = record.map_err(SnapshotError::from);
@@ -383,12 +407,7 @@ impl Snapshots {
                 Err(error) => {
                     let error = error.to_report_string();
                     tracing::warn!(%name, error, "failed to read a snapshot");
-                    all.push(TaggedSnapshot {
-                        name,
-                        manifest: None,
-                        size_bytes: 0,
-                        generation: 0,
-                    });
+                    all.push(TaggedSnapshot::damaged(name));
                 }
             }
         }
@@ -405,7 +424,8 @@ impl Snapshots {
             name: name.clone(),
             size_bytes: self.own.size(build)?,
             generation: snapshot.header()?.generation(),
-            manifest: Some(snapshot.manifest),
+            size: Some(snapshot.manifest.size),
+            created_unix_ms: snapshot.manifest.created_unix_ms,
         })
     }
 

@@ -17,7 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::RngExt as _;
 use thiserror_ext::AsReport as _;
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -248,7 +247,7 @@ async fn snapshot_template(
         memory_mib: template.memory_mib,
         disk_mib: image_mib(template).map_err(step_failed("find the template's image"))?,
     };
-    let plan = create_params(&template.name)?.plan(Source::Image(template.clone()), size);
+    let plan = create_params(&template.name).plan(Source::Image(template.clone()), size);
     let booted = create(&sandboxes, plan, "boot the template").await?;
     // Work that the guest does by itself after a boot would be repeated in every sandbox if the
     // snapshot were taken in the middle of it.
@@ -290,7 +289,7 @@ async fn record_working_set(
     let record = snapshot.restore(true).snapshot.join(layout::WORKING_SET);
     let capacity = HostCapacity::read(&sandboxes.host().config.data_dir)
         .map_err(step_failed("read the capacity of this host"))?;
-    let plan = create_params(&template.name)?
+    let plan = create_params(&template.name)
         .with_snapshot(&capacity, snapshot)
         .map_err(step_failed("restore the template snapshot"))?;
     let restored = create(sandboxes, plan, "restore the template snapshot").await?;
@@ -311,18 +310,15 @@ async fn record_working_set(
         .map_err(step_failed("destroy the restored guest"))
 }
 
-fn create_params(template: &TemplateName) -> Result<CreateParams, TemplateSnapshotError> {
-    let id = format!("sb-{:08x}", rand::rng().random::<u32>());
-    Ok(CreateParams {
-        id: id
-            .parse::<SandboxId>()
-            .map_err(step_failed("create a sandbox ID"))?,
+fn create_params(template: &TemplateName) -> CreateParams {
+    CreateParams {
+        id: SandboxId::random(),
         template_name: template.clone(),
         timeout_sec: 0,
         access: Access::default(),
         envs: std::collections::BTreeMap::new(),
         installation: String::new(),
-    })
+    }
 }
 
 async fn create(

@@ -49,8 +49,9 @@ pub struct CreateSandbox {
 /// Record of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
-    /// Sandbox id: `sb-` and 8 hexadecimal digits, or `i` and 20 lower-case letters and digits if
-    /// the sandbox was created through the E2B API.
+    /// Sandbox id: `sb-` and 20 lower-case letters and digits, or `i` and 20 of them if the sandbox
+    /// was created through the E2B API. Sandboxes of earlier releases have `sb-` and 8 hexadecimal
+    /// digits.
     pub id: String,
     /// Lifecycle status.
     pub status: SandboxStatus,

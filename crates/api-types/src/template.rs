@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 pub struct CreateSnapshot {
     /// Id of the sandbox, which must be running or paused. Its status does not change.
     pub sandbox_id: String,
-    /// Name of the new template; default `template-` and 8 hexadecimal digits.
+    /// Name of the new template; default `template-` and 20 letters and digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }

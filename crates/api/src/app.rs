@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_control::{
+    Limits,
     api_key::Auth,
     fleet::Fleet,
     guest::{Guest, Guests},
@@ -32,6 +33,7 @@ pub(crate) struct App {
     /// Resource usage of sandboxes over time.
     pub(crate) samples: Arc<Samples>,
     pub(crate) default_egress: Egress,
+    pub(crate) limits: Limits,
     /// Cancelled when the server shuts down, so that long sessions close their connections.
     pub(crate) shutdown: CancellationToken,
     /// WebSocket sessions. The HTTP server does not track a connection after its upgrade.

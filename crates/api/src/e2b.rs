@@ -35,8 +35,14 @@ use crate::app::AppState;
 const SHOULD_RETRY: &str = "should-retry";
 
 /// First path segments of the API.
-const ROOTS: [&str; 9] = [
+const ROOTS: [&str; 15] = [
+    "admin",
+    "api-keys",
+    "clusters",
+    "events",
+    "nodes",
     "sandboxes",
+    "teams",
     "v2",
     "v3",
     "snapshots",
@@ -137,6 +143,12 @@ mod tests {
             "/templates/a%2Fb",
             "/v3/templates",
             "/volumes",
+            "/teams",
+            "/api-keys/x",
+            "/events/webhooks",
+            "/nodes",
+            "/admin/x",
+            "/clusters",
         ] {
             assert!(has(path), "{path}");
         }

@@ -23,6 +23,7 @@ use wrenn_control::{
     principal::Ownership,
     reconciler::Reconciler,
     samples::{self, Samples},
+    unaddressed::Unaddressed,
 };
 use wrenn_db::Db;
 use wrenn_http_server::{DrainingBody, Limits};
@@ -33,9 +34,6 @@ use crate::{app::App, router, traffic::Traffic};
 /// Maximum time for each kind of work that remains after the last request: sessions, detached tasks
 /// (creates, destroys), database connections.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Maximum number of concurrent connections to the REST API.
-const MAX_CONNECTIONS: usize = 4096;
 
 /// Maximum number of header fields per request.
 const MAX_HEADERS: usize = 100;
@@ -80,6 +78,7 @@ pub async fn serve(
         cuts.clone(),
         say_begun,
     );
+    let limits = config.limits;
     let samples = Samples::new(db.clone(), fleet.clone());
     let sessions = TaskTracker::new();
     let app = Arc::new(App {
@@ -92,18 +91,25 @@ pub async fn serve(
         lifecycle: Arc::clone(&lifecycle),
         samples: Arc::clone(&samples),
         default_egress: config.default_egress,
+        limits,
         shutdown: shutdown.clone(),
         sessions: sessions.clone(),
     });
     let sandboxes = Traffic {
-        db: db.clone(),
         lifecycle: Arc::clone(&lifecycle),
+        unaddressed: Unaddressed::new(db.clone()),
     };
-    let proxy = Proxy::new(Arc::new(sandboxes), cuts, ProxyConfig::default());
+    let proxy_config = ProxyConfig {
+        max_clients: limits.max_clients,
+        max_clients_per_peer: limits.max_clients_per_peer,
+        ..ProxyConfig::default()
+    };
+    let proxy = Proxy::new(Arc::new(sandboxes), cuts, proxy_config);
     let mut background = JoinSet::new();
     for host in fleet.hosts() {
         let (fleet, host) = (fleet.clone(), host.clone());
-        let reconciler = Reconciler::new(db.clone(), fleet, host, Arc::clone(&lifecycle));
+        let lifecycle = Arc::clone(&lifecycle);
+        let reconciler = Reconciler::new(db.clone(), fleet, host, lifecycle, limits.retention);
         background.spawn(reconciler.run(config.poll_interval, shutdown.clone()));
     }
     background.spawn(Arc::clone(&lifecycle).keep_deadlines(shutdown.clone()));
@@ -113,7 +119,7 @@ pub async fn serve(
     tracing::info!(%api, %traffic, "control plane ready");
     ready(Listening { api, traffic });
 
-    serve_api(listener, app, shutdown).await;
+    serve_api(listener, app, limits, shutdown).await;
     sessions.close();
     if tokio::time::timeout(FINISH_TIMEOUT, sessions.wait())
         .await
@@ -150,7 +156,12 @@ fn tunnel(config: &ControlConfig) -> Result<AgentTunnel, ControlError> {
 }
 
 /// Serves the REST API until shutdown. Requests in progress may complete.
-async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) {
+async fn serve_api(
+    listener: TcpListener,
+    app: Arc<App>,
+    limits: wrenn_control::Limits,
+    shutdown: CancellationToken,
+) {
     let router = router::router(app);
     let answer = move |request: Request<DrainingBody>, _client| {
         let router = router.clone();
@@ -160,7 +171,8 @@ async fn serve_api(listener: TcpListener, app: Arc<App>, shutdown: CancellationT
         }
     };
     let limits = Limits {
-        clients: MAX_CONNECTIONS,
+        clients: limits.max_clients,
+        clients_per_peer: limits.max_clients_per_peer,
         headers: MAX_HEADERS,
     };
     wrenn_http_server::serve(listener, limits, answer, shutdown).await;

@@ -1,8 +1,8 @@
 //! Queries of the traffic proxy: the existing sandboxes, and the way to their ports.
 //!
-//! Owns no state. The rows hold the sandboxes, `lifecycle` resumes paused sandboxes and tracks
-//! activity, and the host's agent opens the byte streams. `lifecycle` notifies the proxy when a
-//! sandbox stops.
+//! Owns no state except that of the search for sandboxes that a request does not name. The rows hold
+//! the sandboxes, `lifecycle` resumes paused sandboxes and tracks activity, and the host's agent
+//! opens the byte streams. `lifecycle` notifies the proxy when a sandbox stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,23 +11,35 @@ use hyper_util::rt::TokioIo;
 use wrenn_control::{
     agent_client::AgentError,
     lifecycle::{ActivityGuard, Lifecycle, LifecycleError},
+    unaddressed::{SearchError, Unaddressed},
 };
-use wrenn_db::{Db, Sandbox};
-use wrenn_model::SandboxId;
-use wrenn_proxy::{DialError, Rejected, Sandboxes, SignedLink, Target};
+use wrenn_db::{DbError, Sandbox};
+use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_proxy::{DialError, Found, Rejected, Sandboxes, SignedLink, Target};
 
 /// Maximum time that a request waits for a sandbox that is booting.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
 
 /// Sandboxes, as seen by the proxy.
 pub(crate) struct Traffic {
-    pub(crate) db: Db,
     pub(crate) lifecycle: Arc<Lifecycle>,
+    /// Finds the sandboxes of requests that name none.
+    pub(crate) unaddressed: Unaddressed,
 }
 
 impl Sandboxes for Traffic {
     type Io = TokioIo<Upgraded>;
     type Use = ActivityGuard;
+
+    async fn look_up(&self, id: &SandboxId) -> Result<Found, Rejected> {
+        match self.lifecycle.look_up(id).await {
+            Ok(row) => Ok(Found {
+                is_running: row.status == SandboxStatus::Running,
+                target: target(row),
+            }),
+            Err(error) => Err(refused(&error)),
+        }
+    }
 
     async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
         match self.lifecycle.await_running(id, BOOT_WAIT).await {
@@ -36,17 +48,12 @@ impl Sandboxes for Traffic {
         }
     }
 
-    async fn signed_by(&self, link: &SignedLink<'_>) -> Option<SandboxId> {
-        match self.db.envd_tokens().await {
-            Ok(tokens) => tokens
-                .into_iter()
-                .find(|(_, token)| link.is_signed_with(token))
-                .map(|(id, _)| id),
-            Err(error) => {
-                tracing::error!(%error, "failed to find the sandbox of a signed link");
-                None
-            }
-        }
+    async fn signed_by(&self, link: &SignedLink<'_>) -> Result<Option<SandboxId>, Rejected> {
+        self.unaddressed.signed_by(link).await.map_err(not_found)
+    }
+
+    async fn with_token(&self, token: &str) -> Result<Option<SandboxId>, Rejected> {
+        self.unaddressed.with_token(token).await.map_err(not_found)
     }
 
     async fn dial(&self, id: &SandboxId, port: u16) -> Result<Self::Io, DialError> {
@@ -67,14 +74,15 @@ impl Sandboxes for Traffic {
 fn target(row: Sandbox) -> Target {
     let given = |text: String| (!text.is_empty()).then_some(text);
     Target {
-        injected_token: given(row.envd_token).filter(|_| row.options.open),
+        guest_token: given(row.envd_token),
+        is_open: row.options.open,
         traffic_token: given(row.options.traffic_token),
         mask_host: given(row.options.mask_host),
     }
 }
 
 fn refused(error: &LifecycleError) -> Rejected {
-    use wrenn_model::SandboxStatus as S;
+    use SandboxStatus as S;
     match error {
         LifecycleError::NotFound(_) => Rejected::NotFound,
         LifecycleError::WrongStatus {
@@ -85,12 +93,22 @@ fn refused(error: &LifecycleError) -> Rejected {
         LifecycleError::Busy(_) | LifecycleError::Known(_) => Rejected::Changing,
         LifecycleError::OtherHost { .. } => Rejected::Unavailable(error.to_string()),
         LifecycleError::Agent(error) => Rejected::Unavailable(host_words(error)),
-        LifecycleError::Db(error) => {
-            tracing::error!(%error, "failed to look up the sandbox");
-            Rejected::Unavailable("failed to access the database".to_owned())
-        }
+        LifecycleError::Db(error) => database_failed(error),
         LifecycleError::Shared(error) => refused(error),
     }
+}
+
+/// Converts the failure of a search for the sandbox of a request.
+fn not_found(error: SearchError) -> Rejected {
+    match &error {
+        SearchError::Busy => Rejected::TooManySearches,
+        SearchError::Db(error) => database_failed(error),
+    }
+}
+
+fn database_failed(error: &DbError) -> Rejected {
+    tracing::error!(%error, "failed to look up the sandbox");
+    Rejected::Unavailable("failed to access the database".to_owned())
 }
 
 fn host_words(error: &AgentError) -> String {

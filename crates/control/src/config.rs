@@ -4,6 +4,33 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use wrenn_model::Egress;
 
+/// Limits that an operator can change. `docs/limits.md` describes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum number of concurrent connections per listener.
+    pub max_clients: usize,
+    /// Maximum number of concurrent connections per listener and peer.
+    pub max_clients_per_peer: usize,
+    /// Time that the row of a sandbox is kept after its end; `None`: for ever.
+    pub retention: Option<Duration>,
+    /// Maximum lifetime that a client of the E2B API can request, in seconds.
+    pub max_lifetime_sec: u32,
+    /// Maximum time that a request waits for an earlier one with the same idempotency key.
+    pub idempotency_wait: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_clients: 8192,
+            max_clients_per_peer: 1024,
+            retention: Some(Duration::from_secs(30 * 24 * 3600)),
+            max_lifetime_sec: 30 * 24 * 3600,
+            idempotency_wait: Duration::from_secs(50),
+        }
+    }
+}
+
 /// Settings of the control plane.
 #[derive(Clone)]
 pub struct ControlConfig {
@@ -26,6 +53,8 @@ pub struct ControlConfig {
     pub first_e2b_key_file: Option<PathBuf>,
     /// Interval at which the reconciler compares rows and host.
     pub poll_interval: Duration,
+    /// Limits.
+    pub limits: Limits,
 }
 
 impl std::fmt::Debug for ControlConfig {
@@ -39,6 +68,7 @@ impl std::fmt::Debug for ControlConfig {
             .field("first_key_file", &self.first_key_file)
             .field("first_e2b_key_file", &self.first_e2b_key_file)
             .field("poll_interval", &self.poll_interval)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }

@@ -13,6 +13,7 @@
 //! - [`guest`]: calls to the guest agents of sandboxes, through the agent's tunnels.
 //! - [`fleet`]: the hosts, addressed by their ids. [`host`]: one host as last observed.
 //! - [`samples`]: resource usage over time.
+//! - [`unaddressed`]: finds the sandbox of a request to a port that names no sandbox.
 //!
 //! A restart interrupts only the operations in progress, which the reconciler then settles.
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ pub mod principal;
 pub mod reconciler;
 pub mod samples;
 pub mod state_machine;
+pub mod unaddressed;
 
-pub use config::ControlConfig;
+pub use config::{ControlConfig, Limits};
 pub use error::ControlError;

@@ -33,6 +33,7 @@ mod deadline;
 mod destroy;
 mod idempotency;
 mod idle;
+mod idle_time;
 mod locks;
 mod network;
 mod pause;
@@ -44,7 +45,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
 use thiserror_ext::AsReport as _;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 use wrenn_db::{Db, DbError, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
@@ -62,7 +63,9 @@ pub use activity::ActivityGuard;
 pub use connect::{Connected, Connection};
 pub use copies::CopyAs;
 pub use create::{NewSandbox, PendingCreate};
+pub use deadline::MAX_ENDS_AT_ONCE;
 pub use idempotency::{PriorRequest, RequestError};
+pub(crate) use idle::is_within;
 pub(crate) use locks::LockGuard;
 pub use network::new_traffic_token;
 pub(crate) use report::{HostReport, HostState};
@@ -184,8 +187,12 @@ pub struct Lifecycle {
     requests: Arc<idempotency::Requests>,
     /// Notified after each change of a row.
     changed: Notify,
+    idle_times: idle_time::IdleTimes,
+    deadlines: deadline::Deadlines,
     /// Notified when a deadline may have become the nearest one.
-    deadlines: Notify,
+    deadline_changed: Notify,
+    /// Rights to end sandboxes whose time is over.
+    ends: Arc<Semaphore>,
     /// Receives sandboxes that start to run.
     begun: mpsc::Sender<SandboxId>,
     /// Closes the clients' connections to a sandbox's ports.
@@ -214,7 +221,10 @@ impl Lifecycle {
             resumes: Mutex::default(),
             requests: Arc::default(),
             changed: Notify::new(),
-            deadlines: Notify::new(),
+            idle_times: idle_time::IdleTimes::default(),
+            deadlines: deadline::Deadlines::default(),
+            deadline_changed: Notify::new(),
+            ends: Arc::new(Semaphore::new(deadline::MAX_ENDS_AT_ONCE)),
             begun,
             cuts,
             tasks: TaskTracker::new(),
@@ -261,7 +271,8 @@ impl Lifecycle {
     /// Returns whether the sandbox is in use now, and when its last use ended (milliseconds since
     /// the Unix epoch; 0: no use since the start of this process).
     pub fn use_of(&self, id: &SandboxId) -> (bool, i64) {
-        self.activity.of(id)
+        let found = self.activity.of(id);
+        (found.is_open(), found.last_ended_ms)
     }
 
     /// Takes the lifecycle lock if it is free.
@@ -326,6 +337,7 @@ impl Lifecycle {
             row.last_updated = clock::now_ms();
             if self.db.update_sandbox(&row).await? {
                 row.version += 1;
+                self.note_deadline(&row);
                 tracing::info!(sandbox_id = %id, from = %before, to = %next, ?event, "sandbox changed");
                 if !matches!(next, SandboxStatus::Running | SandboxStatus::Pausing) {
                     self.idle.forget(id);
@@ -334,7 +346,7 @@ impl Lifecycle {
                     // Best effort: a full queue only delays the first sample.
                     let _ = self.begun.try_send(id.clone());
                     if row.expires_at > 0 {
-                        self.deadlines.notify_one();
+                        self.deadline_changed.notify_one();
                     }
                 }
                 if event == Event::PauseDone
@@ -367,6 +379,7 @@ impl Lifecycle {
             row.last_updated = clock::now_ms();
             if self.db.update_sandbox(&row).await? {
                 row.version += 1;
+                self.note_deadline(&row);
                 return Ok(row);
             }
         }
@@ -423,6 +436,15 @@ impl Lifecycle {
             let next_look = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
             let _ = tokio::time::timeout_at(next_look, told).await;
         }
+    }
+
+    /// Returns the row of a sandbox that runs, or that [`await_running`](Self::await_running) can
+    /// bring to `running`. Changes nothing and waits for nothing.
+    pub async fn look_up(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+        let row = self.get(id).await?;
+        self.require_here(&row)?;
+        Self::require_enterable(&row)?;
+        Ok(row)
     }
 
     /// Rejects a sandbox that cannot reach `running` by waiting, or that its user must resume

@@ -1,8 +1,8 @@
 //! Reconciliation of the database and the host.
 //!
 //! Owns one task, which makes a pass once per
-//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the rows that are not in a
-//! final status, *then* asks the host for its sandboxes, and takes the steps that `reconcile`
+//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the states of the rows that are
+//! not in a final status (few columns; a whole row is read only when there is something to write), *then* asks the host for its sandboxes, and takes the steps that `reconcile`
 //! returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is in progress
 //! in this process, nor on a row that changed since it was read: its view of such a sandbox is
 //! stale, and the next pass follows soon. While the host does not answer, nothing is changed, and
@@ -22,10 +22,12 @@
 //! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A
-//!   sandbox may be absent from one answer, and another control plane may have written the row and
-//!   not called the host yet.
-//! - "reap": an idle sandbox is paused or destroyed, as requested at its creation.
+//! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A sandbox
+//!   may be absent from one answer, and another control plane may have written the row and not
+//!   called the host yet.
+//! - "reap": an idle sandbox is paused or destroyed, as requested at its creation. Idle times are
+//!   measured by the monotonic clock (`lifecycle::idle_time`), and only a bounded number of sandboxes is
+//!   reaped at the same time; the others follow in later passes.
 //! - "fail": the row becomes `error`, and the sandbox is destroyed at the host.
 //! - "keep": the sandbox is left unchanged, and this is logged once. A sandbox without a row
 //!   belongs to another database: the current one is empty, restored from an older copy, or not the
@@ -45,13 +47,17 @@
 //! the new status of a row, for this module, after a failed call, and for an adopted sandbox. Its
 //! documentation contains the table for failed calls.
 
+mod retention;
 mod steps;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use wrenn_model::{SandboxId, SandboxStatus};
 
-use crate::lifecycle::{Cause, Decision, HostReport, HostState, settle};
+use crate::lifecycle::{Cause, Decision, HostReport, HostState, is_within, settle};
 
 pub use steps::Reconciler;
 
@@ -67,13 +73,12 @@ pub(crate) struct RowView {
     pub(crate) creating: bool,
     /// True if a client is using the sandbox.
     pub(crate) in_use: bool,
-    /// Time of the last activity known to this process, in milliseconds since 1970.
-    pub(crate) last_active_ms: i64,
+    /// Time since the last activity.
+    pub(crate) idle: Duration,
     /// Idle timeout, in seconds; 0 means none.
     pub(crate) timeout_sec: u32,
-    /// Time before which the sandbox is not reaped, because an attempt failed, in milliseconds
-    /// since 1970.
-    pub(crate) not_reaped_before_ms: i64,
+    /// True if the sandbox is not reaped now, because an attempt failed.
+    pub(crate) is_reap_delayed: bool,
     /// Number of consecutive passes, this one included, in which the row had this version and the
     /// host reported this state.
     pub(crate) steady_passes: u32,
@@ -100,16 +105,15 @@ pub(crate) enum Action {
 pub(crate) fn reconcile(
     rows: &BTreeMap<SandboxId, RowView>,
     host: &BTreeMap<SandboxId, HostReport>,
-    now_ms: i64,
 ) -> BTreeMap<SandboxId, Action> {
     let ids: BTreeSet<_> = rows.keys().chain(host.keys()).collect();
     ids.into_iter()
-        .filter_map(|id| Some((id.clone(), one(rows.get(id), host.get(id), now_ms)?)))
+        .filter_map(|id| Some((id.clone(), one(rows.get(id), host.get(id))?)))
         .collect()
 }
 
 /// Returns one cell of the table in the module documentation.
-fn one(row: Option<&RowView>, host: Option<&HostReport>, now_ms: i64) -> Option<Action> {
+fn one(row: Option<&RowView>, host: Option<&HostReport>) -> Option<Action> {
     use SandboxStatus as S;
     let Some(row) = row else {
         return unknown(host);
@@ -122,7 +126,7 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>, now_ms: i64) -> Option<
         (S::Stopped, _) if state == Some(&HostState::Paused) => return Some(Action::DestroyOrphan),
         (S::Stopped | S::Error, host) => return orphan(host),
         (S::Running, Some(report)) if report.state == HostState::Running => {
-            return Some(idle(row, report.last_active_ms, now_ms).unwrap_or(Action::Refresh));
+            return Some(idle(row).unwrap_or(Action::Refresh));
         }
         (status, _)
             if row.steady_passes < MIN_STEADY_PASSES && needs_steady_passes(status, state) =>
@@ -163,15 +167,12 @@ fn orphan(host: Option<&HostReport>) -> Option<Action> {
 }
 
 /// Returns [`Action::Reap`] if the sandbox has been idle for longer than its timeout.
-fn idle(row: &RowView, host_last_active_ms: i64, now_ms: i64) -> Option<Action> {
-    if row.timeout_sec == 0 || row.in_use || now_ms < row.not_reaped_before_ms {
+fn idle(row: &RowView) -> Option<Action> {
+    if row.in_use || row.is_reap_delayed || is_within(row.timeout_sec, row.idle) {
         return None;
     }
-    let last = row.last_active_ms.max(host_last_active_ms);
-    let idle_ms = u64::try_from(now_ms.saturating_sub(last)).unwrap_or(0);
-    (idle_ms >= u64::from(row.timeout_sec) * 1000).then_some(Action::Reap {
-        idle_sec: idle_ms / 1000,
-    })
+    let idle_sec = row.idle.as_secs();
+    Some(Action::Reap { idle_sec })
 }
 
 #[cfg(test)]

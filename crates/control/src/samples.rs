@@ -15,7 +15,10 @@ use std::{
 
 use futures::StreamExt as _;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use wrenn_db::{Db, Owner, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
@@ -31,17 +34,17 @@ const EVERY: Duration = Duration::from_secs(15);
 
 /// Number of samples of the last hour, and the interval of older samples.
 const RECENT: usize = 240;
-const OLDER_EVERY_MS: i64 = 5 * 60 * 1000;
+const OLDER_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// A sample closer than this to its predecessor is replaced by the next one. The last hour
 /// therefore fits, no matter how often samples are requested.
-const RECENT_EVERY_MS: i64 = 10 * 1000;
+const RECENT_EVERY: Duration = Duration::from_secs(10);
 
 /// Number of samples older than one hour: 23 hours.
 const OLDER: usize = 276;
 
 /// Maximum age of a sample that is used instead of taking a new one.
-const FRESH_MS: i64 = 2000;
+const FRESH: Duration = Duration::from_secs(2);
 
 /// Number of sandboxes queried concurrently.
 const AT_ONCE: usize = 4;
@@ -52,9 +55,6 @@ const FIRST_AFTER: Duration = Duration::from_secs(2);
 
 /// Deadline of one query.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Maximum number of rows read. Larger than the number of slots that a host can have.
-const MAX_ROWS: u32 = 100_000;
 
 /// Maximum number of sandboxes that wait for their first sample. A sandbox beyond that gets its
 /// first sample with the regular ones.
@@ -73,6 +73,8 @@ const KEPT: [SandboxStatus; 4] = [
 pub struct Sample {
     /// Milliseconds since the Unix epoch.
     pub at_ms: i64,
+    /// The same by the monotonic clock, which decides how long a sample is kept and used.
+    taken: Instant,
     /// Usage that the host reported.
     pub used: rpc::GetMetricsResponse,
 }
@@ -88,7 +90,7 @@ impl History {
     fn push(&mut self, sample: Sample) {
         let mut newest = self.recent.iter().rev();
         if let (Some(last), Some(before)) = (newest.next(), newest.next())
-            && last.at_ms - before.at_ms < RECENT_EVERY_MS
+            && last.taken.duration_since(before.taken) < RECENT_EVERY
         {
             self.recent.pop_back();
         }
@@ -102,7 +104,7 @@ impl History {
 
     fn keep_one_of_many(&mut self, left: Sample) {
         let newest = self.older.back();
-        if newest.is_some_and(|newest| left.at_ms - newest.at_ms < OLDER_EVERY_MS) {
+        if newest.is_some_and(|newest| left.taken.duration_since(newest.taken) < OLDER_EVERY) {
             return;
         }
         self.older.push_back(left);
@@ -168,7 +170,7 @@ impl Samples {
     }
 
     async fn look(&self) {
-        let rows = match self.db.sandboxes(Owner::Any, &KEPT, MAX_ROWS).await {
+        let rows = match self.db.states(&KEPT).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::warn!(%error, "failed to list the sandboxes to sample");
@@ -181,30 +183,31 @@ impl Samples {
             .into_iter()
             .filter(|row| row.status == SandboxStatus::Running);
         futures::stream::iter(running)
-            .for_each_concurrent(AT_ONCE, async |row| self.try_take(&row).await)
+            .for_each_concurrent(AT_ONCE, async |row| {
+                self.try_take(&row.id, &row.host_id).await
+            })
             .await;
     }
 
     /// Takes a sample, unless there is a fresh one. A guest that does not answer gets none.
     pub async fn take_now(&self, row: &Sandbox) {
-        let fresh = |sample: &Sample| clock::now_ms().saturating_sub(sample.at_ms) < FRESH_MS;
+        let fresh = |sample: &Sample| sample.taken.elapsed() < FRESH;
         if !self.last(&row.id).as_ref().is_some_and(fresh) {
-            self.try_take(row).await;
+            self.try_take(&row.id, &row.host_id).await;
         }
     }
 
     /// Takes the first sample of a sandbox that started to run, unless it has ended.
     async fn take_first(&self, id: &SandboxId) {
         match self.db.sandbox(Owner::Any, id).await {
-            Ok(Some(row)) => self.try_take(&row).await,
+            Ok(Some(row)) => self.try_take(&row.id, &row.host_id).await,
             Ok(None) => {}
             Err(error) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
         }
     }
 
-    async fn try_take(&self, row: &Sandbox) {
-        let id = &row.id;
-        match tokio::time::timeout(ASK_TIMEOUT, self.take(row)).await {
+    async fn try_take(&self, id: &SandboxId, host_id: &str) {
+        match tokio::time::timeout(ASK_TIMEOUT, self.take_of(id, host_id)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(sandbox_id = %id, %error, "failed to take a sample"),
             Err(_) => tracing::debug!(sandbox_id = %id, "timed out taking a sample"),
@@ -213,12 +216,19 @@ impl Samples {
 
     /// Takes a sample of a running sandbox.
     pub async fn take(&self, row: &Sandbox) -> Result<Sample, FleetError> {
-        let host = self.fleet.host(&row.host_id).await?;
-        let used = host.agent.metrics(row.id.as_str()).await?;
-        let at_ms = clock::now_ms();
-        let sample = Sample { at_ms, used };
+        self.take_of(&row.id, &row.host_id).await
+    }
+
+    async fn take_of(&self, id: &SandboxId, host_id: &str) -> Result<Sample, FleetError> {
+        let host = self.fleet.host(host_id).await?;
+        let used = host.agent.metrics(id.as_str()).await?;
+        let sample = Sample {
+            at_ms: clock::now_ms(),
+            taken: Instant::now(),
+            used,
+        };
         let mut histories = self.histories();
-        let history = histories.entry(row.id.clone()).or_default();
+        let history = histories.entry(id.clone()).or_default();
         history.push(sample.clone());
         Ok(sample)
     }
@@ -244,11 +254,17 @@ impl Samples {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
     fn sample(at_ms: i64) -> Sample {
+        let since = Duration::from_millis(u64::try_from(at_ms).expect("after 1970"));
         Sample {
             at_ms,
+            taken: *BEGUN + since,
             used: rpc::GetMetricsResponse::default(),
         }
     }
@@ -278,8 +294,9 @@ mod tests {
             times.windows(2).map(|pair| pair[1] - pair[0]).collect()
         };
         assert_eq!(steps(recent), [every_ms].into());
-        assert_eq!(steps(older), [OLDER_EVERY_MS].into());
-        assert!(recent[0] > older[OLDER - 1] && recent[0] - older[OLDER - 1] <= OLDER_EVERY_MS);
+        let older_every_ms = 5 * 60 * 1000;
+        assert_eq!(steps(older), [older_every_ms].into());
+        assert!(recent[0] > older[OLDER - 1] && recent[0] - older[OLDER - 1] <= older_every_ms);
         assert_eq!(recent.last(), Some(&((day_and_a_half - 1) * every_ms)));
     }
 }

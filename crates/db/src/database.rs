@@ -1,11 +1,11 @@
 //! Operations on the database.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use async_trait::async_trait;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
-use crate::{ApiKey, DbError, Owner, Page, Sandbox, Template};
+use crate::{ApiKey, DbError, DeadlineRow, EndedRow, Owner, Page, Sandbox, StateRow, Template};
 
 /// Operations of the control plane on its database. Each has a deadline.
 ///
@@ -29,14 +29,47 @@ pub trait Database: fmt::Debug + Send + Sync {
         limit: u32,
     ) -> Result<Vec<Sandbox>, DbError>;
 
+    /// Returns the states of all sandboxes with one of these statuses, in no particular order.
+    async fn states(&self, statuses: &[SandboxStatus]) -> Result<Vec<StateRow>, DbError>;
+
+    /// Returns rows of one of two hosts that ended before a time (milliseconds since 1970), the
+    /// earliest first, at most `limit`. `after` is the last row of the previous call.
+    async fn ended(
+        &self,
+        host_ids: [&str; 2],
+        before_ms: i64,
+        after: Option<(i64, &SandboxId)>,
+        limit: u32,
+    ) -> Result<Vec<EndedRow>, DbError>;
+
     /// Returns a page of sandboxes.
     async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError>;
 
-    /// Returns running sandboxes with a deadline, earliest deadline first.
-    async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError>;
+    /// Returns the number of a team's running sandboxes. The parameters are those of [`Page`].
+    async fn running_count(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<u64, DbError>;
+
+    /// Returns the metadata of the same sandboxes.
+    async fn running_metadata(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<Vec<BTreeMap<String, String>>, DbError>;
+
+    /// Returns the deadlines of all running sandboxes that have one.
+    async fn deadlines(&self) -> Result<Vec<DeadlineRow>, DbError>;
 
     /// Returns the tokens of the guest agents of all sandboxes that run or are paused.
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError>;
+
+    /// Returns ids and tokens of the sandboxes whose guest agent has this token, in any status,
+    /// newest first. Found by the hash of the token: the caller compares the tokens.
+    async fn sandboxes_by_token(&self, token: &str) -> Result<Vec<(SandboxId, String)>, DbError>;
 
     /// Returns the row that the team's request with this idempotency key created, if there is one.
     async fn sandbox_by_idempotency_key(
@@ -58,8 +91,8 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// same.
     async fn refresh_sandbox(&self, row: &Sandbox) -> Result<bool, DbError>;
 
-    /// Removes the row of a sandbox that was never created, if the row still has this version.
-    /// Returns false otherwise.
+    /// Removes the row of a sandbox that was never created, or that has ended, if the row still has
+    /// this version. Returns false otherwise.
     async fn remove_sandbox(&self, id: &SandboxId, version: i64) -> Result<bool, DbError>;
 
     /// Returns all templates, by name. Hosts report them, so they belong to no team.

@@ -41,5 +41,5 @@ pub use error::DbError;
 pub use options::{NetworkLists, Options, ResumeAs};
 pub use owner::Owner;
 pub use page::{MAX_STATUSES, Page};
-pub use sandbox::{MAX_LIST, Sandbox, UNKNOWN_HOST};
+pub use sandbox::{DeadlineRow, EndedRow, MAX_LIST, Sandbox, StateRow, UNKNOWN_HOST};
 pub use template::Template;

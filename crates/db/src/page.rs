@@ -40,6 +40,39 @@ const OLDEST_FIRST: &str = concat!(
      AND (started_at > $7 OR (started_at = $7 AND id > $8)) AND team_id = $10 ORDER BY started_at, id LIMIT $9"
 );
 
+/// Returns the statement that counts the running sandboxes of a team. The parameters are those of
+/// [`Page`].
+pub(crate) fn count_running<B: Backend>(
+    team: &TeamId,
+    template: &str,
+    started_from: i64,
+) -> Statement<B> {
+    Statement::new(
+        "count the sandboxes",
+        "SELECT COUNT(*) FROM sandboxes WHERE status = 'running' AND ($1 = '' OR template = $1) \
+         AND started_at >= $2 AND team_id = $3",
+    )
+    .bind(template)
+    .bind(started_from)
+    .bind(team.as_str())
+}
+
+/// Returns the statement that selects the metadata of the same sandboxes.
+pub(crate) fn running_metadata<B: Backend>(
+    team: &TeamId,
+    template: &str,
+    started_from: i64,
+) -> Statement<B> {
+    Statement::new(
+        "read the metadata of the sandboxes",
+        "SELECT id, metadata FROM sandboxes WHERE status = 'running' AND ($1 = '' OR template = $1) \
+         AND started_at >= $2 AND team_id = $3",
+    )
+    .bind(template)
+    .bind(started_from)
+    .bind(team.as_str())
+}
+
 /// Returns the statement of a page, or `None` if the page selects no status. Equal times are
 /// ordered by id, so that no sandbox is skipped or repeated at a page boundary.
 pub(crate) fn select<B: Backend>(page: &Page<'_>) -> Option<Statement<B>> {

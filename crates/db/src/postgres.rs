@@ -38,7 +38,9 @@ pub(crate) async fn open(url: &str) -> Result<Store<Postgres>, DbError> {
         .await
         .map_err(failed)?;
     update_schema(migrate(options)).await?;
-    Ok(Store::new(pool, None))
+    let store = Store::new(pool, None);
+    store.hash_tokens().await?;
+    Ok(store)
 }
 
 /// Updates the schema on a connection without a limit for statements. The migrator holds an

@@ -4,6 +4,7 @@ pub(crate) mod statements;
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest as _, Sha256};
 use sqlx::FromRow;
 use wrenn_model::{BootTimes, Egress, MachineSize, OnTimeout, SandboxId, SandboxStatus, TeamId};
 
@@ -108,6 +109,70 @@ impl From<SizeColumns> for MachineSize {
             disk_mib: columns.disk_size_mb,
         }
     }
+}
+
+/// State of a sandbox: the columns that a task needs which looks at all sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct StateRow {
+    /// Sandbox id.
+    #[sqlx(try_from = "String")]
+    pub id: SandboxId,
+    /// Lifecycle status.
+    #[sqlx(try_from = "Word")]
+    pub status: SandboxStatus,
+    /// Version of the row.
+    pub version: i64,
+    /// Idle time until `on_timeout` is applied, in seconds; 0 means never.
+    #[sqlx(try_from = "i64")]
+    pub timeout_sec: u32,
+    /// Time of the first start, in milliseconds since 1970; 0 before it.
+    pub started_at: i64,
+    /// Time of the last activity, in milliseconds since 1970; 0 before the first.
+    pub last_active_at: i64,
+    /// Host that has the sandbox.
+    pub host_id: String,
+}
+
+/// Row of a sandbox that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct EndedRow {
+    /// Sandbox id.
+    #[sqlx(try_from = "String")]
+    pub id: SandboxId,
+    /// Version of the row.
+    pub version: i64,
+    /// Time of the end, in milliseconds since 1970.
+    pub last_updated: i64,
+}
+
+/// Metadata of a sandbox.
+#[derive(Debug, FromRow)]
+pub(crate) struct MetadataRow {
+    /// User-defined key-value pairs.
+    #[sqlx(json)]
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// Deadline of a running sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct DeadlineRow {
+    /// Sandbox id.
+    #[sqlx(try_from = "String")]
+    pub id: SandboxId,
+    /// Host that has the sandbox.
+    pub host_id: String,
+    /// Version of the row.
+    pub version: i64,
+    /// Deadline, in milliseconds since 1970.
+    pub expires_at: i64,
+}
+
+/// Returns the hash by which the sandbox of a guest agent's token is found; empty without a token.
+pub(crate) fn token_hash(token: &str) -> String {
+    if token.is_empty() {
+        return String::new();
+    }
+    hex::encode(Sha256::digest(token))
 }
 
 /// Host of a row that was written before hosts had ids.

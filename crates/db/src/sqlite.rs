@@ -40,7 +40,9 @@ pub(crate) async fn open(url: &str) -> Result<Store<Sqlite>, DbError> {
         .synchronous(SqliteSynchronous::Normal);
     let pool = pool_options().connect_with(options).await.map_err(failed)?;
     update_schema(migrate(pool.clone())).await?;
-    Ok(Store::new(pool, Some(FLUSH)))
+    let store = Store::new(pool, Some(FLUSH));
+    store.hash_tokens().await?;
+    Ok(store)
 }
 
 /// Updates the schema in a separate thread. The future of a migrator that borrows its connection

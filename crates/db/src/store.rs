@@ -1,6 +1,6 @@
 //! Database in one of the systems: a pool of connections that runs statements within a deadline.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{Pool, migrate::MigrateError, pool::PoolOptions};
@@ -8,7 +8,8 @@ use tokio::time::timeout;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use crate::{
-    ApiKey, Database, DbError, Owner, Page, Sandbox, Template, api_key,
+    ApiKey, Database, DbError, DeadlineRow, EndedRow, Owner, Page, Sandbox, StateRow, Template,
+    api_key,
     backend::{Backend, Record},
     installation, page, sandbox,
     statement::Statement,
@@ -29,6 +30,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// readers run beside it.
 const MAX_CONNECTIONS: u32 = 8;
 
+/// Number of tokens of an earlier release that are hashed per query.
+const HASHED_AT_ONCE: u32 = 500;
+
 /// Opened database.
 #[derive(Debug)]
 pub(crate) struct Store<B: Backend> {
@@ -41,6 +45,31 @@ impl<B: Backend> Store<B> {
     /// needed.
     pub(crate) const fn new(pool: Pool<B>, flush: Option<&'static str>) -> Self {
         Self { pool, flush }
+    }
+
+    /// Hashes the tokens that an earlier release stored without a hash.
+    pub(crate) async fn hash_tokens(&self) -> Result<(), DbError> {
+        loop {
+            let statement = sandbox::statements::without_token_hash(HASHED_AT_ONCE);
+            let rows: Vec<(String, String)> = self.fetch(statement).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for (id, token) in rows {
+                self.execute(sandbox::statements::set_token_hash(&id, &token))
+                    .await?;
+            }
+        }
+    }
+
+    /// Reads ids with their tokens.
+    async fn fetch_tokens(
+        &self,
+        statement: Statement<B>,
+    ) -> Result<Vec<(SandboxId, String)>, DbError> {
+        let rows = self.fetch(statement).await?;
+        let known = |(id, token): (String, String)| Some((id.parse().ok()?, token));
+        Ok(rows.into_iter().filter_map(known).collect())
     }
 
     /// Runs a statement. Returns the number of changed rows.
@@ -123,6 +152,24 @@ impl<B: Backend> Database for Store<B> {
         }
     }
 
+    async fn states(&self, statuses: &[SandboxStatus]) -> Result<Vec<StateRow>, DbError> {
+        match sandbox::statements::states(statuses) {
+            Some(statement) => self.fetch(statement).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn ended(
+        &self,
+        host_ids: [&str; 2],
+        before_ms: i64,
+        after: Option<(i64, &SandboxId)>,
+        limit: u32,
+    ) -> Result<Vec<EndedRow>, DbError> {
+        let statement = sandbox::statements::ended(host_ids, before_ms, after, limit);
+        self.fetch(statement).await
+    }
+
     async fn page(&self, page: Page<'_>) -> Result<Vec<Sandbox>, DbError> {
         match page::select(&page) {
             Some(statement) => self.fetch(statement).await,
@@ -130,14 +177,39 @@ impl<B: Backend> Database for Store<B> {
         }
     }
 
-    async fn expiring(&self, limit: u32) -> Result<Vec<Sandbox>, DbError> {
-        self.fetch(sandbox::statements::expiring(limit)).await
+    async fn running_count(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<u64, DbError> {
+        let statement = page::count_running(team, template, started_from);
+        let count = self.fetch::<(i64,)>(statement).await?.pop();
+        Ok(count.map_or(0, |(count,)| u64::try_from(count).unwrap_or(0)))
+    }
+
+    async fn running_metadata(
+        &self,
+        team: &TeamId,
+        template: &str,
+        started_from: i64,
+    ) -> Result<Vec<BTreeMap<String, String>>, DbError> {
+        let statement = page::running_metadata(team, template, started_from);
+        let rows = self.fetch::<sandbox::MetadataRow>(statement).await?;
+        Ok(rows.into_iter().map(|row| row.metadata).collect())
+    }
+
+    async fn deadlines(&self) -> Result<Vec<DeadlineRow>, DbError> {
+        self.fetch(sandbox::statements::deadlines()).await
     }
 
     async fn envd_tokens(&self) -> Result<Vec<(SandboxId, String)>, DbError> {
-        let rows = self.fetch(sandbox::statements::envd_tokens()).await?;
-        let known = |(id, token): (String, String)| Some((id.parse().ok()?, token));
-        Ok(rows.into_iter().filter_map(known).collect())
+        self.fetch_tokens(sandbox::statements::envd_tokens()).await
+    }
+
+    async fn sandboxes_by_token(&self, token: &str) -> Result<Vec<(SandboxId, String)>, DbError> {
+        self.fetch_tokens(sandbox::statements::by_token(token))
+            .await
     }
 
     async fn sandbox_by_idempotency_key(

@@ -7,6 +7,9 @@
 //!   └────────────────────────────────────────────────┘
 //!                   response sent
 //! ```
+//! An idle connection may be closed at any time to make room for another client (`clients`). Its last
+//! response is written before.
+//!
 //! A new connection starts in `Head`: the client has 10 s to send a complete request head. hyper's
 //! own header timeout would also close a connection that is merely kept open for the next request,
 //! so the deadlines are implemented here. There is no deadline while a request is answered:
@@ -39,6 +42,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a connection may stay idle between two requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
 
+/// Time after which a connection in `Head` may be closed to make room for another client.
+pub(crate) const STALLED: Duration = Duration::from_secs(1);
+
+/// Time that a connection has to write its last response when it makes room for another client.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Size of the read buffer per client, in bytes. Also limits the size of a request's head.
 const MAX_BUFFER_BYTES: usize = 128 * 1024;
 
@@ -51,19 +60,56 @@ enum Phase {
     Busy(usize),
 }
 
-/// State of a connection, shared by its reader, its service and its watch.
+/// State of a connection, shared by its reader, its service, its watch and the table of clients.
 #[derive(Debug)]
 pub(crate) struct Activity {
     phase: Mutex<Phase>,
     changed: Notify,
+    /// Cancelled when the connection must make room for another client.
+    evicted: CancellationToken,
+    /// Notified when the connection becomes idle.
+    room: Arc<Notify>,
+}
+
+/// Place of a waiting connection in the order in which connections make room for others: idle ones
+/// first, and among those the one that has waited for the longest time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Waiting {
+    is_in_head: bool,
+    since: Instant,
 }
 
 impl Activity {
-    fn new() -> Arc<Self> {
+    /// Returns the state of a new connection. `room` is notified when the connection becomes idle.
+    pub(crate) fn new(room: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             phase: Mutex::new(Phase::Head(Instant::now())),
             changed: Notify::new(),
+            evicted: CancellationToken::new(),
+            room,
         })
+    }
+
+    /// Returns the place of a connection that waits for its client; `None` if it must not be
+    /// closed.
+    pub(crate) fn waiting(&self) -> Option<Waiting> {
+        match *self.phase() {
+            Phase::Idle(since) => Some(Waiting {
+                is_in_head: false,
+                since,
+            }),
+            Phase::Head(since) if since.elapsed() >= STALLED => Some(Waiting {
+                is_in_head: true,
+                since,
+            }),
+            Phase::Head(_) | Phase::Busy(_) => None,
+        }
+    }
+
+    /// Closes the connection as soon as no request is being answered.
+    pub(crate) fn evict(&self) {
+        self.evicted.cancel();
+        self.changed.notify_one();
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -96,15 +142,18 @@ impl Activity {
             _ => Phase::Idle(Instant::now()),
         };
         self.changed.notify_one();
+        self.room.notify_one();
     }
 
-    /// Returns when the deadline of the current phase has passed.
-    async fn watch(&self) {
+    /// Returns when the deadline of the current phase has passed. `evicted_at` is the time at which
+    /// the connection was told to make room.
+    async fn watch(&self, evicted_at: Option<Instant>) {
         loop {
-            let deadline = match *self.phase() {
-                Phase::Idle(since) => Some(since + IDLE_TIMEOUT),
-                Phase::Head(since) => Some(since + HEAD_TIMEOUT),
-                Phase::Busy(_) => None,
+            let deadline = match (*self.phase(), evicted_at) {
+                (Phase::Busy(_), _) => None,
+                (Phase::Idle(_) | Phase::Head(_), Some(at)) => Some(at + EVICTION_TIMEOUT),
+                (Phase::Idle(since), None) => Some(since + IDLE_TIMEOUT),
+                (Phase::Head(since), None) => Some(since + HEAD_TIMEOUT),
             };
             let changed = self.changed.notified();
             match deadline {
@@ -156,11 +205,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Given<B> {
     }
 }
 
-/// Serves a connection until it closes, a deadline passes, or `shutdown` is cancelled and the
-/// current request is answered. A request with more than `max_headers` header fields is rejected
-/// with 431.
+/// Serves a connection until it closes, a deadline passes, or the current request is answered after
+/// `shutdown` was cancelled or the connection was evicted. A request with more than `max_headers`
+/// header fields is rejected with 431.
 pub(crate) async fn serve<F, B>(
     stream: TcpStream,
+    activity: Arc<Activity>,
     max_headers: usize,
     answer: impl Fn(Request<DrainingBody>) -> F,
     shutdown: CancellationToken,
@@ -169,7 +219,6 @@ pub(crate) async fn serve<F, B>(
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let activity = Activity::new();
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let answering = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -190,6 +239,7 @@ pub(crate) async fn serve<F, B>(
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
+    let mut evicted_at = None;
     loop {
         tokio::select! {
             done = connection.as_mut() => {
@@ -198,12 +248,16 @@ pub(crate) async fn serve<F, B>(
                 }
                 return;
             }
-            () = activity.watch() => {
+            () = activity.watch(evicted_at) => {
                 tracing::debug!("connection timed out");
                 return;
             }
             () = shutdown.cancelled(), if !stopping => {
                 stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = activity.evicted.cancelled(), if evicted_at.is_none() => {
+                evicted_at = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
         }

@@ -7,12 +7,16 @@
 //! here. A connection on which nothing arrives is timed from its start.
 //!
 //! Failures: when the process is out of file descriptors, accepting is retried after 100 ms. When
-//! there are more clients than [`Limits::clients`], the others wait to be accepted. A request that
-//! does not finish is dropped [`DRAIN_DEADLINE`] after shutdown began.
+//! there are [`Limits::clients`] connections, idle ones make room for further clients (`clients`),
+//! and these wait if none is idle. A peer with more than [`Limits::clients_per_peer`] connections
+//! that are all in use is answered 429. A request that does not finish is dropped
+//! [`DRAIN_DEADLINE`] after shutdown began.
 #![forbid(unsafe_code)]
 
+mod clients;
 mod connection;
 mod draining_body;
+mod reject;
 mod watched;
 
 use std::{
@@ -26,11 +30,11 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use clients::{Clients, Slot, TooMany};
+use reject::Rejections;
 
 pub use draining_body::DrainingBody;
 
@@ -43,8 +47,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Limits of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum number of concurrent connections. Further clients wait to be accepted.
+    /// Maximum number of concurrent connections. A further client takes the place of an idle
+    /// connection, or waits.
     pub clients: usize,
+    /// Maximum number of concurrent connections per peer. A further client of the peer takes the
+    /// place of an idle connection of the peer, or is answered 429.
+    pub clients_per_peer: usize,
     /// Maximum number of header fields per request. A request with more is answered with 431.
     pub headers: usize,
 }
@@ -67,12 +75,13 @@ pub async fn serve<A, F, B>(
 {
     let connections = TaskTracker::new();
     let drop_all = CancellationToken::new();
-    let slots = Arc::new(Semaphore::new(limits.clients));
+    let clients = Clients::new(limits);
+    let rejections = Rejections::new();
     loop {
         let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &clients, &rejections) => accepted,
         };
         let Ok((stream, peer, slot)) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -80,7 +89,8 @@ pub async fn serve<A, F, B>(
         };
         let answer = answer.clone();
         let answer = move |request| answer(request, peer.ip());
-        let serving = connection::serve(stream, limits.headers, answer, shutdown.clone());
+        let activity = Arc::clone(&slot.activity);
+        let serving = connection::serve(stream, activity, limits.headers, answer, shutdown.clone());
         let drop_all = drop_all.clone();
         connections.spawn(async move {
             let _slot = slot;
@@ -105,17 +115,22 @@ async fn drain(connections: &TaskTracker, drop_all: &CancellationToken) {
     }
 }
 
-/// Accepts the next connection once a slot is free.
+/// Accepts the next connection that finds a place.
 async fn accept(
     listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots)
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
-    let accepted = listener.accept().await;
-    let (stream, peer) = accepted
-        .inspect_err(|error| tracing::warn!(%error, "failed to accept client connection"))?;
-    Ok((stream, peer, slot))
+    clients: &Arc<Clients>,
+    rejections: &Rejections,
+) -> io::Result<(TcpStream, SocketAddr, Slot)> {
+    loop {
+        let accepted = listener.accept().await;
+        let (stream, peer) = accepted
+            .inspect_err(|error| tracing::warn!(%error, "failed to accept client connection"))?;
+        match clients.admit(peer.ip()).await {
+            Ok(slot) => return Ok((stream, peer, slot)),
+            Err(TooMany) => {
+                tracing::debug!(peer = %peer.ip(), "client rejected, its peer has too many connections");
+                rejections.reject(stream);
+            }
+        }
+    }
 }

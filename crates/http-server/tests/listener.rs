@@ -1,14 +1,18 @@
 //! Clients at the limits: more clients than slots, and clients that are still connected at
 //! shutdown.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
     task::JoinHandle,
     time::Instant,
@@ -32,6 +36,10 @@ struct Server {
 
 impl Server {
     async fn start(clients: usize) -> Self {
+        Self::limited(clients, clients).await
+    }
+
+    async fn limited(clients: usize, clients_per_peer: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
         let (asked, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -47,6 +55,7 @@ impl Server {
         };
         let limits = Limits {
             clients,
+            clients_per_peer,
             headers: HEADERS,
         };
         let serving = tokio::spawn(serve(listener, limits, answer, shutdown.clone()));
@@ -60,9 +69,25 @@ impl Server {
     }
 
     async fn ask(&self) -> TcpStream {
-        let mut client = TcpStream::connect(self.address).await.expect("connected");
-        let request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
-        client.write_all(request).await.expect("sent");
+        self.ask_from(1).await
+    }
+
+    /// Sends a request from the address 127.0.0.`host`.
+    async fn ask_from(&self, host: u8) -> TcpStream {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        let from = (Ipv4Addr::new(127, 0, 0, host), 0).into();
+        socket.bind(from).expect("bound");
+        let mut client = socket.connect(self.address).await.expect("connected");
+        send(&mut client).await;
+        client
+    }
+
+    /// Sends a request from the address 127.0.0.`host`, and lets it be answered.
+    async fn answered_from(&self, host: u8) -> TcpStream {
+        let mut client = self.ask_from(host).await;
+        self.asked.notified().await;
+        self.go.notify_one();
+        assert!(is_answered(&mut client).await);
         client
     }
 
@@ -73,6 +98,16 @@ impl Server {
         self.go.notify_one();
         read_to(client, "done").await
     }
+}
+
+async fn send(client: &mut TcpStream) {
+    let request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+    client.write_all(request).await.expect("sent");
+}
+
+/// True if the server closes the connection without sending anything.
+async fn is_closed(client: &mut TcpStream) -> bool {
+    client.read(&mut [0; 8]).await.unwrap_or(0) == 0
 }
 
 /// True if a complete response arrived instead of the end of the connection.
@@ -136,6 +171,81 @@ async fn client_above_the_limit_waits_for_a_free_connection() {
     server.asked.notified().await;
     server.go.notify_one();
     assert!(is_answered(&mut second).await);
+}
+
+#[tokio::test]
+async fn oldest_idle_connection_makes_room() {
+    let server = Server::start(2).await;
+    let mut oldest = server.answered_from(1).await;
+    let mut newer = server.answered_from(1).await;
+    let mut third = server.answered_from(2).await;
+    assert!(is_closed(&mut oldest).await);
+    for client in [&mut newer, &mut third] {
+        send(client).await;
+        server.asked.notified().await;
+        server.go.notify_one();
+        assert!(is_answered(client).await);
+    }
+}
+
+#[tokio::test]
+async fn busy_connection_never_makes_room() {
+    let server = Server::start(2).await;
+    let mut idle = server.answered_from(1).await;
+    let mut busy = server.ask().await;
+    server.asked.notified().await;
+    let mut third = server.ask_from(2).await;
+    server.asked.notified().await;
+    assert!(is_closed(&mut idle).await);
+    server.go.notify_one();
+    server.go.notify_one();
+    for client in [&mut busy, &mut third] {
+        assert!(is_answered(client).await);
+    }
+}
+
+#[tokio::test]
+async fn silent_connection_makes_room_after_a_second() {
+    let server = Server::start(2).await;
+    let mut silent = TcpStream::connect(server.address).await.expect("connected");
+    let mut idle = server.answered_from(1).await;
+    // The silent connection is older, and yet an idle one goes first.
+    let _second = server.answered_from(2).await;
+    assert!(is_closed(&mut idle).await);
+    send(&mut silent).await;
+    server.asked.notified().await;
+    server.go.notify_one();
+    assert!(is_answered(&mut silent).await);
+
+    let server = Server::start(1).await;
+    let mut silent = TcpStream::connect(server.address).await.expect("connected");
+    let _next = server.answered_from(2).await;
+    assert!(is_closed(&mut silent).await);
+}
+
+#[tokio::test]
+async fn peer_at_its_limit_shuts_out_only_itself() {
+    let server = Server::limited(10, 2).await;
+    let mut first = server.answered_from(1).await;
+    let mut second = server.answered_from(1).await;
+    // A third takes the place of the peer's own idle connection.
+    let mut third = server.ask_from(1).await;
+    server.asked.notified().await;
+    assert!(is_closed(&mut first).await);
+    send(&mut second).await;
+    server.asked.notified().await;
+    let mut fourth = server.ask_from(1).await;
+    let answer = read_to(&mut fourth, "this address").await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(is_closed(&mut fourth).await);
+    let mut other = server.ask_from(2).await;
+    server.asked.notified().await;
+    for _ in 0..3 {
+        server.go.notify_one();
+    }
+    for client in [&mut second, &mut third, &mut other] {
+        assert!(is_answered(client).await);
+    }
 }
 
 /// Reads until the text ends with `end`.

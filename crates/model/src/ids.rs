@@ -1,8 +1,18 @@
 //! Identifiers, validated when they are parsed.
 //!
-//! Both kinds of identifier become file names, and a sandbox id becomes part of a cgroup name. A
-//! value of these types contains no separator, does not start with a dot, and is always a single
-//! path component.
+//! Both kinds of identifier become file names. A value of these types contains no separator, does not
+//! start with a dot, and is always a single path component.
+//!
+//! | use of a sandbox id | limit | longest |
+//! |---|---|---|
+//! | directory, cgroup | 255 bytes | 43 |
+//! | host name of the guest | 64 bytes | 43 |
+//! | label of a host name, `<port>-<id>` | 63 bytes | 49 |
+//! | socket of the supervisor: addressed through its directory's descriptor | – | – |
+//! | network devices and namespaces: named after the network slot, not after the sandbox | – | – |
+//!
+//! New identifiers have 20 random characters of `[a-z0-9]`, about 103 bits: nobody can guess one.
+//! Those of earlier releases had 8 hexadecimal digits and stay valid.
 
 use std::{fmt, str::FromStr};
 
@@ -76,7 +86,7 @@ macro_rules! checked_string {
 }
 
 /// Sandbox id in one of two forms. The first form is `sb-` and 1 to 40 characters of `[a-z0-9]`;
-/// new ids have 8 hexadecimal digits there. The second form, for clients of the E2B API, is `i` and
+/// new ids have 20 of them. The second form, for clients of the E2B API, is `i` and
 /// 20 characters of `[a-z0-9]`: these clients build host names from the id, in which `-` is a
 /// separator.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,21 +103,16 @@ checked_string!(SandboxId, is_sandbox_id, Sandbox);
 checked_string!(TemplateName, is_template_name, Template);
 
 impl SandboxId {
-    /// Returns a new id: `sb-` and 8 random hexadecimal digits. Collisions are rare but possible,
-    /// so the caller must check for them when it stores the id.
+    /// Returns a new id: `sb-` and 20 random characters of `[a-z0-9]`.
     #[must_use]
     pub fn random() -> Self {
-        Self(format!("sb-{:08x}", rand::rng().random::<u32>()))
+        Self(format!("sb-{}", random_characters()))
     }
 
     /// Returns a new id in the form of the E2B API: `i` and 20 random characters of `[a-z0-9]`.
     #[must_use]
     pub fn random_e2b() -> Self {
-        const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let mut random = rand::rng();
-        let character = |_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]);
-        let rest: String = (0..E2B_ID_LENGTH).map(character).collect();
-        Self(format!("i{rest}"))
+        Self(format!("i{}", random_characters()))
     }
 
     /// True if the id has the form of the E2B API.
@@ -118,16 +123,39 @@ impl SandboxId {
 }
 
 impl TemplateName {
-    /// Returns a new name: `template-` and 8 random hexadecimal digits. Collisions are rare but
-    /// possible, so the caller must check for them when it stores the name.
+    /// Returns a new name: `template-` and 20 random characters of `[a-z0-9]`.
     #[must_use]
     pub fn random() -> Self {
-        Self(format!("template-{:08x}", rand::rng().random::<u32>()))
+        Self(format!("template-{}", random_characters()))
+    }
+
+    /// True if the name has a form that [`random`](Self::random) returns, or returned in earlier
+    /// releases.
+    #[must_use]
+    pub fn is_random(name: &str) -> bool {
+        name.strip_prefix("template-").is_some_and(|rest| {
+            let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+            match rest.len() {
+                RANDOM_LENGTH => rest.bytes().all(is_id_character),
+                EARLIER_RANDOM_LENGTH => rest.bytes().all(is_hex),
+                _ => false,
+            }
+        })
     }
 }
 
-/// Number of characters after the `i` of an E2B id.
-const E2B_ID_LENGTH: usize = 20;
+/// Number of random characters of a new identifier.
+const RANDOM_LENGTH: usize = 20;
+
+/// Number of random characters in earlier releases, all of them hexadecimal digits.
+const EARLIER_RANDOM_LENGTH: usize = 8;
+
+fn random_characters() -> String {
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut random = rand::rng();
+    let character = |_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]);
+    (0..RANDOM_LENGTH).map(character).collect()
+}
 
 fn is_sandbox_id(s: &str) -> bool {
     let plain = |rest: &str| (1..=40).contains(&rest.len()) && rest.bytes().all(is_id_character);
@@ -136,7 +164,7 @@ fn is_sandbox_id(s: &str) -> bool {
 
 fn is_e2b_id(s: &str) -> bool {
     s.strip_prefix('i')
-        .is_some_and(|rest| rest.len() == E2B_ID_LENGTH && rest.bytes().all(is_id_character))
+        .is_some_and(|rest| rest.len() == RANDOM_LENGTH && rest.bytes().all(is_id_character))
 }
 
 const fn is_id_character(byte: u8) -> bool {
@@ -183,18 +211,38 @@ mod tests {
     }
 
     #[test]
+    fn identifiers_of_earlier_releases_are_valid() {
+        for id in ["sb-0123abcd", "sb-1", "i0123456789abcdefghij"] {
+            assert!(id.parse::<SandboxId>().is_ok(), "{id}");
+        }
+        assert!("template-0123abcd".parse::<TemplateName>().is_ok());
+        assert!(TemplateName::is_random("template-0123abcd"));
+        for other in [
+            "template-0123abcg",
+            "template-0123abc",
+            "template-",
+            "mine",
+            "template-0123456789ABCDEFGHIJ",
+        ] {
+            assert!(!TemplateName::is_random(other), "{other}");
+        }
+    }
+
+    #[test]
     fn a_new_id_is_a_valid_id() {
         for _ in 0..1000 {
             let id = SandboxId::random();
             assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
-            assert_eq!(id.as_str().len(), 11);
+            // 20 characters of 36 are more than 96 bits.
+            assert_eq!(id.as_str().len(), 23);
             assert!(!id.is_e2b());
             let id = SandboxId::random_e2b();
             assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
             assert!(id.is_e2b() && id.as_str().len() == 21);
             let name = TemplateName::random();
             assert_eq!(name.as_str().parse::<TemplateName>(), Ok(name.clone()));
-            assert_eq!(name.as_str().len(), 17);
+            assert_eq!(name.as_str().len(), 29);
+            assert!(TemplateName::is_random(name.as_str()));
         }
     }
 

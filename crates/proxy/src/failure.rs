@@ -20,8 +20,16 @@ pub(crate) enum Failure {
     BadAddress(#[from] BadAddress),
     #[error("the link's signature matches no running sandbox")]
     NoSuchLink,
+    #[error(
+        "too many links without a sandbox id are being looked up; add `sandbox_id` to the link"
+    )]
+    TooManySearches,
     #[error("signature is already expired")]
     LinkExpired,
+    #[error("invalid signature")]
+    BadSignature,
+    #[error("unauthorized access, wrong or missing X-Access-Token")]
+    BadGuestToken,
     #[error("unsupported request target: expected a path")]
     BadTarget,
     #[error("The sandbox was not found")]
@@ -54,6 +62,7 @@ impl From<Rejected> for Failure {
             Rejected::Changing => Self::Changing,
             Rejected::ResumeDenied(why) => Self::ResumeDenied(why),
             Rejected::Unavailable(why) => Self::Unreachable(why),
+            Rejected::TooManySearches => Self::TooManySearches,
         }
     }
 }
@@ -76,22 +85,35 @@ impl Failure {
         match self {
             Self::BadAddress(_) | Self::NoSuchLink | Self::BadTarget => StatusCode::BAD_REQUEST,
             Self::NotFound | Self::PortClosed | Self::Unreachable(_) => StatusCode::BAD_GATEWAY,
-            Self::LinkExpired => StatusCode::UNAUTHORIZED,
+            Self::LinkExpired | Self::BadSignature | Self::BadGuestToken => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::Changing => StatusCode::CONFLICT,
             Self::ResumeDenied(_) | Self::NoTrafficToken | Self::BadTrafficToken => {
                 StatusCode::FORBIDDEN
             }
             Self::Internal => StatusCode::NOT_FOUND,
-            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany | Self::TooManySearches => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
-    /// Builds the response. `address` is `None` while the target is unknown. The body is an HTML
+    /// Builds the response. `address` is `None` while the target is unknown. The body is then plain
+    /// text, or JSON without an id if it says that the sandbox does not exist. It is an HTML
     /// page if a person will read it (see [`is_browser`]). An error that stands in for one of the
     /// guest agent's always has the guest agent's JSON form.
     pub(crate) fn answer(&self, address: Option<&Address>, browser: bool) -> Response<Bytes> {
         let message = self.to_string();
         let (kind, body) = match address {
+            None if *self == Self::NotFound => {
+                let code = self.status().as_u16();
+                let body = Body {
+                    sandbox_id: None,
+                    message: &message,
+                    code,
+                    port: None,
+                };
+                ("application/json", json(&body))
+            }
             None => ("text/plain; charset=utf-8", message),
             Some(address) if browser && !self.is_guest_agents() => (
                 "text/html; charset=utf-8",
@@ -104,8 +126,7 @@ impl Failure {
                     code: self.status().as_u16(),
                     port: (*self == Self::PortClosed).then_some(address.port),
                 };
-                let json = serde_json::to_string(&body).unwrap_or(message);
-                ("application/json", json)
+                ("application/json", json(&body))
             }
         };
         let mut response = Response::new(Bytes::from(body));
@@ -119,8 +140,15 @@ impl Failure {
 
     /// True if the guest agent would report this error with the same text.
     fn is_guest_agents(&self) -> bool {
-        *self == Self::LinkExpired
+        matches!(
+            self,
+            Self::LinkExpired | Self::BadSignature | Self::BadGuestToken
+        )
     }
+}
+
+fn json(body: &Body<'_>) -> String {
+    serde_json::to_string(body).unwrap_or_else(|_| body.message.to_owned())
 }
 
 /// True if a person will read the response. A script in a page that calls an API is recognized by

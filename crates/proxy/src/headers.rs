@@ -91,11 +91,7 @@ pub(crate) fn prepare_request(
     if let Some(host) = host(context) {
         headers.insert(header::HOST, host);
     }
-    if let Some(token) = context
-        .target
-        .injected_token
-        .as_deref()
-        .filter(|_| context.is_envd)
+    if let Some(token) = context.target.injected_token().filter(|_| context.is_envd)
         && let Ok(mut token) = HeaderValue::from_str(token)
     {
         token.set_sensitive(true);
@@ -262,7 +258,8 @@ mod tests {
     fn masked_host_is_sent_to_servers_but_not_to_the_guest_agent() {
         let target = Target {
             mask_host: Some("localhost:${PORT}".to_owned()),
-            injected_token: Some("secret".to_owned()),
+            guest_token: Some("secret".to_owned()),
+            is_open: true,
             ..Target::default()
         };
         let headers = prepared(&[("host", "80-i1.example.com:8001")], 80, &target);

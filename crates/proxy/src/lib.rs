@@ -2,14 +2,14 @@
 //! returns the response.
 //!
 //! ```text
-//!  client ──HTTP/1.1──► listener ──► route ──► resolve ───────► pool ──────────► dial ──────► port
-//!                       deadlines    id, port  access, resume   kept connections byte stream
+//!  client ──HTTP/1.1──► listener ──► route ──► look_up ──► resolve ──► pool ──────────► dial ──────► port
+//!                       deadlines    id, port  access      resume      kept connections byte stream
 //! ```
 //!
-//! `resolve` and `dial` are methods of [`Sandboxes`].
+//! `look_up`, `resolve` and `dial` are methods of [`Sandboxes`].
 //!
-//! Owns routing ([`route`]), the list of blocked envd paths ([`path`]), one connection pool per
-//! sandbox, error responses, and CORS preflights that do not name a sandbox. Never accesses a
+//! Owns routing ([`route`]), the list of blocked envd paths ([`path`]), the access checks, one
+//! connection pool per sandbox, error responses, and CORS preflights that do not name a sandbox. Never accesses a
 //! database or an agent's state (that is [`Sandboxes`], which the control plane implements), never
 //! rewrites a path or a body, never buffers a body, and never repeats a request that may have been
 //! executed.
@@ -21,6 +21,7 @@
 //! connections.
 #![forbid(unsafe_code)]
 
+mod access;
 mod body;
 mod failure;
 mod forward;
@@ -38,6 +39,6 @@ mod upgrade;
 
 pub use kill_switch::ConnectionKillSwitch;
 pub use link::SignedLink;
-pub use lookup::{DialError, Rejected, Sandboxes, Target};
+pub use lookup::{DialError, Found, Rejected, Sandboxes, Target};
 pub use proxy::{Proxy, ProxyConfig};
 pub use tunnel::{AgentTunnel, InvalidAgentUrl, TunnelError};

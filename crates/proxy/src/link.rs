@@ -1,4 +1,6 @@
-//! Signed links, which identify their sandbox only by the token that signed them.
+//! Signed links. Those of E2B's SDKs identify their sandbox only by the token that signed them. A
+//! client that builds links itself adds the parameter `sandbox_id`, which is not part of the
+//! signature: the sandbox is then found without a search.
 
 use std::{
     borrow::Cow,
@@ -7,6 +9,7 @@ use std::{
 
 use http::Method;
 use subtle::ConstantTimeEq as _;
+use wrenn_model::SandboxId;
 use wrenn_proto::Grant;
 
 /// Access that a link grants, and its signature.
@@ -17,6 +20,7 @@ pub struct SignedLink<'a> {
     signature: Cow<'a, str>,
     operation: &'static str,
     expires: Option<i64>,
+    sandbox: Option<SandboxId>,
 }
 
 impl<'a> SignedLink<'a> {
@@ -32,6 +36,7 @@ impl<'a> SignedLink<'a> {
             return None;
         }
         let (mut path, mut user, mut signature, mut expires) = (None, None, None, None);
+        let mut sandbox = None;
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             // The guest agent rejects duplicate names, so using the first value is safe.
             match &*name {
@@ -39,6 +44,7 @@ impl<'a> SignedLink<'a> {
                 "username" => user = user.or(Some(value)),
                 "signature" => signature = signature.or(Some(value)),
                 "signature_expiration" => expires = expires.or(Some(value)),
+                "sandbox_id" => sandbox = sandbox.or_else(|| value.parse().ok()),
                 _ => {}
             }
         }
@@ -52,7 +58,20 @@ impl<'a> SignedLink<'a> {
             signature: signature?,
             operation,
             expires,
+            sandbox,
         })
+    }
+
+    /// Returns the sandbox that the link names. The token of this sandbox must have signed it.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<SandboxId> {
+        self.sandbox.clone()
+    }
+
+    /// Returns the signature as sent.
+    #[must_use]
+    pub fn signature(&self) -> &str {
+        &self.signature
     }
 
     /// True if the link has expired according to this machine's clock. The guest's own clock may be
@@ -93,6 +112,18 @@ mod tests {
         assert!(!link.is_signed_with("tok_i0000000000000000001"));
         let written = SignedLink::parse(&Method::POST, "/files", QUERY).expect("a link");
         assert!(!written.is_signed_with("tok_i0000000000000000000"));
+        assert_eq!(link.sandbox(), None);
+    }
+
+    #[test]
+    fn sandbox_id_is_not_part_of_the_signature() {
+        let query = format!("{QUERY}&sandbox_id=sb-1");
+        let link = SignedLink::parse(&Method::GET, "/files", &query).expect("a link");
+        assert!(link.is_signed_with("tok_i0000000000000000000"));
+        assert_eq!(link.sandbox(), "sb-1".parse().ok());
+        let query = format!("{QUERY}&sandbox_id=../x");
+        let link = SignedLink::parse(&Method::GET, "/files", &query).expect("a link");
+        assert_eq!(link.sandbox(), None);
     }
 
     #[test]

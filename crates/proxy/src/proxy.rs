@@ -3,7 +3,6 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
-use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_http_server::{DrainingBody, Limits};
@@ -11,7 +10,7 @@ use wrenn_model::SandboxId;
 use wrenn_proto::guest;
 
 use crate::{
-    ConnectionKillSwitch, Sandboxes, SignedLink, Target,
+    ConnectionKillSwitch, Found, Sandboxes, SignedLink, Target, access,
     body::AnswerBody,
     failure::{self, Failure},
     forward, headers,
@@ -34,8 +33,12 @@ pub struct ProxyConfig {
     /// Host names of this machine on which the routing headers are honored, as they are on
     /// `localhost`.
     pub shared_names: Vec<String>,
-    /// Maximum number of concurrent client connections; further clients wait to be accepted.
+    /// Maximum number of concurrent client connections; a further client takes the place of an idle
+    /// connection, or waits.
     pub max_clients: usize,
+    /// Maximum number of concurrent client connections per peer; a further client of the peer takes
+    /// the place of an idle connection of the peer, or is answered 429.
+    pub max_clients_per_peer: usize,
     /// Maximum number of concurrent connections per sandbox; a request that needs one more is
     /// answered with 429.
     pub max_connections: usize,
@@ -46,6 +49,7 @@ impl Default for ProxyConfig {
         Self {
             shared_names: Vec::new(),
             max_clients: 8192,
+            max_clients_per_peer: 1024,
             max_connections: 512,
         }
     }
@@ -94,6 +98,7 @@ impl<S: Sandboxes> Proxy<S> {
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
         let limits = Limits {
             clients: self.0.config.max_clients,
+            clients_per_peer: self.0.config.max_clients_per_peer,
             headers: MAX_HEADERS,
         };
         let inner = Arc::clone(&self.0);
@@ -145,10 +150,12 @@ impl<S: Sandboxes> Inner<S> {
         failure::check_path(address, request.uri().path())?;
         // Well-formed for E2B, but no id of this platform has this form.
         let id: SandboxId = address.id.parse().map_err(|_| Failure::NotFound)?;
-        let target = self.resolve(&id).await?;
-        check_traffic_token(&target, address.port, request.headers())?;
-        self.check_link(&request, &id, address.port, &target)
-            .await?;
+        let found = self.look_up(&id).await?;
+        access::check(&request, address.port, &found)?;
+        let target = match found.is_running {
+            true => found.target,
+            false => self.resolve(&id).await?,
+        };
         self.forward(request, client, &id, address.port, &target)
             .await
     }
@@ -160,46 +167,34 @@ impl<S: Sandboxes> Inner<S> {
     ) -> Result<Address, Failure> {
         match route {
             Route::Port(address) => Ok(address),
-            Route::Unaddressed => {
-                let uri = request.uri();
-                let query = uri.query().unwrap_or_default();
-                let link = SignedLink::parse(request.method(), uri.path(), query)
-                    .ok_or(BadAddress::Headers)?;
-                let id = self
-                    .sandboxes
-                    .signed_by(&link)
-                    .await
-                    .ok_or(Failure::NoSuchLink)?;
-                Ok(Address {
-                    id: id.to_string(),
-                    port: guest::ENVD_PORT,
-                })
-            }
+            Route::Unaddressed => Ok(Address {
+                id: self.unaddressed(request).await?.to_string(),
+                port: guest::ENVD_PORT,
+            }),
         }
     }
 
-    /// Rejects a correctly signed link that has expired. A wrongly signed link is forwarded: the
-    /// guest agent checks the signature first and rejects it.
-    async fn check_link(
-        &self,
-        request: &Request<DrainingBody>,
-        id: &SandboxId,
-        port: u16,
-        target: &Target,
-    ) -> Result<(), Failure> {
-        let uri = request.uri();
-        let is_link = port == guest::ENVD_PORT
-            && target.injected_token.is_none()
-            && !request.headers().contains_key(headers::ACCESS_TOKEN);
-        let query = uri.query().unwrap_or_default();
-        let link = SignedLink::parse(request.method(), uri.path(), query)
-            .filter(|link| is_link && link.has_expired());
-        match link {
-            Some(link) if self.sandboxes.signed_by(&link).await.as_ref() == Some(id) => {
-                Err(Failure::LinkExpired)
-            }
-            _ => Ok(()),
+    /// Finds the sandbox of a request that names none: by the guest agent's token that it shows, as
+    /// older SDKs do after a connect, or by the signature of a link.
+    async fn unaddressed(&self, request: &Request<DrainingBody>) -> Result<SandboxId, Failure> {
+        let shown = request.headers().get(headers::ACCESS_TOKEN);
+        if let Some(token) = shown.and_then(|token| token.to_str().ok()) {
+            let found = self.sandboxes.with_token(token).await?;
+            return found.ok_or(Failure::NotFound);
         }
+        let uri = request.uri();
+        let query = uri.query().unwrap_or_default();
+        let link =
+            SignedLink::parse(request.method(), uri.path(), query).ok_or(BadAddress::Headers)?;
+        self.sandboxes
+            .signed_by(&link)
+            .await?
+            .ok_or(Failure::NoSuchLink)
+    }
+
+    async fn look_up(&self, id: &SandboxId) -> Result<Found, Failure> {
+        let found = tokio::time::timeout(RESOLVE_DEADLINE, self.sandboxes.look_up(id)).await;
+        Ok(found.map_err(|_| Failure::Changing)??)
     }
 
     async fn resolve(&self, id: &SandboxId) -> Result<Target, Failure> {
@@ -266,28 +261,4 @@ fn forwarded_uri(asked: &Uri, port: u16) -> Result<Uri, Failure> {
         .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
         .build()
         .map_err(|_| Failure::BadTarget)
-}
-
-/// Checks the traffic access token. Only clients with the token may reach the ports of a sandbox
-/// that is not public. The guest agent has its own token.
-fn check_traffic_token(
-    target: &Target,
-    port: u16,
-    headers: &http::HeaderMap,
-) -> Result<(), Failure> {
-    let Some(token) = target
-        .traffic_token
-        .as_deref()
-        .filter(|_| port != guest::ENVD_PORT)
-    else {
-        return Ok(());
-    };
-    let shown = headers
-        .get(failure::TRAFFIC_TOKEN)
-        .ok_or(Failure::NoTrafficToken)?;
-    if bool::from(shown.as_bytes().ct_eq(token.as_bytes())) {
-        Ok(())
-    } else {
-        Err(Failure::BadTrafficToken)
-    }
 }

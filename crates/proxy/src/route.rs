@@ -9,8 +9,8 @@
 //! | any other                                 | the label left of the first dot, `<port>-<id>` |
 //!
 //! The headers are `E2b-Sandbox-Id` and `E2b-Sandbox-Port`. On a shared name a request must have
-//! both or neither; a request with neither may still be a signed link. Routing only parses: the
-//! sandbox need not exist.
+//! both or neither; a request with neither may still be a signed link, or show the token of a guest
+//! agent. Routing only parses: the sandbox need not exist.
 
 use std::{fmt, net::IpAddr};
 
@@ -55,7 +55,10 @@ pub enum BadAddress {
     #[error("invalid host: expected <port>-<sandboxID>.<domain>")]
     Host,
     /// One of the two headers without the other, or one of them twice.
-    #[error("expected exactly one `{SANDBOX_ID}` header and one `{SANDBOX_PORT}` header")]
+    #[error(
+        "expected exactly one `{SANDBOX_ID}` header and one `{SANDBOX_PORT}` header, or the guest \
+         agent's token in `x-access-token`"
+    )]
     Headers,
     /// Not a number from 1 to 65535.
     #[error("invalid sandbox port")]

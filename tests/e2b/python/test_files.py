@@ -258,12 +258,11 @@ def test_changes_come_with_their_entries_where_asked_for(files, folder):
     watch.stop()
 
 
-def test_a_sandbox_may_be_open_in_the_old_api(create):
+def test_a_sandbox_is_secured_also_if_the_old_api_asks_for_an_open_one(create):
     if IS_NEW:
-        pytest.skip("only the older API makes such sandboxes")
+        pytest.skip("only the older API asks for such sandboxes")
     sandbox = create(secure=False)
-    sandbox.files.write("/tmp/a", "open")
-    assert sandbox.files.read("/tmp/a") == "open"
-    with pytest.raises(Exception):
-        sandbox.download_url("/tmp/a", use_signature_expiration=60)
-    assert Sandbox.connect(sandbox.sandbox_id).files.read("/tmp/a") == "open"
+    sandbox.files.write("/tmp/a", "secured")
+    assert sandbox.files.read("/tmp/a") == "secured"
+    assert httpx.get(sandbox.download_url("/tmp/a", use_signature_expiration=60)).text == "secured"
+    assert Sandbox.connect(sandbox.sandbox_id).files.read("/tmp/a") == "secured"

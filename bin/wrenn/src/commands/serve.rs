@@ -307,6 +307,7 @@ fn control_config(settings: &Settings, agent_url: String, agent_token: String) -
         first_key_file: Some(settings.key_file()),
         first_e2b_key_file: Some(settings.e2b_key_file()),
         poll_interval: POLL_INTERVAL,
+        limits: settings.limits,
     }
 }
 

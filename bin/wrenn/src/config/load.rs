@@ -151,6 +151,13 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
                 .collect::<Result<_, _>>()
                 .map_err(|_| "expected comma-separated IP addresses".to_owned())
         })?,
+        max_clients: parse(env, "WRENN_MAX_CLIENTS", at_least_one)?,
+        max_clients_per_peer: parse(env, "WRENN_MAX_CLIENTS_PER_PEER", at_least_one)?,
+        max_lifetime_sec: parse(env, "WRENN_MAX_LIFETIME_SEC", at_least_one)?,
+        retention_days: parse(env, "WRENN_RETENTION_DAYS", |s| {
+            s.parse()
+                .map_err(|_| "expected a number of days, 0 to keep all".to_owned())
+        })?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })
@@ -198,6 +205,12 @@ pub(super) fn subnets_of_file<'de, D: Deserializer<'de>>(
 pub(crate) fn address(s: &str) -> Result<std::net::SocketAddr, String> {
     s.parse()
         .map_err(|_| "expected an address and port such as 127.0.0.1:8000".to_owned())
+}
+
+/// Parses a number of at least 1.
+fn at_least_one<T: std::str::FromStr>(s: &str) -> Result<T, String> {
+    s.parse()
+        .map_err(|_| "expected a number of at least 1".to_owned())
 }
 
 fn parse<T>(

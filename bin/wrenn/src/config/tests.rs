@@ -100,6 +100,10 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_EGRESS_CLOSED", "10.2.0.0/16")
         .env("WRENN_SUBNETS", "10.3.0.0/16, 10.4.0.0/16")
         .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
+        .env("WRENN_MAX_CLIENTS", "10")
+        .env("WRENN_MAX_CLIENTS_PER_PEER", "5")
+        .env("WRENN_RETENTION_DAYS", "0")
+        .env("WRENN_MAX_LIFETIME_SEC", "60")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
     assert_eq!(
@@ -125,6 +129,13 @@ fn every_variable_reaches_its_setting() {
                 "192.0.2.1".parse().unwrap(),
                 "192.0.2.2".parse().unwrap()
             ]),
+            limits: Limits {
+                max_clients: 10,
+                max_clients_per_peer: 5,
+                retention: None,
+                max_lifetime_sec: 60,
+                ..Limits::default()
+            },
             log: "debug".into(),
             envd: Some("/e".into()),
         }
@@ -151,6 +162,10 @@ fn every_key_of_the_file_reaches_its_setting() {
         egress_closed = ["10.2.0.0/16"]
         subnets = ["10.3.0.0/16", "10.4.0.0/16"]
         dns = ["192.0.2.1"]
+        max_clients = 10
+        max_clients_per_peer = 5
+        retention_days = 2
+        max_lifetime_sec = 70
         log = "warn"
         envd = "/e"
         "#,
@@ -175,6 +190,13 @@ fn every_key_of_the_file_reaches_its_setting() {
             egress_closed: vec!["10.2.0.0/16".parse().unwrap()],
             subnets: Some(other_subnets()),
             dns: Some(vec!["192.0.2.1".parse().unwrap()]),
+            limits: Limits {
+                max_clients: 10,
+                max_clients_per_peer: 5,
+                retention: Some(Duration::from_secs(172_800)),
+                max_lifetime_sec: 70,
+                ..Limits::default()
+            },
             log: "warn".into(),
             envd: Some("/e".into()),
         }
@@ -226,6 +248,8 @@ fn invalid_variable_is_named_with_its_value() {
     assert!(cpu.contains("named.toml: line 1: "), "{cpu}");
     let egress = Sources::new().env("WRENN_EGRESS", "maybe").error();
     assert!(egress.starts_with("WRENN_EGRESS=`maybe`: "), "{egress}");
+    let clients = Sources::new().env("WRENN_MAX_CLIENTS", "0").error();
+    assert!(clients.starts_with("WRENN_MAX_CLIENTS=`0`: "), "{clients}");
 }
 
 #[test]

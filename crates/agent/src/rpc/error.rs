@@ -12,6 +12,7 @@ use crate::{
         service::{DeleteSnapshotError, ForkError, NamedSnapshotError},
     },
     sandbox_dir::SandboxDirError,
+    snapshots::SnapshotError,
     templates::TemplateError,
 };
 
@@ -23,6 +24,8 @@ const fn admission_code(error: &AdmissionError) -> ErrorCode {
         | AdmissionError::Copies { .. } => ErrorCode::InvalidArgument,
         AdmissionError::Memory { .. } | AdmissionError::Disk { .. } => ErrorCode::ResourceExhausted,
         AdmissionError::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
+        // Another host may be able to restore the snapshot.
+        AdmissionError::Snapshot(SnapshotError::OtherVmm { .. }) => ErrorCode::FailedPrecondition,
         AdmissionError::Template(_) | AdmissionError::Snapshot(_) | AdmissionError::Capacity(_) => {
             ErrorCode::Internal
         }
@@ -41,7 +44,7 @@ fn create_code(error: &CreateError) -> ErrorCode {
         }
         CreateError::GuestSilent(_) => ErrorCode::DeadlineExceeded,
         CreateError::Guest(error) => error.code,
-        CreateError::Destroyed => ErrorCode::FailedPrecondition,
+        CreateError::Destroyed => ErrorCode::Aborted,
         CreateError::ShuttingDown => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,
     }

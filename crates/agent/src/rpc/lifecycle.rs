@@ -51,7 +51,7 @@ fn describe(host: &HostContext, sandboxes: usize, inventory: Inventory) -> pb::G
         templates: templates
             .into_iter()
             .map(template_info)
-            .chain(snapshots.into_iter().map(snapshots::info))
+            .chain(snapshots.iter().map(|named| snapshots::info(named)))
             .collect(),
         ..Default::default()
     }

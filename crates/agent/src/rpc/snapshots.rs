@@ -12,23 +12,23 @@ use crate::{
 };
 
 /// Describes a named snapshot as a template.
-pub(super) fn info(named: TaggedSnapshot) -> pb::TemplateInfo {
+pub(super) fn info(named: &TaggedSnapshot) -> pb::TemplateInfo {
     let info = pb::TemplateInfo {
-        name: named.name.into(),
+        name: named.name.to_string(),
         size_bytes: named.size_bytes,
         kind: pb::TemplateKind::TEMPLATE_KIND_SNAPSHOT.into(),
         generation: u32::try_from(named.generation).unwrap_or(u32::MAX),
         ..Default::default()
     };
     // Fields that stay 0 are unknown.
-    let Some(manifest) = named.manifest else {
+    let Some(size) = named.size else {
         return info;
     };
     pb::TemplateInfo {
-        vcpus: manifest.size.vcpus,
-        memory_mb: manifest.size.memory_mib,
-        created_unix_ms: manifest.created_unix_ms,
-        disk_size_mb: manifest.size.disk_mib,
+        vcpus: size.vcpus,
+        memory_mb: size.memory_mib,
+        created_unix_ms: named.created_unix_ms,
+        disk_size_mb: size.disk_mib,
         ..info
     }
 }
@@ -42,7 +42,7 @@ pub(super) async fn create(
     let name = parse("name", &request.name)?;
     let named = sandboxes.snapshot_as(sandbox, name, request.overwrite);
     Ok(pb::CreateSnapshotResponse {
-        template: info(named.await?).into(),
+        template: info(&named.await?).into(),
         ..Default::default()
     })
 }

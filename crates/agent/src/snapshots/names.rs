@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use wrenn_model::TemplateName;
-use wrenn_snapshot::{Manifest, SnapshotId};
+use wrenn_snapshot::SnapshotId;
 
 /// Mode of the files.
 const MODE: u32 = 0o644;
@@ -38,17 +38,6 @@ pub(crate) enum NameError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct NameRecord {
     pub(super) build: SnapshotId,
-}
-
-/// Snapshot with a name.
-#[derive(Debug, Clone)]
-pub(crate) struct TaggedSnapshot {
-    pub(crate) name: TemplateName,
-    /// `None` if the snapshot is damaged.
-    pub(crate) manifest: Option<Manifest>,
-    /// Disk space used by this snapshot alone, in bytes.
-    pub(crate) size_bytes: u64,
-    pub(crate) generation: u64,
 }
 
 /// Directory of names.

@@ -1,8 +1,8 @@
 //! Creating sandboxes. The response is sent when the guest agent answers, and not before.
 //!
 //! If the client disconnects before the response, the sandbox is destroyed. A repeated request with
-//! the same `Idempotency-Key` is answered with the same sandbox, even while the first request is
-//! still in progress.
+//! the same `Idempotency-Key` is answered as the first one was, even while the first request is still
+//! in progress, and after the sandbox has ended.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,7 +19,7 @@ use wrenn_db::{Options, Sandbox as Row};
 use wrenn_model::{OnTimeout, SandboxStatus, TeamId};
 
 use super::{
-    error::{E2bConflict, E2bError, E2bErrors, E2bNotFound},
+    error::{CREATE_FAILED, E2bConflict, E2bError, E2bErrors, E2bNotFound, PLACEMENT_TIMEOUT},
     extract::{E2bCaller, E2bJson},
     models::{E2bSandbox, Version},
     names,
@@ -42,10 +42,6 @@ const DEFAULT_TIMEOUT_SEC: u32 = 300;
 /// Default lifetime in seconds, in version 1.
 const DEFAULT_TIMEOUT_V1_SEC: u32 = 15;
 
-/// Maximum lifetime in seconds: 24 hours, the maximum of E2B's own service. Its clients expect
-/// longer lifetimes to be rejected, and a larger number is usually one of milliseconds.
-const MAX_LIFETIME_SEC: u32 = 86_400;
-
 /// Body of a create request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -67,7 +63,8 @@ pub(super) struct E2bNewSandbox {
     #[serde(rename = "allow_internet_access")]
     allow_internet_access: Option<bool>,
     network: Option<NetworkConfig>,
-    /// Version 1 only: require a token for access to the guest agent. Default: false.
+    /// Accepted and ignored. Every new sandbox requires a token for access to the guest agent.
+    #[expect(dead_code, reason = "documents the field, is never read")]
     secure: Option<bool>,
     /// Accepted and ignored. The client itself starts the gateway, in a sandbox whose template
     /// includes it.
@@ -131,17 +128,21 @@ async fn create_as(
         .unwrap_or_default();
     let asked: E2bNewSandbox = serde_path_to_error::deserialize(&body)
         .map_err(|error| E2bError::field(&error.path().to_string(), error.inner()))?;
-    let (base, options) = asked.checked(version)?;
+    let (base, options) = asked.checked(version, app.limits.max_lifetime_sec)?;
     let ticket = match key {
         None => None,
-        Some(key) => match app.lifecycle.earlier(&team, key, &hash).await? {
-            PriorRequest::Made(row) => {
-                return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))));
+        Some(key) => {
+            let wait = app.limits.idempotency_wait;
+            match app.lifecycle.earlier(&team, key, &hash, wait).await? {
+                // Nothing in the first response changes while the row exists.
+                PriorRequest::Made(row) => {
+                    return Ok((StatusCode::CREATED, Json(E2bSandbox::of(&row, version))));
+                }
+                PriorRequest::Nothing(ticket) => Some(ticket),
             }
-            PriorRequest::Nothing(ticket) => Some(ticket),
-        },
+        }
     };
-    let facts = app.host.facts().await?;
+    let facts = app.host.facts().await.map_err(E2bError::of_create)?;
     let template = validate::create_shape(&base)?;
     let new = validate::create_fits(team, base, template, &facts, app.default_egress)
         .map_err(template_error)?;
@@ -168,7 +169,7 @@ async fn made(
 ) -> Result<Row, E2bError> {
     let late = || {
         let message = "timed out starting the sandbox; it will be destroyed";
-        E2bError::new(StatusCode::GATEWAY_TIMEOUT, message)
+        E2bError::new(StatusCode::GATEWAY_TIMEOUT, message).with_code(PLACEMENT_TIMEOUT)
     };
     let id = timeout_at(deadline, creation.id())
         .await
@@ -179,13 +180,14 @@ async fn made(
     if let Err(error) = done {
         // The record keeps the reason of the failure.
         creation.failed().await;
-        return Err(error.into());
+        return Err(E2bError::of_create(error));
     }
     let row = app.lifecycle.get(&id).await?;
     if row.status == SandboxStatus::Error {
         creation.failed().await;
         let message = format!("failed to create the sandbox: {}", row.error);
-        return Err(E2bError::new(StatusCode::INTERNAL_SERVER_ERROR, message));
+        let error = E2bError::new(StatusCode::INTERNAL_SERVER_ERROR, message);
+        return Err(error.with_code(CREATE_FAILED));
     }
     creation.keep();
     if super::error::has_ended(row.status) {
@@ -197,7 +199,11 @@ async fn made(
 impl E2bNewSandbox {
     /// Checks the request. Returns it in the form of `/v1`, with the options that only this API
     /// has.
-    fn checked(self, version: Version) -> Result<(CreateSandbox, Options), E2bError> {
+    fn checked(
+        self,
+        version: Version,
+        max_lifetime_sec: u32,
+    ) -> Result<(CreateSandbox, Options), E2bError> {
         self.reject_unimplemented()?;
         let text = self.template_id.as_deref().filter(|text| !text.is_empty());
         let text = text.ok_or_else(|| E2bError::field("templateID", "is required"))?;
@@ -217,8 +223,7 @@ impl E2bNewSandbox {
             Version::V2 => DEFAULT_TIMEOUT_SEC,
         };
         let mut options = Options {
-            lifetime_sec: lifetime("timeout", self.timeout, default)?,
-            open: version == Version::V1 && !self.secure.unwrap_or(false),
+            lifetime_sec: lifetime("timeout", self.timeout, default, max_lifetime_sec)?,
             disk_only,
             internet: self.allow_internet_access,
             ..Options::default()
@@ -268,18 +273,21 @@ impl E2bNewSandbox {
     }
 }
 
-/// Checks a lifetime in seconds: at least one second, at most one day.
-pub(super) fn lifetime(name: &str, asked: Option<i64>, default: u32) -> Result<u32, E2bError> {
+/// Checks a lifetime in seconds: at least one second, at most the maximum of the settings.
+pub(super) fn lifetime(
+    name: &str,
+    asked: Option<i64>,
+    default: u32,
+    max: u32,
+) -> Result<u32, E2bError> {
     let Some(asked) = asked else {
-        return Ok(default);
+        return Ok(default.min(max));
     };
     u32::try_from(asked)
         .ok()
-        .filter(|sec| (1..=MAX_LIFETIME_SEC).contains(sec))
+        .filter(|sec| (1..=max).contains(sec))
         .ok_or_else(|| {
-            let why = format!(
-                "{asked} is out of range, expected 1 to {MAX_LIFETIME_SEC} seconds (24 hours)"
-            );
+            let why = format!("{asked} is out of range, expected 1 to {max} seconds");
             E2bError::field(name, why)
         })
 }
@@ -357,7 +365,7 @@ mod tests {
 
     fn status(body: Value, version: Version) -> u16 {
         let asked: E2bNewSandbox = serde_json::from_value(body).unwrap();
-        match asked.checked(version) {
+        match asked.checked(version, 86_400) {
             Ok(_) => 201,
             Err(error) => error.status.as_u16(),
         }
@@ -402,18 +410,20 @@ mod tests {
     }
 
     #[test]
-    fn versions_differ_in_default_lifetime_and_token() {
-        for (body, version, lifetime_sec, open) in [
-            (json!({}), Version::V1, 15, true),
-            (json!({ "secure": true }), Version::V1, 15, false),
-            (json!({ "secure": false }), Version::V2, 300, false),
+    fn versions_differ_in_default_lifetime_only() {
+        for (body, version, max, lifetime_sec) in [
+            (json!({}), Version::V1, 1000, 15),
+            (json!({ "secure": true }), Version::V1, 1000, 15),
+            (json!({ "secure": false }), Version::V1, 1000, 15),
+            (json!({ "secure": false }), Version::V2, 1000, 300),
+            (json!({}), Version::V2, 100, 100),
         ] {
             let asked = E2bNewSandbox {
                 template_id: Some("base".to_owned()),
                 ..serde_json::from_value(body).unwrap()
             };
-            let (_, options) = asked.checked(version).unwrap();
-            assert_eq!((options.lifetime_sec, options.open), (lifetime_sec, open));
+            let (_, options) = asked.checked(version, max).unwrap();
+            assert_eq!((options.lifetime_sec, options.open), (lifetime_sec, false));
         }
     }
 

@@ -14,7 +14,7 @@ use http::{Method, header};
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use super::paging::NEXT_TOKEN;
+use super::paging::{NEXT_TOKEN, TOTAL_RUNNING};
 
 /// Lifetime of a cached preflight response: the longest that any browser honors.
 const MAX_AGE: Duration = Duration::from_secs(2 * 3600);
@@ -32,7 +32,7 @@ pub(crate) fn layer() -> CorsLayer {
             Method::DELETE,
         ])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([NEXT_TOKEN])
+        .expose_headers([NEXT_TOKEN, TOTAL_RUNNING])
         .max_age(MAX_AGE)
 }
 

@@ -8,11 +8,15 @@
 //! | key that may not use sandboxes | 403 |
 //! | no such sandbox, template or route; a sandbox that has ended | 404 |
 //! | status of the sandbox does not allow the call, or concurrent change | 409 |
-//! | idempotency key of another request | 422 |
+//! | idempotency key of another request, or of one in progress | 409 |
+//! | idempotency key of a request whose outcome is not known | 422 |
 //! | bug, database failure or host failure | 500 |
 //! | part of the contract that is not implemented | 501 |
 //! | host or guest does not answer, or lacks free resources | 503 |
 //! | timeout | 504 |
+//!
+//! Some errors have a code for programs: those of a create (`E2bError::of_create`), of an idempotency
+//! key, and of a guest agent that does not answer.
 //!
 //! Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
 //! `false`. The server sends `false` where a repetition would create a second resource
@@ -22,6 +26,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
+use connectrpc::ErrorCode as RpcCode;
 use http::StatusCode;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
@@ -36,6 +41,21 @@ use crate::error::{ApiError, Code};
 
 /// Error code of a guest agent that does not answer.
 const GUEST_UNRESPONSIVE: &str = "sandbox_snapshot_guest_agent_unresponsive";
+
+/// Error code of a create for which the host lacks free resources now.
+const CAPACITY_UNAVAILABLE: &str = "sandbox_capacity_unavailable";
+
+/// Error code of a create that did not complete in time.
+pub(super) const PLACEMENT_TIMEOUT: &str = "sandbox_placement_timeout";
+
+/// Error code of a create from a snapshot that no host can restore.
+const NO_COMPATIBLE_NODE: &str = "sandbox_no_compatible_node";
+
+/// Error code of a create that failed on its host.
+pub(super) const CREATE_FAILED: &str = "sandbox_create_failed";
+
+/// Error code of a failure of the control plane.
+const INTERNAL: &str = "internal_server_error";
 
 /// Error body of the E2B API.
 #[derive(Debug, Serialize, ToSchema)]
@@ -102,6 +122,31 @@ impl E2bError {
             status,
             message: message.into(),
             error_code: None,
+        }
+    }
+
+    /// Adds a machine-readable code.
+    pub(super) fn with_code(mut self, error_code: &'static str) -> Self {
+        self.error_code = Some(error_code);
+        self
+    }
+
+    /// Converts the failure of a create at the host. Its code tells a program whether another attempt
+    /// may succeed.
+    pub(super) fn of_create(error: AgentError) -> Self {
+        // The state of a sandbox that does not exist yet does not forbid anything: this host cannot
+        // restore the snapshot.
+        let is_incompatible = error.code == RpcCode::FailedPrecondition && !error.connection_lost;
+        let mut told = Self::from(error);
+        if is_incompatible {
+            told.status = StatusCode::SERVICE_UNAVAILABLE;
+            return told.with_code(NO_COMPATIBLE_NODE);
+        }
+        match told.status {
+            StatusCode::SERVICE_UNAVAILABLE => told.with_code(CAPACITY_UNAVAILABLE),
+            StatusCode::GATEWAY_TIMEOUT => told.with_code(PLACEMENT_TIMEOUT),
+            StatusCode::INTERNAL_SERVER_ERROR => told.with_code(CREATE_FAILED),
+            _ => told,
         }
     }
 
@@ -181,7 +226,7 @@ impl From<AgentError> for E2bError {
 
 impl From<DbError> for E2bError {
     fn from(error: DbError) -> Self {
-        ApiError::from(error).into()
+        Self::from(ApiError::from(error)).with_code(INTERNAL)
     }
 }
 
@@ -192,6 +237,7 @@ impl From<LifecycleError> for E2bError {
             LifecycleError::WrongStatus { id, status, .. } if has_ended(*status) => {
                 Self::no_sandbox(id)
             }
+            LifecycleError::Db(error) => Self::from(ApiError::from(error)).with_code(INTERNAL),
             LifecycleError::WrongStatus { id, status, .. } => Self::new(
                 StatusCode::CONFLICT,
                 format!("the sandbox `{id}` is {status}; the call is not allowed in this state"),
@@ -203,12 +249,16 @@ impl From<LifecycleError> for E2bError {
 
 impl From<RequestError> for E2bError {
     fn from(error: RequestError) -> Self {
-        let status = match error {
+        let (status, error_code) = match error {
             RequestError::Db(error) => return error.into(),
-            RequestError::Other => StatusCode::UNPROCESSABLE_ENTITY,
-            RequestError::Ended(_) | RequestError::UnderWay => StatusCode::CONFLICT,
+            RequestError::Other => (StatusCode::CONFLICT, "idempotency_request_mismatch"),
+            RequestError::UnderWay => (StatusCode::CONFLICT, "idempotency_in_progress"),
+            RequestError::OutcomeUnknown(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_outcome_unknown",
+            ),
         };
-        Self::new(status, error.to_string())
+        Self::new(status, error.to_string()).with_code(error_code)
     }
 }
 
@@ -237,6 +287,50 @@ mod tests {
             });
             let wanted = if has_ended(status) { 404 } else { 409 };
             assert_eq!(error.status.as_u16(), wanted, "{status}");
+        }
+    }
+
+    #[test]
+    fn failed_create_has_an_error_code() {
+        for (code, connection_lost, status, error_code) in [
+            (
+                RpcCode::ResourceExhausted,
+                false,
+                503,
+                Some(CAPACITY_UNAVAILABLE),
+            ),
+            (RpcCode::Unavailable, true, 503, Some(CAPACITY_UNAVAILABLE)),
+            (
+                RpcCode::FailedPrecondition,
+                true,
+                503,
+                Some(CAPACITY_UNAVAILABLE),
+            ),
+            (
+                RpcCode::DeadlineExceeded,
+                false,
+                504,
+                Some(PLACEMENT_TIMEOUT),
+            ),
+            (
+                RpcCode::FailedPrecondition,
+                false,
+                503,
+                Some(NO_COMPATIBLE_NODE),
+            ),
+            (RpcCode::Internal, false, 500, Some(CREATE_FAILED)),
+            (RpcCode::Unknown, false, 500, Some(CREATE_FAILED)),
+            (RpcCode::InvalidArgument, false, 400, None),
+            (RpcCode::Aborted, false, 409, None),
+        ] {
+            let error = E2bError::of_create(AgentError {
+                code,
+                message: String::new(),
+                connection_lost,
+                exit_code: None,
+            });
+            assert_eq!(error.status.as_u16(), status, "{code:?}");
+            assert_eq!(error.error_code, error_code, "{code:?}");
         }
     }
 

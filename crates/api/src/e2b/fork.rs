@@ -48,7 +48,8 @@ pub(super) async fn fork(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bJson(request): E2bJson<E2bFork>,
 ) -> Result<(StatusCode, Json<Vec<E2bForked>>), E2bError> {
-    let lifetime_sec = lifetime("timeout", request.timeout, DEFAULT_TIMEOUT_SEC)?;
+    let max_sec = app.limits.max_lifetime_sec;
+    let lifetime_sec = lifetime("timeout", request.timeout, DEFAULT_TIMEOUT_SEC, max_sec)?;
     let count = u32::try_from(request.count.unwrap_or(1))
         .ok()
         .filter(|count| (1..=limits::MAX_FORK_COPIES).contains(count))

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -59,12 +59,24 @@ struct Wanted {
     limit: usize,
 }
 
+impl Wanted {
+    /// True if a sandbox with this metadata has all requested pairs.
+    fn fits(&self, metadata: &BTreeMap<String, String>) -> bool {
+        let mut pairs = self.metadata.iter();
+        pairs.all(|(key, value)| metadata.get(key) == Some(value))
+    }
+}
+
 /// Lists running and paused sandboxes, in pages.
 #[utoipa::path(
     get, path = "/v2/sandboxes", tag = "e2b", operation_id = "e2b_list_sandboxes", params(ListQuery),
     responses(
         (status = 200, description = "The sandboxes.", body = [E2bListedSandbox],
-         headers(("x-next-token" = String, description = "Token of the next page; absent on the last page."))),
+         headers(
+             ("x-next-token" = String, description = "Token of the next page; absent on the last page."),
+             ("x-total-running" = i64, description = "Number of running sandboxes that fit the filters, on all \
+              pages together; absent if `state` excludes them.")
+         )),
         E2bErrors
     )
 )]
@@ -74,7 +86,12 @@ pub(super) async fn list(
     E2bQuery(query): E2bQuery<ListQuery>,
 ) -> Result<(HeaderMap, Json<Vec<E2bListedSandbox>>), E2bError> {
     let wanted = query.checked(&[E2bState::Running, E2bState::Paused], paging::MAX_LIMIT)?;
-    answer(&app, &principal.team, wanted).await
+    let total = total_running(&app, &principal.team, &wanted).await?;
+    let (mut headers, list) = answer(&app, &principal.team, wanted).await?;
+    if let Some(total) = total {
+        headers.insert(paging::TOTAL_RUNNING, HeaderValue::from(total));
+    }
+    Ok((headers, list))
 }
 
 /// Lists running sandboxes, or those in the given states (version 1).
@@ -111,6 +128,30 @@ async fn answer(
     Ok((headers, Json(rows.iter().filter_map(listed).collect())))
 }
 
+/// Returns the number of running sandboxes that fit the filters; `None` if running ones are not
+/// listed.
+async fn total_running(
+    app: &AppState,
+    team: &TeamId,
+    wanted: &Wanted,
+) -> Result<Option<u64>, E2bError> {
+    if !wanted.statuses.contains(&SandboxStatus::Running) {
+        return Ok(None);
+    }
+    let (template, started_from) = (&wanted.template, wanted.started_from);
+    if wanted.metadata.is_empty() {
+        let count = app.db.running_count(team, template, started_from).await?;
+        return Ok(Some(count));
+    }
+    // The database cannot filter by metadata.
+    let running = app
+        .db
+        .running_metadata(team, template, started_from)
+        .await?;
+    let count = running.iter().filter(|found| wanted.fits(found)).count();
+    Ok(Some(u64::try_from(count).unwrap_or(u64::MAX)))
+}
+
 /// Returns a page of the team's rows, and true if another page follows.
 async fn find(
     app: &AppState,
@@ -138,8 +179,7 @@ async fn find(
         let whole = u32::try_from(rows.len()).is_ok_and(|got| got >= limit);
         after = rows.last().map(|row| (row.started_at, row.id.clone()));
         for row in rows {
-            let fits = |(key, value): (&String, &String)| row.metadata.get(key) == Some(value);
-            if !wanted.metadata.iter().all(fits) {
+            if !wanted.fits(&row.metadata) {
                 continue;
             }
             if found.len() == wanted.limit {

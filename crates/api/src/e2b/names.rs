@@ -96,7 +96,7 @@ impl Shown {
         Self {
             name: name.to_owned(),
             tag: tag.to_owned(),
-            named: !is_made_up(name),
+            named: !TemplateName::is_random(name),
         }
     }
 
@@ -115,12 +115,6 @@ impl Shown {
         let name = || format!("{NAMESPACE}/{}", self.name);
         self.named.then(name).into_iter().collect()
     }
-}
-
-/// True if the name has the form that [`TemplateName::random`] generates.
-fn is_made_up(name: &str) -> bool {
-    name.strip_prefix("template-")
-        .is_some_and(|rest| rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -176,6 +170,8 @@ mod tests {
         let shown = Shown::of("template-0123abcd");
         assert_eq!(shown.id(), "template-0123abcd:default");
         assert!(shown.names().is_empty());
+        let new = TemplateName::random();
+        assert!(Shown::of(new.as_str()).names().is_empty());
         let shown = Shown::of("mine..v1");
         assert_eq!(shown.id(), "wrenn/mine:v1");
         assert_eq!(shown.names(), ["wrenn/mine"]);

@@ -8,6 +8,9 @@ use super::error::E2bError;
 /// Header with the token of the next page; absent on the last page.
 pub(super) const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 
+/// Header with the number of running sandboxes that fit the filters, on all pages together.
+pub(super) const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
+
 /// Maximum and default number of entries per page.
 pub(super) const MAX_LIMIT: usize = 100;
 

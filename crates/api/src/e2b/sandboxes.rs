@@ -94,7 +94,7 @@ pub(super) async fn set_timeout(
     let seconds = match request.timeout {
         None => return Err(E2bError::field("timeout", "is required")),
         Some(0) => 0,
-        asked => lifetime("timeout", asked, 0)?,
+        asked => lifetime("timeout", asked, 0, app.limits.max_lifetime_sec)?,
     };
     app.lifecycle
         .set_lifetime(&id, seconds)
@@ -206,11 +206,11 @@ pub(super) struct E2bConnect {
 }
 
 impl E2bConnect {
-    fn checked(&self, default: u32) -> Result<Connection, E2bError> {
+    fn checked(&self, app: &AppState, default: u32) -> Result<Connection, E2bError> {
         Ok(Connection {
             lifetime_sec: match self.timeout {
                 Some(0) => 0,
-                asked => lifetime("timeout", asked, default)?,
+                asked => lifetime("timeout", asked, default, app.limits.max_lifetime_sec)?,
             },
             disk_only: self.memory == Some(false),
         })
@@ -234,7 +234,7 @@ pub(super) async fn connect(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bJson(request): E2bJson<E2bConnect>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    let wanted = request.checked(DEFAULT_CONNECT_SEC)?;
+    let wanted = request.checked(&app, DEFAULT_CONNECT_SEC)?;
     connect_as(&app, &id, wanted, Version::V2).await
 }
 
@@ -255,7 +255,7 @@ pub(super) async fn connect_v1(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bJson(request): E2bJson<E2bConnect>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    let wanted = request.checked(DEFAULT_CONNECT_SEC)?;
+    let wanted = request.checked(&app, DEFAULT_CONNECT_SEC)?;
     connect_as(&app, &id, wanted, Version::V1).await
 }
 
@@ -303,7 +303,7 @@ pub(super) async fn resume(
     E2bSandboxPath(id): E2bSandboxPath,
     E2bJson(request): E2bJson<E2bResume>,
 ) -> Result<(StatusCode, Json<E2bSandbox>), E2bError> {
-    let wanted = request.connect.checked(DEFAULT_RESUME_SEC)?;
+    let wanted = request.connect.checked(&app, DEFAULT_RESUME_SEC)?;
     let running = || {
         let message = format!("the sandbox `{id}` is already running");
         E2bError::new(StatusCode::CONFLICT, message)

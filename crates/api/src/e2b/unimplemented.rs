@@ -45,6 +45,16 @@ const LOGS: &str = "sandbox logs";
 const VOLUMES: &str = "volumes";
 const SECRETS: &str = "secrets";
 
+/// Unimplemented parts of the API: first path segment and feature. All calls below belong to it.
+const PARTS: [(&str, &str); 6] = [
+    ("admin", "administration"),
+    ("api-keys", "API keys of this API (see `/v1/api-keys`)"),
+    ("clusters", "clusters"),
+    ("events", "lifecycle events"),
+    ("nodes", "nodes"),
+    ("teams", "teams"),
+];
+
 /// Returns the feature that a call belongs to, if the call is not implemented.
 pub(super) fn feature(method: &Method, path: &str) -> Option<&'static str> {
     let fits = |pattern: &str| {
@@ -58,10 +68,13 @@ pub(super) fn feature(method: &Method, path: &str) -> Option<&'static str> {
             }
         }
     };
-    CALLS
+    let call = CALLS
         .iter()
-        .find(|(known, pattern, _)| known == method && fits(pattern))
-        .map(|(.., what)| *what)
+        .find(|(known, pattern, _)| known == method && fits(pattern));
+    let root = path.split('/').nth(1);
+    let part = || PARTS.iter().find(|(known, _)| root == Some(*known));
+    call.map(|(.., what)| *what)
+        .or_else(|| part().map(|(_, what)| *what))
 }
 
 #[cfg(test)]
@@ -82,5 +95,9 @@ mod tests {
         assert_eq!(feature(&Method::GET, "/volumes/"), None);
         assert_eq!(feature(&Method::PUT, "/volumes"), None);
         assert_eq!(feature(&Method::GET, "/sandboxes/a"), None);
+        for path in ["/teams", "/teams/x/metrics", "/teams/"] {
+            assert_eq!(feature(&Method::PATCH, path), Some("teams"), "{path}");
+        }
+        assert_eq!(feature(&Method::GET, "/teamsx"), None);
     }
 }

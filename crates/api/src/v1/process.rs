@@ -40,9 +40,10 @@ impl Selector {
     }
 }
 
-/// Generates a tag: `proc-` or `pty-` and 8 hexadecimal digits.
+/// Generates a tag: `proc-` or `pty-` and 24 hexadecimal digits.
 pub(super) fn new_tag(kind: &str) -> String {
-    format!("{kind}-{:08x}", rand::rng().random::<u32>())
+    let random = rand::rng().random::<[u8; 12]>();
+    format!("{kind}-{}", hex::encode(random))
 }
 
 /// Builds a process configuration from program, arguments, environment and directory.

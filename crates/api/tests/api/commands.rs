@@ -393,7 +393,7 @@ async fn a_background_process_is_listed_followed_and_killed() {
     let (status, made) = exec(&control, &id, body).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     let tag = made["tag"].as_str().unwrap();
-    assert!(tag.starts_with("proc-") && tag.len() == 13, "{tag}");
+    assert!(tag.starts_with("proc-") && tag.len() == 29, "{tag}");
     let (status, _) = control.delete(&format!("{processes}/{tag}")).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     let mut lost = Socket::open(&control, &format!("{processes}/nonesuch/stream")).await;

@@ -92,13 +92,61 @@ async fn record_has_the_requested_parameters() {
 }
 
 #[tokio::test]
-async fn public_sandbox_of_the_first_version_has_no_token() {
+async fn sandbox_of_the_first_version_requires_its_token() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
-    let body = json!({ "templateID": "minimal", "secure": false, "timeout": 60 });
-    let (status, made) = control.post("/sandboxes", body).await;
-    assert_eq!(status, StatusCode::CREATED);
-    assert!(made.get("envdAccessToken").is_none(), "{made}");
+    for secure in [
+        json!({}),
+        json!({ "secure": false }),
+        json!({ "secure": true }),
+    ] {
+        let mut body = json!({ "templateID": "minimal", "timeout": 60 });
+        let more = secure.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(more);
+        let (status, made) = control.post("/sandboxes", body).await;
+        assert_eq!(status, StatusCode::CREATED);
+        let id = made["sandboxID"].as_str().unwrap();
+        assert_eq!(
+            made["envdAccessToken"],
+            format!("token-of-{id}"),
+            "{secure}"
+        );
+        let request = reqwest::Client::new()
+            .get(format!("http://{}/envs", control.traffic()))
+            .header("E2b-Sandbox-Id", id)
+            .header("E2b-Sandbox-Port", 49983);
+        assert_eq!(answer(request).await.0, StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test]
+async fn failed_create_has_an_error_code() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for (code, status, error_code) in [
+        (
+            ErrorCode::ResourceExhausted,
+            503,
+            "sandbox_capacity_unavailable",
+        ),
+        (
+            ErrorCode::DeadlineExceeded,
+            504,
+            "sandbox_placement_timeout",
+        ),
+        (
+            ErrorCode::FailedPrecondition,
+            503,
+            "sandbox_no_compatible_node",
+        ),
+        (ErrorCode::Internal, 500, "sandbox_create_failed"),
+    ] {
+        agent.fail("CreateSandbox", code, "why it failed");
+        let body = json!({ "templateID": "minimal" });
+        let got = control.post("/v2/sandboxes", body).await;
+        assert_e2b_failure(&got, status, &["why it failed"]);
+        assert_eq!(got.1["error_code"], error_code);
+    }
 }
 
 #[tokio::test]
@@ -135,7 +183,10 @@ async fn create_waits_for_the_sandbox_and_reports_failures() {
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(response.headers()["should-retry"], "false");
     let body: Value = response.json().await.unwrap();
-    assert_eq!(body, json!({ "code": 503, "message": "no memory left" }));
+    assert_eq!(
+        body,
+        json!({ "code": 503, "message": "no memory left", "error_code": "sandbox_capacity_unavailable" })
+    );
     let (_, list) = control.get("/v2/sandboxes").await;
     assert_eq!(list.as_array().unwrap().len(), 1);
 }
@@ -266,6 +317,15 @@ async fn unimplemented_calls_answer_501() {
         (Method::GET, "/volumes"),
         (Method::POST, "/secrets"),
         (Method::GET, "/sandboxes/i0/logs"),
+        (Method::GET, "/teams"),
+        (Method::GET, "/teams/x/metrics/max"),
+        (Method::POST, "/api-keys"),
+        (Method::DELETE, "/api-keys/x"),
+        (Method::GET, "/events/sandboxes"),
+        (Method::POST, "/events/webhooks"),
+        (Method::GET, "/nodes"),
+        (Method::GET, "/admin/teams"),
+        (Method::GET, "/clusters"),
     ] {
         let got = control.call(method.clone(), path, &Value::Null).await;
         assert_e2b_failure(&got, 501, &["not implemented"]);
@@ -287,6 +347,14 @@ async fn unimplemented_calls_answer_501() {
     for path in ["/volumes", "/secrets", "/v1/sandboxes"] {
         let request = client.get(control.url(path)).bearer_auth("of-the-volume");
         assert_eq!(answer(request).await.0, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    for path in ["/teams", "/admin", "/clusters"] {
+        let got = answer(client.get(control.url(path))).await;
+        assert_e2b_failure(&got, 401, &["X-API-Key"]);
+    }
+    for path in ["/volumes/a/b/c", "/secrets/a/b/c"] {
+        let got = control.get(path).await;
+        assert_e2b_failure(&got, 404, &["no such route"]);
     }
     let got = control.get("/v2/nonesuch").await;
     assert_e2b_failure(&got, 404, &["no such route"]);

@@ -22,6 +22,43 @@ async fn page(control: &Control, query: &str) -> (Vec<String>, Option<String>) {
     )
 }
 
+/// Returns the number of running sandboxes that a list of the second version reports.
+async fn total_running(control: &Control, query: &str) -> Option<u64> {
+    let request = control.request(Method::GET, &format!("/v2/sandboxes?{query}"));
+    let response = request.send().await.unwrap();
+    let total = response.headers().get("x-total-running")?;
+    Some(total.to_str().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn list_reports_the_number_of_running_sandboxes() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    for n in 0..3 {
+        let metadata = json!({ "even": (n % 2 == 0).to_string() });
+        control.e2b_id(json!({ "metadata": metadata })).await;
+    }
+    let paused = control.e2b_id(json!({})).await;
+    let pause = format!("/sandboxes/{paused}/pause");
+    let (status, _) = control.post(&pause, json!({})).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (_, token) = page(&control, "limit=1").await;
+    let next = format!("limit=1&nextToken={}", token.unwrap());
+    for (query, total) in [
+        ("", Some(3)),
+        ("limit=1", Some(3)),
+        (&*next, Some(3)),
+        ("state=running&order=asc", Some(3)),
+        ("state=paused", None),
+        ("metadata=even%3Dtrue&limit=1", Some(2)),
+        ("template=minimal", Some(3)),
+        ("template=other", Some(0)),
+        ("startedAfter=2999-01-01T00:00:00Z", Some(0)),
+    ] {
+        assert_eq!(total_running(&control, query).await, total, "{query}");
+    }
+}
+
 /// Returns the entries of all pages, in order.
 async fn walk(control: &Control, query: &str) -> Vec<String> {
     let (mut all, mut token) = page(control, query).await;

@@ -8,6 +8,7 @@ use std::{
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use wrenn_control::Limits;
 
 use crate::support::{Control, ErrorCode, FakeAgent, Options, assert_e2b_failure, until};
 
@@ -215,9 +216,25 @@ async fn a_timeout_moves_the_deadline_both_ways_and_zero_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn deadline_is_limited_to_a_day() {
+async fn deadline_is_limited_by_the_setting() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
+    // 30 days by default.
+    for (timeout, status) in [(2_592_000, 201), (2_592_001, 400)] {
+        let body = json!({ "templateID": "minimal", "timeout": timeout });
+        let got = control.post("/v2/sandboxes", body).await;
+        assert_eq!(got.0.as_u16(), status, "{}", got.1);
+    }
+    let limits = Limits {
+        max_lifetime_sec: 86_400,
+        ..Limits::default()
+    };
+    let agent = FakeAgent::start().await;
+    let options = Options {
+        limits,
+        ..Options::default()
+    };
+    let control = Control::start_with(&agent, options).await;
     let id = control.e2b_id(json!({ "timeout": 86_400 })).await;
     let before = end_at(&control, &id).await;
     let far = 86_401;

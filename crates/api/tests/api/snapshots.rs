@@ -157,11 +157,7 @@ async fn name_is_unique_unless_overwritten() {
     let (status, made) = snapshot(&control, "", json!({ "sandbox_id": id })).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
     let name = made["name"].as_str().unwrap();
-    let digits = name.strip_prefix("template-").unwrap();
-    assert!(
-        digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()),
-        "{name}"
-    );
+    assert!(wrenn_model::TemplateName::is_random(name), "{name}");
     assert_eq!(
         control.status(&id).await,
         "paused",

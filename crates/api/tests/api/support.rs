@@ -11,7 +11,7 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{ControlConfig, ControlError};
+use wrenn_control::{ControlConfig, ControlError, Limits};
 use wrenn_model::Egress;
 
 pub(crate) use databases::Databases;
@@ -37,6 +37,7 @@ pub(crate) struct Options {
     pub(crate) dir: Arc<tempfile::TempDir>,
     pub(crate) database_url: Option<String>,
     pub(crate) poll_interval: Duration,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Options {
@@ -45,6 +46,7 @@ impl Default for Options {
             dir: Arc::new(tempfile::tempdir().unwrap()),
             database_url: None,
             poll_interval: Duration::from_millis(50),
+            limits: Limits::default(),
         }
     }
 }
@@ -75,6 +77,7 @@ impl Control {
             first_key_file: Some(key_file.clone()),
             first_e2b_key_file: Some(options.dir.path().join("e2b-api-key")),
             poll_interval: options.poll_interval,
+            limits: options.limits,
         };
         let shutdown = CancellationToken::new();
         let (tell, told) = tokio::sync::oneshot::channel();

@@ -76,7 +76,7 @@ async fn terminal_accepts_input_sizes_and_reconnects() {
     ready(&mut socket).await;
     assert_eq!(size(pid), (100, 30));
     let tag = started["tag"].as_str().unwrap().to_owned();
-    assert!(tag.starts_with("pty-") && tag.len() == 12, "{tag}");
+    assert!(tag.starts_with("pty-") && tag.len() == 28, "{tag}");
     let input = |text: &str| json!({ "type": "input", "data": BASE64.encode(text) });
     socket.send(input("one")).await;
     assert_eq!(output(&mut socket, 3).await, "one");

@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
-use crate::support::{Control, FakeAgent, Socket, answer, assert_failure};
+use crate::support::{Control, FakeAgent, Options, Socket, answer, assert_failure};
 
 async fn visit(control: &Control, id: &str, port: u16) -> (StatusCode, Value) {
     let request = reqwest::Client::new()
@@ -13,6 +14,154 @@ async fn visit(control: &Control, id: &str, port: u16) -> (StatusCode, Value) {
         .header("E2b-Sandbox-Id", id)
         .header("E2b-Sandbox-Port", port);
     answer(request).await
+}
+
+/// Calls a port of a sandbox with additional headers.
+async fn call(
+    control: &Control,
+    id: &str,
+    (port, path): (u16, &str),
+    headers: &[(&str, &str)],
+) -> StatusCode {
+    let mut request = reqwest::Client::new()
+        .get(format!("http://{}{path}", control.traffic()))
+        .header("E2b-Sandbox-Id", id)
+        .header("E2b-Sandbox-Port", port);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap().status()
+}
+
+#[tokio::test]
+async fn request_without_access_resumes_no_sandbox() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let made = control
+        .e2b_create(json!({
+            "autoPause": true, "autoResume": { "enabled": true },
+            "network": { "allowPublicTraffic": false },
+        }))
+        .await;
+    let id = made["sandboxID"].as_str().unwrap();
+    let pause = async || {
+        let path = format!("/sandboxes/{id}/pause");
+        assert_eq!(
+            control.post(&path, json!({})).await.0,
+            StatusCode::NO_CONTENT
+        );
+    };
+    pause().await;
+    let (server, guest) = ((8080, "/"), (49983, "/envs"));
+    let forged = (49983, "/files?path=/a&signature=v1_x");
+    for (to, headers, status) in [
+        (server, &[][..], StatusCode::FORBIDDEN),
+        (
+            server,
+            &[("E2B-Traffic-Access-Token", "x")],
+            StatusCode::FORBIDDEN,
+        ),
+        (guest, &[], StatusCode::UNAUTHORIZED),
+        (guest, &[("X-Access-Token", "x")], StatusCode::UNAUTHORIZED),
+        (forged, &[], StatusCode::UNAUTHORIZED),
+    ] {
+        assert_eq!(
+            call(&control, id, to, headers).await,
+            status,
+            "{to:?} {headers:?}"
+        );
+    }
+    assert_eq!(control.status(id).await, "paused");
+    assert_eq!(agent.calls("ResumeSandbox"), 0);
+    let told = |field: &str| made[field].as_str().unwrap();
+    let traffic = [("E2B-Traffic-Access-Token", told("trafficAccessToken"))];
+    // The fake guest has no server at this port.
+    let got = call(&control, id, server, &traffic).await;
+    assert_eq!(got, StatusCode::BAD_GATEWAY);
+    assert_eq!(control.status(id).await, "running");
+    pause().await;
+    let token = [("X-Access-Token", told("envdAccessToken"))];
+    assert_eq!(call(&control, id, guest, &token).await, StatusCode::OK);
+    assert_eq!(agent.calls("ResumeSandbox"), 2);
+}
+
+/// Calls the guest agent's port without naming a sandbox.
+async fn call_unaddressed(control: &Control, path: &str, token: Option<&str>) -> StatusCode {
+    let mut request = reqwest::Client::new().get(format!("http://{}{path}", control.traffic()));
+    if let Some(token) = token {
+        request = request.header("X-Access-Token", token);
+    }
+    request.send().await.unwrap().status()
+}
+
+/// Returns path and query of a link to a file, as an SDK builds it.
+fn link(path: &str, token: &str) -> String {
+    let grant = wrenn_proto::Grant {
+        path,
+        operation: "read",
+        user: "",
+        expires: None,
+    };
+    let signature = grant.sign(token).replace('+', "%2B").replace('/', "%2F");
+    format!("/files?path={path}&signature={signature}")
+}
+
+#[tokio::test]
+async fn unaddressed_request_is_routed_by_token_or_link() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let file = agent.zeros(3);
+    let id = control.e2b_id(json!({})).await;
+    let other = control.e2b_id(json!({})).await;
+    let token = |id: &str| format!("token-of-{id}");
+    for (id, wrong) in [(&id, &other), (&other, &id)] {
+        let got = call_unaddressed(&control, "/envs", Some(&token(id))).await;
+        assert_eq!(got, StatusCode::OK);
+        // The second request finds the link's sandbox without a search.
+        for _ in 0..2 {
+            let got = call_unaddressed(&control, &link(&file, &token(id)), None).await;
+            assert_eq!(got, StatusCode::OK);
+        }
+        let named = |named: &str| format!("{}&sandbox_id={named}", link(&file, &token(id)));
+        let got = call_unaddressed(&control, &named(id), None).await;
+        assert_eq!(got, StatusCode::OK);
+        // The named sandbox must have signed the link.
+        let got = call_unaddressed(&control, &named(wrong), None).await;
+        assert_eq!(got, StatusCode::BAD_REQUEST);
+    }
+    let forged = link(&file, "token-of-no-sandbox");
+    let got = call_unaddressed(&control, &forged, None).await;
+    assert_eq!(got, StatusCode::BAD_REQUEST);
+    let got = call_unaddressed(&control, "/envs", Some("token-of-no-sandbox")).await;
+    assert_eq!(got, StatusCode::BAD_GATEWAY);
+    let path = format!("/sandboxes/{id}");
+    assert_eq!(control.delete(&path).await.0, StatusCode::NO_CONTENT);
+    let got = call_unaddressed(&control, "/health", Some(&token(&id))).await;
+    assert_eq!(got, StatusCode::BAD_GATEWAY);
+    let got = call_unaddressed(&control, &link(&file, &token(&id)), None).await;
+    assert_eq!(got, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn sandbox_of_an_earlier_release_is_found_by_its_token() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let dir = control.stop().await;
+    let rows = format!("sqlite://{}/wrenn.db", dir.path().display());
+    let mut rows = sqlx::SqliteConnection::connect(&rows).await.unwrap();
+    let older = sqlx::query("UPDATE sandboxes SET token_hash = ''");
+    let older = older.execute(&mut rows).await.unwrap();
+    assert_eq!(older.rows_affected(), 1);
+    rows.close().await.unwrap();
+    let options = Options {
+        dir,
+        ..Options::default()
+    };
+    let control = Control::start_with(&agent, options).await;
+    let token = format!("token-of-{id}");
+    let got = call_unaddressed(&control, "/envs", Some(&token)).await;
+    assert_eq!(got, StatusCode::OK);
 }
 
 fn message(got: &(StatusCode, Value)) -> &str {

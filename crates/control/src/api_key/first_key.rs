@@ -89,6 +89,7 @@ mod tests {
             first_key_file: Some(file.to_owned()),
             first_e2b_key_file: Some(e2b_file.to_owned()),
             poll_interval: std::time::Duration::from_secs(1),
+            limits: crate::config::Limits::default(),
         }
     }
 

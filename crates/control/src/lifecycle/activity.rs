@@ -4,15 +4,27 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
 use wrenn_model::SandboxId;
 
 use super::Lifecycle;
 use crate::clock;
 
+/// Activity of a sandbox through this process.
 #[derive(Debug, Default, Clone, Copy)]
-struct Use {
+pub(super) struct Use {
     open: usize,
-    last_ended_ms: i64,
+    /// End of the last use, in milliseconds since 1970; 0 if there was none.
+    pub(super) last_ended_ms: i64,
+    /// The same by the monotonic clock.
+    pub(super) last_ended: Option<Instant>,
+}
+
+impl Use {
+    /// True if the sandbox is in use now.
+    pub(super) const fn is_open(&self) -> bool {
+        self.open > 0
+    }
 }
 
 /// Activity of all sandboxes.
@@ -22,9 +34,8 @@ pub(super) struct ActivityTracker {
 }
 
 impl ActivityTracker {
-    pub(super) fn of(&self, id: &SandboxId) -> (bool, i64) {
-        let found = self.table().get(id).copied().unwrap_or_default();
-        (found.open > 0, found.last_ended_ms)
+    pub(super) fn of(&self, id: &SandboxId) -> Use {
+        self.table().get(id).copied().unwrap_or_default()
     }
 
     /// Removes a sandbox that is gone.
@@ -78,6 +89,7 @@ impl Drop for ActivityGuard {
             found.open = found.open.saturating_sub(1);
             if self.counts {
                 found.last_ended_ms = clock::now_ms();
+                found.last_ended = Some(Instant::now());
             } else if found.open == 0 && found.last_ended_ms == 0 {
                 // The id may belong to no sandbox.
                 table.remove(&self.id);

@@ -94,13 +94,26 @@ impl Lifecycle {
         id: &SandboxId,
         wanted: Connection,
     ) -> Result<Sandbox, LifecycleError> {
-        let until = clock::now_ms() + i64::from(wanted.lifetime_sec) * 1000;
         let row = self.get(id).await?;
-        if row.expires_at == 0 || row.expires_at >= until {
+        self.note_deadline(&row);
+        let wanted = Duration::from_secs(wanted.lifetime_sec.into());
+        // Not known for a sandbox of another host, whose agent rejects other calls as well.
+        let is_longer = self.deadlines.left(id).is_none_or(|left| left >= wanted);
+        if row.expires_at == 0 || is_longer {
             return Ok(row);
         }
-        self.change(id, |row| row.expires_at = row.expires_at.max(until))
-            .await
+        let known = row.expires_at;
+        let until = clock::now_ms() + i64::try_from(wanted.as_millis()).unwrap_or(i64::MAX);
+        let set = self.change(id, |row| {
+            // The wall clock may have been set back since the deadline was set.
+            let is_known = row.expires_at == known;
+            row.expires_at = if is_known {
+                until
+            } else {
+                row.expires_at.max(until)
+            };
+        });
+        set.await
     }
 
     async fn resume_for(

@@ -25,7 +25,7 @@ use crate::{
     clock,
 };
 
-/// Maximum number of names to try if the host already has one. Names have 32 random bits.
+/// Maximum number of names to try if the host already has one.
 const MAX_NAMES: usize = 8;
 
 /// Form of the copies.

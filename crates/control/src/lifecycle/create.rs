@@ -23,7 +23,7 @@ use crate::{
     state_machine::{Effect, Event},
 };
 
-/// Maximum number of names to try if one is taken. Names have 32 random bits.
+/// Maximum number of names to try if one is taken.
 const MAX_NAMES: usize = 8;
 
 /// Parameters of a new sandbox, validated.

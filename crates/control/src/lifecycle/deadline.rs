@@ -1,32 +1,40 @@
 //! Deadlines: ends or pauses sandboxes at the end of their lifetime, whether they are in use or
 //! not.
 //!
-//! Owns one task that sleeps until the nearest deadline, or until it is notified of a nearer one. A
-//! deadline is checked again under the sandbox's lock, so one that was moved at the last moment
-//! counts as moved. A failed pause is retried with increasing delays (`idle`). A failed destroy
-//! is left to the reconciler.
+//! Owns one task that sleeps until the nearest deadline, or until it is notified of a nearer one.
+//! Deadlines are measured by the monotonic clock (`table`): a step of the wall clock is logged, and
+//! moves none of them. A deadline is checked again under the sandbox's lock, so one that was moved at
+//! the last moment counts as moved. At most [`MAX_ENDS_AT_ONCE`] sandboxes are ended at the same
+//! time, together with the idle ones: after a long outage, many are due. A failed pause is retried
+//! with increasing delays (`idle`). A failed destroy is left to the reconciler.
+
+mod table;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
 use thiserror_ext::AsReport as _;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
-use wrenn_db::Sandbox;
+use wrenn_db::{DbError, Sandbox};
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 
 use super::{Lifecycle, LifecycleError};
-use crate::clock;
+use crate::clock::{self, StepWatch};
+
+pub(super) use table::Deadlines;
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
 
-/// Maximum number of deadlines read at once. Later ones are read when these are done.
-const MAX_ROWS: u32 = 1000;
+/// Maximum number of sandboxes that are paused or destroyed at the same time because their time is
+/// over.
+pub const MAX_ENDS_AT_ONCE: usize = 16;
 
-/// Maximum sleep. Another process may have set a deadline, or the clock may have been changed.
-const MAX_SLEEP_MS: i64 = 30_000;
+/// Interval at which all deadlines are read. Another process may have set one.
+const SYNC_EVERY: Duration = Duration::from_secs(30);
 
-/// Sleep after a database failure.
-const AFTER_FAILURE_MS: i64 = 1000;
+/// Delay of the next read after a database failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Maximum time that a caller who ends a sandbox at once waits for the end to start.
 const BEGIN_WAIT: Duration = Duration::from_secs(5);
@@ -35,49 +43,90 @@ impl Lifecycle {
     /// Ends or pauses sandboxes whose deadline has passed, until shutdown.
     pub async fn keep_deadlines(self: Arc<Self>, shutdown: CancellationToken) {
         let under_way = Marks::default();
+        let mut steps = StepWatch::new();
+        let mut next_sync = Instant::now();
         loop {
-            let sleep_ms = match self.db.expiring(MAX_ROWS).await {
-                Ok(rows) => self.begin_due(&rows, &under_way),
-                Err(error) => {
+            if let Some(step_ms) = steps.look() {
+                tracing::warn!(
+                    step_ms,
+                    "wall clock stepped, deadlines and idle times not moved"
+                );
+            }
+            if Instant::now() >= next_sync {
+                let synced = self.sync_deadlines().await;
+                next_sync = Instant::now()
+                    + if synced.is_ok() {
+                        SYNC_EVERY
+                    } else {
+                        AFTER_FAILURE
+                    };
+                if let Err(error) = synced {
                     tracing::error!(%error, "failed to read the deadlines");
-                    AFTER_FAILURE_MS
                 }
-            };
-            let sleep = Duration::from_millis(u64::try_from(sleep_ms).unwrap_or(0));
+            }
+            let next_due = self.begin_due(&under_way);
+            let wake = next_due.map_or(next_sync, |due| due.min(next_sync));
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.deadlines.notified() => {}
-                () = tokio::time::sleep(sleep) => {}
+                () = self.deadline_changed.notified() => {}
+                () = tokio::time::sleep_until(wake) => {}
             }
         }
     }
 
-    /// Starts to expire the sandboxes that are due. Returns the milliseconds until the next
-    /// deadline.
-    fn begin_due(self: &Arc<Self>, rows: &[Sandbox], under_way: &Marks) -> i64 {
-        let now = clock::now_ms();
-        let mut next = now + MAX_SLEEP_MS;
-        let here = |row: &&Sandbox| self.fleet.connected(&row.host_id).is_some();
-        for row in rows.iter().filter(here) {
-            let due = row.expires_at.max(self.idle.not_before_ms(&row.id));
+    async fn sync_deadlines(&self) -> Result<(), DbError> {
+        let read_at = Instant::now();
+        let mut rows = self.db.deadlines().await?;
+        rows.retain(|row| self.fleet.connected(&row.host_id).is_some());
+        self.deadlines.sync(&rows, read_at);
+        Ok(())
+    }
+
+    /// Takes over the deadline of a row that was read or written.
+    pub(super) fn note_deadline(&self, row: &Sandbox) {
+        if self.fleet.connected(&row.host_id).is_some() {
+            self.deadlines.note(row);
+        }
+    }
+
+    /// Returns the right to end one more sandbox whose time is over; `None` if
+    /// [`MAX_ENDS_AT_ONCE`] sandboxes are being ended.
+    pub(crate) fn try_begin_end(self: &Arc<Self>) -> Option<EndGuard> {
+        let permit = Arc::clone(&self.ends).try_acquire_owned().ok()?;
+        Some(EndGuard {
+            lifecycle: Arc::clone(self),
+            permit: Some(permit),
+        })
+    }
+
+    /// Starts to expire the sandboxes that are due, as many as possible. Returns the next deadline.
+    fn begin_due(self: &Arc<Self>, under_way: &Marks) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        for (due, id) in self.deadlines.all() {
+            let due = self.idle.not_before(&id).map_or(due, |at| at.max(due));
             if due > now {
-                next = next.min(due);
+                next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
-            let Some(mark) = Mark::set(under_way, &row.id) else {
+            let Some(mark) = Mark::set(under_way, &id) else {
                 continue;
             };
-            let (lifecycle, id) = (Arc::clone(self), row.id.clone());
+            // The end of another one notifies this task.
+            let Some(ending) = self.try_begin_end() else {
+                continue;
+            };
+            let lifecycle = Arc::clone(self);
             self.spawn(async move {
                 if let Err(error) = lifecycle.expire(&id).await {
                     tracing::warn!(sandbox_id = %id, error = %error.as_report(), "failed to expire the sandbox");
                 }
                 drop(mark);
-                // The time of the next attempt is known only now.
-                lifecycle.deadlines.notify_one();
+                // Notifies this module's task: the time of the next attempt is known only now.
+                drop(ending);
             });
         }
-        next - now
+        next
     }
 
     /// Performs the action of the deadline, if the deadline has passed.
@@ -91,9 +140,15 @@ impl Lifecycle {
     }
 
     async fn expire_locked(&self, id: &SandboxId) -> Result<(), LifecycleError> {
-        let row = self.get(id).await?;
-        let over = row.expires_at > 0 && row.expires_at <= clock::now_ms();
-        if row.status != SandboxStatus::Running || !over {
+        let row = match self.get(id).await {
+            Err(LifecycleError::NotFound(_)) => {
+                self.deadlines.forget(id);
+                return Ok(());
+            }
+            row => row?,
+        };
+        self.note_deadline(&row);
+        if row.status != SandboxStatus::Running || !self.deadlines.is_due(id) {
             return Ok(());
         }
         tracing::info!(sandbox_id = %id, on_timeout = row.on_timeout.as_str(), "lifetime expired");
@@ -124,7 +179,7 @@ impl Lifecycle {
             set.await?
         };
         self.idle.forget(id);
-        self.deadlines.notify_one();
+        self.deadline_changed.notify_one();
         if lifetime_sec == 0 {
             let _ = tokio::time::timeout(BEGIN_WAIT, self.until_not_running(id)).await;
         }
@@ -140,6 +195,19 @@ impl Lifecycle {
                 _ => return,
             }
         }
+    }
+}
+
+/// Right to end a sandbox whose time is over. Its end is the turn of another one.
+pub(crate) struct EndGuard {
+    lifecycle: Arc<Lifecycle>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.lifecycle.deadline_changed.notify_one();
     }
 }
 

@@ -1,4 +1,5 @@
-//! Requests with an idempotency key: the same request made again creates no second sandbox.
+//! Requests with an idempotency key: the same request made again creates no second sandbox. It is
+//! answered as the first one was, also after the sandbox has ended.
 //!
 //! The row stores key and request. This module additionally tracks, while a create is in progress
 //! in this process, which handler answers the client. A client whose connection was interrupted may
@@ -20,18 +21,18 @@ use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
 use super::{LOOK_AGAIN, Lifecycle, LifecycleError};
 
-/// Maximum time to wait for the first request: the duration of a create and of undoing it.
-const LIMIT: Duration = Duration::from_secs(150);
-
 /// Reason why a request with a key is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// The key belongs to a request with other content.
     #[error("the idempotency key was used for another request")]
     Other,
-    /// The sandbox of the first request has ended.
-    #[error("sandbox `{0}`, created with this idempotency key, has ended")]
-    Ended(SandboxId),
+    /// Another process started the first request, and its result is not known.
+    #[error(
+        "the outcome of the first request with this idempotency key is unknown; it may have created \
+         sandbox `{0}`"
+    )]
+    OutcomeUnknown(SandboxId),
     /// The first request does not complete in time.
     #[error("the first request with this idempotency key is still in progress")]
     UnderWay,
@@ -124,15 +125,17 @@ impl Drop for IdempotencyGuard {
 }
 
 impl Lifecycle {
-    /// Returns the result of the team's earlier request with this key. Waits for one in progress.
+    /// Returns the result of the team's earlier request with this key. Waits for one in progress, up
+    /// to the limit.
     pub async fn earlier(
         &self,
         team: &TeamId,
         key: &str,
         hash: &str,
+        limit: Duration,
     ) -> Result<PriorRequest, RequestError> {
         let entry = (team.clone(), key.to_owned());
-        let deadline = tokio::time::Instant::now() + LIMIT;
+        let deadline = tokio::time::Instant::now() + limit;
         loop {
             let mut told = std::pin::pin!(self.changed.notified());
             told.as_mut().enable();
@@ -143,24 +146,22 @@ impl Lifecycle {
             {
                 return Err(RequestError::Other);
             }
+            let mut unknown = None;
             match (found, ticket) {
                 (None, Some(ticket)) => return Ok(PriorRequest::Nothing(ticket)),
+                // The sandbox was created, whatever became of it.
+                (Some(row), Some(_)) if row.started_at > 0 => {
+                    return Ok(PriorRequest::Made(Box::new(row)));
+                }
                 (Some(row), Some(ticket)) => match row.status {
-                    SandboxStatus::Running
-                    | SandboxStatus::Pausing
-                    | SandboxStatus::Paused
-                    | SandboxStatus::Resuming => return Ok(PriorRequest::Made(Box::new(row))),
                     // No client ever received this sandbox.
-                    SandboxStatus::Error | SandboxStatus::Stopped if row.started_at == 0 => {
+                    SandboxStatus::Error | SandboxStatus::Stopped => {
                         self.db.release_idempotency_key(&row.id).await?;
                         return Ok(PriorRequest::Nothing(ticket));
                     }
-                    SandboxStatus::Stopping | SandboxStatus::Stopped | SandboxStatus::Error => {
-                        return Err(RequestError::Ended(row.id));
-                    }
                     // Created, or left behind, by another process. That process or the reconciler
                     // settles it.
-                    SandboxStatus::Pending | SandboxStatus::Starting => {}
+                    _ => unknown = Some(row.id),
                 },
                 (Some(row), None)
                     if row.status == SandboxStatus::Running && self.requests.tell(&entry) =>
@@ -171,7 +172,7 @@ impl Lifecycle {
             }
             let now = tokio::time::Instant::now();
             if now >= deadline {
-                return Err(RequestError::UnderWay);
+                return Err(unknown.map_or(RequestError::UnderWay, RequestError::OutcomeUnknown));
             }
             let _ = tokio::time::timeout_at(deadline.min(now + LOOK_AGAIN), told).await;
         }

@@ -8,9 +8,10 @@
 //! sees the other. If there is new activity, the mark is removed and nothing has happened. A mark
 //! that a dying process leaves behind is settled by the reconciler.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
 use wrenn_db::Sandbox;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
 
@@ -27,7 +28,7 @@ const MAX_WAIT_SEC: u32 = 300;
 #[derive(Debug, Clone, Copy)]
 struct Failed {
     wait_sec: u32,
-    not_before_ms: i64,
+    not_before: Instant,
 }
 
 /// Sandboxes that could not be paused.
@@ -37,12 +38,9 @@ pub(super) struct IdleReaper {
 }
 
 impl IdleReaper {
-    /// Returns the earliest time of the next attempt, in milliseconds since the Unix epoch; 0 if no
-    /// attempt failed.
-    pub(super) fn not_before_ms(&self, id: &SandboxId) -> i64 {
-        self.table()
-            .get(id)
-            .map_or(0, |failed| failed.not_before_ms)
+    /// Returns the earliest time of the next attempt; `None` if no attempt failed.
+    pub(super) fn not_before(&self, id: &SandboxId) -> Option<Instant> {
+        self.table().get(id).map(|failed| failed.not_before)
     }
 
     pub(super) fn forget(&self, id: &SandboxId) {
@@ -50,15 +48,14 @@ impl IdleReaper {
     }
 
     /// Records a failure. Returns the delay until the next attempt, in seconds.
-    pub(super) fn failed(&self, id: &SandboxId, now_ms: i64) -> u32 {
+    pub(super) fn failed(&self, id: &SandboxId, now: Instant) -> u32 {
         let mut table = self.table();
         let wait_sec = table.get(id).map_or(FIRST_WAIT_SEC, |failed| {
             failed.wait_sec.saturating_mul(2).min(MAX_WAIT_SEC)
         });
-        let not_before_ms = now_ms.saturating_add(i64::from(wait_sec) * 1000);
         let failed = Failed {
             wait_sec,
-            not_before_ms,
+            not_before: now + Duration::from_secs(wait_sec.into()),
         };
         table.insert(id.clone(), failed);
         wait_sec
@@ -72,18 +69,17 @@ impl IdleReaper {
 impl Lifecycle {
     /// Pauses or destroys a sandbox that was found idle for `idle_sec`. The caller holds its lock.
     /// Does nothing if the sandbox was used since.
-    pub async fn reap_locked(
-        &self,
-        id: &SandboxId,
-        idle_sec: u64,
-        on_timeout: OnTimeout,
-    ) -> Result<(), LifecycleError> {
-        if !self.is_idle_still(id).await? || !self.mark_unused(id).await? {
+    pub async fn reap_locked(&self, id: &SandboxId, idle_sec: u64) -> Result<(), LifecycleError> {
+        let marked = match self.is_idle_still(id).await? {
+            true => self.mark_unused(id).await?,
+            false => None,
+        };
+        let Some(row) = marked else {
             tracing::info!(sandbox_id = %id, "sandbox no longer idle");
             return Ok(());
-        }
+        };
         let why = format!("idle for {idle_sec} s");
-        if on_timeout == OnTimeout::Kill {
+        if row.on_timeout == OnTimeout::Kill {
             return self.destroy_locked(id, &why).await;
         }
         let Err(error) = self.pause_begun(id).await else {
@@ -103,33 +99,56 @@ impl Lifecycle {
         let report = self.report(id).await?;
         let running = report.filter(|report| report.state == HostState::Running);
         Ok(running.is_some_and(|report| {
-            !is_within(row.timeout_sec, report.last_active_ms, clock::now_ms())
+            let idle = self.idle_time(&row, Some(report.last_active_ms));
+            !is_within(row.timeout_sec, idle)
         }))
     }
 
-    /// Marks the row, unless there is new activity. Returns false in that case, and the sandbox
+    /// Marks the row, unless there is new activity. Returns `None` in that case, and the sandbox
     /// keeps running.
-    async fn mark_unused(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
+    async fn mark_unused(&self, id: &SandboxId) -> Result<Option<Sandbox>, LifecycleError> {
         let row = self.begin_pause(id, false).await?;
         if self.is_idle_here(&row) {
-            return Ok(true);
+            return Ok(Some(row));
         }
         self.unmark_pause(id).await?;
-        Ok(false)
+        Ok(None)
     }
 
     /// True if the sandbox is not in use and was not used within its idle timeout, as far as this
     /// process knows.
     fn is_idle_here(&self, row: &Sandbox) -> bool {
-        let (in_use, last_ended_ms) = self.activity.of(&row.id);
-        let last_ms = last_ended_ms.max(row.last_active_at).max(row.started_at);
-        !in_use && !is_within(row.timeout_sec, last_ms, clock::now_ms())
+        let in_use = self.activity.of(&row.id).is_open();
+        !in_use && !is_within(row.timeout_sec, self.idle_time(row, None))
+    }
+
+    /// Returns the idle time of a sandbox. See [`idle_time_of`](Self::idle_time_of).
+    fn idle_time(&self, row: &Sandbox, host_ms: Option<i64>) -> Duration {
+        self.idle_time_of(&row.id, row.last_active_at.max(row.started_at), host_ms)
+    }
+
+    /// Returns how long a sandbox has not been used. `row_ms` is the last activity in its row,
+    /// `host_ms` the last one that its host has reported; without it, an earlier report counts.
+    pub(crate) fn idle_time_of(
+        &self,
+        id: &SandboxId,
+        row_ms: i64,
+        host_ms: Option<i64>,
+    ) -> Duration {
+        let idle = self.idle_times.of(id, row_ms, host_ms, clock::now_ms());
+        let last_ended = self.activity.of(id).last_ended;
+        last_ended.map_or(idle, |ended| ended.elapsed().min(idle))
+    }
+
+    /// Forgets the idle times of all sandboxes that are not active any more.
+    pub(crate) fn retain_idle_times(&self, exists: impl Fn(&SandboxId) -> bool) {
+        self.idle_times.retain(exists);
     }
 
     /// Records a failed pause, for the next attempt and in the row's warning. `why` is the reason
     /// of the pause.
     pub(super) async fn pause_failed(&self, id: &SandboxId, error: &LifecycleError, why: &str) {
-        let wait_sec = self.idle.failed(id, clock::now_ms());
+        let wait_sec = self.idle.failed(id, Instant::now());
         let LifecycleError::Agent(error) = error else {
             return;
         };
@@ -145,18 +164,16 @@ impl Lifecycle {
         .await;
     }
 
-    /// Returns the time before which an idle sandbox is left alone, in milliseconds since the Unix
-    /// epoch; 0 if there is none.
-    pub fn not_reaped_before_ms(&self, id: &SandboxId) -> i64 {
-        self.idle.not_before_ms(id)
+    /// True if an idle sandbox is left alone for now, because an attempt to pause it failed.
+    pub(crate) fn is_reap_delayed(&self, id: &SandboxId) -> bool {
+        let not_before = self.idle.not_before(id);
+        not_before.is_some_and(|not_before| Instant::now() < not_before)
     }
 }
 
-/// True if a sandbox last used at `last_used_ms` is still within its idle timeout. Without a
-/// timeout, it always is.
-fn is_within(timeout_sec: u32, last_used_ms: i64, now_ms: i64) -> bool {
-    let idle_ms = now_ms.saturating_sub(last_used_ms);
-    timeout_sec == 0 || idle_ms < i64::from(timeout_sec) * 1000
+/// True if a sandbox is still within its idle timeout. Without a timeout, it always is.
+pub(crate) fn is_within(timeout_sec: u32, idle: Duration) -> bool {
+    timeout_sec == 0 || idle < Duration::from_secs(timeout_sec.into())
 }
 
 #[cfg(test)]
@@ -169,26 +186,27 @@ mod tests {
     fn each_failure_waits_twice_as_long_up_to_a_limit() {
         let idle = IdleReaper::default();
         let id: SandboxId = "sb-1".parse().unwrap();
-        assert_eq!(idle.not_before_ms(&id), 0);
-        let waits: Vec<u32> = (0..10).map(|_| idle.failed(&id, 1000)).collect();
+        assert_eq!(idle.not_before(&id), None);
+        let now = Instant::now();
+        let waits: Vec<u32> = (0..10).map(|_| idle.failed(&id, now)).collect();
         assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        assert_eq!(idle.not_before_ms(&id), 301_000);
+        let wanted = now + Duration::from_secs(300);
+        assert_eq!(idle.not_before(&id), Some(wanted));
         idle.forget(&id);
-        assert_eq!(idle.failed(&id, 0), 2);
+        assert_eq!(idle.failed(&id, now), 2);
     }
 
     #[test]
     fn an_idle_time_is_over_at_its_end_and_not_before() {
-        for (timeout_sec, last_used_ms, now_ms, within) in [
-            (2, 1000, 2999, true),
-            (2, 1000, 3000, false),
-            (2, 0, i64::MAX, false),
-            // Another host's clock may be behind this one's.
-            (2, 5000, 1000, true),
-            (0, 0, i64::MAX, true),
+        for (timeout_sec, idle_ms, within) in [
+            (2, 1999, true),
+            (2, 2000, false),
+            (2, u64::MAX, false),
+            (2, 0, true),
+            (0, u64::MAX, true),
         ] {
-            let got = is_within(timeout_sec, last_used_ms, now_ms);
-            assert_eq!(got, within, "{timeout_sec} {last_used_ms} {now_ms}");
+            let got = is_within(timeout_sec, Duration::from_millis(idle_ms));
+            assert_eq!(got, within, "{timeout_sec} {idle_ms}");
         }
     }
 }

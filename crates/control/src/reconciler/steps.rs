@@ -11,11 +11,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wrenn_db::{Db, Owner, Sandbox};
+use wrenn_db::{Db, Owner, StateRow, UNKNOWN_HOST};
 use wrenn_model::{SandboxId, SandboxStatus};
 use wrenn_proto::rpc::hostagent::v1::SandboxInfo;
 
-use super::{Action, RowView, reconcile};
+use super::{Action, RowView, reconcile, retention::Retention};
 use crate::{
     agent_client::AgentClient,
     clock,
@@ -33,9 +33,6 @@ const ACTIVE: [SandboxStatus; 7] = [
     SandboxStatus::Resuming,
     SandboxStatus::Stopping,
 ];
-
-/// Maximum number of rows per poll. Larger than the number of slots of a host.
-const MAX_ROWS: u32 = 100_000;
 
 /// Minimum change of a sandbox's activity time that is written to its row, in milliseconds.
 const USE_GRAIN_MS: i64 = 1000;
@@ -56,7 +53,13 @@ pub struct Reconciler {
     kept: Arc<Mutex<BTreeSet<SandboxId>>>,
     /// Observations of the last passes, for each sandbox that has a row.
     seen: BTreeMap<SandboxId, Seen>,
+    refreshed: Refreshed,
+    retention: Retention,
 }
+
+/// Data of the host that the rows contain, with the version of the row. While both stay the same, a
+/// row is not read.
+type Refreshed = Arc<Mutex<BTreeMap<SandboxId, (i64, HostReport)>>>;
 
 /// Observation of a sandbox that consecutive passes share.
 #[derive(Default)]
@@ -70,14 +73,23 @@ struct Seen {
 
 /// Result of one poll for one sandbox.
 struct Found {
-    row: Option<Sandbox>,
+    row: Option<StateRow>,
     report: Option<HostReport>,
 }
 
 impl Reconciler {
-    /// Returns the reconciler of a host of the fleet. It has not made a pass yet.
-    pub fn new(db: Db, fleet: Fleet, host: HostLink, lifecycle: Arc<Lifecycle>) -> Self {
+    /// Returns the reconciler of a host of the fleet. It has not made a pass yet. Rows that ended
+    /// longer than `retention` ago are removed; `None`: never.
+    pub fn new(
+        db: Db,
+        fleet: Fleet,
+        host: HostLink,
+        lifecycle: Arc<Lifecycle>,
+        retention: Option<Duration>,
+    ) -> Self {
         Self {
+            retention: Retention::new(retention),
+            refreshed: Refreshed::default(),
             db,
             fleet,
             host,
@@ -107,7 +119,7 @@ impl Reconciler {
     async fn pass(&mut self) {
         // The rows are read first: a sandbox that was `running` before the host is called must be
         // in the host's answer.
-        let rows = match self.db.sandboxes(Owner::Any, &ACTIVE, MAX_ROWS).await {
+        let rows = match self.db.states(&ACTIVE).await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(%error, "failed to read the rows, reconciliation skipped");
@@ -124,22 +136,41 @@ impl Reconciler {
         let host = reports(&infos);
         let known: BTreeSet<&SandboxId> = rows.iter().map(|row| &row.id).collect();
         self.seen.retain(|id, _| known.contains(id));
+        self.lifecycle.retain_idle_times(|id| known.contains(id));
+        self.refreshed.lock().retain(|id, _| known.contains(id));
         let mut rows_by_id = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (row, creating) in rows.into_iter().zip(creating) {
-            let state = host.get(&row.id).map(|report| discriminant(&report.state));
+            let report = host.get(&row.id);
+            let state = report.map(|report| discriminant(&report.state));
             let steady_passes = self.count_passes(&row, state);
-            let mut view = self.view(&row, creating);
+            let mut view = self.view(&row, creating, report);
             view.steady_passes = steady_passes;
             views.insert(row.id.clone(), view);
             rows_by_id.insert(row.id.clone(), row);
         }
-        for (id, action) in reconcile(&views, &host, clock::now_ms()) {
+        for (id, action) in reconcile(&views, &host) {
             let found = Found {
                 row: rows_by_id.remove(&id),
                 report: host.get(&id).cloned(),
             };
             self.begin(id, action, found);
+        }
+        self.remove_ended(&host).await;
+    }
+
+    /// Removes rows that ended long ago. A row whose sandbox the host still has stays: without it,
+    /// the sandbox would be unknown.
+    async fn remove_ended(&mut self, host: &BTreeMap<SandboxId, HostReport>) {
+        let here = self.host.agent.row_host_id();
+        let old = match self.fleet.serves(&self.host, UNKNOWN_HOST) {
+            true => UNKNOWN_HOST,
+            false => &here,
+        };
+        let exists = |id: &SandboxId| host.contains_key(id);
+        let removed = self.retention.look(&self.db, [&here, old], exists).await;
+        if let Err(error) = removed {
+            tracing::warn!(%error, "failed to remove the rows of sandboxes that have ended");
         }
     }
 
@@ -163,7 +194,7 @@ impl Reconciler {
     }
 
     /// Counts the consecutive passes that saw this version of a row and this state at the host.
-    fn count_passes(&mut self, row: &Sandbox, state: Option<Discriminant<HostState>>) -> u32 {
+    fn count_passes(&mut self, row: &StateRow, state: Option<Discriminant<HostState>>) -> u32 {
         let seen = self.seen.entry(row.id.clone()).or_default();
         if seen.version != row.version || seen.state != state {
             *seen = Seen {
@@ -176,32 +207,46 @@ impl Reconciler {
         seen.passes
     }
 
-    fn view(&self, row: &Sandbox, creating: bool) -> RowView {
-        let (in_use, last_use_ms) = self.lifecycle.use_of(&row.id);
+    fn view(&self, row: &StateRow, creating: bool, report: Option<&HostReport>) -> RowView {
+        let (in_use, _) = self.lifecycle.use_of(&row.id);
+        let row_ms = row.last_active_at.max(row.started_at);
+        let host_ms = report.map(|report| report.last_active_ms);
         RowView {
             status: row.status,
             creating: creating || self.lifecycle.is_creating(&row.id),
             in_use,
-            last_active_ms: row.last_active_at.max(row.started_at).max(last_use_ms),
+            idle: match row.status {
+                SandboxStatus::Running => self.lifecycle.idle_time_of(&row.id, row_ms, host_ms),
+                _ => Duration::ZERO,
+            },
             timeout_sec: row.timeout_sec,
-            not_reaped_before_ms: self.lifecycle.not_reaped_before_ms(&row.id),
+            is_reap_delayed: self.lifecycle.is_reap_delayed(&row.id),
             steady_passes: 0,
             on_other_host: !self.fleet.serves(&self.host, &row.host_id),
         }
     }
 
     /// Runs a step in a task of its own. A destroy takes seconds, and other sandboxes must not wait
-    /// for it.
+    /// for it. An idle sandbox is left to a later pass while too many are being ended.
     fn begin(&self, id: SandboxId, action: Action, found: Found) {
+        let ending = match action {
+            Action::Reap { .. } => match self.lifecycle.try_begin_end() {
+                Some(ending) => Some(ending),
+                None => return,
+            },
+            _ => None,
+        };
         let step = Step {
             db: self.db.clone(),
             agent: self.host.agent.clone(),
             lifecycle: Arc::clone(&self.lifecycle),
             kept: Arc::clone(&self.kept),
+            refreshed: Arc::clone(&self.refreshed),
             id,
             found,
         };
         self.lifecycle.spawn(async move {
+            let _ending = ending;
             if let Err(error) = step.take(action).await {
                 tracing::warn!(sandbox_id = %step.id, %error, "reconciliation step failed, will be retried");
             }
@@ -215,6 +260,7 @@ struct Step {
     agent: AgentClient,
     lifecycle: Arc<Lifecycle>,
     kept: Arc<Mutex<BTreeSet<SandboxId>>>,
+    refreshed: Refreshed,
     id: SandboxId,
     found: Found,
 }
@@ -238,15 +284,7 @@ impl Step {
             Action::Refresh | Action::Keep => Ok(()),
             Action::Settle(decision) => self.lifecycle.settle(&self.id, &decision).await.map(drop),
             Action::DestroyOrphan => Ok(self.agent.destroy(self.id.as_str()).await?),
-            Action::Reap { idle_sec } => {
-                let Some(row) = &self.found.row else {
-                    return Ok(());
-                };
-                let on_timeout = row.on_timeout;
-                self.lifecycle
-                    .reap_locked(&self.id, idle_sec, on_timeout)
-                    .await
-            }
+            Action::Reap { idle_sec } => self.lifecycle.reap_locked(&self.id, idle_sec).await,
         }
     }
 
@@ -291,14 +329,40 @@ impl Step {
     }
 
     /// Writes newer data of the host to the row. A small change of the activity time alone is not
-    /// written.
+    /// written. The row is read only if there is something new.
     async fn refresh(&self) -> Result<(), LifecycleError> {
-        let (Some(row), Some(report)) = (&self.found.row, &self.found.report) else {
+        let (Some(found), Some(report)) = (&self.found.row, &self.found.report) else {
+            return Ok(());
+        };
+        let host_id = self.agent.row_host_id();
+        let last_active_at = self.last_active_at(found, report);
+        let data = HostReport {
+            last_active_ms: 0,
+            ..report.clone()
+        };
+        let refreshed = (found.version, data);
+        if self.refreshed.lock().get(&self.id) == Some(&refreshed)
+            && (&found.host_id, found.last_active_at) == (&host_id, last_active_at)
+        {
+            return Ok(());
+        }
+        let row = self.db.sandbox(Owner::Any, &self.id).await?;
+        let Some(row) = row.filter(|row| row.version == found.version) else {
             return Ok(());
         };
         let mut new = row.clone();
         report.refresh(&mut new);
-        new.host_id = self.agent.row_host_id();
+        new.host_id = host_id;
+        new.last_active_at = row.last_active_at.max(last_active_at);
+        if new == row || self.db.refresh_sandbox(&new).await? {
+            self.refreshed.lock().insert(self.id.clone(), refreshed);
+        }
+        Ok(())
+    }
+
+    /// Returns the activity time that the row should have: that of the row unless there is a later
+    /// one that is worth a write.
+    fn last_active_at(&self, row: &StateRow, report: &HostReport) -> i64 {
         // The next process must know of calls that are in progress now.
         let last_use_ms = match self.lifecycle.use_of(&self.id) {
             (true, _) => {
@@ -307,14 +371,11 @@ impl Step {
             }
             (false, last_ended_ms) => last_ended_ms,
         };
-        new.last_active_at = new.last_active_at.max(last_use_ms);
-        if new.last_active_at < row.last_active_at.saturating_add(USE_GRAIN_MS) {
-            new.last_active_at = row.last_active_at;
+        let newest = report.last_active_ms.max(last_use_ms);
+        if newest < row.last_active_at.saturating_add(USE_GRAIN_MS) {
+            return row.last_active_at;
         }
-        if new != *row {
-            self.db.refresh_sandbox(&new).await?;
-        }
-        Ok(())
+        newest
     }
 }
 

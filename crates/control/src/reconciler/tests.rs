@@ -14,19 +14,16 @@ fn view(status: S) -> RowView {
         status,
         creating: false,
         in_use: false,
-        last_active_ms: 1_000_000,
+        idle: Duration::ZERO,
         timeout_sec: 60,
-        not_reaped_before_ms: 0,
+        is_reap_delayed: false,
         steady_passes: MIN_STEADY_PASSES,
         on_other_host: false,
     }
 }
 
 fn running() -> HostReport {
-    HostReport {
-        last_active_ms: 1_000_000,
-        ..HostReport::in_state(HostState::Running)
-    }
+    HostReport::in_state(HostState::Running)
 }
 
 fn error(reason: &str) -> HostReport {
@@ -84,7 +81,7 @@ fn every_cell_of_the_table_holds() {
         let row = status.map(view);
         let got: String = host_states()
             .iter()
-            .map(|host| letter(one(row.as_ref(), host.as_ref(), 1_000_000).as_ref()))
+            .map(|host| letter(one(row.as_ref(), host.as_ref()).as_ref()))
             .collect();
         assert_eq!(got, wanted, "{status:?}");
     }
@@ -96,7 +93,7 @@ fn create_in_progress_is_left_alone() {
         for host in host_states() {
             let mut row = view(status);
             row.creating = true;
-            assert_eq!(one(Some(&row), host.as_ref(), i64::MAX), None);
+            assert_eq!(one(Some(&row), host.as_ref()), None);
         }
     }
 }
@@ -107,7 +104,7 @@ fn a_row_of_another_host_is_left_alone() {
         for host in host_states() {
             let mut row = view(status);
             row.on_other_host = true;
-            assert_eq!(one(Some(&row), host.as_ref(), i64::MAX), None);
+            assert_eq!(one(Some(&row), host.as_ref()), None);
         }
     }
 }
@@ -118,7 +115,7 @@ fn sandbox_is_lost_only_after_several_passes() {
         for passes in 0..MIN_STEADY_PASSES {
             let mut row = view(status);
             row.steady_passes = passes;
-            let action = one(Some(&row), None, 1_000_000);
+            let action = one(Some(&row), None);
             assert!(
                 matches!(letter(action.as_ref()), '-' | 'S'),
                 "{status} {passes} {action:?}"
@@ -133,52 +130,40 @@ fn pause_or_resume_is_settled_only_after_several_passes() {
         for host in [running(), HostReport::in_state(HostState::Paused)] {
             let mut row = view(status);
             row.steady_passes = MIN_STEADY_PASSES - 1;
-            assert_eq!(one(Some(&row), Some(&host), 1_000_000), None);
+            assert_eq!(one(Some(&row), Some(&host)), None);
         }
     }
 }
 
 #[test]
 fn only_idle_sandboxes_are_ended() {
-    let host = running();
-    let idle = |change: &dyn Fn(&mut RowView), now_ms| {
+    let idle = |change: &dyn Fn(&mut RowView)| {
         let mut row = view(S::Running);
+        row.idle = Duration::from_secs(60);
         change(&mut row);
-        letter(one(Some(&row), Some(&host), now_ms).as_ref())
+        letter(one(Some(&row), Some(&running())).as_ref())
     };
-    let end = 1_000_000 + 60_000;
-    assert_eq!(idle(&|_| (), end - 1), 'r');
-    assert_eq!(idle(&|_| (), end), '!');
-    assert_eq!(idle(&|row| row.in_use = true, end), 'r');
-    assert_eq!(idle(&|row| row.timeout_sec = 0, i64::MAX), 'r');
-    assert_eq!(idle(&|row| row.last_active_ms += 1, end), 'r');
-    assert_eq!(idle(&|row| row.not_reaped_before_ms = end + 1, end), 'r');
-    assert_eq!(idle(&|row| row.not_reaped_before_ms = end, end), '!');
-    // The clock was set back.
-    assert_eq!(idle(&|_| (), 0), 'r');
-    // Activity that only the host has recorded.
-    let host = HostReport {
-        last_active_ms: end,
-        ..running()
+    assert_eq!(idle(&|_| ()), '!');
+    assert_eq!(idle(&|row| row.idle -= Duration::from_millis(1)), 'r');
+    assert_eq!(idle(&|row| row.in_use = true), 'r');
+    assert_eq!(idle(&|row| row.is_reap_delayed = true), 'r');
+    let never = |row: &mut RowView| {
+        row.timeout_sec = 0;
+        row.idle = Duration::MAX;
     };
-    assert_eq!(
-        letter(one(Some(&view(S::Running)), Some(&host), end).as_ref()),
-        'r'
-    );
+    assert_eq!(idle(&never), 'r');
 }
 
 #[test]
 fn reason_describes_the_cause() {
-    let reason =
-        |status, host: Option<HostReport>| match one(Some(&view(status)), host.as_ref(), 1_000_000)
-        {
-            Some(Action::Settle(Decision {
-                event: Event::Lost,
-                change: RowChange::Error(reason),
-                ..
-            })) => reason,
-            other => panic!("{other:?}"),
-        };
+    let reason = |status, host: Option<HostReport>| match one(Some(&view(status)), host.as_ref()) {
+        Some(Action::Settle(Decision {
+            event: Event::Lost,
+            change: RowChange::Error(reason),
+            ..
+        })) => reason,
+        other => panic!("{other:?}"),
+    };
     assert!(reason(S::Starting, None).contains("restarted"));
     assert_eq!(
         reason(S::Running, Some(error("out of memory"))),
@@ -190,9 +175,8 @@ proptest! {
     #[test]
     fn a_sandbox_without_a_row_is_never_destroyed(
         host in prop::sample::select(host_states()),
-        now_ms in any::<i64>(),
     ) {
-        let action = one(None, host.as_ref(), now_ms);
+        let action = one(None, host.as_ref());
         prop_assert!(matches!(action, None | Some(Action::Keep)), "{action:?}");
     }
 
@@ -200,9 +184,8 @@ proptest! {
     fn every_step_is_one_that_the_state_machine_allows(
         status in prop::sample::select(S::ALL.to_vec()),
         host in prop::sample::select(host_states()),
-        now_ms in any::<i64>(),
     ) {
-        let Some(action) = one(Some(&view(status)), host.as_ref(), now_ms) else { return Ok(()) };
+        let Some(action) = one(Some(&view(status)), host.as_ref()) else { return Ok(()) };
         if let Action::Settle(decision) = &action {
             prop_assert!(transition(status, decision.event).is_ok(), "{status} {action:?}");
         }
@@ -216,7 +199,7 @@ proptest! {
         // If the state of the host does not change, the row matches it after at most two steps.
         let (mut status, mut host) = (status, host);
         for _ in 0..3 {
-            let Some(action) = one(Some(&view(status)), host.as_ref(), 1_000_000) else { break };
+            let Some(action) = one(Some(&view(status)), host.as_ref()) else { break };
             if let Action::Settle(decision) = &action {
                 status = transition(status, decision.event).unwrap().0;
             }
@@ -224,7 +207,7 @@ proptest! {
                 host = None;
             }
         }
-        let left = one(Some(&view(status)), host.as_ref(), 1_000_000);
+        let left = one(Some(&view(status)), host.as_ref());
         prop_assert!(matches!(left, None | Some(Action::Refresh | Action::Keep)), "{status} {host:?} {left:?}");
     }
 }

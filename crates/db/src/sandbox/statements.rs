@@ -3,7 +3,7 @@
 use sqlx::types::Json;
 use wrenn_model::{SandboxId, SandboxStatus, TeamId};
 
-use super::{Sandbox, columns};
+use super::{Sandbox, columns, token_hash};
 use crate::{backend::Backend, owner::Owner, statement::Statement, word::egress_word};
 
 /// Inserts a row with version 0.
@@ -72,6 +72,42 @@ pub(crate) fn by_status<B: Backend>(
     Some(statement.bind(owner.as_param()).bind(i64::from(limit)))
 }
 
+/// Selects the states of the sandboxes with one of these statuses; `None` if there is no status.
+pub(crate) fn states<B: Backend>(statuses: &[SandboxStatus]) -> Option<Statement<B>> {
+    let first = statuses.first()?;
+    let mut statement = Statement::new(
+        "read the states of the sandboxes",
+        "SELECT id, status, version, timeout_sec, started_at, last_active_at, host_id FROM sandboxes \
+         WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    );
+    for place in 0..SandboxStatus::ALL.len() {
+        statement = statement.bind(statuses.get(place).unwrap_or(first).as_str());
+    }
+    Some(statement)
+}
+
+/// Selects rows of one of two hosts that ended before a time, the earliest first.
+pub(crate) fn ended<B: Backend>(
+    host_ids: [&str; 2],
+    before_ms: i64,
+    after: Option<(i64, &SandboxId)>,
+    limit: u32,
+) -> Statement<B> {
+    let (time, id) = after.map_or((-1, ""), |(time, id)| (time, id.as_str()));
+    Statement::new(
+        "list the sandboxes that have ended",
+        "SELECT id, version, last_updated FROM sandboxes WHERE status IN ('stopped', 'error') \
+         AND last_updated < $1 AND host_id IN ($2, $3) \
+         AND (last_updated > $4 OR (last_updated = $4 AND id > $5)) ORDER BY last_updated, id LIMIT $6",
+    )
+    .bind(before_ms)
+    .bind(host_ids[0])
+    .bind(host_ids[1])
+    .bind(time)
+    .bind(id)
+    .bind(i64::from(limit))
+}
+
 /// Selects the row that the team's request with this idempotency key created.
 pub(crate) fn by_idempotency_key<B: Backend>(team: &TeamId, key: &str) -> Statement<B> {
     Statement::new(
@@ -104,17 +140,43 @@ pub(crate) fn envd_tokens<B: Backend>() -> Statement<B> {
     )
 }
 
-/// Selects running sandboxes with a deadline, earliest deadline first.
-pub(crate) fn expiring<B: Backend>(limit: u32) -> Statement<B> {
+/// Selects ids and tokens of all sandboxes with this token, newest first.
+pub(crate) fn by_token<B: Backend>(token: &str) -> Statement<B> {
     Statement::new(
-        "list the deadlines",
-        concat!(
-            "SELECT ",
-            columns!(),
-            " FROM sandboxes WHERE status = 'running' AND expires_at > 0 ORDER BY expires_at LIMIT $1"
-        ),
+        "find the sandbox of a guest agent's token",
+        "SELECT id, envd_token FROM sandboxes WHERE token_hash = $1 AND token_hash <> '' \
+         ORDER BY created_at DESC",
+    )
+    .bind(token_hash(token))
+}
+
+/// Selects ids and tokens of sandboxes whose token has no hash yet.
+pub(crate) fn without_token_hash<B: Backend>(limit: u32) -> Statement<B> {
+    Statement::new(
+        "read the tokens of an earlier release",
+        "SELECT id, envd_token FROM sandboxes WHERE token_hash = '' AND envd_token <> '' LIMIT $1",
     )
     .bind(i64::from(limit))
+}
+
+/// Writes the hash of a token.
+pub(crate) fn set_token_hash<B: Backend>(id: &str, token: &str) -> Statement<B> {
+    Statement::new(
+        "store the hash of a token",
+        "UPDATE sandboxes SET token_hash = $1 WHERE id = $2 AND envd_token = $3",
+    )
+    .bind(token_hash(token))
+    .bind(id)
+    .bind(token)
+}
+
+/// Selects the deadlines of running sandboxes.
+pub(crate) fn deadlines<B: Backend>() -> Statement<B> {
+    Statement::new(
+        "list the deadlines",
+        "SELECT id, host_id, version, expires_at FROM sandboxes \
+         WHERE status = 'running' AND expires_at > 0",
+    )
 }
 
 /// Writes the columns that may change, at the version that was read.
@@ -123,8 +185,8 @@ pub(crate) fn update<B: Backend>(row: &Sandbox) -> Statement<B> {
         "update the sandbox",
         "UPDATE sandboxes SET status = $1, guest_ip = $2, host_ip = $3, error = $4, boot = $5, started_at = $6, \
          last_active_at = $7, last_updated = $8, warning = $9, expires_at = $10, envd_token = $11, options = $12, \
-         egress = $13, on_timeout = $14, auto_resume = $15, host_id = $16, version = version + 1 \
-         WHERE id = $17 AND version = $18",
+         egress = $13, on_timeout = $14, auto_resume = $15, host_id = $16, token_hash = $17, \
+         version = version + 1 WHERE id = $18 AND version = $19",
     )
     .bind(row.status.as_str())
     .bind(&*row.guest_ip)
@@ -142,6 +204,7 @@ pub(crate) fn update<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(row.on_timeout.as_str())
     .bind(row.auto_resume)
     .bind(&*row.host_id)
+    .bind(token_hash(&row.envd_token))
     .bind(row.id.as_str())
     .bind(row.version)
 }
@@ -152,7 +215,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     Statement::new(
         "refresh the sandbox",
         "UPDATE sandboxes SET guest_ip = $1, host_ip = $2, boot = $3, last_active_at = $4, warning = $5, \
-         host_id = $6, envd_token = $7 WHERE id = $8 AND version = $9",
+         host_id = $6, envd_token = $7, token_hash = $8 WHERE id = $9 AND version = $10",
     )
     .bind(&*row.guest_ip)
     .bind(&*row.host_ip)
@@ -161,6 +224,7 @@ pub(crate) fn refresh<B: Backend>(row: &Sandbox) -> Statement<B> {
     .bind(&*row.warning)
     .bind(&*row.host_id)
     .bind(&*row.envd_token)
+    .bind(token_hash(&row.envd_token))
     .bind(row.id.as_str())
     .bind(row.version)
 }

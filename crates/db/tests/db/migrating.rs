@@ -94,6 +94,8 @@ async fn a_database_of_release_0_1_0_keeps_all_values(place: Place) {
     let times = (row.created_at, row.started_at, row.last_active_at);
     assert_eq!(times, (2, 3, 4));
     assert_eq!((row.last_updated, row.expires_at), (5, 6));
+    let by_token = db.sandboxes_by_token("token").await.unwrap();
+    assert_eq!(by_token, [(row.id.clone(), "token".to_owned())]);
     let found = db
         .sandbox_by_idempotency_key(&TeamId::default(), "key")
         .await
@@ -144,7 +146,7 @@ async fn a_database_of_release_0_1_0_keeps_its_rows_and_templates(place: Place) 
 async fn a_database_of_a_newer_release_is_not_opened(place: Place) {
     place.open().await;
     place
-        .run("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 6")
+        .run("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 7")
         .await;
     let got = Db::open(&place.url).await;
     assert!(matches!(got, Err(DbError::Migrate { .. })), "{got:?}");
@@ -174,6 +176,8 @@ async fn the_frozen_database_of_release_0_1_0_is_opened_with_its_rows() {
     assert_eq!(paused.metadata["a"], "b");
     assert_eq!(paused.boot.map(|boot| boot.envd_ms), Some(3565));
     assert!(!paused.envd_token.is_empty() && paused.host_id == UNKNOWN_HOST);
+    let by_token = db.sandboxes_by_token(&paused.envd_token).await.unwrap();
+    assert_eq!(by_token, [(paused.id.clone(), paused.envd_token.clone())]);
     let running = row("sb-fc61c947").await;
     assert_eq!(running.status, SandboxStatus::Running);
     assert_eq!(

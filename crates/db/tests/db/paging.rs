@@ -8,6 +8,7 @@ use crate::support::{Place, ids, started, store};
 on_both!(
     pages_have_each_sandbox_once_even_at_equal_times,
     a_page_has_the_selected_sandboxes,
+    running_sandboxes_are_counted_with_filters,
 );
 
 const RUNNING: [SandboxStatus; 1] = [SandboxStatus::Running];
@@ -137,5 +138,40 @@ async fn a_page_has_the_selected_sandboxes(place: Place) {
         ),
     ] {
         assert_eq!(ids(&db.page(page).await.unwrap()), expected, "{page:?}");
+    }
+}
+
+async fn running_sandboxes_are_counted_with_filters(place: Place) {
+    let db = place.open().await;
+    for (id, status, started_at, template) in [
+        ("sb-1", SandboxStatus::Running, 1, "minimal"),
+        ("sb-2", SandboxStatus::Running, 2, "base"),
+        ("sb-3", SandboxStatus::Running, 3, "base"),
+        ("sb-4", SandboxStatus::Paused, 4, "base"),
+    ] {
+        let row = Sandbox {
+            template: template.to_owned(),
+            ..started(id, status, started_at)
+        };
+        store(&db, &row).await;
+    }
+    let (team, other) = (TeamId::default(), "other".parse().unwrap());
+    for (team, template, started_from, expected) in [
+        (&team, "", 0, 3),
+        (&team, "base", 0, 2),
+        (&team, "", 2, 2),
+        (&team, "base", 3, 1),
+        (&team, "none", 0, 0),
+        (&other, "", 0, 0),
+    ] {
+        let count = db.running_count(team, template, started_from).await;
+        assert_eq!(count.unwrap(), expected, "{team} {template} {started_from}");
+        let metadata = db.running_metadata(team, template, started_from).await;
+        let metadata = metadata.unwrap();
+        assert_eq!(metadata.len(), usize::try_from(expected).unwrap());
+        let whole = |found: &std::collections::BTreeMap<String, String>| {
+            *found == started("sb-1", SandboxStatus::Running, 1).metadata
+        };
+        assert!(metadata.iter().all(whole), "{metadata:?}");
     }
 }

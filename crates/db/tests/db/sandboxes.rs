@@ -1,6 +1,6 @@
 //! Rows of sandboxes: every column, every operation.
 
-use wrenn_db::{DbError, MAX_LIST, Owner, Sandbox};
+use wrenn_db::{DbError, MAX_LIST, Owner, Sandbox, StateRow};
 use wrenn_model::{SandboxStatus, TeamId};
 
 use crate::support::{Place, change, ids, sandbox, started, store};
@@ -13,8 +13,11 @@ on_both!(
     an_idempotency_key_is_unique_until_it_is_released,
     a_query_of_a_team_returns_no_rows_of_others,
     a_list_has_the_requested_statuses_newest_first,
-    deadlines_of_running_sandboxes_are_listed_earliest_first,
+    deadlines_of_running_sandboxes_are_listed,
     only_tokens_of_sandboxes_that_run_or_are_paused_are_listed,
+    sandbox_is_found_by_its_token,
+    states_are_filtered_by_status,
+    ended_rows_are_listed_by_end_and_host,
 );
 
 async fn all_columns_are_read_as_they_were_written(place: Place) {
@@ -166,7 +169,7 @@ async fn a_list_has_the_requested_statuses_newest_first(place: Place) {
     );
 }
 
-async fn deadlines_of_running_sandboxes_are_listed_earliest_first(place: Place) {
+async fn deadlines_of_running_sandboxes_are_listed(place: Place) {
     let db = place.open().await;
     for (id, status, expires_at) in [
         ("sb-1", SandboxStatus::Running, 30),
@@ -181,11 +184,17 @@ async fn deadlines_of_running_sandboxes_are_listed_earliest_first(place: Place) 
         };
         store(&db, &row).await;
     }
+    let mut deadlines = db.deadlines().await.unwrap();
+    deadlines.sort_by_key(|row| row.expires_at);
+    let deadlines: Vec<_> = deadlines
+        .iter()
+        .map(|row| (row.id.as_str(), row.version, row.expires_at, &*row.host_id))
+        .collect();
+    let row = |id, expires_at| (id, 1, expires_at, "host-1");
     assert_eq!(
-        ids(&db.expiring(MAX_LIST).await.unwrap()),
-        ["sb-3", "sb-5", "sb-1"]
+        deadlines,
+        [row("sb-3", 10), row("sb-5", 20), row("sb-1", 30)]
     );
-    assert_eq!(ids(&db.expiring(2).await.unwrap()), ["sb-3", "sb-5"]);
 }
 
 async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place) {
@@ -213,6 +222,92 @@ async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place
             ("sb-5", "token of resuming"),
         ]
     );
+}
+
+async fn states_are_filtered_by_status(place: Place) {
+    let db = place.open().await;
+    for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
+        let row = Sandbox {
+            last_active_at: 7,
+            ..started(&format!("sb-{number}"), status, 5)
+        };
+        store(&db, &row).await;
+    }
+    let all = db.states(&SandboxStatus::ALL).await.unwrap();
+    assert_eq!(all.len(), SandboxStatus::ALL.len());
+    let running = db.states(&[SandboxStatus::Running]).await.unwrap();
+    let expected = StateRow {
+        id: "sb-2".parse().unwrap(),
+        status: SandboxStatus::Running,
+        version: 1,
+        timeout_sec: 300,
+        started_at: 5,
+        last_active_at: 7,
+        host_id: "host-1".to_owned(),
+    };
+    assert_eq!(running, [expected]);
+    assert!(db.states(&[]).await.unwrap().is_empty());
+}
+
+async fn ended_rows_are_listed_by_end_and_host(place: Place) {
+    let db = place.open().await;
+    for (id, status, last_updated, host_id) in [
+        ("sb-1", SandboxStatus::Stopped, 30, "a"),
+        ("sb-2", SandboxStatus::Error, 10, "a"),
+        ("sb-3", SandboxStatus::Stopped, 10, "b"),
+        ("sb-4", SandboxStatus::Stopped, 10, "c"),
+        ("sb-5", SandboxStatus::Running, 10, "a"),
+        ("sb-6", SandboxStatus::Paused, 10, "a"),
+        ("sb-7", SandboxStatus::Stopped, 40, "a"),
+    ] {
+        let row = Sandbox {
+            last_updated,
+            host_id: host_id.to_owned(),
+            ..started(id, status, 1)
+        };
+        store(&db, &row).await;
+    }
+    let mut after: Option<(i64, wrenn_model::SandboxId)> = None;
+    let mut found = Vec::new();
+    loop {
+        let last = after.as_ref().map(|(time, id)| (*time, id));
+        let rows = db.ended(["a", "b"], 40, last, 2).await.unwrap();
+        let Some(row) = rows.last() else { break };
+        after = Some((row.last_updated, row.id.clone()));
+        found.extend(rows);
+    }
+    let ids: Vec<_> = found.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!(ids, ["sb-2", "sb-3", "sb-1"]);
+    let row = &found[0];
+    assert!(!db.remove_sandbox(&row.id, row.version + 1).await.unwrap());
+    assert!(db.remove_sandbox(&row.id, row.version).await.unwrap());
+    assert_eq!(db.sandbox(Owner::Any, &row.id).await.unwrap(), None);
+}
+
+async fn sandbox_is_found_by_its_token(place: Place) {
+    let db = place.open().await;
+    let with_token = |id: &str, token: &str| Sandbox {
+        envd_token: token.to_owned(),
+        ..started(id, SandboxStatus::Stopped, 1)
+    };
+    store(&db, &with_token("sb-1", "one")).await;
+    store(&db, &with_token("sb-2", "two")).await;
+    // A refresh of the host's data also changes the token.
+    let mut third = started("sb-3", SandboxStatus::Running, 1);
+    db.insert_sandbox(&third).await.unwrap();
+    third.envd_token = "three".to_owned();
+    assert!(db.refresh_sandbox(&third).await.unwrap());
+    let found = async |token: &str| db.sandboxes_by_token(token).await.unwrap();
+    for (id, token) in [("sb-1", "one"), ("sb-2", "two"), ("sb-3", "three")] {
+        assert_eq!(
+            found(token).await,
+            [(id.parse().unwrap(), token.to_owned())]
+        );
+    }
+    store(&db, &sandbox("sb-none")).await;
+    for token in ["", "four", "One"] {
+        assert!(found(token).await.is_empty(), "{token}");
+    }
 }
 
 async fn a_query_of_a_team_returns_no_rows_of_others(place: Place) {

@@ -50,6 +50,10 @@ fn headers_are_ignored_on_the_name_of_a_sandbox() {
 fn label_contains_port_and_id() {
     assert_eq!(ask("49983-i0abc.example.com", &[]), port(49983, "i0abc"));
     assert_eq!(
+        ask("65535-sb-0123456789abcdefghij.localhost:8001", &[]),
+        port(65535, "sb-0123456789abcdefghij")
+    );
+    assert_eq!(
         ask("80-sb-0a1b2c3d.localhost:8001", &[]),
         port(80, "sb-0a1b2c3d")
     );

@@ -188,7 +188,8 @@ async fn paused_sandbox_is_resolved_again() {
     guest.until("\r\n\r\nhi").await;
     guest.send(EMPTY).await;
     assert_eq!(client.answer().await.status(), 200);
-    assert_eq!(setup.world.resolved.load(Ordering::SeqCst), 2);
+    assert_eq!(setup.world.looked_up.load(Ordering::SeqCst), 1);
+    assert_eq!(setup.world.resolved.load(Ordering::SeqCst), 1);
     setup.change(ID, |sandbox| {
         sandbox.dial_errors = vec![DialError::NotRunning; 3]
     });

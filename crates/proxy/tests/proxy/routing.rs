@@ -1,5 +1,7 @@
 //! Routing, access checks, and the responses that the proxy generates itself.
 
+use std::sync::atomic::Ordering;
+
 use wrenn_proto::Grant;
 use wrenn_proxy::{ProxyConfig, Rejected, Target};
 
@@ -196,6 +198,82 @@ async fn private_sandbox_requires_its_traffic_token() {
 }
 
 #[tokio::test]
+async fn request_without_access_resumes_no_sandbox() {
+    let setup = Setup::new().await;
+    setup.open(ID, 80).serve(ECHO);
+    setup.open(ID, 49983).serve(ECHO);
+    setup.change(ID, |sandbox| {
+        sandbox.token = "its token".to_owned();
+        sandbox.target.traffic_token = Some("secret".to_owned());
+        sandbox.paused = true;
+    });
+    let resolved = || setup.world.resolved.load(Ordering::SeqCst);
+    let with = |line: &str, port, headers: &str| request(line, ID, port, headers);
+    let bad = sign("another", None);
+    let old = sign("its token", Some(1_000_000_000));
+    for (request, status, text) in [
+        (with("GET /", 80, ""), 403, "is missing"),
+        (
+            with("GET /", 80, "E2B-Traffic-Access-Token: x\r\n"),
+            403,
+            "invalid",
+        ),
+        (
+            with("POST /process.Process/List", 49983, ""),
+            401,
+            "X-Access-Token",
+        ),
+        (
+            with("POST /process.Process/List", 49983, "X-Access-Token: x\r\n"),
+            401,
+            "X-Access-Token",
+        ),
+        (with("GET /files?path=/a", 49983, ""), 401, "X-Access-Token"),
+        (with(&format!("GET {bad}"), 49983, ""), 401, "signature"),
+        (with(&format!("GET {old}"), 49983, ""), 401, "expired"),
+    ] {
+        let answer = setup.ask(&request).await;
+        assert_eq!(answer.status(), status, "{request}");
+        assert!(answer.body.contains(text), "{answer:?}");
+        assert_eq!(resolved(), 0, "{request}");
+    }
+    let good = sign("its token", None);
+    for request in [
+        with("GET /", 80, "E2B-Traffic-Access-Token: secret\r\n"),
+        with(
+            "POST /process.Process/List",
+            49983,
+            "X-Access-Token: its token\r\n",
+        ),
+        with(&format!("GET {good}"), 49983, ""),
+        with("GET /health", 49983, ""),
+    ] {
+        setup.change(ID, |sandbox| sandbox.paused = true);
+        let before = resolved();
+        assert_eq!(setup.ask(&request).await.status(), 200, "{request}");
+        assert_eq!(resolved(), before + 1, "{request}");
+    }
+    // A running sandbox is asked, and need not be resolved.
+    let before = resolved();
+    let asked = with("POST /process.Process/List", 49983, "X-Access-Token: x\r\n");
+    assert_eq!(setup.ask(&asked).await.status(), 200);
+    assert_eq!(resolved(), before);
+}
+
+/// Returns path and query of a link to `/a` that a token signed.
+fn sign(token: &str, expires: Option<i64>) -> String {
+    let grant = Grant {
+        path: "/a",
+        operation: "read",
+        user: "",
+        expires,
+    };
+    let signature = grant.sign(token).replace('+', "%2B").replace('/', "%2F");
+    let expires = expires.map_or_else(String::new, |at| format!("&signature_expiration={at}"));
+    format!("/files?path=/a&signature={signature}{expires}")
+}
+
+#[tokio::test]
 async fn signed_link_is_routed_to_its_sandbox() {
     let setup = Setup::new().await;
     setup.open(ID, 49983).serve(ECHO);
@@ -230,6 +308,51 @@ async fn signed_link_is_routed_to_its_sandbox() {
             .status(),
         400
     );
+}
+
+#[tokio::test]
+async fn unaddressed_request_is_routed_by_its_token() {
+    let setup = Setup::new().await;
+    setup.open(ID, 49983).serve(ECHO);
+    setup.change(ID, |sandbox| sandbox.token = "its token".to_owned());
+    let ask = async |line: &str, headers: &str| {
+        let request = format!("{line} HTTP/1.1\r\nHost: 127.0.0.1:8001\r\n{headers}\r\n");
+        setup.ask(&request).await
+    };
+    let token = "X-Access-Token: its token\r\n";
+    let answer = ask("POST /process.Process/List", token).await;
+    assert!(
+        answer.body.starts_with("POST /process.Process/List "),
+        "{answer:?}"
+    );
+    assert_eq!(ask("POST /init", token).await.status(), 404);
+    // A sandbox that has ended, or a token that never was: what clients take for a dead sandbox.
+    let gone = ask("GET /health", "X-Access-Token: another\r\n").await;
+    assert_eq!(gone.status(), 502);
+    assert_eq!(
+        gone.body,
+        r#"{"message":"The sandbox was not found","code":502}"#
+    );
+    let half = format!("{token}E2b-Sandbox-Id: {ID}\r\n");
+    assert_eq!(ask("GET /health", &half).await.status(), 400);
+    let none = ask("GET /health", "").await;
+    assert!(
+        none.status() == 400 && none.body.contains("x-access-token"),
+        "{none:?}"
+    );
+}
+
+#[tokio::test]
+async fn link_beyond_the_search_budget_is_answered_429() {
+    let setup = Setup::new().await;
+    setup.world.is_overloaded.store(true, Ordering::SeqCst);
+    let link = format!(
+        "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        sign("x", None)
+    );
+    let answer = setup.ask(&link).await;
+    assert_eq!(answer.status(), 429);
+    assert!(answer.body.contains("sandbox_id"), "{answer:?}");
 }
 
 #[tokio::test]
@@ -275,7 +398,8 @@ async fn token_and_masked_host_are_injected() {
     setup.open(ID, 80).serve(ECHO);
     setup.change(ID, |sandbox| {
         sandbox.target = Target {
-            injected_token: Some("t0ken".to_owned()),
+            guest_token: Some("t0ken".to_owned()),
+            is_open: true,
             mask_host: Some("localhost:${PORT}".to_owned()),
             ..Target::default()
         };

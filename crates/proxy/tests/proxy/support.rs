@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wrenn_model::SandboxId;
 use wrenn_proxy::{
-    ConnectionKillSwitch, DialError, Proxy, ProxyConfig, Rejected, Sandboxes, SignedLink, Target,
+    ConnectionKillSwitch, DialError, Found, Proxy, ProxyConfig, Rejected, Sandboxes, SignedLink,
+    Target,
 };
 
 /// Deadline of every step; a step that takes longer hangs.
@@ -32,6 +33,8 @@ pub(crate) const OTHER: &str = "sb-0a1b2c3d";
 pub(crate) struct Sandbox {
     pub(crate) target: Target,
     pub(crate) token: String,
+    /// True until the sandbox is resolved.
+    pub(crate) paused: bool,
     pub(crate) refused: Option<Rejected>,
     /// Errors with which the next connections fail.
     pub(crate) dial_errors: Vec<DialError>,
@@ -42,7 +45,34 @@ pub(crate) struct Sandbox {
 pub(crate) struct World {
     pub(crate) sandboxes: Mutex<HashMap<String, Sandbox>>,
     pub(crate) uses: Arc<AtomicUsize>,
+    pub(crate) looked_up: AtomicUsize,
     pub(crate) resolved: AtomicUsize,
+    /// True if no search for the signer of a link may take place.
+    pub(crate) is_overloaded: AtomicBool,
+}
+
+impl World {
+    fn find(&self, is_it: impl Fn(&Sandbox) -> bool) -> Option<SandboxId> {
+        let sandboxes = self.sandboxes.lock();
+        let mut found = sandboxes.iter().filter(|(_, sandbox)| is_it(sandbox));
+        found.next().map(|(id, _)| id.parse().unwrap())
+    }
+
+    fn target(&self, id: &SandboxId) -> Result<Found, Rejected> {
+        let sandboxes = self.sandboxes.lock();
+        let sandbox = sandboxes.get(id.as_str()).ok_or(Rejected::NotFound)?;
+        if let Some(refused) = &sandbox.refused {
+            return Err(refused.clone());
+        }
+        let token = (!sandbox.token.is_empty()).then(|| sandbox.token.clone());
+        Ok(Found {
+            target: Target {
+                guest_token: sandbox.target.guest_token.clone().or(token),
+                ..sandbox.target.clone()
+            },
+            is_running: !sandbox.paused,
+        })
+    }
 }
 
 pub(crate) struct Use(Arc<AtomicUsize>);
@@ -57,22 +87,28 @@ impl Sandboxes for World {
     type Io = DuplexStream;
     type Use = Use;
 
-    async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
-        self.resolved.fetch_add(1, Ordering::SeqCst);
-        let sandboxes = self.sandboxes.lock();
-        let sandbox = sandboxes.get(id.as_str()).ok_or(Rejected::NotFound)?;
-        sandbox
-            .refused
-            .clone()
-            .map_or_else(|| Ok(sandbox.target.clone()), Err)
+    async fn look_up(&self, id: &SandboxId) -> Result<Found, Rejected> {
+        self.looked_up.fetch_add(1, Ordering::SeqCst);
+        self.target(id)
     }
 
-    async fn signed_by(&self, link: &SignedLink<'_>) -> Option<SandboxId> {
-        let sandboxes = self.sandboxes.lock();
-        let mut signed = sandboxes
-            .iter()
-            .filter(|(_, sandbox)| link.is_signed_with(&sandbox.token));
-        signed.next().map(|(id, _)| id.parse().unwrap())
+    async fn resolve(&self, id: &SandboxId) -> Result<Target, Rejected> {
+        self.resolved.fetch_add(1, Ordering::SeqCst);
+        if let Some(sandbox) = self.sandboxes.lock().get_mut(id.as_str()) {
+            sandbox.paused = false;
+        }
+        Ok(self.target(id)?.target)
+    }
+
+    async fn signed_by(&self, link: &SignedLink<'_>) -> Result<Option<SandboxId>, Rejected> {
+        if self.is_overloaded.load(Ordering::SeqCst) {
+            return Err(Rejected::TooManySearches);
+        }
+        Ok(self.find(|sandbox| link.is_signed_with(&sandbox.token)))
+    }
+
+    async fn with_token(&self, token: &str) -> Result<Option<SandboxId>, Rejected> {
+        Ok(self.find(|sandbox| sandbox.token == token))
     }
 
     async fn dial(&self, id: &SandboxId, port: u16) -> Result<DuplexStream, DialError> {

@@ -342,7 +342,7 @@ fn destroy_aborts_a_create_and_leaves_nothing() {
             let (created, destroyed) = tokio::join!(create, destroy);
             destroyed.expect("destroyed");
             let error = created.expect_err("destroyed");
-            assert_eq!(error.code, ErrorCode::FailedPrecondition, "{error}");
+            assert_eq!(error.code, ErrorCode::Aborted, "{error}");
             assert!(error.to_string().contains("was destroyed"), "{error}");
             assert!(agent.list().await.is_empty());
         }

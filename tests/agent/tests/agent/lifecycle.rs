@@ -10,6 +10,24 @@ use crate::{
 };
 
 #[test]
+fn longest_id_works_below_a_long_path() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        // A socket address holds 108 bytes, and this path alone is longer.
+        let dir = data.path().join("d".repeat(120));
+        std::fs::create_dir(&dir).expect("created");
+        let agent = TestAgent::start(&dir).await;
+        let id = format!("sb-{}", "z".repeat(40));
+        agent.create(&id).await.expect("made");
+        let done = agent.sh(&id, "echo here").await.expect("run");
+        assert_eq!(&*done.stdout, b"here\n");
+        agent.destroy(&id).await.expect("destroyed");
+        assert!(!agent.sandbox_dir(&id).exists());
+        agent.stop().await;
+    });
+}
+
+#[test]
 fn sandbox_is_created_used_and_destroyed_without_a_leak() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
@@ -135,6 +153,7 @@ fn racing_calls_on_one_id_end_in_a_legal_state() {
                     let legal = [
                         connectrpc::ErrorCode::NotFound,
                         connectrpc::ErrorCode::AlreadyExists,
+                        connectrpc::ErrorCode::Aborted,
                         connectrpc::ErrorCode::FailedPrecondition,
                         connectrpc::ErrorCode::Unavailable,
                     ];

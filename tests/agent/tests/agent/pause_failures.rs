@@ -248,3 +248,54 @@ fn unreadable_sandbox_is_never_removed() {
         agent.stop().await;
     });
 }
+
+/// Returns the templates that are snapshots: name and memory, which is 0 for a damaged one.
+async fn named(agent: &TestAgent) -> Vec<(String, u32)> {
+    let host = agent.client.get_host(pb::GetHostRequest::default()).await;
+    let templates = host.expect("a host").into_owned().templates;
+    let snapshots = templates.into_iter().filter(|template| {
+        template.kind.as_known() == Some(pb::TemplateKind::TEMPLATE_KIND_SNAPSHOT)
+    });
+    snapshots.map(|t| (t.name, t.memory_mb)).collect()
+}
+
+#[test]
+fn named_snapshots_are_listed_from_memory() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        assert!(named(&agent).await.is_empty());
+        for name in ["one", "two"] {
+            snapshot(&agent, name).await.expect("snapshot taken");
+        }
+        let again = pb::CreateSnapshotRequest {
+            id: ID.to_owned(),
+            name: "one".to_owned(),
+            overwrite: true,
+            ..Default::default()
+        };
+        agent.client.create_snapshot(again).await.expect("replaced");
+        let list = named(&agent).await;
+        assert_eq!(list.len(), 2);
+        assert!(list.iter().all(|(_, memory_mb)| *memory_mb > 0), "{list:?}");
+        let delete = pb::DeleteSnapshotRequest {
+            name: "two".to_owned(),
+            force: true,
+            ..Default::default()
+        };
+        agent.client.delete_snapshot(delete).await.expect("deleted");
+        assert_eq!(named(&agent).await, list[..1]);
+        // A header that is damaged later is not read again until the next start.
+        for entry in fs::read_dir(data.path().join("snapshots/snapshots")).expect("a store") {
+            let header = entry.expect("an entry").path().join("header");
+            fs::write(header, "damaged").expect("written");
+        }
+        assert_eq!(named(&agent).await, list[..1]);
+        agent.stop().await;
+        let agent = TestAgent::start(data.path()).await;
+        assert_eq!(named(&agent).await, [("one".to_owned(), 0)]);
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}

@@ -65,6 +65,7 @@ impl Databases {
             dir: Arc::clone(&self.dir),
             database_url: Some(url),
             poll_interval: Duration::from_millis(10),
+            ..Options::default()
         }
     }
 }
