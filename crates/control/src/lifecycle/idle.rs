@@ -78,15 +78,19 @@ impl Lifecycle {
         idle_sec: u64,
         on_timeout: OnTimeout,
     ) -> Result<(), LifecycleError> {
-        if !self.is_idle_still(id).await? || !self.mark_unused(id).await? {
+        let marked = match self.is_idle_still(id).await? {
+            true => self.mark_unused(id).await?,
+            false => None,
+        };
+        let Some(row) = marked else {
             tracing::info!(sandbox_id = %id, "sandbox no longer idle");
             return Ok(());
-        }
+        };
         let why = format!("idle for {idle_sec} s");
         if on_timeout == OnTimeout::Kill {
             return self.destroy_locked(id, &why).await;
         }
-        let Err(error) = self.pause_begun(id).await else {
+        let Err(error) = self.pause_begun(&row).await else {
             return Ok(());
         };
         self.pause_failed(id, &error, &why).await;
@@ -100,22 +104,22 @@ impl Lifecycle {
             return Ok(false);
         }
         // Any other state reported by the host is handled by the reconciler.
-        let report = self.report(id).await?;
+        let report = self.report(&row).await?;
         let running = report.filter(|report| report.state == HostState::Running);
         Ok(running.is_some_and(|report| {
             !is_within(row.timeout_sec, report.last_active_ms, clock::now_ms())
         }))
     }
 
-    /// Marks the row, unless there is new activity. Returns false in that case, and the sandbox
-    /// keeps running.
-    async fn mark_unused(&self, id: &SandboxId) -> Result<bool, LifecycleError> {
+    /// Marks the row and returns it, unless there is new activity. In that case, the sandbox keeps
+    /// running.
+    async fn mark_unused(&self, id: &SandboxId) -> Result<Option<Sandbox>, LifecycleError> {
         let row = self.begin_pause(id, false).await?;
         if self.is_idle_here(&row) {
-            return Ok(true);
+            return Ok(Some(row));
         }
         self.unmark_pause(id).await?;
-        Ok(false)
+        Ok(None)
     }
 
     /// True if the sandbox is not in use and was not used within its idle timeout, as far as this
