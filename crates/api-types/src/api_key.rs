@@ -15,7 +15,7 @@ pub struct CreateApiKey {
     /// default false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub e2b: bool,
-    /// What the key may do; default: what the key of this request may do, which is also the most.
+    /// Scopes of the key, at most those of the key of this request, which are the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scopes: Option<Vec<Scope>>,
 }
@@ -29,8 +29,7 @@ pub struct ApiKey {
     pub name: String,
     /// First eight characters of the secret.
     pub prefix: String,
-    /// What the key may do. Absent in answers of releases before 0.2.0, where every key may do
-    /// everything.
+    /// Scopes of the key. Absent in answers of releases before 0.2.0, whose keys have all scopes.
     #[serde(default = "all_scopes")]
     pub scopes: Vec<Scope>,
     /// Time of creation.

@@ -62,16 +62,6 @@ impl AgentError {
         self.connection_lost || self.code == ErrorCode::DeadlineExceeded
     }
 
-    /// Returns the error for a host that this control plane is not connected to.
-    pub fn not_connected(host_id: &str) -> Self {
-        Self {
-            code: ErrorCode::Unavailable,
-            message: format!("not connected to host {host_id}"),
-            connection_lost: false,
-            exit_code: None,
-        }
-    }
-
     /// Returns the error for a task of this process that ended without a result, because it
     /// panicked or the process is shutting down.
     pub fn task_ended(what: &str) -> Self {

@@ -11,13 +11,14 @@
 //! |------------|-------------------|--------------------------------|
 //! | any        | does not answer   | error of the call, 503         |
 //! | A          | A                 | the call goes to this agent    |
-//! | A          | B                 | [`FleetError::OtherHost`], 409 |
+//! | A          | B                 | [`FleetError::OtherHost`], 503 |
 //! | unknown    | any, only one     | the call goes to this agent    |
-//! | unknown    | one of several    | [`FleetError::OtherHost`], 409 |
-//! | any        | reports no id     | the call goes to this agent    |
+//! | unknown    | one of several    | [`FleetError::OtherHost`], 503 |
+//! | any        | none, only one    | the call goes to this agent    |
 
 use std::sync::Arc;
 
+use connectrpc::ErrorCode;
 use wrenn_db::UNKNOWN_HOST;
 use wrenn_proxy::AgentTunnel;
 
@@ -53,6 +54,19 @@ pub enum FleetError {
     /// The agent did not tell the id of its host.
     #[error("the host agent call failed")]
     Agent(#[from] AgentError),
+}
+
+impl From<FleetError> for AgentError {
+    fn from(error: FleetError) -> Self {
+        match error {
+            FleetError::Agent(error) => error,
+            FleetError::OtherHost { .. } => Self {
+                code: ErrorCode::Unavailable,
+                message: error.to_string(),
+                connection_lost: false,
+            },
+        }
+    }
 }
 
 impl Fleet {

@@ -109,7 +109,7 @@ impl Guests {
         }
         clients.retain(|_, entry| entry.calls() > 0 || now - entry.used_at < UNUSED_FOR);
         let Some(host) = self.fleet.connected(&row.host_id) else {
-            return Err(AgentError::not_connected(&row.host_id));
+            return Err(self.fleet.other_host(&row.host_id).into());
         };
         let route = Arc::new(Route {
             tunnel: host.tunnel.clone(),

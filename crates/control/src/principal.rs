@@ -18,7 +18,7 @@ pub struct Principal {
     pub team: TeamId,
     /// Id of the API key.
     pub key_id: String,
-    /// What the key may do.
+    /// Scopes of the API key.
     pub scopes: Scopes,
 }
 

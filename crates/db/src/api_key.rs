@@ -34,7 +34,7 @@ pub struct ApiKey {
     /// Team that the key belongs to.
     #[sqlx(rename = "team_id", try_from = "Word")]
     pub team: TeamId,
-    /// What the key may do.
+    /// Scopes of the key.
     #[sqlx(try_from = "Word")]
     pub scopes: Scopes,
 }

@@ -15,37 +15,20 @@ impl TryFrom<Word> for SandboxStatus {
     }
 }
 
-impl TryFrom<Word> for Egress {
-    type Error = String;
+/// Reads types from their names.
+macro_rules! parsed {
+    ($($kind:ty),*) => {
+        $(impl TryFrom<Word> for $kind {
+            type Error = String;
 
-    fn try_from(word: Word) -> Result<Self, String> {
-        word.0.parse()
-    }
+            fn try_from(word: Word) -> Result<Self, String> {
+                word.0.parse()
+            }
+        })*
+    };
 }
 
-impl TryFrom<Word> for OnTimeout {
-    type Error = String;
-
-    fn try_from(word: Word) -> Result<Self, String> {
-        word.0.parse()
-    }
-}
-
-impl TryFrom<Word> for TeamId {
-    type Error = String;
-
-    fn try_from(word: Word) -> Result<Self, String> {
-        word.0.parse()
-    }
-}
-
-impl TryFrom<Word> for Scopes {
-    type Error = String;
-
-    fn try_from(word: Word) -> Result<Self, String> {
-        word.0.parse()
-    }
-}
+parsed!(Egress, OnTimeout, Scopes, TeamId);
 
 /// Returns the name of a policy.
 pub(crate) const fn egress_word(egress: Egress) -> &'static str {

@@ -29,7 +29,7 @@ pub(crate) struct CreateArgs {
     /// Create the key in the format that E2B clients expect
     #[arg(long)]
     e2b: bool,
-    /// What the key may do: sandboxes, keys, hosts [default: what your own key may do]
+    /// Scopes of the key: sandboxes, keys, hosts [default: those of your own key]
     #[arg(long, value_delimiter = ',', value_parser = Scope::from_str)]
     scopes: Option<Vec<Scope>>,
     /// Print JSON

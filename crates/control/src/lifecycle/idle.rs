@@ -82,7 +82,7 @@ impl Lifecycle {
         if row.on_timeout == OnTimeout::Kill {
             return self.destroy_locked(id, &why).await;
         }
-        let Err(error) = self.pause_begun(id).await else {
+        let Err(error) = self.pause_begun(&row).await else {
             return Ok(());
         };
         self.pause_failed(id, &error, &why).await;
@@ -96,7 +96,7 @@ impl Lifecycle {
             return Ok(false);
         }
         // Any other state reported by the host is handled by the reconciler.
-        let report = self.report(id).await?;
+        let report = self.report(&row).await?;
         let running = report.filter(|report| report.state == HostState::Running);
         Ok(running.is_some_and(|report| {
             let idle = self.idle_time(&row, Some(report.last_active_ms));
@@ -104,8 +104,8 @@ impl Lifecycle {
         }))
     }
 
-    /// Marks the row, unless there is new activity. Returns `None` in that case, and the sandbox
-    /// keeps running.
+    /// Marks the row and returns it, unless there is new activity. In that case, the sandbox keeps
+    /// running.
     async fn mark_unused(&self, id: &SandboxId) -> Result<Option<Sandbox>, LifecycleError> {
         let row = self.begin_pause(id, false).await?;
         if self.is_idle_here(&row) {

@@ -53,18 +53,19 @@ impl Lifecycle {
         id: &SandboxId,
         disk_only: bool,
     ) -> Result<Sandbox, LifecycleError> {
-        self.begin_pause(id, disk_only).await?;
-        self.pause_begun(id).await
+        let row = self.begin_pause(id, disk_only).await?;
+        self.pause_begun(&row).await
     }
 
     /// Pauses a sandbox whose row is already marked `pausing`. Calls to its guest in progress may
     /// complete first; the agent cuts off those that take longer.
-    pub(super) async fn pause_begun(&self, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    pub(super) async fn pause_begun(&self, row: &Sandbox) -> Result<Sandbox, LifecycleError> {
+        let id = &row.id;
         self.guests.drain(id, DRAIN_LIMIT).await;
-        let host = self.find_host(id).await?;
+        let host = self.host_of(row).await?;
         match host.agent.pause(id.as_str()).await {
             Ok(_) => self.settle(id, &Decision::paused()).await,
-            Err(error) => self.after_failure(id, SandboxStatus::Pausing, error).await,
+            Err(error) => self.after_failure(row, error).await,
         }
     }
 
@@ -99,7 +100,7 @@ impl Lifecycle {
                 let report = HostReport::from(&info);
                 self.settle(id, &Decision::resumed(report)).await
             }
-            Err(error) => self.after_failure(id, SandboxStatus::Resuming, error).await,
+            Err(error) => self.after_failure(&row, error).await,
         }
     }
 
@@ -183,16 +184,16 @@ impl Lifecycle {
     }
 
     /// Handles a failed call or a lost reply: the host's current state determines the row's status.
-    /// `marked` is the status that the call has given the row. Succeeds if the call achieved its
+    /// `row` has the status that was written before the call. Succeeds if the call achieved its
     /// purpose nevertheless.
     async fn after_failure(
         &self,
-        id: &SandboxId,
-        marked: SandboxStatus,
+        row: &Sandbox,
         error: AgentError,
     ) -> Result<Sandbox, LifecycleError> {
+        let (id, marked) = (&row.id, row.status);
         tracing::warn!(sandbox_id = %id, status = %marked, %error, "agent call failed");
-        let Ok(report) = self.report(id).await else {
+        let Ok(report) = self.report(row).await else {
             return Err(error.into());
         };
         let cause = Cause::CallFailed {

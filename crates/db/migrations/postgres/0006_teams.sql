@@ -4,7 +4,7 @@ ALTER TABLE sandboxes RENAME COLUMN owner_id TO team_id;
 UPDATE sandboxes SET team_id = 'default' WHERE team_id = '';
 
 ALTER TABLE api_keys ADD COLUMN team_id TEXT NOT NULL DEFAULT 'default';
--- What the key may do: names of scopes, separated by commas.
+-- Names of the scopes of the key, separated by commas.
 ALTER TABLE api_keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'sandboxes,keys,hosts';
 
 -- Two teams may use the same idempotency key.

@@ -10,14 +10,6 @@ use crate::{
     private_host::Footprint,
 };
 
-async fn pause(agent: &TestAgent, id: &str) {
-    let request = pb::PauseSandboxRequest {
-        id: id.to_owned(),
-        ..Default::default()
-    };
-    agent.client.pause_sandbox(request).await.expect("paused");
-}
-
 async fn resume(
     agent: &TestAgent,
     id: &str,
@@ -31,19 +23,6 @@ async fn resume(
     let answer = agent.client.resume_sandbox(request).await?;
     let sandbox = answer.into_owned().sandbox.into_option();
     Ok(sandbox.expect("a sandbox"))
-}
-
-async fn snapshot(agent: &TestAgent, id: &str, name: &str) {
-    let request = pb::CreateSnapshotRequest {
-        id: id.to_owned(),
-        name: name.to_owned(),
-        ..Default::default()
-    };
-    agent
-        .client
-        .create_snapshot(request)
-        .await
-        .expect("snapshot taken");
 }
 
 async fn delete(agent: &TestAgent, name: &str, force: bool) -> Result<(), ConnectError> {
@@ -80,7 +59,7 @@ fn cold_boot_uses_the_disk_and_discards_the_memory() {
             ..agent::request("sb-1")
         };
         let made = agent.create_with(request).await.expect("made");
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         calls(&agent, "sb-1");
         let booted = resume(&agent, "sb-1", true).await.expect("booted");
         assert_eq!(
@@ -108,7 +87,7 @@ fn cold_boot_uses_the_disk_and_discards_the_memory() {
         agent
             .wait_for("sb-1", SandboxState::SANDBOX_STATE_RUNNING)
             .await;
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         calls(&agent, "sb-1");
         resume(&agent, "sb-1", false).await.expect("resumed");
         assert_eq!(agent.spec("sb-1").disk_layers.len(), 2);
@@ -129,7 +108,7 @@ fn sandbox_without_its_memory_files_can_be_booted() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-1").await.expect("made");
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         for diff in fs::read_dir(data.path().join("snapshots/memory")).expect("memory") {
             fs::remove_file(diff.expect("a file").path()).expect("removed");
         }
@@ -149,7 +128,7 @@ fn failed_cold_boot_keeps_the_sandbox_paused_with_its_memory() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-1").await.expect("made");
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         let path = agent.sandbox_dir("sb-1").join("spec.json");
         let whole = agent.spec("sb-1");
         for fault in ["die-at-start", "die-in-boot", "silent-guest", "reject-init"] {
@@ -183,7 +162,7 @@ fn lost_vm_after_a_cold_boot_is_paused_at_its_last_snapshot() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-1").await.expect("made");
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         resume(&agent, "sb-1", true).await.expect("booted");
         agent::kill_9(agent.supervisor_pid("sb-1"));
         let lost = agent
@@ -205,7 +184,7 @@ fn paused_sandbox_survives_restarts_of_the_agent() {
         let mut agent = TestAgent::start(data.path()).await;
         agent.create("sb-1").await.expect("made");
         for _ in 0..10 {
-            pause(&agent, "sb-1").await;
+            agent.pause("sb-1").await.expect("paused");
             agent.stop().await;
             agent = TestAgent::start(data.path()).await;
             resume(&agent, "sb-1", false).await.expect("resumed");
@@ -221,7 +200,10 @@ fn forced_delete_of_a_name_keeps_the_snapshots_of_sandboxes() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create("sb-origin").await.expect("made");
-        snapshot(&agent, "sb-origin", "named").await;
+        agent
+            .snapshot("sb-origin", "named")
+            .await
+            .expect("snapshot taken");
         agent.destroy("sb-origin").await.expect("destroyed");
         let request = |id| pb::CreateSandboxRequest {
             template: "named".to_owned(),
@@ -229,7 +211,7 @@ fn forced_delete_of_a_name_keeps_the_snapshots_of_sandboxes() {
         };
         agent.create_with(request("sb-runs")).await.expect("made");
         agent.create_with(request("sb-rests")).await.expect("made");
-        pause(&agent, "sb-rests").await;
+        agent.pause("sb-rests").await.expect("paused");
         let error = delete(&agent, "named", false).await.expect_err("in use");
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
         delete(&agent, "named", true).await.expect("forced");
@@ -249,7 +231,7 @@ fn forced_delete_of_a_name_keeps_the_snapshots_of_sandboxes() {
         let agent = TestAgent::start(data.path()).await;
         agent.sh("sb-runs", "true").await.expect("run");
         resume(&agent, "sb-rests", false).await.expect("resumed");
-        pause(&agent, "sb-runs").await;
+        agent.pause("sb-runs").await.expect("paused");
         resume(&agent, "sb-runs", false).await.expect("resumed");
         agent.destroy("sb-runs").await.expect("destroyed");
         agent.destroy("sb-rests").await.expect("destroyed");

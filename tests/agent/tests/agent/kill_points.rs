@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use connectrpc::{ConnectError, ErrorCode};
+use connectrpc::ErrorCode;
 use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
 
 use crate::{
@@ -15,31 +15,6 @@ use crate::{
 const ID: &str = "sb-kill";
 const RUNNING: SandboxState = SandboxState::SANDBOX_STATE_RUNNING;
 const PAUSED: SandboxState = SandboxState::SANDBOX_STATE_PAUSED;
-
-async fn pause(agent: &TestAgent) {
-    let request = pb::PauseSandboxRequest {
-        id: ID.to_owned(),
-        ..Default::default()
-    };
-    agent.client.pause_sandbox(request).await.expect("paused");
-}
-
-async fn resume(agent: &TestAgent) -> Result<(), ConnectError> {
-    let request = pb::ResumeSandboxRequest {
-        id: ID.to_owned(),
-        ..Default::default()
-    };
-    agent.client.resume_sandbox(request).await.map(drop)
-}
-
-async fn snapshot(agent: &TestAgent, name: &str) -> Result<(), ConnectError> {
-    let request = pb::CreateSnapshotRequest {
-        id: ID.to_owned(),
-        name: name.to_owned(),
-        ..Default::default()
-    };
-    agent.client.create_snapshot(request).await.map(drop)
-}
 
 /// Starts an agent that dies at a failpoint, once it has adopted the sandbox in this state.
 async fn doomed(data: &Path, point: &str, state: SandboxState) -> TestAgent {
@@ -85,8 +60,8 @@ fn destroy_interrupted_at_any_step_can_be_repeated_and_leaves_nothing() {
             for has_snapshot in [false, true] {
                 agent.create(ID).await.expect("made");
                 if has_snapshot {
-                    pause(&agent).await;
-                    resume(&agent).await.expect("resumed");
+                    agent.pause(ID).await.expect("paused");
+                    agent.resume(ID).await.expect("resumed");
                 }
                 let cgroups = agent.spec(ID).cgroups;
                 agent.stop().await;
@@ -138,7 +113,7 @@ fn named_snapshot_interrupted_at_any_step_has_its_name_or_leaves_nothing() {
             agent.create(ID).await.expect("made");
             agent.stop().await;
             let dying = doomed(data.path(), point, RUNNING).await;
-            snapshot(&dying, "named").await.expect_err(point);
+            dying.snapshot(ID, "named").await.expect_err(point);
             dying.dies(point).await;
 
             agent = TestAgent::start(data.path()).await;
@@ -148,7 +123,7 @@ fn named_snapshot_interrupted_at_any_step_has_its_name_or_leaves_nothing() {
             let is_named = names(&agent).await == ["named"];
             assert_eq!(is_named, point == NAMED, "{point}");
             // The call can be repeated, and its result does not depend on the sandbox.
-            match snapshot(&agent, "named").await {
+            match agent.snapshot(ID, "named").await {
                 Ok(()) => assert!(!is_named, "{point}"),
                 Err(error) => {
                     assert!(is_named, "{point}: {error}");
@@ -190,20 +165,20 @@ fn chain_merge_interrupted_at_any_step_keeps_the_sandbox_resumable() {
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
         for _ in 0..TOO_MANY_LAYERS {
-            pause(&agent).await;
-            resume(&agent).await.expect("resumed");
+            agent.pause(ID).await.expect("paused");
+            agent.resume(ID).await.expect("resumed");
         }
         assert_eq!(agent.spec(ID).disk_layers.len(), TOO_MANY_LAYERS);
-        pause(&agent).await;
+        agent.pause(ID).await.expect("paused");
         agent.stop().await;
         for point in points {
             let dying = doomed(data.path(), point, PAUSED).await;
-            resume(&dying).await.expect_err(point);
+            dying.resume(ID).await.expect_err(point);
             dying.dies(point).await;
         }
         let agent = TestAgent::start(data.path()).await;
         agent.wait_for(ID, PAUSED).await;
-        resume(&agent).await.expect("resumed");
+        agent.resume(ID).await.expect("resumed");
         let layers = agent.spec(ID).disk_layers.len();
         assert!(layers <= 2, "{layers} layers after the merge");
         let done = agent.sh(ID, "echo here").await.expect("run");
@@ -221,7 +196,7 @@ fn collection_interrupted_at_any_step_removes_garbage_only() {
         let agent = TestAgent::start(data.path()).await;
         // A destroyed sandbox whose snapshot is left, because its agent dies before it collects.
         agent.create(ID).await.expect("made");
-        pause(&agent).await;
+        agent.pause(ID).await.expect("paused");
         agent.stop().await;
         let dying = doomed(data.path(), "agent.destroy.removed", PAUSED).await;
         dying.destroy(ID).await.expect_err("no answer");
@@ -238,7 +213,7 @@ fn collection_interrupted_at_any_step_removes_garbage_only() {
         // The same with a snapshot that is needed.
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
-        pause(&agent).await;
+        agent.pause(ID).await.expect("paused");
         agent.stop().await;
         let needed = stored(data.path());
         for point in ["self@agent.collect.read", "self@agent.collect.removed"] {
@@ -247,7 +222,7 @@ fn collection_interrupted_at_any_step_removes_garbage_only() {
         }
         let agent = TestAgent::start(data.path()).await;
         agent.wait_for(ID, PAUSED).await;
-        resume(&agent).await.expect("resumed");
+        agent.resume(ID).await.expect("resumed");
         agent.destroy(ID).await.expect("destroyed");
         agent.stop().await;
     });

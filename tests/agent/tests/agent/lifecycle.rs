@@ -297,16 +297,8 @@ fn copy_has_the_environment_of_its_snapshot_unless_overridden() {
         };
         agent.client.fork_sandbox(fork).await.expect("forked");
         has("sb-2", "1", "1");
-        let snapshot = pb::CreateSnapshotRequest {
-            id: "sb-2".to_owned(),
-            name: "moment".to_owned(),
-            ..Default::default()
-        };
-        agent
-            .client
-            .create_snapshot(snapshot)
-            .await
-            .expect("snapshot taken");
+        let snapshot = agent.snapshot("sb-2", "moment").await;
+        snapshot.expect("snapshot taken");
         create("sb-3", "moment", &[("B", "2")]).await;
         has("sb-3", "1", "2");
         for id in ["sb-1", "sb-2", "sb-3"] {

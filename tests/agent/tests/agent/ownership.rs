@@ -1,4 +1,4 @@
-//! Which installation may command a sandbox, and what an upgrade finds.
+//! Installations that may command a sandbox, and sandboxes of an earlier release.
 
 use std::fs;
 

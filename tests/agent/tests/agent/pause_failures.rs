@@ -3,9 +3,8 @@
 
 use std::fs;
 
-use connectrpc::ConnectError;
 use nix::mount::{MsFlags, mount, umount};
-use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
+use wrenn_proto::rpc::hostagent::v1::SandboxState;
 
 use crate::agent::{self, TestAgent, on_private_host, until};
 
@@ -13,31 +12,6 @@ const ID: &str = "sb-pause";
 const RUNNING: SandboxState = SandboxState::SANDBOX_STATE_RUNNING;
 const PAUSING: SandboxState = SandboxState::SANDBOX_STATE_PAUSING;
 const PAUSED: SandboxState = SandboxState::SANDBOX_STATE_PAUSED;
-
-async fn pause(agent: &TestAgent) -> Result<(), ConnectError> {
-    let request = pb::PauseSandboxRequest {
-        id: ID.to_owned(),
-        ..Default::default()
-    };
-    agent.client.pause_sandbox(request).await.map(drop)
-}
-
-async fn resume(agent: &TestAgent) -> Result<(), ConnectError> {
-    let request = pb::ResumeSandboxRequest {
-        id: ID.to_owned(),
-        ..Default::default()
-    };
-    agent.client.resume_sandbox(request).await.map(drop)
-}
-
-async fn snapshot(agent: &TestAgent, name: &str) -> Result<(), ConnectError> {
-    let request = pb::CreateSnapshotRequest {
-        id: ID.to_owned(),
-        name: name.to_owned(),
-        ..Default::default()
-    };
-    agent.client.create_snapshot(request).await.map(drop)
-}
 
 /// Makes the sandbox's snapshots fail in this way from now on. An empty string ends that.
 fn set_fault(agent: &TestAgent, fault: &str) {
@@ -63,10 +37,10 @@ async fn runs(agent: &TestAgent) {
 
 /// Checks that the sandbox can be snapshotted, paused and resumed.
 async fn is_usable(agent: &TestAgent, name: &str) {
-    snapshot(agent, name).await.expect("snapshot taken");
+    agent.snapshot(ID, name).await.expect("snapshot taken");
     runs(agent).await;
-    pause(agent).await.expect("paused");
-    resume(agent).await.expect("resumed");
+    agent.pause(ID).await.expect("paused");
+    agent.resume(ID).await.expect("resumed");
     runs(agent).await;
 }
 
@@ -89,9 +63,9 @@ fn sandbox_keeps_running_after_a_failed_pause_or_snapshot() {
                 set_fault(&agent, fault);
                 let before = calls(&agent).len();
                 let failed = if pauses {
-                    pause(&agent).await
+                    agent.pause(ID).await
                 } else {
-                    snapshot(&agent, "never").await
+                    agent.snapshot(ID, "never").await
                 };
                 failed.expect_err(fault);
                 runs(&agent).await;
@@ -130,12 +104,12 @@ fn vm_keeps_its_new_disk_file_if_the_snapshot_fails_later() {
         };
         let one = disks();
         set_fault(&agent, "reject-snapshot");
-        snapshot(&agent, "never").await.expect_err("refused");
+        agent.snapshot(ID, "never").await.expect_err("refused");
         assert_eq!(disks(), one, "the unused file is removed");
         set_fault(&agent, "fail-after-switch");
-        snapshot(&agent, "never").await.expect_err("refused");
+        agent.snapshot(ID, "never").await.expect_err("refused");
         assert_eq!(disks().len(), 2, "{:?}", disks());
-        snapshot(&agent, "never").await.expect_err("refused");
+        agent.snapshot(ID, "never").await.expect_err("refused");
         assert_eq!(disks().len(), 3, "a name is used once: {:?}", disks());
         set_fault(&agent, "");
         is_usable(&agent, "whole").await;
@@ -152,7 +126,7 @@ fn recover_is_repeated_until_the_guest_accepts_it() {
         agent.create(ID).await.expect("made");
         let before = calls(&agent).len();
         set_fault(&agent, "reject-recover");
-        snapshot(&agent, "taken").await.expect("snapshot taken");
+        agent.snapshot(ID, "taken").await.expect("snapshot taken");
         assert_eq!(calls(&agent).split_off(before), ["prepare"]);
         set_fault(&agent, "");
         until("it recovers", async || {
@@ -173,7 +147,7 @@ fn vm_continues_after_the_agent_died_during_its_snapshot() {
         set_fault(&first, "slow-snapshot");
         let snapshotting = first.sandbox_dir(ID).join("snapshotting");
         tokio::select! {
-            paused = pause(&first) => panic!("the pause must not complete: {paused:?}"),
+            paused = first.pause(ID) => panic!("the pause must not complete: {paused:?}"),
             () = until("it is being written", async || snapshotting.exists().then_some(())) => {}
         }
         first.kill().await;
@@ -195,7 +169,7 @@ fn lost_vm_is_paused_at_its_last_snapshot_even_if_nothing_can_be_written() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
-        snapshot(&agent, "good").await.expect("snapshot taken");
+        agent.snapshot(ID, "good").await.expect("snapshot taken");
         // A mount point can be read, but not replaced.
         let record = agent.sandbox_dir(ID).join("snapshot.json");
         let none = None::<&str>;
@@ -207,7 +181,7 @@ fn lost_vm_is_paused_at_its_last_snapshot_even_if_nothing_can_be_written() {
             "{lost:?}"
         );
         umount(&record).expect("it is mounted");
-        resume(&agent).await.expect("resumed");
+        agent.resume(ID).await.expect("resumed");
         runs(&agent).await;
         agent.destroy(ID).await.expect("destroyed");
         agent.stop().await;
@@ -220,7 +194,7 @@ fn unreadable_sandbox_is_never_removed() {
         let data = tempfile::tempdir().expect("a directory");
         let agent = TestAgent::start(data.path()).await;
         agent.create(ID).await.expect("made");
-        pause(&agent).await.expect("paused");
+        agent.pause(ID).await.expect("paused");
         let spec = agent.sandbox_dir(ID).join("spec.json");
         let aside = agent.sandbox_dir(ID).join("aside");
         agent.stop().await;
@@ -242,7 +216,7 @@ fn unreadable_sandbox_is_never_removed() {
         let agent = TestAgent::start(data.path()).await;
         // Its actor examines it when the agent serves already.
         agent.wait_for(ID, PAUSED).await;
-        resume(&agent).await.expect("resumed");
+        agent.resume(ID).await.expect("resumed");
         runs(&agent).await;
         agent.destroy(ID).await.expect("destroyed");
         agent.stop().await;

@@ -59,14 +59,6 @@ async fn ends(mut connection: TcpStream) {
     assert!(rest.is_empty());
 }
 
-async fn pause(agent: &TestAgent, id: &str) {
-    let request = pb::PauseSandboxRequest {
-        id: id.to_owned(),
-        ..Default::default()
-    };
-    agent.client.pause_sandbox(request).await.expect("paused");
-}
-
 #[test]
 fn tunnel_carries_bytes_in_both_directions_after_a_half_close() {
     on_private_host(async || {
@@ -143,7 +135,7 @@ fn rejected_tunnel_has_status_and_code() {
         }
         let (head, _) = ask(&agent, "/tunnel/sb-1/7000", "wrong").await;
         assert!(head.starts_with("HTTP/1.1 401"), "{head}");
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         let (status, body) = refusal(&agent, "/tunnel/sb-1/7000").await;
         assert_eq!(
             (status, &body["code"]),
@@ -188,16 +180,12 @@ fn pause_closes_tunnels_at_once_and_a_resumed_sandbox_accepts_new_ones() {
             let now = agent.find("sb-1").await.expect("there").last_active_unix_ms;
             assert_eq!(now, seen, "a tunnel does not count as activity");
             let began = Instant::now();
-            pause(&agent, "sb-1").await;
+            agent.pause("sb-1").await.expect("paused");
             let took = began.elapsed();
             for connection in open {
                 ends(connection).await;
             }
-            let request = pb::ResumeSandboxRequest {
-                id: "sb-1".to_owned(),
-                ..Default::default()
-            };
-            agent.client.resume_sandbox(request).await.expect("resumed");
+            agent.resume("sb-1").await.expect("resumed");
             // Calls in progress would get two seconds.
             if took < Duration::from_secs(2) {
                 break;
@@ -258,7 +246,7 @@ fn sandbox_keeps_its_guest_token_and_copies_have_their_own() {
         let copies = agent.client.fork_sandbox(fork).await.expect("forked");
         let copy = copies.into_owned().copies.remove(0).envd_token;
         assert!(copy != token && copy.len() == 64);
-        pause(&agent, "sb-1").await;
+        agent.pause("sb-1").await.expect("paused");
         agent.stop().await;
         let agent = TestAgent::start(data.path()).await;
         let of = async |id: &str| agent.find(id).await.expect("listed").envd_token;

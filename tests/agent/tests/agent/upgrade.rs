@@ -47,20 +47,12 @@ async fn start() -> TestAgent {
 }
 
 async fn resume(agent: &TestAgent, id: &str) {
-    let request = pb::ResumeSandboxRequest {
-        id: id.to_owned(),
-        ..Default::default()
-    };
-    agent.client.resume_sandbox(request).await.expect("resumed");
+    agent.resume(id).await.expect("resumed");
     agent.wait_for(id, RUNNING).await;
 }
 
 async fn pause(agent: &TestAgent, id: &str) {
-    let request = pb::PauseSandboxRequest {
-        id: id.to_owned(),
-        ..Default::default()
-    };
-    agent.client.pause_sandbox(request).await.expect("paused");
+    agent.pause(id).await.expect("paused");
     agent.wait_for(id, PAUSED).await;
 }
 

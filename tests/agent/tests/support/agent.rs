@@ -222,6 +222,31 @@ impl TestAgent {
         self.client.destroy_sandbox(request).await.map(drop)
     }
 
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), ConnectError> {
+        let request = pb::PauseSandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.pause_sandbox(request).await.map(drop)
+    }
+
+    pub(crate) async fn resume(&self, id: &str) -> Result<(), ConnectError> {
+        let request = pb::ResumeSandboxRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.resume_sandbox(request).await.map(drop)
+    }
+
+    pub(crate) async fn snapshot(&self, id: &str, name: &str) -> Result<(), ConnectError> {
+        let request = pb::CreateSnapshotRequest {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        self.client.create_snapshot(request).await.map(drop)
+    }
+
     pub(crate) async fn list(&self) -> Vec<pb::SandboxInfo> {
         let request = pb::ListSandboxesRequest::default();
         let answer = self.client.list_sandboxes(request).await;

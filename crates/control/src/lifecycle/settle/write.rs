@@ -15,10 +15,10 @@ impl Lifecycle {
     /// Returns the host's current report on a sandbox; `None` if the host does not have it.
     pub(in crate::lifecycle) async fn report(
         &self,
-        id: &SandboxId,
+        row: &Sandbox,
     ) -> Result<Option<HostReport>, LifecycleError> {
-        let host = self.find_host(id).await?;
-        let found = host.agent.find(id.as_str()).await?;
+        let host = self.host_of(row).await?;
+        let found = host.agent.find(row.id.as_str()).await?;
         Ok(found.as_ref().map(HostReport::from))
     }
 
