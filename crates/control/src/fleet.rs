@@ -64,6 +64,7 @@ impl From<FleetError> for AgentError {
                 code: ErrorCode::Unavailable,
                 message: error.to_string(),
                 connection_lost: false,
+                exit_code: None,
             },
         }
     }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use nix::mount::{MsFlags, mount, umount};
-use wrenn_proto::rpc::hostagent::v1::SandboxState;
+use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
 
 use crate::agent::{self, TestAgent, on_private_host, until};
 
@@ -241,7 +241,7 @@ fn named_snapshots_are_listed_from_memory() {
         agent.create(ID).await.expect("made");
         assert!(named(&agent).await.is_empty());
         for name in ["one", "two"] {
-            snapshot(&agent, name).await.expect("snapshot taken");
+            agent.snapshot(ID, name).await.expect("snapshot taken");
         }
         let again = pb::CreateSnapshotRequest {
             id: ID.to_owned(),
