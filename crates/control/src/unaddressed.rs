@@ -96,7 +96,10 @@ impl Unaddressed {
         let asked_at = Instant::now();
         loop {
             let tokens = self.tokens().await?;
-            if let Some(id) = self.search(&tokens.all, link).await? {
+            // The sandbox may have ended since the list was read.
+            if let Some(id) = self.search(&tokens.all, link).await?
+                && self.has_signed(&id, link).await?
+            {
                 self.remember(link, &id);
                 return Ok(Some(id));
             }

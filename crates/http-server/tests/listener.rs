@@ -159,7 +159,7 @@ async fn request_with_too_many_header_fields_is_rejected() {
 
 #[tokio::test]
 async fn client_above_the_limit_waits_for_a_free_connection() {
-    let server = Server::start(1).await;
+    let server = Server::limited(1, 2).await;
     let mut first = server.ask().await;
     server.asked.notified().await;
     let mut second = server.ask().await;

@@ -81,7 +81,11 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         accel: wrenn_proto::supervise::Accel::Tcg,
         cpu: "max".parse().map_err(io::Error::other)?,
         default_egress: false,
-        egress_ceiling: wrenn_agent::EgressCeiling::default(),
+        // The same as the agents in the tests' process: the next one adopts the sandboxes.
+        egress_ceiling: wrenn_agent::EgressCeiling {
+            open: vec!["10.99.0.0/24".parse().map_err(io::Error::other)?],
+            ..wrenn_agent::EgressCeiling::default()
+        },
         subnets: None,
         wrenn_exe: std::env::current_exe()?,
         dns: Vec::new(),
