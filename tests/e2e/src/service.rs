@@ -31,6 +31,8 @@ pub struct Service {
     listen: String,
     agent_listen: String,
     traffic_listen: String,
+    /// Holds the claims of the three ports.
+    _ports: [fs::File; 3],
     key: String,
     fault: Option<String>,
     /// File name of the database in the data directory, if it is not the default one.
@@ -103,12 +105,15 @@ impl Service {
         let dir = tempfile::Builder::new()
             .prefix("wrenn-e2e-")
             .tempdir_in(root)?;
+        let [api, agent, traffic] = [free_port()?, free_port()?, free_port()?];
+        let address = |port: u16| format!("127.0.0.1:{port}");
         Ok(Self {
             child: None,
             dir,
-            listen: format!("127.0.0.1:{}", free_port()?),
-            agent_listen: format!("127.0.0.1:{}", free_port()?),
-            traffic_listen: format!("127.0.0.1:{}", free_port()?),
+            listen: address(api.0),
+            agent_listen: address(agent.0),
+            traffic_listen: address(traffic.0),
+            _ports: [api.1, agent.1, traffic.1],
             key: String::new(),
             fault: None,
             database: None,
@@ -173,8 +178,6 @@ impl Service {
             .env("WRENN_API_URL", self.url(""))
             .env("WRENN_TRAFFIC_LISTEN", &self.traffic_listen)
             .env("WRENN_EGRESS", "deny")
-            // The network that tests use as the world outside, which is not public.
-            .env("WRENN_EGRESS_OPEN", "198.19.255.0/30")
             .env("WRENN_FAULT", self.fault.as_deref().unwrap_or_default())
             .env_remove("WRENN_API_KEY")
             .env_remove("WRENN_CPU")
@@ -445,8 +448,10 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
-/// Returns a port that is free and that the kernel does not assign to outgoing connections.
-fn free_port() -> Result<u16> {
+/// Returns a port that is free and that the kernel does not assign to outgoing connections, and the
+/// file that claims it until it is closed: a service is stopped and started again on its ports, so
+/// the tests that run beside it must not be given them.
+fn free_port() -> Result<(u16, fs::File)> {
     const FIRST: u16 = 10_000;
     let given = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
     let end: u16 = given
@@ -455,17 +460,30 @@ fn free_port() -> Result<u16> {
         .context("no port")?
         .parse()?;
     let count = end.saturating_sub(FIRST);
-    if count == 0 {
-        return Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
-    }
+    ensure!(count > 0, "no port is free below {end}");
     for _ in 0..100 {
         let number = RandomState::new().build_hasher().finish() % u64::from(count);
         let port = FIRST + u16::try_from(number)?;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
+        let claim = claim(port)?;
+        if let Some(claim) = claim
+            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+        {
+            return Ok((port, claim));
         }
     }
     bail!("no port is free from {FIRST} to {end}")
+}
+
+/// Claims a port among the tests of this machine. Returns `None` if another test has it.
+fn claim(port: u16) -> Result<Option<fs::File>> {
+    let dir = std::env::temp_dir().join("wrenn-e2e-ports");
+    fs::create_dir_all(&dir)?;
+    let file = fs::File::create(dir.join(port.to_string()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error.into()),
+    }
 }
 
 /// Returns the path of the tested `wrenn`: `WRENN_BIN`, or the program that `make test` built.

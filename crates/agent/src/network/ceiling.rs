@@ -35,17 +35,23 @@ const RESERVED: [Ipv4Net; 4] = [
     block(224, 0, 0, 0, 3),
 ];
 
-/// Addresses that are not public: the special-purpose ranges that are not globally reachable (IANA
-/// IPv4 Special-Purpose Address Registry), which include the metadata services of Alibaba
+/// Addresses that are not public: private and shared ones, protocol assignments (IANA IPv4
+/// Special-Purpose Address Registry), which include the metadata services of Alibaba
 /// (100.100.100.200) and Oracle (192.0.0.192), and that of Azure, which has a public address.
-const NOT_PUBLIC: [Ipv4Net; 10] = [
+const NOT_PUBLIC: [Ipv4Net; 6] = [
     block(10, 0, 0, 0, 8),
     block(100, 64, 0, 0, 10),
     block(168, 63, 129, 16, 32),
     block(172, 16, 0, 0, 12),
     block(192, 0, 0, 0, 24),
-    block(192, 0, 2, 0, 24),
     block(192, 168, 0, 0, 16),
+];
+
+/// Ranges for documentation (RFC 5737) and benchmarks (RFC 2544). They count as public, also if the
+/// host is a part of such a network: no machine that needs protection has such an address, and
+/// proxies and tests use them in the place of the internet.
+const STAND_INS: [Ipv4Net; 4] = [
+    block(192, 0, 2, 0, 24),
     block(198, 18, 0, 0, 15),
     block(198, 51, 100, 0, 24),
     block(203, 0, 113, 0, 24),
@@ -124,7 +130,7 @@ impl Ceiling {
         }
         match self.setting.limit {
             EgressLimit::Public => {
-                "of private and special-purpose addresses, only those in `WRENN_EGRESS_OPEN` are permitted"
+                "of private, shared and metadata addresses, only those in `WRENN_EGRESS_OPEN` are permitted"
             }
             EgressLimit::Never | EgressLimit::Any => {
                 "only addresses in `WRENN_EGRESS_OPEN` are permitted"
@@ -142,10 +148,12 @@ impl Ceiling {
     pub(super) fn permitted_beside(&self, neighbours: &[Ipv4Net]) -> Vec<Range> {
         let mut open = match self.setting.limit {
             EgressLimit::Never => Vec::new(),
-            EgressLimit::Public => without(
-                &[Range::ALL],
-                &ranges_of(NOT_PUBLIC.iter().chain(neighbours)),
-            ),
+            EgressLimit::Public => {
+                let stands_in =
+                    |network: &&Ipv4Net| STAND_INS.iter().any(|range| range.contains(*network));
+                let closed = neighbours.iter().filter(|network| !stands_in(network));
+                without(&[Range::ALL], &ranges_of(NOT_PUBLIC.iter().chain(closed)))
+            }
             EgressLimit::Any => vec![Range::ALL],
         };
         open.extend(ranges_of(&self.setting.open));
@@ -207,13 +215,19 @@ mod tests {
             "168.63.129.16",
             "169.254.169.254",
             "127.0.0.1",
-            "198.18.0.1",
             "224.0.0.1",
             "255.255.255.255",
         ] {
             assert!(!permits(&ceiling, closed), "{closed}");
         }
-        for open in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "168.63.129.15"] {
+        for open in [
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "168.63.129.15",
+            "192.0.2.1",
+            "198.18.0.1",
+        ] {
             assert!(permits(&ceiling, open), "{open}");
         }
     }
@@ -256,6 +270,10 @@ mod tests {
             let held = permitted.iter().any(|range| range.holds(address));
             assert_eq!(held, expected, "{limit} {open:?}");
         }
+        let stand_in = "198.19.255.0/30".parse().unwrap();
+        let permitted = ceiling(EgressLimit::Public, &[], &[]).permitted_beside(&[stand_in]);
+        let address = stand_in.network().to_bits() + 1;
+        assert!(permitted.iter().any(|range| range.holds(address)));
     }
 
     #[test]

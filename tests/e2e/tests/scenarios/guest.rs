@@ -12,7 +12,10 @@ const FUSE: &str = include_str!("../../guest/fuse.py");
 
 /// Loads drivers in all ways in which programs do so.
 async fn use_drivers(sandbox: &Sandbox<'_>) -> Result<()> {
-    let counts = sandbox.script(MODULES).await?;
+    let body = json!({ "cmd": "sh", "args": ["-c", MODULES], "user": "root", "timeout_sec": 280 });
+    let output = sandbox.exec_with(body).await?;
+    assert_eq!(output.code, 0, "{output:?}");
+    let counts = output.stdout;
     let (packed, indexed) = counts.trim().split_once('\n').context("no counts")?;
     assert_eq!(packed, indexed);
     assert!(packed.parse::<u32>()? > 500, "{counts}");
