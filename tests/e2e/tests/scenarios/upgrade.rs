@@ -19,7 +19,8 @@ fn earlier() -> Result<PathBuf> {
 
 /// Starts a counter: a process in the guest that writes increasing numbers to a file.
 async fn start_counter(service: &Service, sandbox: &Sandbox<'_>) -> Result<()> {
-    let script = "n=0; while :; do n=$((n+1)); echo $n > /tmp/count; sleep 0.2; done";
+    // By rename, so that a reader never finds an empty file.
+    let script = "n=0; while :; do n=$((n+1)); echo $n > /tmp/next; mv /tmp/next /tmp/count; sleep 0.2; done";
     let body = json!({ "cmd": "sh", "args": ["-c", script], "background": true });
     let (status, reply) = service
         .json(Method::POST, &sandbox.path("/exec"), &body)
@@ -73,7 +74,7 @@ async fn leave_sandboxes(service: &Service) -> Result<Left> {
     let body = json!({ "sandbox_id": paused.id(), "name": "earlier" });
     let (status, reply) = service.json(Method::POST, "/v1/snapshots", &body).await?;
     ensure!(status.is_success(), "{status} {reply}");
-    let paused_count = count(&paused).await?;
+    let paused_count = counts_on(&paused, 0).await?;
     paused.pause().await?;
     Ok(Left {
         running: running.id().to_owned(),
