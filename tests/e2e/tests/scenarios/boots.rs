@@ -34,23 +34,27 @@ fn cold() -> Value {
     json!({ "memory_mb": 256 })
 }
 
+/// Boots a sandbox and checks that its timer works, and that the timer's speed is correct within a
+/// factor of two.
+async fn boot_and_use(service: &Service) -> Result<()> {
+    let sandbox = service.create_with(cold()).await?;
+    let began = Instant::now();
+    let slept = sandbox.exec("sleep", &["0.2"]).await?;
+    ensure!(slept.code == 0, "{slept:?}");
+    ensure!(began.elapsed() >= Duration::from_millis(200));
+    sandbox.destroy().await
+}
+
 #[tokio::test]
 async fn concurrent_boots_all_succeed() -> Result<()> {
     let service = Service::start().await?;
     let count = rounds(1000);
     stream::iter(0..count)
-        .map(|_| async {
-            let sandbox = service.create_with(cold()).await?;
-            // The timer works, and its speed is correct within a factor of two.
-            let began = Instant::now();
-            let slept = sandbox.exec("sleep", &["0.2"]).await?;
-            ensure!(slept.code == 0, "{slept:?}");
-            ensure!(began.elapsed() >= Duration::from_millis(200));
-            sandbox.destroy().await
-        })
+        .map(|_| boot_and_use(&service))
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
-        .await?;
+        .await
+        .with_context(|| service.log())?;
     let boots = boot_counts(&service).await?;
     eprintln!("boots: {boots}");
     assert_eq!(boots["started"], count, "{boots}");
