@@ -69,7 +69,7 @@ pub(crate) struct HostNetwork {
     obstacles: Obstacles,
 }
 
-/// What the agent wants of the host, and what it applied last.
+/// Desired state of the host, and the state that was applied last.
 #[derive(Debug, Default)]
 struct Held {
     /// Slots of sandboxes with egress.

@@ -28,7 +28,7 @@ fn found() -> Option<Obstacle> {
     find(&traffic()).unwrap()
 }
 
-/// What Docker's daemon writes with iptables-nft.
+/// Rules of Docker's daemon, as it writes them with iptables-nft.
 const DOCKER: &str = r#"
     table ip filter {
         chain DOCKER-USER {
