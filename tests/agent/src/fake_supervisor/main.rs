@@ -74,28 +74,7 @@ fn serve_agent(mut args: impl Iterator<Item = String>) -> io::Result<()> {
         return Err(io::Error::other("usage: agent DATA_DIR TOKEN"));
     };
     let data_dir = PathBuf::from(data_dir);
-    let config = wrenn_agent::AgentConfig {
-        listen: ([127, 0, 0, 1], 0).into(),
-        images_dir: data_dir.join("images"),
-        token,
-        accel: wrenn_proto::supervise::Accel::Tcg,
-        cpu: "max".parse().map_err(io::Error::other)?,
-        default_egress: false,
-        // The same as the agents in the tests' process: the next one adopts the sandboxes.
-        egress_ceiling: wrenn_agent::EgressCeiling {
-            open: vec!["10.99.0.0/24".parse().map_err(io::Error::other)?],
-            ..wrenn_agent::EgressCeiling::default()
-        },
-        subnets: None,
-        wrenn_exe: std::env::current_exe()?,
-        dns: Vec::new(),
-        snapshots_dir: None,
-        template_snapshots: true,
-        prefetch: true,
-        keep_page_cache: false,
-        boot: wrenn_agent::BootPolicy::default(),
-        data_dir: data_dir.clone(),
-    };
+    let config = wrenn_agent_tests::agent_config(&data_dir, &token, std::env::current_exe()?)?;
     let templates = std::sync::Arc::new(wrenn_agent_tests::OneTemplate::new(&data_dir));
     let ready = |address| {
         println!("{address}");

@@ -22,7 +22,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use wrenn_agent::{AgentConfig, AgentError, Deadlines, EgressCeiling, serve_with};
+use wrenn_agent::{AgentConfig, AgentError, Deadlines, serve_with};
 use wrenn_agent_tests::OneTemplate;
 use wrenn_envd_client::{Dial, EnvdClient, Exec, ExecOutput, Stream};
 use wrenn_proto::{
@@ -31,7 +31,7 @@ use wrenn_proto::{
         hostagent::v1::{self as pb, HostAgentServiceClient},
         process::ProcessConfig,
     },
-    supervise::{Accel, SupervisorSpec},
+    supervise::SupervisorSpec,
 };
 
 use crate::private_host;
@@ -64,27 +64,10 @@ pub(crate) fn deadlines() -> Deadlines {
 }
 
 pub(crate) fn config(data_dir: &Path) -> AgentConfig {
+    let exe = env!("CARGO_BIN_EXE_wrenn-fake-supervisor").into();
     AgentConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        data_dir: data_dir.to_owned(),
-        images_dir: data_dir.join("images"),
-        token: TOKEN.to_owned(),
-        accel: Accel::Tcg,
-        cpu: "max".parse().expect("valid"),
-        default_egress: false,
-        // The external network of most tests.
-        egress_ceiling: EgressCeiling {
-            open: vec!["10.99.0.0/24".parse().expect("a range")],
-            ..EgressCeiling::default()
-        },
-        subnets: None,
-        wrenn_exe: env!("CARGO_BIN_EXE_wrenn-fake-supervisor").into(),
         dns: vec![[10, 99, 0, 1].into()],
-        snapshots_dir: None,
-        template_snapshots: true,
-        prefetch: true,
-        keep_page_cache: false,
-        boot: wrenn_agent::BootPolicy::default(),
+        ..wrenn_agent_tests::agent_config(data_dir, TOKEN, exe).expect("valid")
     }
 }
 
