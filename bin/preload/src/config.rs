@@ -12,8 +12,13 @@ use std::{
     ffi::{CString, OsString},
     mem::MaybeUninit,
     os::{fd::RawFd, unix::ffi::OsStringExt as _},
-    sync::{OnceLock, atomic::AtomicBool},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
+
+use wrenn_sys::uffd::Uffd;
 
 use crate::report::fatal;
 
@@ -38,6 +43,10 @@ pub(crate) struct Config {
     pub(crate) device: Option<RawFd>,
     /// True once the single mapping was made.
     pub(crate) mapped: AtomicBool,
+    /// Address of the mapping; 0 before it is made.
+    pub(crate) start: AtomicUsize,
+    /// Userfaultfd of the mapping, in the mode `paged`. Open until the process ends.
+    pub(crate) uffd: OnceLock<Uffd>,
 }
 
 /// Identity of the file behind a descriptor, independent of the descriptor's number.
@@ -88,6 +97,8 @@ pub(crate) fn read() {
         socket: required_descriptor("WRENN_PAGER_SOCKET_FD"),
         device: descriptor("WRENN_UFFD_DEVICE_FD"),
         mapped: AtomicBool::new(false),
+        start: AtomicUsize::new(0),
+        uffd: OnceLock::new(),
     };
     if CONFIG.set(config).is_err() {
         fatal(&["the library was initialized twice"]);

@@ -4,7 +4,6 @@
 use std::{
     ffi::{c_int, c_void},
     fmt::Write as _,
-    mem::ManuallyDrop,
     os::fd::{AsFd as _, BorrowedFd, RawFd},
     sync::atomic::Ordering,
 };
@@ -104,6 +103,7 @@ unsafe fn map_any(mut request: Request) -> *mut c_void {
         fatal(&["failed to map guest memory"]);
     }
     announce(config, start.addr() as u64);
+    config.start.store(start.addr(), Ordering::SeqCst);
     start
 }
 
@@ -153,7 +153,7 @@ fn announce(config: &Config, start: u64) {
         Mode::Anonymous => scm::send(socket, message.bytes(), &[]),
         Mode::Paged => {
             // The userfaultfd stays open until the process ends; see the crate documentation.
-            let uffd = ManuallyDrop::new(register(config, start));
+            let uffd = config.uffd.get_or_init(|| register(config, start));
             scm::send(socket, message.bytes(), &[uffd.as_fd()])
         }
     };
@@ -168,7 +168,9 @@ fn announce(config: &Config, start: u64) {
 
 fn register(config: &Config, start: u64) -> Uffd {
     let registered = make(config).and_then(|uffd| {
-        uffd.handshake(Features::MISSING_SHMEM, Features::EVENT_REMOVE)?;
+        // Without EVENT_REMOVE: the page server need not know what the guest gives back, and QEMU
+        // does not wait for it.
+        uffd.handshake(Features::MISSING_SHMEM, Features::NONE)?;
         uffd.register_missing(start, config.len as u64)?;
         Ok(uffd)
     });

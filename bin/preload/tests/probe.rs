@@ -1,7 +1,8 @@
 //! Opens and maps memory as QEMU's memory-backend-file does, and then runs the commands in its
 //! arguments.
 //!
-//! `probe PATH LEN [sum | write OFFSET | map-again | map-half | wait]…`
+//! `probe PATH LEN [sum | write OFFSET | discard OFFSET LEN | load OFFSET | map-again | map-half |
+//! wait]…`
 #![allow(unsafe_code, reason = "calls the C library as QEMU does")]
 
 use std::{env, ffi::CString, io, ptr};
@@ -34,12 +35,22 @@ fn main() -> io::Result<()> {
         match word.as_str() {
             "sum" => println!("sum {}", sum(memory, len)),
             "write" => {
-                let offset = arguments.next().and_then(|offset| offset.parse().ok());
-                let offset: usize = offset.ok_or(io::ErrorKind::InvalidInput)?;
                 // SAFETY: the offset is within the mapping.
-                let place = unsafe { memory.add(offset) };
+                let place = unsafe { memory.add(number(&mut arguments)?) };
                 // SAFETY: the mapping is writable, and the program has no other thread.
                 unsafe { place.write_volatile(1) };
+            }
+            "load" => {
+                // SAFETY: the offset is within the mapping.
+                let place = unsafe { memory.add(number(&mut arguments)?) }.cast::<u64>();
+                // SAFETY: the mapping is readable, and the tests pass multiples of 8.
+                let word = unsafe { place.read_volatile() };
+                println!("word {word}");
+            }
+            "discard" => {
+                let (offset, len) = (number(&mut arguments)?, number(&mut arguments)?);
+                discard(fd, memory, offset, len)?;
+                println!("discarded");
             }
             "map-again" => {
                 map_at_reserved(fd, len)?;
@@ -53,6 +64,27 @@ fn main() -> io::Result<()> {
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
     }
+    Ok(())
+}
+
+fn number(arguments: &mut impl Iterator<Item = String>) -> io::Result<usize> {
+    let number = arguments.next().and_then(|number| number.parse().ok());
+    number.ok_or(io::ErrorKind::InvalidInput.into())
+}
+
+/// Discards a range as QEMU's `ram_block_discard_range` does.
+fn discard(fd: i32, memory: *mut u8, offset: usize, len: usize) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let range = (i64::try_from(offset), i64::try_from(len));
+    let (Ok(first), Ok(bytes)) = range else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    // SAFETY: `fallocate64` takes its arguments by value.
+    check(unsafe { libc::fallocate64(fd, mode, first, bytes) })?;
+    // SAFETY: the offset is within the mapping.
+    let start = unsafe { memory.add(offset) };
+    // SAFETY: the range is in the mapping, into which the program holds no reference.
+    check(unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) })?;
     Ok(())
 }
 

@@ -16,7 +16,8 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use wrenn_api_types::{
     ApiKey, BackgroundProcess, CreateApiKey, CreateSandbox, CreateSnapshot, CreatedApiKey,
-    ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, Sandbox, Template, UnknownSandbox,
+    ExecRequest, ExecResult, ForkSandbox, Metrics, ProcessList, ResumeSandbox, Sandbox, Template,
+    UnknownSandbox,
 };
 use wrenn_model::{SandboxId, SandboxStatus, Scope, TemplateName};
 
@@ -125,8 +126,12 @@ impl Client {
     }
 
     /// `POST /v1/sandboxes/{id}/resume`.
-    pub(crate) async fn resume(&self, id: &SandboxId) -> Result<Sandbox, ClientError> {
-        self.long_call(&["sandboxes", id.as_str(), "resume"], NO_BODY)
+    pub(crate) async fn resume(
+        &self,
+        id: &SandboxId,
+        body: &ResumeSandbox,
+    ) -> Result<Sandbox, ClientError> {
+        self.long_call(&["sandboxes", id.as_str(), "resume"], Some(body))
             .await
     }
 

@@ -4,6 +4,7 @@
 //! Owns `rootfs.qcow2` and the read-only layers that snapshots split off while the VM ran. Never
 //! touches the template's image. A failed create leaves no file.
 
+mod measure;
 mod merge;
 
 use std::{fs, io, path::Path, process::Stdio, time::Duration};
@@ -15,6 +16,7 @@ use wrenn_proto::supervise::files;
 
 use crate::sandbox_dir::SandboxDir;
 
+pub(crate) use measure::visible_bytes;
 pub(crate) use merge::merge;
 
 /// Name of a merged layer in the directory of a staged snapshot.
@@ -85,22 +87,32 @@ pub(crate) async fn create_at(path: &Path, size_mib: u32, uid: u32) -> Result<()
 }
 
 async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
+    let mut command = Command::new(PROGRAM);
     // -u: the base image exists only inside the jail, so `qemu-img` cannot check it here.
-    let child = Command::new(PROGRAM)
+    command
         .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
         .arg(BASE_DISK)
         .arg(path)
-        .arg(format!("{size_mib}M"))
+        .arg(format!("{size_mib}M"));
+    run(command, DEADLINE).await?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(path, mode).map_err(failed("restrict access to"))?;
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(failed("change the owner of"))
+}
+
+/// Runs `qemu-img` and returns what it prints.
+async fn run(mut command: Command, deadline: Duration) -> Result<Vec<u8>, DiskError> {
+    let child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(DEADLINE, child)
+    let output = tokio::time::timeout(deadline, child)
         .await
         .map_err(|_| DiskError::Deadline {
             program: PROGRAM,
-            deadline: DEADLINE,
+            deadline,
         })?
         .map_err(|source| DiskError::Run {
             program: PROGRAM,
@@ -112,9 +124,7 @@ async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
         let text = text.trim().chars().take(500).collect();
         return Err(DiskError::Failed(PROGRAM, text));
     }
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(path, mode).map_err(failed("restrict access to"))?;
-    std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(failed("change the owner of"))
+    Ok(output.stdout)
 }
 
 /// Removes all files of the disk. Succeeds if there are none.

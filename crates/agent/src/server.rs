@@ -21,7 +21,7 @@ use wrenn_proto::supervise::Accel;
 
 use crate::{
     cgroup::Cgroups,
-    host,
+    host::Vmm,
     network::{
         HostNetwork, NetworkSettings, addresses::Subnets, ceiling::EgressCeiling, slot::Slots,
     },
@@ -30,6 +30,7 @@ use crate::{
     sandbox::{BootPolicy, Boots, actor::SandboxActors, adopt, resources::HostContext},
     sandbox_dir::SandboxDirs,
     snapshots::Snapshots,
+    template_snapshot::renew,
     templates::TemplateSource,
 };
 
@@ -200,6 +201,9 @@ pub async fn serve_with(
         .map_err(host_failed("adopt the sandboxes of an earlier agent"))?;
     let keep = actors.host.network.clone().keep(shutdown.clone());
     actors.tasks.spawn(keep);
+    actors
+        .tasks
+        .spawn(renew::run(actors.host.clone(), shutdown.clone()));
     tracing::info!(%address, sandboxes = actors.registry.list().len(), "host agent ready");
     ready(address);
     serve_until(listener, rpc::router(actors.clone(), &token), &shutdown).await?;
@@ -241,15 +245,9 @@ pub(crate) async fn open_parts(
     let network = network.map_err(host_failed("prepare the host's network"))?;
     let root = config.snapshots_dir.clone();
     let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
-    let vmm = host::vmm().await;
+    let vmm = Vmm::of_host(config.accel);
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
-    let snapshots = Snapshots::open(
-        &root,
-        &config.images_dir,
-        vmm,
-        config.accel,
-        config.cpu.clone(),
-    );
+    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.cpu.clone());
     Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         config,

@@ -23,8 +23,13 @@ use std::{
 
 use thiserror_ext::AsReport as _;
 use wrenn_model::{CpuModel, TemplateName};
-use wrenn_proto::supervise::{Accel, SupervisorSpec};
-use wrenn_snapshot::{Chain, ChainError, DiffError, Manifest, Staging, Store, StoreError};
+use wrenn_proto::{
+    machine::MachineProfile,
+    supervise::{Accel, SupervisorSpec},
+};
+use wrenn_snapshot::{
+    Chain, ChainError, DiffError, Incompatible, Manifest, Staging, Store, StoreError,
+};
 use wrenn_sys::failpoint;
 
 pub(crate) use located::LocatedSnapshot;
@@ -38,7 +43,7 @@ use tagged::TaggedSnapshots;
 use verify::Verified;
 pub(crate) use wrenn_snapshot::SnapshotId;
 
-use crate::{Template, disk::DiskError};
+use crate::{Template, disk::DiskError, host::Vmm};
 
 /// Failure to store, find, name or compact a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -66,16 +71,9 @@ pub(crate) enum SnapshotError {
     /// The memory file of the snapshot could not be created.
     #[error("failed to create the memory file of a snapshot")]
     Memory(#[source] std::io::Error),
-    /// The snapshot's device state does not match this host's VMM or accelerator.
-    #[error(
-        "the snapshot was made with {made} ({made_accel}), this host has {here} ({here_accel})"
-    )]
-    OtherVmm {
-        made: String,
-        made_accel: Accel,
-        here: String,
-        here_accel: Accel,
-    },
+    /// This host cannot load the snapshot's device state.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
 }
 
 impl SnapshotError {
@@ -118,19 +116,30 @@ pub(crate) struct Snapshots {
     pins: Arc<Pins>,
     memories: Memories,
     verified: Verified,
-    vmm: String,
-    accel: Accel,
+    vmm: Vmm,
     cpu: CpuModel,
 }
 
+/// State of a template's snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TemplateSnapshotState {
+    /// There is none, or it belongs to another version of the template or to another CPU model.
+    Missing,
+    /// This host cannot load it.
+    Unloadable,
+    /// It can be restored, but a new one would have other devices.
+    Older,
+    /// It is what a new one would be.
+    Current,
+}
+
 impl Snapshots {
-    /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is the kind
-    /// and version of this host's VMM. `cpu` is the CPU model of VMs that boot.
+    /// Opens the store in `root`, and, read-only, the one in the image directory. `cpu` is the CPU
+    /// model of VMs that boot.
     pub(crate) fn open(
         root: &Path,
         images: &Path,
-        vmm: String,
-        accel: Accel,
+        vmm: Vmm,
         cpu: CpuModel,
     ) -> Result<Self, SnapshotError> {
         let images = images.join("snapshots");
@@ -144,7 +153,6 @@ impl Snapshots {
             memories: Memories::default(),
             verified: Verified::default(),
             vmm,
-            accel,
             cpu,
         })
     }
@@ -161,13 +169,14 @@ impl Snapshots {
     /// Completes a snapshot and moves it to its final place.
     ///
     /// `layers` are the read-only files of its disk, lowest first. `vmm` is the VMM that saved it,
-    /// which may be older than this agent's. Blocks until all of its files are flushed.
+    /// which may be older than the one on this host; `None` if its supervisor did not report it.
+    /// Blocks until all of its files are flushed.
     pub(crate) fn publish(
         &self,
         stage: StagedSnapshot,
         spec: &SupervisorSpec,
         layers: &[PathBuf],
-        vmm: &str,
+        vmm: Option<String>,
     ) -> Result<SnapshotRef, SnapshotError> {
         let StagedSnapshot { staging, pin } = stage;
         let mut names = Vec::new();
@@ -181,13 +190,16 @@ impl Snapshots {
                 new.push((build, path.clone()));
             }
         }
+        let (here, cpu) = (self.vmm.current(), spec.cpu());
         let manifest = Manifest {
             version: 1,
             build: staging.build(),
             created_unix_ms: crate::sandbox::now_unix_ms(),
-            vmm: vmm.to_owned(),
+            vmm: vmm.unwrap_or(here.vmm),
             accel: spec.accel,
-            cpu_model: Some(spec.cpu()),
+            host_cpu: spec.accel.shows_host_cpu(&cpu).then_some(here.cpu),
+            cpu_model: Some(cpu),
+            machine: Some(spec.profile()),
             size: spec.size,
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),
@@ -216,9 +228,9 @@ impl Snapshots {
         self.own.memory_dir()
     }
 
-    /// Kind and version of this host's VMM.
-    pub(crate) fn vmm(&self) -> &str {
-        &self.vmm
+    /// Returns kind and version of this host's VMM, if it can be read. May block.
+    pub(crate) fn vmm(&self) -> Option<String> {
+        self.vmm.version()
     }
 
     /// Takes a reference to a snapshot, if it exists.
@@ -232,14 +244,7 @@ impl Snapshots {
     pub(crate) fn locate(&self, pin: &SnapshotRef) -> Result<LocatedSnapshot, SnapshotError> {
         let snapshot = self.find(pin.id())?;
         let manifest = &snapshot.manifest;
-        if manifest.vmm != self.vmm || manifest.accel != self.accel {
-            return Err(SnapshotError::OtherVmm {
-                made: manifest.vmm.clone(),
-                made_accel: manifest.accel,
-                here: self.vmm.clone(),
-                here_accel: self.accel,
-            });
-        }
+        manifest.check(&self.vmm.current())?;
         let stores = self.stores_of(&snapshot);
         let layers = self.layers(&stores, manifest)?;
         let memory = stores.iter().map(|store| store.memory_dir()).collect();
@@ -432,17 +437,37 @@ impl Snapshots {
     /// Returns the template snapshot of a template, if it exists and matches this host, its CPU
     /// model, and the template.
     pub(crate) fn template_snapshot(&self, template: &Template) -> Option<LocatedSnapshot> {
-        let name = template_snapshot_name(&template.name, self.accel).ok()?;
+        let pin = self.template_snapshot_ref(template)?;
+        self.locate(&pin).ok()
+    }
+
+    /// Returns the state of a template's snapshot.
+    pub(crate) fn template_snapshot_state(&self, template: &Template) -> TemplateSnapshotState {
+        let Some(pin) = self.template_snapshot_ref(template) else {
+            return TemplateSnapshotState::Missing;
+        };
+        match self.locate(&pin) {
+            Ok(located) if located.machine() == MachineProfile::current() => {
+                TemplateSnapshotState::Current
+            }
+            Ok(_) => TemplateSnapshotState::Older,
+            Err(SnapshotError::Incompatible(_)) => TemplateSnapshotState::Unloadable,
+            Err(_) => TemplateSnapshotState::Missing,
+        }
+    }
+
+    /// Returns a reference to the snapshot of a template, if it exists and matches the template.
+    fn template_snapshot_ref(&self, template: &Template) -> Option<SnapshotRef> {
+        let name = template_snapshot_name(&template.name, self.vmm.accel()).ok()?;
         let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
-        let located = self.locate(&pin).ok()?;
-        let manifest = located.manifest();
+        let manifest = self.find(pin.id()).ok()?.manifest;
         let fits = manifest.kernel == template.kernel
             && manifest.initrd == template.initrd
             && manifest.base_disk == template.rootfs
             && manifest.cpu() == self.cpu
             && manifest.size.vcpus == template.vcpus
             && manifest.size.memory_mib == template.memory_mib;
-        fits.then_some(located)
+        fits.then_some(pin)
     }
 
     /// Removes all unreferenced snapshots. Blocks until they are removed.

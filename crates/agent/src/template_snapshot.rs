@@ -6,10 +6,14 @@
 //! for all later restores. A killed run leaves the same state as a killed agent, and the next run
 //! cleans it up.
 //!
+//! A running agent renews a template snapshot that its host can no longer load ([`renew`]).
+//!
 //! The caller holds the store's lock ([`StoreLock`]). No other process boots templates there, or
 //! removes the files that the snapshot is made from.
 
+mod free_memory;
 mod guest_command;
+pub(crate) mod renew;
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +29,7 @@ use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
 use wrenn_proto::{guest, supervise::Accel};
 use wrenn_snapshot::layout;
 
-use self::guest_command::run_command;
+use self::guest_command::{User, run_command};
 use crate::{
     AgentConfig, AgentError, Deadlines, Template,
     admission::CreateParams,
@@ -37,7 +41,7 @@ use crate::{
         service::SandboxService,
     },
     server,
-    snapshots::{SnapshotRef, template_snapshot_name},
+    snapshots::{SnapshotRef, TemplateSnapshotState, template_snapshot_name},
     templates::image_mib,
 };
 
@@ -117,7 +121,8 @@ pub async fn make(
         .template(name)
         .map_err(step_failed("find the template"))?;
     let (_alone, host) = open(&config, store, lock).await?;
-    let is_made = host.snapshots.template_snapshot(&template).is_some();
+    let state = host.snapshots.template_snapshot_state(&template);
+    let is_made = state == TemplateSnapshotState::Current;
     if !is_made {
         begins();
     }
@@ -252,8 +257,9 @@ async fn snapshot_template(
     // Work that the guest does by itself after a boot would be repeated in every sandbox if the
     // snapshot were taken in the middle of it.
     let settled = format!("until [ -e {} ]; do sleep 0.1; done", guest::SETTLED);
-    run_command(&booted, &["/bin/sh", "-c", &settled]).await?;
+    run_command(&booted, User::Default, &["/bin/sh", "-c", &settled]).await?;
     run_first_commands(&booted).await?;
+    free_memory::await_reported(&booted).await?;
     let pin = booted
         .snapshot()
         .await
@@ -332,7 +338,7 @@ async fn create(
 
 async fn run_first_commands(sandbox: &Sandbox) -> Result<(), TemplateSnapshotError> {
     for command in FIRST_COMMANDS {
-        run_command(sandbox, command).await?;
+        run_command(sandbox, User::Default, command).await?;
     }
     Ok(())
 }

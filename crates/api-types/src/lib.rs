@@ -19,5 +19,5 @@ pub use file::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
 pub use host::{BootCounts, Health, Host};
 pub use metrics::{Metrics, MetricsPoint};
 pub use process::{BackgroundProcess, ExecRequest, ExecResult, Process, ProcessList, Truncated};
-pub use sandbox::{CreateSandbox, ForkSandbox, Sandbox, UnknownSandbox};
+pub use sandbox::{CreateSandbox, ForkSandbox, ResumeSandbox, Sandbox, UnknownSandbox};
 pub use template::{CreateSnapshot, Template};

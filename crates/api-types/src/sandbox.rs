@@ -127,6 +127,16 @@ pub struct ForkSandbox {
     pub count: Option<i64>,
 }
 
+/// Request body of `POST /v1/sandboxes/{id}/resume`. The body may be omitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeSandbox {
+    /// If false, the sandbox boots from its disk, as after a power failure, and its memory is not
+    /// used. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<bool>,
+}
+
 /// Sandbox that exists on the host, running or paused, and is not in the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UnknownSandbox {

@@ -15,7 +15,7 @@
 //! | `pending`, `starting` | → `error` (3) | – | → `running` | – | → `paused` | fail | – |
 //! | `running` | → `error` (3) | – | refresh or reap | – | → `paused` | fail | – |
 //! | `pausing` | → `error` (3) | – | → `running` (3) | – | → `paused` (3) | fail | – |
-//! | `paused` | – | – | → `running` | – | – | fail | – |
+//! | `paused` | – | – | → `running` | – | – (4) | fail | – |
 //! | `resuming` | → `error` (3) | – | → `running` (3) | – | → `paused` (3) | fail | – |
 //! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
 //! | `stopped` | – | destroy | destroy | destroy | destroy | destroy | – |
@@ -25,6 +25,8 @@
 //! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A sandbox
 //!   may be absent from one answer, and another control plane may have written the row and not
 //!   called the host yet.
+//! - (4): The row takes a warning of the host if it has none: after a restart, the agent may find that
+//!   it cannot load the memory of a paused sandbox.
 //! - "reap": an idle sandbox is paused or destroyed, as requested at its creation. Idle times are
 //!   measured by the monotonic clock (`lifecycle::idle_time`), and only a bounded number of sandboxes is
 //!   reaped at the same time; the others follow in later passes.
@@ -84,6 +86,8 @@ pub(crate) struct RowView {
     pub(crate) steady_passes: u32,
     /// True if another host has the sandbox.
     pub(crate) on_other_host: bool,
+    /// True if the row has a warning.
+    pub(crate) is_warned: bool,
 }
 
 /// Step that the reconciler takes for one sandbox.
@@ -127,6 +131,10 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>) -> Option<Action> {
         (S::Stopped | S::Error, host) => return orphan(host),
         (S::Running, Some(report)) if report.state == HostState::Running => {
             return Some(idle(row).unwrap_or(Action::Refresh));
+        }
+        (S::Paused, Some(report)) if report.state == HostState::Paused => {
+            let warns = !row.is_warned && !report.warning.is_empty();
+            return warns.then(|| Action::Settle(Decision::warned(report.warning.clone())));
         }
         (status, _)
             if row.steady_passes < MIN_STEADY_PASSES && needs_steady_passes(status, state) =>

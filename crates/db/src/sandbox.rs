@@ -131,6 +131,8 @@ pub struct StateRow {
     pub last_active_at: i64,
     /// Host that has the sandbox.
     pub host_id: String,
+    /// True if the row has a warning.
+    pub is_warned: bool,
 }
 
 /// Row of a sandbox that has ended.

@@ -278,18 +278,37 @@ impl ImageStore {
     /// # Errors
     /// If files cannot be locked or removed.
     pub fn lock(&self, waits: impl FnOnce()) -> Result<StoreLock, StoreError> {
+        if let Some(lock) = self.try_lock()? {
+            return Ok(lock);
+        }
+        waits();
+        let lock = self.flock(FlockArg::LockExclusive)?;
+        let lock = lock.ok_or_else(|| io_error("lock", &self.root)(Errno::EWOULDBLOCK.into()))?;
+        self.locked(lock)
+    }
+
+    /// Like [`lock`](Self::lock), but returns `None` if another process holds the lock.
+    ///
+    /// # Errors
+    /// Same as [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Result<Option<StoreLock>, StoreError> {
+        let lock = self.flock(FlockArg::LockExclusiveNonblock)?;
+        lock.map(|lock| self.locked(lock)).transpose()
+    }
+
+    /// Returns `None` if the lock is held and `how` does not wait.
+    fn flock(&self, how: FlockArg) -> Result<Option<Flock<fs::File>>, StoreError> {
         let path = self.root.join("lock");
         let file = fs::File::create(&path).map_err(io_error("open", &path))?;
-        let failed = |errno: Errno| io_error("lock", &path)(errno.into());
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((file, Errno::EWOULDBLOCK)) => {
-                waits();
-                let waited = Flock::lock(file, FlockArg::LockExclusive);
-                waited.map_err(|(_, errno)| failed(errno))?
-            }
-            Err((_, errno)) => return Err(failed(errno)),
-        };
+        match Flock::lock(file, how) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(io_error("lock", &path)(errno.into())),
+        }
+    }
+
+    /// Removes the files that killed builders left.
+    fn locked(&self, lock: Flock<fs::File>) -> Result<StoreLock, StoreError> {
         let tmp = self.root.join("tmp");
         for name in list(&tmp)? {
             remove(&tmp.join(name))?;

@@ -57,6 +57,39 @@ pub fn scan(pid: u32, base: u64, len: u64) -> Result<Vec<PageRun>, DirtyError> {
     scan_by(pid, base, |map| map.dirty(base, len))
 }
 
+/// Returns the pages among the `len` bytes that process `pid` has mapped at `base` that are mapped to
+/// the kernel's zero page, in order. Offsets are relative to `base`.
+///
+/// In memory that is mapped from a shared memfd, these are pages that are zeros in the snapshot, and
+/// pages that the VM gave back. A page that was not touched is not among them.
+///
+/// # Errors
+/// [`DirtyError::PageMap`]
+pub fn zeros(pid: u32, base: u64, len: u64) -> Result<Vec<PageRun>, DirtyError> {
+    scan_by(pid, base, |map| map.zeros(base, len))
+}
+
+/// Returns the runs of `0..len` that `runs` leave out. `runs` are in order and do not overlap.
+#[must_use]
+pub fn gaps(runs: &[PageRun], len: u64) -> Vec<PageRun> {
+    let mut gaps = Vec::with_capacity(runs.len() + 1);
+    let mut end = 0;
+    let last = PageRun {
+        offset: len,
+        len: 0,
+    };
+    for run in runs.iter().chain([&last]) {
+        if run.offset > end {
+            gaps.push(PageRun {
+                offset: end,
+                len: run.offset - end,
+            });
+        }
+        end = run.end();
+    }
+    gaps
+}
+
 /// Like [`scan`], but reads the page map's entries instead of sending the request of Linux 6.7.
 ///
 /// # Errors
@@ -159,5 +192,28 @@ impl Batch {
         self.ranges.clear();
         self.bytes = 0;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, pages: u64) -> PageRun {
+        PageRun {
+            offset: first * PAGE_BYTES,
+            len: pages * PAGE_BYTES,
+        }
+    }
+
+    #[test]
+    fn gaps_and_runs_are_all_of_the_memory() {
+        let len = 10 * PAGE_BYTES;
+        assert_eq!(gaps(&[], len), [run(0, 10)]);
+        assert_eq!(gaps(&[run(0, 10)], len), []);
+        assert_eq!(gaps(&[run(0, 2), run(5, 1)], len), [run(2, 3), run(6, 4)]);
+        let adjacent = [run(1, 2), run(3, 1), run(9, 1)];
+        assert_eq!(gaps(&adjacent, len), [run(0, 1), run(4, 5)]);
+        assert_eq!(gaps(&[], 0), []);
     }
 }

@@ -18,7 +18,8 @@
 //!
 //! A range of private memory that the VM discards reads as zeros afterwards. In shared memory, this
 //! holds only for pages that no VM has loaded. A loaded page reads as in the snapshot again, so a
-//! VM on shared memory must not rely on zeros.
+//! VM on shared memory must not rely on zeros, unless it maps the zero page itself. The library in
+//! QEMU does that, and reports nothing (`wrenn-preload`).
 //!
 //! Shared memory is written by system calls, from pinned pages, under each page's lock: no other VM
 //! sees a partly written page.

@@ -64,7 +64,12 @@ impl Machine {
         let memory = Arc::clone(&self.memory);
         let answer = match *words {
             ["connect", socket] => {
-                self.connect(socket)?;
+                self.connect(socket, Features::MISSING_SHMEM.and(Features::EVENT_REMOVE))?;
+                "ok".to_owned()
+            }
+            // As the library in QEMU does: the page server is not told what is discarded.
+            ["connect-quietly", socket] => {
+                self.connect(socket, Features::MISSING_SHMEM)?;
                 "ok".to_owned()
             }
             ["load", offset] => value(memory.load(offset.parse()?))?,
@@ -76,6 +81,14 @@ impl Machine {
             }
             ["discard", offset, len] => {
                 memory.discard(offset.parse()?, len.parse()?)?;
+                "ok".to_owned()
+            }
+            // As the library in QEMU discards memory.
+            ["zero", offset, len] => {
+                let (offset, len): (usize, usize) = (offset.parse()?, len.parse()?);
+                memory.discard(offset, len)?;
+                let uffd = self.uffd.as_ref().ok_or("not connected")?;
+                uffd.zero(memory.address() + offset as u64, len as u64)?;
                 "ok".to_owned()
             }
             ["checksum", offset, len] => {
@@ -105,12 +118,9 @@ impl Machine {
         Ok(Some(answer))
     }
 
-    fn connect(&mut self, socket: &str) -> Result<(), Failure> {
+    fn connect(&mut self, socket: &str, features: Features) -> Result<(), Failure> {
         let uffd = Uffd::open()?;
-        uffd.handshake(
-            Features::MISSING_SHMEM.and(Features::EVENT_REMOVE),
-            Features::NONE,
-        )?;
+        uffd.handshake(features, Features::NONE)?;
         let (address, len) = (self.memory.address(), self.memory.len() as u64);
         uffd.register_missing(address, len)?;
         let half = len / 2 / 4096 * 4096;

@@ -2,6 +2,7 @@
 //!
 //! - [`rpc`]: messages, services and clients generated from `proto/*.proto` (Connect).
 //! - [`supervise`]: local protocol between the host agent and the supervisor of a sandbox.
+//! - [`machine`]: virtual hardware of VMs, and which versions of the VMM load each other's states.
 //! - [`Grant`]: signed links to files.
 //! - [`headers`]: names of HTTP headers. [`guest`]: constants that guest and host share. [`ntp`]:
 //!   packets.
@@ -9,6 +10,7 @@
 mod grant;
 pub mod guest;
 pub mod headers;
+pub mod machine;
 pub mod ntp;
 pub mod supervise;
 

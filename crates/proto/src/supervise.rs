@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
 
+use crate::machine::MachineProfile;
+
 /// File names in a sandbox's directory.
 pub mod files {
     /// Parameters of the sandbox. The agent writes this file once.
@@ -67,6 +69,14 @@ impl Accel {
         };
         model.parse().expect("the model is valid")
     }
+
+    /// True if a guest with this CPU model sees the processor of the host, so that the model alone
+    /// does not determine the CPU.
+    #[must_use]
+    pub fn shows_host_cpu(self, model: &CpuModel) -> bool {
+        let name = model.as_str().split(',').next();
+        self == Self::Kvm && matches!(name, Some("host" | "max"))
+    }
 }
 
 impl std::fmt::Display for Accel {
@@ -93,6 +103,9 @@ pub struct SupervisorSpec {
     /// CPU model of the VM; `None` in specifications of release 0.1.0. See [`Self::cpu`].
     #[serde(default, rename = "cpu")]
     pub cpu_model: Option<CpuModel>,
+    /// Virtual hardware; `None` in specifications of release 0.1.0. See [`Self::profile`].
+    #[serde(default)]
+    pub machine: Option<MachineProfile>,
     /// Virtual CPUs, memory and disk.
     #[serde(flatten)]
     pub size: MachineSize,
@@ -146,6 +159,13 @@ impl SupervisorSpec {
         let model = self.cpu_model.clone();
         model.unwrap_or_else(|| self.accel.cpu_of_0_1_0())
     }
+
+    /// Returns the virtual hardware of the VM.
+    #[must_use]
+    pub fn profile(&self) -> MachineProfile {
+        let profile = self.machine.clone();
+        profile.unwrap_or_else(MachineProfile::first)
+    }
 }
 
 /// Snapshot from which a VM is restored.
@@ -157,6 +177,10 @@ pub struct RestoreSpec {
     pub snapshot: PathBuf,
     /// Directories that contain the diff files named by the header, in search order.
     pub memory: Vec<PathBuf>,
+    /// Kind and version of the VMM that saved the device state, such as `qemu 7.2.22`. Empty from
+    /// older agents.
+    #[serde(default)]
+    pub vmm: String,
     /// True if the pages that were needed after the last restore are prefetched.
     #[serde(default = "yes")]
     pub prefetch: bool,
@@ -407,11 +431,26 @@ mod tests {
             serde_json::from_str(&text).expect("a specification")
         };
         assert_eq!(spec("").cpu().as_str(), "Nehalem-v1,+arat");
+        assert_eq!(spec("").profile(), MachineProfile::first());
         let named = spec(r#""cpu":"max,-avx","#);
         assert_eq!(named.cpu().as_str(), "max,-avx");
         let text = serde_json::to_string(&named).expect("plain data");
         assert!(text.contains(r#""cpu":"max,-avx""#), "{text}");
         assert_eq!(Accel::Kvm.cpu_of_0_1_0().as_str(), "host");
+    }
+
+    #[test]
+    fn host_cpu_is_shown_by_some_models_under_kvm_only() {
+        for (model, shown) in [
+            ("host", true),
+            ("host,-avx", true),
+            ("max", true),
+            ("Haswell-v4", false),
+        ] {
+            let model: CpuModel = model.parse().expect("valid");
+            assert_eq!(Accel::Kvm.shows_host_cpu(&model), shown, "{model}");
+            assert!(!Accel::Tcg.shows_host_cpu(&model), "{model}");
+        }
     }
 
     #[test]

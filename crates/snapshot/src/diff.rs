@@ -39,7 +39,7 @@ pub enum DiffError {
         /// Offset of the pages in memory, in bytes.
         offset: u64,
         /// Length of the pages, in bytes.
-        len: usize,
+        len: u64,
     },
     /// The parent snapshot has another memory size.
     #[error("memory size is {now} bytes, but {parent} bytes in the parent snapshot")]
@@ -65,6 +65,8 @@ pub struct DiffStats {
     pub pages_zero: u64,
     /// Passed pages that were written to the file.
     pub pages_written: u64,
+    /// Pages of [`DiffWriter::push_zeros`] that are data in the parent snapshot.
+    pub pages_discarded: u64,
 }
 
 /// Writer of a diff file and of the header that describes the memory with it.
@@ -137,18 +139,7 @@ impl DiffWriter {
     /// Fails if the pages are out of order, unaligned or out of range, or a file cannot be read or
     /// written.
     pub fn push(&mut self, offset: u64, pages: &[u8]) -> Result<(), DiffError> {
-        let end = offset.checked_add(pages.len() as u64);
-        let fits = offset >= self.end
-            && offset.is_multiple_of(PAGE_BYTES)
-            && pages.len().is_multiple_of(PAGE)
-            && end.is_some_and(|end| end <= self.memory_size);
-        if !fits {
-            return Err(DiffError::Pages {
-                offset,
-                len: pages.len(),
-            });
-        }
-        self.end = end.unwrap_or(self.memory_size);
+        self.advance(offset, pages.len() as u64)?;
         let mut before = std::mem::take(&mut self.before);
         if let Some((_, chain)) = &self.parent {
             before.resize(pages.len(), 0);
@@ -163,6 +154,46 @@ impl DiffWriter {
         Ok(())
     }
 
+    /// Declares that `len` bytes at `offset`, after all pages passed before, are zeros. Reads and
+    /// writes no page, whatever the length.
+    ///
+    /// # Errors
+    /// Fails if the range is out of order, unaligned or out of range.
+    pub fn push_zeros(&mut self, offset: u64, len: u64) -> Result<(), DiffError> {
+        self.advance(offset, len)?;
+        let Some((parent, _)) = &self.parent else {
+            return Ok(());
+        };
+        let (mut at, end) = (offset, offset + len);
+        let mut discarded = Vec::new();
+        while at < end {
+            let (source, left) = parent.lookup(at).ok_or(ChainError::OutOfRange(at))?;
+            let part = left.min(end - at);
+            if source != Source::Zero {
+                discarded.push((at, part));
+            }
+            at += part;
+        }
+        for (at, len) in discarded {
+            self.stats.pages_discarded += len / PAGE_BYTES;
+            self.note(at, len, Source::Zero);
+        }
+        Ok(())
+    }
+
+    /// Checks that a range lies after all ranges passed before, and records its end.
+    fn advance(&mut self, offset: u64, len: u64) -> Result<(), DiffError> {
+        let end = offset.checked_add(len);
+        let fits = offset >= self.end
+            && offset.is_multiple_of(PAGE_BYTES)
+            && len.is_multiple_of(PAGE_BYTES);
+        match end {
+            Some(end) if fits && end <= self.memory_size => self.end = end,
+            _ => return Err(DiffError::Pages { offset, len }),
+        }
+        Ok(())
+    }
+
     fn page(&mut self, offset: u64, page: &[u8], old: Option<&[u8]>) -> Result<(), DiffError> {
         self.stats.pages_seen += 1;
         if old == Some(page) {
@@ -171,7 +202,7 @@ impl DiffWriter {
         }
         if is_zero(page) {
             self.stats.pages_zero += 1;
-            self.note(offset, Source::Zero);
+            self.note(offset, PAGE_BYTES, Source::Zero);
             return Ok(());
         }
         let source = Source::Diff {
@@ -181,21 +212,21 @@ impl DiffWriter {
         self.stats.pages_written += 1;
         self.stored += PAGE_BYTES;
         self.buffer.extend_from_slice(page);
-        self.note(offset, source);
+        self.note(offset, PAGE_BYTES, source);
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush()?;
         }
         Ok(())
     }
 
-    fn note(&mut self, offset: u64, source: Source) {
+    fn note(&mut self, offset: u64, len: u64, source: Source) {
         match self.changes.last_mut() {
             Some(last) if last.end() == offset && last.source.advanced(last.len) == source => {
-                last.len += PAGE_BYTES;
+                last.len += len;
             }
             _ => self.changes.push(Mapping {
                 offset,
-                len: PAGE_BYTES,
+                len,
                 source,
             }),
         }

@@ -290,6 +290,20 @@ impl Header {
         lookup(&self.mappings, offset)
     }
 
+    /// Returns, for each diff file, the number of its bytes that are part of the memory.
+    #[must_use]
+    pub fn used_bytes(&self) -> Vec<u64> {
+        let mut used = vec![0; self.diffs.len()];
+        for mapping in &self.mappings {
+            if let Source::Diff { file, .. } = mapping.source
+                && let Some(used) = used.get_mut(file as usize)
+            {
+                *used += mapping.len;
+            }
+        }
+        used
+    }
+
     /// Returns the number of bytes of memory that are stored in diff files, that is, not zeros.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {

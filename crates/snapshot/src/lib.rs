@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod compatibility;
 mod diff;
 pub mod header;
 mod id;
@@ -25,6 +26,7 @@ pub mod store;
 mod working_set;
 
 pub use chain::{Chain, ChainError, Diff};
+pub use compatibility::{HostVmm, Incompatible};
 pub use diff::{DiffError, DiffStats, DiffWriter};
 pub use header::{DiffFile, Header, HeaderError};
 pub use id::{ParseSnapshotIdError, SnapshotId};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wrenn_model::{CpuModel, MachineSize};
-use wrenn_proto::supervise::Accel;
+use wrenn_proto::{machine::MachineProfile, supervise::Accel};
 
 use crate::SnapshotId;
 
@@ -29,6 +29,13 @@ pub struct Manifest {
     /// CPU model of the VM; `None` in snapshots of release 0.1.0. See [`Self::cpu`].
     #[serde(default, rename = "cpu")]
     pub cpu_model: Option<CpuModel>,
+    /// Virtual hardware of the VM; `None` in snapshots of release 0.1.0. See [`Self::profile`].
+    #[serde(default)]
+    pub machine: Option<MachineProfile>,
+    /// Processor of the host, if the guest sees it. `None` if the CPU model determines what the guest
+    /// sees, and in snapshots of release 0.1.0.
+    #[serde(default)]
+    pub host_cpu: Option<String>,
     /// Virtual CPUs, memory and disk.
     #[serde(flatten)]
     pub size: MachineSize,
@@ -86,5 +93,12 @@ impl Manifest {
         } else {
             Err(ManifestError::Version(manifest.version))
         }
+    }
+
+    /// Returns the virtual hardware that the saved state requires.
+    #[must_use]
+    pub fn profile(&self) -> MachineProfile {
+        let profile = self.machine.clone();
+        profile.unwrap_or_else(MachineProfile::first)
     }
 }

@@ -88,6 +88,116 @@ proptest! {
     }
 }
 
+/// Step of a generation: pages with one value each, or a discarded range of pages.
+#[derive(Debug, Clone)]
+enum Change {
+    Pages(usize, Vec<u8>),
+    Discard(usize, usize),
+}
+
+impl Change {
+    fn len(&self) -> usize {
+        match self {
+            Self::Pages(_, values) => values.len(),
+            Self::Discard(_, len) => *len,
+        }
+    }
+}
+
+/// Returns changes in ascending order that do not overlap.
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let step = (
+        0..8_usize,
+        prop_oneof![
+            prop::collection::vec(0..4_u8, 1..6).prop_map(|values| Change::Pages(0, values)),
+            (1..9_usize).prop_map(|len| Change::Discard(0, len)),
+        ],
+    );
+    prop::collection::vec(step, 0..10).prop_map(|steps| {
+        let mut at = 0;
+        let mut changes = Vec::new();
+        for (gap, change) in steps {
+            at += gap;
+            if at + change.len() > PAGES {
+                break;
+            }
+            let len = change.len();
+            changes.push(match change {
+                Change::Pages(_, values) => Change::Pages(at, values),
+                Change::Discard(_, len) => Change::Discard(at, len),
+            });
+            at += len;
+        }
+        changes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn discarded_pages_are_zeros_and_cost_nothing(generations in prop::collection::vec(changes(), 1..8)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = vec![0; PAGES];
+        let mut parent: Option<(Header, Arc<Chain>)> = None;
+        for changes in &generations {
+            let build = SnapshotId::random();
+            let path = dir.path().join(format!("{build}.mem"));
+            let bytes = (PAGES * PAGE) as u64;
+            let mut writer = DiffWriter::create(&path, build, bytes, parent.clone()).unwrap();
+            let (mut written, mut discarded) = (0, 0);
+            for change in changes {
+                match change {
+                    Change::Pages(at, values) => {
+                        writer.push((at * PAGE) as u64, &model_bytes(values)).unwrap();
+                        for (at, value) in (*at..).zip(values) {
+                            written += u64::from(model[at] != *value && *value != 0);
+                            model[at] = *value;
+                        }
+                    }
+                    Change::Discard(at, len) => {
+                        writer.push_zeros((at * PAGE) as u64, (len * PAGE) as u64).unwrap();
+                        for value in &mut model[*at..at + len] {
+                            discarded += u64::from(*value != 0);
+                            *value = 0;
+                        }
+                    }
+                }
+            }
+            let (header, stats) = writer.finish().unwrap();
+            prop_assert_eq!((stats.pages_written, stats.pages_discarded), (written, discarded));
+            let header = Header::parse(&header.to_bytes()).unwrap();
+            let stored = model.iter().filter(|value| **value != 0).count() * PAGE;
+            prop_assert_eq!(header.stored_bytes(), stored as u64);
+            let chain = Chain::open(&[dir.path().to_owned()], &header).unwrap();
+            prop_assert_eq!(content(&chain), model_bytes(&model));
+            parent = Some((header, Arc::new(chain)));
+        }
+    }
+}
+
+#[test]
+fn a_file_whose_pages_are_all_discarded_is_not_named_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (header, chain, _) = write(dir.path(), None, &[(1, 7), (2, 8), (9, 9)]);
+    let first = header.build();
+    let build = SnapshotId::random();
+    let path = dir.path().join(format!("{build}.mem"));
+    let bytes = (PAGES * PAGE) as u64;
+    let mut writer = DiffWriter::create(&path, build, bytes, Some((header, chain))).unwrap();
+    writer.push_zeros(0, bytes).unwrap();
+    let error = writer.push_zeros(0, PAGE as u64).unwrap_err();
+    assert!(
+        matches!(error, DiffError::Pages { offset: 0, .. }),
+        "{error}"
+    );
+    assert!(writer.push_zeros(bytes, PAGE as u64).is_err());
+    let (header, stats) = writer.finish().unwrap();
+    assert_eq!((stats.pages_written, stats.pages_discarded), (0, 3));
+    assert_eq!(header.stored_bytes(), 0);
+    assert!(header.diffs().iter().all(|diff| diff.build != first));
+}
+
 #[test]
 fn diff_file_without_pages_is_not_referenced() {
     let dir = tempfile::tempdir().unwrap();

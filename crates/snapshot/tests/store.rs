@@ -17,6 +17,8 @@ fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
         vmm: "qemu 7.2".into(),
         accel: Accel::Tcg,
         cpu_model: None,
+        machine: None,
+        host_cpu: None,
         size: MachineSize {
             vcpus: 1,
             memory_mib: 1,

@@ -93,6 +93,14 @@ pub enum SupervisorError {
     /// The page server failed, so the VM was killed.
     #[error("failed to serve guest memory: {0}")]
     Pages(String),
+    /// The VMM cannot load the device state, because another series of releases saved it.
+    #[error("the snapshot was made with {made}, but this host has {here}")]
+    OtherVmm {
+        /// Kind and version of the VMM that saved the state.
+        made: String,
+        /// Kind and version of the VMM that was started.
+        here: String,
+    },
     /// The saved CPU and device state is unusable.
     #[error("failed to load {path}, which is damaged or from an incompatible VM")]
     DeviceState {

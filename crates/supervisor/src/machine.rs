@@ -8,6 +8,7 @@ use std::{
 
 use wrenn_proto::{
     guest,
+    machine::can_load,
     supervise::{RestoreSpec, SupervisorSpec, files},
 };
 use wrenn_snapshot::layout;
@@ -35,6 +36,7 @@ pub(crate) async fn launch<D: VmmDriver>(
         name: spec.id.to_string(),
         accel: spec.accel,
         cpu: spec.cpu(),
+        machine: spec.profile(),
         size: spec.size,
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),
@@ -60,12 +62,18 @@ pub(crate) async fn launch<D: VmmDriver>(
     Ok(driver.launch(config, fds).await?)
 }
 
-/// Restores the saved device state and resumes the VM.
+/// Restores the saved device state and resumes the VM. The version of the VMM is checked again here,
+/// because the VMM may have been replaced since the agent chose the snapshot.
 pub(crate) async fn restore<M: Machine>(
     machine: &mut M,
     restore: &RestoreSpec,
     failure: &Failure,
 ) -> Result<(), SupervisorError> {
+    let here = machine.version();
+    if !restore.vmm.is_empty() && !here.is_empty() && !can_load(&restore.vmm, &here) {
+        let made = restore.vmm.clone();
+        return Err(SupervisorError::OtherVmm { made, here });
+    }
     let path = restore.snapshot.join(layout::DEVICE);
     let file = fs::File::open(&path).map_err(|source| SupervisorError::ReadSpec {
         path: path.clone(),

@@ -4,8 +4,9 @@
 //! server, and the chain of diff files that the VM depends on. The memory of a booted VM belongs to
 //! the VMM.
 //!
-//! The pages that a VM has changed are always the anonymous pages of its mapping. A snapshot
-//! compares them with the parent snapshot and writes those that differ.
+//! The pages that a VM has changed are always the anonymous pages of its mapping, and the pages of
+//! zeros that replace what the guest gave back. A snapshot compares them with the parent snapshot and
+//! writes those that differ.
 
 mod source;
 mod writer;
@@ -226,6 +227,7 @@ impl GuestMemory {
             base: region,
             bytes: self.bytes,
             parent: self.parent.clone().map(|p| (p.header, p.chain)),
+            is_booted: self.restore.is_none(),
             working_set: self.working_set(),
         };
         Ok(move || job.run())

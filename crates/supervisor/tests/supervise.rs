@@ -75,6 +75,7 @@ impl Sandbox {
             template: "minimal".parse().unwrap(),
             accel: Accel::Tcg,
             cpu_model: None,
+            machine: None,
             size: MachineSize {
                 vcpus: 1,
                 memory_mib: 128,

@@ -2,7 +2,8 @@
 //!
 //! Reads `/proc/<pid>/pagemap`, either by the PAGEMAP_SCAN request (Linux 6.7 and newer) or entry
 //! by entry. A page is dirty if it is anonymous: present or swapped out, not of a file, and not the
-//! kernel's zero page. The process must not run during the scan; otherwise the result is not
+//! kernel's zero page. A page that the process never wrote, or that it discarded and had zeroed, may
+//! be mapped to that zero page. The process must not run during the scan; otherwise the result is not
 //! consistent. The scan changes nothing in the process.
 //!
 //! Source: Documentation/admin-guide/mm/pagemap.rst, <linux/fs.h>, process_vm_readv(2).
@@ -83,6 +84,28 @@ struct ScanRegion {
 const _: () = assert!(size_of::<ScanArgument>() == 96);
 const _: () = assert!(size_of::<ScanRegion>() == 24);
 
+/// Conditions on the categories of a page.
+#[derive(Clone, Copy)]
+struct Categories {
+    none_of: u64,
+    all_of: u64,
+    any_of: u64,
+}
+
+/// Pages that belong to the process alone.
+const DIRTY: Categories = Categories {
+    none_of: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+    all_of: 0,
+    any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+};
+
+/// Pages that are mapped to the kernel's zero page.
+const ZEROS: Categories = Categories {
+    none_of: 0,
+    all_of: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+    any_of: 0,
+};
+
 /// Page map of one process.
 #[derive(Debug)]
 pub struct PageMap {
@@ -106,11 +129,31 @@ impl PageMap {
     /// The kernel's error.
     pub fn dirty(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
         match self.dirty_by_request(start, len) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-                self.dirty_by_entries(start, len)
-            }
+            Err(error) if is_unknown(&error) => self.dirty_by_entries(start, len),
             other => other,
         }
+    }
+
+    /// Returns the pages among `len` bytes from `start` that are mapped to the kernel's zero page, in
+    /// order, with adjacent pages merged into one range. `start` and `len` are multiples of 4096.
+    ///
+    /// # Errors
+    /// The kernel's error; `Unsupported` if the kernel hides frame numbers and is older than Linux
+    /// 6.7.
+    pub fn zeros(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
+        match self.scan(start, len, ZEROS) {
+            Err(error) if is_unknown(&error) => self.zeros_by_entries(start, len),
+            other => other,
+        }
+    }
+
+    /// Like [`PageMap::zeros`], by reading the entry of each page.
+    ///
+    /// # Errors
+    /// The kernel's error; `Unsupported` if the kernel hides frame numbers.
+    pub fn zeros_by_entries(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
+        let zero_frame = zero_frame()?.ok_or(io::ErrorKind::Unsupported)?;
+        self.entries(start, len, |entry| is_zero(entry, zero_frame))
     }
 
     /// Like [`PageMap::dirty`], by PAGEMAP_SCAN only.
@@ -118,6 +161,11 @@ impl PageMap {
     /// # Errors
     /// ENOTTY or EINVAL before Linux 6.7; otherwise the kernel's error.
     pub fn dirty_by_request(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
+        self.scan(start, len, DIRTY)
+    }
+
+    /// Returns the pages of `categories`, by PAGEMAP_SCAN.
+    fn scan(&self, start: u64, len: u64, categories: Categories) -> io::Result<Vec<AddressRange>> {
         let end = end_of(start, len)?;
         let mut found = Vec::new();
         let mut regions = vec![ScanRegion::default(); REGIONS];
@@ -129,9 +177,9 @@ impl PageMap {
                 end,
                 vec: regions.as_mut_ptr().addr() as u64,
                 vec_len: regions.len() as u64,
-                category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                category_inverted: categories.none_of,
+                category_mask: categories.none_of | categories.all_of,
+                category_anyof_mask: categories.any_of,
                 return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 ..ScanArgument::default()
             };
@@ -163,8 +211,18 @@ impl PageMap {
     /// # Errors
     /// The kernel's error.
     pub fn dirty_by_entries(&self, start: u64, len: u64) -> io::Result<Vec<AddressRange>> {
-        let end = end_of(start, len)?;
         let zero_frame = zero_frame()?;
+        self.entries(start, len, |entry| is_dirty(entry, zero_frame))
+    }
+
+    /// Returns the pages whose entry is `wanted`.
+    fn entries(
+        &self,
+        start: u64,
+        len: u64,
+        wanted: impl Fn(u64) -> bool,
+    ) -> io::Result<Vec<AddressRange>> {
+        let end = end_of(start, len)?;
         let mut found = Vec::new();
         let mut entries = vec![0_u8; ENTRIES * 8];
         let mut position = start;
@@ -175,7 +233,7 @@ impl PageMap {
             self.file.read_exact_at(part, position / PAGE * 8)?;
             for entry in part.chunks_exact(8) {
                 let entry = u64::from_ne_bytes(entry.try_into().unwrap_or_default());
-                if is_dirty(entry, zero_frame) {
+                if wanted(entry) {
                     join(&mut found, position, PAGE);
                 }
                 position += PAGE;
@@ -183,6 +241,18 @@ impl PageMap {
         }
         Ok(found)
     }
+}
+
+/// True if an error means that the kernel does not know PAGEMAP_SCAN.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL))
+}
+
+/// True if the page of `entry` is the kernel's zero page.
+fn is_zero(entry: u64, zero_frame: u64) -> bool {
+    entry & ENTRY_PRESENT != 0
+        && entry & (ENTRY_FILE | ENTRY_SWAPPED | ENTRY_EXCLUSIVE) == 0
+        && entry & ENTRY_FRAME == zero_frame
 }
 
 /// True if the page of `entry` is dirty.
@@ -317,6 +387,9 @@ mod tests {
         assert_eq!(map.dirty_by_request(start, len).expect("scans"), expected);
         assert_eq!(map.dirty_by_entries(start, len).expect("reads"), expected);
         assert_eq!(map.dirty(start, len).expect("scans"), expected);
+        let zeros = ranges_of(&mapping, &[(0, 1), (7, 1), (40, 1)]);
+        assert_eq!(map.zeros(start, len).expect("scans"), zeros);
+        assert_eq!(map.zeros_by_entries(start, len).expect("reads"), zeros);
     }
 
     #[test]
@@ -370,5 +443,8 @@ mod tests {
         assert!(!is_dirty(ENTRY_PRESENT | 7, Some(7)));
         assert!(!is_dirty(ENTRY_PRESENT | ENTRY_FILE | 8, Some(7)));
         assert!(!is_dirty(0, Some(7)));
+        assert!(is_zero(ENTRY_PRESENT | 7, 7));
+        assert!(!is_zero(ENTRY_PRESENT | 8, 7) && !is_zero(7, 7));
+        assert!(!is_zero(ENTRY_PRESENT | ENTRY_EXCLUSIVE | 7, 7));
     }
 }

@@ -4,7 +4,7 @@ use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use tokio::net::unix::pipe;
 use wrenn_model::{CpuModel, MachineSize};
-use wrenn_proto::supervise::Accel;
+use wrenn_proto::{machine::MachineProfile, supervise::Accel};
 
 /// Starts VMs with one kind of VMM.
 pub trait VmmDriver {
@@ -28,8 +28,8 @@ pub trait Machine {
     /// Process ID of the VMM.
     fn pid(&self) -> u32;
 
-    /// Kind and version of the VMM, such as `qemu 7.2.22`. A saved device state can only be loaded
-    /// by the version that saved it. Empty if the VMM did not report its version.
+    /// Kind and version of the VMM, such as `qemu 7.2.22`. [`wrenn_proto::machine::can_load`] says
+    /// whose device states it loads. Empty if the VMM did not report its version.
     fn version(&self) -> String;
 
     /// Returns the guest's serial console output; `None` after the first call. The caller must keep
@@ -77,6 +77,8 @@ pub struct MachineConfig {
     pub accel: Accel,
     /// CPU model that the guest sees.
     pub cpu: CpuModel,
+    /// Virtual hardware. In a restore, the hardware of the snapshot.
+    pub machine: MachineProfile,
     /// Virtual CPUs, memory and disk. The memory has the size of [`MachineFds::memory`].
     pub size: MachineSize,
     /// Path of the uncompressed kernel (ELF) on the host.

@@ -2,6 +2,7 @@
 
 mod boot;
 mod cpu;
+mod freed;
 mod host;
 mod probe;
 mod resume;

@@ -77,6 +77,17 @@ impl Service {
         Ok(service)
     }
 
+    /// Same as [`start`](Self::start), with another image directory.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start).
+    pub async fn start_with_images(images: &Path) -> Result<Self> {
+        let mut service = Self::new(&std::env::temp_dir())?;
+        service.images = Some(images.to_owned());
+        service.start_again().await?;
+        Ok(service)
+    }
+
     /// Same as [`start`](Self::start), with a setting: an environment variable.
     ///
     /// # Errors

@@ -10,7 +10,8 @@
 //! were resumed after the snapshot, or no snapshot was taken. The guest gets fresh randomness,
 //! because another sandbox may be restored from the same snapshot. With `sandboxId`, the guest was
 //! restored, perhaps as another sandbox. Before the response, the guest gets its own randomness,
-//! names, environment and token, and the connections from before the snapshot are cut. Both forms
+//! names, environment and token, the connections from before the snapshot are cut, and the generation
+//! ID changes, by which programs notice that they may run in a copy (`docs/copies.md`). Both forms
 //! start port forwarding again.
 
 use std::{fs, io, path::Path, time::Duration};
@@ -31,6 +32,9 @@ use crate::{
 /// Delay of the first metadata request of a restored guest. `/snapshot/recover` has provided the
 /// same values already.
 const METADATA_DELAY: Duration = Duration::from_secs(2);
+
+/// File with the generation ID, relative to the root: one line, another one after each restore.
+const GENERATION_ID: &str = "run/wrenn/generation-id";
 
 /// Body of `/snapshot/prepare`.
 #[derive(Debug, Deserialize)]
@@ -97,6 +101,9 @@ pub async fn recover(
     if let Some(entropy) = entropy {
         wrenn_sys::random::reseed(&entropy).map_err(failed)?;
     }
+    if restored {
+        renew_generation(Path::new("/")).map_err(failed)?;
+    }
     if restored && let Err(error) = clock::step_to_gateway() {
         tracing::info!(%error, "failed to step the clock, leaving it to chronyd");
     }
@@ -132,6 +139,20 @@ fn entropy(text: Option<&str>) -> Result<Option<Vec<u8>>, HttpError> {
         )));
     }
     Ok(Some(bytes))
+}
+
+/// Writes a new generation ID. `root` is `/`, except in tests.
+///
+/// The kernel chooses the ID. Its generator must have been reseeded, because copies that draw from
+/// the same state would get the same ID. The file is overwritten in place, so that programs may keep
+/// it open or mapped.
+fn renew_generation(root: &Path) -> io::Result<()> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    let path = root.join(GENERATION_ID);
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    write_if_other(&path, &id)
 }
 
 /// Checks that the names can be lines of files.
@@ -257,6 +278,22 @@ mod tests {
             read("etc/hosts"),
             format!("127.0.0.1 localhost\n127.0.1.1 sb-2 {HOSTS_MARK}\n")
         );
+    }
+
+    #[test]
+    fn each_generation_has_another_id_in_the_same_file() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join(GENERATION_ID);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            renew_generation(root.path()).expect("room");
+            let id = fs::read_to_string(&path).expect("written");
+            assert_eq!((id.len(), id.lines().count()), (37, 1), "{id}");
+            seen.push((id, fs::metadata(&path).expect("there").ino()));
+        }
+        assert!(seen[0].0 != seen[1].0 && seen[1].0 != seen[2].0);
+        assert!(seen.iter().all(|(_, inode)| *inode == seen[0].1));
     }
 
     #[test]

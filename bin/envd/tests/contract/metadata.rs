@@ -204,6 +204,20 @@ fn a_machine_learns_who_it_is_at_its_start_and_after_each_restore() {
 }
 
 #[test]
+fn generation_id_changes_with_each_restore_and_with_nothing_else() {
+    run(async |world| {
+        let id = || world.read("/run/wrenn/generation-id");
+        assert_eq!(recover(r#"{"sandboxId":"sb-1"}"#), 204);
+        let first = id();
+        // A VM that keeps running after a snapshot is not a copy.
+        assert_eq!(recover("{}"), 204);
+        assert_eq!(id(), first);
+        assert_eq!(recover(r#"{"sandboxId":"sb-1"}"#), 204);
+        assert_ne!(id(), first);
+    });
+}
+
+#[test]
 fn what_the_host_says_holds_at_once_without_any_service() {
     run(async |world| {
         for (sandbox, template) in [("sb-1", "base"), ("sb-2", "mine")] {

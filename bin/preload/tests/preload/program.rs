@@ -78,6 +78,81 @@ fn anonymous_memory_is_zero_and_announced_without_a_descriptor() {
     assert!(output_text.contains("sum 0"), "{output_text}");
 }
 
+/// A discarded page is zero, whether it was changed, loaded or never touched, and whether it is data
+/// or zeros in the snapshot. It belongs to no file and costs no memory.
+#[test]
+fn discarded_memory_is_zero_and_the_snapshot_stays_as_it_is() {
+    let host = Host::new(LEN);
+    let arguments = [
+        // Page 1 is changed, page 2 loaded, page 3 not touched; page 4 is zero in the snapshot.
+        "write", "4096", "load", "8192", "discard", "4096", "16384", "load", "4096", "load", "8192",
+        "load", "12288", "load", "16384", "load", "20480", // Written again after the discard.
+        "write", "8192", "load", "8192", "wait",
+    ];
+    let mut child = host.spawn(&mut probe(&arguments), "paged");
+    let handshake = host.handshake().expect("arrives");
+    let region = *handshake.regions.as_slice().first().expect("one");
+    let server = host.serve(handshake, Numbers(LEN));
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut line = || lines.next().expect("a line").expect("reads");
+    assert!(line().starts_with("mapped"));
+    assert_eq!(line(), "word 8192");
+    assert_eq!(line(), "discarded");
+    for _ in 0..4 {
+        assert_eq!(line(), "word 0");
+    }
+    assert_eq!(line(), "word 20480", "the page behind the range");
+    assert_eq!(line(), "word 1");
+    let run = |first: u64, pages: u64| PageRun {
+        offset: first * 4096,
+        len: pages * 4096,
+    };
+    let changed = dirty::scan(child.id(), region.address, LEN).expect("scans");
+    assert_eq!(changed, [run(2, 1)]);
+    // Page 0 was not touched. Zeros around a fault on zeros may be mapped as well.
+    let zeros = dirty::zeros(child.id(), region.address, 5 * 4096).expect("scans");
+    assert_eq!(zeros, [run(1, 1), run(3, 2)]);
+    let mut page = [0; 8];
+    rustix::io::pread(&host.memory, &mut page, 8192).expect("reads");
+    assert_eq!(page, 8192_u64.to_ne_bytes());
+    drop(child.stdin.take());
+    assert_eq!(ends(child, |status| status.success()), "");
+    assert_eq!(server.failed().reason(), None);
+}
+
+#[test]
+fn discarded_anonymous_memory_is_zero_and_not_mapped() {
+    let host = Host::new(LEN);
+    let arguments = [
+        "write", "4096", "discard", "0", "8192", "load", "4096", "wait",
+    ];
+    let mut child = host.spawn(&mut probe(&arguments), "anonymous");
+    let regions = host.layout().expect("arrives");
+    let region = *regions.as_slice().first().expect("one");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut line = || lines.next().expect("a line").expect("reads");
+    assert!(line().starts_with("mapped"));
+    assert_eq!(
+        (line(), line()),
+        ("discarded".to_owned(), "word 0".to_owned())
+    );
+    let changed = dirty::scan(child.id(), region.address, LEN).expect("scans");
+    assert_eq!(changed, []);
+    drop(child.stdin.take());
+    assert_eq!(ends(child, |status| status.success()), "");
+}
+
+#[test]
+fn a_discard_beyond_guest_memory_ends_the_program() {
+    let host = Host::new(LEN);
+    let len = LEN.to_string();
+    let child = host.spawn(&mut probe(&["discard", "4096", &len]), "paged");
+    let handshake = host.handshake().expect("arrives");
+    let _server = host.serve(handshake, Numbers(LEN));
+    let said = ends(child, aborted);
+    assert!(said.contains("beyond the bounds of guest memory"), "{said}");
+}
+
 #[test]
 fn second_or_partial_mapping_aborts_the_program() {
     for (arguments, expected) in [
@@ -153,4 +228,9 @@ fn without_its_variables_the_library_does_nothing() {
     assert!(status.success());
     // The mapping was shared, so the write is in the file.
     assert_eq!(std::fs::read(&path).expect("reads")[4096], 1);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn-preload-probe"));
+    command.env("LD_PRELOAD", library()).arg(&path);
+    let status = command.args(["8192", "discard", "4096", "4096"]).status();
+    assert!(status.expect("runs").success());
+    assert_eq!(std::fs::read(&path).expect("reads")[4096], 0);
 }

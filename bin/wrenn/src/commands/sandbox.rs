@@ -58,7 +58,7 @@ pub(crate) enum SandboxCommand {
     /// Pause sandboxes: save their state to disk and release their host resources
     Pause(change::ManyArgs),
     /// Resume paused sandboxes where they left off
-    Resume(change::ManyArgs),
+    Resume(change::ResumeArgs),
     /// Create copies of a sandbox in its current state and print their ids
     Fork(change::ForkArgs),
     /// Destroy sandboxes

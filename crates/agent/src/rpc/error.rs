@@ -25,7 +25,7 @@ const fn admission_code(error: &AdmissionError) -> ErrorCode {
         AdmissionError::Memory { .. } | AdmissionError::Disk { .. } => ErrorCode::ResourceExhausted,
         AdmissionError::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
         // Another host may be able to restore the snapshot.
-        AdmissionError::Snapshot(SnapshotError::OtherVmm { .. }) => ErrorCode::FailedPrecondition,
+        AdmissionError::Snapshot(SnapshotError::Incompatible(_)) => ErrorCode::FailedPrecondition,
         AdmissionError::Template(_) | AdmissionError::Snapshot(_) | AdmissionError::Capacity(_) => {
             ErrorCode::Internal
         }
@@ -55,9 +55,10 @@ fn snapshot_code(error: &LifecycleError) -> ErrorCode {
         return ErrorCode::ResourceExhausted;
     }
     match error {
-        LifecycleError::NotNow(_) | LifecycleError::NoSnapshot | LifecycleError::Again(_) => {
-            ErrorCode::FailedPrecondition
-        }
+        LifecycleError::NotNow(_)
+        | LifecycleError::NoSnapshot
+        | LifecycleError::Unloadable(_)
+        | LifecycleError::Again(_) => ErrorCode::FailedPrecondition,
         LifecycleError::Prepare(error) => error.code,
         LifecycleError::Restore(error) => create_code(error),
         LifecycleError::Gone => ErrorCode::Unavailable,

@@ -279,7 +279,10 @@ impl SandboxActor {
             }
             AdoptedMachine::Interrupted(running) => self.recover_interrupted(running.into()).await,
             AdoptedMachine::Lost(reason) => self.on_vm_lost(reason).await,
-            AdoptedMachine::Paused => self.enter_paused(Event::FoundPaused).await,
+            AdoptedMachine::Paused => {
+                self.warn_if_unloadable();
+                self.enter_paused(Event::FoundPaused).await
+            }
             AdoptedMachine::Booting => {
                 let (outcome, replies) = self
                     .boot(async |boot| {

@@ -17,6 +17,7 @@ use wrenn_envd_client::{EnvdClient, Init, Recover};
 use wrenn_model::{MachineSize, SandboxId};
 use wrenn_proto::{
     guest,
+    machine::MachineProfile,
     supervise::{NetworkSpec, SupervisorSpec, files},
 };
 use wrenn_sys::failpoint;
@@ -211,6 +212,7 @@ impl Boot<'_> {
             template: plan.template_name.clone(),
             accel: config.accel,
             cpu_model: Some(snapshot.map_or_else(|| config.cpu.clone(), |s| s.manifest().cpu())),
+            machine: Some(snapshot.map_or_else(MachineProfile::current, |s| s.machine())),
             size: plan.size,
             timeout_sec: plan.timeout_sec,
             created_unix_ms: plan.created_unix_ms,

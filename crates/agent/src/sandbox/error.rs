@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use connectrpc::ConnectError;
 use wrenn_model::SandboxId;
+use wrenn_snapshot::Incompatible;
 
 use super::Stall;
 use crate::{
@@ -127,6 +128,11 @@ pub(crate) enum LifecycleError {
     Access(#[source] NetworkError),
     #[error("failed to resume the sandbox; it stays paused")]
     Restore(#[source] CreateError),
+    /// This host cannot load the memory of the last snapshot.
+    #[error(
+        "the memory of the paused sandbox cannot be restored; resume with `memory` false to boot from its disk"
+    )]
+    Unloadable(#[source] Incompatible),
     /// Error that another caller of the same operation received.
     #[error("{0}")]
     Again(String),
@@ -136,6 +142,14 @@ pub(crate) enum LifecycleError {
 }
 
 impl LifecycleError {
+    /// Returns the error of a resume that failed because of `error`.
+    pub(super) fn from_resume(error: CreateError) -> Self {
+        match error {
+            CreateError::Snapshot(SnapshotError::Incompatible(reason)) => Self::Unloadable(reason),
+            other => Self::Restore(other),
+        }
+    }
+
     /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {

@@ -41,7 +41,8 @@
 //!
 //! A cold boot is a resume that uses only the disk of the snapshot. In step 2 the VM boots. In step
 //! 3 the guest agent starts and receives the settings of a new guest. The snapshot's memory is not
-//! read, so a cold boot works if the memory is damaged or was saved by another VMM. The sandbox
+//! read, so a cold boot works if the memory is damaged or was saved by a VMM of another series. An
+//! agent that starts warns of sandboxes that can only be booted. The sandbox
 //! keeps its identity (ID, token, network). Its next snapshot has a memory chain of its own,
 //! starting with a first generation.
 //!
@@ -66,7 +67,7 @@ use super::{
 use crate::{
     disk,
     sandbox_dir::{LastSnapshot, SandboxDir},
-    snapshots::{SnapshotRef, StagedSnapshot},
+    snapshots::{SnapshotError, SnapshotRef, StagedSnapshot},
     supervisor::Supervisor,
 };
 
@@ -84,7 +85,7 @@ const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(240);
 struct Captured {
     stage: StagedSnapshot,
     layers: Vec<std::path::PathBuf>,
-    /// Version of the VMM that saved the state.
+    /// Version of the VMM that saved the state. `None` if the supervisor did not report it.
     vmm: Option<String>,
 }
 
@@ -197,7 +198,7 @@ impl SandboxActor {
                 Step::Watch
             }
             Err(error) => {
-                let error = LifecycleError::Restore(error);
+                let error = LifecycleError::from_resume(error);
                 tracing::warn!(
                     error = error.to_report_string(),
                     "failed to resume the sandbox"
@@ -211,6 +212,18 @@ impl SandboxActor {
                 self.answer_resumes(Err(error));
                 Step::Wait
             }
+        }
+    }
+
+    /// Notes for the user that this host cannot load the memory of the last snapshot, if so.
+    pub(super) fn warn_if_unloadable(&self) {
+        let Some(last) = &self.pins.last else {
+            return;
+        };
+        let located = self.actors.host.snapshots.locate(last);
+        if let Err(SnapshotError::Incompatible(reason)) = located {
+            let warning = LifecycleError::Unloadable(reason).to_report_string();
+            self.sandbox.set_warning(warning);
         }
     }
 
@@ -345,7 +358,6 @@ impl SandboxActor {
         let (host, sandbox_dir) = (self.actors.host.clone(), sandbox_dir.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let spec = sandbox_dir.read_spec()?;
-            let vmm = vmm.as_deref().unwrap_or(host.snapshots.vmm());
             let pin = host.snapshots.publish(stage, &spec, &layers, vmm)?;
             failpoint::hit("agent.snapshot.published", None);
             sandbox_dir.write_last(&LastSnapshot {

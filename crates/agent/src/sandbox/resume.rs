@@ -2,7 +2,7 @@
 //!
 //! The later steps of a resume are the same as for a create (`boot.rs`).
 
-use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::{machine::MachineProfile, supervise::SupervisorSpec};
 
 use super::{Running, boot::Boot, error::CreateError};
 use crate::snapshots::SnapshotRef;
@@ -52,6 +52,11 @@ impl Boot<'_> {
                 snapshot
                     .as_ref()
                     .map_or_else(|| config.cpu.clone(), |s| s.manifest().cpu()),
+            ),
+            machine: Some(
+                snapshot
+                    .as_ref()
+                    .map_or_else(MachineProfile::current, |s| s.machine()),
             ),
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             dns: nameservers.guest,

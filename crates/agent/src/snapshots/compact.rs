@@ -5,9 +5,12 @@
 //! depend on the original may keep using it, and the original is collected once nothing refers to
 //! it. A crash at any step therefore costs only the work done so far.
 //!
-//! The largest file of a chain is kept unchanged if it holds more than half of all data. Such a
-//! file belongs to the template or is shared by many sandboxes for another reason, and one copy per
-//! sandbox would cost more than the chain does.
+//! The largest memory diff and the lowest disk layer are kept unchanged if they hold more than half
+//! of all data, and most of that data is still in use. Such a file belongs to the template or is
+//! shared by many sandboxes for another reason, and one copy per sandbox would cost more than the
+//! chain does. A file that consists mostly of memory that the guest freed, or of disk space that it
+//! trimmed, is merged with the others, which returns the space to the host
+//! (`docs/decisions/0029`).
 
 use std::{
     fs,
@@ -97,19 +100,13 @@ impl Snapshots {
         if names.len() <= 2 {
             return Ok((names, Vec::new()));
         }
-        let sizes: Vec<u64> = layers.iter().map(|path| on_disk(path)).collect();
-        let keep = usize::from(is_most(sizes[0], sizes.iter().sum()));
+        let disk_mib = manifest.size.disk_mib;
+        let keep = usize::from(is_lowest_kept(&layers, disk_mib).await?);
         let path = dir.join(disk::MERGED);
         let (kept, merged) = layers.split_at(keep);
-        disk::merge(
-            &manifest.base_disk,
-            kept,
-            merged,
-            manifest.size.disk_mib,
-            &path,
-        )
-        .await
-        .map_err(SnapshotError::Disk)?;
+        disk::merge(&manifest.base_disk, kept, merged, disk_mib, &path)
+            .await
+            .map_err(SnapshotError::Disk)?;
         names.truncate(keep);
         let build = SnapshotId::random();
         names.push(build);
@@ -127,9 +124,7 @@ fn merge_memory(
     build: SnapshotId,
 ) -> Result<(), SnapshotError> {
     let chain = Chain::open(memory, header)?;
-    let all = header.diffs().iter().map(|diff| diff.len).sum();
-    let large = header.diffs().iter().find(|diff| is_most(diff.len, all));
-    let keep: Vec<_> = large.into_iter().map(|diff| diff.build).collect();
+    let keep: Vec<_> = kept_diff(header).into_iter().collect();
     let merged = merge_files(header, &chain, &keep, &dir.join(layout::MEMORY), build)?;
     fs::write(dir.join(layout::HEADER), merged.to_bytes())?;
     fs::hard_link(old.join(layout::DEVICE), dir.join(layout::DEVICE))?;
@@ -139,6 +134,76 @@ fn merge_memory(
     }
 }
 
+/// Returns the diff file that is kept unchanged, if there is one.
+fn kept_diff(header: &Header) -> Option<SnapshotId> {
+    let used = header.used_bytes();
+    let all = used.iter().sum();
+    let mut diffs = header.diffs().iter().zip(used);
+    let kept = diffs.find(|(diff, used)| is_most(*used, all) && is_most(*used, diff.len));
+    kept.map(|(diff, _)| diff.build)
+}
+
+/// True if the lowest layer of a disk is kept unchanged.
+async fn is_lowest_kept(layers: &[PathBuf], disk_mib: u32) -> Result<bool, SnapshotError> {
+    let sizes: Vec<u64> = layers.iter().map(|path| on_disk(path)).collect();
+    let all = sizes.iter().sum();
+    if !sizes.first().is_some_and(|lowest| is_most(*lowest, all)) {
+        return Ok(false);
+    }
+    let visible = disk::visible_bytes(layers, disk_mib).await;
+    Ok(is_most(visible.map_err(SnapshotError::Disk)?, all))
+}
+
 fn is_most(part: u64, all: u64) -> bool {
     part > all / 2
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use wrenn_snapshot::DiffWriter;
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+    const BYTES: u64 = 100 * PAGE;
+
+    #[test]
+    fn a_diff_is_kept_if_it_is_most_of_the_memory_and_most_of_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        // Pages written to the first diff, pages freed later, pages written to the second diff.
+        for (first, freed, second, is_kept) in [
+            (40, 0, 10, true),
+            (40, 10, 10, true),
+            (40, 25, 10, false),
+            (40, 0, 50, false),
+            (40, 40, 1, false),
+        ] {
+            let mut parent: Option<(Header, Arc<Chain>)> = None;
+            let mut builds = Vec::new();
+            for generation in 0..2 {
+                let build = SnapshotId::random();
+                let path = dir.path().join(format!("{build}.mem"));
+                let mut writer = DiffWriter::create(&path, build, BYTES, parent).unwrap();
+                let (offset, pages) = match generation {
+                    0 => (0, first),
+                    _ => (50 * PAGE, second),
+                };
+                if generation == 1 && freed > 0 {
+                    writer.push_zeros(0, freed * PAGE).unwrap();
+                }
+                let len = usize::try_from(pages * PAGE).unwrap();
+                writer.push(offset, &vec![7; len]).unwrap();
+                let (header, _) = writer.finish().unwrap();
+                let chain = Chain::open(&[dir.path().to_owned()], &header).unwrap();
+                builds.push(build);
+                parent = Some((header, Arc::new(chain)));
+            }
+            let (header, _) = parent.unwrap();
+            let kept = kept_diff(&header) == Some(builds[0]);
+            assert_eq!(kept, is_kept, "{first} {freed} {second}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wrenn_proto::supervise::RestoreSpec;
+use wrenn_proto::{machine::MachineProfile, supervise::RestoreSpec};
 use wrenn_snapshot::{Manifest, Snapshot, StoreError};
 
 use super::SnapshotRef;
@@ -57,8 +57,14 @@ impl LocatedSnapshot {
             build: self.pin.build(),
             snapshot: self.snapshot.dir.clone(),
             memory: self.memory.clone(),
+            vmm: self.manifest().vmm.clone(),
             prefetch,
         }
+    }
+
+    /// Returns the virtual hardware that a VM needs to be restored.
+    pub(crate) fn machine(&self) -> MachineProfile {
+        self.manifest().profile()
     }
 
     /// Returns kernel, initial RAM disk, base image of the disk, and default user.

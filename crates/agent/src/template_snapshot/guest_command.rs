@@ -14,9 +14,18 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// Name of the step in errors.
 const STEP: &str = "run a warm-up command in the guest";
 
-/// Runs a command as the template's default user until it ends.
+/// User of a command.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum User {
+    /// Default user of the template.
+    Default,
+    Root,
+}
+
+/// Runs a command until it ends.
 pub(super) async fn run_command(
     sandbox: &Sandbox,
+    user: User,
     command: &[&str],
 ) -> Result<(), TemplateSnapshotError> {
     let (cmd, args) = command.split_first().unwrap_or((&"true", &[]));
@@ -25,6 +34,10 @@ pub(super) async fn run_command(
             cmd: (*cmd).to_owned(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             ..Default::default()
+        },
+        user: match user {
+            User::Default => String::new(),
+            User::Root => "root".to_owned(),
         },
         time_limit: Some(TIME_LIMIT),
         ..Default::default()

@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
-use wrenn_api_types::{ForkSandbox, Sandbox};
+use wrenn_api_types::{ForkSandbox, ResumeSandbox, Sandbox};
 use wrenn_control::lifecycle::{CopyAs, LifecycleError};
 use wrenn_db::Sandbox as Row;
 use wrenn_model::SandboxId;
@@ -36,17 +36,24 @@ pub(super) async fn pause(
 
 /// Resumes a paused sandbox from its saved state.
 ///
-/// If the resume fails, the sandbox stays paused. Fails with 409 unless the sandbox is `paused`.
+/// If the resume fails, the sandbox stays paused. Fails with 409 unless the sandbox is `paused`, and
+/// if the host's virtual machine monitor cannot load the saved memory: with `memory` false, the
+/// sandbox then boots from its disk.
 #[utoipa::path(
-    post, path = "/{id}/resume", tag = "sandboxes", operation_id = "resume_sandbox",
+    post, path = "/{id}/resume", tag = "sandboxes", operation_id = "resume_sandbox", request_body = Option<ResumeSandbox>,
     params(("id" = String, Path, description = "Sandbox id.")),
-    responses((status = 200, description = "The running sandbox.", body = Sandbox), CommonErrors, SandboxErrors, HostErrors)
+    responses(
+        (status = 200, description = "The running sandbox.", body = Sandbox),
+        CommonErrors, BodyErrors, SandboxErrors, HostErrors
+    )
 )]
 pub(super) async fn resume(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
+    ApiJsonOrEmpty(request): ApiJsonOrEmpty<ResumeSandbox>,
 ) -> Result<Json<Sandbox>, ApiError> {
-    let done = app.lifecycle.resume(&id).await;
+    let disk_only = request.memory == Some(false);
+    let done = app.lifecycle.resume(&id, disk_only).await;
     answer(&app, &id, done).await
 }
 

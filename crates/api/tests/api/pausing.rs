@@ -1,6 +1,6 @@
 //! Pause and resume, and their failures.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -70,6 +70,31 @@ async fn a_sandbox_is_paused_and_resumed_under_both_names() {
         "invalid_state",
         &["`stopped`"],
     );
+}
+
+#[tokio::test]
+async fn a_resume_without_memory_boots_from_the_disk() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/resume");
+    for (body, boots) in [
+        (json!({ "memory": false }), true),
+        (json!({ "memory": true }), false),
+        (json!({}), false),
+    ] {
+        pause(&control, &id).await;
+        let (status, row) = control.post(&path, body.clone()).await;
+        assert_eq!(
+            (status, &row["status"]),
+            (StatusCode::OK, &json!("running"))
+        );
+        let booted = agent.state.cold_boot.load(Ordering::SeqCst);
+        assert_eq!(booted, boots, "{body}");
+    }
+    pause(&control, &id).await;
+    let got = control.post(&path, json!({ "disk": true })).await;
+    assert_failure(&got, 400, "invalid_request", &["disk"]);
 }
 
 #[tokio::test]

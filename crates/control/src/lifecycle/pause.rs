@@ -69,12 +69,21 @@ impl Lifecycle {
         }
     }
 
-    /// Resumes a paused sandbox. Completes even if the caller disconnects.
-    pub async fn resume(self: &Arc<Self>, id: &SandboxId) -> Result<Sandbox, LifecycleError> {
+    /// Resumes a paused sandbox. With `disk_only`, it boots from its disk. Completes even if the
+    /// caller disconnects.
+    pub async fn resume(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        disk_only: bool,
+    ) -> Result<Sandbox, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
+        let how = ResumeAs {
+            disk_only,
+            ..ResumeAs::default()
+        };
         let task = self.spawn(async move {
             let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.resume_locked(&id, ResumeAs::default()).await
+            lifecycle.resume_locked(&id, how).await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))

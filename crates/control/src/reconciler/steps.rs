@@ -223,6 +223,7 @@ impl Reconciler {
             is_reap_delayed: self.lifecycle.is_reap_delayed(&row.id),
             steady_passes: 0,
             on_other_host: !self.fleet.serves(&self.host, &row.host_id),
+            is_warned: row.is_warned,
         }
     }
 

@@ -19,6 +19,7 @@ fn view(status: S) -> RowView {
         is_reap_delayed: false,
         steady_passes: MIN_STEADY_PASSES,
         on_other_host: false,
+        is_warned: false,
     }
 }
 
@@ -85,6 +86,24 @@ fn every_cell_of_the_table_holds() {
             .collect();
         assert_eq!(got, wanted, "{status:?}");
     }
+}
+
+#[test]
+fn a_paused_row_takes_the_hosts_warning_once() {
+    let warned = |text: &str| HostReport {
+        warning: text.to_owned(),
+        ..HostReport::in_state(HostState::Paused)
+    };
+    let mut row = view(S::Paused);
+    assert_eq!(one(Some(&row), Some(&warned(""))), None);
+    let action = one(Some(&row), Some(&warned("too new")));
+    let Some(Action::Settle(decision)) = action else {
+        panic!("{action:?}");
+    };
+    assert_eq!(decision.change, RowChange::Warning("too new".to_owned()));
+    assert_eq!(transition(S::Paused, decision.event).unwrap().0, S::Paused);
+    row.is_warned = true;
+    assert_eq!(one(Some(&row), Some(&warned("too new"))), None);
 }
 
 #[test]

@@ -77,8 +77,8 @@ pub(crate) fn states<B: Backend>(statuses: &[SandboxStatus]) -> Option<Statement
     let first = statuses.first()?;
     let mut statement = Statement::new(
         "read the states of the sandboxes",
-        "SELECT id, status, version, timeout_sec, started_at, last_active_at, host_id FROM sandboxes \
-         WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "SELECT id, status, version, timeout_sec, started_at, last_active_at, host_id, \
+         warning <> '' AS is_warned FROM sandboxes WHERE status IN ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     );
     for place in 0..SandboxStatus::ALL.len() {
         statement = statement.bind(statuses.get(place).unwrap_or(first).as_str());

@@ -227,14 +227,17 @@ async fn only_tokens_of_sandboxes_that_run_or_are_paused_are_listed(place: Place
 async fn states_are_filtered_by_status(place: Place) {
     let db = place.open().await;
     for (number, status) in SandboxStatus::ALL.into_iter().enumerate() {
+        let is_running = status == SandboxStatus::Running;
         let row = Sandbox {
             last_active_at: 7,
+            warning: if is_running { "disk full" } else { "" }.to_owned(),
             ..started(&format!("sb-{number}"), status, 5)
         };
         store(&db, &row).await;
     }
     let all = db.states(&SandboxStatus::ALL).await.unwrap();
     assert_eq!(all.len(), SandboxStatus::ALL.len());
+    assert_eq!(all.iter().filter(|row| row.is_warned).count(), 1);
     let running = db.states(&[SandboxStatus::Running]).await.unwrap();
     let expected = StateRow {
         id: "sb-2".parse().unwrap(),
@@ -244,6 +247,7 @@ async fn states_are_filtered_by_status(place: Place) {
         started_at: 5,
         last_active_at: 7,
         host_id: "host-1".to_owned(),
+        is_warned: true,
     };
     assert_eq!(running, [expected]);
     assert!(db.states(&[]).await.unwrap().is_empty());

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use wrenn_pager::{
-    Backing, Options, PageRun,
-    dirty::{BATCH_BYTES, DirtyError, read_runs, scan, scan_entries},
+    Backing, Options, PageRun, PageServer,
+    dirty::{BATCH_BYTES, DirtyError, read_runs, scan, scan_entries, zeros},
 };
 
 use crate::support::{Faulter, PAGE, Pattern, memfd, until};
@@ -65,6 +65,68 @@ fn the_dirty_pages_are_exactly_those_written() {
     })
     .expect("reads");
     assert_eq!(read, written);
+}
+
+/// Pages that the VM gives back are zeros from then on, are found as such, and are changed by the
+/// next write like any other page. The shared memory stays as it is.
+#[test]
+fn pages_that_are_given_back_are_found_as_zeros() {
+    let source = Arc::new(Pattern::new(PAGES, 0));
+    let memory = memfd(LEN);
+    let mut machine = Faulter::private_of(&memory, LEN);
+    let handshake = machine.quiet_handshake();
+    let backing = Backing::Shared(memory.try_clone().expect("a copy"));
+    let server = PageServer::start(handshake, backing, source.clone(), Options::default());
+    let server = server.expect("starts");
+    let (pid, base) = (machine.pid(), machine.base);
+    // Page 10 is changed, page 11 loaded; 12 and 13 are not touched.
+    assert_eq!(machine.ask(&format!("store {} 1", 10 * PAGE)), "ok");
+    assert_eq!(machine.load(11 * PAGE), source.word(11 * PAGE));
+    assert_eq!(zeros(pid, base, LEN).expect("scans"), []);
+    let zero = format!("zero {} {}", 10 * PAGE, 4 * PAGE);
+    assert_eq!(machine.ask(&zero), "ok");
+    assert_eq!(zeros(pid, base, LEN).expect("scans"), [run(10, 4)]);
+    assert_eq!(scan(pid, base, LEN).expect("scans"), []);
+    for page in 10..14 {
+        assert_eq!(machine.load(page * PAGE), 0);
+    }
+    assert_eq!(machine.load(14 * PAGE), source.word(14 * PAGE));
+    assert_eq!(machine.ask(&format!("store {} 7", 12 * PAGE)), "ok");
+    assert_eq!(scan(pid, base, LEN).expect("scans"), [run(12, 1)]);
+    let left = [run(10, 2), run(13, 1)];
+    assert_eq!(zeros(pid, base, LEN).expect("scans"), left);
+    assert_eq!(machine.load(12 * PAGE + 8), 0);
+    let mut word = [0; 8];
+    rustix::io::pread(&memory, &mut word, 11 * PAGE).expect("reads");
+    assert_eq!(u64::from_ne_bytes(word), source.word(11 * PAGE));
+    assert_eq!(server.failed().reason(), None);
+}
+
+/// A thread waits for a page that the page server is loading while the page is given back.
+#[test]
+fn a_page_that_is_given_back_while_it_is_loaded_is_zero() {
+    let mut source = Pattern::new(PAGES, 0);
+    source.guarded = Some(20 * PAGE);
+    let source = Arc::new(source);
+    let memory = memfd(LEN);
+    let mut machine = Faulter::private_of(&memory, LEN);
+    let handshake = machine.quiet_handshake();
+    let backing = Backing::Shared(memory.try_clone().expect("a copy"));
+    let server = PageServer::start(handshake, backing, source.clone(), Options::default());
+    let server = server.expect("starts");
+    machine.send(&format!("later load {}", 20 * PAGE));
+    until("the page is being loaded", || source.door.arrived() > 0);
+    machine.send(&format!("zero {} {}", 20 * PAGE, PAGE));
+    // One answer of each command, in any order.
+    let mut answers = [machine.answer(), machine.answer()];
+    answers.sort();
+    assert_eq!(answers, ["0", "ok"]);
+    source.door.open();
+    until("the page is loaded", || server.stats().pages_loaded > 0);
+    assert_eq!(machine.load(20 * PAGE), 0);
+    let found = zeros(machine.pid(), machine.base, LEN).expect("scans");
+    assert_eq!(found, [run(20, 1)]);
+    assert_eq!(server.failed().reason(), None);
 }
 
 #[test]

@@ -241,10 +241,19 @@ impl Faulter {
     }
 
     pub(crate) fn handshake(&mut self) -> Handshake {
+        self.handshake_by("connect")
+    }
+
+    /// Like [`Faulter::handshake`], but the process does not report what it discards.
+    pub(crate) fn quiet_handshake(&mut self) -> Handshake {
+        self.handshake_by("connect-quietly")
+    }
+
+    fn handshake_by(&mut self, command: &str) -> Handshake {
         let directory = TempDir::new().expect("a directory");
         let path = directory.path().join("uffd.sock");
         let listener = UnixListener::bind(&path).expect("binds");
-        self.send(&format!("connect {}", path.display()));
+        self.send(&format!("{command} {}", path.display()));
         let never = never();
         let deadline = Instant::now() + DEADLINE;
         let handshake = handshake::accept(&listener, never.as_fd(), deadline).expect("accepts");

@@ -1,4 +1,15 @@
 //! Writes the memory of a paused VM.
+//!
+//! | page of the VM                  | VM was restored           | VM was booted             |
+//! |---------------------------------|---------------------------|---------------------------|
+//! | anonymous                       | written if it differs     | written if it differs     |
+//! |                                 | from the parent snapshot  | from the parent snapshot  |
+//! | mapped to the zero page         | zero: a page of zeros of  | zero                      |
+//! |                                 | the snapshot, or one that |                           |
+//! |                                 | the guest gave back       |                           |
+//! | mapped to the snapshot's memory | unchanged                 | -                         |
+//! | not mapped                      | unchanged: never touched  | zero: never touched, or   |
+//! |                                 |                           | given back by the guest   |
 
 use std::{
     fs, io,
@@ -20,6 +31,8 @@ pub(super) struct DiffJob {
     pub(super) base: u64,
     pub(super) bytes: u64,
     pub(super) parent: Option<(Header, Arc<Chain>)>,
+    /// True if the VM was booted: its memory is anonymous, so a page that is not mapped is zero.
+    pub(super) is_booted: bool,
     pub(super) working_set: Vec<PageRun>,
 }
 
@@ -35,11 +48,22 @@ impl DiffJob {
     /// snapshot.
     pub(super) fn run(self) -> Result<Written, SupervisorError> {
         let runs = dirty::scan(self.pid, self.base, self.bytes)?;
+        let zeros = match self.is_booted {
+            true => dirty::gaps(&runs, self.bytes),
+            false => dirty::zeros(self.pid, self.base, self.bytes)?,
+        };
         let path = self.staging.join(layout::MEMORY);
         let mut writer = DiffWriter::create(&path, self.build, self.bytes, self.parent)?;
+        let mut zeros = zeros.into_iter().peekable();
         dirty::read_runs(self.pid, self.base, &runs, |offset, bytes| {
+            while let Some(run) = zeros.next_if(|run| run.offset < offset) {
+                writer.push_zeros(run.offset, run.len)?;
+            }
             writer.push(offset, bytes).map_err(SupervisorError::from)
         })?;
+        for run in zeros {
+            writer.push_zeros(run.offset, run.len)?;
+        }
         let (header, stats) = writer.finish()?;
         write(&self.staging.join(layout::HEADER), &header.to_bytes())?;
         if !self.working_set.is_empty() {

@@ -7,7 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 use wrenn_jail::{self as jail, JailFile};
-use wrenn_proto::supervise::Accel;
+use wrenn_proto::{
+    machine::{Device, MachineType},
+    supervise::Accel,
+};
 
 use crate::{MachineConfig, Start};
 
@@ -17,6 +20,10 @@ pub(super) const ROOT_NODE: &str = "root";
 /// Size of the translation cache under TCG, MiB. QEMU's default is 1 GiB, which is too much for
 /// many sandboxes on one host.
 const TCG_CACHE_MIB: u32 = 128;
+
+/// Machine type `microvm`. It has no versions. The options are part of it: a changed option would be
+/// another machine, which cannot load the states of this one.
+const MICROVM: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on";
 
 /// Descriptors that QEMU inherits and refers to by number.
 pub(super) struct Inherited<'a> {
@@ -33,6 +40,10 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
     let accel = match config.accel {
         Accel::Kvm => "kvm".to_owned(),
         Accel::Tcg => format!("tcg,tb-size={TCG_CACHE_MIB}"),
+    };
+    let machine = match config.machine.machine_type {
+        // Snapshots with an unknown machine are rejected before a VMM is started.
+        MachineType::Microvm | MachineType::Unknown => format!("{MICROVM},memory-backend=ram"),
     };
     // A page that the guest changed is recognized by being an anonymous page of this process alone.
     // The kernel must therefore not merge it with equal pages of other processes.
@@ -52,7 +63,7 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
         "-name",
         &config.name,
         "-M",
-        "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=ram",
+        &machine,
         "-accel",
         &accel,
         "-cpu",
@@ -97,10 +108,33 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
     ]
     .map(str::to_owned)
     .to_vec();
+    for device in &config.machine.devices {
+        line.extend(
+            device_arguments(*device)
+                .iter()
+                .map(|&text| text.to_owned()),
+        );
+    }
     if config.start == Start::Restore {
         line.extend(["-S", "-incoming", "defer"].map(str::to_owned));
     }
     line
+}
+
+/// Returns the arguments of a device that not every VM has. Such devices follow those of every VM,
+/// so that they take none of their places on the bus.
+fn device_arguments(device: Device) -> &'static [&'static str] {
+    match device {
+        // The guest may expect that a page that it reported is zero, if it fills free pages with
+        // zeros itself (`init_on_free`). QEMU tells it that the device respects this
+        // (`page-poison`), and the library in QEMU makes it true. A guest that fills free pages
+        // with another value keeps them.
+        Device::Balloon => &[
+            "-device",
+            "virtio-balloon-device,free-page-reporting=on,page-poison=on",
+        ],
+        Device::Unknown => &[],
+    }
 }
 
 /// Returns the disk as a tree of block nodes. The tree overrides the backing files named in the
@@ -174,4 +208,69 @@ pub(super) fn jail_devices(accel: Accel) -> Vec<PathBuf> {
         devices.push("/dev/kvm".into());
     }
     devices
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_model::MachineSize;
+    use wrenn_proto::machine::MachineProfile;
+
+    use super::*;
+
+    fn arguments(machine: MachineProfile, start: Start) -> Vec<String> {
+        let config = MachineConfig {
+            name: "sb-1".into(),
+            accel: Accel::Tcg,
+            cpu: "Haswell-v4,+arat".parse().expect("valid"),
+            machine,
+            size: MachineSize {
+                vcpus: 1,
+                memory_mib: 512,
+                disk_mib: 5120,
+            },
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            kernel_args: "quiet".into(),
+            disk: "/d".into(),
+            disk_layers: vec![],
+            base_disk: "/b".into(),
+            guest_mac: "02:FC:00:00:00:05".into(),
+            netns: "/n".into(),
+            cgroups: vec![],
+            uid: 1,
+            start,
+        };
+        let null: OwnedFd = std::fs::File::open("/dev/null").expect("opens").into();
+        let fds = Inherited {
+            memory: &null,
+            pager: &null,
+            userfaultfd: None,
+            tap: &null,
+            qmp: &null,
+        };
+        command_line(Path::new("/usr/bin/qemu"), &config, &fds)
+    }
+
+    /// Returns the values of an option, in order.
+    fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
+        let pairs = arguments.windows(2).filter(|pair| pair[0] == option);
+        pairs.map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn vm_has_the_hardware_of_its_profile() {
+        for start in [Start::Boot, Start::Restore] {
+            let first = arguments(MachineProfile::first(), start);
+            let machine = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,memory-backend=ram";
+            assert_eq!(values(&first, "-M"), [machine]);
+            assert_eq!(values(&first, "-cpu"), ["Haswell-v4,+arat"]);
+            let devices = values(&first, "-device");
+            assert_eq!(devices.len(), 3, "{devices:?}");
+            let current = arguments(MachineProfile::current(), start);
+            // The places of the other devices on the bus do not change.
+            assert_eq!(values(&current, "-device")[..3], devices);
+            assert!(values(&current, "-device")[3].starts_with("virtio-balloon-device,"));
+            assert_eq!(values(&current, "-device").len(), 4);
+        }
+    }
 }

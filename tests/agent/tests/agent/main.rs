@@ -19,5 +19,6 @@ mod policy;
 mod quarantine;
 mod tunnel;
 mod upgrade;
+mod vmm_versions;
 
 use wrenn_test_host as private_host;

@@ -11,7 +11,10 @@
 
 use std::{fs, path::Path};
 
-use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
+use wrenn_proto::{
+    machine::MachineProfile,
+    rpc::hostagent::v1::{self as pb, SandboxState},
+};
 
 use crate::{
     agent::{self, TestAgent, on_private_host},
@@ -32,8 +35,8 @@ async fn start() -> TestAgent {
     let dir = Path::new(DATA_DIR);
     fs::create_dir(dir).expect("a private /run");
     run("tar", &["-xzf", FIXTURE, "-C", DATA_DIR]);
-    // The state of a VM is restored by the QEMU version that saved it only. Here, it is the version
-    // of this host.
+    // The state of a VM is restored by the series of QEMU that saved it only. Here, it is the
+    // version of this host.
     let version = run("qemu-system-x86_64", &["--version"]);
     let version = version.split_whitespace().nth(3).expect("a version");
     for entry in fs::read_dir(dir.join("snapshots/snapshots")).expect("a directory") {
@@ -77,10 +80,10 @@ fn a_paused_sandbox_of_release_0_1_0_is_resumed_paused_and_destroyed() {
     });
 }
 
-/// The state of a CPU is restored with the CPU model that it was saved with. Release 0.1.0 did not
-/// record it.
+/// The state of a VM is restored with the CPU model and the devices that it was saved with. Release
+/// 0.1.0 did not record them.
 #[test]
-fn a_sandbox_of_release_0_1_0_keeps_its_cpu_model_until_it_boots() {
+fn a_sandbox_of_release_0_1_0_keeps_its_hardware_until_it_boots() {
     const OLD: &str = "Nehalem-v1,+arat";
     on_private_host(async || {
         let agent = start().await;
@@ -89,6 +92,7 @@ fn a_sandbox_of_release_0_1_0_keeps_its_cpu_model_until_it_boots() {
         for _ in 0..2 {
             resume(&agent, id).await;
             assert_eq!(agent.spec(id).cpu().as_str(), OLD);
+            assert_eq!(agent.spec(id).profile(), MachineProfile::first());
             assert_eq!(agent.wait_for(id, RUNNING).await.cpu, OLD);
             pause(&agent, id).await;
         }
@@ -101,6 +105,7 @@ fn a_sandbox_of_release_0_1_0_keeps_its_cpu_model_until_it_boots() {
         let host = agent.client.get_host(pb::GetHostRequest::default()).await;
         let current = host.expect("a host").into_owned().cpu;
         assert_ne!(current, OLD);
+        assert_eq!(agent.spec(id).profile(), MachineProfile::current());
         assert_eq!(agent.wait_for(id, RUNNING).await.cpu, current);
         agent.destroy(id).await.expect("destroyed");
         agent.stop().await;

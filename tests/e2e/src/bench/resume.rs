@@ -207,7 +207,7 @@ pub(super) async fn post(service: &Service, path: &str) -> Result<Value> {
     Ok(reply)
 }
 
-fn newest(dir: &Path) -> Result<PathBuf> {
+pub(super) fn newest(dir: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(dir)?.flatten();
     let newest = entries
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
@@ -217,10 +217,10 @@ fn newest(dir: &Path) -> Result<PathBuf> {
         .1)
 }
 
-fn millis(since: Instant) -> f64 {
+pub(super) fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-fn as_f64(value: u64) -> f64 {
+pub(super) fn as_f64(value: u64) -> f64 {
     u32::try_from(value).map_or(f64::NAN, f64::from)
 }

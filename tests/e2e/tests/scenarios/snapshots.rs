@@ -289,9 +289,9 @@ async fn copies_have_the_state_of_their_snapshot_and_are_independent() -> Result
             .await?,
         );
     }
-    let mut seen: [HashSet<String>; 4] = Default::default();
+    let mut seen: [HashSet<String>; 5] = Default::default();
     for copy in copies.iter().chain([&sandbox]) {
-        let own = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; cat /etc/machine-id; hostname";
+        let own = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; cat /etc/machine-id; hostname; cat /run/wrenn/generation-id";
         let output = copy.shell(own).await?.stdout;
         for (set, line) in seen.iter_mut().zip(output.lines()) {
             assert!(set.insert(line.to_owned()), "{line} twice");

@@ -1,7 +1,7 @@
 //! `wrenn sandbox pause`, `resume`, `fork` and `adopt`.
 
 use clap::Args;
-use wrenn_api_types::ForkSandbox;
+use wrenn_api_types::{ForkSandbox, ResumeSandbox};
 use wrenn_model::SandboxId;
 
 use crate::{
@@ -15,6 +15,16 @@ pub(crate) struct ManyArgs {
     /// Ids of the sandboxes
     #[arg(required = true)]
     ids: Vec<SandboxId>,
+}
+
+/// Arguments of `wrenn sandbox resume`.
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    sandboxes: ManyArgs,
+    /// Boot from the disk instead of restoring the memory
+    #[arg(long)]
+    disk_only: bool,
 }
 
 /// Arguments of `wrenn sandbox fork`.
@@ -36,8 +46,14 @@ pub(crate) async fn pause(client: &Client, args: ManyArgs) -> anyhow::Result<i32
 }
 
 /// Resumes all named sandboxes in order, continuing after failures.
-pub(crate) async fn resume(client: &Client, args: ManyArgs) -> anyhow::Result<i32> {
-    change_all(args, "resume", async |id| client.resume(id).await.map(drop)).await
+pub(crate) async fn resume(client: &Client, args: ResumeArgs) -> anyhow::Result<i32> {
+    let body = ResumeSandbox {
+        memory: args.disk_only.then_some(false),
+    };
+    change_all(args.sandboxes, "resume", async |id| {
+        client.resume(id, &body).await.map(drop)
+    })
+    .await
 }
 
 /// Adopts all named sandboxes in order, continuing after failures.

@@ -1,0 +1,170 @@
+//! Compatibility of a snapshot's device state with the VMM and the processor of a host.
+//!
+//! Only the memory and the device state depend on them. The disk of a snapshot can be booted on any
+//! host.
+
+use wrenn_proto::{machine::can_load, supervise::Accel};
+
+use crate::Manifest;
+
+/// Means of a host to run VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostVmm {
+    /// Kind and version of the VMM, such as `qemu 7.2.22`.
+    pub vmm: String,
+    /// Accelerator that runs guest code.
+    pub accel: Accel,
+    /// Model of the processor, such as `GenuineIntel 6/85/7`.
+    pub cpu: String,
+}
+
+/// Reason why a host cannot load the device state of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Incompatible {
+    /// The accelerator differs.
+    #[error("the snapshot was made under {made}, but this host runs guests under {here}")]
+    Accel {
+        /// Accelerator that ran the guest.
+        made: Accel,
+        /// Accelerator of the host.
+        here: Accel,
+    },
+    /// The VMM belongs to another series of releases.
+    #[error(
+        "the snapshot was made with {made}, but this host has {here}, and only releases of the same series load it"
+    )]
+    Vmm {
+        /// Kind and version of the VMM that saved the state.
+        made: String,
+        /// Kind and version of the host's VMM.
+        here: String,
+    },
+    /// The VM has hardware that only a later version of Wrenn provides.
+    #[error("the snapshot needs virtual hardware that this version of Wrenn does not provide")]
+    Machine,
+    /// The guest saw the processor of the host, which was another one.
+    #[error("the snapshot was made on a processor {made}, but this host has a processor {here}")]
+    Cpu {
+        /// Processor that ran the guest.
+        made: String,
+        /// Processor of the host.
+        here: String,
+    },
+}
+
+impl Manifest {
+    /// Checks that `host` can load the snapshot's device state.
+    ///
+    /// # Errors
+    /// The first difference that matters.
+    pub fn check(&self, host: &HostVmm) -> Result<(), Incompatible> {
+        if self.accel != host.accel {
+            return Err(Incompatible::Accel {
+                made: self.accel,
+                here: host.accel,
+            });
+        }
+        if !can_load(&self.vmm, &host.vmm) {
+            return Err(Incompatible::Vmm {
+                made: self.vmm.clone(),
+                here: host.vmm.clone(),
+            });
+        }
+        if !self.profile().is_known() {
+            return Err(Incompatible::Machine);
+        }
+        let shows_host = self.accel.shows_host_cpu(&self.cpu());
+        match &self.host_cpu {
+            Some(made) if shows_host && *made != host.cpu => Err(Incompatible::Cpu {
+                made: made.clone(),
+                here: host.cpu.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_proto::machine::{Device, MachineProfile};
+
+    use super::*;
+
+    fn host(accel: Accel) -> HostVmm {
+        HostVmm {
+            vmm: "qemu 7.2.22".to_owned(),
+            accel,
+            cpu: "GenuineIntel 6/85/7".to_owned(),
+        }
+    }
+
+    /// Returns a manifest of release 0.1.0, with further fields.
+    fn manifest(accel: &str, vmm: &str, more: &str) -> Manifest {
+        let text = format!(
+            r#"{{"version":1,"build":"00112233445566778899aabbccddeeff","created_unix_ms":1,
+            "vmm":"{vmm}","accel":"{accel}","vcpus":1,"memory_mib":512,"disk_mib":5120,
+            "kernel":"/k","initrd":"/i","base_disk":"/b","disk_layers":[],"template":"minimal",
+            "default_user":"root","guest_token":"t"{more}}}"#
+        );
+        Manifest::parse(text.as_bytes()).expect("valid")
+    }
+
+    #[test]
+    fn snapshot_of_release_0_1_0_requires_the_series_of_its_vmm() {
+        for vmm in ["qemu 7.2.22", "qemu 7.2.4"] {
+            let manifest = manifest("tcg", vmm, "");
+            assert_eq!(manifest.check(&host(Accel::Tcg)), Ok(()));
+            assert_eq!(manifest.profile(), MachineProfile::first());
+            assert_eq!(manifest.cpu(), Accel::Tcg.cpu_of_0_1_0());
+        }
+        let error = manifest("tcg", "qemu 8.2.1", "").check(&host(Accel::Tcg));
+        let text = error.expect_err("another series").to_string();
+        assert!(
+            text.contains("qemu 8.2.1") && text.contains("qemu 7.2.22"),
+            "{text}"
+        );
+        let error = manifest("kvm", "qemu 7.2.22", "").check(&host(Accel::Tcg));
+        let text = error.expect_err("another accelerator").to_string();
+        assert!(
+            text.contains("under kvm") && text.contains("under tcg"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn hardware_is_recorded_and_must_be_known() {
+        let with = |devices: &str| {
+            let machine = format!(r#","machine":{{"type":"microvm","devices":[{devices}]}}"#);
+            manifest("tcg", "qemu 7.2.22", &machine)
+        };
+        let balloon = with(r#""balloon""#);
+        assert_eq!(balloon.check(&host(Accel::Tcg)), Ok(()));
+        assert_eq!(balloon.profile().devices, [Device::Balloon]);
+        let error = with(r#""balloon","later""#).check(&host(Accel::Tcg));
+        assert_eq!(error, Err(Incompatible::Machine));
+    }
+
+    #[test]
+    fn processor_must_match_where_the_guest_sees_it() {
+        let made_with = |accel: &str, model: &str, cpu: &str| {
+            let cpu = format!(r#","cpu":"{model}","host_cpu":"{cpu}""#);
+            manifest(accel, "qemu 7.2.22", &cpu)
+        };
+        let made_on = |accel: &str, cpu: &str| made_with(accel, "host,-avx512f", cpu);
+        let here = host(Accel::Kvm);
+        assert_eq!(made_on("kvm", &here.cpu).check(&here), Ok(()));
+        let error = made_on("kvm", "AuthenticAMD 25/1/1").check(&here);
+        let text = error.expect_err("another processor").to_string();
+        assert!(
+            text.contains("AuthenticAMD") && text.contains("GenuineIntel"),
+            "{text}"
+        );
+        // Recorded by no version, but harmless.
+        let emulated = made_with("tcg", "max", "AuthenticAMD 25/1/1");
+        assert_eq!(emulated.check(&host(Accel::Tcg)), Ok(()));
+        let named = made_with("kvm", "EPYC-v1", "AuthenticAMD 25/1/1");
+        assert_eq!(named.check(&here), Ok(()));
+        assert_eq!(manifest("kvm", "qemu 7.2.22", "").check(&here), Ok(()));
+    }
+}
