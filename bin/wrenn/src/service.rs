@@ -7,8 +7,8 @@ use anyhow::{Context, anyhow};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-/// Time within which a service must listen. This includes opening the database and adopting
-/// sandboxes.
+/// Time within which a service must listen. This includes opening the database and reading the
+/// directories of all sandboxes.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Running service. Dropping it aborts it; [`Service::stop`] lets it finish its current work.

@@ -20,6 +20,8 @@ use wrenn_sys::failpoint;
 
 use crate::sandbox::{Sandbox, actor::SandboxActors, service::SandboxService};
 
+pub(crate) use tunnel::tune;
+
 /// Implementation of the service.
 pub(crate) struct AgentService {
     sandboxes: SandboxService,
@@ -141,7 +143,8 @@ impl pb::HostAgentService for AgentService {
         request: Request<'_, pb::PauseSandboxRequest>,
     ) -> ServiceResult<pb::PauseSandboxResponse> {
         let sandbox = self.owned(&context, request.id)?;
-        sandbox.pause().await?;
+        let effort = lifecycle::pause_effort(request.effort.as_known())?;
+        sandbox.pause(effort).await?;
         Response::ok(pb::PauseSandboxResponse {
             sandbox: lifecycle::info(&sandbox).into(),
             ..Default::default()
@@ -208,7 +211,9 @@ impl pb::HostAgentService for AgentService {
         _: RequestContext,
         request: Request<'_, pb::PingSandboxRequest>,
     ) -> ServiceResult<pb::PingSandboxResponse> {
-        self.sandbox(request.id)?.touch_running()?;
+        let sandbox = self.sandbox(request.id)?;
+        sandbox.until_examined().await;
+        sandbox.touch_running()?;
         Response::ok(pb::PingSandboxResponse::default())
     }
 
@@ -218,6 +223,7 @@ impl pb::HostAgentService for AgentService {
         request: Request<'_, pb::GetMetricsRequest>,
     ) -> ServiceResult<pb::GetMetricsResponse> {
         let sandbox = self.sandbox(request.id)?;
+        sandbox.until_examined().await;
         Response::ok(lifecycle::metrics(&sandbox).await?)
     }
 }

@@ -52,6 +52,8 @@ mod compact;
 pub(crate) mod error;
 mod network;
 mod pause;
+mod pause_effort;
+mod preparation;
 mod recovery;
 pub(crate) mod resources;
 mod resume;
@@ -66,6 +68,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -89,6 +92,7 @@ pub(crate) use boot_watch::Stall;
 pub use boots::BootPolicy;
 pub(crate) use boots::Boots;
 pub(crate) use error::{CreateError, DestroyError, LifecycleError, UseError};
+pub(crate) use pause_effort::PauseEffort;
 pub(crate) use resume::ResumeFrom;
 pub(crate) use state_machine::State;
 use state_machine::{Event, transition};
@@ -203,7 +207,7 @@ pub(crate) enum Command {
     /// Free everything and remove the sandbox.
     Destroy(Reply<(), DestroyError>),
     /// Take a snapshot, then end the VM and free its resources on the host.
-    Pause(Reply<(), LifecycleError>),
+    Pause(PauseEffort, Reply<(), LifecycleError>),
     /// Resume the sandbox.
     Resume(ResumeFrom, Reply<(), LifecycleError>),
     /// Take a snapshot. The sandbox keeps running.
@@ -219,7 +223,7 @@ impl Command {
         // The caller may be gone.
         let _ = match self {
             Self::Destroy(reply) => reply.send(Err(DestroyError::Gone)).is_ok(),
-            Self::Pause(reply) | Self::Resume(_, reply) | Self::SetAccess(_, reply) => {
+            Self::Pause(_, reply) | Self::Resume(_, reply) | Self::SetAccess(_, reply) => {
                 reply.send(Err(why)).is_ok()
             }
             Self::Snapshot(reply) => reply.send(Err(why)).is_ok(),
@@ -244,9 +248,17 @@ pub(crate) struct Sandbox {
     installation: Mutex<String>,
     /// Last lifecycle step that failed and changed nothing, for the user.
     warning: Mutex<String>,
+    /// Cancelled when a destroy is requested. The operation in progress then gives way to it.
+    destroy_requested: Mutex<CancellationToken>,
+    /// Cancelled once the VM of an adopted sandbox is examined. Cancelled at once for a new sandbox.
+    examined: CancellationToken,
     /// Mailbox of the actor.
     mailbox: mpsc::UnboundedSender<Command>,
 }
+
+/// Maximum time that a call waits for the examination of an adopted sandbox. Below the time that a
+/// control plane waits for a tunnel.
+const EXAMINATION_WAIT: Duration = Duration::from_secs(5);
 
 impl Sandbox {
     /// Returns the handle of a sandbox that starts, and the receiver for its actor's mailbox.
@@ -265,6 +277,8 @@ impl Sandbox {
             access: Mutex::new(access),
             installation: Mutex::new(installation),
             warning: Mutex::default(),
+            destroy_requested: Mutex::default(),
+            examined: CancellationToken::new(),
             mailbox,
         };
         (Arc::new(sandbox), requests)
@@ -293,9 +307,23 @@ impl Sandbox {
         };
         let left = std::mem::replace(&mut *current, next.clone());
         drop(current);
+        if !matches!(next, State::Starting) {
+            self.note_examined();
+        }
         if let (Some(running), None) = (left.vm(), next.vm()) {
             running.gone.cancel();
         }
+    }
+
+    /// Notes that the state of the sandbox's VM is known.
+    fn note_examined(&self) {
+        self.examined.cancel();
+    }
+
+    /// Waits until the VM of an adopted sandbox is examined. Returns at once for any other sandbox,
+    /// and in time if the VM's supervisor does not answer.
+    pub(crate) async fn until_examined(&self) {
+        let _ = tokio::time::timeout(EXAMINATION_WAIT, self.examined.cancelled()).await;
     }
 
     pub(crate) fn host_ip(&self) -> Option<Ipv4Addr> {
@@ -373,16 +401,42 @@ impl Sandbox {
     }
 
     /// Frees everything that belongs to the sandbox and removes it. Like the operations below,
-    /// continues if the caller disconnects.
+    /// continues if the caller disconnects. An operation in progress is aborted.
     pub(crate) async fn destroy(&self) -> Result<(), DestroyError> {
+        self.destroy_requested().cancel();
         self.ask(Command::Destroy)
             .await
             .unwrap_or(Err(DestroyError::Gone))
     }
 
+    /// Returns the token that a request to destroy the sandbox cancels.
+    fn destroy_requested(&self) -> CancellationToken {
+        let requested = self.destroy_requested.lock();
+        requested.clone()
+    }
+
+    /// Forgets the request to destroy the sandbox, because the destroy failed.
+    fn reset_destroy_request(&self) {
+        *self.destroy_requested.lock() = CancellationToken::new();
+    }
+
+    /// Runs a step that waits for a guest, a supervisor or a disk, unless a destroy is requested
+    /// before or meanwhile. The destroy frees everything that the aborted step leaves behind.
+    async fn unless_destroyed<T>(
+        &self,
+        step: impl Future<Output = Result<T, LifecycleError>>,
+    ) -> Result<T, LifecycleError> {
+        let requested = self.destroy_requested();
+        tokio::select! {
+            biased;
+            () = requested.cancelled() => Err(LifecycleError::Destroyed),
+            done = step => done,
+        }
+    }
+
     /// Takes a snapshot, then ends the VM and frees its resources on the host.
-    pub(crate) async fn pause(&self) -> Result<(), LifecycleError> {
-        self.ask(Command::Pause)
+    pub(crate) async fn pause(&self, effort: PauseEffort) -> Result<(), LifecycleError> {
+        self.ask(|reply| Command::Pause(effort, reply))
             .await
             .unwrap_or(Err(LifecycleError::Gone))
     }

@@ -13,7 +13,7 @@ use rand::RngExt as _;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use thiserror_ext::AsReport as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::ImageStore;
 use wrenn_model::{CpuModel, EgressLimit};
@@ -162,8 +162,9 @@ pub async fn serve(
 }
 
 /// Serves until `shutdown` is cancelled, with the caller's templates and deadlines. Calls `ready`
-/// with the address once all sandboxes of an earlier agent are adopted. The sandboxes keep running
-/// when this function returns, and the next agent of the data directory adopts them.
+/// with the address once all sandboxes of an earlier agent are known; their VMs are examined while
+/// the agent serves. The sandboxes keep running when this function returns, and the next agent of
+/// the data directory adopts them.
 ///
 /// # Errors
 /// See [`AgentError`].
@@ -263,6 +264,7 @@ pub(crate) async fn open_parts(
         ))?,
         id: host_id(&data_dir)?,
         boots: Boots::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+        adoptions: Semaphore::new(adopt::MAX_AT_ONCE),
     })
 }
 
@@ -273,11 +275,8 @@ async fn serve_until(
     router: axum::Router,
     shutdown: &CancellationToken,
 ) -> Result<(), AgentError> {
-    // A connection may become a tunnel, which carries small writes one after another. Each would
-    // wait for the acknowledgment of the one before, some 40 ms.
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        let _ = stream.set_nodelay(true);
-    });
+    // A connection may become a tunnel.
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| rpc::tune(stream));
     let serve =
         axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let drained = async {

@@ -32,6 +32,7 @@ use wrenn_snapshot::{
 };
 use wrenn_sys::failpoint;
 
+pub(crate) use compact::Depth;
 pub(crate) use located::LocatedSnapshot;
 pub(crate) use memory::ImageMemory;
 use memory::Memories;

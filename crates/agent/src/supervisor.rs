@@ -48,6 +48,10 @@ const RESUME_DEADLINE: Duration = Duration::from_secs(30);
 /// Buffer size for the file descriptor that comes with an answer, in bytes.
 const ANCILLARY_BYTES: usize = 128;
 
+/// Maximum time to connect to a supervisor. A supervisor that hangs is connected to all the same,
+/// unless very many connections wait already.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Maximum time for a killed process to disappear.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -91,6 +95,12 @@ pub(crate) enum SupervisorError {
 }
 
 impl SupervisorError {
+    /// Returns the error for a supervisor that could not be connected to, and may be running.
+    pub(crate) fn unreachable(source: io::Error) -> Self {
+        let step = "determine whether the sandbox's supervisor is alive";
+        Self::Io { step, source }
+    }
+
     /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
@@ -137,8 +147,9 @@ impl Supervisor {
             }
             Err(error) => {
                 let ended = matches!(error, SupervisorError::Ended(_));
-                // Waits as well: when this returns, the VMM has received its parent-death signal.
-                let _ = child.kill().await;
+                // Waits as well: when this returns, the VMM has received its parent-death signal. A
+                // process that does not end is found by its socket later.
+                let _ = tokio::time::timeout(KILL_DEADLINE, child.kill()).await;
                 if ended {
                     return Err(SupervisorError::Ended(final_reason(sandbox_dir)));
                 }
@@ -152,7 +163,7 @@ impl Supervisor {
     /// # Errors
     /// `NotFound` or `ConnectionRefused` if no supervisor is running.
     pub(crate) async fn attach(sandbox_dir: &Path) -> io::Result<Self> {
-        let lifeline = connect(sandbox_dir).await?;
+        let lifeline = tokio::time::timeout(ATTACH_DEADLINE, connect(sandbox_dir)).await??;
         let pid = lifeline
             .peer_cred()?
             .pid()
@@ -322,6 +333,16 @@ impl Supervisor {
         let reply = serde_json::from_slice(&packet).map_err(|_| SupervisorError::Malformed)?;
         Ok((reply, fd))
     }
+}
+
+/// True if a connection failed because no supervisor is running, and not because this process lacks
+/// a resource.
+pub(crate) fn is_no_supervisor(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::NotFound | Kind::ConnectionRefused | Kind::ConnectionReset | Kind::NotConnected
+    )
 }
 
 fn unexpected(reply: Reply) -> SupervisorError {

@@ -19,7 +19,7 @@
 //! | `resuming` | → `error` (3) | – | → `running` (3) | – | → `paused` (3) | fail | – |
 //! | `stopping` | → `stopped` | destroy | destroy | destroy | destroy | destroy | – |
 //! | `stopped` | – | destroy | destroy | destroy | destroy | destroy | – |
-//! | `error` | – | destroy | destroy | destroy | keep | destroy | – |
+//! | `error` | – | keep | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
 //! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A sandbox
@@ -37,7 +37,9 @@
 //!   adopts or destroys them.
 //! - A row on another host: the control plane was started with another data directory, or several
 //!   hosts share the database. The agent of this host cannot have the sandbox.
-//! - "destroy" of a sandbox in `error` acknowledges the loss; the agent then forgets the sandbox.
+//! - "destroy" of a sandbox in `error` acknowledges the loss; the agent then forgets the sandbox. An
+//!   agent that has just started reports a sandbox as `starting` until it knows its VM. It may be
+//!   paused, which is kept.
 //! - `pending` and `starting` rows without a create were left by a process that died. If the host
 //!   reports `starting`, that process had sent the create, and the reconciler waits for its end.
 //!   The same holds for `pausing` and `resuming` rows whose lock is free.
@@ -128,6 +130,7 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>) -> Option<Action> {
     let state = host.map(|report| &report.state);
     match (row.status, host) {
         (S::Stopped, _) if state == Some(&HostState::Paused) => return Some(Action::DestroyOrphan),
+        (S::Error, _) if state == Some(&HostState::Starting) => return Some(Action::Keep),
         (S::Stopped | S::Error, host) => return orphan(host),
         (S::Running, Some(report)) if report.state == HostState::Running => {
             return Some(idle(row).unwrap_or(Action::Refresh));

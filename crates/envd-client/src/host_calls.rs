@@ -32,6 +32,19 @@ pub struct Init<'a> {
     pub timestamp: String,
 }
 
+/// Snapshot that the guest prepares for (`POST /snapshot/prepare`).
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Prepare<'a> {
+    /// ID of the snapshot.
+    pub snapshot_id: &'a str,
+    /// True if the snapshot keeps the page cache.
+    pub keep_cache: bool,
+    /// True if the guest keeps running after the snapshot, with all of its connections. Guest agents
+    /// of earlier images close idle connections and forwarded ports all the same.
+    pub keeps_running: bool,
+}
+
 /// Identity of the guest after a snapshot or a restore (`POST /snapshot/recover`). Omitted fields
 /// stay unchanged.
 #[derive(Debug, Default, Serialize)]
@@ -121,6 +134,11 @@ impl EnvdClient {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// True if the guest agent answers a health check within `deadline`, on whatever connection.
+    pub async fn answers(&self, deadline: Duration) -> bool {
+        self.get("/health", deadline).await.is_ok()
+    }
+
     /// Sends the guest agent its settings.
     ///
     /// # Errors
@@ -129,13 +147,12 @@ impl EnvdClient {
         self.post("/init", init, HOST_CALL_DEADLINE).await
     }
 
-    /// Prepares the guest for the snapshot `build`.
+    /// Prepares the guest for a snapshot.
     ///
     /// # Errors
     /// If the guest rejects the call or does not answer.
-    pub async fn prepare(&self, build: &str, keep_cache: bool) -> Result<(), ConnectError> {
-        let body = serde_json::json!({ "snapshotId": build, "keepCache": keep_cache });
-        self.post("/snapshot/prepare", &body, HOST_CALL_DEADLINE)
+    pub async fn prepare(&self, prepare: &Prepare<'_>) -> Result<(), ConnectError> {
+        self.post("/snapshot/prepare", prepare, HOST_CALL_DEADLINE)
             .await
     }
 

@@ -20,7 +20,8 @@
 //! | content of a file                                   | 120 s of silence of the guest         |
 //! |                                                     | ([`STALL_DEADLINE`])                  |
 //! | `/init`, `/snapshot/prepare`, `/snapshot/recover`   | 60 s ([`HOST_CALL_DEADLINE`])         |
-//! | `/health`                                           | 40 ms to connect, then 5 s            |
+//! | `/health` of a guest that boots                     | 40 ms to connect, then 5 s            |
+//! | `/health` of a running guest                        | the caller's                          |
 //!
 //! Opening a connection takes part of the call's deadline. Calls without a deadline end with their
 //! connection, which ends with the sandbox.
@@ -52,5 +53,5 @@ pub use deadline::{CALL_DEADLINE, EXEC_MARGIN, HOST_CALL_DEADLINE, STALL_DEADLIN
 pub use dial::{Dial, Stream};
 pub use exec::{Exec, ExecOutput};
 pub use files::Download;
-pub use host_calls::{Init, Metrics, Recover, entropy};
+pub use host_calls::{Init, Metrics, Prepare, Recover, entropy};
 pub use process::{ProcessEvents, exit_code};

@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use wrenn_model::SandboxId;
@@ -20,6 +21,9 @@ use crate::DialError;
 
 /// Time within which the agent must answer. The agent itself gives the port three seconds.
 const DEADLINE: Duration = Duration::from_secs(8);
+
+/// Idle time before keepalive probes. Interval and number of probes are the kernel's (75 s, 9).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
 /// Maximum size of an error response, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
@@ -178,8 +182,7 @@ impl AgentTunnel {
             .map_err(|error| {
                 TunnelError::Unreachable(format!("the agent is unreachable: {error}"))
             })?;
-        // Data in the tunnel often comes in small pieces that a peer is waiting for.
-        let _ = stream.set_nodelay(true);
+        tune(&stream);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broke)?;
@@ -205,6 +208,14 @@ impl AgentTunnel {
         let upgraded = hyper::upgrade::on(response).await.map_err(broke)?;
         Ok(TokioIo::new(upgraded))
     }
+}
+
+/// Sets the options of the connection. Best effort. Data in the tunnel often comes in small pieces
+/// that a peer is waiting for, and an agent whose host has disappeared must be noticed.
+fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE);
 }
 
 fn broke(error: hyper::Error) -> TunnelError {

@@ -2,9 +2,10 @@
 //! snapshot.
 //!
 //! `prepare` makes the snapshot small and consistent. It writes the page cache to the disk, drops
-//! the cache if it has grown ([`crate::page_cache`]), closes idle connections, closes forwarded
-//! ports and their connections, stops background work, and returns unused memory of envd to the
-//! kernel. A preparation belongs to one snapshot. Only `/snapshot/recover` ends it.
+//! the cache if it has grown ([`crate::page_cache`]), and returns unused memory of envd to the
+//! kernel. Unless the guest keeps running afterwards, it also closes idle connections, closes
+//! forwarded ports and their connections, and stops background work. A preparation belongs to one
+//! snapshot. Only `/snapshot/recover` ends it.
 //!
 //! `recover` has two forms. Without `sandboxId`, the guest continues as the same sandbox: the vCPUs
 //! were resumed after the snapshot, or no snapshot was taken. The guest gets fresh randomness,
@@ -46,6 +47,9 @@ pub struct Prepare {
     /// faster.
     #[serde(default)]
     pub keep_cache: bool,
+    /// The guest keeps running after the snapshot, so its connections must stay.
+    #[serde(default)]
+    pub keeps_running: bool,
 }
 
 /// `POST /snapshot/prepare`. May be called twice.
@@ -63,11 +67,16 @@ pub async fn prepare(
         snapshot_id = request.snapshot_id,
         "preparing for a snapshot"
     );
-    app.connections.drain();
-    // The host has drained its calls before this. Connections that are still open would be dead
-    // after the snapshot.
-    app.ports.stop().await;
-    app.mmds.stop();
+    if request.keeps_running {
+        // A guest that is restored from the snapshot cuts them.
+        app.connections.freeze();
+    } else {
+        app.connections.drain();
+        // The host has drained its calls before this. Connections that are still open would be dead
+        // after the snapshot.
+        app.ports.stop().await;
+        app.mmds.stop();
+    }
     let page_cache = app.page_cache.clone();
     blocking(move || {
         wrenn_sys::heap::give_back();
@@ -92,8 +101,8 @@ pub async fn recover(
     check(&request)?;
     if restored {
         app.mmds.forget();
-        // Needed if the snapshot was taken without a preparation: the forwarded ports belong to the
-        // past.
+        // Needed if the sandbox kept running after the snapshot, or was not prepared: the forwarded
+        // ports belong to the past.
         app.ports.stop().await;
     }
     // Not on a separate thread, although some steps may block. The host waits for this call only,

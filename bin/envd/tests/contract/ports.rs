@@ -245,6 +245,29 @@ fn nothing_is_forwarded_while_a_machine_is_being_frozen_and_all_is_after() {
 }
 
 #[test]
+fn a_guest_that_keeps_running_keeps_its_connections_and_its_copy_does_not() {
+    run(async |_| {
+        let _server = Server::open(V4, 8014, "x");
+        reached(8014, "x");
+        let mut open = outside(8014).expect("forwarded");
+        let mut byte = [0];
+        open.read_exact(&mut byte).expect("answered");
+        for body in ["{}", r#"{"sandboxId":"sb-2","templateId":"base"}"#] {
+            let head = "POST /snapshot/prepare HTTP/1.1\r\ncontent-type: application/json";
+            let live = br#"{"snapshotId":"s","keepCache":true,"keepsRunning":true}"#;
+            assert_eq!(call(head, live).status, 204);
+            // New connections are forwarded as well.
+            assert!(outside(8014).is_some());
+            open.write_all(b"y").expect("still connected");
+            assert_eq!(recover(body), 204);
+        }
+        // The second recover was that of a restored copy.
+        let rest = open.read(&mut byte);
+        assert!(matches!(rest, Ok(0) | Err(_)), "it was cut: {rest:?}");
+    });
+}
+
+#[test]
 fn an_address_that_is_not_there_yet_is_tried_again() {
     run_with(&["--forward-address", "169.254.0.21"], &[], async |world| {
         let address = |verb: &str| {

@@ -60,6 +60,8 @@ fn snapshot_code(error: &LifecycleError) -> ErrorCode {
         | LifecycleError::Unloadable(_)
         | LifecycleError::Again(_) => ErrorCode::FailedPrecondition,
         LifecycleError::Prepare(error) => error.code,
+        LifecycleError::GuestSilent => ErrorCode::DeadlineExceeded,
+        LifecycleError::Destroyed => ErrorCode::Aborted,
         LifecycleError::Restore(error) => create_code(error),
         LifecycleError::Gone => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,

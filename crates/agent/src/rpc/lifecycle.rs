@@ -12,7 +12,9 @@ use crate::{
     admission::{self, CreateParams, CreateRequest},
     inventory::{Inventory, InventoryError},
     network::egress::{Access, AccessError},
-    sandbox::{ResumeFrom, Sandbox, State, resources::HostContext, service::SandboxService},
+    sandbox::{
+        PauseEffort, ResumeFrom, Sandbox, State, resources::HostContext, service::SandboxService,
+    },
     sandbox_dir::BootTimes,
     templates::{Template, image_mib},
 };
@@ -105,6 +107,15 @@ fn create_request(
         disk_mib: request.disk_size_mb,
     };
     Ok(CreateRequest { params, size })
+}
+
+pub(super) fn pause_effort(effort: Option<pb::PauseEffort>) -> Result<PauseEffort, ConnectError> {
+    match effort {
+        Some(pb::PauseEffort::PAUSE_EFFORT_UNSPECIFIED) => Ok(PauseEffort::WithGuest),
+        Some(pb::PauseEffort::PAUSE_EFFORT_WITHOUT_GUEST) => Ok(PauseEffort::WithoutGuest),
+        Some(pb::PauseEffort::PAUSE_EFFORT_OR_END) => Ok(PauseEffort::OrEnd),
+        None => Err(ConnectError::invalid_argument("`effort`: unknown value")),
+    }
 }
 
 pub(super) const fn resume_from(cold_boot: bool) -> ResumeFrom {

@@ -16,7 +16,7 @@ use super::{
     boot::{Abort, Attempt, Boot},
     compact::Compaction,
     error::{CreateError, DestroyError, LifecycleError},
-    recovery::Recovery,
+    recovery::{Recovery, recover_later},
     resources::{HostContext, Resources},
     state_machine::{Event, Loss},
 };
@@ -43,12 +43,13 @@ pub(crate) enum Start {
     Adopted(Box<Adopted>),
 }
 
-/// State of a sandbox that an agent found when it started.
+/// Sandbox that an agent found when it started, as its directory describes it.
 pub(crate) struct Adopted {
     pub(super) resources: Resources,
     pub(super) sandbox_dir: SandboxDir,
     pub(super) spec: Box<SupervisorSpec>,
-    pub(super) machine: AdoptedMachine,
+    /// True if the sandbox does not run, according to its last snapshot.
+    pub(super) is_paused: bool,
     /// Snapshot that the VM was restored from, and last snapshot of the sandbox.
     pub(super) pins: Pins,
 }
@@ -128,6 +129,7 @@ pub(crate) fn spawn(
     let mut actor = SandboxActor {
         lost: None,
         compaction: None,
+        copying: Arc::default(),
         recovery: None,
         actors: actors.clone(),
         sandbox,
@@ -161,6 +163,8 @@ pub(super) struct SandboxActor {
     pub(super) lost: Option<String>,
     /// Compaction of the last snapshot's chain, if one is in progress.
     pub(super) compaction: Option<Compaction>,
+    /// Held while a snapshot of the running sandbox is compacted for its caller.
+    pub(super) copying: Arc<tokio::sync::Mutex<()>>,
     /// Repeated notification of a guest that did not recover after its preparation for a snapshot.
     pub(super) recovery: Option<Recovery>,
 }
@@ -210,6 +214,7 @@ impl SandboxActor {
         plan: &Plan,
         made: oneshot::Sender<Result<(), CreateError>>,
     ) -> Step {
+        self.sandbox.note_examined();
         let (outcome, mut replies) = self.boot(async |boot| boot.run(plan).await).await;
         let error = match outcome {
             Ok(running) if replies.is_empty() => {
@@ -262,18 +267,38 @@ impl SandboxActor {
             resources,
             sandbox_dir,
             spec,
-            machine,
+            is_paused,
             pins,
         } = adopted;
         self.resources = resources;
         self.pins = pins;
         self.sandbox.set_host_ip(Some(spec.network.host_ip));
+        let shutdown = self.actors.shutdown.clone();
+        let examined = tokio::select! {
+            examined = self.examine(&sandbox_dir, &spec, is_paused) => examined,
+            () = shutdown.cancelled() => return Step::End,
+        };
+        let Ok(machine) = examined else {
+            return self.await_destroy().await;
+        };
+        self.sandbox.set_warning(String::new());
+        self.adopt_machine(machine, &sandbox_dir, &spec).await
+    }
+
+    async fn adopt_machine(
+        &mut self,
+        machine: AdoptedMachine,
+        sandbox_dir: &SandboxDir,
+        spec: &SupervisorSpec,
+    ) -> Step {
         let limits = Limits::for_guest(spec.size);
         match machine {
             AdoptedMachine::Running(running) => {
                 // The earlier agent may have died right after the boot.
                 let cgroups = &self.actors.host.cgroups;
                 cgroups.set_booting(&spec.id, limits, false);
+                // The earlier agent may also have died after it prepared the guest for a snapshot.
+                self.recovery = Some(recover_later(&running));
                 self.sandbox.apply(Event::FoundRunning(Arc::new(*running)));
                 Step::Watch
             }
@@ -284,9 +309,10 @@ impl SandboxActor {
                 self.enter_paused(Event::FoundPaused).await
             }
             AdoptedMachine::Booting => {
+                self.sandbox.note_examined();
                 let (outcome, replies) = self
                     .boot(async |boot| {
-                        boot.boot_from_disk(&sandbox_dir, &spec, Attempt::Adopted)
+                        boot.boot_from_disk(sandbox_dir, spec, Attempt::Adopted)
                             .await
                     })
                     .await;
@@ -355,7 +381,7 @@ impl SandboxActor {
         };
         match command {
             Some(Command::Destroy(reply)) => Step::Destroy(vec![reply]),
-            Some(Command::Pause(reply)) => self.pause(reply).await,
+            Some(Command::Pause(effort, reply)) => self.pause(effort, reply).await,
             Some(Command::Snapshot(reply)) => self.snapshot(reply).await,
             Some(Command::SetAccess(access, reply)) => {
                 let _ = reply.send(self.set_access(access).await);
@@ -367,6 +393,17 @@ impl SandboxActor {
             }
             None => self.on_machine_gone().await,
         }
+    }
+
+    /// Waits for the destroy that has aborted the operation in progress.
+    pub(super) async fn await_destroy(&mut self) -> Step {
+        while let Some(command) = self.mailbox.recv().await {
+            match command {
+                Command::Destroy(reply) => return Step::Destroy(vec![reply]),
+                other => other.reject(&LifecycleError::Destroyed),
+            }
+        }
+        Step::End
     }
 
     /// Handles the end of the supervisor, which is also the end of the VM.
@@ -431,7 +468,7 @@ impl SandboxActor {
                 self.resumes.push(reply);
                 return self.resume(from).await;
             }
-            Command::Pause(reply) => {
+            Command::Pause(_, reply) => {
                 let _ = reply.send(match self.sandbox.state() {
                     State::Paused => Ok(()),
                     _ => Err(LifecycleError::NotNow("lost")),
@@ -509,6 +546,8 @@ impl SandboxActor {
             error.to_report_string()
         );
         self.sandbox.apply(Event::DestroyFailed(reason.clone()));
+        // The sandbox may be used again, if it has a snapshot.
+        self.sandbox.reset_destroy_request();
         let mut error = Some(error);
         for reply in replies {
             let error = error.take().unwrap_or(DestroyError::Again(reason.clone()));

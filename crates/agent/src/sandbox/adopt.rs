@@ -1,4 +1,10 @@
-//! Adoption of everything that an earlier agent left, before this agent accepts calls.
+//! Adoption of everything that an earlier agent left.
+//!
+//! [`adopt_all`] reads the directories before this agent accepts calls, so that every sandbox is
+//! known, and every snapshot that it depends on is kept. It asks no supervisor. Each sandbox's actor
+//! then examines its own VM ([`SandboxActor::examine`]), at most [`MAX_AT_ONCE`] at the same time.
+//! A supervisor that hangs therefore delays its own sandbox only. Until a VM is examined, the
+//! sandbox is `starting`; tunnels and calls to it wait ([`Sandbox::until_examined`]).
 //!
 //! | found                                            | result                                  |
 //! |--------------------------------------------------|-----------------------------------------|
@@ -6,46 +12,71 @@
 //! | incomplete, without `snapshot.json`              | step                                    |
 //! | the same with `snapshot.json`                    | left alone and logged: it is not lost   |
 //! | file that exists and cannot be read now          | agent does not start, names the file    |
-//! | supervisor alive, guest has answered once        | running                                 |
+//! | supervisor alive, guest has answered once        | running; the guest is notified that it  |
+//! |                                                  | continues                               |
 //! | supervisor alive, guest has never answered       | starting, and the boot continues        |
 //! | supervisor alive, network missing                | VM ended, then as with a dead           |
 //! |                                                  | supervisor                              |
 //! | supervisor dead                                  | error with the reason that it left, or  |
 //! |                                                  | paused if the sandbox has a snapshot;   |
 //! |                                                  | everything else is freed                |
+//! | supervisor cannot be reached for another reason  | starting, with a warning; tried again,  |
+//! |                                                  | after 1 s at first, then up to 30 s.    |
+//! |                                                  | Nothing is freed meanwhile              |
 //! | `snapshot.json` says that the sandbox does not   | paused; a remaining VM is ended: it     |
 //! | run                                              | belongs to a pause that was recorded,   |
 //! |                                                  | or to a resume that was not             |
-//! | supervisor alive, VM paused or supervisor silent | VM resumed, guest recovered, running:   |
-//! |                                                  | the pause was not recorded              |
-//! | slot, network or cgroup of this data directory   | removed                                 |
-//! | that belongs to no sandbox                       |                                         |
+//! | supervisor alive, VM paused or supervisor silent | pausing: VM resumed, guest recovered,   |
+//! |                                                  | running: the pause was not recorded. A  |
+//! |                                                  | supervisor that stays silent for ten    |
+//! |                                                  | minutes is killed: the VM is lost       |
+//! | any of these, destroyed by a client meanwhile    | supervisor and VM ended, removed        |
+//! | slot, network or cgroup of this data directory   | removed, all at the same time, for at   |
+//! | that belongs to no sandbox                       | most 20 s; left to the next agent       |
+//! |                                                  | beyond that                             |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    time::Duration,
 };
 
+use futures::{StreamExt as _, stream};
 use thiserror_ext::AsReport as _;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use wrenn_model::SandboxId;
 use wrenn_proto::supervise::SupervisorSpec;
 
 use super::{
     Running, Sandbox, SandboxFacts, Start, Tunnels,
-    actor::{Adopted, AdoptedMachine, Pins, SandboxActors},
+    actor::{Adopted, AdoptedMachine, Pins, SandboxActor, SandboxActors},
     boot::guest_client,
-    error::DestroyError,
+    error::{DestroyError, LifecycleError},
     now_unix_ms,
     resources::{HostContext, Resources, free_network},
     spawn,
 };
 use crate::{
+    cgroup::kill_processes_of,
     network::{NetworkError, addresses::Slot, egress::Access, slot::SlotError},
     sandbox_dir::{LastSnapshot, SandboxDir, SandboxDirError},
     snapshots::{ImageMemory, SnapshotRef},
-    supervisor::{Supervisor, SupervisorError, final_reason},
+    supervisor::{Supervisor, SupervisorError, final_reason, is_no_supervisor},
 };
+
+/// Maximum number of VMs that are examined at the same time. An examination takes milliseconds, and
+/// seconds if a supervisor does not answer.
+pub(crate) const MAX_AT_ONCE: usize = 32;
+
+/// Delay before the second attempt to reach a supervisor. Each further delay is twice as long.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// Maximum delay between two attempts.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Maximum time for the removal of resources that belong to no sandbox. The service must listen
+/// soon, and a process that cannot be killed may keep its cgroup for ever.
+const STRAYS_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Failure to adopt the sandboxes of an earlier agent.
 #[derive(Debug, thiserror::Error)]
@@ -57,31 +88,17 @@ pub(crate) enum AdoptError {
     /// The assignment of networks to sandboxes cannot be read.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// The state of a sandbox's VM cannot be determined, so none of its resources may be freed.
-    #[error("failed to determine whether the supervisor of sandbox {id} is alive")]
-    Supervisor {
-        /// Sandbox.
-        id: SandboxId,
-        /// Cause.
-        source: io::Error,
-    },
 }
 
-/// Adopts or cleans up everything that an earlier agent of this data directory left.
+/// Registers everything that an earlier agent of this data directory left, and starts the actors,
+/// which examine the VMs. Removes what belongs to no sandbox.
 pub(crate) async fn adopt_all(actors: &SandboxActors) -> Result<(), AdoptError> {
     let host = &actors.host;
     let owned: BTreeSet<(Slot, SandboxId)> = host.slots.owned()?.into_iter().collect();
     let (mut found, mut left) = (Vec::new(), BTreeSet::new());
     for (id, sandbox_dir) in host.sandbox_dirs.list()? {
         match read(&id, &sandbox_dir) {
-            Ok((spec, last)) => {
-                let adopted = examine(host, sandbox_dir, spec, last, &owned).await;
-                let adopted = adopted.map_err(|source| AdoptError::Supervisor {
-                    id: id.clone(),
-                    source,
-                })?;
-                found.push((id, adopted));
-            }
+            Ok((spec, last)) => found.push((id, adopted(host, sandbox_dir, spec, last, &owned))),
             Err(error) if error.is_unreadable() => return Err(error.into()),
             Err(error) if sandbox_dir.has_last_snapshot() => {
                 tracing::error!(sandbox_id = %id, error = error.to_report_string(), "directory of a sandbox is invalid, sandbox left alone");
@@ -99,7 +116,8 @@ pub(crate) async fn adopt_all(actors: &SandboxActors) -> Result<(), AdoptError> 
         .iter()
         .map(|(id, adopted)| (id, adopted.resources.slot))
         .collect();
-    if let Err(error) = remove_strays(host, &kept, &left).await {
+    let removed = timeout(STRAYS_DEADLINE, remove_strays(host, &kept, &left)).await;
+    if let Err(error) = removed.unwrap_or(Err(StraysError::TimedOut)) {
         tracing::warn!(
             error = error.to_report_string(),
             "failed to remove everything that an earlier agent left"
@@ -142,68 +160,98 @@ fn access_of(spec: &SupervisorSpec) -> Access {
     })
 }
 
-async fn examine(
+/// Returns a sandbox as its directory describes it. Its VM is not known yet.
+fn adopted(
     host: &HostContext,
     sandbox_dir: SandboxDir,
     spec: SupervisorSpec,
     last: Option<LastSnapshot>,
     owned: &BTreeSet<(Slot, SandboxId)>,
-) -> io::Result<Adopted> {
+) -> Adopted {
     let mut resources = Resources::none(spec.id.clone());
     resources.sandbox_dir = Some(sandbox_dir.clone());
     resources.disk = true;
     resources.cgroup = true;
+    resources.may_be_supervised = true;
     // A slot that was freed may belong to another sandbox by now.
     resources.slot =
         Slot::new(spec.network.slot).filter(|slot| owned.contains(&(*slot, spec.id.clone())));
-    let mut pins = Pins {
-        origin: None,
-        last: last
-            .as_ref()
-            .and_then(|last| host.snapshots.pin(&last.build)),
+    let pin = |build: &str| host.snapshots.pin(build);
+    let pins = Pins {
+        origin: spec.restore.as_ref().and_then(|from| pin(&from.build)),
+        last: last.as_ref().and_then(|last| pin(&last.build)),
     };
-    let paused = last.is_some_and(|last| !last.running);
-    let machine = match Supervisor::attach(sandbox_dir.path()).await {
-        Ok(supervisor) if paused => {
-            resources.supervisor = Some(supervisor.into());
-            AdoptedMachine::Paused
-        }
-        Ok(supervisor) => {
-            let restore = spec.restore.as_ref();
-            pins.origin = restore.and_then(|restore| host.snapshots.pin(&restore.build));
-            let machine = examine_machine(
-                host,
-                &sandbox_dir,
-                &spec,
-                resources.slot,
-                &supervisor,
-                pins.origin.as_ref(),
-            )
-            .await;
-            resources.supervisor = Some(supervisor.into());
-            machine
-        }
-        Err(error) if !is_no_supervisor(&error) => return Err(error),
-        Err(_) if paused => AdoptedMachine::Paused,
-        Err(_) => AdoptedMachine::Lost(final_reason(&sandbox_dir)),
-    };
-    Ok(Adopted {
+    Adopted {
         resources,
         sandbox_dir,
         spec: Box::new(spec),
-        machine,
+        is_paused: last.is_some_and(|last| !last.running),
         pins,
-    })
+    }
 }
 
-/// True if a connection failed because no supervisor is running, and not because this process lacks
-/// a resource.
-fn is_no_supervisor(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::NotFound | Kind::ConnectionRefused | Kind::ConnectionReset | Kind::NotConnected
-    )
+impl SandboxActor {
+    /// Determines the state of the VM of an adopted sandbox. Repeats this until the state is known.
+    ///
+    /// # Errors
+    /// If the sandbox is being destroyed.
+    pub(super) async fn examine(
+        &mut self,
+        sandbox_dir: &SandboxDir,
+        spec: &SupervisorSpec,
+        is_paused: bool,
+    ) -> Result<AdoptedMachine, LifecycleError> {
+        let sandbox = self.sandbox.clone();
+        let mut delay = FIRST_RETRY;
+        loop {
+            let attempt = async { Ok(self.examine_once(sandbox_dir, spec, is_paused).await) };
+            match sandbox.unless_destroyed(attempt).await? {
+                Ok(machine) => return Ok(machine),
+                Err(error) => {
+                    tracing::error!(
+                        error = error.to_report_string(),
+                        "VM not examined, retrying"
+                    );
+                    sandbox.set_warning(error.to_report_string());
+                }
+            }
+            let pause = async {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            };
+            sandbox.unless_destroyed(pause).await?;
+            delay = (delay * 2).min(MAX_RETRY);
+        }
+    }
+
+    async fn examine_once(
+        &mut self,
+        sandbox_dir: &SandboxDir,
+        spec: &SupervisorSpec,
+        is_paused: bool,
+    ) -> Result<AdoptedMachine, SupervisorError> {
+        let host = self.actors.host.clone();
+        // Never closed.
+        let _permit = host.adoptions.acquire().await.ok();
+        match Supervisor::attach(sandbox_dir.path()).await {
+            Ok(supervisor) => self.resources.supervisor = Some(supervisor.into()),
+            Err(error) if is_no_supervisor(&error) => {}
+            Err(error) => return Err(SupervisorError::unreachable(error)),
+        }
+        self.resources.may_be_supervised = false;
+        let Some(supervisor) = self.resources.supervisor.clone() else {
+            self.pins.origin = None;
+            return Ok(match is_paused {
+                true => AdoptedMachine::Paused,
+                false => AdoptedMachine::Lost(final_reason(sandbox_dir)),
+            });
+        };
+        if is_paused {
+            return Ok(AdoptedMachine::Paused);
+        }
+        let (slot, origin) = (self.resources.slot, self.pins.origin.as_ref());
+        Ok(examine_machine(&host, sandbox_dir, spec, slot, &supervisor, origin).await)
+    }
 }
 
 async fn examine_machine(
@@ -268,24 +316,66 @@ async fn shared_memory(
     Some(host.snapshots.adopt_memory(origin?, fd))
 }
 
-/// Removes slots, networks and cgroups of this data directory that belong to no sandbox.
+/// Failure to remove the resources that belong to no sandbox.
+#[derive(Debug, thiserror::Error)]
+enum StraysError {
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error("not done within {STRAYS_DEADLINE:?}")]
+    TimedOut,
+}
+
+/// Removes slots, networks and cgroups of this data directory that belong to no sandbox. A failure
+/// to remove the resources of one sandbox is logged, and concerns no other one.
 async fn remove_strays(
     host: &HostContext,
     kept: &BTreeMap<&SandboxId, Option<Slot>>,
     left: &BTreeSet<SandboxId>,
-) -> Result<(), DestroyError> {
+) -> Result<(), StraysError> {
     host.slots.remove_stale_drafts()?;
+    let mut strays: BTreeMap<SandboxId, Stray> = BTreeMap::new();
     for id in host.cgroups.existing() {
         if !kept.contains_key(&id) && !left.contains(&id) {
-            tracing::warn!(sandbox_id = %id, "removing stray cgroup");
-            host.cgroups.remove(&id).await?;
+            strays.entry(id).or_default().cgroup = true;
         }
     }
     for (slot, id) in host.slots.owned()? {
         if kept.get(&id).copied().flatten() != Some(slot) && !left.contains(&id) {
-            tracing::warn!(sandbox_id = %id, %slot, "removing stray network");
-            free_network(host, slot).await?;
+            strays.entry(id).or_default().slots.push(slot);
         }
+    }
+    let removals = stream::iter(strays).for_each_concurrent(MAX_AT_ONCE, |(id, stray)| async move {
+        tracing::warn!(sandbox_id = %id, ?stray, "removing stray resources");
+        if let Err(error) = remove_stray(host, &id, &stray).await {
+            tracing::warn!(sandbox_id = %id, error = error.to_report_string(), "failed to remove stray resources");
+        }
+    });
+    removals.await;
+    Ok(())
+}
+
+/// Resources that belong to no sandbox.
+#[derive(Debug, Default)]
+struct Stray {
+    cgroup: bool,
+    slots: Vec<Slot>,
+}
+
+/// Removes the resources of a sandbox that does not exist. As long as a process of its VM exists,
+/// its slots stay claimed.
+async fn remove_stray(
+    host: &HostContext,
+    id: &SandboxId,
+    stray: &Stray,
+) -> Result<(), DestroyError> {
+    if stray.cgroup {
+        host.cgroups.remove(id).await?;
+    }
+    for slot in &stray.slots {
+        if host.cgroups.are_missing() {
+            kill_processes_of(slot.uid()).await?;
+        }
+        free_network(host, *slot).await?;
     }
     Ok(())
 }

@@ -238,6 +238,8 @@ impl Boot<'_> {
         sandbox_dir: &SandboxDir,
         memory: Option<&ImageMemory>,
     ) -> Result<(), CreateError> {
+        // Until it is known to run or to have ended, also if killing it takes too long.
+        self.resources.may_be_supervised = true;
         let start = Supervisor::start(
             &self.host.config.wrenn_exe,
             sandbox_dir,
@@ -252,6 +254,7 @@ impl Boot<'_> {
         match started {
             Ok(supervisor) => {
                 self.resources.supervisor = Some(Arc::new(supervisor));
+                self.resources.may_be_supervised = false;
                 Ok(())
             }
             Err(error) => {

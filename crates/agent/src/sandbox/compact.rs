@@ -6,8 +6,19 @@
 //! original when the copy is complete, it is paused at the copy from then on. A sandbox that was
 //! resumed in the meantime is left alone; its next pause tries again.
 //!
-//! Only a very long chain blocks: a resume then waits for the copy, and a running sandbox with many
-//! snapshots is paused and resumed once.
+//! Only a very long chain blocks:
+//!
+//! | chain has more than | resume, spawn, fork | snapshot of a running sandbox                       |
+//! |---------------------|---------------------|-----------------------------------------------------|
+//! | 8 files             | as usual            | as usual                                            |
+//! | 32 files            | waits for the copy  | taken as usual; its caller gets the compacted copy  |
+//! | 64 files            | waits for the copy  | the sandbox is paused and resumed once, which       |
+//! |                     |                     | closes its connections                              |
+//!
+//! The chain of a running VM cannot be changed, so the VM keeps its own until the next pause. Each
+//! of its files costs the VMM a descriptor and a cache, which is why there is a limit. If a copy of
+//! the second row cannot be made, for example because the disk is full, the caller gets the snapshot
+//! with the long chain.
 
 use std::{
     io,
@@ -21,14 +32,15 @@ use std::{
 use thiserror_ext::AsReport as _;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use wrenn_sys::failpoint;
 
 use super::{
-    Reply, ResumeFrom, State,
+    PauseEffort, Reply, ResumeFrom, State,
     actor::{SandboxActor, Step},
     error::LifecycleError,
 };
-use crate::snapshots::{SnapshotError, SnapshotRef};
+use crate::snapshots::{Depth, SnapshotError, SnapshotRef};
 
 /// Compaction in progress.
 pub(super) struct Compaction {
@@ -155,26 +167,67 @@ impl SandboxActor {
         self.actors.collect_snapshots();
     }
 
-    /// True if the last snapshot depends on far too many files.
-    pub(super) fn is_deep(&self) -> bool {
-        let depth = |pin| self.actors.host.snapshots.depth(pin);
+    /// Returns the depth of the sandbox's chain.
+    fn depth(&self) -> Option<Depth> {
         // A sandbox without a snapshot of its own depends on the snapshot that it was created from.
         let base = self.pins.last.as_ref().or(self.pins.origin.as_ref());
-        base.is_some_and(|snapshot| depth(snapshot).is_too_much())
+        base.map(|snapshot| self.actors.host.snapshots.depth(snapshot))
+    }
+
+    /// True if the chain is so long that the running VM must be replaced.
+    pub(super) fn is_too_deep_to_continue(&self) -> bool {
+        self.depth().is_some_and(Depth::is_too_much_to_continue)
+    }
+
+    /// Answers with a snapshot of the running sandbox. If its chain is too long to start a VM from,
+    /// with a compacted copy, which is made while the sandbox runs.
+    pub(super) fn answer_snapshot(
+        &self,
+        snapshot: SnapshotRef,
+        reply: Reply<SnapshotRef, LifecycleError>,
+    ) {
+        let snapshots = self.actors.host.snapshots.clone();
+        if !snapshots.depth(&snapshot).is_too_much() {
+            let _ = reply.send(Ok(snapshot));
+            return;
+        }
+        let (turn, shutdown) = (self.copying.clone(), self.actors.shutdown.clone());
+        let copy = async move {
+            let copied = async {
+                let _turn = turn.lock().await;
+                snapshots.compact(&snapshot).await
+            };
+            let copied = tokio::select! {
+                copied = copied => copied,
+                () = shutdown.cancelled() => Err(io::Error::from(io::ErrorKind::Interrupted).into()),
+            };
+            let answer = copied.unwrap_or_else(|error| {
+                tracing::warn!(snapshot = %snapshot.id(), error = error.to_report_string(), "chain compaction failed");
+                snapshot
+            });
+            // The caller may be gone.
+            let _ = reply.send(Ok(answer));
+        };
+        self.actors.tasks.spawn(copy.in_current_span());
     }
 
     /// Waits for the compacted copy if the chain is too long to start a VM from.
     pub(super) async fn shorten_if_needed(&mut self) {
         // The compaction in progress may be of an earlier snapshot.
         for _ in 0..2 {
-            if !self.is_deep() {
+            if !self.depth().is_some_and(Depth::is_too_much) {
                 return;
             }
             self.begin_compaction();
             if let Some(compaction) = &self.compaction {
                 compaction.hurry.cancel();
             }
-            let compacted = Self::compacted(&mut self.compaction).await;
+            let requested = self.sandbox.destroy_requested();
+            let compacted = tokio::select! {
+                compacted = Self::compacted(&mut self.compaction) => compacted,
+                // The boot that follows is aborted by the destroy.
+                () = requested.cancelled() => return,
+            };
             self.move_to_compacted(compacted);
         }
     }
@@ -186,7 +239,7 @@ impl SandboxActor {
         reply: Reply<SnapshotRef, LifecycleError>,
     ) -> Step {
         let (paused, outcome) = oneshot::channel();
-        let next = self.pause(paused).await;
+        let next = self.pause(PauseEffort::WithGuest, paused).await;
         let outcome = match outcome.await.unwrap_or(Err(LifecycleError::Gone)) {
             Ok(()) => self.pins.last.clone().ok_or(LifecycleError::Gone),
             Err(error) => Err(error),

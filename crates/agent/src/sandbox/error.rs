@@ -114,6 +114,12 @@ pub(crate) enum LifecycleError {
     NoSnapshot,
     #[error("failed to prepare the guest for the snapshot; the sandbox keeps running")]
     Prepare(#[source] ConnectError),
+    /// The guest agent answered neither the preparation nor health checks.
+    #[error("the guest agent does not answer; the sandbox keeps running")]
+    GuestSilent,
+    /// A client destroys the sandbox, which aborts the operation.
+    #[error("the sandbox is being destroyed")]
+    Destroyed,
     #[error("failed to snapshot the virtual machine; the sandbox keeps running")]
     Snapshot(#[source] SupervisorError),
     #[error("failed to resume the virtual machine after the snapshot; the sandbox is lost")]

@@ -5,7 +5,8 @@
 //! | # | step                                                   | failure                         |
 //! |---|--------------------------------------------------------|---------------------------------|
 //! | 1 | new calls are rejected, calls in progress drained      | none; continues after 2 s       |
-//! | 2 | the guest prepares (`/snapshot/prepare`)               | guest fails or does not answer  |
+//! | 2 | the guest prepares (`preparation.rs`), unless the      | guest fails or does not answer  |
+//! |   | pause does without it (`pause_effort.rs`)              |                                 |
 //! | 3 | the supervisor pauses vCPUs, writes devices and memory | disk full, VMM error, timeout   |
 //! | 4 | disk linked, manifest written, snapshot published      | disk full                       |
 //! | 5 | `snapshot.json` written by rename                      | disk full                       |
@@ -24,8 +25,18 @@
 //! | 5 | as 4; the published files are garbage | **paused** sandbox: frees the rest        |
 //! | 6 | paused; freed by resume or destroy    | paused sandbox: frees the rest            |
 //!
+//! A failed step of a pause that must succeed ([`PauseEffort::OrEnd`]) ends the VM instead, unless
+//! the host's disk is full: the sandbox is paused at its last snapshot, or in state error without
+//! one.
+//!
+//! A destroy aborts steps 1 to 3, the roll-back of any step, and the wait for a compacted chain. It
+//! then frees everything, so nothing is rolled back. A snapshot that is being published is
+//! completed first, which takes as long as the disk takes to flush it.
+//!
 //! A snapshot of a sandbox that keeps running (named snapshot, fork) takes steps 2 and 3, then
-//! resumes the VM and recovers the guest at once. The snapshot is published while the VM runs. The
+//! resumes the VM and recovers the guest at once. The guest keeps its connections and forwarded
+//! ports: what is in progress stops for as long as the vCPUs do, and goes on. The snapshot is
+//! published while the VM runs, and compacted if its chain is long (`compact.rs`). The
 //! previous file of the sandbox's disk stays in place, as a layer below the new file. If step 3
 //! fails after the VM was switched to the new file, the VM keeps using it: the new file is the
 //! sandbox's disk, and the old file is a layer that belongs to no snapshot.
@@ -54,14 +65,16 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use thiserror_ext::AsReport as _;
 use tokio::time::Instant;
+use wrenn_envd_client::Prepare;
 use wrenn_sys::failpoint;
 
 use super::{
-    Reply, ResumeFrom, Running, State,
+    PauseEffort, Reply, ResumeFrom, Running, State,
     actor::{SandboxActor, Step},
     error::{CreateError, LifecycleError},
     now_unix_ms,
-    recovery::recover,
+    preparation::prepare,
+    recovery::{recover, recover_later},
     state_machine::Event,
 };
 use crate::{
@@ -90,8 +103,13 @@ struct Captured {
 }
 
 impl SandboxActor {
-    /// Saves the VM and frees its resources. If a step fails, the sandbox keeps running.
-    pub(super) async fn pause(&mut self, reply: Reply<(), LifecycleError>) -> Step {
+    /// Saves the VM and frees its resources. If a step fails, the sandbox keeps running, unless
+    /// `effort` says otherwise.
+    pub(super) async fn pause(
+        &mut self,
+        effort: PauseEffort,
+        reply: Reply<(), LifecycleError>,
+    ) -> Step {
         let State::Running(running) = self.sandbox.state() else {
             let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
@@ -101,12 +119,10 @@ impl SandboxActor {
         // From here on, no new tunnel is admitted. Existing tunnels are closed while the guest
         // still runs, because it would otherwise keep their connections forever.
         running.tunnels.close_all();
-        drain(&running).await;
-        failpoint::hit("agent.pause.drained", None);
-        match self.save(&running).await {
+        match self.drain_and_save(&running, effort).await {
             Ok(pin) => {
                 self.pins.last = Some(pin);
-                self.sandbox.set_warning(String::new());
+                self.sandbox.set_warning(effort.warning());
                 failpoint::hit("agent.pause.noted", None);
                 let next = self.enter_paused(Event::PauseDone).await;
                 failpoint::hit("agent.pause.freed", None);
@@ -116,10 +132,17 @@ impl SandboxActor {
             }
             Err(error) => {
                 tracing::warn!(
+                    ?effort,
                     error = error.to_report_string(),
                     "failed to pause the sandbox"
                 );
-                let next = self.roll_back(&error).await;
+                let is_final = effort.ends_vm() && !error.is_out_of_space();
+                let next = if is_final && !matches!(error, LifecycleError::Destroyed) {
+                    let reason = format!("it could not be paused: {}", error.to_report_string());
+                    self.on_vm_lost(reason).await
+                } else {
+                    self.roll_back(&error).await
+                };
                 let _ = reply.send(Err(error));
                 next
             }
@@ -132,14 +155,14 @@ impl SandboxActor {
             let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
-        if self.is_deep() {
+        if self.is_too_deep_to_continue() {
             return self.snapshot_and_shorten(reply).await;
         }
         match self.save_and_continue(&running).await {
             Ok(pin) => {
                 self.sandbox.set_warning(String::new());
                 self.pins.last = Some(pin.clone());
-                let _ = reply.send(Ok(pin));
+                self.answer_snapshot(pin, reply);
                 Step::Watch
             }
             Err(error) => {
@@ -260,10 +283,20 @@ impl SandboxActor {
         Step::Wait
     }
 
-    /// Takes steps 2 to 5. After an error, either the VM runs or the supervisor is gone.
-    async fn save(&mut self, running: &Running) -> Result<SnapshotRef, LifecycleError> {
+    /// Takes steps 1 to 5. After an error, either the VM runs or the supervisor is gone.
+    async fn drain_and_save(
+        &mut self,
+        running: &Arc<Running>,
+        effort: PauseEffort,
+    ) -> Result<SnapshotRef, LifecycleError> {
+        let drained = async {
+            drain(running).await;
+            Ok(())
+        };
+        self.sandbox.unless_destroyed(drained).await?;
+        failpoint::hit("agent.pause.drained", None);
         let sandbox_dir = self.sandbox_dir()?;
-        let captured = self.capture(running, None).await?;
+        let captured = self.capture(running, None, effort).await?;
         let stored = self.store(captured, &sandbox_dir, false).await;
         match stored {
             Ok(pin) => Ok(pin),
@@ -283,8 +316,10 @@ impl SandboxActor {
         let spec = sandbox_dir.read_spec()?;
         let next_disk = sandbox_dir.next_disk();
         disk::create_at(&next_disk, spec.size.disk_mib, spec.uid).await?;
-        let captured = match self.capture(running, Some(&next_disk)).await {
+        let capture = self.capture(running, Some(&next_disk), PauseEffort::WithGuest);
+        let captured = match capture.await {
             Ok(captured) => captured,
+            Err(LifecycleError::Destroyed) => return Err(LifecycleError::Destroyed),
             Err(error) => {
                 self.remove_unless_used(&next_disk).await;
                 return Err(error);
@@ -312,38 +347,70 @@ impl SandboxActor {
         }
     }
 
-    /// Prepares the guest, pauses it, and has the supervisor write memory and devices.
+    /// Prepares the guest, pauses it, and has the supervisor write memory and devices. A VM that
+    /// keeps running writes to `next_disk` from then on.
     async fn capture(
         &mut self,
         running: &Running,
         next_disk: Option<&Path>,
+        effort: PauseEffort,
     ) -> Result<Captured, LifecycleError> {
         self.recovery = None;
         let stage = self.actors.host.snapshots.stage()?;
         let build = stage.build();
-        let keep_cache = self.actors.host.config.keep_page_cache;
-        if let Err(error) = running.envd.prepare(&build, keep_cache).await {
-            self.recovery = recover(running).await;
-            return Err(LifecycleError::Prepare(error));
+        if effort.needs_guest() {
+            let snapshot = Prepare {
+                snapshot_id: &build,
+                keep_cache: self.actors.host.config.keep_page_cache,
+                keeps_running: next_disk.is_some(),
+            };
+            self.prepare_guest(running, &snapshot).await?;
         }
         failpoint::hit("agent.snapshot.prepared", None);
-        let asked = self
-            .supervisor()?
-            .snapshot(stage.path(), &build, next_disk, SNAPSHOT_DEADLINE)
-            .await;
-        match asked {
+        let supervisor = self.supervisor()?;
+        let snapshot = async {
+            let taken = supervisor.snapshot(stage.path(), &build, next_disk, SNAPSHOT_DEADLINE);
+            taken.await.map_err(LifecycleError::Snapshot)
+        };
+        let taken = self.sandbox.unless_destroyed(snapshot).await;
+        match taken {
             Ok(machine) => Ok(Captured {
                 stage,
                 layers: machine.disk_layers,
                 // A supervisor that is older than this agent may not report its VMM.
                 vmm: Some(machine.vmm).filter(|vmm| !vmm.is_empty()),
             }),
+            // The VM is about to be ended.
+            Err(LifecycleError::Destroyed) => Err(LifecycleError::Destroyed),
             Err(error) => {
                 // The VM may be paused all the same, if only the answer was lost.
                 self.abort_snapshot(running).await?;
-                Err(LifecycleError::Snapshot(error))
+                Err(error)
             }
         }
+    }
+
+    /// Prepares the guest. If that fails, the guest is notified that it continues.
+    async fn prepare_guest(
+        &mut self,
+        running: &Running,
+        snapshot: &Prepare<'_>,
+    ) -> Result<(), LifecycleError> {
+        let prepared = prepare(&running.envd, snapshot);
+        let prepared = self.sandbox.unless_destroyed(prepared).await;
+        match &prepared {
+            Ok(()) | Err(LifecycleError::Destroyed) => {}
+            Err(LifecycleError::GuestSilent) => self.recovery = Some(recover_later(running)),
+            Err(_) => self.recover_guest(running).await?,
+        }
+        prepared
+    }
+
+    /// Notifies the guest that it continues.
+    async fn recover_guest(&mut self, running: &Running) -> Result<(), LifecycleError> {
+        let recovered = async { Ok(recover(running).await) };
+        self.recovery = Some(self.sandbox.unless_destroyed(recovered).await?);
+        Ok(())
     }
 
     /// Completes and publishes the snapshot, and records it as the sandbox's last.
@@ -379,6 +446,7 @@ impl SandboxActor {
                 self.sandbox.apply(Event::RolledBack);
                 Step::Watch
             }
+            Err(LifecycleError::Destroyed) => self.await_destroy().await,
             Err(error) => self.on_vm_lost(error.to_report_string()).await,
         }
     }
@@ -387,24 +455,26 @@ impl SandboxActor {
     /// writing.
     async fn abort_snapshot(&mut self, running: &Running) -> Result<(), LifecycleError> {
         let supervisor = self.supervisor()?;
-        supervisor
-            .settled()
-            .await
-            .map_err(LifecycleError::ResumeVm)?;
+        let settled = async { supervisor.settled().await.map_err(LifecycleError::ResumeVm) };
+        self.sandbox.unless_destroyed(settled).await?;
         // If this message cannot be sent, the resume reports the failure.
         let _ = supervisor.note_published(false, Path::new("")).await;
         self.resume_vm(running).await
     }
 
     async fn resume_vm(&mut self, running: &Running) -> Result<(), LifecycleError> {
-        let resumed = self.supervisor()?.resume().await;
-        resumed.map_err(LifecycleError::ResumeVm)?;
-        self.recovery = recover(running).await;
-        Ok(())
+        let supervisor = self.supervisor()?;
+        let resumed = async { supervisor.resume().await.map_err(LifecycleError::ResumeVm) };
+        self.sandbox.unless_destroyed(resumed).await?;
+        self.recover_guest(running).await
     }
 
-    /// Handles a failed step: the sandbox either keeps running or is lost.
+    /// Handles a failed step: the sandbox either keeps running or is lost. A destroy that aborted
+    /// the step frees everything.
     async fn roll_back(&mut self, error: &LifecycleError) -> Step {
+        if matches!(error, LifecycleError::Destroyed) {
+            return self.await_destroy().await;
+        }
         let alive = match &self.resources.supervisor {
             Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.paused),
             None => false,

@@ -7,14 +7,19 @@
 use std::time::Duration;
 
 use thiserror_ext::AsReport as _;
-use tokio::task::JoinHandle;
+use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use wrenn_envd_client::{EnvdClient, Recover};
 
 use super::Running;
 
 /// Interval between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Maximum time that the caller waits for the first attempt. A guest that answers does so within
+/// milliseconds, and seconds if it is emulated on a busy host.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Task that repeats the notification. Dropping it aborts the task, because a late notification
 /// would undo the next preparation.
@@ -26,14 +31,25 @@ impl Drop for Recovery {
     }
 }
 
-/// Notifies the guest that it continues as the same sandbox. If the guest does not answer, returns
-/// the task that repeats the notification.
-pub(super) async fn recover(running: &Running) -> Option<Recovery> {
-    if notified(&running.envd).await {
-        return None;
-    }
-    let again = repeat_recover(running.envd.clone(), running.gone.clone());
-    Some(Recovery(tokio::spawn(again)))
+/// Notifies the guest that it continues as the same sandbox, and waits for the first attempt. The
+/// returned task repeats the notification if that attempt fails.
+pub(super) async fn recover(running: &Running) -> Recovery {
+    let (recovery, tried) = begin(running);
+    // A longer attempt continues in the task.
+    let _ = tokio::time::timeout(FIRST_ATTEMPT, tried).await;
+    recovery
+}
+
+/// Same as [`recover`], without waiting.
+pub(super) fn recover_later(running: &Running) -> Recovery {
+    begin(running).0
+}
+
+/// Starts the task. The receiver completes after the first attempt.
+fn begin(running: &Running) -> (Recovery, oneshot::Receiver<()>) {
+    let (first, tried) = oneshot::channel();
+    let task = repeat_recover(running.envd.clone(), running.gone.clone(), first);
+    (Recovery(tokio::spawn(task.in_current_span())), tried)
 }
 
 async fn notified(envd: &EnvdClient) -> bool {
@@ -48,14 +64,14 @@ async fn notified(envd: &EnvdClient) -> bool {
         .is_ok()
 }
 
-async fn repeat_recover(envd: EnvdClient, gone: CancellationToken) {
+async fn repeat_recover(envd: EnvdClient, gone: CancellationToken, first: oneshot::Sender<()>) {
     let asking = async {
-        loop {
+        let mut is_done = notified(&envd).await;
+        // The caller may have stopped waiting.
+        let _ = first.send(());
+        while !is_done {
             tokio::time::sleep(PAUSE).await;
-            if notified(&envd).await {
-                tracing::info!("guest recovered");
-                return;
-            }
+            is_done = notified(&envd).await;
         }
     };
     tokio::select! {

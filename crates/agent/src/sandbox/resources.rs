@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use thiserror_ext::AsReport as _;
+use tokio::sync::Semaphore;
 use wrenn_model::SandboxId;
 use wrenn_sys::failpoint;
 
@@ -18,7 +19,7 @@ use crate::{
     network::{HostNetwork, addresses::Slot, slot::Slots},
     sandbox_dir::{SandboxDir, SandboxDirs},
     snapshots::Snapshots,
-    supervisor::Supervisor,
+    supervisor::{Supervisor, SupervisorError, is_no_supervisor},
     templates::TemplateSource,
 };
 
@@ -35,6 +36,8 @@ pub(crate) struct HostContext {
     /// Frequency of this host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u32,
     pub(crate) boots: Boots,
+    /// Permits to examine the VM of an adopted sandbox.
+    pub(crate) adoptions: Semaphore,
     /// Identifies the data directory.
     pub(crate) id: String,
 }
@@ -48,6 +51,9 @@ pub(super) struct Resources {
     pub(super) cgroup: bool,
     pub(super) disk: bool,
     pub(super) supervisor: Option<Arc<Supervisor>>,
+    /// True if a supervisor may be running that is not connected to: an earlier agent started it, or
+    /// it did not become ready.
+    pub(super) may_be_supervised: bool,
 }
 
 impl Resources {
@@ -60,12 +66,17 @@ impl Resources {
             cgroup: false,
             disk: false,
             supervisor: None,
+            may_be_supervised: false,
         }
     }
 
     /// True if something is left that a VM used.
     pub(super) const fn are_left(&self) -> bool {
-        self.supervisor.is_some() || self.cgroup || self.disk || self.slot.is_some()
+        self.supervisor.is_some()
+            || self.may_be_supervised
+            || self.cgroup
+            || self.disk
+            || self.slot.is_some()
     }
 
     /// Ends the VM and frees everything except the directory. Every step runs that does not depend
@@ -88,10 +99,10 @@ impl Resources {
             }
             done
         };
-        let mut is_ended = true;
+        let mut is_ended = note(self.find_supervisor().await);
         if let Some(supervisor) = &self.supervisor {
             let stopped = supervisor.stop(host.deadlines.stop).await;
-            is_ended = note(stopped.map_err(Into::into));
+            is_ended &= note(stopped.map_err(Into::into));
             if is_ended {
                 self.supervisor = None;
                 failpoint::hit("agent.free.stopped", None);
@@ -131,6 +142,19 @@ impl Resources {
             self.sandbox_dir = None;
             failpoint::hit("agent.destroy.removed", None);
         }
+        Ok(())
+    }
+
+    /// Connects to a supervisor that may be running.
+    async fn find_supervisor(&mut self) -> Result<(), DestroyError> {
+        if let Some(sandbox_dir) = self.sandbox_dir.as_ref().filter(|_| self.may_be_supervised) {
+            match Supervisor::attach(sandbox_dir.path()).await {
+                Ok(supervisor) => self.supervisor = Some(supervisor.into()),
+                Err(error) if is_no_supervisor(&error) => {}
+                Err(error) => return Err(SupervisorError::unreachable(error).into()),
+            }
+        }
+        self.may_be_supervised = false;
         Ok(())
     }
 

@@ -63,3 +63,17 @@ async fn an_event_that_is_not_valid_changes_nothing() {
     assert!(Arc::ptr_eq(&sandbox.touch_running().unwrap(), &vm));
     assert!(!vm.gone.is_cancelled());
 }
+
+#[tokio::test]
+async fn a_step_gives_way_to_a_destroy_that_is_requested_and_has_not_failed() {
+    let sandbox = sandbox();
+    let step = async || sandbox.unless_destroyed(async { Ok(()) }).await;
+    assert!(step().await.is_ok());
+    sandbox.destroy_requested().cancel();
+    let aborted = step().await;
+    assert!(matches!(aborted, Err(LifecycleError::Destroyed)));
+    let hanging = sandbox.unless_destroyed(std::future::pending::<Result<(), _>>());
+    assert!(hanging.await.is_err());
+    sandbox.reset_destroy_request();
+    assert!(step().await.is_ok());
+}

@@ -31,6 +31,11 @@ const WORTHWHILE: usize = 8;
 /// Above this depth no VM is started before the compacted copy exists.
 const TOO_MANY: usize = 32;
 
+/// Above this depth a running VM is replaced before its next snapshot. The VMM has a descriptor and a
+/// cache of up to a megabyte for each disk layer; with 64 of them it stays within its limit of
+/// memory.
+const TOO_MANY_TO_CONTINUE: usize = 64;
+
 /// Depth of a snapshot: the number of diff files or of disk layers, whichever is larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Depth(usize);
@@ -46,6 +51,10 @@ impl Depth {
 
     pub(crate) fn is_too_much(self) -> bool {
         self.0 > TOO_MANY
+    }
+
+    pub(crate) fn is_too_much_to_continue(self) -> bool {
+        self.0 > TOO_MANY_TO_CONTINUE
     }
 }
 

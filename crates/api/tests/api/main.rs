@@ -21,6 +21,7 @@ mod e2b_resuming;
 mod endings;
 mod hosts;
 mod keys;
+mod lifetime;
 mod pausing;
 mod races;
 mod reaping;

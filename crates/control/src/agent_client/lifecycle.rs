@@ -73,9 +73,14 @@ impl AgentClient {
     }
 
     /// Pauses a sandbox.
-    pub async fn pause(&self, id: &str) -> Result<rpc::SandboxInfo, AgentError> {
+    pub async fn pause(
+        &self,
+        id: &str,
+        effort: rpc::PauseEffort,
+    ) -> Result<rpc::SandboxInfo, AgentError> {
         let request = rpc::PauseSandboxRequest {
             id: id.to_owned(),
+            effort: effort.into(),
             ..Default::default()
         };
         unary!(

@@ -61,14 +61,15 @@ impl Lifecycle {
             // Enabled before the row is read, so that a change in between is not missed.
             told.as_mut().enable();
             let deadline = {
-                let _lock = self.locks.lock(id).await;
+                let lock = self.locks.lock(id).await;
                 let row = self.get(id).await?;
                 match row.status {
                     SandboxStatus::Running => {
                         return self.live_longer(id, wanted).await.map(Connected::Found);
                     }
                     SandboxStatus::Paused => {
-                        return self.resume_for(row, wanted).await.map(Connected::Resumed);
+                        let resumed = lock.give_way(self.resume_for(row, wanted)).await;
+                        return resumed.map(Connected::Resumed);
                     }
                     SandboxStatus::Pending | SandboxStatus::Starting => begun + BOOT_WAIT,
                     // The lock is free, so the task that started this has left it to the

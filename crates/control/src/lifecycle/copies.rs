@@ -54,8 +54,9 @@ impl Lifecycle {
     ) -> Result<TemplateInfo, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
-            let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.snapshot_locked(&id, name, overwrite).await
+            let lock = lifecycle.locks.lock(&id).await;
+            lock.give_way(lifecycle.snapshot_locked(&id, name, overwrite))
+                .await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("snapshot").into()))
@@ -119,8 +120,9 @@ impl Lifecycle {
     ) -> Result<Vec<Sandbox>, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
-            let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.fork_locked(&id, count, copy_as).await
+            let lock = lifecycle.locks.lock(&id).await;
+            lock.give_way(lifecycle.fork_locked(&id, count, copy_as))
+                .await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("fork").into()))

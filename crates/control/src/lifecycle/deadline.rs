@@ -6,7 +6,7 @@
 //! moves none of them. A deadline is checked again under the sandbox's lock, so one that was moved at
 //! the last moment counts as moved. At most [`MAX_ENDS_AT_ONCE`] sandboxes are ended at the same
 //! time, together with the idle ones: after a long outage, many are due. A failed pause is retried
-//! with increasing delays (`idle`). A failed destroy is left to the reconciler.
+//! with increasing delays and more effort (`idle`). A failed destroy is left to the reconciler.
 
 mod table;
 
@@ -131,15 +131,20 @@ impl Lifecycle {
 
     /// Performs the action of the deadline, if the deadline has passed.
     async fn expire(&self, id: &SandboxId) -> Result<(), LifecycleError> {
-        let _lock = self.locks.lock(id).await;
-        let Err(error) = self.expire_locked(id).await else {
-            return Ok(());
+        let lock = self.locks.lock(id).await;
+        let expire = async {
+            let deadline_ms = self.deadlines.expires_at(id);
+            let Err(error) = self.expire_locked(id, deadline_ms).await else {
+                return Ok(());
+            };
+            self.pause_failed(id, deadline_ms, &error, "lifetime expired")
+                .await;
+            Err(error)
         };
-        self.pause_failed(id, &error, "lifetime expired").await;
-        Err(error)
+        lock.give_way(expire).await
     }
 
-    async fn expire_locked(&self, id: &SandboxId) -> Result<(), LifecycleError> {
+    async fn expire_locked(&self, id: &SandboxId, deadline_ms: i64) -> Result<(), LifecycleError> {
         let row = match self.get(id).await {
             Err(LifecycleError::NotFound(_)) => {
                 self.deadlines.forget(id);
@@ -154,7 +159,11 @@ impl Lifecycle {
         tracing::info!(sandbox_id = %id, on_timeout = row.on_timeout.as_str(), "lifetime expired");
         match row.on_timeout {
             OnTimeout::Kill => self.destroy_locked(id, "lifetime expired").await,
-            OnTimeout::Pause => self.pause_locked(id, row.options.disk_only).await.map(drop),
+            OnTimeout::Pause => {
+                let effort = self.idle.effort(id, deadline_ms);
+                let paused = self.pause_locked(id, row.options.disk_only, effort);
+                paused.await.map(drop)
+            }
         }
     }
 

@@ -1,4 +1,5 @@
-//! Destroying sandboxes: under the sandbox's lock, until the host has no resources of it.
+//! Destroying sandboxes: under the sandbox's lock, until the host has no resources of it. A pause,
+//! a resume or a copy in progress gives way ([`super::locks`]), and the agent aborts it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +38,7 @@ impl Lifecycle {
         id: &SandboxId,
         why: &str,
     ) -> Result<(), LifecycleError> {
-        let _lock = self.locks.lock(id).await;
+        let _lock = self.locks.lock_to_destroy(id).await;
         self.destroy_locked(id, why).await
     }
 

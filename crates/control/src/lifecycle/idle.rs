@@ -1,5 +1,5 @@
 //! Idle sandboxes: pauses or destroys them, as requested at their creation. A failed pause is
-//! retried with increasing delays.
+//! retried with increasing delays, and with more effort.
 //!
 //! The reconciler's view may be stale once the lock is held, and activity changes no row. Idleness
 //! is therefore re-checked: first local activity, then the agent's. Then the row is marked
@@ -7,16 +7,34 @@
 //! and then reads the row; the reaper marks the row and then reads the activity, so one of them
 //! sees the other. If there is new activity, the mark is removed and nothing has happened. A mark
 //! that a dying process leaves behind is settled by the reconciler.
+//!
+//! The lifetime of a sandbox is a promise to the operator, so neither its guest nor a failure that
+//! lasts may prolong it ([0023](../../../../docs/decisions/0023-end-a-lifetime-without-the-guest.md)).
+//! The attempts of one idle period, or of one deadline:
+//!
+//! | attempt                                  | effort of the pause                       |
+//! |------------------------------------------|-------------------------------------------|
+//! | 1, 2                                     | with the guest's preparation              |
+//! | 3 to 7                                   | without it                                |
+//! | 8 and later                              | without it; if it fails, the VM is ended, |
+//! |                                          | and the sandbox is paused at its last     |
+//! |                                          | snapshot, or in status `error`            |
+//!
+//! A failure for lack of disk space on the host, or because the agent does not answer, is not
+//! counted: no data is given up for a fault that an operator can repair. A destroy that a client
+//! requests ends an attempt at once ([`super::locks`]).
 
 use std::{collections::HashMap, time::Duration};
 
+use connectrpc::ErrorCode;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use wrenn_db::Sandbox;
 use wrenn_model::{OnTimeout, SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::PauseEffort;
 
 use super::{Lifecycle, LifecycleError, report::HostState, told};
-use crate::clock;
+use crate::{agent_client::AgentError, clock};
 
 /// Delay before the second attempt. Each further delay is twice as long.
 const FIRST_WAIT_SEC: u32 = 2;
@@ -24,9 +42,21 @@ const FIRST_WAIT_SEC: u32 = 2;
 /// Maximum delay between two attempts.
 const MAX_WAIT_SEC: u32 = 300;
 
+/// Number of failed attempts after which a pause does without the guest's preparation. One failure
+/// may be a guest under load; the next attempt follows two seconds later.
+const ATTEMPTS_WITH_GUEST: u32 = 2;
+
+/// Number of failed attempts after which the VM is ended if a pause fails. With the delays between
+/// them, some two minutes: longer than a host is overloaded, and short beside a lifetime.
+const ATTEMPTS_WITHOUT_END: u32 = 7;
+
 /// Failed attempts to pause a sandbox.
 #[derive(Debug, Clone, Copy)]
 struct Failed {
+    /// Idle period or deadline that the attempts belong to: the time of its begin.
+    period_ms: i64,
+    /// Number of failures that count.
+    count: u32,
     wait_sec: u32,
     not_before: Instant,
 }
@@ -47,13 +77,30 @@ impl IdleReaper {
         self.table().remove(id);
     }
 
-    /// Records a failure. Returns the delay until the next attempt, in seconds.
-    pub(super) fn failed(&self, id: &SandboxId, now: Instant) -> u32 {
+    /// Returns the effort of the next attempt to pause a sandbox whose idle period or deadline has
+    /// this time.
+    pub(super) fn effort(&self, id: &SandboxId, period_ms: i64) -> PauseEffort {
+        let known = self.table().get(id).copied();
+        let known = known.filter(|failed| failed.period_ms == period_ms);
+        match known.map_or(0, |failed| failed.count) {
+            ..ATTEMPTS_WITH_GUEST => PauseEffort::PAUSE_EFFORT_UNSPECIFIED,
+            ATTEMPTS_WITH_GUEST..ATTEMPTS_WITHOUT_END => PauseEffort::PAUSE_EFFORT_WITHOUT_GUEST,
+            _ => PauseEffort::PAUSE_EFFORT_OR_END,
+        }
+    }
+
+    /// Records a failure, which counts or not. Returns the delay until the next attempt, in seconds.
+    fn failed(&self, id: &SandboxId, period_ms: i64, counts: bool, now: Instant) -> u32 {
         let mut table = self.table();
-        let wait_sec = table.get(id).map_or(FIRST_WAIT_SEC, |failed| {
+        let known = table.get(id).filter(|failed| failed.period_ms == period_ms);
+        let wait_sec = known.map_or(FIRST_WAIT_SEC, |failed| {
             failed.wait_sec.saturating_mul(2).min(MAX_WAIT_SEC)
         });
         let failed = Failed {
+            period_ms,
+            count: known
+                .map_or(0, |failed| failed.count)
+                .saturating_add(counts.into()),
             wait_sec,
             not_before: now + Duration::from_secs(wait_sec.into()),
         };
@@ -82,10 +129,12 @@ impl Lifecycle {
         if row.on_timeout == OnTimeout::Kill {
             return self.destroy_locked(id, &why).await;
         }
-        let Err(error) = self.pause_begun(&row).await else {
+        let period_ms = row.last_active_at.max(row.started_at);
+        let effort = self.idle.effort(id, period_ms);
+        let Err(error) = self.pause_begun(&row, effort).await else {
             return Ok(());
         };
-        self.pause_failed(id, &error, &why).await;
+        self.pause_failed(id, period_ms, &error, &why).await;
         Err(error)
     }
 
@@ -145,10 +194,17 @@ impl Lifecycle {
         self.idle_times.retain(exists);
     }
 
-    /// Records a failed pause, for the next attempt and in the row's warning. `why` is the reason
-    /// of the pause.
-    pub(super) async fn pause_failed(&self, id: &SandboxId, error: &LifecycleError, why: &str) {
-        let wait_sec = self.idle.failed(id, Instant::now());
+    /// Records a failed pause, for the next attempt and in the row's warning. `period_ms` is the
+    /// time of the idle period or deadline, and `why` the reason of the pause.
+    pub(super) async fn pause_failed(
+        &self,
+        id: &SandboxId,
+        period_ms: i64,
+        error: &LifecycleError,
+        why: &str,
+    ) {
+        let counts = matches!(error, LifecycleError::Agent(error) if counts(error));
+        let wait_sec = self.idle.failed(id, period_ms, counts, Instant::now());
         let LifecycleError::Agent(error) = error else {
             return;
         };
@@ -171,6 +227,12 @@ impl Lifecycle {
     }
 }
 
+/// True if a failed pause counts as an attempt: the agent has answered, and the reason is not a full
+/// disk of the host.
+fn counts(error: &AgentError) -> bool {
+    !error.connection_lost && error.code != ErrorCode::ResourceExhausted
+}
+
 /// True if a sandbox is still within its idle timeout. Without a timeout, it always is.
 pub(crate) fn is_within(timeout_sec: u32, idle: Duration) -> bool {
     timeout_sec == 0 || idle < Duration::from_secs(timeout_sec.into())
@@ -188,12 +250,51 @@ mod tests {
         let id: SandboxId = "sb-1".parse().unwrap();
         assert_eq!(idle.not_before(&id), None);
         let now = Instant::now();
-        let waits: Vec<u32> = (0..10).map(|_| idle.failed(&id, now)).collect();
+        let waits: Vec<u32> = (0..10).map(|_| idle.failed(&id, 0, true, now)).collect();
         assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
         let wanted = now + Duration::from_secs(300);
         assert_eq!(idle.not_before(&id), Some(wanted));
         idle.forget(&id);
-        assert_eq!(idle.failed(&id, now), 2);
+        assert_eq!(idle.failed(&id, 0, true, now), 2);
+    }
+
+    #[test]
+    fn later_attempts_make_more_effort_and_a_new_period_starts_over() {
+        use PauseEffort as E;
+        let idle = IdleReaper::default();
+        let id: SandboxId = "sb-1".parse().unwrap();
+        let fail = |period_ms, counts| {
+            let effort = idle.effort(&id, period_ms);
+            idle.failed(&id, period_ms, counts, Instant::now());
+            effort
+        };
+        let efforts: Vec<_> = (0..10).map(|_| fail(1, true)).collect();
+        let [polite, alone, end] = [
+            E::PAUSE_EFFORT_UNSPECIFIED,
+            E::PAUSE_EFFORT_WITHOUT_GUEST,
+            E::PAUSE_EFFORT_OR_END,
+        ];
+        let expected = [
+            polite, polite, alone, alone, alone, alone, alone, end, end, end,
+        ];
+        assert_eq!(efforts, expected);
+        // A failure that does not count increases the delay only.
+        assert_eq!([fail(2, false), fail(2, true), fail(2, true)], [polite; 3]);
+        assert_eq!(idle.effort(&id, 2), alone);
+    }
+
+    #[test]
+    fn full_disk_and_unreachable_agent_do_not_count() {
+        let error = |code, connection_lost| AgentError {
+            code,
+            message: String::new(),
+            connection_lost,
+            exit_code: None,
+        };
+        assert!(counts(&error(ErrorCode::DeadlineExceeded, false)));
+        assert!(counts(&error(ErrorCode::Internal, false)));
+        assert!(!counts(&error(ErrorCode::ResourceExhausted, false)));
+        assert!(!counts(&error(ErrorCode::Unavailable, true)));
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! Lifecycle locks: one per sandbox. A lock exists only while a task holds it or waits for it.
+//!
+//! A destroy that a client requests does not wait for the operation in progress: [`LockGuard::give_way`]
+//! releases the lock when the destroy asks for it. The operation then ends without the lock, because
+//! the destroy aborts it at the host. Its events are valid in every status of a destroyed sandbox
+//! ([`crate::state_machine`]), and each write requires the version of the row that was read.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, pin::pin, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
 use wrenn_model::SandboxId;
 
-type Table = HashMap<SandboxId, Arc<AsyncMutex<()>>>;
+type Table = HashMap<SandboxId, Arc<Lock>>;
 
 /// Locks that are held or waited for.
 #[derive(Debug, Default)]
@@ -14,11 +20,18 @@ pub(crate) struct Locks {
     table: Mutex<Table>,
 }
 
+#[derive(Debug, Default)]
+struct Lock {
+    mutex: Arc<AsyncMutex<()>>,
+    /// Cancelled when a destroy waits for the lock.
+    is_wanted: CancellationToken,
+}
+
 /// Held lock.
 pub(crate) struct LockGuard<'a> {
     // Dropped in this order: the lock is free before the ticket checks for other waiters.
     _held: OwnedMutexGuard<()>,
-    _ticket: Ticket<'a>,
+    ticket: Ticket<'a>,
 }
 
 /// Interest in a lock. The last ticket removes the lock from the table, also if its owner stops
@@ -26,7 +39,7 @@ pub(crate) struct LockGuard<'a> {
 struct Ticket<'a> {
     locks: &'a Locks,
     id: SandboxId,
-    lock: Arc<AsyncMutex<()>>,
+    lock: Arc<Lock>,
 }
 
 impl Locks {
@@ -34,18 +47,28 @@ impl Locks {
     pub(crate) async fn lock(&self, id: &SandboxId) -> LockGuard<'_> {
         let ticket = self.ticket(id);
         LockGuard {
-            _held: Arc::clone(&ticket.lock).lock_owned().await,
-            _ticket: ticket,
+            _held: Arc::clone(&ticket.lock.mutex).lock_owned().await,
+            ticket,
+        }
+    }
+
+    /// Waits for the lock, which an operation in progress gives up.
+    pub(crate) async fn lock_to_destroy(&self, id: &SandboxId) -> LockGuard<'_> {
+        let ticket = self.ticket(id);
+        ticket.lock.is_wanted.cancel();
+        LockGuard {
+            _held: Arc::clone(&ticket.lock.mutex).lock_owned().await,
+            ticket,
         }
     }
 
     /// Returns the lock if it is free.
     pub(crate) fn try_lock(&self, id: &SandboxId) -> Option<LockGuard<'_>> {
         let ticket = self.ticket(id);
-        let held = Arc::clone(&ticket.lock).try_lock_owned().ok()?;
+        let held = Arc::clone(&ticket.lock.mutex).try_lock_owned().ok()?;
         Some(LockGuard {
             _held: held,
-            _ticket: ticket,
+            ticket,
         })
     }
 
@@ -60,6 +83,21 @@ impl Locks {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock()
+    }
+}
+
+impl LockGuard<'_> {
+    /// Runs an operation of the sandbox. Releases the lock when the operation ends, or when a destroy
+    /// asks for it.
+    pub(crate) async fn give_way<T>(self, operation: impl Future<Output = T>) -> T {
+        let wanted = self.ticket.lock.is_wanted.clone();
+        let mut operation = pin!(operation);
+        tokio::select! {
+            biased;
+            done = &mut operation => return done,
+            () = wanted.cancelled() => drop(self),
+        }
+        operation.await
     }
 }
 
@@ -92,6 +130,32 @@ mod tests {
         assert!(locks.try_lock(&id(2)).is_some());
         drop(held);
         assert!(locks.try_lock(&id(1)).is_some());
+    }
+
+    #[tokio::test]
+    async fn operation_gives_way_to_a_destroy_only_and_continues() {
+        let locks = Arc::new(Locks::default());
+        let (end, ended) = tokio::sync::oneshot::channel::<u32>();
+        let held = Arc::clone(&locks);
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let operation = tokio::spawn(async move {
+            let lock = held.lock(&id(1)).await;
+            let _ = begin.send(());
+            lock.give_way(ended).await
+        });
+        begun.await.unwrap();
+        assert!(locks.try_lock(&id(1)).is_none());
+        let destroy = locks.lock_to_destroy(&id(1)).await;
+        assert!(!operation.is_finished());
+        end.send(7).unwrap();
+        assert_eq!(operation.await.unwrap(), Ok(7));
+        assert!(locks.try_lock(&id(1)).is_none());
+        drop(destroy);
+        // The next operation does not give way to an earlier destroy.
+        let lock = locks.lock(&id(1)).await;
+        assert!(!lock.ticket.lock.is_wanted.is_cancelled());
+        drop(lock);
+        assert!(locks.table().is_empty());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,5 +1,6 @@
 //! Pause and resume: under the sandbox's lock, in a separate task, marked in the row before the
-//! host is called.
+//! host is called. A destroy does not wait for either of them ([`super::locks`]): it aborts them at
+//! the host.
 //!
 //! The host's report decides. If a call fails or its reply is lost, the host is asked for the
 //! current state of the sandbox. If the host does not answer that either, the row stays `pausing`
@@ -10,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, future::Shared};
 use wrenn_db::{ResumeAs, Sandbox};
 use wrenn_model::{SandboxId, SandboxStatus};
+use wrenn_proto::rpc::hostagent::v1::PauseEffort;
 
 use super::{
     Lifecycle, LifecycleError,
@@ -40,8 +42,10 @@ impl Lifecycle {
     ) -> Result<Sandbox, LifecycleError> {
         let (lifecycle, id) = (Arc::clone(self), id.clone());
         let task = self.spawn(async move {
-            let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.pause_locked(&id, disk_only).await
+            let lock = lifecycle.locks.lock(&id).await;
+            let effort = PauseEffort::PAUSE_EFFORT_UNSPECIFIED;
+            lock.give_way(lifecycle.pause_locked(&id, disk_only, effort))
+                .await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("pause").into()))
@@ -52,19 +56,24 @@ impl Lifecycle {
         &self,
         id: &SandboxId,
         disk_only: bool,
+        effort: PauseEffort,
     ) -> Result<Sandbox, LifecycleError> {
         let row = self.begin_pause(id, disk_only).await?;
-        self.pause_begun(&row).await
+        self.pause_begun(&row, effort).await
     }
 
     /// Pauses a sandbox whose row is already marked `pausing`. Calls to its guest in progress may
     /// complete first; the agent cuts off those that take longer.
-    pub(super) async fn pause_begun(&self, row: &Sandbox) -> Result<Sandbox, LifecycleError> {
+    pub(super) async fn pause_begun(
+        &self,
+        row: &Sandbox,
+        effort: PauseEffort,
+    ) -> Result<Sandbox, LifecycleError> {
         let id = &row.id;
         self.guests.drain(id, DRAIN_LIMIT).await;
         let host = self.host_of(row).await?;
-        match host.agent.pause(id.as_str()).await {
-            Ok(_) => self.settle(id, &Decision::paused()).await,
+        match host.agent.pause(id.as_str(), effort).await {
+            Ok(info) => self.settle(id, &Decision::paused(info.warning)).await,
             Err(error) => self.after_failure(row, error).await,
         }
     }
@@ -82,8 +91,9 @@ impl Lifecycle {
             ..ResumeAs::default()
         };
         let task = self.spawn(async move {
-            let _lock = lifecycle.locks.lock(&id).await;
-            lifecycle.resume_locked(&id, how).await
+            let lock = lifecycle.locks.lock(&id).await;
+            lock.give_way(lifecycle.resume_locked(&id, how))
+                .await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))
@@ -141,7 +151,11 @@ impl Lifecycle {
     /// Resumes the sandbox if it is still paused once the lock is held. If it is not, the caller
     /// re-reads the row.
     async fn resume_if_paused(&self, id: &SandboxId) -> Result<(), LifecycleError> {
-        let _lock = self.locks.lock(id).await;
+        let lock = self.locks.lock(id).await;
+        lock.give_way(self.resume_if_paused_locked(id)).await
+    }
+
+    async fn resume_if_paused_locked(&self, id: &SandboxId) -> Result<(), LifecycleError> {
         let row = self.get(id).await?;
         if row.status == SandboxStatus::Paused && row.wakes() {
             tracing::info!(sandbox_id = %id, "resuming for a call");

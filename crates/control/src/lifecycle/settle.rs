@@ -96,9 +96,9 @@ impl Decision {
         Self::of(Event::CreateFailed, RowChange::Error(reason))
     }
 
-    /// Returns the decision after a pause that the host answered.
-    pub(super) fn paused() -> Self {
-        Self::of(Event::PauseDone, RowChange::Warning(String::new()))
+    /// Returns the decision after a pause that the host answered, possibly with a warning.
+    pub(super) fn paused(warning: String) -> Self {
+        Self::of(Event::PauseDone, RowChange::Warning(warning))
     }
 
     /// Returns the decision for a paused sandbox of which the host warns.

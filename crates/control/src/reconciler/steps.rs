@@ -274,9 +274,13 @@ impl Step {
             _ => {}
         }
         // If the lock is taken, another task is changing the sandbox.
-        let Some(_lock) = self.lifecycle.try_lock(&self.id) else {
+        let Some(lock) = self.lifecycle.try_lock(&self.id) else {
             return Ok(());
         };
+        lock.give_way(self.take_locked(action)).await
+    }
+
+    async fn take_locked(&self, action: Action) -> Result<(), LifecycleError> {
         if !self.is_as_found().await? {
             return Ok(());
         }

@@ -75,7 +75,7 @@ fn every_cell_of_the_table_holds() {
         (Some(S::Resuming), "E-R-PE-"),
         (Some(S::Stopping), "Sddddd-"),
         (Some(S::Stopped), "-DDDDD-"),
-        (Some(S::Error), "-DDDKD-"),
+        (Some(S::Error), "-KDDKD-"),
         (None, "-KKKKK-"),
     ];
     for (status, wanted) in table {

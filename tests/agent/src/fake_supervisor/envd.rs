@@ -6,6 +6,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -24,6 +25,9 @@ const MAX_BODY_BYTES: usize = 1024 * 1024;
 /// Port of the echo server.
 const ECHO_PORT: u16 = 7000;
 
+/// Port of the echo server on the loopback address, which the guest agent forwards.
+const LOOPBACK_PORT: u16 = 7100;
+
 /// Log and faults of a guest.
 struct Calls {
     rejects_init: bool,
@@ -40,6 +44,18 @@ impl Calls {
         // Best effort: a test with a full disk does not read the log.
         let line = format!("{call}\n");
         let _ = file.and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()));
+    }
+
+    /// Waits as long as a test wants a call not to be answered.
+    async fn hang(&self, path: &str) {
+        let hangs = || match &*crate::snapshot::fault(&self.dir) {
+            "silent" => true,
+            "hang-prepare" => path == "/snapshot/prepare",
+            _ => false,
+        };
+        while hangs() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Returns the response to a call that a test wants to fail.
@@ -79,6 +95,8 @@ pub(crate) fn serve(dir: &Path, fake: &str) -> io::Result<()> {
     runtime.block_on(async {
         let echo_address = (Ipv4Addr::UNSPECIFIED, ECHO_PORT);
         tokio::spawn(echo(TcpListener::bind(echo_address).await?));
+        let loopback_address = (Ipv4Addr::LOCALHOST, LOOPBACK_PORT);
+        tokio::spawn(echo(TcpListener::bind(loopback_address).await?));
         let listener = TcpListener::bind(config.address).await?;
         let (app, launcher) = server::initial_state(&config);
         app.ports.start().await;
@@ -103,6 +121,7 @@ async fn echo(listener: TcpListener) {
 /// Middleware: rejects a call that a test wants to fail, and logs an accepted call of the host or
 /// the start of a process.
 async fn log_or_reject(State(calls): State<Arc<Calls>>, request: Request, next: Next) -> Response {
+    calls.hang(request.uri().path()).await;
     if let Some(rejection) = calls.rejection(request.uri().path()) {
         return rejection;
     }

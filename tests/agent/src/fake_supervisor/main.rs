@@ -4,7 +4,8 @@
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
 //! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `reject-init`, `deaf`
 //! (ignores stop requests). The file `fault` in the sandbox's directory selects a fault of the
-//! following snapshots: see `snapshot`, and `reject-prepare` and `reject-recover` in `envd`.
+//! following snapshots: see `snapshot`, and `reject-prepare`, `reject-recover`, `hang-prepare` and
+//! `silent` (answers nothing) in `envd`.
 #![forbid(unsafe_code)]
 
 mod envd;

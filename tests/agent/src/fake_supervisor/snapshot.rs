@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use wrenn_proto::supervise::{Reply, SnapshotReport, SupervisorSpec, files};
+use wrenn_proto::supervise::{RejectionCode, Reply, SnapshotReport, SupervisorSpec, files};
 use wrenn_snapshot::{DiffWriter, layout};
 
 /// Returns the current fault, which a test writes to a file in the sandbox's directory.
@@ -24,6 +24,11 @@ pub(crate) async fn take(
     let rejected = || Reply::rejected("the VMM rejected the snapshot");
     if fault == "reject-snapshot" {
         return rejected();
+    }
+    if fault == "full-disk" {
+        let reason = "the disk of the host is full".to_owned();
+        let code = Some(RejectionCode::OutOfSpace);
+        return Reply::Rejected { reason, code };
     }
     let layers = layers(dir);
     fs::write(dir.join("paused"), "").expect("room");

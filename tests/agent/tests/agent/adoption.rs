@@ -1,9 +1,16 @@
 //! Restarts of the agent: sandboxes keep running, and incomplete or lost sandboxes are cleaned up.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use connectrpc::ErrorCode;
-use wrenn_proto::rpc::hostagent::v1::{self as pb, SandboxState};
+use nix::sys::signal::Signal;
+use wrenn_proto::{
+    rpc::hostagent::v1::{self as pb, SandboxState},
+    supervise::files,
+};
 
 use crate::{
     agent::{self, TestAgent, faulty, on_private_host},
@@ -210,6 +217,89 @@ fn sandbox_without_its_network_is_lost() {
         })
         .await;
         second.destroy("sb-cut").await.expect("destroyed");
+        second.stop().await;
+    });
+}
+
+#[test]
+fn supervisors_that_hang_hold_up_no_other_sandbox() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let first = TestAgent::start(data.path()).await;
+        let before = Footprint::now();
+        let (hung, others) = (["sb-0", "sb-1", "sb-2"], ["sb-3", "sb-4"]);
+        for id in hung.iter().chain(&others) {
+            first.create(id).await.expect("made");
+        }
+        let pids = hung.map(|id| first.supervisor_pid(id));
+        first.stop().await;
+        for pid in pids {
+            agent::signal(pid, Signal::SIGSTOP);
+        }
+
+        // Each of them takes ten seconds to be given up.
+        let began = Instant::now();
+        let second = TestAgent::start(data.path()).await;
+        assert_eq!(second.list().await.len(), 5);
+        for id in others {
+            let done = second.sh(id, "echo here").await.expect("run");
+            assert_eq!(done.stdout, b"here\n");
+        }
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        for id in hung {
+            let found = second.find(id).await.expect("known");
+            assert_ne!(found.state.as_known(), Some(RUNNING), "{found:?}");
+        }
+        // It can be destroyed, and the others are adopted when they answer.
+        second.destroy("sb-0").await.expect("destroyed");
+        assert!(!agent::is_alive(pids[0]));
+        for pid in &pids[1..] {
+            agent::signal(*pid, Signal::SIGCONT);
+        }
+        for id in &hung[1..] {
+            second.wait_for(id, RUNNING).await;
+            let done = second.sh(id, "echo here").await.expect("run");
+            assert_eq!(done.stdout, b"here\n");
+        }
+        for id in hung[1..].iter().chain(&others) {
+            second.destroy(id).await.expect("destroyed");
+        }
+        assert_eq!(Footprint::now(), before);
+        second.stop().await;
+    });
+}
+
+#[test]
+fn supervisor_that_cannot_be_reached_is_tried_again() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let first = TestAgent::start(data.path()).await;
+        first.create("sb-far").await.expect("made");
+        let machine = first.machine_pid("sb-far");
+        let socket = first.sandbox_dir("sb-far").join(files::SOCKET);
+        let aside = first.sandbox_dir("sb-far").join("aside");
+        first.stop().await;
+        // A connection fails for another reason than a supervisor that has ended.
+        fs::rename(&socket, &aside).expect("moved");
+        std::os::unix::fs::symlink(&socket, &socket).expect("linked");
+
+        let second = TestAgent::start(data.path()).await;
+        let starting = agent::until("a warning", async || {
+            let found = second.find("sb-far").await?;
+            (!found.warning.is_empty()).then_some(found)
+        })
+        .await;
+        let state = SandboxState::SANDBOX_STATE_STARTING;
+        assert_eq!(starting.state.as_known(), Some(state), "{starting:?}");
+        assert!(agent::is_alive(machine), "nothing is freed");
+        fs::remove_file(&socket).expect("it is there");
+        fs::rename(&aside, &socket).expect("moved");
+        let found = second.wait_for("sb-far", RUNNING).await;
+        assert_eq!(found.warning, "");
+        let done = second.sh("sb-far", "echo here").await.expect("run");
+        assert_eq!(done.stdout, b"here\n");
+        second.destroy("sb-far").await.expect("destroyed");
         second.stop().await;
     });
 }

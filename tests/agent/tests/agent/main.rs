@@ -13,6 +13,8 @@ mod host_network;
 mod isolation;
 mod kill_points;
 mod lifecycle;
+mod lifetime;
+mod live_snapshots;
 mod ownership;
 mod pause_failures;
 mod policy;

@@ -164,6 +164,30 @@ fn vm_continues_after_the_agent_died_during_its_snapshot() {
 }
 
 #[test]
+fn guest_that_was_prepared_for_a_pause_is_recovered_by_the_next_agent() {
+    const PREPARED: &str = "self@agent.snapshot.prepared";
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        agent.stop().await;
+        let dying = TestAgent::start_child_with(data.path(), PREPARED).await;
+        dying.wait_for(ID, RUNNING).await;
+        dying.pause(ID).await.expect_err("no answer");
+        dying.dies(PREPARED).await;
+
+        let agent = TestAgent::start(data.path()).await;
+        until("it recovers", async || {
+            (calls(&agent).last()? == "recover").then_some(())
+        })
+        .await;
+        is_usable(&agent, "whole").await;
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
 fn lost_vm_is_paused_at_its_last_snapshot_even_if_nothing_can_be_written() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");

@@ -206,8 +206,17 @@ impl TestAgent {
     }
 
     pub(crate) async fn pause(&self, id: &str) -> Result<(), ConnectError> {
+        self.pause_with(id, pb::PauseEffort::default()).await
+    }
+
+    pub(crate) async fn pause_with(
+        &self,
+        id: &str,
+        effort: pb::PauseEffort,
+    ) -> Result<(), ConnectError> {
         let request = pb::PauseSandboxRequest {
             id: id.to_owned(),
+            effort: effort.into(),
             ..Default::default()
         };
         self.client.pause_sandbox(request).await.map(drop)
@@ -485,6 +494,10 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 }
 
 pub(crate) fn kill_9(pid: i32) {
+    signal(pid, nix::sys::signal::Signal::SIGKILL);
+}
+
+pub(crate) fn signal(pid: i32, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the process is alive");
+    nix::sys::signal::kill(pid, signal).expect("the process is alive");
 }

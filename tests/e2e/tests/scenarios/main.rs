@@ -17,6 +17,7 @@ mod guest;
 mod jail;
 mod leaks;
 mod lifecycle;
+mod lifetime;
 mod memory;
 mod network;
 mod pause_faults;

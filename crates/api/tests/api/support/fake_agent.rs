@@ -163,6 +163,8 @@ pub(crate) struct State {
     /// Duration of every create.
     pub(crate) create_delay: Mutex<Duration>,
     last_create: Mutex<Option<rpc::CreateSandboxRequest>>,
+    /// Efforts of the requested pauses.
+    efforts: Mutex<Vec<rpc::PauseEffort>>,
     /// True if the last resume requested a boot from disk.
     pub(crate) cold_boot: AtomicBool,
     last_network: Mutex<Option<rpc::UpdateNetworkRequest>>,
@@ -211,6 +213,7 @@ impl FakeAgent {
             templates: Mutex::new(vec![minimal()]),
             create_delay: Mutex::default(),
             last_create: Mutex::default(),
+            efforts: Mutex::default(),
             cold_boot: AtomicBool::new(false),
             last_network: Mutex::default(),
             upload_bytes: AtomicUsize::new(0),
@@ -352,6 +355,11 @@ impl FakeAgent {
 
     pub(crate) fn last_create(&self) -> rpc::CreateSandboxRequest {
         lock(&self.state.last_create).clone().unwrap()
+    }
+
+    /// Returns the efforts of the pauses that were requested so far.
+    pub(crate) fn efforts(&self) -> Vec<rpc::PauseEffort> {
+        lock(&self.state.efforts).clone()
     }
 
     pub(crate) fn last_network(&self) -> rpc::UpdateNetworkRequest {

@@ -67,6 +67,12 @@ impl Deadlines {
         self.table().remove(id);
     }
 
+    /// Returns the deadline of a sandbox by the wall clock, in milliseconds since 1970; 0 if it has
+    /// none.
+    pub(super) fn expires_at(&self, id: &SandboxId) -> i64 {
+        self.table().get(id).map_or(0, |known| known.expires_at)
+    }
+
     /// True if the deadline of a sandbox has passed.
     pub(super) fn is_due(&self, id: &SandboxId) -> bool {
         let due = self.table().get(id).map(|known| known.due);

@@ -103,6 +103,8 @@ impl HostAgentService for Service {
         request: ServiceRequest<'_, rpc::PauseSandboxRequest>,
     ) -> ServiceResult<rpc::PauseSandboxResponse> {
         let id = request.id.to_owned();
+        let effort = request.effort.as_known();
+        lock(&self.0.efforts).push(effort.unwrap_or_default());
         self.0.detached(&id, State::pause).await?;
         Response::ok(rpc::PauseSandboxResponse {
             sandbox: self.0.info(&id).unwrap_or_default().into(),
