@@ -101,6 +101,16 @@ impl Client {
             .await
     }
 
+    /// `GET /v1/host/sandboxes/{id}/log?source=...`.
+    pub(crate) async fn log(&self, id: &SandboxId, source: &str) -> Result<Vec<u8>, ClientError> {
+        let mut url = self.url(&["host", "sandboxes", id.as_str(), "log"]);
+        url.query_pairs_mut().append_pair("source", source);
+        let request = self.request_to(Method::GET, url).timeout(CALL_TIMEOUT);
+        let answer = self.send(request).await?.bytes().await;
+        let log = answer.map_err(|e| ClientError::transport(&self.base, e))?;
+        Ok(log.into())
+    }
+
     /// `GET /v1/unknown-sandboxes`.
     pub(crate) async fn unknown(&self) -> Result<Vec<UnknownSandbox>, ClientError> {
         self.call(Method::GET, &["unknown-sandboxes"], NO_BODY)

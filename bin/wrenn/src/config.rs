@@ -100,6 +100,8 @@ pub(crate) struct Layer {
     pub(crate) max_clients: Option<NonZeroUsize>,
     /// Maximum number of concurrent connections per listener and peer.
     pub(crate) max_clients_per_peer: Option<NonZeroUsize>,
+    /// Maximum size of all bodies that are held in memory as a whole, in MiB.
+    pub(crate) max_buffered_mib: Option<NonZeroUsize>,
     /// Maximum lifetime that a client of the E2B API can request, in seconds.
     pub(crate) max_lifetime_sec: Option<NonZeroU32>,
     /// Days that the row of a sandbox is kept after its end; 0: for ever.
@@ -133,6 +135,7 @@ impl Layer {
             dns: self.dns.or(lower.dns),
             max_clients: self.max_clients.or(lower.max_clients),
             max_clients_per_peer: self.max_clients_per_peer.or(lower.max_clients_per_peer),
+            max_buffered_mib: self.max_buffered_mib.or(lower.max_buffered_mib),
             max_lifetime_sec: self.max_lifetime_sec.or(lower.max_lifetime_sec),
             retention_days: self.retention_days.or(lower.retention_days),
             log: self.log.or(lower.log),
@@ -227,6 +230,11 @@ impl Settings {
                 max_clients_per_peer: layer
                     .max_clients_per_peer
                     .map_or(limits.max_clients_per_peer, NonZeroUsize::get),
+                max_buffered_bytes: layer
+                    .max_buffered_mib
+                    .map_or(limits.max_buffered_bytes, |mib| {
+                        mib.get().saturating_mul(1024 * 1024)
+                    }),
                 retention: layer.retention_days.map_or(limits.retention, retention),
                 max_lifetime_sec: layer
                     .max_lifetime_sec

@@ -123,6 +123,8 @@ pub(crate) trait Machine {
     fn paging_library(&self) -> Result<String, String>;
     /// Names of the usable templates; the error describes damaged ones.
     fn templates(&self) -> Result<Vec<String>, String>;
+    /// Templates whose creates boot instead of being restored, each with the reason.
+    fn cold_templates(&self) -> Result<Vec<(String, String)>, String>;
 }
 
 /// Runs all checks.
@@ -162,6 +164,7 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
         disk(machine),
         memory(machine),
         images(templates),
+        template_snapshots(machine.cold_templates()),
     ]
 }
 
@@ -409,6 +412,25 @@ fn images(templates: Result<Vec<String>, String>) -> Finding {
                 name,
                 format!("not built yet: {missing}"),
                 format!("wrenn image build {missing}"),
+            )
+        }
+        Err(why) => Finding::bad(Level::Warn, name, why, "wrenn image build"),
+    }
+}
+
+fn template_snapshots(cold: Result<Vec<(String, String)>, String>) -> Finding {
+    let name = "template snapshots";
+    match cold {
+        Ok(cold) if cold.is_empty() => Finding::ok(name, "creates are restores"),
+        Ok(cold) => {
+            let reason = |(name, reason): &(String, String)| format!("`{name}`: {reason}");
+            let reasons: Vec<_> = cold.iter().map(reason).collect();
+            let names: Vec<_> = cold.iter().map(|(name, _)| name.as_str()).collect();
+            Finding::bad(
+                Level::Warn,
+                name,
+                format!("each create boots, in seconds; {}", reasons.join("; ")),
+                format!("wrenn image build {}", names.join(" ")),
             )
         }
         Err(why) => Finding::bad(Level::Warn, name, why, "wrenn image build"),

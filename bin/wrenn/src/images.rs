@@ -73,15 +73,16 @@ pub(crate) struct InUse {
 
 impl InUse {
     /// Reads the files that every sandbox and every snapshot of the data directory depends on.
-    pub(crate) fn read(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn read(dir: &Path, images_dir: &Path) -> io::Result<Self> {
         let mut in_use = Self::default();
-        in_use.add_each_of(&dir.join("sandboxes"), files::SPEC)?;
-        in_use.add_each_of(&dir.join("snapshots/snapshots"), MANIFEST)?;
+        in_use.add_each_of(&dir.join("sandboxes"), files::SPEC, images_dir)?;
+        in_use.add_each_of(&dir.join("snapshots/snapshots"), MANIFEST, images_dir)?;
         Ok(in_use)
     }
 
-    /// Adds the files listed in `name` in each subdirectory of `dir`.
-    fn add_each_of(&mut self, dir: &Path, name: &str) -> io::Result<()> {
+    /// Adds the files listed in `name` in each subdirectory of `dir`. Relative paths start at the
+    /// image directory.
+    fn add_each_of(&mut self, dir: &Path, name: &str, images_dir: &Path) -> io::Result<()> {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -94,8 +95,11 @@ impl InUse {
             }
             match read_parts(&sandbox_dir.join(name)) {
                 Some(parts) => {
-                    self.paths
-                        .extend([parts.kernel, parts.initrd, parts.base_disk].map(real));
+                    for path in [parts.kernel, parts.initrd, parts.base_disk] {
+                        // The directories may have been moved since the path was written.
+                        self.paths.extend(moved(images_dir, &path).map(real));
+                        self.paths.push(real(images_dir.join(path)));
+                    }
                     self.builds.extend(parts.restore.map(|from| from.build));
                 }
                 // Removed in the meantime, or not written yet.
@@ -141,6 +145,15 @@ fn read_parts(path: &Path) -> Option<Parts> {
     serde_json::from_slice(&text).ok()
 }
 
+/// Returns the path in the image directory of a file that has this path in another one.
+fn moved(images_dir: &Path, path: &Path) -> Option<PathBuf> {
+    let file = path.file_name()?;
+    let key = path.parent()?;
+    let kind = key.parent()?;
+    let moved = images_dir.join(kind.file_name()?).join(key.file_name()?);
+    Some(moved.join(file))
+}
+
 /// Returns the path with symbolic links resolved, so that two paths of one file are equal.
 fn real(path: PathBuf) -> PathBuf {
     fs::canonicalize(&path).unwrap_or(path)
@@ -163,9 +176,19 @@ mod tests {
             "restore": { "build": "00ff" },
         });
         fs::write(sandbox_dir.join(name), spec.to_string()).expect("writable");
+        let sandbox_dir = sandbox_dir.with_file_name("2");
+        fs::create_dir_all(&sandbox_dir).expect("a directory");
+        let spec = serde_json::json!({
+            "kernel": "kernels/key/vmlinux", "initrd": "/gone/kernels/key/initrd.img",
+            "base_disk": "rootfs/key/rootfs.ext4",
+        });
+        fs::write(sandbox_dir.join(name), spec.to_string()).expect("writable");
 
-        let in_use = InUse::read(dir.path()).expect("readable");
+        let images = dir.path().join("images");
+        let in_use = InUse::read(dir.path(), &images).expect("readable");
         assert!(in_use.holds(&disk));
+        assert!(in_use.holds(&images.join("rootfs/key/rootfs.ext4")));
+        assert!(in_use.holds(&images.join("kernels/key/initrd.img")));
         assert!(in_use.holds(Path::new("/k/vmlinux")));
         assert!(!in_use.holds(Path::new("/other")));
         assert_eq!(in_use.builds(), Some(vec!["00ff".to_owned()]));
@@ -181,12 +204,12 @@ mod tests {
     fn unreadable_sandbox_may_use_any_file() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(
-            !InUse::read(dir.path())
+            !InUse::read(dir.path(), dir.path())
                 .expect("none")
                 .holds(Path::new("/x"))
         );
         fs::create_dir_all(dir.path().join("sandboxes/sb-1")).expect("a directory");
-        let in_use = InUse::read(dir.path()).expect("one");
+        let in_use = InUse::read(dir.path(), dir.path()).expect("one");
         assert!(in_use.holds(Path::new("/x")));
         assert_eq!(in_use.builds(), None);
     }

@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use crate::logging;
+
 /// Runs an internal command if the arguments name one, and returns its exit code.
 pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
     let (command, rest) = args.split_first()?;
@@ -26,17 +28,35 @@ fn supervise(args: &[OsString]) -> i32 {
             return 2;
         }
     };
+    let dir = PathBuf::from(dir);
+    if let Err(error) = logging::init_supervisor(&dir) {
+        // The sandbox can be used without a log.
+        crate::output::error(format_args!(
+            "wrenn supervise: {}",
+            crate::output::in_full(error.as_ref())
+        ));
+    }
     let inherited = memory.map(|number| {
         let number = number.to_str().and_then(|number| number.parse().ok());
         wrenn_sys::session::take_inherited(number.unwrap_or(-1))
     });
     let ended = match inherited.transpose() {
-        Ok(memory) => wrenn_supervisor::run(&PathBuf::from(dir), memory).map_err(Into::into),
+        Ok(memory) => wrenn_supervisor::run(&dir, memory).map_err(Into::into),
         Err(error) => {
             Err(anyhow::Error::new(error).context("failed to take over the image's memory"))
         }
     };
-    exit_code("supervise", ended)
+    match ended {
+        Ok(()) => {
+            tracing::info!("VM stopped");
+            0
+        }
+        Err(error) => {
+            let reason = crate::output::in_full(error.as_ref());
+            tracing::error!(reason, "VM ended");
+            1
+        }
+    }
 }
 
 fn exit_code(command: &str, ended: Result<(), anyhow::Error>) -> i32 {

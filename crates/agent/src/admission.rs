@@ -94,7 +94,7 @@ pub(crate) fn plan(host: &HostContext, request: CreateRequest) -> Result<Plan, A
         ..size
     };
     if source::may_restore(host.config.template_snapshots, size, template_size)
-        && let Some(snapshot) = host.snapshots.template_snapshot(&template)
+        && let Ok(snapshot) = host.snapshots.template_snapshot(&template)
     {
         return params.with_snapshot(&capacity, snapshot);
     }

@@ -71,6 +71,16 @@ impl Vmm {
         }
     }
 
+    /// VMM of a given version, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_version(version: &str, accel: Accel) -> Self {
+        // The version counts as long as this file does not change.
+        let program = PathBuf::from("/bin/sh");
+        let vmm = Self::at(program.clone(), accel);
+        *vmm.known.lock() = Version::of(&program).ok().zip(Some(version.to_owned()));
+        vmm
+    }
+
     /// Returns the current state of the VMM. Blocks if the program has changed since the last call:
     /// then the program is run once. A version that cannot be read is `qemu unknown`, which loads
     /// no snapshot.

@@ -22,6 +22,7 @@ mod registry;
 mod rpc;
 mod sandbox;
 mod sandbox_dir;
+mod sandbox_logs;
 mod server;
 mod snapshots;
 mod supervisor;

@@ -5,6 +5,7 @@
 mod auth;
 mod error;
 mod lifecycle;
+mod logs;
 mod ownership;
 mod snapshots;
 mod tunnel;
@@ -225,6 +226,14 @@ impl pb::HostAgentService for AgentService {
         let sandbox = self.sandbox(request.id)?;
         sandbox.until_examined().await;
         Response::ok(lifecycle::metrics(&sandbox).await?)
+    }
+
+    async fn get_sandbox_log(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::GetSandboxLogRequest>,
+    ) -> ServiceResult<pb::GetSandboxLogResponse> {
+        Response::ok(logs::get(&self.sandboxes, request.to_owned_message()).await?)
     }
 }
 

@@ -11,7 +11,8 @@
 //!   snapshot.json          the last snapshot, and whether the sandbox kept running after it; if
 //!                          not, the sandbox is paused
 //!   rootfs.qcow2           the disk; `rootfs.<n>.qcow2` after a snapshot of the running sandbox
-//!   status.json, console.log, supervisor.log, supervisor.sock   written by the supervisor
+//!   status.json, supervisor.sock, console.log, supervisor.log, supervisor.log.1   written by the
+//!                          supervisor; `sandbox_logs` keeps the logs of failed sandboxes
 //! ```
 //!
 //! Files are replaced atomically: written under another name, flushed, renamed.

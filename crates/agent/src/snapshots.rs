@@ -9,11 +9,13 @@
 //! on or may be restored from.
 
 mod compact;
+mod image_files;
 mod located;
 mod memory;
 mod names;
 mod pins;
 mod tagged;
+mod template;
 mod verify;
 
 use std::{
@@ -33,6 +35,7 @@ use wrenn_snapshot::{
 use wrenn_sys::failpoint;
 
 pub(crate) use compact::Depth;
+use image_files::{Holder, ImageFiles};
 pub(crate) use located::LocatedSnapshot;
 pub(crate) use memory::ImageMemory;
 use memory::Memories;
@@ -41,10 +44,12 @@ use pins::Pins;
 pub(crate) use pins::SnapshotRef;
 pub(crate) use tagged::TaggedSnapshot;
 use tagged::TaggedSnapshots;
+use template::ColdTemplates;
+pub(crate) use template::{TemplateSnapshotState, examine, template_snapshot_name};
 use verify::Verified;
 pub(crate) use wrenn_snapshot::SnapshotId;
 
-use crate::{Template, disk::DiskError, host::Vmm};
+use crate::{disk::DiskError, host::Vmm};
 
 /// Failure to store, find, name or compact a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +112,17 @@ impl StagedSnapshot {
     }
 }
 
+/// Disk of a snapshot, and the kernel that boots from it.
+#[derive(Debug)]
+pub(crate) struct BootableDisk {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    /// Image at the base.
+    pub(crate) base: PathBuf,
+    /// Read-only layers, lowest first.
+    pub(crate) layers: Vec<PathBuf>,
+}
+
 /// All snapshots of this host.
 pub(crate) struct Snapshots {
     own: Store,
@@ -117,21 +133,10 @@ pub(crate) struct Snapshots {
     pins: Arc<Pins>,
     memories: Memories,
     verified: Verified,
+    image_files: ImageFiles,
+    cold: ColdTemplates,
     vmm: Vmm,
     cpu: CpuModel,
-}
-
-/// State of a template's snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TemplateSnapshotState {
-    /// There is none, or it belongs to another version of the template or to another CPU model.
-    Missing,
-    /// This host cannot load it.
-    Unloadable,
-    /// It can be restored, but a new one would have other devices.
-    Older,
-    /// It is what a new one would be.
-    Current,
 }
 
 impl Snapshots {
@@ -143,6 +148,7 @@ impl Snapshots {
         vmm: Vmm,
         cpu: CpuModel,
     ) -> Result<Self, SnapshotError> {
+        let image_files = ImageFiles::of(images);
         let images = images.join("snapshots");
         Ok(Self {
             own: Store::open(root)?,
@@ -153,6 +159,8 @@ impl Snapshots {
             pins: Arc::default(),
             memories: Memories::default(),
             verified: Verified::default(),
+            image_files,
+            cold: ColdTemplates::default(),
             vmm,
             cpu,
         })
@@ -192,7 +200,7 @@ impl Snapshots {
             }
         }
         let (here, cpu) = (self.vmm.current(), spec.cpu());
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             version: 1,
             build: staging.build(),
             created_unix_ms: crate::sandbox::now_unix_ms(),
@@ -212,6 +220,7 @@ impl Snapshots {
             envs: spec.envs.clone(),
             device_checksum: None,
         };
+        self.image_files.name(&mut manifest);
         // For the same reason, memory files of the image store are linked too.
         staging.publish(&manifest, &new, Some(&self.images))?;
         Ok(pin)
@@ -252,11 +261,18 @@ impl Snapshots {
         Ok(LocatedSnapshot::new(snapshot, layers, memory, pin.clone()))
     }
 
-    /// Returns the read-only layers of a snapshot's disk, lowest first. The snapshot's other files
+    /// Returns the disk of a snapshot and the kernel that boots from it. The snapshot's other files
     /// need not exist or match this host.
-    pub(crate) fn disk_layers(&self, pin: &SnapshotRef) -> Result<Vec<PathBuf>, SnapshotError> {
+    pub(crate) fn disk(&self, pin: &SnapshotRef) -> Result<BootableDisk, SnapshotError> {
         let snapshot = self.find(pin.id())?;
-        self.layers(&self.stores_of(&snapshot), &snapshot.manifest)
+        let layers = self.layers(&self.stores_of(&snapshot), &snapshot.manifest)?;
+        let manifest = snapshot.manifest;
+        Ok(BootableDisk {
+            kernel: manifest.kernel,
+            initrd: manifest.initrd,
+            base: manifest.base_disk,
+            layers,
+        })
     }
 
     /// Returns the stores that hold the files of a snapshot. A snapshot of the image store depends
@@ -300,10 +316,12 @@ impl Snapshots {
     }
 
     fn find(&self, build: SnapshotId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {
-        match self.own.snapshot(build) {
-            Err(StoreError::NotFound(_)) => Ok(self.images.snapshot(build)?),
-            other => Ok(other?),
-        }
+        let (mut snapshot, holder) = match self.own.snapshot(build) {
+            Err(StoreError::NotFound(_)) => (self.images.snapshot(build)?, Holder::ImageDir),
+            other => (other?, Holder::DataDir),
+        };
+        self.image_files.locate(&mut snapshot.manifest, holder);
+        Ok(snapshot)
     }
 
     /// Returns the token that the guest agent in a snapshot requires from its clients.
@@ -435,42 +453,6 @@ impl Snapshots {
         })
     }
 
-    /// Returns the template snapshot of a template, if it exists and matches this host, its CPU
-    /// model, and the template.
-    pub(crate) fn template_snapshot(&self, template: &Template) -> Option<LocatedSnapshot> {
-        let pin = self.template_snapshot_ref(template)?;
-        self.locate(&pin).ok()
-    }
-
-    /// Returns the state of a template's snapshot.
-    pub(crate) fn template_snapshot_state(&self, template: &Template) -> TemplateSnapshotState {
-        let Some(pin) = self.template_snapshot_ref(template) else {
-            return TemplateSnapshotState::Missing;
-        };
-        match self.locate(&pin) {
-            Ok(located) if located.machine() == MachineProfile::current() => {
-                TemplateSnapshotState::Current
-            }
-            Ok(_) => TemplateSnapshotState::Older,
-            Err(SnapshotError::Incompatible(_)) => TemplateSnapshotState::Unloadable,
-            Err(_) => TemplateSnapshotState::Missing,
-        }
-    }
-
-    /// Returns a reference to the snapshot of a template, if it exists and matches the template.
-    fn template_snapshot_ref(&self, template: &Template) -> Option<SnapshotRef> {
-        let name = template_snapshot_name(&template.name, self.vmm.accel()).ok()?;
-        let pin = self.pinned(&self.image_names, &name).ok().flatten()?;
-        let manifest = self.find(pin.id()).ok()?.manifest;
-        let fits = manifest.kernel == template.kernel
-            && manifest.initrd == template.initrd
-            && manifest.base_disk == template.rootfs
-            && manifest.cpu() == self.cpu
-            && manifest.size.vcpus == template.vcpus
-            && manifest.size.memory_mib == template.memory_mib;
-        fits.then_some(pin)
-    }
-
     /// Removes all unreferenced snapshots. Blocks until they are removed.
     ///
     /// `kept` is called after the references were read and returns further snapshots to keep. If it
@@ -502,13 +484,4 @@ impl Snapshots {
             }
         }
     }
-}
-
-/// Returns the name of a template's snapshot in the image store.
-pub(crate) fn template_snapshot_name(
-    template: &TemplateName,
-    accel: Accel,
-) -> Result<TemplateName, String> {
-    let name = format!("warm-{template}-{accel}");
-    name.parse().map_err(|_| name)
 }

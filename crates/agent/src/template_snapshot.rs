@@ -33,7 +33,7 @@ use self::guest_command::{User, run_command};
 use crate::{
     AgentConfig, AgentError, Deadlines, Template,
     admission::CreateParams,
-    host::HostCapacity,
+    host::{HostCapacity, Vmm},
     network::{ceiling::EgressCeiling, egress::Access},
     registry::Registry,
     sandbox::{
@@ -41,7 +41,7 @@ use crate::{
         service::SandboxService,
     },
     server,
-    snapshots::{SnapshotRef, TemplateSnapshotState, template_snapshot_name},
+    snapshots::{self, SnapshotRef, TemplateSnapshotState, template_snapshot_name},
     templates::image_mib,
 };
 
@@ -240,6 +240,28 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
         keep_page_cache: true,
         boot: BootPolicy::precise(),
     }
+}
+
+/// Returns the templates of an image directory whose creates boot, each with the reason. Only reads,
+/// but blocks while the VMM prints its version; the directory exists.
+///
+/// # Errors
+/// If the templates cannot be read.
+pub fn cold_templates(
+    images_dir: &Path,
+    accel: Accel,
+    cpu: &CpuModel,
+) -> Result<Vec<(TemplateName, String)>, TemplateSnapshotError> {
+    let store = ImageStore::open(images_dir).map_err(step_failed("open the image directory"))?;
+    let templates = store.each().map_err(step_failed("list the templates"))?;
+    let vmm = Vmm::of_host(accel).current();
+    // A damaged template is reported elsewhere.
+    let templates = templates.into_iter().flatten();
+    let cold = templates.filter_map(|template| {
+        let reason = snapshots::examine(images_dir, &template, &vmm, cpu)?;
+        Some((template.name, reason.to_string()))
+    });
+    Ok(cold.collect())
 }
 
 async fn snapshot_template(

@@ -1,6 +1,5 @@
 //! Files and directories of a guest.
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -50,22 +49,22 @@ pub struct FileEntry {
     pub name: String,
     /// Path.
     pub path: String,
-    /// `file`, `directory`, `symlink` or `unknown`. For a symbolic link: the type of its target.
+    /// `file`, `directory` or `symlink`. For a symbolic link: the type of its target, or `symlink` if
+    /// the target does not exist. Devices, pipes and sockets are files; see `permissions`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Size, in bytes.
     pub size: i64,
     /// Permission bits (0o644 is 420).
     pub mode: u32,
-    /// Permissions in the format of `ls -l`.
+    /// Permissions in the format of `ls -l`. The first characters tell what kind of file it is.
     pub permissions: String,
     /// Name of the owner.
     pub owner: String,
     /// Name of the group.
     pub group: String,
-    /// Time of the last modification.
-    #[schema(value_type = String, format = DateTime)]
-    pub modified_at: Timestamp,
+    /// Time of the last modification, in seconds since 1970.
+    pub modified_at: i64,
     /// Target of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symlink_target: Option<String>,

@@ -41,6 +41,19 @@ pub struct Host {
     /// Number of times since the host agent started that rules of the host's packet filter or its
     /// forwarding were restored, because another program had changed them.
     pub network_restored: u64,
+    /// Templates whose creates boot instead of being restored, although the host uses template
+    /// snapshots. `wrenn image build` makes new ones.
+    #[serde(default)]
+    pub cold_templates: Vec<ColdTemplate>,
+}
+
+/// Template whose creates boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ColdTemplate {
+    /// Name of the template.
+    pub name: String,
+    /// Reason why it cannot be restored.
+    pub reason: String,
 }
 
 /// Number of boots from disk since the host agent started. A restore from a snapshot is not a boot.

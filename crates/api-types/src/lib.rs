@@ -16,8 +16,10 @@ mod template;
 pub use api_key::{ApiKey, CreateApiKey, CreatedApiKey};
 pub use error::{ErrorBody, ErrorDetail, ErrorDetails};
 pub use file::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
-pub use host::{BootCounts, Health, Host};
+pub use host::{BootCounts, ColdTemplate, Health, Host};
 pub use metrics::{Metrics, MetricsPoint};
-pub use process::{BackgroundProcess, ExecRequest, ExecResult, Process, ProcessList, Truncated};
+pub use process::{
+    BackgroundProcess, ExecRequest, ExecResult, Process, ProcessList, Truncated, TruncatedBy,
+};
 pub use sandbox::{CreateSandbox, ForkSandbox, ResumeSandbox, Sandbox, UnknownSandbox};
 pub use template::{CreateSnapshot, Template};

@@ -64,12 +64,26 @@ pub struct ExecResult {
 /// stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Truncated {
-    /// Maximum output that is returned per stream, in bytes.
+    /// Limit that was reached.
+    #[serde(default)]
+    pub limit: TruncatedBy,
+    /// Size of this limit, in bytes.
     pub limit_bytes: u64,
     /// Number of bytes of standard output that were dropped.
     pub stdout_dropped_bytes: u64,
     /// Number of bytes of standard error that were dropped.
     pub stderr_dropped_bytes: u64,
+}
+
+/// Limit of the output of a command.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncatedBy {
+    /// Maximum output that is returned per stream.
+    #[default]
+    Exec,
+    /// Maximum size of all bodies that the server holds in memory.
+    Buffers,
 }
 
 /// Response of a background exec (202).

@@ -14,7 +14,7 @@ use wrenn_control::{
     samples::Samples,
 };
 use wrenn_db::Db;
-use wrenn_model::{Egress, SandboxId};
+use wrenn_model::{ByteBudget, Egress, SandboxId};
 
 use crate::error::ApiError;
 
@@ -34,6 +34,8 @@ pub(crate) struct App {
     pub(crate) samples: Arc<Samples>,
     pub(crate) default_egress: Egress,
     pub(crate) limits: Limits,
+    /// Budget of the bodies that are held in memory as a whole.
+    pub(crate) buffers: ByteBudget,
     /// Cancelled when the server shuts down, so that long sessions close their connections.
     pub(crate) shutdown: CancellationToken,
     /// WebSocket sessions. The HTTP server does not track a connection after its upgrade.

@@ -89,6 +89,7 @@ mod tests {
             ("/v1/api-keys", Scope::Keys),
             ("/v1/api-keys/1", Scope::Keys),
             ("/v1/host", Scope::Hosts),
+            ("/v1/host/sandboxes/sb-1/log", Scope::Hosts),
             ("/v1/unknown-sandboxes/sb-1/adopt", Scope::Hosts),
             ("/v1/hosts", Scope::Sandboxes),
             ("/v1/sandboxes", Scope::Sandboxes),

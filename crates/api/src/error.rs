@@ -12,21 +12,22 @@
 //! | concurrent change, existing path, or resource that cannot be deleted | 409 | `conflict` |
 //! | resource to be created exists | 409 | `already_exists` |
 //! | body or file exceeds the limit of this call | 413 | `too_large` |
-//! | lack of memory, disk space or slots on the host or in the guest | 503 | `resource_exhausted` |
+//! | lack of memory, disk space or slots on the host or in the guest, or of buffers here | 503 | `resource_exhausted` |
 //! | host or guest does not answer | 503 | `unavailable` |
 //! | timeout, also of a client that takes no output | 504 | `timeout` |
 //! | any other failure of the host | 502 | `agent_error` |
 //! | database failure | 500 | `db_error` |
 //! | bug in the control plane | 500 | `internal` |
 //!
-//! Internal causes are written to the server's log, not sent to the client.
+//! Internal causes are written to the server's log, not sent to the client. A `resource_exhausted` has
+//! the header `Retry-After`.
 
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
 use connectrpc::ErrorCode as RpcCode;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header};
 use wrenn_api_types::{ErrorBody, ErrorDetail, ErrorDetails};
 use wrenn_control::{agent_client::AgentError, lifecycle::LifecycleError};
 use wrenn_db::DbError;
@@ -138,8 +139,18 @@ impl IntoResponse for ApiError {
                 }),
             },
         };
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        if self.code == Code::ResourceExhausted {
+            add_retry_after(&mut response);
+        }
+        response
     }
+}
+
+/// Tells the client to repeat its request after a second: resources may be free then.
+pub(crate) fn add_retry_after(response: &mut Response) {
+    let seconds = HeaderValue::from_static("1");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
 }
 
 /// Maps an RPC code of the agent to an error code of the REST API.

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use http::{HeaderMap, StatusCode, header, request::Parts};
 use serde::de::DeserializeOwned;
 use wrenn_control::principal::Principal;
-use wrenn_model::SandboxId;
+use wrenn_model::{Reservation, SandboxId};
 
 use crate::{
     app::AppState,
@@ -30,22 +30,24 @@ pub(crate) struct ApiJson<T>(pub(crate) T);
 /// A JSON object. An absent body counts as `{}`.
 pub(crate) struct ApiJsonOrEmpty<T>(pub(crate) T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
+impl<T: DeserializeOwned> FromRequest<AppState> for ApiJson<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         require_json(&parts.headers)?;
-        parse_object(&read_body(&parts.headers, body).await?).map(Self)
+        let mut reserved = app.buffers.empty();
+        parse_object(&read_body(&parts.headers, body, &mut reserved).await?).map(Self)
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for ApiJsonOrEmpty<T> {
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for ApiJsonOrEmpty<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read_body(&parts.headers, body).await?;
+        let mut reserved = app.buffers.empty();
+        let bytes = read_body(&parts.headers, body, &mut reserved).await?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
@@ -76,7 +78,11 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
         .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
 }
 
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+async fn read_body(
+    headers: &HeaderMap,
+    body: Body,
+    reserved: &mut Reservation,
+) -> Result<Bytes, ApiError> {
     let too_large = || ApiError::too_large("the body", MAX_JSON_BYTES);
     if announced_bytes(headers).is_some_and(|n| n > MAX_JSON_BYTES as u64) {
         return Err(too_large());
@@ -89,6 +95,7 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
             if read.len() + piece.len() > MAX_JSON_BYTES {
                 return Err(too_large());
             }
+            reserved.grow(piece.len())?;
             read.extend_from_slice(&piece);
         }
         Ok(())

@@ -16,6 +16,7 @@
 
 mod app;
 mod authorize;
+mod buffers;
 mod e2b;
 mod error;
 mod extract;

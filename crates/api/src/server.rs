@@ -27,6 +27,7 @@ use wrenn_control::{
 };
 use wrenn_db::Db;
 use wrenn_http_server::{DrainingBody, Limits};
+use wrenn_model::ByteBudget;
 use wrenn_proxy::{AgentTunnel, ConnectionKillSwitch, InvalidAgentUrl, Proxy, ProxyConfig};
 
 use crate::{app::App, router, traffic::Traffic};
@@ -70,7 +71,8 @@ pub async fn serve(
     ensure_first_keys(&db, &auth, &config).await?;
     let cuts = ConnectionKillSwitch::default();
     let (say_begun, begun) = samples::begun();
-    let guests = Arc::new(Guests::new(fleet.clone()));
+    let buffers = ByteBudget::new(config.limits.max_buffered_bytes);
+    let guests = Arc::new(Guests::new(fleet.clone(), buffers.clone()));
     let lifecycle = Lifecycle::new(
         db.clone(),
         fleet.clone(),
@@ -92,6 +94,7 @@ pub async fn serve(
         samples: Arc::clone(&samples),
         default_egress: config.default_egress,
         limits,
+        buffers,
         shutdown: shutdown.clone(),
         sessions: sessions.clone(),
     });

@@ -8,6 +8,7 @@ mod files;
 mod files_stream;
 mod health;
 mod host;
+mod logs;
 mod metrics;
 mod pause;
 mod process;
@@ -57,6 +58,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
         .routes(routes!(host::get))
+        .routes(routes!(logs::get))
         .routes(routes!(unknown::list))
         .routes(routes!(unknown::adopt))
         .routes(routes!(unknown::destroy))

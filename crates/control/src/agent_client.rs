@@ -13,6 +13,7 @@ use connectrpc::{
 };
 use parking_lot::Mutex;
 use wrenn_db::UNKNOWN_HOST;
+use wrenn_model::SandboxId;
 use wrenn_proto::{
     headers,
     rpc::hostagent::v1::{self as rpc, HostAgentServiceClient},
@@ -197,6 +198,26 @@ impl AgentClient {
             ..Default::default()
         };
         unary!(self.calls, ping_sandbox_with_options, request, CALL_TIMEOUT).map(drop)
+    }
+
+    /// Returns a log of a sandbox, also of one that failed and was removed.
+    pub async fn sandbox_log(
+        &self,
+        id: &SandboxId,
+        source: rpc::LogSource,
+    ) -> Result<Vec<u8>, AgentError> {
+        let request = rpc::GetSandboxLogRequest {
+            id: id.to_string(),
+            source: source.into(),
+            ..Default::default()
+        };
+        let answer = unary!(
+            self.calls,
+            get_sandbox_log_with_options,
+            request,
+            CALL_TIMEOUT
+        )?;
+        Ok(answer.content)
     }
 
     /// Returns the current resource usage of a sandbox.

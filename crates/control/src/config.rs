@@ -11,6 +11,9 @@ pub struct Limits {
     pub max_clients: usize,
     /// Maximum number of concurrent connections per listener and peer.
     pub max_clients_per_peer: usize,
+    /// Maximum size of all bodies of requests and responses that are held in memory as a whole, in
+    /// bytes.
+    pub max_buffered_bytes: usize,
     /// Time that the row of a sandbox is kept after its end; `None`: for ever.
     pub retention: Option<Duration>,
     /// Maximum lifetime that a client of the E2B API can request, in seconds.
@@ -24,6 +27,7 @@ impl Default for Limits {
         Self {
             max_clients: 8192,
             max_clients_per_peer: 1024,
+            max_buffered_bytes: 256 * 1024 * 1024,
             retention: Some(Duration::from_secs(30 * 24 * 3600)),
             max_lifetime_sec: 30 * 24 * 3600,
             idempotency_wait: Duration::from_secs(50),

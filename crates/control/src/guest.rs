@@ -37,7 +37,7 @@ use futures::{Stream, future::BoxFuture};
 use parking_lot::{Mutex, MutexGuard};
 use wrenn_db::Sandbox;
 use wrenn_envd_client::{Dial, Download, EnvdClient, Exec, ExecOutput, ProcessEvents};
-use wrenn_model::SandboxId;
+use wrenn_model::{ByteBudget, Reservation, SandboxId};
 use wrenn_proto::{
     guest,
     rpc::{
@@ -60,6 +60,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// Clients of the guest agents of all sandboxes.
 pub struct Guests {
     fleet: Fleet,
+    /// Budget of the responses that are decoded as a whole.
+    budget: ByteBudget,
     clients: Mutex<HashMap<SandboxId, Entry>>,
 }
 
@@ -89,9 +91,10 @@ impl Entry {
 
 impl Guests {
     /// Creates an empty set of clients. Guests are reached through the agents of their hosts.
-    pub fn new(fleet: Fleet) -> Self {
+    pub fn new(fleet: Fleet, budget: ByteBudget) -> Self {
         Self {
             fleet,
+            budget,
             clients: Mutex::default(),
         }
     }
@@ -116,7 +119,8 @@ impl Guests {
             id: row.id.clone(),
         });
         let entry = Entry {
-            client: EnvdClient::new(Arc::clone(&route) as Arc<dyn Dial>, &row.envd_token)?,
+            client: EnvdClient::new(Arc::clone(&route) as Arc<dyn Dial>, &row.envd_token)?
+                .with_budget(self.budget.clone()),
             route,
             token: row.envd_token.clone(),
             in_use: Arc::default(),
@@ -247,9 +251,14 @@ impl Guest {
         }
     }
 
-    /// Runs a command to its end.
-    pub async fn exec(&self, exec: Exec) -> Result<ExecOutput, AgentError> {
-        self.explained(self.client.exec(exec).await).await
+    /// Runs a command to its end. Its output is accounted to the budget of `reserved`.
+    pub async fn exec(
+        &self,
+        exec: Exec,
+        reserved: &mut Reservation,
+    ) -> Result<ExecOutput, AgentError> {
+        self.explained(self.client.exec_within(exec, reserved).await)
+            .await
     }
 
     /// Starts a process.
@@ -390,6 +399,11 @@ pub struct GuestFile {
 }
 
 impl GuestFile {
+    /// Returns the length of the file, in bytes; `None` if it is not known yet.
+    pub fn length(&self) -> Option<u64> {
+        self.download.length()
+    }
+
     /// Returns the next piece of the file, or `None` at its end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, AgentError> {
         self.guest.explained(self.download.next().await).await

@@ -16,6 +16,7 @@ use hyper_util::{
     client::legacy::{self, Client},
     rt::{TokioExecutor, TokioTimer},
 };
+use wrenn_model::ByteBudget;
 use wrenn_proto::{
     headers::ACCESS_TOKEN,
     rpc::{filesystem::FilesystemClient, process::ProcessClient},
@@ -52,6 +53,8 @@ pub(crate) type RequestBody = UnsyncBoxBody<Bytes, ConnectError>;
 pub(crate) struct Transport {
     http: Client<Connector, RequestBody>,
     broken: Broken,
+    /// Budget of responses; `None` if they are streams.
+    budget: Option<ByteBudget>,
 }
 
 impl ClientTransport for Transport {
@@ -64,9 +67,14 @@ impl ClientTransport for Transport {
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, ConnectError>> {
         let answer = self.http.request(request.map(BodyExt::boxed_unsync));
         let broken = self.broken.clone();
+        let reserved = self.budget.as_ref().map(ByteBudget::empty);
         Box::pin(async move {
             let answer = answer.await.map_err(transport_failed)?;
-            Ok(answer.map(|body| ResponseBody { body, broken }))
+            Ok(answer.map(|body| ResponseBody {
+                body,
+                broken,
+                reserved,
+            }))
         })
     }
 }
@@ -78,6 +86,7 @@ pub struct EnvdClient {
     token: HeaderValue,
     config: ClientConfig,
     http: Client<Connector, RequestBody>,
+    budget: ByteBudget,
 }
 
 impl std::fmt::Debug for EnvdClient {
@@ -106,7 +115,15 @@ impl EnvdClient {
             token,
             config,
             http,
+            budget: ByteBudget::unlimited(),
         })
+    }
+
+    /// Accounts lists, which are decoded as a whole, to a budget. By default they have no limit but
+    /// that of a message.
+    #[must_use]
+    pub fn with_budget(self, budget: ByteBudget) -> Self {
+        Self { budget, ..self }
     }
 
     /// Creates a client of the guest agent at `address`. Does not connect yet.
@@ -131,22 +148,23 @@ impl EnvdClient {
 
     /// Returns a client of the process service, for one call.
     pub(crate) fn process(&self) -> (ProcessClient<Transport>, Broken) {
-        let (transport, broken) = self.transport();
+        let (transport, broken) = self.transport(None);
         (ProcessClient::new(transport, self.config.clone()), broken)
     }
 
     /// Returns a client of the file system service, for one call.
     pub(crate) fn filesystem(&self) -> (FilesystemClient<Transport>, Broken) {
-        let (transport, broken) = self.transport();
+        let (transport, broken) = self.transport(Some(self.budget.clone()));
         let client = FilesystemClient::new(transport, self.config.clone());
         (client, broken)
     }
 
-    fn transport(&self) -> (Transport, Broken) {
+    fn transport(&self, budget: Option<ByteBudget>) -> (Transport, Broken) {
         let broken = Broken::default();
         let transport = Transport {
             http: self.http.clone(),
             broken: broken.clone(),
+            budget,
         };
         (transport, broken)
     }

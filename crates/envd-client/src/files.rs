@@ -26,12 +26,20 @@ const STALL_CHECK: Duration = Duration::from_secs(5);
 /// File that is being read from the guest.
 #[derive(Debug)]
 pub struct Download {
+    length: Option<u64>,
     body: Incoming,
     /// Data received and not yet returned.
     rest: Bytes,
 }
 
 impl Download {
+    /// Returns the length of the file, in bytes. `None` if it is known only at its end, as of files
+    /// of the kernel.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
     /// Returns the next chunk of at most 64 KiB, or `None` after the last one. Fetches data only as
     /// fast as the caller takes it.
     ///
@@ -134,7 +142,9 @@ impl EnvdClient {
             .map_err(bad_request)?;
         let answer = self.send(request, CALL_DEADLINE).await?;
         let answer = guest_error::check(answer, user).await?;
+        let length = answer.headers().get(header::CONTENT_LENGTH);
         Ok(Download {
+            length: length.and_then(|length| length.to_str().ok()?.parse().ok()),
             body: answer.into_body(),
             rest: Bytes::new(),
         })

@@ -27,7 +27,7 @@ impl EnvdClient {
         };
         let options = as_user(CallOptions::default(), user)?;
         let (filesystem, broken) = self.filesystem();
-        let call = broken.watch(filesystem.list_dir_with_options(request, options));
+        let call = broken.watch_message(filesystem.list_dir_with_options(request, options));
         let answer = within(CALL_DEADLINE, call)
             .await
             .map_err(unknown_user(user))?;
@@ -45,7 +45,7 @@ impl EnvdClient {
         };
         let options = as_user(CallOptions::default(), user)?;
         let (filesystem, broken) = self.filesystem();
-        let call = broken.watch(filesystem.make_dir_with_options(request, options));
+        let call = broken.watch_message(filesystem.make_dir_with_options(request, options));
         let answer = within(CALL_DEADLINE, call)
             .await
             .map_err(unknown_user(user))?;
@@ -63,7 +63,7 @@ impl EnvdClient {
         };
         let options = as_user(CallOptions::default(), user)?;
         let (filesystem, broken) = self.filesystem();
-        let call = broken.watch(filesystem.remove_with_options(request, options));
+        let call = broken.watch_message(filesystem.remove_with_options(request, options));
         within(CALL_DEADLINE, call)
             .await
             .map_err(unknown_user(user))

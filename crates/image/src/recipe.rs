@@ -76,9 +76,17 @@ const BASE: Recipe = Recipe {
     ..MINIMAL
 };
 
+/// Default template of the Wrenn Python client. It has the files of `minimal`, so both have the same
+/// image; only the user differs.
+const MINIMAL_UBUNTU: Recipe = Recipe {
+    name: "minimal-ubuntu",
+    default_user: "wrenn-user",
+    ..MINIMAL
+};
+
 impl Recipe {
     /// All known recipes; a base recipe precedes the recipes that extend it.
-    pub const ALL: [Self; 2] = [MINIMAL, BASE];
+    pub const ALL: [Self; 3] = [MINIMAL, MINIMAL_UBUNTU, BASE];
 
     /// Returns the recipe of a template.
     #[must_use]
@@ -200,6 +208,36 @@ mod tests {
             ..BASE
         };
         assert_ne!(above_other.layer_key(), BASE.layer_key());
+    }
+
+    #[test]
+    fn template_that_differs_in_its_user_has_the_image_of_the_other() {
+        let programs = Programs {
+            envd: b"envd".to_vec(),
+            init: b"init".to_vec(),
+        };
+        let rootfs = |recipe: &Recipe| recipe.rootfs_key(&programs, "modules");
+        assert_eq!(rootfs(&MINIMAL_UBUNTU), rootfs(&MINIMAL));
+        assert_ne!(MINIMAL_UBUNTU.default_user, MINIMAL.default_user);
+    }
+
+    #[test]
+    fn every_user_has_a_home_and_a_home_has_a_user() {
+        let users: Vec<_> = guest::USER_LINES
+            .iter()
+            .filter(|(path, _)| *path == "etc/passwd")
+            .map(|(_, line)| line.split(':').collect::<Vec<_>>())
+            .collect();
+        for (home, id) in guest::HOMES {
+            let has = |user: &&Vec<&str>| user[5].strip_prefix('/') == Some(home);
+            let user = users.iter().find(has).expect("a user");
+            assert_eq!((user[2], user[3]), (&*id.to_string(), &*id.to_string()));
+        }
+        assert_eq!(users.len(), guest::HOMES.len());
+        for recipe in Recipe::ALL {
+            let user = recipe.default_user;
+            assert!(user == "root" || users.iter().any(|line| line[0] == user));
+        }
     }
 
     #[test]

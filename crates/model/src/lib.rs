@@ -7,9 +7,11 @@
 //! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`], [`CpuModel`]: properties of a
 //!   sandbox.
 //! - [`TeamId`], [`Scope`]: owners of sandboxes, and what an API key may do.
+//! - [`ByteBudget`]: account of the bytes that buffers share.
 //! - [`limits`]: sizes and ranges, with their units.
 
 mod boot_times;
+mod byte_budget;
 mod cpu_model;
 mod egress;
 mod ids;
@@ -19,6 +21,7 @@ mod status;
 mod team;
 
 pub use boot_times::BootTimes;
+pub use byte_budget::{BudgetExhausted, ByteBudget, Reservation};
 pub use cpu_model::{CpuModel, InvalidCpuModel};
 pub use egress::{Egress, EgressLimit};
 pub use ids::{InvalidId, SandboxId, TemplateName};

@@ -32,8 +32,10 @@ pub mod files {
     pub const STATUS: &str = "status.json";
     /// Socket on which the supervisor listens.
     pub const SOCKET: &str = "supervisor.sock";
-    /// Log of the supervisor and of the VMM.
+    /// Log of the supervisor and of the VMM: JSON lines, at most [`super::MAX_LOG_BYTES`].
     pub const LOG: &str = "supervisor.log";
+    /// Lines before those in [`LOG`], of the same size.
+    pub const OLD_LOG: &str = "supervisor.log.1";
     /// Output of the guest's serial console; at least the last [`super::CONSOLE_KEEP_BYTES`].
     pub const CONSOLE: &str = "console.log";
     /// Disk of the sandbox, a qcow2 overlay.
@@ -42,6 +44,9 @@ pub mod files {
 
 /// Maximum size of a message, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// Maximum size of each file of a supervisor's log, in bytes.
+pub const MAX_LOG_BYTES: u64 = 512 * 1024;
 
 /// Minimum amount of serial console output to keep, in bytes. The log is bounded, because a guest
 /// that prints without end must not fill the host's disk.

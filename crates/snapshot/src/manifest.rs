@@ -39,7 +39,8 @@ pub struct Manifest {
     /// Virtual CPUs, memory and disk.
     #[serde(flatten)]
     pub size: MachineSize,
-    /// Kernel that the VM booted.
+    /// Kernel that the VM booted. This and the next two paths are relative to the image directory, or
+    /// absolute if the file is elsewhere; always absolute in snapshots of earlier versions.
     pub kernel: PathBuf,
     /// Initial RAM disk of the kernel.
     pub initrd: PathBuf,

@@ -6,7 +6,7 @@
 //! so does the sandbox. The module [`wrenn_proto::supervise`] defines the protocol between them.
 //!
 //! A supervisor never changes resources of the agent: the network namespace, the cgroups, and the
-//! sandbox's directory except `status.json` and `console.log`. It frees no resources of the host.
+//! sandbox's directory except `status.json` and its logs. It frees no resources of the host.
 //! When it exits, the kernel frees everything that it held.
 //!
 //! ```text
@@ -34,6 +34,7 @@ pub mod console;
 mod control;
 mod error;
 pub mod gateway;
+mod log;
 mod machine;
 mod machine_actor;
 mod memory;
@@ -43,5 +44,6 @@ mod supervise;
 mod vmm_time;
 
 pub use error::SupervisorError;
+pub use log::SupervisorLog;
 pub use preload::find as paging_library;
 pub use supervise::{run, run_with};

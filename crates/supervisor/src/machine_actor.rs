@@ -165,6 +165,7 @@ impl<M: Machine> MachineActor<M> {
     }
 
     async fn stop(&mut self, reply: Option<StopReply>) -> Result<(), SupervisorError> {
+        tracing::info!("stopping the VM on request");
         let stopped = self.machine.stop(STOP_DEADLINE).await;
         if let Some(reply) = reply {
             let answer = match &stopped {
@@ -232,6 +233,7 @@ impl<M: Machine> MachineActor<M> {
         if self.is_paused {
             self.machine.resume().await?;
             self.is_paused = false;
+            tracing::info!("VM resumed");
         }
         Ok(())
     }
@@ -282,12 +284,21 @@ impl<M: Machine> MachineActor<M> {
         let generation = written.header.generation();
         self.memory.wrote(written.header);
         failpoint::hit("supervisor.snapshot.written", vmm);
+        let paused_ms = elapsed_ms(began);
+        let pages_written = written.pages_written;
+        tracing::info!(
+            build,
+            generation,
+            pages_written,
+            paused_ms,
+            "snapshot written"
+        );
         Ok(SnapshotReport {
             generation,
             disk_layers,
             pages_seen: written.pages_seen,
-            pages_written: written.pages_written,
-            paused_ms: elapsed_ms(began),
+            pages_written,
+            paused_ms,
             vmm: self.machine.version(),
         })
     }

@@ -115,7 +115,12 @@ async fn supervise<D: VmmDriver>(
     let (commands, queue) = mpsc::channel(16);
     tokio::spawn(control::serve(listener, commands));
     announce_ready()?;
-    tracing::info!(sandbox_id = %spec.id, vmm_pid = machine.pid(), "VM started");
+    tracing::info!(
+        vmm_pid = machine.pid(),
+        vmm_started_ms,
+        restored_ms,
+        "VM started"
+    );
     let mut disk = spec.disk_layers.clone();
     disk.push(dir.join(files::DISK));
     let mut actor = MachineActor {

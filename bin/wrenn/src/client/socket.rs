@@ -159,7 +159,11 @@ impl Client {
             StreamKind::Exec => &["sandboxes", id.as_str(), "exec", "stream"],
             StreamKind::Pty => &["sandboxes", id.as_str(), "pty"],
         };
-        let url = self.url(path).to_string().replacen("http://", "ws://", 1);
+        let mut url = self.url(path).to_string().replacen("http://", "ws://", 1);
+        if kind == StreamKind::Pty {
+            // Servers of release 0.1.0 ignore the query, and have no other form.
+            url.push_str("?output=base64");
+        }
         let mut request = url.into_client_request().map_err(socket_error)?;
         let key = HeaderValue::from_str(&self.key)
             .map_err(|_| ClientError::Stream("the API key contains invalid characters".into()))?;

@@ -262,7 +262,7 @@ fn template_snapshot_config(
 }
 
 fn in_use(settings: &Settings) -> anyhow::Result<InUse> {
-    InUse::read(&settings.dir).with_context(|| {
+    InUse::read(&settings.dir, &settings.images_dir).with_context(|| {
         format!(
             "failed to read the sandboxes and snapshots in {}",
             settings.dir.display()

@@ -1,6 +1,7 @@
 //! `wrenn sandbox …`: create, list, show and destroy. The other commands have their own files.
 
 mod change;
+mod logs;
 mod show;
 
 use std::{
@@ -71,6 +72,8 @@ pub(crate) enum SandboxCommand {
     Kill(KillArgs),
     /// Restart the idle timeout of a sandbox
     Ping(OneArgs),
+    /// Show the log of a sandbox on its host, also of one that failed
+    Logs(logs::LogsArgs),
     /// Show the CPU, memory and disk usage of a sandbox
     Metrics(OneArgs),
 }
@@ -101,6 +104,7 @@ impl SandboxCommand {
             Self::Ps(args) => process::ps(client, &args).await,
             Self::Kill(args) => process::kill(client, &args).await,
             Self::Ping(args) => process::ping(client, &args).await,
+            Self::Logs(args) => logs::run(client, args).await,
             Self::Metrics(args) => process::metrics(client, &args).await,
         }
     }

@@ -153,6 +153,7 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
         })?,
         max_clients: parse(env, "WRENN_MAX_CLIENTS", at_least_one)?,
         max_clients_per_peer: parse(env, "WRENN_MAX_CLIENTS_PER_PEER", at_least_one)?,
+        max_buffered_mib: parse(env, "WRENN_MAX_BUFFERED_MIB", at_least_one)?,
         max_lifetime_sec: parse(env, "WRENN_MAX_LIFETIME_SEC", at_least_one)?,
         retention_days: parse(env, "WRENN_RETENTION_DAYS", |s| {
             s.parse()

@@ -102,6 +102,7 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_DNS", "192.0.2.1, 192.0.2.2")
         .env("WRENN_MAX_CLIENTS", "10")
         .env("WRENN_MAX_CLIENTS_PER_PEER", "5")
+        .env("WRENN_MAX_BUFFERED_MIB", "3")
         .env("WRENN_RETENTION_DAYS", "0")
         .env("WRENN_MAX_LIFETIME_SEC", "60")
         .env("WRENN_LOG", "debug")
@@ -132,6 +133,7 @@ fn every_variable_reaches_its_setting() {
             limits: Limits {
                 max_clients: 10,
                 max_clients_per_peer: 5,
+                max_buffered_bytes: 3 << 20,
                 retention: None,
                 max_lifetime_sec: 60,
                 ..Limits::default()
@@ -164,6 +166,7 @@ fn every_key_of_the_file_reaches_its_setting() {
         dns = ["192.0.2.1"]
         max_clients = 10
         max_clients_per_peer = 5
+        max_buffered_mib = 4
         retention_days = 2
         max_lifetime_sec = 70
         log = "warn"
@@ -193,6 +196,7 @@ fn every_key_of_the_file_reaches_its_setting() {
             limits: Limits {
                 max_clients: 10,
                 max_clients_per_peer: 5,
+                max_buffered_bytes: 4 << 20,
                 retention: Some(Duration::from_secs(172_800)),
                 max_lifetime_sec: 70,
                 ..Limits::default()

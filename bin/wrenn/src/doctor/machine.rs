@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::{sched, sys::statvfs, unistd};
-use wrenn_agent::NetworkReport;
+use wrenn_agent::{NetworkReport, template_snapshot::cold_templates};
 use wrenn_sys::meminfo::MemInfo;
 use wrenn_vmm::qemu::{self, CpuError};
 
@@ -16,6 +16,7 @@ use crate::{
     config::Settings,
     images,
     nameservers::{self, Nameservers},
+    output,
 };
 
 /// This machine, with the settings of this process.
@@ -77,16 +78,7 @@ impl Machine for ThisMachine<'_> {
 
     fn network(&self) -> Result<NetworkReport, String> {
         let subnets = self.settings.subnets;
-        // On a separate thread, because this one may be part of a runtime already.
-        let examine = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| e.to_string())?;
-            runtime.block_on(wrenn_agent::examine(subnets))
-        };
-        let examined = std::thread::spawn(examine).join();
-        examined.unwrap_or_else(|_| Err("the check panicked".to_owned()))
+        on_a_runtime(move || wrenn_agent::examine(subnets))
     }
 
     fn nameservers(&self) -> Nameservers {
@@ -117,6 +109,35 @@ impl Machine for ThisMachine<'_> {
     fn templates(&self) -> Result<Vec<String>, String> {
         images::template_names(&self.settings.images_dir)
     }
+
+    fn cold_templates(&self) -> Result<Vec<(String, String)>, String> {
+        let images = self.settings.images_dir.clone();
+        if !images.join("templates").is_dir() {
+            return Ok(Vec::new());
+        }
+        let accel = self.accel().accel;
+        let cpu = accel::cpu(self.settings, accel);
+        let cold = cold_templates(&images, accel, &cpu);
+        let cold = cold.map_err(|error| output::in_full(&error))?.into_iter();
+        Ok(cold.map(|(name, reason)| (name.into(), reason)).collect())
+    }
+}
+
+/// Runs a check on a separate thread, because this one may be part of a runtime already.
+fn on_a_runtime<T, F>(check: impl FnOnce() -> F + Send + 'static) -> Result<T, String>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, String>>,
+{
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| e.to_string())?;
+        runtime.block_on(check())
+    };
+    let checked = std::thread::spawn(run).join();
+    checked.unwrap_or_else(|_| Err("the check panicked".to_owned()))
 }
 
 /// Returns `path`, or its closest ancestor that exists.

@@ -15,6 +15,7 @@ struct Fake {
     disk: u64,
     memory: u64,
     templates: Result<Vec<String>, String>,
+    cold: Result<Vec<(String, String)>, String>,
 }
 
 fn good() -> Fake {
@@ -38,7 +39,10 @@ fn good() -> Fake {
         nameservers: vec![[127, 0, 0, 1].into()],
         disk: 100 << 30,
         memory: 8 << 30,
-        templates: Ok(["base", "minimal"].map(str::to_owned).to_vec()),
+        templates: Ok(["base", "minimal", "minimal-ubuntu"]
+            .map(str::to_owned)
+            .to_vec()),
+        cold: Ok(vec![]),
     }
 }
 
@@ -88,6 +92,9 @@ impl Machine for Fake {
     }
     fn templates(&self) -> Result<Vec<String>, String> {
         self.templates.clone()
+    }
+    fn cold_templates(&self) -> Result<Vec<(String, String)>, String> {
+        self.cold.clone()
     }
 }
 
@@ -160,7 +167,7 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn every_other_problem_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 14] = [
+    let cases: [(&str, Level, Change); 15] = [
         ("root", Level::Fail, |m| m.root = false),
         ("guest cpu", Level::Fail, |m| {
             m.cpu = Err("unable to find CPU model".into());
@@ -191,6 +198,9 @@ fn every_other_problem_is_found_with_a_fix() {
         ("images", Level::Warn, |m| {
             m.templates = Ok(vec!["minimal".to_owned()]);
         }),
+        ("template snapshots", Level::Warn, |m| {
+            m.cold = Err("failed to list the templates".into());
+        }),
     ];
     for (name, level, change) in cases {
         let mut machine = good();
@@ -215,6 +225,20 @@ fn a_firewall_that_blocks_is_named_with_the_command_that_permits() {
         finding.fix.as_deref(),
         Some("iptables -I DOCKER-USER -j ACCEPT")
     );
+}
+
+#[test]
+fn templates_that_boot_are_named_with_the_command_that_restores_them() {
+    let mut machine = good();
+    let reason = "its template snapshot was made from another build of the template";
+    machine.cold = Ok(vec![("minimal".to_owned(), reason.to_owned())]);
+    let finding = only_finding(&machine);
+    assert_eq!(
+        (finding.name, finding.level),
+        ("template snapshots", Level::Warn)
+    );
+    assert!(finding.detail.contains(reason), "{finding:?}");
+    assert_eq!(finding.fix.as_deref(), Some("wrenn image build minimal"));
 }
 
 #[test]

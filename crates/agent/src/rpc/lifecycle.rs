@@ -52,15 +52,19 @@ fn describe(host: &HostContext, sandboxes: usize, inventory: Inventory) -> pb::G
         network_restored: host.network.restored(),
         templates: templates
             .into_iter()
-            .map(template_info)
+            .map(|template| template_info(host, template))
             .chain(snapshots.iter().map(|named| snapshots::info(named)))
             .collect(),
         ..Default::default()
     }
 }
 
-fn template_info(template: Template) -> pb::TemplateInfo {
+fn template_info(host: &HostContext, template: Template) -> pb::TemplateInfo {
+    let is_restored = host.config.template_snapshots;
+    let cold = is_restored.then(|| host.snapshots.template_snapshot(&template).err());
+    let cold_boot_reason = cold.flatten().map(|reason| reason.to_string());
     pb::TemplateInfo {
+        cold_boot_reason: cold_boot_reason.unwrap_or_default(),
         kind: pb::TemplateKind::TEMPLATE_KIND_BASE.into(),
         // 0 means unknown: the template's image was removed just now.
         disk_size_mb: image_mib(&template).unwrap_or(0),

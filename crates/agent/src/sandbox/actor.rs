@@ -242,7 +242,8 @@ impl SandboxActor {
             "failed to create the sandbox"
         );
         self.sandbox.apply(Event::CreateFailed);
-        let freed = self.resources.free_all(&self.actors.host).await;
+        let has_failed = !matches!(error, CreateError::Destroyed | CreateError::ShuttingDown);
+        let freed = self.resources.free_all(&self.actors.host, has_failed).await;
         if freed.is_ok() {
             self.forget();
         }
@@ -491,8 +492,9 @@ impl SandboxActor {
     }
 
     async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Step {
+        let has_failed = self.lost.is_some() || matches!(self.sandbox.state(), State::Error { .. });
         self.sandbox.apply(Event::DestroyBegun);
-        let freed = self.resources.free_all(&self.actors.host).await;
+        let freed = self.resources.free_all(&self.actors.host, has_failed).await;
         if freed.is_ok() {
             tracing::info!("sandbox destroyed");
             self.forget();

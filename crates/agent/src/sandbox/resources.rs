@@ -18,6 +18,7 @@ use crate::{
     disk,
     network::{HostNetwork, addresses::Slot, slot::Slots},
     sandbox_dir::{SandboxDir, SandboxDirs},
+    sandbox_logs::SandboxLogs,
     snapshots::Snapshots,
     supervisor::{Supervisor, SupervisorError, is_no_supervisor},
     templates::TemplateSource,
@@ -133,11 +134,19 @@ impl Resources {
     }
 
     /// Frees everything. The directory is removed last, and only if all other resources are freed,
-    /// because the next agent finds the remaining resources by the directory.
-    pub(super) async fn free_all(&mut self, host: &HostContext) -> Result<(), DestroyError> {
+    /// because the next agent finds the remaining resources by the directory. The logs of a sandbox
+    /// that has failed are kept.
+    pub(super) async fn free_all(
+        &mut self,
+        host: &HostContext,
+        has_failed: bool,
+    ) -> Result<(), DestroyError> {
         self.free(host).await?;
         failpoint::hit("agent.destroy.freed", None);
         if let Some(sandbox_dir) = &self.sandbox_dir {
+            if has_failed {
+                SandboxLogs::of(&host.config.data_dir).keep(sandbox_dir, &self.id);
+            }
             sandbox_dir.remove()?;
             self.sandbox_dir = None;
             failpoint::hit("agent.destroy.removed", None);

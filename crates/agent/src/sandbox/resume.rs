@@ -26,14 +26,12 @@ impl Boot<'_> {
         let sandbox_dir = self.resources.sandbox_dir.clone();
         let sandbox_dir = sandbox_dir.ok_or(CreateError::Panicked)?;
         let snapshots = &self.host.snapshots;
-        let (snapshot, layers) = match from {
-            ResumeFrom::Memory => {
-                let snapshot = snapshots.locate(last)?;
-                let layers = snapshot.disk_layers();
-                (Some(snapshot), layers)
-            }
-            ResumeFrom::Disk => (None, snapshots.disk_layers(last)?),
+        let snapshot = match from {
+            ResumeFrom::Memory => Some(snapshots.locate(last)?),
+            ResumeFrom::Disk => None,
         };
+        // Not the paths of the former specification: the directories may have been moved since.
+        let disk = snapshots.disk(last)?;
         let old = sandbox_dir.read_spec().map_err(CreateError::SandboxDir)?;
         let access = self.sandbox.access();
         let parts = self.make_environment(&access, old.size).await?;
@@ -43,7 +41,10 @@ impl Boot<'_> {
             uid: parts.uid,
             cgroups: parts.cgroups,
             network: parts.network,
-            disk_layers: layers,
+            kernel: disk.kernel,
+            initrd: disk.initrd,
+            base_disk: disk.base,
+            disk_layers: disk.layers,
             restore: snapshot.as_ref().map(|m| m.restore(config.prefetch)),
             // A VM that boots uses the current settings of this host. The saved state of another
             // one requires its CPU model.

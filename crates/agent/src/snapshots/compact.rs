@@ -86,11 +86,12 @@ impl Snapshots {
             .compact_disk(located.disk_layers(), located.manifest(), stage.path())
             .await?;
         failpoint::hit("agent.merge.disk", None);
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             build,
             disk_layers,
             ..located.manifest().clone()
         };
+        self.image_files.name(&mut manifest);
         let published = tokio::task::spawn_blocking(move || stage.publish(&manifest, &new, None));
         published.await.map_err(std::io::Error::from)??;
         failpoint::hit("agent.merge.published", None);

@@ -37,7 +37,7 @@ use wrenn_control::{
 use wrenn_db::DbError;
 use wrenn_model::SandboxStatus;
 
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, add_retry_after};
 
 /// Error code of a guest agent that does not answer.
 const GUEST_UNRESPONSIVE: &str = "sandbox_snapshot_guest_agent_unresponsive";
@@ -114,6 +114,8 @@ pub(crate) struct E2bError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
     error_code: Option<&'static str>,
+    /// True if resources may be free later.
+    is_exhausted: bool,
 }
 
 impl E2bError {
@@ -122,6 +124,7 @@ impl E2bError {
             status,
             message: message.into(),
             error_code: None,
+            is_exhausted: false,
         }
     }
 
@@ -183,17 +186,19 @@ impl E2bError {
     /// Creates an error for a guest agent that does not answer, although the client requires a
     /// healthy guest.
     pub(super) fn guest_unresponsive(id: impl std::fmt::Display) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            message: format!("the guest agent of sandbox `{id}` does not answer"),
-            error_code: Some(GUEST_UNRESPONSIVE),
-        }
+        let message = format!("the guest agent of sandbox `{id}` does not answer");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code(GUEST_UNRESPONSIVE)
     }
 }
 
 impl IntoResponse for E2bError {
     fn into_response(self) -> Response {
-        (self.status, Json(E2bErrorBody::from(self))).into_response()
+        let is_exhausted = self.is_exhausted;
+        let mut response = (self.status, Json(E2bErrorBody::from(self))).into_response();
+        if is_exhausted {
+            add_retry_after(&mut response);
+        }
+        response
     }
 }
 
@@ -214,7 +219,10 @@ impl From<ApiError> for E2bError {
             Code::AgentError => StatusCode::INTERNAL_SERVER_ERROR,
             _ => error.status,
         };
-        Self::new(status, error.message)
+        Self {
+            is_exhausted: error.code == Code::ResourceExhausted,
+            ..Self::new(status, error.message)
+        }
     }
 }
 

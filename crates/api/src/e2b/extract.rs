@@ -16,11 +16,11 @@ use crate::{
 /// A JSON object. An absent body counts as `{}`.
 pub(super) struct E2bJson<T>(pub(super) T);
 
-impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for E2bJson<T> {
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for E2bJson<T> {
     type Rejection = E2bError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, E2bError> {
-        let ApiJsonOrEmpty(value) = ApiJsonOrEmpty::from_request(request, state).await?;
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, E2bError> {
+        let ApiJsonOrEmpty(value) = ApiJsonOrEmpty::from_request(request, app).await?;
         Ok(Self(value))
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::StatusCode;
-use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult, Truncated};
+use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult, Truncated, TruncatedBy};
 use wrenn_control::guest::{Guest, GuestEvents, time_limit};
 use wrenn_envd_client::{Exec, ExecOutput};
 use wrenn_model::{SandboxId, limits::MAX_EXEC_OUTPUT_BYTES};
@@ -18,6 +18,7 @@ use wrenn_proto::rpc::process::{self as rpc_process, process_event::Event};
 use super::{process, utf8::unfinished};
 use crate::{
     app::AppState,
+    buffers,
     error::{ApiError, Code},
     extract::{ApiJson, SandboxPath},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
@@ -27,6 +28,9 @@ use crate::{
 /// Maximum time until a background process reports its process id.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Room for output without which no command is started, in bytes.
+const MIN_OUTPUT_BYTES: usize = 64 * 1024;
+
 /// Runs a command.
 ///
 /// Without `background`, the response is sent when the command has ended (200). With `background`,
@@ -35,8 +39,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The command ends when its own process ends, even if processes that it has started keep its
 /// output open; these live on, and their later output is dropped. When the timeout expires, all
 /// descendants of the command are killed. The first 16 MiB of each stream are returned, and
-/// `truncated` tells if there was more; `exec/stream` has no limit. A program that does not exist or
-/// cannot be executed is an error with `details.exit_code` 127 or 126.
+/// `truncated` tells if there was more; `exec/stream` has no limit. If the server's buffers are used
+/// up, the command is not started (503), or output is dropped and marked as well. A program that
+/// does not exist or cannot be executed is an error with `details.exit_code` 127 or 126.
 #[utoipa::path(
     post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
     params(("id" = String, Path, description = "Sandbox id.")),
@@ -57,6 +62,7 @@ pub(super) async fn exec(
         let reply = background(&guest, &id, request, timeout_sec).await?;
         return Ok((StatusCode::ACCEPTED, Json(reply)).into_response());
     }
+    let mut reserved = app.buffers.reserve(MIN_OUTPUT_BYTES)?;
     let begun = Instant::now();
     let cmd = request.cmd.clone();
     let exec = Exec {
@@ -65,14 +71,27 @@ pub(super) async fn exec(
         time_limit: time_limit(timeout_sec),
         tag: request.tag,
     };
-    let done = guest.exec(exec).await?;
-    Ok(Json(result(&id, cmd, done, begun.elapsed())).into_response())
+    let done = guest.exec(exec, &mut reserved).await?;
+    let budget_bytes = app.buffers.limit_bytes();
+    let result = result(&id, cmd, done, begun.elapsed(), budget_bytes);
+    buffers::json(&result, reserved)
 }
 
-fn result(id: &SandboxId, cmd: String, mut done: ExecOutput, took: Duration) -> ExecResult {
+fn result(
+    id: &SandboxId,
+    cmd: String,
+    mut done: ExecOutput,
+    took: Duration,
+    budget_bytes: usize,
+) -> ExecResult {
     end_at_character(&mut done.stdout, &mut done.stdout_dropped_bytes);
     end_at_character(&mut done.stderr, &mut done.stderr_dropped_bytes);
     let is_truncated = done.stdout_dropped_bytes > 0 || done.stderr_dropped_bytes > 0;
+    let (limit, limit_bytes) = if done.is_over_budget {
+        (TruncatedBy::Buffers, budget_bytes)
+    } else {
+        (TruncatedBy::Exec, MAX_EXEC_OUTPUT_BYTES)
+    };
     let (stdout, stderr, encoding) = encode(done.stdout, done.stderr);
     ExecResult {
         sandbox_id: id.to_string(),
@@ -84,7 +103,8 @@ fn result(id: &SandboxId, cmd: String, mut done: ExecOutput, took: Duration) -> 
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         encoding: encoding.to_owned(),
         truncated: is_truncated.then_some(Truncated {
-            limit_bytes: MAX_EXEC_OUTPUT_BYTES as u64,
+            limit,
+            limit_bytes: limit_bytes as u64,
             stdout_dropped_bytes: done.stdout_dropped_bytes,
             stderr_dropped_bytes: done.stderr_dropped_bytes,
         }),
@@ -184,18 +204,27 @@ mod tests {
                 exit_code: 3,
                 ..ExecOutput::default()
             };
-            result(&id, "cmd".to_owned(), done, Duration::ZERO)
+            result(&id, "cmd".to_owned(), done, Duration::ZERO, 7)
         };
         let whole = of("aü".as_bytes(), 0);
         assert_eq!((whole.stdout.as_str(), whole.truncated), ("aü", None));
         let cut = of(b"a\xc3", 7);
         assert_eq!((cut.stdout.as_str(), cut.exit_code), ("a", 3));
         let truncated = Truncated {
+            limit: TruncatedBy::Exec,
             limit_bytes: 16 * 1024 * 1024,
             stdout_dropped_bytes: 8,
             stderr_dropped_bytes: 0,
         };
         assert_eq!(cut.truncated, Some(truncated));
+        let over_budget = ExecOutput {
+            stderr_dropped_bytes: 1,
+            is_over_budget: true,
+            ..ExecOutput::default()
+        };
+        let cut = result(&id, "cmd".to_owned(), over_budget, Duration::ZERO, 7).truncated;
+        let limit = cut.map(|cut| (cut.limit, cut.limit_bytes));
+        assert_eq!(limit, Some((TruncatedBy::Buffers, 7)));
         // Without a cut, an incomplete character is the command's own.
         assert_eq!(of(b"a\xc3", 0).encoding, "base64");
     }

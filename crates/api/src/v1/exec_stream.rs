@@ -12,6 +12,7 @@
 //! | `{"type":"stdin","data":BASE64}` | input; only if `stdin` was true |
 //! | `{"type":"close_stdin"}` | end of the input; only if `stdin` was true |
 //! | `{"type":"stop"}` | SIGTERM, then SIGKILL after 5 s or at a second `stop` |
+//! | `{"type":"pong"}` | no effect |
 //!
 //! | message of the server | meaning |
 //! |---|---|
@@ -33,6 +34,7 @@ use axum::{
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use wrenn_model::SandboxId;
 use wrenn_proto::rpc::process::{
@@ -44,7 +46,7 @@ use super::{
     controls::{Controls, InputKind, Kill},
     process,
     session::{self, Failure, Protocol, Session},
-    socket::{ApiSocket, split},
+    socket::{ApiSocket, Incoming, Outgoing, split},
     utf8::{Piece, TextStream},
 };
 use crate::{
@@ -90,6 +92,13 @@ pub(super) enum ClientMessage {
     Stdin { data: String },
     CloseStdin,
     Stop,
+    Pong,
+}
+
+impl Incoming for ClientMessage {
+    fn from_binary(_: Bytes) -> Option<Self> {
+        None
+    }
 }
 
 /// Command to run.
@@ -124,6 +133,12 @@ pub(super) enum ServerMessage {
         error: Option<String>,
     },
     Error(Failure),
+}
+
+impl Outgoing for ServerMessage {
+    fn as_binary(&self) -> Option<Bytes> {
+        None
+    }
 }
 
 /// Piece of output.
@@ -172,8 +187,15 @@ impl Protocol for ExecProtocol {
     const KILL: Kill = Kill::Politely;
     type ClientMessage = ClientMessage;
     type ServerMessage = ServerMessage;
+    type Listener = ();
 
-    async fn on_message(message: ClientMessage, controls: &Controls) -> Result<(), String> {
+    fn listener(&self) {}
+
+    async fn on_message(
+        (): &(),
+        message: ClientMessage,
+        controls: &Controls,
+    ) -> Result<(), String> {
         match message {
             ClientMessage::Start(_) => {
                 Err("unexpected `start`: the session has already started".to_owned())
@@ -193,8 +215,11 @@ impl Protocol for ExecProtocol {
                 controls.kill();
                 Ok(())
             }
+            ClientMessage::Pong => Ok(()),
         }
     }
+
+    async fn ready(&mut self) {}
 
     fn encode(&mut self, event: Event) -> Vec<ServerMessage> {
         match event {

@@ -11,12 +11,14 @@ use axum::{
 use connectrpc::ErrorCode as RpcCode;
 use http::{HeaderValue, StatusCode, header};
 use wrenn_api_types::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
-use wrenn_control::{agent_client::AgentError, clock, guest::GuestFile, lifecycle::ActivityGuard};
+use wrenn_control::{agent_client::AgentError, guest::GuestFile, lifecycle::ActivityGuard};
 use wrenn_model::{SandboxId, limits};
 use wrenn_proto::rpc::filesystem;
 
+use super::files_stream;
 use crate::{
     app::AppState,
+    buffers,
     error::{ApiError, Code},
     extract::{ApiJson, SandboxPath},
     openapi::{BodyErrors, CommonErrors, HostErrors, SandboxErrors},
@@ -56,7 +58,8 @@ pub(super) async fn write(
 
 /// Reads a file of up to 100 MiB.
 ///
-/// The response begins after the whole file was read. Use `files/stream/read` for larger files.
+/// The response begins after the whole file was read, unless the server's buffers are used up. Use
+/// `files/stream/read` for larger files.
 #[utoipa::path(
     post, path = "/{id}/files/read", tag = "files", operation_id = "read_file", request_body = FilePath,
     params(("id" = String, Path, description = "Sandbox id.")),
@@ -70,23 +73,38 @@ pub(super) async fn read(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Response, ApiError> {
-    let (mut file, _used) = open(&app, &id, request).await?;
-    let (mut pieces, mut total) = (Vec::new(), 0_usize);
+    let (mut file, used) = open(&app, &id, request).await?;
+    let mut reserved = app.buffers.empty();
+    if let Some(length) = file.length() {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        check_length(length)?;
+        if reserved.grow(length).is_err() {
+            let body = files_stream::body(file, used).await?;
+            return Ok(buffers::whole(body, length, OCTETS));
+        }
+    }
+    let (mut parts, mut total) = (Vec::new(), 0_usize);
     while let Some(piece) = file.next().await? {
         total += piece.len();
-        if total > limits::MAX_FILE_MESSAGE_BYTES {
-            let limit = limits::MAX_FILE_MESSAGE_BYTES;
-            let mut error = ApiError::too_large("the file", limit);
-            error.message.push_str("; use `files/stream/read`");
-            return Err(error);
-        }
-        pieces.push(Ok::<_, std::convert::Infallible>(piece));
+        check_length(total)?;
+        reserved.grow(total.saturating_sub(reserved.bytes()))?;
+        parts.push(piece);
     }
-    let mut response = octets(Body::from_stream(futures::stream::iter(pieces)));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_LENGTH, HeaderValue::from(total));
-    Ok(response)
+    Ok(buffers::whole(
+        buffers::pieces(parts, reserved),
+        total,
+        OCTETS,
+    ))
+}
+
+fn check_length(bytes: usize) -> Result<(), ApiError> {
+    let limit = limits::MAX_FILE_MESSAGE_BYTES;
+    if bytes <= limit {
+        return Ok(());
+    }
+    let mut error = ApiError::too_large("the file", limit);
+    error.message.push_str("; use `files/stream/read`");
+    Err(error)
 }
 
 /// Opens a file for reading. The sandbox counts as used as long as the guard exists.
@@ -118,7 +136,7 @@ pub(super) async fn list(
     State(app): State<AppState>,
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<ListFiles>,
-) -> Result<Json<FileList>, ApiError> {
+) -> Result<Response, ApiError> {
     let depth = validate::check_depth(request.depth)?;
     let (path, user) = checked(FilePath {
         path: request.path,
@@ -126,8 +144,17 @@ pub(super) async fn list(
     })?;
     let (guest, _used) = app.ready(&id).await?;
     let found = guest.list_dir(&path, depth, &user).await?;
+    let bytes = found.iter().map(json_bytes).sum();
+    let reserved = app.buffers.reserve(bytes)?;
     let entries = found.into_iter().map(entry).collect();
-    Ok(Json(FileList { entries }))
+    buffers::json(&FileList { entries }, reserved)
+}
+
+/// Returns about the size of an entry in JSON, in bytes.
+fn json_bytes(entry: &filesystem::EntryInfo) -> usize {
+    const NAMES_AND_NUMBERS: usize = 200;
+    let target = entry.symlink_target.as_ref().map_or(0, String::len);
+    NAMES_AND_NUMBERS + entry.name.len() + entry.path.len() + target
 }
 
 /// Creates a directory and its missing parents.
@@ -186,17 +213,19 @@ pub(super) fn checked(path: FilePath) -> Result<(String, String), ApiError> {
 
 fn entry(entry: filesystem::EntryInfo) -> FileEntry {
     use filesystem::FileType;
+    // Clients of the contract reject any other type, and the whole list with it.
     let kind = match entry.r#type.as_known() {
-        Some(FileType::FILE_TYPE_FILE) => "file",
         Some(FileType::FILE_TYPE_DIRECTORY) => "directory",
         Some(FileType::FILE_TYPE_SYMLINK) => "symlink",
-        _ => "unknown",
+        Some(FileType::FILE_TYPE_FILE) => "file",
+        // A link without a target, or a link to a device.
+        _ if entry.symlink_target.is_some() => "symlink",
+        _ => "file",
     };
-    let modified_ms = entry.modified_time.as_option().map_or(0, |time| {
-        time.seconds
-            .saturating_mul(1000)
-            .saturating_add(i64::from(time.nanos / 1_000_000))
-    });
+    let modified_at = entry
+        .modified_time
+        .as_option()
+        .map_or(0, |time| time.seconds);
     FileEntry {
         name: entry.name,
         path: entry.path,
@@ -206,7 +235,7 @@ fn entry(entry: filesystem::EntryInfo) -> FileEntry {
         permissions: entry.permissions,
         owner: entry.owner,
         group: entry.group,
-        modified_at: clock::timestamp(modified_ms),
+        modified_at,
         symlink_target: entry.symlink_target,
     }
 }

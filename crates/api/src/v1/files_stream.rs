@@ -56,12 +56,16 @@ pub(super) async fn read(
     SandboxPath(id): SandboxPath,
     ApiJson(request): ApiJson<FilePath>,
 ) -> Result<Response, ApiError> {
-    let (mut file, used) = open(&app, &id, request).await?;
-    // Failures before the first piece are reported by the HTTP status.
+    let (file, used) = open(&app, &id, request).await?;
+    Ok(octets(body(file, used).await?))
+}
+
+/// Returns a file as a body. Failures before its first piece are reported as errors.
+pub(super) async fn body(mut file: GuestFile, used: ActivityGuard) -> Result<Body, ApiError> {
     let Some(first) = file.next().await? else {
-        return Ok(octets(Body::empty()));
+        return Ok(Body::empty());
     };
-    Ok(octets(Body::from_stream(pieces(first, file, used))))
+    Ok(Body::from_stream(pieces(first, file, used)))
 }
 
 /// Returns the pieces of a file as a stream. An error is the last item; the server then cuts the

@@ -1,7 +1,7 @@
 //! Host of this installation.
 
 use axum::{Json, extract::State};
-use wrenn_api_types::{BootCounts, Host};
+use wrenn_api_types::{BootCounts, ColdTemplate, Host};
 
 use crate::{
     app::AppState,
@@ -16,6 +16,14 @@ use crate::{
 )]
 pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiError> {
     let host = app.fleet.placement().agent.host().await?;
+    let templates = host.templates.into_iter();
+    let cold_templates = templates
+        .filter(|template| !template.cold_boot_reason.is_empty())
+        .map(|template| ColdTemplate {
+            name: template.name,
+            reason: template.cold_boot_reason,
+        })
+        .collect();
     Ok(Json(Host {
         id: host.host_id,
         installation_id: app.db.installation_id().await?,
@@ -33,5 +41,6 @@ pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiEr
             stalled: host.boots_stalled,
         },
         network_restored: host.network_restored,
+        cold_templates,
     }))
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use connectrpc::ErrorCode;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -25,7 +25,7 @@ use wrenn_proto::rpc::process::{
 use super::{
     controls::{Controls, InputKind, Kill, Target, controls},
     process::Selector,
-    socket::{Gone, Inbox, Outbox, PING_EVERY},
+    socket::{Gone, Inbox, Incoming, Outbox, Outgoing, PING_EVERY},
 };
 use crate::{
     app::AppState,
@@ -46,15 +46,24 @@ pub(super) trait Protocol: Send {
     /// Way in which a client ends the process.
     const KILL: Kill;
     /// Message of a client.
-    type ClientMessage: DeserializeOwned + Send;
+    type ClientMessage: Incoming + Send;
     /// Message to a client.
-    type ServerMessage: Serialize + Send + Sync;
+    type ServerMessage: Outgoing + Send + Sync;
+    /// Receiver of client messages. It runs beside the encoder of the output.
+    type Listener: Send + Sync;
+
+    /// Returns the receiver of client messages.
+    fn listener(&self) -> Self::Listener;
 
     /// Handles a client message. An error is sent to the client and does not end the session.
     fn on_message(
+        listener: &Self::Listener,
         message: Self::ClientMessage,
         controls: &Controls,
     ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Waits until the next event can be encoded. Cancel-safe.
+    fn ready(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Encodes a process event as messages to the client.
     fn encode(&mut self, event: Event) -> Vec<Self::ServerMessage>;
@@ -198,7 +207,8 @@ impl<P: Protocol> Session<P> {
         let (controls, pumps) = controls(target);
         let (complain, complaints) = mpsc::channel(MAX_COMPLAINTS);
         {
-            let reading = read::<P>(&mut inbox, controls, complain.clone());
+            let listener = protocol.listener();
+            let reading = read::<P>(&mut inbox, listener, controls, complain.clone());
             let delivering = pumps.run(reading, |error| {
                 let _ = complain.try_send(ApiError::from(error));
             });
@@ -234,12 +244,13 @@ pub(super) async fn serve<P: Protocol>(
 /// Reads until the client has disconnected.
 async fn read<P: Protocol>(
     inbox: &mut Inbox,
+    listener: P::Listener,
     controls: Controls,
     complain: mpsc::Sender<ApiError>,
 ) {
     while let Ok(message) = inbox.next::<P::ClientMessage>().await {
         let handled = match message {
-            Ok(message) => P::on_message(message, &controls).await,
+            Ok(message) => P::on_message(&listener, message, &controls).await,
             Err(why) => Err(format!("invalid message: {why}")),
         };
         if let Err(text) = handled {
@@ -271,8 +282,12 @@ async fn send_all<P: Protocol>(
     let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let next = async {
+            protocol.ready().await;
+            events.next().await
+        };
         tokio::select! {
-            next = events.next() => match next {
+            next = next => match next {
                 Ok(Some(event)) => {
                     let (event, ended) = match event {
                         Event::End(end) => (explain(end, &mut events).await, true),

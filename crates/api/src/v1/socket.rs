@@ -1,4 +1,5 @@
-//! WebSockets: opening, JSON messages, closing.
+//! WebSockets: opening, messages, closing. Messages are JSON in text frames; binary frames are those
+//! of terminals.
 //!
 //! A message is handed to the connection and flushed before the next one is requested, so a client
 //! that reads slowly slows down the sender. Nothing is dropped, and at most that one message is
@@ -13,6 +14,7 @@ use axum::{
     },
     response::Response,
 };
+use bytes::Bytes;
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
@@ -97,6 +99,18 @@ impl ApiSocket {
     }
 }
 
+/// Message of a client: JSON in a text frame, or a binary frame.
+pub(super) trait Incoming: DeserializeOwned {
+    /// Returns the message that a binary frame is; `None` if the protocol has none.
+    fn from_binary(bytes: Bytes) -> Option<Self>;
+}
+
+/// Message to a client: JSON in a text frame, or a binary frame.
+pub(super) trait Outgoing: Serialize {
+    /// Returns the content of a message that is a binary frame.
+    fn as_binary(&self) -> Option<Bytes>;
+}
+
 /// Error of a connection whose client has disconnected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gone;
@@ -114,7 +128,10 @@ pub(super) fn split(socket: WebSocket) -> (Outbox, Inbox) {
 
 impl Outbox {
     /// Sends a message and waits until the connection has taken it.
-    pub(super) async fn send(&mut self, message: &impl Serialize) -> Result<(), Gone> {
+    pub(super) async fn send(&mut self, message: &impl Outgoing) -> Result<(), Gone> {
+        if let Some(bytes) = message.as_binary() {
+            return self.send_frame(Message::Binary(bytes)).await;
+        }
         // Messages are structs of strings and numbers, which always serialize to JSON.
         let text = serde_json::to_string(message).unwrap_or_default();
         self.send_frame(Message::text(text)).await
@@ -122,7 +139,7 @@ impl Outbox {
 
     /// Sends a WebSocket ping frame.
     pub(super) async fn ping(&mut self) -> Result<(), Gone> {
-        self.send_frame(Message::Ping(bytes::Bytes::new())).await
+        self.send_frame(Message::Ping(Bytes::new())).await
     }
 
     async fn send_frame(&mut self, message: Message) -> Result<(), Gone> {
@@ -159,21 +176,20 @@ impl Outbox {
 impl Inbox {
     /// Returns the client's next message. The inner error is the reason for which a message is
     /// invalid; the session continues.
-    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
+    pub(super) async fn next<T: Incoming>(&mut self) -> Result<Result<T, String>, Gone> {
         loop {
             match self.0.next().await {
-                Some(Ok(Message::Text(text))) if text.len() > MAX_MESSAGE_BYTES => {
-                    return Ok(Err(format!(
-                        "the message exceeds the limit of {MAX_MESSAGE_BYTES} bytes"
-                    )));
-                }
                 Some(Ok(Message::Text(text))) => {
-                    return Ok(serde_json::from_str(&text).map_err(|e| e.to_string()));
+                    return Ok(check_length(text.len())
+                        .and_then(|()| serde_json::from_str(&text).map_err(|e| e.to_string())));
                 }
-                Some(Ok(Message::Binary(_))) => {
-                    return Ok(Err(
-                        "expected JSON in a text frame, got a binary frame".to_owned()
-                    ));
+                Some(Ok(Message::Binary(bytes))) => {
+                    let message = check_length(bytes.len()).and_then(|()| {
+                        T::from_binary(bytes).ok_or_else(|| {
+                            "expected JSON in a text frame, got a binary frame".to_owned()
+                        })
+                    });
+                    return Ok(message);
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Gone),
@@ -182,9 +198,18 @@ impl Inbox {
     }
 
     /// Returns the first message, which determines the session.
-    pub(super) async fn first<T: DeserializeOwned>(&mut self) -> Result<Result<T, String>, Gone> {
+    pub(super) async fn first<T: Incoming>(&mut self) -> Result<Result<T, String>, Gone> {
         tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, self.next())
             .await
             .unwrap_or_else(|_| Ok(Err("timed out waiting for the message".to_owned())))
     }
+}
+
+fn check_length(bytes: usize) -> Result<(), String> {
+    if bytes > MAX_MESSAGE_BYTES {
+        return Err(format!(
+            "the message exceeds the limit of {MAX_MESSAGE_BYTES} bytes"
+        ));
+    }
+    Ok(())
 }

@@ -254,6 +254,7 @@ async fn output_over_the_limit_is_cut_and_marked_with_the_exit_code() {
     );
     assert_eq!(done["stdout"].as_str().unwrap().len(), limit - 1);
     let truncated = json!({
+        "limit": "exec",
         "limit_bytes": limit, "stdout_dropped_bytes": 2, "stderr_dropped_bytes": 0
     });
     assert_eq!(done["truncated"], truncated);

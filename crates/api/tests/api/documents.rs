@@ -33,12 +33,13 @@ const SANDBOX: [&str; 22] = [
     "post /{id}/resume",
 ];
 
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "get /health",
     "get /openapi.yaml",
     "delete /v1/unknown-sandboxes/{id}",
     "get /v1/api-keys",
     "get /v1/host",
+    "get /v1/host/sandboxes/{id}/log",
     "get /v1/unknown-sandboxes",
     "post /v1/unknown-sandboxes/{id}/adopt",
     "post /v1/api-keys",

@@ -1,6 +1,6 @@
 //! Wrong databases and several hosts: a sandbox that is not in the database is never destroyed.
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{Control, Databases, FakeAgent, assert_failure, until};
@@ -195,4 +195,48 @@ async fn a_sandbox_that_is_absent_once_is_not_lost(databases: Databases) {
     assert_eq!(control.status(&id).await, "running");
     agent.lose(&id);
     control.until_status(&id, "error").await;
+}
+
+#[tokio::test]
+async fn host_names_templates_that_boot_with_every_create() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let (status, host) = control.get("/v1/host").await;
+    assert_eq!(status, StatusCode::OK, "{host}");
+    assert_eq!(host["cold_templates"], json!([]));
+    agent.boot_minimal("it has no template snapshot for tcg");
+    let (_, host) = control.get("/v1/host").await;
+    assert_eq!(
+        host["cold_templates"],
+        json!([{ "name": "minimal", "reason": "it has no template snapshot for tcg" }])
+    );
+}
+
+#[tokio::test]
+async fn logs_of_a_sandbox_are_returned_as_text() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    for (query, source) in [
+        ("", "SUPERVISOR"),
+        ("?source=supervisor", "SUPERVISOR"),
+        ("?source=console", "CONSOLE"),
+    ] {
+        let path = format!("/v1/host/sandboxes/{id}/log{query}");
+        let response = control.request(Method::GET, &path).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let kind = response.headers()["content-type"].to_str().unwrap();
+        assert!(kind.starts_with("text/plain"), "{kind}");
+        let text = response.text().await.unwrap();
+        assert!(
+            text.contains(source) && text.ends_with(&format!("{id}\n")),
+            "{text}"
+        );
+    }
+    let got = control.get("/v1/host/sandboxes/sb-00000000/log").await;
+    assert_failure(&got, 404, "not_found", &["sb-00000000"]);
+    let got = control
+        .get(&format!("/v1/host/sandboxes/{id}/log?source=x"))
+        .await;
+    assert_failure(&got, 400, "invalid_request", &["source"]);
 }

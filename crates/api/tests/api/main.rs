@@ -7,6 +7,7 @@ mod support;
 mod bad_input;
 mod basics;
 mod browsers;
+mod buffers;
 mod clock_steps;
 mod commands;
 mod creating;

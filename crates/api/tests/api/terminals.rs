@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::json;
 
-use crate::support::{Control, FakeAgent, Socket, until};
+use crate::support::{Control, FakeAgent, Socket, assert_failure, until};
 
 /// Returns the first message for a terminal without echo in which a program runs.
 fn raw(program: &str) -> serde_json::Value {
@@ -48,7 +48,7 @@ async fn a_terminal_runs_a_shell_unless_its_client_names_a_program() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty?output=base64")).await;
     socket.send(json!({ "type": "start" })).await;
     let started = socket.expect("started").await;
     let (_, list) = control.get(&format!("/v1/sandboxes/{id}/processes")).await;
@@ -68,7 +68,7 @@ async fn terminal_accepts_input_sizes_and_reconnects() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let path = format!("/v1/sandboxes/{id}/pty");
+    let path = format!("/v1/sandboxes/{id}/pty?output=base64");
     let mut socket = Socket::open(&control, &path).await;
     socket.send(raw("cat")).await;
     let started = socket.expect("started").await;
@@ -121,7 +121,7 @@ async fn kill_works_while_input_is_queued() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty?output=base64")).await;
     socket.send(raw("sleep 1000")).await;
     let started = socket.expect("started").await;
     let pid = &started["pid"];
@@ -152,7 +152,7 @@ async fn terminal_input_arrives_in_order_and_complete() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
-    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty?output=base64")).await;
     socket.send(raw("cat")).await;
     socket.expect("started").await;
     ready(&mut socket).await;
@@ -165,4 +165,68 @@ async fn terminal_input_arrives_in_order_and_complete() {
         wanted.push_str(&text);
     }
     assert_eq!(output(&mut socket, wanted.len()).await, wanted);
+}
+
+#[tokio::test]
+async fn binary_frames_carry_input_and_output_verbatim() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/pty");
+    let mut socket = Socket::open(&control, &path).await;
+    socket.send(raw("cat")).await;
+    let started = socket.expect("started").await;
+    // A client that has sent no input gets binary frames, too.
+    assert_eq!(socket.binary(5).await, b"ready");
+    let bytes = [0xff, 0, b'{', 0x80, b'\n'];
+    socket.send(json!({ "type": "pong" })).await;
+    socket.send_binary(bytes.to_vec()).await;
+    assert_eq!(socket.binary(bytes.len()).await, bytes);
+    // The form of the output follows that of the input.
+    let input = json!({ "type": "input", "data": BASE64.encode("one") });
+    socket.send(input).await;
+    assert_eq!(output(&mut socket, 3).await, "one");
+    drop(socket);
+
+    let mut socket = Socket::open(&control, &path).await;
+    let tag = &started["tag"];
+    socket.send(json!({ "type": "connect", "tag": tag })).await;
+    socket.send_binary(b"two".to_vec()).await;
+    assert_eq!(socket.expect("started").await["pid"], started["pid"]);
+    assert_eq!(socket.binary(3).await, b"two");
+    socket.send(json!({ "type": "kill" })).await;
+    assert_eq!(socket.expect("exit").await["error"], "signal: killed");
+}
+
+#[tokio::test]
+async fn client_whose_first_input_is_base64_gets_no_binary_frame() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/pty")).await;
+    socket.send(raw("sh")).await;
+    let exit = json!({ "type": "input", "data": BASE64.encode("exit 3\n") });
+    socket.send(exit).await;
+    let told = socket.rest().await;
+    let outputs = told.iter().filter(|m| m["type"] == "output").count();
+    assert!(outputs > 0, "{told:?}");
+    assert_eq!(told.last().unwrap()["exit_code"], 3, "{told:?}");
+}
+
+#[tokio::test]
+async fn form_of_the_output_can_be_requested() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let id = control.create().await;
+    let path = format!("/v1/sandboxes/{id}/pty");
+    let mut socket = Socket::open(&control, &format!("{path}?output=binary")).await;
+    socket.send(raw("cat")).await;
+    socket
+        .send(json!({ "type": "input", "data": BASE64.encode("one") }))
+        .await;
+    socket.expect("started").await;
+    assert!(socket.binary(5).await.ends_with(b"ready"));
+    let got = Socket::try_open(&control, &format!("{path}?output=hex"), Some(control.key())).await;
+    let got = got.err().unwrap();
+    assert_failure(&got, 400, "invalid_request", &["output"]);
 }

@@ -18,7 +18,7 @@ pub(crate) struct GuestFile {
 }
 
 /// Files of the root file system. An entry with empty content empties the file.
-pub(crate) const FILES: [GuestFile; 10] = [
+pub(crate) const FILES: [GuestFile; 11] = [
     GuestFile {
         path: "etc/chrony/wrenn-ptp.conf",
         mode: 0o644,
@@ -33,6 +33,11 @@ pub(crate) const FILES: [GuestFile; 10] = [
         path: "etc/sudoers.d/user",
         mode: 0o440,
         content: "user ALL=(ALL) NOPASSWD: ALL\n",
+    },
+    GuestFile {
+        path: "etc/sudoers.d/wrenn-user",
+        mode: 0o440,
+        content: "wrenn-user ALL=(ALL) NOPASSWD: ALL\n",
     },
     GuestFile {
         path: "etc/fstab",
@@ -89,12 +94,21 @@ pub(crate) const REMOVED: [&str; 7] = [
     "var/log",
 ];
 
-/// The user of sandboxes besides root: lines of `passwd(5)`, `group(5)` and `shadow(5)`.
-pub(crate) const USER_LINES: [(&str, &str); 3] = [
+/// The users of sandboxes besides root: lines of `passwd(5)`, `group(5)` and `shadow(5)`.
+pub(crate) const USER_LINES: [(&str, &str); 6] = [
     ("etc/passwd", "user:x:1000:1000::/home/user:/bin/bash\n"),
     ("etc/group", "user:x:1000:\n"),
     ("etc/shadow", "user:*:19000:0:99999:7:::\n"),
+    (
+        "etc/passwd",
+        "wrenn-user:x:1001:1001::/home/wrenn-user:/bin/bash\n",
+    ),
+    ("etc/group", "wrenn-user:x:1001:\n"),
+    ("etc/shadow", "wrenn-user:*:19000:0:99999:7:::\n"),
 ];
+
+/// Home directories of these users, each with the id of its user and group.
+pub(crate) const HOMES: [(&str, u32); 2] = [("home/user", 1000), ("home/wrenn-user", 1001)];
 
 /// Returns everything in this file that is part of the key of a root file system.
 pub(crate) fn all_contents() -> impl Iterator<Item = &'static [u8]> {

@@ -15,9 +15,6 @@ use crate::store::io_error;
 const UNPACK: Duration = Duration::from_secs(300);
 const FORMAT: Duration = Duration::from_secs(600);
 
-/// User id and group id of `user`.
-const USER: u32 = 1000;
-
 /// External servers that a package's default configuration could reference.
 const FOREIGN: [&str; 4] = ["pool.ntp.org", "8.8.8.8", "1.1.1.1", "9.9.9.9"];
 
@@ -117,7 +114,7 @@ fn furnish(root: &Path, programs: &guest::Programs) -> Result<(), BuildError> {
     let mounts = root.join("etc/mtab");
     remove_if_there(&mounts)?;
     symlink("../proc/self/mounts", &mounts).map_err(io_error("create", &mounts))?;
-    add_user(root)
+    add_users(root)
 }
 
 fn put(root: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), BuildError> {
@@ -142,7 +139,7 @@ fn remove_if_there(path: &Path) -> Result<(), BuildError> {
     }
 }
 
-fn add_user(root: &Path) -> Result<(), BuildError> {
+fn add_users(root: &Path) -> Result<(), BuildError> {
     for (name, line) in guest::USER_LINES {
         let path = root.join(name);
         let append = || {
@@ -152,20 +149,23 @@ fn add_user(root: &Path) -> Result<(), BuildError> {
         };
         append().map_err(io_error("add a user to", &path))?;
     }
-    let home = root.join("home/user");
-    fs::create_dir_all(&home).map_err(io_error("create", &home))?;
-    let skeleton = root.join("etc/skel");
-    let copy = || {
-        for entry in fs::read_dir(&skeleton)? {
-            let entry = entry?;
-            let target = home.join(entry.file_name());
-            fs::copy(entry.path(), &target)?;
-            chown(&target, Some(USER), Some(USER))?;
-        }
-        chown(&home, Some(USER), Some(USER))
-    };
-    copy().map_err(io_error("populate", &home))?;
+    for (name, user) in guest::HOMES {
+        let home = root.join(name);
+        fs::create_dir_all(&home).map_err(io_error("create", &home))?;
+        fill_home(root, &home, user).map_err(io_error("populate", &home))?;
+    }
     Ok(())
+}
+
+/// Copies the files of `/etc/skel` to a home directory, and makes a user its owner.
+fn fill_home(root: &Path, home: &Path, user: u32) -> io::Result<()> {
+    for entry in fs::read_dir(root.join("etc/skel"))? {
+        let entry = entry?;
+        let target = home.join(entry.file_name());
+        fs::copy(entry.path(), &target)?;
+        chown(&target, Some(user), Some(user))?;
+    }
+    chown(home, Some(user), Some(user))
 }
 
 /// Fails if a configuration file references a server that a guest would contact on its own.

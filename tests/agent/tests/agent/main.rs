@@ -15,6 +15,8 @@ mod kill_points;
 mod lifecycle;
 mod lifetime;
 mod live_snapshots;
+mod logs;
+mod moving;
 mod ownership;
 mod pause_failures;
 mod policy;

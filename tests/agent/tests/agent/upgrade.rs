@@ -35,6 +35,8 @@ async fn start() -> TestAgent {
     let dir = Path::new(DATA_DIR);
     fs::create_dir(dir).expect("a private /run");
     run("tar", &["-xzf", FIXTURE, "-C", DATA_DIR]);
+    // The image that its snapshots depend on.
+    fs::write(dir.join("image"), vec![0; 1024 * 1024]).expect("written");
     // The state of a VM is restored by the series of QEMU that saved it only. Here, it is the
     // version of this host.
     let version = run("qemu-system-x86_64", &["--version"]);

@@ -110,6 +110,48 @@ fn booting_vmm(dir: &Path) -> Option<i32> {
     vmm_of(folder.file_name().to_str()?)
 }
 
+#[tokio::test]
+async fn templates_of_a_copied_image_directory_are_restored_and_others_are_named() -> Result<()> {
+    let images = PathBuf::from(std::env::var("WRENN_IMAGES_DIR").context("WRENN_IMAGES_DIR")?);
+    // Next to the original, so that hard links suffice.
+    let parent = images.parent().context("a parent")?;
+    let copy = tempfile::tempdir_in(parent)?;
+    let copied = copy.path().join("images");
+    let status = Command::new("cp")
+        .arg("-al")
+        .args([&images, &copied])
+        .status()?;
+    ensure!(status.success(), "{status}");
+    let path = copied.to_str().context("text")?;
+    let mut service = Service::start_with("WRENN_IMAGES_DIR", path).await?;
+    let (_, host) = service.get("/v1/host").await?;
+    assert_eq!(host["cold_templates"], json!([]), "{}", service.log());
+    let restored = service.create_with(json!({ "memory_mb": 512 })).await?;
+    assert_eq!(boot_counts(&service).await?["started"], 0);
+    restored.destroy().await?;
+
+    // Without its name, the snapshot of `base` is not found.
+    service.stop().await?;
+    for entry in std::fs::read_dir(copied.join("snapshots/names"))? {
+        let path = entry?.path();
+        if path.display().to_string().contains("warm-base-") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    service.start_again().await?;
+    let (_, host) = service.get("/v1/host").await?;
+    assert_eq!(host["cold_templates"][0]["name"], "base", "{host}");
+    let log = service.log();
+    assert!(log.contains("template boots with every create"), "{log}");
+    let report = service.command("doctor").arg("--json").output()?;
+    let report: Vec<Value> = serde_json::from_slice(&report.stdout)?;
+    let finding = report.iter().find(|f| f["name"] == "template snapshots");
+    let finding = finding.context("no finding")?;
+    assert_eq!(finding["level"], "warn", "{finding}");
+    assert_eq!(finding["fix"], "wrenn image build base", "{finding}");
+    Ok(())
+}
+
 /// A failed calibration leaves a kernel without a clock event device.
 #[test]
 fn guest_without_a_timer_fails_its_boot_and_one_with_a_timer_continues() -> Result<()> {

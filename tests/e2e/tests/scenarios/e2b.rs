@@ -94,9 +94,14 @@ async fn javascript(file: &str) -> Result<()> {
 /// Runs a suite against its own service.
 async fn run(mut command: Command) -> Result<()> {
     let service = Service::start().await?;
+    sdks::point_at(&mut command, &service)?;
+    run_suite(command, &service).await
+}
+
+/// Runs a suite to its end. Its output is shown.
+pub(crate) async fn run_suite(mut command: Command, service: &Service) -> Result<()> {
     let log = tempfile::NamedTempFile::new()?;
     let output = || -> Result<Stdio> { Ok(log.reopen()?.into()) };
-    sdks::point_at(&mut command, &service)?;
     let mut suite = command
         .stdin(Stdio::null())
         .stdout(output()?)

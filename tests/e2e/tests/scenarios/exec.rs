@@ -292,7 +292,7 @@ async fn foreground_command_is_found_by_its_tag() -> Result<()> {
 async fn a_terminal_survives_its_client_and_a_burst_of_input() -> Result<()> {
     let service = Service::start().await?;
     let sandbox = service.create().await?;
-    let path = sandbox.path("/pty");
+    let path = sandbox.path("/pty?output=base64");
     let mut terminal = Socket::open(&service, &path).await?;
     terminal
         .send(&json!({ "type": "start", "cmd": "/bin/sh", "cols": 80, "rows": 24 }))

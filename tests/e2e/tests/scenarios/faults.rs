@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -69,6 +69,46 @@ async fn killed_vmm_is_an_error_with_a_reason_and_affects_no_other() -> Result<(
     .await?;
     lost.destroy().await?;
     other.destroy().await
+}
+
+/// Returns the log of a sandbox's supervisor, by the command line.
+fn log_lines(service: &Service, id: &str) -> Result<Vec<Value>> {
+    let output = service.command("sandbox").args(["logs", id]).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let parse = |line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"));
+    text.lines().map(parse).collect()
+}
+
+#[tokio::test]
+async fn supervisor_log_names_its_sandbox_and_outlives_a_failure() -> Result<()> {
+    let service = Service::start().await?;
+    let lost = service.create().await?;
+    let (_, vmm) = processes(&lost)?;
+    let before = log_lines(&service, lost.id())?;
+    let has = |lines: &[Value], message: &str| {
+        let mut lines = lines.iter();
+        lines.any(|line| line["fields"]["message"] == message)
+    };
+    assert!(has(&before, "VM started"), "{before:?}");
+    kill(vmm, Signal::SIGKILL)?;
+    until_error(&lost).await?;
+    until("the directory is removed", GENEROUS, async || {
+        let dir = service.dir().join("sandboxes").join(lost.id());
+        Ok((!dir.exists()).then_some(()))
+    })
+    .await?;
+    let after = log_lines(&service, lost.id())?;
+    assert!(after.len() > before.len(), "{after:?}");
+    assert!(has(&after, "VM ended"), "{after:?}");
+    for line in &after {
+        assert_eq!(line["sandbox_id"], lost.id(), "{line}");
+    }
+    let mut console = service.command("sandbox");
+    let console = console.args(["logs", "--console", "--tail", "1", lost.id()]);
+    let console = console.output()?;
+    assert!(console.status.success(), "{console:?}");
+    Ok(())
 }
 
 #[tokio::test]

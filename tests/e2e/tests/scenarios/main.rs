@@ -24,4 +24,5 @@ mod pause_faults;
 mod snapshots;
 mod upgrade;
 mod vmm_versions;
+mod wrenn_client;
 mod wrong_database;

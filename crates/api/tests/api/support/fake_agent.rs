@@ -316,6 +316,12 @@ impl FakeAgent {
         path
     }
 
+    /// Makes every create of `minimal` boot, for this reason.
+    pub(crate) fn boot_minimal(&self, reason: &str) {
+        let mut templates = lock(&self.state.templates);
+        templates[0].cold_boot_reason = reason.to_owned();
+    }
+
     /// Closes the open tunnels of a sandbox, which keeps running.
     pub(crate) fn cut_tunnels(&self, id: &str) {
         self.state.cut(id);

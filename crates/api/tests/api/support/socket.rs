@@ -11,7 +11,7 @@ use tokio_tungstenite::{
 
 use super::{Control, GENEROUS};
 
-/// Open WebSocket that carries JSON.
+/// Open WebSocket.
 pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
@@ -60,7 +60,21 @@ impl Socket {
         self.0.send(Message::binary(bytes)).await.unwrap();
     }
 
-    /// Returns the next message; `None` if the server has closed.
+    /// Returns at least this many bytes from the next frames, which must be binary.
+    pub(crate) async fn binary(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let message = tokio::time::timeout(GENEROUS, self.0.next()).await;
+            match message.expect("a frame in time") {
+                Some(Ok(Message::Binary(more))) => bytes.extend_from_slice(&more),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        bytes
+    }
+
+    /// Returns the next message, which must be JSON; `None` if the server has closed.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             let message = tokio::time::timeout(GENEROUS, self.0.next()).await;
@@ -69,6 +83,7 @@ impl Socket {
                     return Some(serde_json::from_str(&text).unwrap());
                 }
                 Some(Ok(Message::Close(_))) | None => return None,
+                Some(Ok(Message::Binary(bytes))) => panic!("unexpected binary frame: {bytes:?}"),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => panic!("{error}"),
             }

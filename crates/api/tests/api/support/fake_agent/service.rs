@@ -188,6 +188,19 @@ impl HostAgentService for Service {
         Response::ok(rpc::PingSandboxResponse::default())
     }
 
+    async fn get_sandbox_log(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::GetSandboxLogRequest>,
+    ) -> ServiceResult<rpc::GetSandboxLogResponse> {
+        self.0.require(request.id)?;
+        let request = request.to_owned_message();
+        Response::ok(rpc::GetSandboxLogResponse {
+            content: format!("{:?} of {}\n", request.source.as_known(), request.id).into_bytes(),
+            ..Default::default()
+        })
+    }
+
     async fn get_metrics(
         &self,
         _: RequestContext,
