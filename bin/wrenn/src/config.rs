@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use serde::Deserialize;
-use wrenn_agent::Subnets;
+use wrenn_agent::{CgroupPolicy, HostLimits, SandboxLimits, Subnets};
 use wrenn_control::Limits;
 use wrenn_model::{CpuModel, Egress, EgressLimit};
 use wrenn_proto::supervise::Accel;
@@ -106,6 +106,29 @@ pub(crate) struct Layer {
     pub(crate) max_lifetime_sec: Option<NonZeroU32>,
     /// Days that the row of a sandbox is kept after its end; 0: for ever.
     pub(crate) retention_days: Option<u32>,
+    /// Memory that may be promised to sandboxes, in percent of the usable memory.
+    pub(crate) memory_commit_percent: Option<NonZeroU32>,
+    /// Memory of the host that sandboxes never get, in MiB.
+    pub(crate) memory_reserve_mb: Option<u32>,
+    /// Disk space that guests leave free, in MiB.
+    pub(crate) disk_reserve_mb: Option<u64>,
+    /// Maximum disk space of all sandboxes and snapshots, in MiB.
+    pub(crate) disk_budget_mb: Option<u64>,
+    /// Maximum disk space of one sandbox, in MiB.
+    pub(crate) sandbox_disk_budget_mb: Option<u64>,
+    /// Data that a sandbox reads and writes on its disk, in MiB per second; 0: no limit.
+    pub(crate) disk_mb_per_sec: Option<u32>,
+    /// Disk requests of a sandbox per second; 0: no limit.
+    pub(crate) disk_ops_per_sec: Option<u32>,
+    /// Network traffic of a sandbox, in Mbit per second and direction; 0: no limit.
+    pub(crate) network_mbit_per_sec: Option<u32>,
+    /// Connections that a guest has open; 0: no limit.
+    pub(crate) sandbox_connections: Option<u32>,
+    /// Swap space of a sandbox, in MiB.
+    pub(crate) sandbox_swap_mb: Option<u32>,
+    /// Policy for a host without cgroup controllers.
+    #[serde(default, deserialize_with = "load::cgroups_of_file")]
+    pub(crate) cgroups: Option<CgroupPolicy>,
     /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
     /// Path of the guest agent's binary, for image builds.
@@ -138,6 +161,17 @@ impl Layer {
             max_buffered_mib: self.max_buffered_mib.or(lower.max_buffered_mib),
             max_lifetime_sec: self.max_lifetime_sec.or(lower.max_lifetime_sec),
             retention_days: self.retention_days.or(lower.retention_days),
+            memory_commit_percent: self.memory_commit_percent.or(lower.memory_commit_percent),
+            memory_reserve_mb: self.memory_reserve_mb.or(lower.memory_reserve_mb),
+            disk_reserve_mb: self.disk_reserve_mb.or(lower.disk_reserve_mb),
+            disk_budget_mb: self.disk_budget_mb.or(lower.disk_budget_mb),
+            sandbox_disk_budget_mb: self.sandbox_disk_budget_mb.or(lower.sandbox_disk_budget_mb),
+            disk_mb_per_sec: self.disk_mb_per_sec.or(lower.disk_mb_per_sec),
+            disk_ops_per_sec: self.disk_ops_per_sec.or(lower.disk_ops_per_sec),
+            network_mbit_per_sec: self.network_mbit_per_sec.or(lower.network_mbit_per_sec),
+            sandbox_connections: self.sandbox_connections.or(lower.sandbox_connections),
+            sandbox_swap_mb: self.sandbox_swap_mb.or(lower.sandbox_swap_mb),
+            cgroups: self.cgroups.or(lower.cgroups),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
         }
@@ -183,6 +217,8 @@ pub(crate) struct Settings {
     pub(crate) dns: Option<Vec<IpAddr>>,
     /// Limits of the control plane.
     pub(crate) limits: Limits,
+    /// Limits of the host agent.
+    pub(crate) host_limits: HostLimits,
     /// Log filter.
     pub(crate) log: String,
     /// Path of the guest agent's binary; `None`: `envd` in the directory of this program.
@@ -192,6 +228,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Fills in the defaults.
     fn from_layer(layer: Layer) -> Self {
+        let host_limits = host_limits(&layer);
         let dir = layer.dir.map_or_else(|| DEFAULT_DIR.into(), absolute);
         let listen = layer
             .listen
@@ -241,6 +278,7 @@ impl Settings {
                     .map_or(limits.max_lifetime_sec, NonZeroU32::get),
                 ..limits
             },
+            host_limits,
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),
             dir,
@@ -261,6 +299,33 @@ impl Settings {
     /// Returns the path of the token between control plane and agent, a file of mode 0600.
     pub(crate) fn token_file(&self) -> PathBuf {
         self.dir.join("agent-token")
+    }
+}
+
+/// Returns the limits of the host agent.
+fn host_limits(layer: &Layer) -> HostLimits {
+    let default = HostLimits::default();
+    let sandbox = default.sandbox;
+    HostLimits {
+        memory_commit_percent: layer
+            .memory_commit_percent
+            .map_or(default.memory_commit_percent, NonZeroU32::get),
+        memory_reserve_mib: layer
+            .memory_reserve_mb
+            .unwrap_or(default.memory_reserve_mib),
+        disk_reserve_mib: layer.disk_reserve_mb,
+        disk_budget_mib: layer.disk_budget_mb,
+        sandbox_disk_budget_mib: layer.sandbox_disk_budget_mb,
+        sandbox: SandboxLimits {
+            disk_mib_per_sec: layer.disk_mb_per_sec.unwrap_or(sandbox.disk_mib_per_sec),
+            disk_ops_per_sec: layer.disk_ops_per_sec.unwrap_or(sandbox.disk_ops_per_sec),
+            network_mbit_per_sec: layer
+                .network_mbit_per_sec
+                .unwrap_or(sandbox.network_mbit_per_sec),
+            connections: layer.sandbox_connections.unwrap_or(sandbox.connections),
+            swap_mib: layer.sandbox_swap_mb.unwrap_or(sandbox.swap_mib),
+        },
+        cgroups: layer.cgroups.unwrap_or(default.cgroups),
     }
 }
 

@@ -6,6 +6,7 @@
 //! that are created as probes are gone when it returns.
 
 mod cgroups;
+mod hardening;
 mod machine;
 #[cfg(test)]
 mod tests;
@@ -15,11 +16,13 @@ use std::net::IpAddr;
 use serde::Serialize;
 use wrenn_agent::NetworkReport;
 use wrenn_image::Recipe;
+use wrenn_model::EMULATION_NOTE;
 use wrenn_proto::supervise::Accel;
 
 use crate::{accel::Decision, nameservers::Nameservers, output};
 
 pub(crate) use cgroups::Cgroups;
+pub(crate) use hardening::Hardening;
 pub(crate) use machine::ThisMachine;
 
 /// Free disk space that an image build and a few sandboxes need, in bytes.
@@ -121,6 +124,8 @@ pub(crate) trait Machine {
     fn free_memory(&self) -> Result<u64, String>;
     /// Path of the library that pages guest memory; the error names the paths that were searched.
     fn paging_library(&self) -> Result<String, String>;
+    /// Settings that weaken the isolation of guests.
+    fn hardening(&self) -> Hardening;
     /// Names of the usable templates; the error describes damaged ones.
     fn templates(&self) -> Result<Vec<String>, String>;
     /// Templates whose creates boot instead of being restored, each with the reason.
@@ -135,7 +140,7 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     // need the build tools.
     let build_level = if built { Level::Warn } else { Level::Fail };
     let network = machine.network();
-    vec![
+    let mut findings = vec![
         root(machine),
         acceleration(machine.accel()),
         guest_cpu(machine),
@@ -165,7 +170,9 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
         memory(machine),
         images(templates),
         template_snapshots(machine.cold_templates()),
-    ]
+    ];
+    findings.extend(machine.hardening().findings());
+    findings
 }
 
 fn root(machine: &dyn Machine) -> Finding {
@@ -193,7 +200,7 @@ fn acceleration(decision: Decision) -> Finding {
         (Accel::Tcg, None) => Finding::bad(
             Level::Warn,
             name,
-            "tcg: software emulation is set, but kvm is available and ten times as fast",
+            format!("tcg is set, but kvm is available and ten times as fast; {EMULATION_NOTE}"),
             "unset WRENN_ACCEL  # check `accel` in the settings file too",
         ),
         (Accel::Tcg, Some(why)) => {
@@ -203,7 +210,7 @@ fn acceleration(decision: Decision) -> Finding {
                 "no command: enable virtualization in the firmware, or in the hypervisor if this is a VM"
             };
             let detail =
-                format!("tcg: software emulation, because {why}; everything works, but slower");
+                format!("tcg, because {why}; everything works, but slower, and {EMULATION_NOTE}");
             Finding::bad(Level::Warn, name, detail, fix)
         }
     }
@@ -341,15 +348,15 @@ fn cgroup_limits(cgroups: &Cgroups) -> Finding {
     let name = "cgroups";
     match cgroups.missing().as_slice() {
         [] => Finding::ok(name, cgroups.to_string()),
-        missing => Finding::bad(
-            Level::Warn,
-            name,
-            format!(
-                "no controller for {}: sandboxes run without these limits",
-                missing.join(", ")
-            ),
-            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-        ),
+        missing => {
+            let (level, effect) = match cgroups.required {
+                true => (Level::Fail, "the service does not start"),
+                false => (Level::Warn, "sandboxes run without these limits"),
+            };
+            let detail = format!("no controller for {}: {effect}", missing.join(", "));
+            let fix = "mount -t cgroup2 cgroup2 /sys/fs/cgroup  # or WRENN_CGROUPS=optional, without limits";
+            Finding::bad(level, name, detail, fix)
+        }
     }
 }
 

@@ -6,9 +6,10 @@
 //! | names and total size of the environment                 | `environment`     | invalid      |
 //! | idle timeout                                            | here              | invalid      |
 //! | vCPUs per processor of the host                         | `vcpu_overcommit` | invalid      |
-//! | memory of a sandbox, at most that of the host           | `memory_reserve`  | invalid      |
-//! | available memory, without the host's reserve            | `memory_reserve`  | host is full |
-//! | free disk space of the host                             | `free_disk`       | host is full |
+//! | memory of a sandbox, at most that of the host           | `memory_size`     | invalid      |
+//! | memory of the host that is available and not promised   | `memory_ledger`   | host is full |
+//! | disk space of the host: free, and within the budget     | `disk_space`      | host is full |
+//! | disk size, at most the budget of a sandbox              | `disk_space`      | invalid      |
 //! | disk size, at least that of the template's image        | `disk_size`       | invalid      |
 //! | copies per fork                                         | `fork_copies`     | invalid      |
 //! | network access, at most the operator's ceiling          | `egress`          | invalid      |
@@ -18,8 +19,9 @@
 //! over an image of the same name. A sandbox that continues from a snapshot has the size of the
 //! snapshot, regardless of the requested size.
 //!
-//! A check reserves nothing: of two concurrent requests that fit only one at a time, both are
-//! admitted, and the host's memory or disk may become short.
+//! [`plan`] reserves nothing. The memory of an admitted sandbox is reserved when its create starts
+//! (`SandboxService::start`), so of two concurrent requests that fit only one at a time, one is
+//! rejected.
 
 mod capacity;
 mod disk_size;
@@ -27,8 +29,7 @@ mod egress;
 mod environment;
 mod error;
 mod fork_copies;
-mod free_disk;
-mod memory_reserve;
+mod memory_size;
 mod source;
 mod vcpu_overcommit;
 
@@ -78,6 +79,7 @@ pub(crate) fn plan(host: &HostContext, request: CreateRequest) -> Result<Plan, A
     let timeout_sec = params.timeout_sec;
     in_range("timeout_sec", timeout_sec, 0, limits::MAX_TIMEOUT_SEC, "")?;
     let capacity = HostCapacity::read(&host.config.data_dir).map_err(AdmissionError::Capacity)?;
+    host.disk_space.check_create()?;
     if let Some(pin) = host.snapshots.named(&params.template_name)? {
         let snapshot = host.snapshots.locate(&pin)?;
         return params.with_snapshot(&capacity, snapshot);
@@ -93,6 +95,7 @@ pub(crate) fn plan(host: &HostContext, request: CreateRequest) -> Result<Plan, A
         disk_mib: disk_size::choose(size.disk_mib, template_size.disk_mib)?,
         ..size
     };
+    host.disk_space.check_size(size)?;
     if source::may_restore(host.config.template_snapshots, size, template_size)
         && let Ok(snapshot) = host.snapshots.template_snapshot(&template)
     {

@@ -1,14 +1,18 @@
 //! Cgroups: resource limits of sandboxes, and membership of their processes.
 //!
-//! Every sandbox has a directory `wrenn/<instance>/<id>` in each hierarchy with a controller that
-//! limits it: one hierarchy on cgroup v2, one per controller on v1, both kinds on a hybrid host.
-//! `<instance>` identifies the agent's data directory, so several agents can share a host.
+//! Every sandbox has a directory `wrenn/<instance>/<id>` for its VMM, and one `<id>.supervisor` for its
+//! supervisor, in each hierarchy with a controller that limits it: one hierarchy on cgroup v2, one per
+//! controller on v1, both kinds on a hybrid host.
+//! `<instance>` identifies the agent's data directory, so several agents can share a host. Its group
+//! limits the memory of all sandboxes together, so that they never use the host's reserve.
 //!
-//! Owns these directories. The VMM's jail enters them itself. On a host without a usable controller
-//! there are no limits, and the agent logs this once. [`Cgroups::remove`] kills the remaining
+//! Owns these directories. The VMM's jail and the supervisor enter them themselves. On a host without
+//! a usable controller there are no limits, which [`policy`] permits or not. [`Cgroups::remove`] kills the remaining
 //! processes and is idempotent.
 
 mod hierarchy;
+mod io_limit;
+pub(crate) mod policy;
 
 use std::{fs, io, path::PathBuf, time::Duration};
 
@@ -19,7 +23,8 @@ use nix::{
 };
 use wrenn_model::{MachineSize, SandboxId};
 
-use hierarchy::{Hierarchy, Setting};
+use hierarchy::{Controller, Hierarchy, Setting};
+pub(crate) use io_limit::IoLimit;
 
 /// Maximum time for killed processes to disappear. The kernel must free all guest memory of a VMM
 /// first.
@@ -40,6 +45,12 @@ const CPU_OVERHEAD_PERCENT: u64 = 25;
 /// Thread limit on top of one thread per virtual CPU. A VMM uses up to 64 threads for disk
 /// requests.
 const THREADS_OVERHEAD: u64 = 128;
+
+/// CPU limit of a supervisor, in percent of one CPU: the page server and a snapshot each use one.
+const SUPERVISOR_CPU_PERCENT: u64 = 200;
+
+/// Thread limit of a supervisor and of the jail that it starts.
+const SUPERVISOR_THREADS: u64 = 64;
 
 /// Failure to create or remove a group.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +92,16 @@ impl Limits {
             threads: u64::from(size.vcpus) + THREADS_OVERHEAD,
         }
     }
+
+    /// Returns the limits for the supervisor of a guest of this size. It holds the memory of the
+    /// snapshot that the guest runs from, which counts for the first supervisor that fills it.
+    pub(crate) fn for_supervisor(size: MachineSize) -> Self {
+        Self {
+            memory_bytes: size.memory_bytes() + MEMORY_OVERHEAD_MIB * 1024 * 1024,
+            cpu_percent: SUPERVISOR_CPU_PERCENT,
+            threads: SUPERVISOR_THREADS,
+        }
+    }
 }
 
 /// The cgroups of one agent.
@@ -88,21 +109,32 @@ impl Limits {
 pub(crate) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
     instance: String,
+    common: CommonLimits,
 }
+
+/// Limits that are the same for all sandboxes of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommonLimits {
+    /// Memory that all sandboxes together may use, in bytes.
+    pub(crate) memory_bytes: u64,
+    /// Swap space of one sandbox, in bytes.
+    pub(crate) swap_bytes: u64,
+    /// Disk requests of one sandbox.
+    pub(crate) io: Option<IoLimit>,
+}
+
+/// Suffix of the group of a sandbox's supervisor, which no sandbox ID contains.
+const SUPERVISOR: &str = ".supervisor";
 
 impl Cgroups {
     /// Detects the usable hierarchies of this host.
-    pub(crate) fn detect(instance: &str) -> Self {
+    pub(crate) fn detect(instance: &str, common: CommonLimits) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let hierarchies = hierarchy::detect(&mounts);
-        if hierarchies.is_empty() {
-            tracing::warn!(
-                "no usable cgroup controller, sandboxes run without CPU, memory and thread limits"
-            );
-        }
         Self {
             hierarchies,
             instance: instance.to_owned(),
+            common,
         }
     }
 
@@ -112,33 +144,57 @@ impl Cgroups {
         self.hierarchies.iter().map(path).collect()
     }
 
-    /// Creates the groups of a sandbox and returns their directories. On failure, none remain.
+    /// Returns the directories of the groups of a sandbox's supervisor. They need not exist.
+    pub(crate) fn supervisor_directories(&self, id: &SandboxId) -> Vec<PathBuf> {
+        let name = format!("{id}{SUPERVISOR}");
+        let path = |h: &Hierarchy| h.instance_dir(&self.instance).join(&name);
+        self.hierarchies.iter().map(path).collect()
+    }
+
+    /// Creates the groups of a sandbox's VMM and of its supervisor. On failure, none remain.
     pub(crate) fn create(
         &self,
         id: &SandboxId,
         limits: Limits,
-    ) -> Result<Vec<PathBuf>, CgroupError> {
-        let created = self.hierarchies.iter().try_for_each(|hierarchy| {
-            let dir = hierarchy
-                .create(&self.instance, id.as_str())
-                .map_err(cgroup_failed(
-                    "create the cgroup",
-                    hierarchy.instance_dir(&self.instance).join(id),
-                ))?;
-            for Setting { file, value } in hierarchy.settings(limits) {
-                let path = dir.join(file);
-                fs::write(&path, value).map_err(cgroup_failed("write the limit", path))?;
-            }
-            Ok(())
-        });
-        if let Err(error) = created {
-            for dir in self.directories(id) {
+        supervisor: Limits,
+    ) -> Result<(), CgroupError> {
+        let name = format!("{id}{SUPERVISOR}");
+        let created = self
+            .create_groups(id.as_str(), limits)
+            .and_then(|()| self.create_groups(&name, supervisor));
+        if created.is_err() {
+            for dir in self.all_directories(id) {
                 let _ = fs::remove_dir(dir);
             }
             self.remove_empty_parents();
-            return Err(error);
         }
-        Ok(self.directories(id))
+        created
+    }
+
+    fn create_groups(&self, name: &str, limits: Limits) -> Result<(), CgroupError> {
+        for hierarchy in &self.hierarchies {
+            let step = "create the cgroup";
+            let path = hierarchy.instance_dir(&self.instance).join(name);
+            let dir = hierarchy.create(&self.instance, name, self.common.memory_bytes);
+            let dir = dir.map_err(cgroup_failed(step, path))?;
+            for setting in hierarchy.settings(limits, &self.common) {
+                let path = dir.join(setting.file);
+                match fs::write(&path, setting.value) {
+                    Err(error) if setting.is_optional => {
+                        tracing::debug!(path = %path.display(), %error, "limit not supported");
+                    }
+                    written => written.map_err(cgroup_failed("write the limit", path))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the directories of the groups of a sandbox's VMM and of its supervisor.
+    fn all_directories(&self, id: &SandboxId) -> Vec<PathBuf> {
+        let mut all = self.directories(id);
+        all.extend(self.supervisor_directories(id));
+        all
     }
 
     /// Gives a sandbox priority while its kernel boots, or takes that back. A failure is logged:
@@ -146,7 +202,7 @@ impl Cgroups {
     pub(crate) fn set_booting(&self, id: &SandboxId, limits: Limits, booting: bool) {
         for hierarchy in &self.hierarchies {
             let dir = hierarchy.instance_dir(&self.instance).join(id);
-            for Setting { file, value } in hierarchy.boot_settings(limits, booting) {
+            for Setting { file, value, .. } in hierarchy.boot_settings(limits, booting) {
                 if let Err(error) = fs::write(dir.join(file), &value) {
                     tracing::warn!(%error, file, value, "failed to set the CPU priority");
                 }
@@ -158,7 +214,7 @@ impl Cgroups {
     /// none.
     pub(crate) async fn remove(&self, id: &SandboxId) -> Result<(), CgroupError> {
         let deadline = tokio::time::Instant::now() + REMOVE_DEADLINE;
-        let directories = self.directories(id);
+        let directories = self.all_directories(id);
         loop {
             kill_while_found(|| processes(&directories)).await?;
             match directories.iter().try_for_each(remove_group) {
@@ -182,11 +238,22 @@ impl Cgroups {
             .iter()
             .filter_map(|h| fs::read_dir(h.instance_dir(&self.instance)).ok())
             .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name();
+                let name = name.to_str()?;
+                name.strip_suffix(SUPERVISOR).unwrap_or(name).parse().ok()
+            })
             .collect();
         found.sort();
         found.dedup();
         found
+    }
+
+    /// Returns the names of the required controllers that this host lacks.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let is_missing = |c: &Controller| !self.hierarchies.iter().any(|h| h.has(*c));
+        let missing = Controller::REQUIRED.into_iter().filter(is_missing);
+        missing.map(|controller| controller.name(true)).collect()
     }
 
     /// True if this host has no usable hierarchy, so nothing is limited.

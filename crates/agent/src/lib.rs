@@ -15,8 +15,11 @@
 mod admission;
 mod cgroup;
 mod disk;
+mod disk_space;
 mod host;
 mod inventory;
+mod limits;
+mod memory_ledger;
 mod network;
 mod registry;
 mod rpc;
@@ -29,6 +32,8 @@ mod supervisor;
 pub mod template_snapshot;
 mod templates;
 
+pub use cgroup::policy::requires_limits;
+pub use limits::{CgroupPolicy, HostLimits, SandboxLimits};
 pub use network::{
     addresses::{Subnets, SubnetsError},
     ceiling::EgressCeiling,

@@ -62,6 +62,7 @@ use rules::GuestAccess;
 use subnets::ChooseError;
 
 pub(crate) use host_network::{HostNetwork, NetworkSettings};
+pub(crate) use rules::TrafficLimits;
 
 /// Maximum time to build or remove one network. A typical run takes about 50 ms.
 const DEADLINE: Duration = Duration::from_secs(30);

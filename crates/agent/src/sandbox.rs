@@ -78,7 +78,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use wrenn_envd_client::EnvdClient;
 use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
-use wrenn_proto::supervise::SupervisorSpec;
+use wrenn_proto::supervise::{Accel, SupervisorSpec};
 
 use crate::{
     network::egress::Access,
@@ -192,6 +192,8 @@ pub(crate) struct Running {
     pub(crate) boot: BootTimes,
     /// CPU model of the VM.
     pub(crate) cpu: CpuModel,
+    /// Execution mode of the VM. It may differ from the current setting.
+    pub(crate) accel: Accel,
     /// Cancelled when the sandbox no longer runs. Calls that wait for its guest then end.
     pub(crate) gone: CancellationToken,
     /// Memory file of the snapshot that the VM was restored from. Held so that other VMs of the

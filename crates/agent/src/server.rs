@@ -20,10 +20,14 @@ use wrenn_model::{CpuModel, EgressLimit};
 use wrenn_proto::supervise::Accel;
 
 use crate::{
-    cgroup::Cgroups,
-    host::Vmm,
+    cgroup::{Cgroups, CommonLimits, IoLimit, policy},
+    disk_space::DiskSpace,
+    host::{HostCapacity, Vmm},
+    limits::HostLimits,
+    memory_ledger::MemoryLedger,
     network::{
-        HostNetwork, NetworkSettings, addresses::Subnets, ceiling::EgressCeiling, slot::Slots,
+        HostNetwork, NetworkSettings, TrafficLimits, addresses::Subnets, ceiling::EgressCeiling,
+        slot::Slots,
     },
     registry::Registry,
     rpc,
@@ -39,6 +43,10 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Maximum time for aborted creates to free their resources.
 const ROLLBACK_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Priority of the agent for the kernel's OOM killer (`oom_score_adj`, `proc(5)`). Supervisors and
+/// VMMs have higher ones.
+const OOM_SCORE_ADJ: i32 = -500;
 
 /// Settings of an agent.
 #[derive(Debug, Clone)]
@@ -76,6 +84,8 @@ pub struct AgentConfig {
     pub keep_page_cache: bool,
     /// Policy for boots from disk.
     pub boot: BootPolicy,
+    /// Limits that the operator sets.
+    pub limits: HostLimits,
 }
 
 /// Maximum times that an agent waits for other components. The defaults suit a slow host without
@@ -241,31 +251,70 @@ pub(crate) async fn open_parts(
         ceiling: config.egress_ceiling.clone(),
         subnets: config.subnets,
         nameservers: config.dns.clone(),
+        traffic: TrafficLimits {
+            bytes_per_sec: u64::from(config.limits.sandbox.network_mbit_per_sec) * 1_000_000 / 8,
+            connections: config.limits.sandbox.connections,
+        },
     };
+    let capacity =
+        HostCapacity::read(&data_dir).map_err(failed("read the capacity of this host"))?;
+    let memory = MemoryLedger::new(capacity.memory_total_mib, &config.limits);
+    let cgroups = open_cgroups(&config, memory.usable_bytes())?;
     let network = HostNetwork::open(&instance(&data_dir), settings).await;
     let network = network.map_err(host_failed("prepare the host's network"))?;
     let root = config.snapshots_dir.clone();
     let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
+    protect_from_oom_killer();
     let vmm = Vmm::of_host(config.accel);
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
-    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.cpu.clone());
+    let (cpu, wrenn_exe) = (config.cpu.clone(), config.wrenn_exe.clone());
+    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, cpu, wrenn_exe);
     Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
-        config,
         templates,
         deadlines,
         sandbox_dirs: SandboxDirs::open(&data_dir)
             .map_err(host_failed("open the sandboxes' directories"))?,
         network: Arc::new(network),
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
-        cgroups: Cgroups::detect(&instance(&data_dir)),
+        cgroups,
+        memory: Arc::new(memory),
+        disk_space: DiskSpace::open(&data_dir, &root, &config.limits)
+            .map_err(failed("read the size of the data directory's file system"))?,
         tsc_khz: tsc_khz.map_err(host_failed(
             "measure the frequency of the time stamp counter",
         ))?,
         id: host_id(&data_dir)?,
         boots: Boots::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         adoptions: Semaphore::new(adopt::MAX_AT_ONCE),
+        config,
     })
+}
+
+/// Finds the cgroups of this host, and checks that sandboxes have the limits that the settings
+/// require.
+fn open_cgroups(config: &AgentConfig, memory_bytes: u64) -> Result<Cgroups, AgentError> {
+    let HostLimits {
+        sandbox, cgroups, ..
+    } = &config.limits;
+    let common = CommonLimits {
+        memory_bytes,
+        swap_bytes: u64::from(sandbox.swap_mib) * 1024 * 1024,
+        io: IoLimit::of(sandbox, &config.data_dir),
+    };
+    let found = Cgroups::detect(&instance(&config.data_dir), common);
+    policy::check(*cgroups, &found.missing(), &config.data_dir)
+        .map_err(host_failed("limit sandboxes"))?;
+    Ok(found)
+}
+
+/// Makes the kernel end VMs rather than this process if the host runs out of memory. A setting of the
+/// process's manager takes precedence.
+fn protect_from_oom_killer() {
+    if let Err(error) = wrenn_sys::oom::set_score_adj_if_unset(OOM_SCORE_ADJ) {
+        // In a container without the capability, the process keeps the default.
+        tracing::info!(%error, "failed to lower the priority of this process for the OOM killer");
+    }
 }
 
 /// Serves until `shutdown` is cancelled. Then rejects new calls, and gives calls in progress

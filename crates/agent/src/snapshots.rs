@@ -19,18 +19,17 @@ mod template;
 mod verify;
 
 use std::{
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use thiserror_ext::AsReport as _;
+use wrenn_disk::DiskError;
 use wrenn_model::{CpuModel, TemplateName};
-use wrenn_proto::{
-    machine::MachineProfile,
-    supervise::{Accel, SupervisorSpec},
-};
+use wrenn_proto::supervise::SupervisorSpec;
 use wrenn_snapshot::{
-    Chain, ChainError, DiffError, Incompatible, Manifest, Staging, Store, StoreError,
+    Chain, ChainError, DiffError, Incompatible, Manifest, NewLayer, Staging, Store, StoreError,
 };
 use wrenn_sys::failpoint;
 
@@ -49,7 +48,7 @@ pub(crate) use template::{TemplateSnapshotState, examine, template_snapshot_name
 use verify::Verified;
 pub(crate) use wrenn_snapshot::SnapshotId;
 
-use crate::{disk::DiskError, host::Vmm};
+use crate::host::Vmm;
 
 /// Failure to store, find, name or compact a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +95,17 @@ impl SnapshotError {
     }
 }
 
+/// Disk of a VM whose state was saved.
+#[derive(Debug)]
+pub(crate) struct SavedDisk {
+    /// Read-only files above the base image, lowest first.
+    pub(crate) layers: Vec<PathBuf>,
+    /// True if the VMM keeps running, and may hold descriptors with which it can write to them.
+    pub(crate) is_open: bool,
+    /// Last snapshot of the sandbox before this one.
+    pub(crate) last: Option<SnapshotRef>,
+}
+
 /// Staged snapshot: not yet published, but already referenced.
 pub(crate) struct StagedSnapshot {
     staging: Staging,
@@ -137,19 +147,22 @@ pub(crate) struct Snapshots {
     cold: ColdTemplates,
     vmm: Vmm,
     cpu: CpuModel,
+    /// Program that enters a jail.
+    wrenn_exe: PathBuf,
 }
 
 impl Snapshots {
-    /// Opens the store in `root`, and, read-only, the one in the image directory. `cpu` is the CPU
-    /// model of VMs that boot.
+    /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is this
+    /// host's VMM, `cpu` the CPU model of VMs that boot, and `wrenn_exe` the program that enters a
+    /// jail.
     pub(crate) fn open(
         root: &Path,
-        images: &Path,
+        images_dir: &Path,
         vmm: Vmm,
         cpu: CpuModel,
+        wrenn_exe: PathBuf,
     ) -> Result<Self, SnapshotError> {
-        let image_files = ImageFiles::of(images);
-        let images = images.join("snapshots");
+        let images = images_dir.join("snapshots");
         Ok(Self {
             own: Store::open(root)?,
             images: Store::at(&images),
@@ -159,10 +172,11 @@ impl Snapshots {
             pins: Arc::default(),
             memories: Memories::default(),
             verified: Verified::default(),
-            image_files,
+            image_files: ImageFiles::of(images_dir),
             cold: ColdTemplates::default(),
             vmm,
             cpu,
+            wrenn_exe,
         })
     }
 
@@ -177,28 +191,17 @@ impl Snapshots {
 
     /// Completes a snapshot and moves it to its final place.
     ///
-    /// `layers` are the read-only files of its disk, lowest first. `vmm` is the VMM that saved it,
-    /// which may be older than the one on this host; `None` if its supervisor did not report it.
-    /// Blocks until all of its files are flushed.
+    /// `vmm` is the VMM that saved it, which may be older than the one on this host; `None` if its
+    /// supervisor did not report it. Blocks until all of its files are flushed.
     pub(crate) fn publish(
         &self,
         stage: StagedSnapshot,
         spec: &SupervisorSpec,
-        layers: &[PathBuf],
+        disk: &SavedDisk,
         vmm: Option<String>,
     ) -> Result<SnapshotRef, SnapshotError> {
         let StagedSnapshot { staging, pin } = stage;
-        let mut names = Vec::new();
-        let mut new = Vec::new();
-        for path in layers {
-            let build = self.stored_layer(path).unwrap_or_else(SnapshotId::random);
-            names.push(build);
-            // A layer of the image store is linked as well: this store must not depend on files
-            // that may be removed there.
-            if self.own.layer(build) != *path {
-                new.push((build, path.clone()));
-            }
-        }
+        let (names, new) = self.name_layers(disk);
         let (here, cpu) = (self.vmm.current(), spec.cpu());
         let mut manifest = Manifest {
             version: 1,
@@ -224,6 +227,55 @@ impl Snapshots {
         // For the same reason, memory files of the image store are linked too.
         staging.publish(&manifest, &new, Some(&self.images))?;
         Ok(pin)
+    }
+
+    /// Returns the IDs of all layers of a disk, and the layers that are not in this store.
+    fn name_layers(&self, disk: &SavedDisk) -> (Vec<SnapshotId>, Vec<NewLayer>) {
+        let copies = self.copies(disk);
+        let (mut names, mut new) = (Vec::new(), Vec::new());
+        for (place, path) in disk.layers.iter().enumerate() {
+            let copy = copies.get(place).filter(|copy| self.is_copy(**copy, path));
+            if let Some(copy) = copy {
+                names.push(*copy);
+                continue;
+            }
+            let stored = self.stored_layer(path);
+            let build = stored.unwrap_or_else(SnapshotId::random);
+            names.push(build);
+            // A layer of the image store is linked as well: this store must not depend on files
+            // that may be removed there.
+            if self.own.layer(build) != *path {
+                new.push(NewLayer {
+                    build,
+                    path: path.clone(),
+                    is_open: disk.is_open && stored.is_none(),
+                });
+            }
+        }
+        (names, new)
+    }
+
+    /// Returns the layers of the sandbox's last snapshot. They have the same places in the chain of a
+    /// VM that has been running since then.
+    fn copies(&self, disk: &SavedDisk) -> Vec<SnapshotId> {
+        let last = disk
+            .last
+            .as_ref()
+            .and_then(|last| self.own.snapshot(last.id()).ok());
+        last.map(|snapshot| snapshot.manifest.disk_layers)
+            .unwrap_or_default()
+    }
+
+    /// True if a layer of this store is a copy of a file that a VMM may write to. Of releases that did
+    /// not copy, it is the same file.
+    fn is_copy(&self, build: SnapshotId, path: &Path) -> bool {
+        let inode = |path: &Path| {
+            std::fs::metadata(path)
+                .ok()
+                .map(|meta| (meta.dev(), meta.ino()))
+        };
+        let stored = inode(&self.own.layer(build));
+        self.stored_layer(path).is_none() && stored.is_some() && stored != inode(path)
     }
 
     /// Returns the ID of a layer that is already in a store.
@@ -299,6 +351,9 @@ impl Snapshots {
     /// before have been read.
     pub(crate) fn verify(&self, located: &LocatedSnapshot) -> Result<(), SnapshotError> {
         located.snapshot().verify_devices()?;
+        for layer in located.disk_layers() {
+            self.verified.verify_layer(&layer)?;
+        }
         let header = located.snapshot().header()?;
         let chain = Chain::open(&located.restore(false).memory, &header)?;
         Ok(self.verified.verify(&chain)?)
@@ -313,6 +368,20 @@ impl Snapshots {
             located::protect_layer(&path)?;
         }
         Ok(path)
+    }
+
+    /// Returns the files in the data directory's store that a snapshot depends on. Empty if the
+    /// snapshot cannot be read.
+    pub(crate) fn own_files(&self, pin: &SnapshotRef) -> Vec<PathBuf> {
+        let files = || {
+            let snapshot = self.own.snapshot(pin.id())?;
+            let header = snapshot.header()?;
+            let layers = snapshot.manifest.disk_layers.iter();
+            let mut files: Vec<_> = layers.map(|layer| self.own.layer(*layer)).collect();
+            files.extend(header.diffs().iter().map(|diff| self.own.diff(diff.build)));
+            Ok::<_, StoreError>(files)
+        };
+        files().unwrap_or_default()
     }
 
     fn find(&self, build: SnapshotId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {
@@ -390,6 +459,8 @@ impl Snapshots {
         pin: &SnapshotRef,
         overwrite: bool,
     ) -> Result<TaggedSnapshot, SnapshotError> {
+        // Other sandboxes may be created from it now.
+        self.own.seal(pin.id())?;
         let mut failure = None;
         let named = self.tagged.change(name, || {
             self.names.put(name, pin.id(), overwrite)?;

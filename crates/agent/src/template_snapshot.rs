@@ -31,7 +31,7 @@ use wrenn_snapshot::layout;
 
 use self::guest_command::{User, run_command};
 use crate::{
-    AgentConfig, AgentError, Deadlines, Template,
+    AgentConfig, AgentError, CgroupPolicy, Deadlines, HostLimits, Template,
     admission::CreateParams,
     host::{HostCapacity, Vmm},
     network::{ceiling::EgressCeiling, egress::Access},
@@ -239,6 +239,12 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
         prefetch: true,
         keep_page_cache: true,
         boot: BootPolicy::precise(),
+        limits: HostLimits {
+            // The guest is the operator's own image. A host without controllers can still make its
+            // snapshot.
+            cgroups: CgroupPolicy::Optional,
+            ..HostLimits::default()
+        },
     }
 }
 
@@ -354,7 +360,8 @@ async fn create(
     plan: Plan,
     step: &'static str,
 ) -> Result<Arc<Sandbox>, TemplateSnapshotError> {
-    let pending = sandboxes.start(plan).map_err(step_failed(step))?;
+    let memory = sandboxes.reserve(plan.size).map_err(step_failed(step))?;
+    let pending = sandboxes.start(plan, memory).map_err(step_failed(step))?;
     pending.wait().await.map_err(step_failed(step))
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use wrenn_model::Boundary;
 
 /// Response of `GET /health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -10,6 +11,37 @@ pub struct Health {
     pub status: String,
     /// Version of the server.
     pub version: String,
+    /// Isolation of sandboxes that are created now. Absent if the host has not answered yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+}
+
+/// Isolation of a virtual machine from its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Isolation {
+    /// Accelerator: `kvm` (hardware virtualization) or `tcg` (software emulation).
+    pub accel: String,
+    /// True if the virtual machine is a security boundary. False with software emulation.
+    pub security_boundary: bool,
+    /// Warning, if the virtual machine is not a security boundary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Isolation {
+    /// Describes an accelerator; `None` if it is not known.
+    #[must_use]
+    pub fn of_accel(accel: String) -> Option<Self> {
+        if accel.is_empty() {
+            return None;
+        }
+        let boundary = Boundary::of_accel(&accel);
+        Some(Self {
+            accel,
+            security_boundary: boundary == Boundary::Vm,
+            note: boundary.note().map(str::to_owned),
+        })
+    }
 }
 
 /// Host that runs sandboxes.
@@ -23,6 +55,9 @@ pub struct Host {
     pub version: String,
     /// Accelerator: `kvm` (hardware virtualization) or `tcg` (software emulation).
     pub accel: String,
+    /// Isolation of sandboxes that are created now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
     /// CPU model of virtual machines that boot, in QEMU's notation.
     #[serde(default)]
     pub cpu: String,
@@ -32,6 +67,12 @@ pub struct Host {
     pub memory_total_mb: u64,
     /// Available memory, in MiB.
     pub memory_available_mb: u64,
+    /// Memory that is promised to sandboxes that are not paused, in MiB.
+    #[serde(default)]
+    pub memory_promised_mb: u64,
+    /// Memory that may be promised, in MiB. More than the host has if over-commit is configured.
+    #[serde(default)]
+    pub memory_promise_limit_mb: u64,
     /// Free disk space of the data directory, in MiB.
     pub disk_free_mb: u64,
     /// Number of sandboxes, including paused ones.

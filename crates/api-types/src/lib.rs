@@ -16,7 +16,7 @@ mod template;
 pub use api_key::{ApiKey, CreateApiKey, CreatedApiKey};
 pub use error::{ErrorBody, ErrorDetail, ErrorDetails};
 pub use file::{FileEntry, FileEntryReply, FileList, FilePath, ListFiles};
-pub use host::{BootCounts, ColdTemplate, Health, Host};
+pub use host::{BootCounts, ColdTemplate, Health, Host, Isolation};
 pub use metrics::{Metrics, MetricsPoint};
 pub use process::{
     BackgroundProcess, ExecRequest, ExecResult, Process, ProcessList, Truncated, TruncatedBy,

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use wrenn_model::{BootTimes, Egress, OnTimeout, SandboxStatus};
 
+use crate::Isolation;
+
 /// Body of `POST /v1/sandboxes`. Every field has a default. A template that was created from a
 /// sandbox defines `vcpus`, `memory_mb` and `disk_size_mb` itself; for such a template these fields
 /// are ignored.
@@ -97,6 +99,9 @@ pub struct Sandbox {
     /// continues with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
+    /// Isolation of the virtual machine from its host. Absent before the first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
     /// Time of the create request.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,

@@ -19,8 +19,9 @@
 //! | database failure | 500 | `db_error` |
 //! | bug in the control plane | 500 | `internal` |
 //!
-//! Internal causes are written to the server's log, not sent to the client. A `resource_exhausted` has
-//! the header `Retry-After`.
+//! A response with status 503 has the header `Retry-After`.
+//!
+//! Internal causes are written to the server's log, not sent to the client.
 
 use axum::{
     Json,
@@ -31,6 +32,10 @@ use http::{HeaderValue, StatusCode, header};
 use wrenn_api_types::{ErrorBody, ErrorDetail, ErrorDetails};
 use wrenn_control::{agent_client::AgentError, lifecycle::LifecycleError};
 use wrenn_db::DbError;
+
+/// Seconds after which a client may repeat a call for which the host lacked resources or did not
+/// answer.
+const RETRY_AFTER_SEC: &str = "5";
 
 /// Machine-readable error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,18 +144,17 @@ impl IntoResponse for ApiError {
                 }),
             },
         };
-        let mut response = (self.status, Json(body)).into_response();
-        if self.code == Code::ResourceExhausted {
-            add_retry_after(&mut response);
-        }
-        response
+        with_retry_after((self.status, Json(body)).into_response())
     }
 }
 
-/// Tells the client to repeat its request after a second: resources may be free then.
-pub(crate) fn add_retry_after(response: &mut Response) {
-    let seconds = HeaderValue::from_static("1");
-    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+/// Tells the client of a response that reports a shortage when another attempt makes sense.
+pub(crate) fn with_retry_after(mut response: Response) -> Response {
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        let after = HeaderValue::from_static(RETRY_AFTER_SEC);
+        response.headers_mut().insert(header::RETRY_AFTER, after);
+    }
+    response
 }
 
 /// Maps an RPC code of the agent to an error code of the REST API.
@@ -285,6 +289,24 @@ mod tests {
             let (status, word, message) = from_agent(code, true);
             assert_eq!((status, word), (503, "unavailable"), "{code:?}");
             assert!(!message.contains("agent's message"), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_shortage_has_a_time_for_the_next_attempt() {
+        let header = |code| {
+            let response = ApiError::new(code, "full").into_response();
+            response.headers().get(header::RETRY_AFTER).cloned()
+        };
+        for code in [Code::ResourceExhausted, Code::Unavailable] {
+            assert_eq!(
+                header(code),
+                Some(HeaderValue::from_static("5")),
+                "{code:?}"
+            );
+        }
+        for code in [Code::InvalidRequest, Code::AgentError, Code::Timeout] {
+            assert_eq!(header(code), None, "{code:?}");
         }
     }
 

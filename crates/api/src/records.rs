@@ -36,6 +36,7 @@ impl IntoRest for Sandbox {
             warning: given(self.warning),
             boot: self.boot,
             cpu: given(self.options.cpu),
+            isolation: rest::Isolation::of_accel(self.options.accel),
             created_at: clock::timestamp(self.created_at),
             started_at: clock::optional_timestamp(self.started_at),
             last_active_at: clock::optional_timestamp(self.last_active_at),

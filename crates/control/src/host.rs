@@ -18,9 +18,15 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Validity of a failure, for callers that waited for it. The host may be back already.
 const FAILURE_FRESH: Duration = Duration::from_millis(100);
 
+/// Maximum time that a caller waits for the accelerator. A health check must be answered while the
+/// agent is silent.
+const FIRST_ANSWER: Duration = Duration::from_millis(500);
+
 /// Properties of the host.
 #[derive(Debug, Clone)]
 pub struct HostFacts {
+    /// Accelerator of VMs that start: `kvm` or `tcg`.
+    pub accel: String,
     /// Number of processors.
     pub cpu_count: u32,
     /// Total memory, in MiB.
@@ -34,6 +40,8 @@ pub struct Host {
     agent: AgentClient,
     db: Db,
     last: Mutex<Option<Asked>>,
+    /// Accelerator that the agent last reported; empty if it never answered.
+    accel: parking_lot::Mutex<String>,
 }
 
 /// Last answer of the agent, with its time.
@@ -59,6 +67,7 @@ impl Host {
             agent,
             db,
             last: Mutex::new(None),
+            accel: parking_lot::Mutex::default(),
         }
     }
 
@@ -66,6 +75,19 @@ impl Host {
     /// in progress.
     pub async fn changed(&self) {
         *self.last.lock().await = None;
+    }
+
+    /// Returns the accelerator that the agent last reported; empty if it does not answer soon. Only
+    /// the first call waits for the agent.
+    pub async fn accel(&self) -> String {
+        let known = self.accel.lock().clone();
+        if !known.is_empty() {
+            return known;
+        }
+        match tokio::time::timeout(FIRST_ANSWER, self.facts()).await {
+            Ok(Ok(facts)) => facts.accel,
+            Ok(Err(_)) | Err(_) => String::new(),
+        }
     }
 
     /// Returns the properties of the host, at most one second old. Concurrent callers share one
@@ -80,6 +102,7 @@ impl Host {
         }
         let answer = self.agent.host().await.map(HostFacts::from);
         if let Ok(facts) = &answer {
+            self.accel.lock().clone_from(&facts.accel);
             let known = last.as_ref().and_then(|asked| asked.answer.as_ref().ok());
             self.store_templates(facts, known).await;
         }
@@ -130,6 +153,7 @@ pub fn template(info: TemplateInfo) -> Template {
 impl From<GetHostResponse> for HostFacts {
     fn from(host: GetHostResponse) -> Self {
         Self {
+            accel: host.accel,
             cpu_count: host.cpu_count,
             memory_total_mib: host.memory_total_mib,
             templates: host.templates.into_iter().map(template).collect(),

@@ -30,6 +30,9 @@ pub struct Options {
     pub network: NetworkLists,
     /// CPU model of the VM, as last reported by the host. Empty before the first start.
     pub cpu: String,
+    /// Accelerator of the VM (`kvm`, `tcg`), as last reported by the host. Empty before the first
+    /// start.
+    pub accel: String,
     /// SHA-256 of the create request, hexadecimal, if the request had an idempotency key.
     pub request_hash: String,
 }

@@ -6,6 +6,7 @@
 //! - [`MachineSize`]: virtual CPUs, memory and disk of a sandbox.
 //! - [`SandboxStatus`], [`OnTimeout`], [`Egress`], [`BootTimes`], [`CpuModel`]: properties of a
 //!   sandbox.
+//! - [`Boundary`]: what separates a guest from its host.
 //! - [`TeamId`], [`Scope`]: owners of sandboxes, and what an API key may do.
 //! - [`ByteBudget`]: account of the bytes that buffers share.
 //! - [`limits`]: sizes and ranges, with their units.
@@ -15,6 +16,7 @@ mod byte_budget;
 mod cpu_model;
 mod egress;
 mod ids;
+mod isolation;
 pub mod limits;
 mod machine_size;
 mod status;
@@ -25,6 +27,7 @@ pub use byte_budget::{BudgetExhausted, ByteBudget, Reservation};
 pub use cpu_model::{CpuModel, InvalidCpuModel};
 pub use egress::{Egress, EgressLimit};
 pub use ids::{InvalidId, SandboxId, TemplateName};
+pub use isolation::{Boundary, EMULATION_NOTE};
 pub use machine_size::MachineSize;
 pub use status::{OnTimeout, SandboxStatus};
 pub use team::{Scope, Scopes, TeamId};

@@ -155,6 +155,25 @@ pub struct SupervisorSpec {
     /// User that runs commands if a request names none.
     #[serde(default)]
     pub default_user: String,
+    /// Space on the host's disk that the guest must leave free, in bytes. A guest that writes while
+    /// less is free is held until there is space.
+    #[serde(default)]
+    pub disk_room_bytes: u64,
+    /// Cgroup directories that the supervisor joins.
+    #[serde(default)]
+    pub supervisor_cgroups: Vec<PathBuf>,
+    /// Limits of the guest's disk requests.
+    #[serde(default)]
+    pub disk_rate: DiskRate,
+}
+
+/// Limits of a guest's disk requests. 0 means no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRate {
+    /// Bytes read and written per second.
+    pub bytes_per_sec: u64,
+    /// Requests per second.
+    pub ops_per_sec: u64,
 }
 
 impl SupervisorSpec {

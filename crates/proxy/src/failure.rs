@@ -134,6 +134,9 @@ impl Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status() == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         preflight::open_to_all(headers);
         response
     }
@@ -224,6 +227,8 @@ mod tests {
         assert!(text(Failure::Changing).starts_with("409 {"));
         assert!(text(Failure::Internal).starts_with("404 {"));
         assert!(text(Failure::TooMany).starts_with("429 {"));
+        let answer = Failure::TooMany.answer(None, false);
+        assert_eq!(answer.headers()[header::RETRY_AFTER], "1");
         let bad = Failure::from(BadAddress::Host).answer(None, false);
         assert_eq!(bad.status(), 400);
         assert!(bad.body().starts_with(b"invalid host"));

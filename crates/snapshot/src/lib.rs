@@ -33,7 +33,7 @@ pub use id::{ParseSnapshotIdError, SnapshotId};
 pub use manifest::{Manifest, ManifestError};
 pub use mapping::{Mapping, Source, lookup, normalise, overlay};
 pub use merge::merge_files;
-pub use store::{Snapshot, Staging, Store, StoreError};
+pub use store::{NewLayer, Snapshot, Staging, Store, StoreError, verify_layer};
 pub use working_set::{WorkingSet, WorkingSetError};
 
 /// Page size, in bytes.

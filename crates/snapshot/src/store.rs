@@ -4,6 +4,7 @@
 //! <root>/                       0700
 //!   memory/<build>.mem          pages of one generation; never changed
 //!   disks/<build>.qcow2         read-only layer of a disk; never changed
+//!   disks/<build>.sum           checksum of the layer
 //!   snapshots/<build>/          header, device, manifest.json, working-set
 //!   staging/<build>/            staged snapshot
 //!   lock                        shared: publishing; exclusive: garbage collection
@@ -14,6 +15,7 @@
 //! by [`Store::collect`].
 
 mod collect;
+mod layer;
 mod staging;
 
 use std::{
@@ -24,6 +26,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
+pub use layer::{NewLayer, verify_layer};
 pub use staging::Staging;
 
 use crate::{Header, HeaderError, Manifest, ManifestError, SnapshotId, layout};
@@ -166,6 +169,12 @@ impl Store {
     #[must_use]
     pub fn memory_dir(&self) -> PathBuf {
         self.root.join("memory")
+    }
+
+    /// Returns the path of a diff file.
+    #[must_use]
+    pub fn diff(&self, build: SnapshotId) -> PathBuf {
+        self.memory_dir().join(diff_name(build))
     }
 
     /// Returns the path of a disk layer.

@@ -5,7 +5,10 @@ use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use wrenn_model::MachineSize;
 use wrenn_proto::supervise::Accel;
-use wrenn_snapshot::{Chain, DiffWriter, Header, Manifest, SnapshotId, Store, StoreError, layout};
+use wrenn_snapshot::{
+    Chain, DiffWriter, Header, Manifest, NewLayer, SnapshotId, Store, StoreError, layout,
+    verify_layer,
+};
 
 const BYTES: u64 = 16 * 4096;
 
@@ -42,6 +45,17 @@ fn publish(
     parent: Option<&Header>,
     below: &[SnapshotId],
 ) -> Result<(SnapshotId, Header), StoreError> {
+    publish_with(store, parent, below, "layer".as_ref(), false)
+}
+
+/// Same as [`publish`], with the name of the layer's file, which may be open in a VMM.
+fn publish_with(
+    store: &Store,
+    parent: Option<&Header>,
+    below: &[SnapshotId],
+    disk: &Path,
+    is_open: bool,
+) -> Result<(SnapshotId, Header), StoreError> {
     let build = SnapshotId::random();
     let stage = store.stage(build)?;
     let parent = parent.map(|header| {
@@ -57,10 +71,16 @@ fn publish(
     let (header, _) = writer.finish().unwrap();
     fs::write(stage.path().join(layout::HEADER), header.to_bytes()).unwrap();
     fs::write(stage.path().join(layout::DEVICE), "state").unwrap();
-    let disk = stage.path().join("disk");
+    // An absolute path stays what it is.
+    let disk = stage.path().join(disk);
     fs::write(&disk, "layer").unwrap();
     let layers = [below, &[build]].concat();
-    stage.publish(&manifest(build, layers), &[(build, disk)], None)?;
+    let layer = NewLayer {
+        build,
+        path: disk,
+        is_open,
+    };
+    stage.publish(&manifest(build, layers), &[layer], None)?;
     Ok((build, header))
 }
 
@@ -223,4 +243,46 @@ fn nothing_is_collected_if_the_references_are_unknown() {
     let unknown = || Err(StoreError::NotFound(build));
     store.collect(unknown).unwrap_err();
     store.snapshot(build).unwrap();
+}
+
+#[test]
+fn a_layer_that_a_vmm_may_write_to_is_another_file_in_the_store() {
+    let (root, vm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(root.path()).unwrap();
+    let disk = vm.path().join("rootfs.qcow2");
+    let (build, _) = publish_with(&store, None, &[], &disk, true).unwrap();
+    // The VMM changes its file through the descriptor that it holds.
+    fs::write(&disk, "hostile").unwrap();
+    let layer = store.layer(build);
+    assert_eq!(fs::read(&layer).unwrap(), b"layer");
+    verify_layer(&layer).unwrap();
+    fs::remove_file(&layer).unwrap();
+    fs::write(&layer, "lager").unwrap();
+    let error = verify_layer(&layer).unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Checksum(path) if *path == layer),
+        "{error}"
+    );
+    // The checksum goes with its layer.
+    assert_eq!(files(root.path(), "disks"), 2);
+    collect(&store, HashSet::new());
+    assert_eq!(files(root.path(), "disks"), 0);
+}
+
+#[test]
+fn a_layer_without_checksum_gets_it_when_its_snapshot_is_sealed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let (first, header) = publish(&store, None, &[]).unwrap();
+    let (second, _) = publish(&store, Some(&header), &[first]).unwrap();
+    for layer in [first, second].map(|build| store.layer(build)) {
+        verify_layer(&layer).unwrap();
+    }
+    store.seal(second).unwrap();
+    store.seal(second).unwrap();
+    for layer in [first, second].map(|build| store.layer(build)) {
+        verify_layer(&layer).unwrap();
+        fs::write(&layer, "other").unwrap();
+        verify_layer(&layer).unwrap_err();
+    }
 }

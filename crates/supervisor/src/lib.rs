@@ -32,6 +32,7 @@
 
 pub mod console;
 mod control;
+mod disk_room;
 mod error;
 pub mod gateway;
 mod log;

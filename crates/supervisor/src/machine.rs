@@ -48,6 +48,7 @@ pub(crate) async fn launch<D: VmmDriver>(
         netns: spec.network.netns.clone(),
         cgroups: spec.cgroups.clone(),
         uid: spec.uid,
+        disk_rate: spec.disk_rate,
         start: match spec.restore {
             Some(_) => Start::Restore,
             None => Start::Boot,

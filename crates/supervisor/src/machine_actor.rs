@@ -27,7 +27,7 @@ use thiserror_ext::AsReport as _;
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::sleep,
 };
 use wrenn_proto::supervise::{MachineStatus, Reply, Request, SnapshotReport};
 use wrenn_snapshot::layout;
@@ -37,6 +37,7 @@ use wrenn_vmm::Machine;
 use crate::{
     SupervisorError,
     control::{Command, ReplyMessage, StopReply},
+    disk_room::{Action, DiskRoom},
     memory::{Failure, GuestMemory},
     supervise::elapsed_ms,
     vmm_time,
@@ -50,9 +51,6 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// sent its first response.
 const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
 
-/// Interval at which a guest that is paused because the host's disk is full may retry its write.
-const STALL_RETRY: Duration = Duration::from_secs(2);
-
 /// VM with all of its resources.
 pub(crate) struct MachineActor<M> {
     /// Declared before `memory`, so that the VM is dropped, and the VMM killed, while its memory is
@@ -62,6 +60,7 @@ pub(crate) struct MachineActor<M> {
     /// Disk files above the base image, lowest first. The last one is writable.
     pub(crate) disk: Vec<PathBuf>,
     pub(crate) is_paused: bool,
+    pub(crate) disk_room: DiskRoom,
     pub(crate) status: watch::Receiver<MachineStatus>,
 }
 
@@ -85,8 +84,7 @@ impl<M: Machine> MachineActor<M> {
     ) -> Result<(), SupervisorError> {
         let mut keep = std::pin::pin!(sleep(WORKING_SET_AFTER));
         let mut kept = false;
-        let mut retries = interval(STALL_RETRY);
-        retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut disk_check = std::pin::pin!(sleep(Duration::ZERO));
         // Requests that arrived while another one was served.
         let mut waiting = VecDeque::new();
         loop {
@@ -101,8 +99,9 @@ impl<M: Machine> MachineActor<M> {
                         kept = true;
                         continue;
                     }
-                    _ = retries.tick() => {
-                        self.retry_if_stalled().await;
+                    () = &mut disk_check => {
+                        let next = self.check_disk_room().await;
+                        disk_check.as_mut().reset(tokio::time::Instant::now() + next);
                         continue;
                     }
                     _ = terminate.recv() => return self.stop(None).await,
@@ -146,16 +145,32 @@ impl<M: Machine> MachineActor<M> {
         }
     }
 
-    /// Resumes a guest that the VMM paused because the host's disk was full. The write is retried;
-    /// if it fails again, the VMM pauses the guest again.
-    async fn retry_if_stalled(&mut self) {
-        if !self.machine.is_stalled() || self.is_paused {
-            return;
+    /// Holds a guest that would use up the host's disk, and resumes it when there is space. Also
+    /// resumes a guest that the VMM paused because the disk was full: the write is retried, and if
+    /// it fails again, the VMM pauses the guest again. Returns the time until the next check.
+    async fn check_disk_room(&mut self) -> Duration {
+        let is_stalled = self.machine.is_stalled();
+        let (action, next) = self.disk_room.check(self.disk.last(), is_stalled);
+        // A VM that is paused for a snapshot is not touched.
+        if self.is_paused {
+            return next;
         }
-        tracing::warn!("guest paused because the host's disk is full, retrying");
-        if let Err(error) = self.machine.resume().await {
-            tracing::warn!(%error, "failed to resume the guest");
+        let done = match action {
+            Action::Nothing => return next,
+            Action::Hold => {
+                tracing::warn!("guest held because the host's disk is almost full");
+                self.machine.pause().await
+            }
+            Action::Resume => {
+                tracing::warn!("guest was paused because the host's disk was full, resuming");
+                self.machine.resume().await
+            }
+        };
+        match done {
+            Ok(()) => self.disk_room.note_held(action == Action::Hold),
+            Err(error) => tracing::warn!(%error, "failed to hold or resume the guest"),
         }
+        next
     }
 
     /// Ends the VM, because its memory can no longer be served.
@@ -203,7 +218,7 @@ impl<M: Machine> MachineActor<M> {
             disk: self.disk.clone(),
             pager: self.memory.status(),
             vmm_time: vmm_time::read(self.machine.pid()),
-            waits_for_disk: self.machine.is_stalled(),
+            waits_for_disk: self.machine.is_stalled() || self.disk_room.is_held(),
             ..self.status.borrow().clone()
         }
     }
@@ -234,6 +249,7 @@ impl<M: Machine> MachineActor<M> {
             self.machine.resume().await?;
             self.is_paused = false;
             tracing::info!("VM resumed");
+            self.disk_room.note_held(false);
         }
         Ok(())
     }

@@ -19,12 +19,17 @@ use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
 
 use crate::{
     SupervisorError, console, control,
+    disk_room::DiskRoom,
     gateway::{self, mmds::Mmds},
     machine,
     machine_actor::MachineActor,
     memory::GuestMemory,
     preload, status,
 };
+
+/// Priority for the kernel's OOM killer (`oom_score_adj`). The supervisor would otherwise inherit the
+/// agent's. Its VMM, which has most of the memory, comes first.
+const OOM_SCORE_ADJ: i32 = 250;
 
 /// Runs the sandbox in directory `dir` with QEMU until its VM ends. `image` is the shared memory of
 /// the snapshot from which the VM is restored, if the agent already has it.
@@ -81,6 +86,10 @@ async fn supervise<D: VmmDriver>(
     started: Instant,
 ) -> Result<(), SupervisorError> {
     let spec = read_spec(dir)?;
+    if let Err(error) = wrenn_sys::oom::set_score_adj(OOM_SCORE_ADJ) {
+        tracing::warn!(%error, "failed to set the priority for the OOM killer");
+    }
+    join_cgroups(&spec)?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(SupervisorError::io("listen for SIGTERM"))?;
     let listener = control::listen(dir)?;
@@ -128,11 +137,21 @@ async fn supervise<D: VmmDriver>(
         memory,
         disk,
         is_paused: false,
+        disk_room: DiskRoom::new(dir, spec.disk_room_bytes),
         status,
     };
     let outcome = actor.drive(queue, &failure, &mut terminate).await;
     drop(services);
     outcome
+}
+
+/// Joins the cgroups of the supervisor. Its VMM joins others in its jail.
+fn join_cgroups(spec: &SupervisorSpec) -> Result<(), SupervisorError> {
+    for dir in &spec.supervisor_cgroups {
+        fs::write(dir.join("cgroup.procs"), "0")
+            .map_err(SupervisorError::io("join the supervisor's cgroups"))?;
+    }
+    Ok(())
 }
 
 fn read_spec(dir: &Path) -> Result<SupervisorSpec, SupervisorError> {

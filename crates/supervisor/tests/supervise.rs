@@ -105,6 +105,9 @@ impl Sandbox {
             default_user: "root".into(),
             disk_layers: vec![],
             restore: None,
+            disk_room_bytes: 0,
+            supervisor_cgroups: vec![],
+            disk_rate: wrenn_proto::supervise::DiskRate::default(),
         };
         fs::write(dir.join(files::SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();
         Self {
@@ -306,6 +309,57 @@ fn directory_without_a_specification_is_an_error_that_names_the_file() {
     };
     let error = run_with(dir.path(), None, &driver).unwrap_err();
     assert!(error.to_string().contains("spec.json"), "{error}");
+}
+
+/// True if a process is stopped by a signal, which stands in for paused virtual CPUs.
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with('T')
+}
+
+#[test]
+fn a_guest_that_writes_is_held_while_the_room_on_the_disk_is_used_up() {
+    wrenn_test_host::enter();
+    // The threads of the runtime start after this thread changed its namespaces, and share them.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let sandbox = Sandbox::new("room");
+        let (tmpfs, flags) = (Some("tmpfs"), nix::mount::MsFlags::empty());
+        let spec = fs::read(sandbox.dir.join(files::SPEC)).unwrap();
+        let mut spec: SupervisorSpec = serde_json::from_slice(&spec).unwrap();
+        nix::mount::mount(tmpfs, &sandbox.dir, tmpfs, flags, Some("size=64m")).unwrap();
+        spec.disk_room_bytes = 32 << 20;
+        let spec = serde_json::to_vec(&spec).unwrap();
+        fs::write(sandbox.dir.join(files::SPEC), spec).unwrap();
+        let (disk, filler) = (sandbox.dir.join(files::DISK), sandbox.dir.join("filler"));
+        fs::write(&filler, vec![1; 40 << 20]).unwrap();
+        // Writes in small steps, up to 8 MiB.
+        let script = format!(
+            "for i in $(seq 2048); do head -c 4096 /dev/zero >> {}; sleep 0.01; done; exec sleep 1000",
+            disk.display()
+        );
+        let supervisor = sandbox.start(&script);
+        let connection = sandbox.connect().await;
+        let deadline = Instant::now() + DEADLINE;
+        let until = async |held: bool| loop {
+            let Reply::Status(status) = request(&connection, &Request::Status).await else {
+                panic!("no status");
+            };
+            if status.waits_for_disk == held && is_stopped(status.vmm_pid) == held {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "held: {held}: {status:?}");
+        };
+        let held = until(true).await;
+        // It is not the caller's pause, and the VM can be stopped.
+        assert!(!held.paused);
+        fs::remove_file(&filler).unwrap();
+        until(false).await;
+        assert_eq!(request(&connection, &Request::Stop).await, Reply::Stopped);
+        supervisor.join().unwrap().unwrap();
+        let detach = nix::mount::MntFlags::MNT_DETACH;
+        nix::mount::umount2(&sandbox.dir, detach).unwrap();
+    });
 }
 
 #[tokio::test]

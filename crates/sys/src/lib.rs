@@ -13,6 +13,7 @@ pub mod heap;
 pub mod kvm;
 pub mod mapping;
 pub mod meminfo;
+pub mod oom;
 pub mod pagemap;
 pub mod pinned;
 pub mod random;

@@ -4,7 +4,10 @@ use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use tokio::net::unix::pipe;
 use wrenn_model::{CpuModel, MachineSize};
-use wrenn_proto::{machine::MachineProfile, supervise::Accel};
+use wrenn_proto::{
+    machine::MachineProfile,
+    supervise::{Accel, DiskRate},
+};
 
 /// Starts VMs with one kind of VMM.
 pub trait VmmDriver {
@@ -103,6 +106,8 @@ pub struct MachineConfig {
     pub cgroups: Vec<PathBuf>,
     /// User and group ID that the VMM runs as.
     pub uid: u32,
+    /// Limits of the guest's disk requests.
+    pub disk_rate: DiskRate,
     /// Start mode.
     pub start: Start,
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wrenn_agent::{AgentConfig, BootPolicy, EgressCeiling};
+use wrenn_agent::{AgentConfig, BootPolicy, EgressCeiling, HostLimits};
 use wrenn_proto::supervise::Accel;
 
 /// Returns the settings of an agent under test, in the process of the test or in one of its own: an
@@ -35,5 +35,6 @@ pub fn agent_config(data_dir: &Path, token: &str, wrenn_exe: PathBuf) -> io::Res
         prefetch: true,
         keep_page_cache: false,
         boot: BootPolicy::default(),
+        limits: HostLimits::default(),
     })
 }

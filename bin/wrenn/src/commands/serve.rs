@@ -17,7 +17,7 @@ use clap::Args;
 use wrenn_agent::{AgentConfig, AgentError, EgressCeiling};
 use wrenn_api::Listening;
 use wrenn_control::ControlConfig;
-use wrenn_model::{CpuModel, Egress};
+use wrenn_model::{Boundary, CpuModel, Egress};
 use wrenn_proto::supervise::Accel;
 
 use super::sandbox::egress_parser;
@@ -191,6 +191,7 @@ pub(crate) async fn up(settings: &Settings, args: UpArgs) -> anyhow::Result<i32>
         "wrenn: listening on http://{} ({accel})",
         control.address
     ))?;
+    print_isolation(accel)?;
     print_client_settings(settings, traffic)?;
     warn_missing_template(settings);
     run_until_signal(vec![control, agent], interrupts, || async {
@@ -233,6 +234,7 @@ pub(crate) async fn agent(settings: &Settings, args: AgentArgs) -> anyhow::Resul
     let agent = start_agent(config).await?;
     let url = format!("http://{}", agent.address);
     output::line(format_args!("wrenn: agent listening on {url} ({accel})"))?;
+    print_isolation(accel)?;
     warn_missing_template(settings);
     run_until_signal(vec![agent], interrupts, || async {
         run_on::count(&url, &token).await
@@ -283,6 +285,15 @@ async fn start_control(config: ControlConfig) -> anyhow::Result<(Service, Socket
         .await
         .context("the control plane did not report its traffic address")?;
     Ok((control, traffic))
+}
+
+/// Prints a warning if guests are not isolated by hardware virtualization.
+fn print_isolation(accel: Accel) -> anyhow::Result<()> {
+    if let Some(note) = Boundary::of_accel(&accel.to_string()).note() {
+        tracing::warn!(%accel, "{note}");
+        output::line(format_args!("wrenn: warning: {note}"))?;
+    }
+    Ok(())
 }
 
 /// Prints the keys and the address that clients need.
@@ -342,6 +353,7 @@ async fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel
         prefetch: true,
         keep_page_cache: false,
         boot: wrenn_agent::BootPolicy::default(),
+        limits: settings.host_limits.clone(),
     };
     Ok((config, decision.accel))
 }

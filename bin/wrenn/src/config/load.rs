@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize as _, Deserializer, de::Error as _};
-use wrenn_agent::Subnets;
+use wrenn_agent::{CgroupPolicy, Subnets};
 use wrenn_model::InvalidCpuModel;
 
 use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
@@ -159,6 +159,17 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
             s.parse()
                 .map_err(|_| "expected a number of days, 0 to keep all".to_owned())
         })?,
+        memory_commit_percent: parse(env, "WRENN_MEMORY_COMMIT_PERCENT", at_least_one)?,
+        memory_reserve_mb: parse(env, "WRENN_MEMORY_RESERVE_MB", mebibytes)?,
+        disk_reserve_mb: parse(env, "WRENN_DISK_RESERVE_MB", mebibytes)?,
+        disk_budget_mb: parse(env, "WRENN_DISK_BUDGET_MB", mebibytes)?,
+        sandbox_disk_budget_mb: parse(env, "WRENN_SANDBOX_DISK_BUDGET_MB", mebibytes)?,
+        disk_mb_per_sec: parse(env, "WRENN_DISK_MB_PER_SEC", number)?,
+        disk_ops_per_sec: parse(env, "WRENN_DISK_OPS_PER_SEC", number)?,
+        network_mbit_per_sec: parse(env, "WRENN_NETWORK_MBIT_PER_SEC", number)?,
+        sandbox_connections: parse(env, "WRENN_SANDBOX_CONNECTIONS", number)?,
+        sandbox_swap_mb: parse(env, "WRENN_SANDBOX_SWAP_MB", number)?,
+        cgroups: parse(env, "WRENN_CGROUPS", str::parse)?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })
@@ -206,6 +217,25 @@ pub(super) fn subnets_of_file<'de, D: Deserializer<'de>>(
 pub(crate) fn address(s: &str) -> Result<std::net::SocketAddr, String> {
     s.parse()
         .map_err(|_| "expected an address and port such as 127.0.0.1:8000".to_owned())
+}
+
+/// Reads the policy for a host without cgroup controllers in the settings file.
+pub(super) fn cgroups_of_file<'de, D: Deserializer<'de>>(
+    file: D,
+) -> Result<Option<CgroupPolicy>, D::Error> {
+    let text = String::deserialize(file)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// Parses a number; 0 means no limit.
+fn number(s: &str) -> Result<u32, String> {
+    s.parse()
+        .map_err(|_| "expected a number, 0 for no limit".to_owned())
+}
+
+/// Parses a size in MiB.
+fn mebibytes<T: std::str::FromStr>(s: &str) -> Result<T, String> {
+    s.parse().map_err(|_| "expected a number of MiB".to_owned())
 }
 
 /// Parses a number of at least 1.

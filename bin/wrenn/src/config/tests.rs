@@ -43,6 +43,24 @@ impl Sources {
     }
 }
 
+fn other_host_limits() -> HostLimits {
+    HostLimits {
+        memory_commit_percent: 300,
+        memory_reserve_mib: 1000,
+        disk_reserve_mib: Some(2000),
+        disk_budget_mib: Some(3000),
+        sandbox_disk_budget_mib: Some(4000),
+        sandbox: SandboxLimits {
+            disk_mib_per_sec: 11,
+            disk_ops_per_sec: 12,
+            network_mbit_per_sec: 13,
+            connections: 14,
+            swap_mib: 15,
+        },
+        cgroups: CgroupPolicy::Optional,
+    }
+}
+
 fn other_subnets() -> Subnets {
     let block = |text: &str| text.parse().unwrap();
     Subnets::new(block("10.3.0.0/16"), block("10.4.0.0/16")).unwrap()
@@ -105,6 +123,17 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_MAX_BUFFERED_MIB", "3")
         .env("WRENN_RETENTION_DAYS", "0")
         .env("WRENN_MAX_LIFETIME_SEC", "60")
+        .env("WRENN_MEMORY_COMMIT_PERCENT", "300")
+        .env("WRENN_MEMORY_RESERVE_MB", "1000")
+        .env("WRENN_DISK_RESERVE_MB", "2000")
+        .env("WRENN_DISK_BUDGET_MB", "3000")
+        .env("WRENN_SANDBOX_DISK_BUDGET_MB", "4000")
+        .env("WRENN_DISK_MB_PER_SEC", "11")
+        .env("WRENN_DISK_OPS_PER_SEC", "12")
+        .env("WRENN_NETWORK_MBIT_PER_SEC", "13")
+        .env("WRENN_SANDBOX_CONNECTIONS", "14")
+        .env("WRENN_SANDBOX_SWAP_MB", "15")
+        .env("WRENN_CGROUPS", "optional")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
     assert_eq!(
@@ -138,6 +167,7 @@ fn every_variable_reaches_its_setting() {
                 max_lifetime_sec: 60,
                 ..Limits::default()
             },
+            host_limits: other_host_limits(),
             log: "debug".into(),
             envd: Some("/e".into()),
         }
@@ -169,6 +199,17 @@ fn every_key_of_the_file_reaches_its_setting() {
         max_buffered_mib = 4
         retention_days = 2
         max_lifetime_sec = 70
+        memory_commit_percent = 300
+        memory_reserve_mb = 1000
+        disk_reserve_mb = 2000
+        disk_budget_mb = 3000
+        sandbox_disk_budget_mb = 4000
+        disk_mb_per_sec = 11
+        disk_ops_per_sec = 12
+        network_mbit_per_sec = 13
+        sandbox_connections = 14
+        sandbox_swap_mb = 15
+        cgroups = "optional"
         log = "warn"
         envd = "/e"
         "#,
@@ -201,6 +242,7 @@ fn every_key_of_the_file_reaches_its_setting() {
                 max_lifetime_sec: 70,
                 ..Limits::default()
             },
+            host_limits: other_host_limits(),
             log: "warn".into(),
             envd: Some("/e".into()),
         }

@@ -12,6 +12,8 @@ pub(crate) struct Cgroups {
     pub(crate) v2: Vec<String>,
     /// Controllers with a hierarchy of version 1.
     pub(crate) v1: Vec<String>,
+    /// True if the service does not start without all of them.
+    pub(crate) required: bool,
 }
 
 impl Cgroups {

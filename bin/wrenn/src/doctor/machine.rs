@@ -10,7 +10,7 @@ use wrenn_agent::{NetworkReport, template_snapshot::cold_templates};
 use wrenn_sys::meminfo::MemInfo;
 use wrenn_vmm::qemu::{self, CpuError};
 
-use super::{Cgroups, Machine};
+use super::{Cgroups, Hardening, Machine};
 use crate::{
     accel,
     config::Settings,
@@ -63,9 +63,14 @@ impl Machine for ThisMachine<'_> {
 
     fn cgroups(&self) -> Cgroups {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        Cgroups::read(&mounts, |at| {
+        let found = Cgroups::read(&mounts, |at| {
             fs::read_to_string(Path::new(at).join("cgroup.controllers")).ok()
-        })
+        });
+        let policy = self.settings.host_limits.cgroups;
+        Cgroups {
+            required: wrenn_agent::requires_limits(policy, &self.settings.dir),
+            ..found
+        }
     }
 
     fn network_namespace(&self) -> Result<(), String> {
@@ -104,6 +109,10 @@ impl Machine for ThisMachine<'_> {
         wrenn_supervisor::paging_library(&exe)
             .map(|path| path.display().to_string())
             .map_err(|e| e.to_string())
+    }
+
+    fn hardening(&self) -> Hardening {
+        Hardening::read(Path::new("/"))
     }
 
     fn templates(&self) -> Result<Vec<String>, String> {

@@ -14,6 +14,7 @@ struct Fake {
     nameservers: Vec<IpAddr>,
     disk: u64,
     memory: u64,
+    hardening: Hardening,
     templates: Result<Vec<String>, String>,
     cold: Result<Vec<(String, String)>, String>,
 }
@@ -30,6 +31,7 @@ fn good() -> Fake {
         cgroups: Cgroups {
             v2: ["cpu", "memory", "pids"].map(str::to_owned).to_vec(),
             v1: vec![],
+            required: true,
         },
         netns: Ok(()),
         network: Ok(NetworkReport {
@@ -39,6 +41,7 @@ fn good() -> Fake {
         nameservers: vec![[127, 0, 0, 1].into()],
         disk: 100 << 30,
         memory: 8 << 30,
+        hardening: Hardening::default(),
         templates: Ok(["base", "minimal", "minimal-ubuntu"]
             .map(str::to_owned)
             .to_vec()),
@@ -90,6 +93,9 @@ impl Machine for Fake {
     fn paging_library(&self) -> Result<String, String> {
         self.device("library").map(|()| "library".to_owned())
     }
+    fn hardening(&self) -> Hardening {
+        self.hardening.clone()
+    }
     fn templates(&self) -> Result<Vec<String>, String> {
         self.templates.clone()
     }
@@ -134,7 +140,11 @@ fn no_hardware_virtualization_is_a_warning_only() {
         finding.detail.contains("neither vmx nor svm"),
         "{finding:?}"
     );
+    assert!(finding.detail.contains("not a security boundary"));
     assert!(healthy(&examine(&machine)));
+    machine.accel.no_kvm = None;
+    let finding = only_finding(&machine);
+    assert!(finding.detail.contains("not a security boundary"));
 }
 
 #[test]
@@ -167,7 +177,7 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn every_other_problem_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 15] = [
+    let cases: [(&str, Level, Change); 17] = [
         ("root", Level::Fail, |m| m.root = false),
         ("guest cpu", Level::Fail, |m| {
             m.cpu = Err("unable to find CPU model".into());
@@ -192,8 +202,15 @@ fn every_other_problem_is_found_with_a_fix() {
         }),
         ("name servers", Level::Warn, |m| m.nameservers.clear()),
         ("cgroups", Level::Warn, |m| m.cgroups = Cgroups::default()),
+        ("cgroups", Level::Fail, |m| {
+            m.cgroups = Cgroups {
+                required: true,
+                ..Cgroups::default()
+            };
+        }),
         ("free disk", Level::Fail, |m| m.disk = (4 << 30) - 1),
         ("free memory", Level::Fail, |m| m.memory = (1 << 30) - 1),
+        ("smt", Level::Warn, |m| m.hardening.smt = Some(true)),
         ("images", Level::Warn, |m| m.templates = Ok(vec![])),
         ("images", Level::Warn, |m| {
             m.templates = Ok(vec!["minimal".to_owned()]);

@@ -4,7 +4,6 @@ use std::io;
 
 use wrenn_model::limits::MAX_FORK_COPIES;
 
-use super::{free_disk::DISK_FLOOR_MIB, memory_reserve::MEMORY_RESERVE_MIB};
 use crate::{network::ceiling::CeilingError, snapshots::SnapshotError, templates::TemplateError};
 
 /// Reason why a sandbox is not admitted.
@@ -32,15 +31,50 @@ pub(crate) enum AdmissionError {
     /// Not enough memory is available now.
     #[error(
         "not enough memory on the host for `memory_mb` {wanted_mib}: {available_mib} MiB of memory \
-         are available, of which {MEMORY_RESERVE_MIB} MiB stay free"
+         are available, of which {reserve_mib} MiB stay free, and sandboxes that are starting need \
+         {starting_mib} MiB; try again later"
     )]
-    Memory { available_mib: u64, wanted_mib: u32 },
+    Memory {
+        available_mib: u64,
+        reserve_mib: u64,
+        starting_mib: u64,
+        wanted_mib: u32,
+    },
+    /// The host's memory is promised to other sandboxes.
+    #[error(
+        "the host's memory is promised to other sandboxes: {promised_mib} of {limit_mib} MiB, which \
+         leaves too little for `memory_mb` {wanted_mib}; pause or destroy sandboxes, or raise \
+         WRENN_MEMORY_COMMIT_PERCENT"
+    )]
+    Promised {
+        promised_mib: u64,
+        limit_mib: u64,
+        wanted_mib: u32,
+    },
     /// Not enough disk space is free now.
     #[error(
-        "not enough disk space on the host to create a sandbox: {free_mib} MiB are free, \
-         {DISK_FLOOR_MIB} MiB are required"
+        "not enough disk space on the host: {free_mib} MiB are free, {required_mib} MiB are required; \
+         destroy sandboxes or snapshots, or lower WRENN_DISK_RESERVE_MB"
     )]
-    Disk { free_mib: u64 },
+    Disk { free_mib: u64, required_mib: u64 },
+    /// All sandboxes together have used up the disk space that they may use.
+    #[error(
+        "the sandboxes and snapshots of this host use {used_mib} of {budget_mib} MiB of disk space; \
+         destroy some, or raise WRENN_DISK_BUDGET_MB"
+    )]
+    DiskBudget { used_mib: u64, budget_mib: u64 },
+    /// The sandbox has used up the disk space that it may use.
+    #[error(
+        "the files of the sandbox use {used_mib} of {budget_mib} MiB of disk space; pause it, which \
+         compacts them, or raise WRENN_SANDBOX_DISK_BUDGET_MB"
+    )]
+    SandboxBudget { used_mib: u64, budget_mib: u64 },
+    /// The requested disk is larger than a sandbox may use.
+    #[error(
+        "`disk_size_mb`: {disk_mib} exceeds the disk space of a sandbox, {budget_mib} MiB \
+         (WRENN_SANDBOX_DISK_BUDGET_MB)"
+    )]
+    DiskSize { disk_mib: u32, budget_mib: u64 },
     /// The template does not exist, or cannot be read.
     #[error(transparent)]
     Template(#[from] TemplateError),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Limits;
+use super::{CommonLimits, Limits, io_limit::IoLimit};
 
 /// Parent directory of all agents' groups in a hierarchy.
 const ROOT: &str = "wrenn";
@@ -28,16 +28,23 @@ pub(super) enum Controller {
     Memory,
     Cpu,
     Pids,
+    Io,
 }
 
 impl Controller {
-    const ALL: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
+    const ALL: [Self; 4] = [Self::Memory, Self::Cpu, Self::Pids, Self::Io];
 
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Cpu => "cpu",
-            Self::Pids => "pids",
+    /// Controllers without which a sandbox has no limits worth the name. QEMU limits the disk
+    /// requests of its guest itself.
+    pub(super) const REQUIRED: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
+
+    pub(super) const fn name(self, unified: bool) -> &'static str {
+        match (self, unified) {
+            (Self::Memory, _) => "memory",
+            (Self::Cpu, _) => "cpu",
+            (Self::Pids, _) => "pids",
+            (Self::Io, true) => "io",
+            (Self::Io, false) => "blkio",
         }
     }
 }
@@ -47,6 +54,8 @@ impl Controller {
 pub(super) struct Setting {
     pub(super) file: &'static str,
     pub(super) value: String,
+    /// True if the kernel may lack the file, or the device may not support the limit.
+    pub(super) is_optional: bool,
 }
 
 /// Mounted cgroup tree, with those of its controllers that limit sandboxes.
@@ -65,7 +74,12 @@ pub(super) fn detect(mountinfo: &str) -> Vec<Hierarchy> {
         let here: Vec<Controller> = missing
             .iter()
             .copied()
-            .filter(|c| mount.controllers.iter().any(|name| name == c.name()))
+            .filter(|c| {
+                mount
+                    .controllers
+                    .iter()
+                    .any(|name| name == c.name(mount.unified))
+            })
             .collect();
         if here.is_empty() {
             continue;
@@ -119,12 +133,18 @@ impl Hierarchy {
         self.mount.join(ROOT).join(instance)
     }
 
-    /// Creates a sandbox's group and any missing parents.
-    pub(super) fn create(&self, instance: &str, name: &str) -> io::Result<PathBuf> {
+    /// Creates a sandbox's group and any missing parents. All groups of the instance together may use
+    /// `memory_bytes`.
+    pub(super) fn create(
+        &self,
+        instance: &str,
+        name: &str,
+        memory_bytes: u64,
+    ) -> io::Result<PathBuf> {
         let dir = self.instance_dir(instance).join(name);
         // Another agent may remove the parents, with its last sandbox, between two steps.
         for attempt in 0.. {
-            match self.try_create(instance, &dir) {
+            match self.try_create(instance, &dir, memory_bytes) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < 10 => {}
                 Err(error) => return Err(error),
                 Ok(()) => break,
@@ -133,7 +153,7 @@ impl Hierarchy {
         Ok(dir)
     }
 
-    fn try_create(&self, instance: &str, dir: &Path) -> io::Result<()> {
+    fn try_create(&self, instance: &str, dir: &Path, memory_bytes: u64) -> io::Result<()> {
         let parents = [
             self.mount.clone(),
             self.mount.join(ROOT),
@@ -145,7 +165,24 @@ impl Hierarchy {
                 self.delegate(parent)?;
             }
         }
+        self.limit_all(&self.instance_dir(instance), memory_bytes);
         make_dir_if_missing(dir)
+    }
+
+    /// Limits the memory of all groups of an instance together. A failure is logged: each group has
+    /// a limit of its own, and v1 rejects a limit below the present use.
+    fn limit_all(&self, dir: &Path, memory_bytes: u64) {
+        let file = match (self.controllers.contains(&Controller::Memory), self.unified) {
+            (false, _) => return,
+            (true, true) => "memory.max",
+            (true, false) => "memory.limit_in_bytes",
+        };
+        let (path, limit) = (dir.join(file), memory_bytes.to_string());
+        // Written once, because a write makes the kernel check the use of all children.
+        let is_set = fs::read_to_string(&path).is_ok_and(|text| text.trim() == limit);
+        if !is_set && let Err(error) = fs::write(&path, &limit) {
+            tracing::warn!(path = %path.display(), %error, "failed to limit the memory of all sandboxes");
+        }
     }
 
     /// Enables the controllers for the children of `parent`. On v2, `cgroup.subtree_control` of a
@@ -154,11 +191,17 @@ impl Hierarchy {
         let file = parent.join("cgroup.subtree_control");
         let enabled = fs::read_to_string(&file).unwrap_or_default();
         for controller in &self.controllers {
-            if !enabled.split_whitespace().any(|c| c == controller.name()) {
-                fs::write(&file, format!("+{}", controller.name()))?;
+            let name = controller.name(self.unified);
+            if !enabled.split_whitespace().any(|c| c == name) {
+                fs::write(&file, format!("+{name}"))?;
             }
         }
         Ok(())
+    }
+
+    /// True if this hierarchy has a controller.
+    pub(super) fn has(&self, controller: Controller) -> bool {
+        self.controllers.contains(&controller)
     }
 
     /// True if groups can be created in this hierarchy. False for a tree mounted read-only, for
@@ -210,26 +253,33 @@ impl Hierarchy {
     }
 
     /// Returns the limits to write to a new group.
-    pub(super) fn settings(&self, limits: Limits) -> Vec<Setting> {
+    pub(super) fn settings(&self, limits: Limits, common: &CommonLimits) -> Vec<Setting> {
         let Limits {
             memory_bytes,
             cpu_percent,
             threads,
         } = limits;
+        let swap_bytes = common.swap_bytes;
         let quota_us = cpu_percent * PERIOD_US / 100;
         let of = |controller: &Controller| match (self.unified, controller) {
             (true, Controller::Memory) => vec![
                 setting("memory.max", memory_bytes),
                 // The OOM killer must kill the whole sandbox: a partial VMM is useless.
                 setting("memory.oom.group", 1),
+                optional("memory.swap.max", swap_bytes),
             ],
             (true, Controller::Cpu) => vec![setting("cpu.max", format!("{quota_us} {PERIOD_US}"))],
-            (false, Controller::Memory) => vec![setting("memory.limit_in_bytes", memory_bytes)],
+            (false, Controller::Memory) => vec![
+                setting("memory.limit_in_bytes", memory_bytes),
+                // Memory and swap together. Absent unless the kernel counts swap.
+                optional("memory.memsw.limit_in_bytes", memory_bytes + swap_bytes),
+            ],
             (false, Controller::Cpu) => vec![
                 setting("cpu.cfs_period_us", PERIOD_US),
                 setting("cpu.cfs_quota_us", quota_us),
             ],
             (_, Controller::Pids) => vec![setting("pids.max", threads)],
+            (unified, Controller::Io) => io_settings(unified, common.io.as_ref()),
         };
         self.controllers.iter().flat_map(of).collect()
     }
@@ -239,7 +289,34 @@ fn setting(file: &'static str, value: impl ToString) -> Setting {
     Setting {
         file,
         value: value.to_string(),
+        is_optional: false,
     }
+}
+
+fn optional(file: &'static str, value: impl ToString) -> Setting {
+    Setting {
+        is_optional: true,
+        ..setting(file, value)
+    }
+}
+
+fn io_settings(unified: bool, limit: Option<&IoLimit>) -> Vec<Setting> {
+    let Some(limit) = limit else {
+        return Vec::new();
+    };
+    if unified {
+        return vec![optional("io.max", limit.v2())];
+    }
+    let files = [
+        ("blkio.throttle.read_bps_device", limit.bytes),
+        ("blkio.throttle.write_bps_device", limit.bytes),
+        ("blkio.throttle.read_iops_device", limit.ops),
+        ("blkio.throttle.write_iops_device", limit.ops),
+    ];
+    let limited = files.into_iter().filter(|(_, value)| *value > 0);
+    limited
+        .map(|(file, value)| optional(file, format!("{} {value}", limit.device)))
+        .collect()
 }
 
 fn make_dir_if_missing(path: &Path) -> io::Result<()> {
@@ -310,8 +387,10 @@ mod tests {
         let found = detect(&mountinfo(V1.lines().last().unwrap(), root.path()));
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].controllers, Controller::ALL);
-        let dir = found[0].create("0123", "sb-1").unwrap();
+        let dir = found[0].create("0123", "sb-1", 1 << 30).unwrap();
         assert_eq!(dir, mount.join("wrenn/0123/sb-1"));
+        let limit = fs::read_to_string(mount.join("wrenn/0123/memory.max")).unwrap();
+        assert_eq!(limit, (1_u64 << 30).to_string());
         for parent in [&mount, &mount.join("wrenn"), &mount.join("wrenn/0123")] {
             // The kernel's file accumulates writes; a regular file keeps only the last.
             assert!(parent.join("cgroup.subtree_control").exists(), "{parent:?}");
@@ -359,7 +438,16 @@ mod tests {
             controllers: Controller::ALL.to_vec(),
         };
         let text = |unified| {
-            let settings = hierarchy(unified).settings(limits);
+            let common = CommonLimits {
+                memory_bytes: 1 << 30,
+                swap_bytes: 1 << 20,
+                io: Some(IoLimit {
+                    device: "8:0".to_owned(),
+                    bytes: 5,
+                    ops: 7,
+                }),
+            };
+            let settings = hierarchy(unified).settings(limits, &common);
             let lines: Vec<_> = settings
                 .iter()
                 .map(|s| format!("{}={}", s.file, s.value))
@@ -368,11 +456,15 @@ mod tests {
         };
         assert_eq!(
             text(true),
-            "memory.max=805306368 memory.oom.group=1 cpu.max=225000 100000 pids.max=130"
+            "memory.max=805306368 memory.oom.group=1 memory.swap.max=1048576 \
+             cpu.max=225000 100000 pids.max=130 io.max=8:0 rbps=5 wbps=5 riops=7 wiops=7"
         );
         assert_eq!(
             text(false),
-            "memory.limit_in_bytes=805306368 cpu.cfs_period_us=100000 cpu.cfs_quota_us=225000 pids.max=130"
+            "memory.limit_in_bytes=805306368 memory.memsw.limit_in_bytes=806354944 \
+             cpu.cfs_period_us=100000 cpu.cfs_quota_us=225000 pids.max=130 \
+             blkio.throttle.read_bps_device=8:0 5 blkio.throttle.write_bps_device=8:0 5 \
+             blkio.throttle.read_iops_device=8:0 7 blkio.throttle.write_iops_device=8:0 7"
         );
     }
 }

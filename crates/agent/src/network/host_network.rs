@@ -35,7 +35,7 @@ use super::{
     netlink_failed, nft,
     obstacles::Obstacles,
     open_netlink,
-    rules::{self, GuestAccess, HostState},
+    rules::{self, GuestAccess, HostState, TrafficLimits},
     subnets,
     surroundings::Surroundings,
 };
@@ -51,6 +51,8 @@ pub(crate) struct NetworkSettings {
     pub(crate) subnets: Option<Subnets>,
     /// Nameservers of the host.
     pub(crate) nameservers: Vec<IpAddr>,
+    /// Limits of each sandbox's traffic.
+    pub(crate) traffic: TrafficLimits,
 }
 
 /// Network of the host.
@@ -59,6 +61,7 @@ pub(crate) struct HostNetwork {
     agent: String,
     subnets: Subnets,
     ceiling: Ceiling,
+    traffic: TrafficLimits,
     nameservers: Nameservers,
     forwarding: Forwarding,
     /// MTU of links to sandboxes.
@@ -117,6 +120,7 @@ impl HostNetwork {
             agent: agent.to_owned(),
             subnets,
             ceiling: Ceiling::new(settings.ceiling, subnets),
+            traffic: settings.traffic,
             nameservers,
             forwarding: Forwarding::of(agent),
             mtu: AtomicU32::new(surroundings.mtu()),
@@ -186,6 +190,7 @@ impl HostNetwork {
                 .filter(|address| names.guest.contains(address))
                 .collect(),
             forwarder: !names.upstreams.is_empty(),
+            traffic: self.traffic,
         }
     }
 

@@ -40,6 +40,12 @@ use super::{
     ranges::{Range, elements, without},
 };
 
+/// Duration of the burst that passes a rate limit, in milliseconds.
+const BURST_MS: u64 = 100;
+
+/// Minimum burst, in KiB: several packets of the largest size, which interfaces put together.
+const MIN_BURST_KIB: u64 = 512;
+
 /// Chains of the host's table that all agents share.
 pub(super) const BASE_CHAINS: [&str; 4] = ["prerouting", "input", "forward", "postrouting"];
 
@@ -52,6 +58,17 @@ pub(super) struct GuestAccess {
     pub(super) nameservers: Vec<Ipv4Addr>,
     /// True if the guest may use the DNS forwarder at its gateway.
     pub(super) forwarder: bool,
+    /// Limits of its traffic.
+    pub(super) traffic: TrafficLimits,
+}
+
+/// Limits of a sandbox's traffic. 0 means no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct TrafficLimits {
+    /// Bytes per second in each direction.
+    pub(crate) bytes_per_sec: u64,
+    /// Connections that the guest has open at the same time.
+    pub(crate) connections: u32,
 }
 
 /// State of the host that its rules depend on.
@@ -124,6 +141,7 @@ pub(super) fn access_rules(access: &GuestAccess) -> String {
         false => String::new(),
     };
     let forward = "add rule ip wrenn forward";
+    let limits = traffic_rules(access.traffic);
     let from_guest = format!(r#"iifname "{TAP_NAME}" oifname "{UPLINK}" ip saddr {GUEST_IP}"#);
     let nameservers = match access.nameservers.is_empty() {
         true => String::new(),
@@ -140,11 +158,38 @@ flush set ip wrenn permitted
 flush chain ip wrenn gateway
 {forwarder}add chain ip wrenn forward {{ type filter hook forward priority filter; policy drop; }}
 flush chain ip wrenn forward
-{forward} ct state established,related accept
+{limits}{forward} ct state established,related accept
 {forward} iifname "{UPLINK}" oifname "{TAP_NAME}" ct status dnat accept
 {nameservers}{forward} {from_guest} ip daddr @permitted accept
 "#
     )
+}
+
+/// Returns the rules that limit a guest's traffic. They come before the rule that accepts packets of
+/// open connections.
+///
+/// What exceeds a rate is dropped, which TCP answers by sending more slowly. A burst of
+/// [`BURST_MS`] passes, because the host's side of a link delivers data faster than any limit.
+fn traffic_rules(traffic: TrafficLimits) -> String {
+    let forward = "add rule ip wrenn forward";
+    let mut rules = String::new();
+    let kib_per_sec = traffic.bytes_per_sec / 1024;
+    if kib_per_sec > 0 {
+        let burst_kib = (kib_per_sec * BURST_MS / 1000).max(MIN_BURST_KIB);
+        for direction in ["iifname", "oifname"] {
+            rules += &format!(
+                "{forward} {direction} \"{TAP_NAME}\" limit rate over {kib_per_sec} kbytes/second \
+                 burst {burst_kib} kbytes drop\n"
+            );
+        }
+    }
+    if traffic.connections > 0 {
+        let connections = traffic.connections;
+        rules += &format!(
+            "{forward} iifname \"{TAP_NAME}\" ct state new ct count over {connections} drop\n"
+        );
+    }
+    rules
 }
 
 /// Returns the rules of the host. Both parts are applied as one transaction, so previous rules are
@@ -365,6 +410,31 @@ mod tests {
     }
 
     #[test]
+    fn limits_apply_to_packets_of_open_connections_too() {
+        let access = GuestAccess {
+            traffic: TrafficLimits {
+                bytes_per_sec: 10 << 20,
+                connections: 7,
+            },
+            ..GuestAccess::default()
+        };
+        let rules = access_rules(&access);
+        let upload = rules
+            .find(r#"iifname "tap0" limit rate over 10240 kbytes/second burst 1024 kbytes drop"#);
+        let download = rules.find(r#"oifname "tap0" limit rate over 10240 kbytes/second"#);
+        let count = rules.find(r#"iifname "tap0" ct state new ct count over 7 drop"#);
+        let open = rules.find("ct state established,related accept");
+        for limit in [upload, download, count] {
+            assert!(limit.is_some() && limit < open, "{rules}");
+        }
+        let none = access_rules(&GuestAccess::default());
+        assert!(
+            !none.contains("limit") && !none.contains("ct count"),
+            "{none}"
+        );
+    }
+
+    #[test]
     fn a_guest_has_the_forwarder_and_nameservers_only_if_it_may() {
         let none = access_rules(&GuestAccess::default());
         assert!(!none.contains("53"), "{none}");
@@ -373,6 +443,7 @@ mod tests {
             permitted: vec![Range::ALL],
             nameservers: vec![[192, 168, 1, 1].into()],
             forwarder: true,
+            ..GuestAccess::default()
         };
         let rules = access_rules(&access);
         assert!(rules.contains("gateway meta l4proto { tcp, udp } th dport 53 accept"));

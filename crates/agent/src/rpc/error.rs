@@ -21,8 +21,13 @@ const fn admission_code(error: &AdmissionError) -> ErrorCode {
         AdmissionError::Field { .. }
         | AdmissionError::OutOfRange { .. }
         | AdmissionError::Egress(_)
+        | AdmissionError::DiskSize { .. }
         | AdmissionError::Copies { .. } => ErrorCode::InvalidArgument,
-        AdmissionError::Memory { .. } | AdmissionError::Disk { .. } => ErrorCode::ResourceExhausted,
+        AdmissionError::Memory { .. }
+        | AdmissionError::Promised { .. }
+        | AdmissionError::Disk { .. }
+        | AdmissionError::DiskBudget { .. }
+        | AdmissionError::SandboxBudget { .. } => ErrorCode::ResourceExhausted,
         AdmissionError::Template(TemplateError::NotFound(_)) => ErrorCode::NotFound,
         // Another host may be able to restore the snapshot.
         AdmissionError::Snapshot(SnapshotError::Incompatible(_)) => ErrorCode::FailedPrecondition,
@@ -63,6 +68,7 @@ fn snapshot_code(error: &LifecycleError) -> ErrorCode {
         LifecycleError::GuestSilent => ErrorCode::DeadlineExceeded,
         LifecycleError::Destroyed => ErrorCode::Aborted,
         LifecycleError::Restore(error) => create_code(error),
+        LifecycleError::Space(error) => admission_code(error),
         LifecycleError::Gone => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,
     }
@@ -160,8 +166,9 @@ impl From<ForkError> for ConnectError {
 mod tests {
     use std::io;
 
+    use wrenn_disk::DiskError;
+
     use super::*;
-    use crate::disk::DiskError;
 
     fn full() -> io::Error {
         io::Error::from_raw_os_error(nix::libc::ENOSPC)

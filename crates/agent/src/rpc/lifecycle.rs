@@ -36,7 +36,10 @@ fn describe(host: &HostContext, sandboxes: usize, inventory: Inventory) -> pb::G
         templates,
         snapshots,
     } = inventory;
+    let (memory_promised_mib, memory_promise_limit_mib) = host.memory.promised();
     pb::GetHostResponse {
+        memory_promised_mib,
+        memory_promise_limit_mib,
         accel: host.config.accel.to_string(),
         cpu: host.config.cpu.to_string(),
         cpu_count: capacity.cpu_count,
@@ -189,7 +192,7 @@ pub(super) async fn metrics(sandbox: &Sandbox) -> Result<pb::GetMetricsResponse,
 
 pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
     let facts = &sandbox.facts;
-    let mut cpu = String::new();
+    let (mut cpu, mut accel) = (String::new(), String::new());
     let (state, reason, boot) = match sandbox.state() {
         State::Starting => (
             pb::SandboxState::SANDBOX_STATE_STARTING,
@@ -199,6 +202,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         State::Running(running) => {
             let state = pb::SandboxState::SANDBOX_STATE_RUNNING;
             cpu = running.cpu.to_string();
+            accel = running.accel.to_string();
             (state, String::new(), Some(boot_times(running.boot)))
         }
         State::Error { reason } => (pb::SandboxState::SANDBOX_STATE_ERROR, reason, None),
@@ -241,6 +245,7 @@ pub(super) fn info(sandbox: &Sandbox) -> pb::SandboxInfo {
         envd_token: facts.envd_token.reveal().to_owned(),
         installation_id: sandbox.installation(),
         cpu,
+        accel,
         ..Default::default()
     }
 }

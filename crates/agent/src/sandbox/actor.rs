@@ -21,8 +21,8 @@ use super::{
     state_machine::{Event, Loss},
 };
 use crate::{
-    cgroup::Limits, registry::Registry, sandbox_dir::SandboxDir, snapshots::SnapshotRef,
-    supervisor::final_reason,
+    cgroup::Limits, memory_ledger::MemoryReservation, registry::Registry, sandbox_dir::SandboxDir,
+    snapshots::SnapshotRef, supervisor::final_reason,
 };
 
 /// Interval at which resources are freed that could not be freed before, such as a process that did
@@ -37,6 +37,7 @@ pub(crate) enum Start {
     /// The sandbox is created. The outcome is sent to `made`.
     Create {
         plan: Box<Plan>,
+        memory: MemoryReservation,
         made: oneshot::Sender<Result<(), CreateError>>,
     },
     /// The sandbox was left by an earlier agent.
@@ -128,6 +129,7 @@ pub(crate) fn spawn(
     let resources = Resources::none(sandbox.facts.id.clone());
     let mut actor = SandboxActor {
         lost: None,
+        kept_memory: None,
         compaction: None,
         copying: Arc::default(),
         recovery: None,
@@ -159,6 +161,8 @@ pub(super) struct SandboxActor {
     mailbox: mpsc::UnboundedReceiver<Command>,
     /// Callers that wait for the sandbox to run.
     pub(super) resumes: Vec<Reply<(), LifecycleError>>,
+    /// Memory of the VM while it is paused and resumed in one step.
+    pub(super) kept_memory: Option<MemoryReservation>,
     /// Reason for a loss of the VM since the last snapshot.
     pub(super) lost: Option<String>,
     /// Compaction of the last snapshot's chain, if one is in progress.
@@ -185,7 +189,10 @@ impl SandboxActor {
     #[tracing::instrument(name = "sandbox", skip_all, fields(sandbox_id = %self.sandbox.facts.id))]
     async fn run(&mut self, start: Start) {
         let next = match start {
-            Start::Create { plan, made } => self.create(&plan, made).await,
+            Start::Create { plan, memory, made } => {
+                self.resources.memory = Some(memory);
+                self.create(&plan, made).await
+            }
             Start::Adopted(adopted) => self.adopt(*adopted).await,
         };
         self.run_steps(next).await;
@@ -220,6 +227,7 @@ impl SandboxActor {
             Ok(running) if replies.is_empty() => {
                 self.sandbox.touch();
                 self.sandbox.set_warning(self.obstacle().await);
+                self.resources.note_started();
                 self.sandbox.apply(Event::CreateDone(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 // If the caller has disconnected, the reply has no receiver, and the sandbox keeps
@@ -474,6 +482,12 @@ impl SandboxActor {
                     State::Paused => Ok(()),
                     _ => Err(LifecycleError::NotNow("lost")),
                 });
+            }
+            // A VMM that could not be ended may still write to the layers of the last snapshot.
+            Command::Snapshot(reply) if self.resources.are_left() => {
+                let left =
+                    LifecycleError::NotNow("paused, and its virtual machine is not gone yet");
+                let _ = reply.send(Err(left));
             }
             Command::Snapshot(reply) => {
                 let _ = reply.send(match (self.sandbox.state(), &self.pins.last) {

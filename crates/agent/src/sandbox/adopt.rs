@@ -181,11 +181,16 @@ fn adopted(
         origin: spec.restore.as_ref().and_then(|from| pin(&from.build)),
         last: last.as_ref().and_then(|last| pin(&last.build)),
     };
+    let is_paused = last.is_some_and(|last| !last.running);
+    if !is_paused {
+        // A VM that exists: its memory is not promised to another one until its end is known.
+        resources.memory = Some(host.memory.adopt(spec.size.memory_mib));
+    }
     Adopted {
         resources,
         sandbox_dir,
         spec: Box::new(spec),
-        is_paused: last.is_some_and(|last| !last.running),
+        is_paused,
         pins,
     }
 }
@@ -241,11 +246,14 @@ impl SandboxActor {
         self.resources.may_be_supervised = false;
         let Some(supervisor) = self.resources.supervisor.clone() else {
             self.pins.origin = None;
+            self.resources.memory = None;
             return Ok(match is_paused {
                 true => AdoptedMachine::Paused,
                 false => AdoptedMachine::Lost(final_reason(sandbox_dir)),
             });
         };
+        let memory = &mut self.resources.memory;
+        memory.get_or_insert_with(|| host.memory.adopt(spec.size.memory_mib));
         if is_paused {
             return Ok(AdoptedMachine::Paused);
         }
@@ -295,6 +303,7 @@ async fn examine_machine(
         envd,
         boot,
         cpu: spec.cpu(),
+        accel: spec.accel,
         gone: CancellationToken::new(),
         memory: shared_memory(host, supervisor, origin).await,
         tunnels: Tunnels::default(),

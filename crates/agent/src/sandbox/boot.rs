@@ -82,6 +82,7 @@ impl Abort {
 pub(super) struct MachineEnv {
     pub(super) network: NetworkSpec,
     pub(super) cgroups: Vec<std::path::PathBuf>,
+    pub(super) supervisor_cgroups: Vec<std::path::PathBuf>,
     pub(super) uid: u32,
 }
 
@@ -122,12 +123,13 @@ impl Boot<'_> {
         let network = self.make_network(access).await?;
         self.abort.check()?;
         self.resources.cgroup = true;
-        let limits = Limits::for_guest(size);
-        let cgroups = self.host.cgroups.create(&self.sandbox.facts.id, limits)?;
+        let (id, groups) = (&self.sandbox.facts.id, &self.host.cgroups);
+        groups.create(id, Limits::for_guest(size), Limits::for_supervisor(size))?;
         let slot = self.resources.slot;
         Ok(MachineEnv {
             network,
-            cgroups,
+            cgroups: groups.directories(id),
+            supervisor_cgroups: groups.supervisor_directories(id),
             uid: slot.map_or(u32::MAX, Slot::uid),
         })
     }
@@ -224,12 +226,15 @@ impl Boot<'_> {
             restore: snapshot.map(|m| m.restore(config.prefetch)),
             uid: parts.uid,
             cgroups: parts.cgroups,
+            supervisor_cgroups: parts.supervisor_cgroups,
+            disk_rate: self.host.disk_rate(),
             dns: nameservers.guest,
             dns_upstreams: nameservers.upstreams,
             network: parts.network,
             envd_token: plan.envd_token.reveal().to_owned(),
             envs: plan.envs.clone(),
             default_user,
+            disk_room_bytes: self.host.disk_space.room_bytes(),
         }
     }
 
@@ -319,6 +324,7 @@ impl Boot<'_> {
             envd,
             boot: *times,
             cpu: spec.cpu(),
+            accel: spec.accel,
             gone: CancellationToken::new(),
             memory: None,
             tunnels: Tunnels::default(),

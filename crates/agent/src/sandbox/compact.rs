@@ -40,7 +40,10 @@ use super::{
     actor::{SandboxActor, Step},
     error::LifecycleError,
 };
-use crate::snapshots::{Depth, SnapshotError, SnapshotRef};
+use crate::{
+    admission::AdmissionError,
+    snapshots::{Depth, SnapshotError, SnapshotRef},
+};
 
 /// Compaction in progress.
 pub(super) struct Compaction {
@@ -69,8 +72,7 @@ impl SandboxActor {
         let Some(original) = self.pins.last.clone() else {
             return;
         };
-        if self.compaction.is_some() || !self.actors.host.snapshots.depth(&original).is_worthwhile()
-        {
+        if self.compaction.is_some() || !self.is_worthwhile(&original) {
             return;
         }
         let (snapshots, pin) = (self.actors.host.snapshots.clone(), original.clone());
@@ -92,6 +94,25 @@ impl SandboxActor {
             hurry,
             begun,
         });
+    }
+
+    /// True if a snapshot depends on many files, or its sandbox has used up its disk space.
+    fn is_worthwhile(&self, snapshot: &SnapshotRef) -> bool {
+        let depth = self.actors.host.snapshots.depth(snapshot);
+        depth.is_worthwhile() || (depth.is_reducible() && self.check_budget().is_err())
+    }
+
+    /// Checks that the files of the sandbox are within its budget: its disk, and the files that its
+    /// last snapshot depends on.
+    pub(super) fn check_budget(&self) -> Result<(), AdmissionError> {
+        let host = &self.actors.host;
+        let own = self.resources.sandbox_dir.as_ref();
+        let mut files = own.and_then(|dir| dir.disks().ok()).unwrap_or_default();
+        if let Some(last) = &self.pins.last {
+            files.extend(host.snapshots.own_files(last));
+        }
+        host.disk_space
+            .check_sandbox(self.sandbox.facts.size, &files)
     }
 
     /// Abandons the compaction. Neither the original nor the copy will be used. A file that is
@@ -239,18 +260,24 @@ impl SandboxActor {
         reply: Reply<SnapshotRef, LifecycleError>,
     ) -> Step {
         let (paused, outcome) = oneshot::channel();
+        // Another sandbox must not get the memory between the pause and the resume.
+        self.kept_memory = self.resources.memory.take();
         let next = self.pause(PauseEffort::WithGuest, paused).await;
         let outcome = match outcome.await.unwrap_or(Err(LifecycleError::Gone)) {
             Ok(()) => self.pins.last.clone().ok_or(LifecycleError::Gone),
             Err(error) => Err(error),
         };
         if outcome.is_err() {
+            let kept = self.kept_memory.take();
+            // The VM may still run.
+            self.resources.memory = kept.filter(|_| self.resources.supervisor.is_some());
             let _ = reply.send(outcome);
             return next;
         }
         // If the resume fails, the sandbox stays paused with a warning. The snapshot is complete in
         // either case.
         let next = self.resume(ResumeFrom::Memory).await;
+        self.kept_memory = None;
         let _ = reply.send(self.pins.last.clone().ok_or(LifecycleError::Gone));
         next
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use connectrpc::ConnectError;
+use wrenn_disk::DiskError;
 use wrenn_model::SandboxId;
 use wrenn_snapshot::Incompatible;
 
@@ -10,7 +11,6 @@ use super::Stall;
 use crate::{
     admission::AdmissionError,
     cgroup::CgroupError,
-    disk::DiskError,
     network::{NetworkError, slot::SlotError},
     sandbox_dir::SandboxDirError,
     snapshots::SnapshotError,
@@ -132,6 +132,9 @@ pub(crate) enum LifecycleError {
     SandboxDir(#[from] SandboxDirError),
     #[error("failed to change the sandbox's network access; the sandbox is unchanged")]
     Access(#[source] NetworkError),
+    /// There is no disk space for a snapshot.
+    #[error("the snapshot was not taken")]
+    Space(#[source] AdmissionError),
     #[error("failed to resume the sandbox; it stays paused")]
     Restore(#[source] CreateError),
     /// This host cannot load the memory of the last snapshot.

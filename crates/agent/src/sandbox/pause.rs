@@ -33,10 +33,11 @@
 //! then frees everything, so nothing is rolled back. A snapshot that is being published is
 //! completed first, which takes as long as the disk takes to flush it.
 //!
-//! A snapshot of a sandbox that keeps running (named snapshot, fork) takes steps 2 and 3, then
-//! resumes the VM and recovers the guest at once. The guest keeps its connections and forwarded
+//! A snapshot of a sandbox that keeps running (named snapshot, fork) is rejected if the host is short
+//! of disk space or the sandbox has used up its budget. It takes steps 2 and 3, then resumes the VM and recovers the guest at once. The guest keeps its connections and forwarded
 //! ports: what is in progress stops for as long as the vCPUs do, and goes on. The snapshot is
-//! published while the VM runs, and compacted if its chain is long (`compact.rs`). The
+//! published while the VM runs, with copies of the disk's files, because the VMM may still write to
+//! them. It is compacted if its chain is long (`compact.rs`). The
 //! previous file of the sandbox's disk stays in place, as a layer below the new file. If step 3
 //! fails after the VM was switched to the new file, the VM keeps using it: the new file is the
 //! sandbox's disk, and the old file is a layer that belongs to no snapshot.
@@ -45,6 +46,7 @@
 //!
 //! | # | step                                        | failure               | next agent finds   |
 //! |---|---------------------------------------------|-----------------------|--------------------|
+//! | 0 | memory of the host reserved                 | host is full          | paused             |
 //! | 1 | slot, network, cgroup, overlay, `spec.json` | none left, disk full  | paused: frees rest |
 //! | 2 | the supervisor restores the VM              | bad file, VMM error   | paused: ends VM    |
 //! | 3 | the guest recovers (`/snapshot/recover`)    | no answer             | paused: ends VM    |
@@ -78,9 +80,9 @@ use super::{
     state_machine::Event,
 };
 use crate::{
-    disk,
+    admission::AdmissionError,
     sandbox_dir::{LastSnapshot, SandboxDir},
-    snapshots::{SnapshotError, SnapshotRef, StagedSnapshot},
+    snapshots::{SavedDisk, SnapshotError, SnapshotRef, StagedSnapshot},
     supervisor::Supervisor,
 };
 
@@ -155,6 +157,10 @@ impl SandboxActor {
             let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
+        if let Err(error) = self.check_space() {
+            let _ = reply.send(Err(LifecycleError::Space(error)));
+            return Step::Watch;
+        }
         if self.is_too_deep_to_continue() {
             return self.snapshot_and_shorten(reply).await;
         }
@@ -177,6 +183,12 @@ impl SandboxActor {
         }
     }
 
+    /// Checks that there is disk space for a snapshot of the running sandbox.
+    fn check_space(&self) -> Result<(), AdmissionError> {
+        self.actors.host.disk_space.check_snapshot()?;
+        self.check_budget()
+    }
+
     /// Resumes the sandbox from its last snapshot. If a step fails, the previous state is kept:
     /// paused or lost.
     pub(super) async fn resume(&mut self, from: ResumeFrom) -> Step {
@@ -197,7 +209,10 @@ impl SandboxActor {
             self.answer_resumes(Err(LifecycleError::Restore(reason)));
             return Step::Wait;
         }
-        let (outcome, replies) = self.boot(async |boot| boot.resume(&last, from).await).await;
+        let (outcome, replies) = match self.reserve_memory() {
+            Ok(()) => self.boot(async |boot| boot.resume(&last, from).await).await,
+            Err(error) => (Err(error.into()), Vec::new()),
+        };
         let noted = match outcome {
             Ok(running) => self.note_running(running, &last),
             Err(error) => Err(error),
@@ -216,6 +231,7 @@ impl SandboxActor {
                     None => self.obstacle().await,
                 };
                 self.sandbox.set_warning(warning);
+                self.resources.note_started();
                 self.sandbox.apply(Event::ResumeDone(Arc::new(running)));
                 self.answer_resumes(Ok(()));
                 Step::Watch
@@ -248,6 +264,19 @@ impl SandboxActor {
             let warning = LifecycleError::Unloadable(reason).to_report_string();
             self.sandbox.set_warning(warning);
         }
+    }
+
+    /// Reserves the memory of the VM that a resume starts.
+    fn reserve_memory(&mut self) -> Result<(), AdmissionError> {
+        let memory = match self.kept_memory.take() {
+            Some(kept) => kept,
+            None => {
+                let size = self.sandbox.facts.size;
+                self.actors.host.memory.reserve(size.memory_mib)?
+            }
+        };
+        self.resources.memory = Some(memory);
+        Ok(())
     }
 
     /// Records in the sandbox's directory, for the next agent, that the sandbox is paused. Returns
@@ -315,7 +344,7 @@ impl SandboxActor {
         let sandbox_dir = self.sandbox_dir()?;
         let spec = sandbox_dir.read_spec()?;
         let next_disk = sandbox_dir.next_disk();
-        disk::create_at(&next_disk, spec.size.disk_mib, spec.uid).await?;
+        wrenn_disk::create(&next_disk, spec.size.disk_mib, spec.uid).await?;
         let capture = self.capture(running, Some(&next_disk), PauseEffort::WithGuest);
         let captured = match capture.await {
             Ok(captured) => captured,
@@ -421,11 +450,16 @@ impl SandboxActor {
         running: bool,
     ) -> Result<SnapshotRef, LifecycleError> {
         let Captured { stage, layers, vmm } = captured;
+        let disk = SavedDisk {
+            layers,
+            is_open: running,
+            last: self.pins.last.clone(),
+        };
         failpoint::hit("agent.snapshot.captured", None);
         let (host, sandbox_dir) = (self.actors.host.clone(), sandbox_dir.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let spec = sandbox_dir.read_spec()?;
-            let pin = host.snapshots.publish(stage, &spec, &layers, vmm)?;
+            let pin = host.snapshots.publish(stage, &spec, &disk, vmm)?;
             failpoint::hit("agent.snapshot.published", None);
             sandbox_dir.write_last(&LastSnapshot {
                 build: pin.build(),

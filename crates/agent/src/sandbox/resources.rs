@@ -10,12 +10,15 @@ use std::sync::Arc;
 use thiserror_ext::AsReport as _;
 use tokio::sync::Semaphore;
 use wrenn_model::SandboxId;
+use wrenn_proto::supervise::DiskRate;
 use wrenn_sys::failpoint;
 
 use super::{Boots, error::DestroyError};
 use crate::{
     cgroup::{CgroupError, Cgroups, kill_processes_of},
     disk,
+    disk_space::DiskSpace,
+    memory_ledger::{MemoryLedger, MemoryReservation},
     network::{HostNetwork, addresses::Slot, slot::Slots},
     sandbox_dir::{SandboxDir, SandboxDirs},
     sandbox_logs::SandboxLogs,
@@ -33,6 +36,8 @@ pub(crate) struct HostContext {
     pub(crate) network: Arc<HostNetwork>,
     pub(crate) slots: Slots,
     pub(crate) cgroups: Cgroups,
+    pub(crate) memory: Arc<MemoryLedger>,
+    pub(crate) disk_space: DiskSpace,
     pub(crate) snapshots: Arc<Snapshots>,
     /// Frequency of this host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u32,
@@ -43,10 +48,23 @@ pub(crate) struct HostContext {
     pub(crate) id: String,
 }
 
+impl HostContext {
+    /// Returns the limits of a guest's disk requests.
+    pub(super) fn disk_rate(&self) -> DiskRate {
+        let limits = &self.config.limits.sandbox;
+        DiskRate {
+            bytes_per_sec: u64::from(limits.disk_mib_per_sec) * 1024 * 1024,
+            ops_per_sec: u64::from(limits.disk_ops_per_sec),
+        }
+    }
+}
+
 /// Resources of one sandbox.
 #[derive(Debug)]
 pub(super) struct Resources {
     id: SandboxId,
+    /// Memory that is reserved for the VM.
+    pub(super) memory: Option<MemoryReservation>,
     pub(super) sandbox_dir: Option<SandboxDir>,
     pub(super) slot: Option<Slot>,
     pub(super) cgroup: bool,
@@ -62,6 +80,7 @@ impl Resources {
     pub(super) fn none(id: SandboxId) -> Self {
         Self {
             id,
+            memory: None,
             sandbox_dir: None,
             slot: None,
             cgroup: false,
@@ -80,11 +99,18 @@ impl Resources {
             || self.slot.is_some()
     }
 
+    /// Records that the VM runs.
+    pub(super) fn note_started(&self) {
+        if let Some(memory) = &self.memory {
+            memory.note_started();
+        }
+    }
+
     /// Ends the VM and frees everything except the directory. Every step runs that does not depend
     /// on a failed one. The first failure is returned.
     ///
     /// As long as a process of the VM exists, its slot stays claimed: with the slot, another sandbox
-    /// would get the process's user ID and its network.
+    /// would get the process's user ID and its network. Its memory stays reserved, too.
     pub(super) async fn free(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         let mut first = Ok(());
         let mut note = |result: Result<(), DestroyError>| {
@@ -116,6 +142,9 @@ impl Resources {
             failpoint::hit("agent.free.killed", None);
         } else {
             is_ended = false;
+        }
+        if is_ended {
+            self.memory = None;
         }
         if self.disk
             && let Some(sandbox_dir) = &self.sandbox_dir

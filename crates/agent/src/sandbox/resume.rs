@@ -40,6 +40,8 @@ impl Boot<'_> {
         let spec = SupervisorSpec {
             uid: parts.uid,
             cgroups: parts.cgroups,
+            supervisor_cgroups: parts.supervisor_cgroups,
+            disk_rate: self.host.disk_rate(),
             network: parts.network,
             kernel: disk.kernel,
             initrd: disk.initrd,
@@ -62,6 +64,7 @@ impl Boot<'_> {
             kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
             dns: nameservers.guest,
             dns_upstreams: nameservers.upstreams,
+            disk_room_bytes: self.host.disk_space.room_bytes(),
             ..old
         };
         sandbox_dir

@@ -11,6 +11,7 @@ mod named_snapshots;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use wrenn_model::MachineSize;
 
 pub(crate) use fork::ForkError;
 pub(crate) use named_snapshots::{DeleteSnapshotError, NamedSnapshotError};
@@ -19,7 +20,10 @@ use super::{
     CreateError, Plan, Sandbox, SandboxFacts, Start, UseError, actor::SandboxActors,
     resources::HostContext, spawn,
 };
-use crate::admission::{self, CreateRequest};
+use crate::{
+    admission::{self, AdmissionError, CreateRequest},
+    memory_ledger::MemoryReservation,
+};
 
 /// Sandboxes of this host.
 #[derive(Clone)]
@@ -77,11 +81,21 @@ impl SandboxService {
         let host = self.actors.host.clone();
         let planned = tokio::task::spawn_blocking(move || admission::plan(&host, request)).await;
         let plan = planned.map_err(|_| CreateError::Panicked)??;
-        self.start(plan)?.wait().await
+        let memory = self.reserve(plan.size)?;
+        self.start(plan, memory)?.wait().await
     }
 
-    /// Starts the actor of a new sandbox, which creates it.
-    pub(crate) fn start(&self, plan: Plan) -> Result<PendingCreate, CreateError> {
+    /// Reserves the memory of a new sandbox.
+    pub(crate) fn reserve(&self, size: MachineSize) -> Result<MemoryReservation, AdmissionError> {
+        self.actors.host.memory.reserve(size.memory_mib)
+    }
+
+    /// Starts the actor of a new sandbox, which creates it in the reserved memory.
+    pub(crate) fn start(
+        &self,
+        plan: Plan,
+        memory: MemoryReservation,
+    ) -> Result<PendingCreate, CreateError> {
         let (sandbox, mailbox) = Sandbox::new(
             SandboxFacts::from(&plan),
             plan.access.clone(),
@@ -97,7 +111,7 @@ impl SandboxService {
             &self.actors,
             sandbox.clone(),
             mailbox,
-            Start::Create { plan, made },
+            Start::Create { plan, memory, made },
         );
         Ok(PendingCreate { sandbox, outcome })
     }

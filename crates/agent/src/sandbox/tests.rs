@@ -25,6 +25,7 @@ fn running() -> Arc<Running> {
         envd: EnvdClient::over_tcp((Ipv4Addr::LOCALHOST, 1).into(), "token").unwrap(),
         boot: BootTimes::default(),
         cpu: "max".parse().unwrap(),
+        accel: Accel::Tcg,
         gone: CancellationToken::new(),
         memory: None,
         tunnels: Tunnels::default(),

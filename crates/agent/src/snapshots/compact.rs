@@ -17,8 +17,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use wrenn_disk::Layers;
 use wrenn_snapshot::{
-    Chain, Header, Manifest, SnapshotId, StoreError, layout, merge_files, store::on_disk,
+    Chain, Header, Manifest, NewLayer, SnapshotId, StoreError, layout, merge_files, store::on_disk,
 };
 use wrenn_sys::failpoint;
 
@@ -35,6 +36,8 @@ const TOO_MANY: usize = 32;
 /// cache of up to a megabyte for each disk layer; with 64 of them it stays within its limit of
 /// memory.
 const TOO_MANY_TO_CONTINUE: usize = 64;
+/// Maximum depth of a compacted copy.
+const COMPACTED: usize = 2;
 
 /// Depth of a snapshot: the number of diff files or of disk layers, whichever is larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,11 @@ impl Depth {
 
     pub(crate) fn is_worthwhile(self) -> bool {
         self.0 > WORTHWHILE
+    }
+
+    /// True if a compacted copy depends on fewer files.
+    pub(crate) fn is_reducible(self) -> bool {
+        self.0 > COMPACTED
     }
 
     pub(crate) fn is_too_much(self) -> bool {
@@ -105,22 +113,32 @@ impl Snapshots {
         layers: Vec<PathBuf>,
         manifest: &Manifest,
         dir: &Path,
-    ) -> Result<(Vec<SnapshotId>, Vec<(SnapshotId, PathBuf)>), SnapshotError> {
+    ) -> Result<(Vec<SnapshotId>, Vec<NewLayer>), SnapshotError> {
         let mut names = manifest.disk_layers.clone();
-        if names.len() <= 2 {
+        if names.len() <= COMPACTED {
             return Ok((names, Vec::new()));
         }
         let disk_mib = manifest.size.disk_mib;
-        let keep = usize::from(is_lowest_kept(&layers, disk_mib).await?);
+        let keep = usize::from(is_lowest_kept(&self.wrenn_exe, &layers, disk_mib).await?);
         let path = dir.join(disk::MERGED);
         let (kept, merged) = layers.split_at(keep);
-        disk::merge(&manifest.base_disk, kept, merged, disk_mib, &path)
-            .await
-            .map_err(SnapshotError::Disk)?;
+        let layers = Layers {
+            base: &manifest.base_disk,
+            kept,
+            merged,
+            size_mib: disk_mib,
+        };
+        let merged = wrenn_disk::merge(&self.wrenn_exe, layers, &path).await;
+        merged.map_err(SnapshotError::Disk)?;
         names.truncate(keep);
         let build = SnapshotId::random();
         names.push(build);
-        Ok((names, vec![(build, path)]))
+        let layer = NewLayer {
+            build,
+            path,
+            is_open: false,
+        };
+        Ok((names, vec![layer]))
     }
 }
 
@@ -154,13 +172,17 @@ fn kept_diff(header: &Header) -> Option<SnapshotId> {
 }
 
 /// True if the lowest layer of a disk is kept unchanged.
-async fn is_lowest_kept(layers: &[PathBuf], disk_mib: u32) -> Result<bool, SnapshotError> {
+async fn is_lowest_kept(
+    wrenn_exe: &Path,
+    layers: &[PathBuf],
+    disk_mib: u32,
+) -> Result<bool, SnapshotError> {
     let sizes: Vec<u64> = layers.iter().map(|path| on_disk(path)).collect();
     let all = sizes.iter().sum();
     if !sizes.first().is_some_and(|lowest| is_most(*lowest, all)) {
         return Ok(false);
     }
-    let visible = disk::visible_bytes(layers, disk_mib).await;
+    let visible = wrenn_disk::visible_bytes(wrenn_exe, layers, disk_mib).await;
     Ok(is_most(visible.map_err(SnapshotError::Disk)?, all))
 }
 

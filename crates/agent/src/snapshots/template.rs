@@ -178,7 +178,7 @@ pub(crate) fn template_snapshot_name(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::fs;
+    use std::{fs, path::PathBuf};
 
     use super::{
         super::image_files::tests::{image_store, manifest},
@@ -226,7 +226,8 @@ mod tests {
     fn open(images: &Path) -> Snapshots {
         let root = images.with_extension("data");
         let cpu = "max".parse().unwrap();
-        Snapshots::open(&root, images, Vmm::with_version(VMM, Accel::Tcg), cpu).unwrap()
+        let vmm = Vmm::with_version(VMM, Accel::Tcg);
+        Snapshots::open(&root, images, vmm, cpu, PathBuf::new()).unwrap()
     }
 
     #[test]

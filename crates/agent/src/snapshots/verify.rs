@@ -4,10 +4,10 @@
 //! restored from it. This happens once, as long as the file does not change: a template snapshot
 //! has about 60 MB, and a create takes a quarter of a second.
 
-use std::{collections::HashSet, os::unix::fs::MetadataExt as _};
+use std::{collections::HashSet, fs::Metadata, os::unix::fs::MetadataExt as _, path::Path};
 
 use parking_lot::Mutex;
-use wrenn_snapshot::{Chain, ChainError, Diff};
+use wrenn_snapshot::{Chain, ChainError, StoreError, verify_layer};
 
 /// Maximum number of cached files. When it is reached, all entries are dropped: few files are in
 /// use, and verifying one again is harmless.
@@ -23,14 +23,13 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(diff: &Diff) -> Result<Self, ChainError> {
-        let meta = diff.metadata()?;
-        Ok(Self {
+    fn of(meta: &Metadata) -> Self {
+        Self {
             device: meta.dev(),
             inode: meta.ino(),
             len: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
-        })
+        }
     }
 }
 
@@ -43,17 +42,34 @@ impl Verified {
     /// read.
     pub(super) fn verify(&self, chain: &Chain) -> Result<(), ChainError> {
         for diff in chain.files() {
-            let identity = Identity::of(diff)?;
-            if self.lock().contains(&identity) {
-                continue;
-            }
-            diff.verify()?;
-            let mut known = self.lock();
-            if known.len() >= MOST {
-                known.clear();
-            }
-            known.insert(identity);
+            self.once(&diff.metadata()?, || diff.verify())?;
         }
+        Ok(())
+    }
+
+    /// Verifies a disk layer, if it was not verified before and has a checksum. Blocks until it has
+    /// been read.
+    pub(super) fn verify_layer(&self, path: &Path) -> Result<(), StoreError> {
+        let meta = std::fs::metadata(path).map_err(|source| StoreError::Io {
+            step: "inspect",
+            path: path.to_owned(),
+            source,
+        })?;
+        self.once(&meta, || verify_layer(path))
+    }
+
+    /// Runs `verify` unless it succeeded for the same content before.
+    fn once<E>(&self, meta: &Metadata, verify: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let identity = Identity::of(meta);
+        if self.lock().contains(&identity) {
+            return Ok(());
+        }
+        verify()?;
+        let mut known = self.lock();
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(identity);
         Ok(())
     }
 

@@ -18,7 +18,7 @@
 //! Some errors have a code for programs: those of a create (`E2bError::of_create`), of an idempotency
 //! key, and of a guest agent that does not answer.
 //!
-//! Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
+//! A response with status 503 has the header `Retry-After`. Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
 //! `false`. The server sends `false` where a repetition would create a second resource
 //! (`e2b::mark_retries`).
 
@@ -37,7 +37,7 @@ use wrenn_control::{
 use wrenn_db::DbError;
 use wrenn_model::SandboxStatus;
 
-use crate::error::{ApiError, Code, add_retry_after};
+use crate::error::{ApiError, Code, with_retry_after};
 
 /// Error code of a guest agent that does not answer.
 const GUEST_UNRESPONSIVE: &str = "sandbox_snapshot_guest_agent_unresponsive";
@@ -193,12 +193,7 @@ impl E2bError {
 
 impl IntoResponse for E2bError {
     fn into_response(self) -> Response {
-        let is_exhausted = self.is_exhausted;
-        let mut response = (self.status, Json(E2bErrorBody::from(self))).into_response();
-        if is_exhausted {
-            add_retry_after(&mut response);
-        }
-        response
+        with_retry_after((self.status, Json(E2bErrorBody::from(self))).into_response())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Health check of the server.
 
 use axum::{Json, extract::State};
-use wrenn_api_types::Health;
+use wrenn_api_types::{Health, Isolation};
 
 use crate::{app::AppState, error::ApiError, openapi::ServerErrors};
 
@@ -20,5 +20,6 @@ pub(super) async fn health(State(app): State<AppState>) -> Result<Json<Health>, 
     Ok(Json(Health {
         status: "ok".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        isolation: Isolation::of_accel(app.host.accel().await),
     }))
 }

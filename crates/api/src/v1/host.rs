@@ -1,7 +1,7 @@
 //! Host of this installation.
 
 use axum::{Json, extract::State};
-use wrenn_api_types::{BootCounts, ColdTemplate, Host};
+use wrenn_api_types::{BootCounts, ColdTemplate, Host, Isolation};
 
 use crate::{
     app::AppState,
@@ -28,11 +28,14 @@ pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiEr
         id: host.host_id,
         installation_id: app.db.installation_id().await?,
         version: host.version,
+        isolation: Isolation::of_accel(host.accel.clone()),
         accel: host.accel,
         cpu: host.cpu,
         cpu_count: host.cpu_count,
         memory_total_mb: host.memory_total_mib,
         memory_available_mb: host.memory_available_mib,
+        memory_promised_mb: host.memory_promised_mib,
+        memory_promise_limit_mb: host.memory_promise_limit_mib,
         disk_free_mb: host.disk_free_mib,
         sandboxes: host.sandboxes,
         boots: BootCounts {

@@ -19,6 +19,7 @@ fn template(name: &str, kind: &str) -> wrenn_db::Template {
 
 fn facts() -> HostFacts {
     HostFacts {
+        accel: "kvm".to_owned(),
         cpu_count: 2,
         memory_total_mib: 4096,
         templates: vec![

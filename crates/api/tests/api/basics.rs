@@ -134,6 +134,22 @@ async fn file_is_uploaded_and_downloaded() {
 }
 
 #[tokio::test]
+async fn the_record_of_an_emulated_sandbox_says_that_it_is_no_security_boundary() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let (_, made) = control.post("/v1/sandboxes", json!({})).await;
+    let path = format!("/v1/sandboxes/{}", made["id"].as_str().unwrap());
+    let (_, host) = control.get("/v1/host").await;
+    for body in [control.get(&path).await.1, host] {
+        let isolation = &body["isolation"];
+        assert_eq!(isolation["accel"], "tcg", "{body}");
+        assert_eq!(isolation["security_boundary"], false, "{body}");
+        let note = isolation["note"].as_str().unwrap();
+        assert!(note.contains("not a security boundary"), "{note}");
+    }
+}
+
+#[tokio::test]
 async fn only_health_needs_no_key() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
@@ -141,6 +157,11 @@ async fn only_health_needs_no_key() {
     assert_eq!(response.status(), StatusCode::OK);
     let body: serde_json::Value = response.json().await.unwrap();
     assert_eq!(body["status"], "ok");
+    // The fake agent reports software emulation.
+    let isolation = &body["isolation"];
+    assert_eq!(isolation["security_boundary"], false, "{body}");
+    let note = isolation["note"].as_str().unwrap();
+    assert!(note.contains("not a security boundary"), "{note}");
     let response = reqwest::get(control.url("/v1/sandboxes")).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
 }

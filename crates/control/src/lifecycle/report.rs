@@ -40,6 +40,8 @@ pub(crate) struct HostReport {
     pub(crate) boot: Option<BootTimes>,
     /// CPU model of the running VM, or empty.
     pub(crate) cpu: String,
+    /// Accelerator of the running VM, or empty.
+    pub(crate) accel: String,
 }
 
 impl fmt::Debug for HostReport {
@@ -62,6 +64,7 @@ impl From<&SandboxInfo> for HostReport {
             guest_ip: info.guest_ip.clone(),
             envd_token: info.envd_token.clone(),
             cpu: info.cpu.clone(),
+            accel: info.accel.clone(),
             boot: info.boot.as_option().map(|boot| BootTimes {
                 prepared_ms: boot.prepared_ms,
                 vmm_started_ms: boot.vmm_started_ms,
@@ -97,9 +100,12 @@ impl HostReport {
     pub(super) fn fill(&self, row: &mut Sandbox, now_ms: i64) {
         self.refresh(row);
         row.options.paused_disk_only = false;
-        // An agent of an earlier release does not report it.
+        // An agent of an earlier release does not report them.
         if !self.cpu.is_empty() {
             row.options.cpu.clone_from(&self.cpu);
+        }
+        if !self.accel.is_empty() {
+            row.options.accel.clone_from(&self.accel);
         }
         if row.started_at == 0 {
             row.started_at = now_ms;

@@ -223,6 +223,7 @@ fn options() -> Options {
             deny: vec!["0.0.0.0/0".to_owned()],
         },
         cpu: "max".to_owned(),
+        accel: "kvm".to_owned(),
         request_hash: "ab".to_owned(),
     }
 }

@@ -4,7 +4,11 @@ use std::{collections::HashSet, fs, io, path::Path};
 
 use rustix::fs::FlockOperation;
 
-use super::{Store, StoreError, diff_name, failed, layer_name, names, on_disk};
+use super::{
+    Store, StoreError, diff_name, failed,
+    layer::{SUM_SUFFIX, sum_name},
+    layer_name, names, on_disk,
+};
 use crate::SnapshotId;
 
 impl Store {
@@ -53,7 +57,9 @@ impl Store {
             layers.extend(snapshot.manifest.disk_layers);
         }
         freed += sweep(&self.memory_dir(), ".mem", diff_name, &diffs)?;
-        freed += sweep(&self.root.join("disks"), ".qcow2", layer_name, &layers)?;
+        let disks = self.root.join("disks");
+        freed += sweep(&disks, ".qcow2", layer_name, &layers)?;
+        freed += sweep(&disks, SUM_SUFFIX, sum_name, &layers)?;
         Ok(freed)
     }
 }

@@ -7,16 +7,16 @@ use std::{
 
 use rustix::fs::FlockOperation;
 
-use super::{Store, StoreError, diff_name, failed, sync_dir};
+use super::{NewLayer, Store, StoreError, diff_name, failed, sync_dir};
 use crate::{Header, Manifest, SnapshotId, layout};
 
 /// Directory to which a snapshot is written. On drop, the directory is removed with its content,
 /// unless the snapshot was published.
 #[derive(Debug)]
 pub struct Staging {
-    store: Store,
+    pub(super) store: Store,
     build: SnapshotId,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
 }
 
 impl Store {
@@ -58,9 +58,9 @@ impl Staging {
 
     /// Publishes the snapshot.
     ///
-    /// `layers` are read-only disk layers that are not in the store yet, with their ids in the
-    /// store. They are linked, and also stay at their present paths. Diff files of earlier
-    /// generations are linked in the same way from `other`, if `other` has them.
+    /// `layers` are disk layers that are not in the store yet. They are linked or copied, and also
+    /// stay at their present paths. Diff files of earlier generations are linked in the same way from
+    /// `other`, if `other` has them.
     ///
     /// # Errors
     /// Fails if a file that the snapshot depends on is missing, or the disk is full. The snapshot
@@ -68,7 +68,7 @@ impl Staging {
     pub fn publish(
         self,
         manifest: &Manifest,
-        layers: &[(SnapshotId, PathBuf)],
+        layers: &[NewLayer],
         other: Option<&Store>,
     ) -> Result<(), StoreError> {
         // While the lock is held, nothing is collected. The linked files therefore remain until the
@@ -95,9 +95,9 @@ impl Staging {
                 self.take_diff(diff.build, other)?;
             }
         }
-        for (build, source) in layers {
-            flush(source)?;
-            self.link_or_copy(source, &self.store.layer(*build))?;
+        for layer in layers {
+            flush(&layer.path)?;
+            self.take_layer(layer)?;
         }
         for build in &manifest.disk_layers {
             let layer = self.store.layer(*build);
@@ -146,7 +146,7 @@ impl Staging {
     /// Links `source` to `target`. An existing target is not an error. Across file systems, the
     /// file is first copied to the staging directory, where no other process writes, and then
     /// renamed.
-    fn link_or_copy(&self, source: &Path, target: &Path) -> Result<(), StoreError> {
+    pub(super) fn link_or_copy(&self, source: &Path, target: &Path) -> Result<(), StoreError> {
         match fs::hard_link(source, target) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {

@@ -6,16 +6,23 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use wrenn_jail::{self as jail, JailFile};
+use wrenn_jail::{self as jail, JailFile, ProcessLimits};
+use wrenn_model::MachineSize;
 use wrenn_proto::{
     machine::{Device, MachineType},
-    supervise::Accel,
+    supervise::{Accel, DiskRate},
 };
 
 use crate::{MachineConfig, Start};
 
 /// Name of the disk's topmost block node at start.
 pub(super) const ROOT_NODE: &str = "root";
+
+/// Name of the node between the disk and the guest's device.
+const THROTTLE_NODE: &str = "disk";
+
+/// Name of the object with the limits of the disk.
+const THROTTLE_GROUP: &str = "disk-rate";
 
 /// Size of the translation cache under TCG, MiB. QEMU's default is 1 GiB, which is too much for
 /// many sandboxes on one host.
@@ -24,6 +31,12 @@ const TCG_CACHE_MIB: u32 = 128;
 /// Machine type `microvm`. It has no versions. The options are part of it: a changed option would be
 /// another machine, which cannot load the states of this one.
 const MICROVM: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on";
+/// Size of a disk's file beyond the disk and its metadata, MiB.
+const FILE_OVERHEAD_MIB: u64 = 64;
+
+/// Maximum number of threads besides those of the virtual CPUs. QEMU uses up to 64 for disk
+/// requests.
+const OTHER_THREADS: u64 = 128;
 
 /// Descriptors that QEMU inherits and refers to by number.
 pub(super) struct Inherited<'a> {
@@ -53,6 +66,7 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
     );
     let qmp = format!("socket,id=qmp,fd={}", fds.qmp.as_raw_fd());
     let disk = block_device(config.disk_layers.len()).to_string();
+    let rate = throttle_group(config.disk_rate).to_string();
     let tap = format!("tap,id=net,fd={}", fds.tap.as_raw_fd());
     let net = format!("virtio-net-device,netdev=net,mac={}", config.guest_mac);
     let vcpus = config.size.vcpus.to_string();
@@ -93,10 +107,12 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
         &qmp,
         "-mon",
         "chardev=qmp,mode=control",
+        "-object",
+        &rate,
         "-blockdev",
         &disk,
         "-device",
-        &format!("virtio-blk-device,drive={ROOT_NODE}"),
+        &format!("virtio-blk-device,drive={THROTTLE_NODE}"),
         "-netdev",
         &tap,
         "-device",
@@ -150,12 +166,28 @@ fn block_device(layers: usize) -> Value {
             "backing": below,
         });
     }
-    json!({
+    let root = json!({
         "driver": "qcow2",
         "node-name": ROOT_NODE,
         "discard": "unmap",
         "file": { "driver": "file", "filename": jail::DISK, "discard": "unmap" },
         "backing": below,
+    });
+    // Above all files, so that it stays in place when an overlay is put on top of them.
+    json!({
+        "driver": "throttle",
+        "node-name": THROTTLE_NODE,
+        "throttle-group": THROTTLE_GROUP,
+        "file": root,
+    })
+}
+
+/// Returns the object that limits the guest's disk requests. A rate of 0 is no limit.
+fn throttle_group(rate: DiskRate) -> Value {
+    json!({
+        "qom-type": "throttle-group",
+        "id": THROTTLE_GROUP,
+        "limits": { "bps-total": rate.bytes_per_sec, "iops-total": rate.ops_per_sec },
     })
 }
 
@@ -210,9 +242,19 @@ pub(super) fn jail_devices(accel: Accel) -> Vec<PathBuf> {
     devices
 }
 
+/// Returns the resource limits of QEMU for a VM of this size.
+pub(super) fn process_limits(size: MachineSize) -> ProcessLimits {
+    let mib = u64::from(size.disk_mib).max(u64::from(size.memory_mib));
+    ProcessLimits {
+        // The disk's file is larger than the disk: qcow2 stores where each cluster is.
+        file_bytes: (mib + mib / 16 + FILE_OVERHEAD_MIB) * 1024 * 1024,
+        threads: u64::from(size.vcpus) + OTHER_THREADS,
+        ..ProcessLimits::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use wrenn_model::MachineSize;
     use wrenn_proto::machine::MachineProfile;
 
     use super::*;
@@ -238,6 +280,7 @@ mod tests {
             netns: "/n".into(),
             cgroups: vec![],
             uid: 1,
+            disk_rate: wrenn_proto::supervise::DiskRate::default(),
             start,
         };
         let null: OwnedFd = std::fs::File::open("/dev/null").expect("opens").into();
@@ -272,5 +315,17 @@ mod tests {
             assert!(values(&current, "-device")[3].starts_with("virtio-balloon-device,"));
             assert_eq!(values(&current, "-device").len(), 4);
         }
+    }
+
+    #[test]
+    fn a_vmm_may_write_its_disk_and_little_more() {
+        let size = MachineSize {
+            vcpus: 2,
+            memory_mib: 512,
+            disk_mib: 5120,
+        };
+        let limits = process_limits(size);
+        assert_eq!(limits.file_bytes, (5120 + 320 + 64) << 20);
+        assert_eq!(limits.threads, 130);
     }
 }

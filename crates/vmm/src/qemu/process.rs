@@ -1,7 +1,7 @@
 //! QEMU process: command line, start in the jail, exit.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
     path::PathBuf,
     process::Stdio,
@@ -15,11 +15,13 @@ use tokio::{
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
-use wrenn_jail::JailSpec;
+use wrenn_jail::{Alive, JailSpec, ParentPipe, Program};
 use wrenn_qmp::{Qmp, QmpError};
 
 use super::{
-    command_line::{Inherited, command_line, environment, jail_devices, jail_files},
+    command_line::{
+        Inherited, command_line, environment, jail_devices, jail_files, process_limits,
+    },
     control::Disks,
     events::Events,
 };
@@ -71,34 +73,43 @@ impl Qemu {
             tap: &fds.tap,
             qmp: &qemu_qmp,
         };
+        let parent = ParentPipe::new().map_err(io("create the pipe of the jail"))?;
+        let Program { file, dirs } = Program::of_qemu(&self.qemu_exe);
+        let mut files = jail_files(config, &self.preload);
+        files.push(file);
         let spec = JailSpec {
-            parent_pid: std::process::id(),
-            netns: config.netns.clone(),
+            parent: parent.parent(),
+            netns: Some(config.netns.clone()),
             cgroups: config.cgroups.clone(),
             uid: config.uid,
-            files: jail_files(config, &self.preload),
+            dirs,
+            files,
             devices: jail_devices(config.accel),
             argv: command_line(&self.qemu_exe, config, &inherited),
             env: environment(config.start, &inherited),
+            limits: process_limits(config.size),
+            seccomp: true,
         };
-        let spec_file = spec_memfd(&spec).map_err(io("write the jail specification"))?;
+        let spec_file = spec
+            .to_memfd()
+            .map_err(io("write the jail specification"))?;
         let (console, console_end) = console_pipe().map_err(io("create the console pipe"))?;
         let passed = [&fds.memory, &fds.pager, &fds.tap, &qemu_qmp, &spec_file];
         for fd in passed.into_iter().chain(&fds.userfaultfd) {
             keep_across_exec(fd).map_err(io("make a descriptor inheritable"))?;
         }
-        let child = Command::new(&self.wrenn_exe)
-            .args(["jail", "--spec"])
+        let mut jail = Command::new(&self.wrenn_exe);
+        jail.args(["jail", "--spec"])
             .arg(format!("/proc/self/fd/{}", spec_file.as_raw_fd()))
             .env_clear()
             .stdin(Stdio::null())
             .stdout(console_end)
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(io("start the jail"))?;
+            .kill_on_drop(true);
+        let child = wrenn_jail::spawn_in_pid_namespace(|| jail.spawn());
         Ok(Spawned {
-            child,
+            child: child.map_err(io("start the jail"))?,
+            alive: parent.keep(),
             console,
             qmp,
         })
@@ -107,6 +118,7 @@ impl Qemu {
 
 struct Spawned {
     child: Child,
+    alive: Alive,
     console: pipe::Receiver,
     qmp: UnixStream,
 }
@@ -121,6 +133,7 @@ impl VmmDriver for Qemu {
     ) -> Result<QemuMachine, LaunchError> {
         let Spawned {
             mut child,
+            alive,
             console,
             qmp,
         } = self.spawn(&config, fds)?;
@@ -140,6 +153,7 @@ impl VmmDriver for Qemu {
         }
         let mut machine = QemuMachine {
             child,
+            _alive: alive,
             pid,
             qmp,
             disks: Disks::default(),
@@ -190,6 +204,8 @@ fn log_stderr(mut stderr: ChildStderr) {
 /// Running QEMU VM.
 pub struct QemuMachine {
     child: Child,
+    /// Held for as long as the VMM may live.
+    _alive: Alive,
     pid: u32,
     pub(super) qmp: Qmp<Events>,
     pub(super) disks: Disks,
@@ -285,14 +301,6 @@ fn exit_of(status: std::process::ExitStatus, reason: Option<&str>) -> MachineExi
             code: code.unwrap_or(-1),
         },
     }
-}
-
-/// Writes the jail specification to an unnamed file, so that nothing of it remains.
-fn spec_memfd(spec: &JailSpec) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(c"jail", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = fs::File::from(fd);
-    serde_json::to_writer(&mut file, spec)?;
-    Ok(file.into())
 }
 
 /// Creates the pipe of the guest's console. The first end is non-blocking and yields what QEMU

@@ -10,6 +10,7 @@
 
 mod envd;
 mod guest;
+mod probe;
 mod snapshot;
 
 use std::{
@@ -32,6 +33,17 @@ fn main() -> io::Result<()> {
     if args.next_if_eq("agent").is_some() {
         return serve_agent(args);
     }
+    if args.next_if_eq("probe").is_some() {
+        probe::report();
+        return Ok(());
+    }
+    if args.next_if_eq("fill").is_some() {
+        return probe::fill();
+    }
+    if args.next_if_eq("jail").is_some() {
+        let spec = args.nth(1).unwrap_or_default();
+        return Err(io::Error::other(wrenn_jail::enter(Path::new(&spec))));
+    }
     let words = (args.next(), args.next(), args.next());
     let (Some("supervise"), Some("--dir"), Some(dir)) =
         (words.0.as_deref(), words.1.as_deref(), words.2)
@@ -40,6 +52,9 @@ fn main() -> io::Result<()> {
     };
     let dir = PathBuf::from(dir);
     let spec: SupervisorSpec = serde_json::from_slice(&fs::read(dir.join(files::SPEC))?)?;
+    for cgroup in &spec.supervisor_cgroups {
+        fs::write(cgroup.join("cgroup.procs"), "0")?;
+    }
     let fake = spec.envs.get("FAKE").cloned().unwrap_or_default();
     if fake == "die-at-start" {
         end(&dir, "the disk is not readable");

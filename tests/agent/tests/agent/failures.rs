@@ -39,7 +39,7 @@ fn with_deadlines(deadlines: Deadlines, test: impl AsyncFnOnce(&TestAgent)) {
 
 /// True if a cgroup of any test's `sb-fail` exists. Only the tests of this binary use that name.
 fn cgroups_exist() -> bool {
-    let instances = ["memory", "cpu", "pids", "unified", ""]
+    let instances = ["memory", "cpu", "pids", "blkio", "unified", ""]
         .into_iter()
         .flat_map(|hierarchy| {
             fs::read_dir(format!("/sys/fs/cgroup/{hierarchy}/wrenn"))

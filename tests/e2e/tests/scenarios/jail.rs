@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use wrenn_e2e::service::wrenn_exe;
+use wrenn_e2e::{Service, service::wrenn_exe};
 
 /// User of the jails of this test. No other test has it, because a jailed process sees the processes
 /// of its user.
@@ -83,6 +83,9 @@ fn in_jail_with(namespace: &Namespace, line: &str) -> Result<String> {
         "netns": format!("/run/netns/{}", namespace.0),
         "cgroups": [],
         "uid": uid(),
+        // A shell and its tools run in place of QEMU, and start processes.
+        "dirs": ["/usr"],
+        "seccomp": false,
         "files": [
             { "source": disk, "target": "/tmp/fc-vm/rootfs.qcow2", "writable": true },
             { "source": base, "target": "/tmp/fc-vm/base", "writable": false },
@@ -176,7 +179,7 @@ fn jail_ends_with_its_parent_process() -> Result<()> {
     // A shell in place of the supervisor: it writes its own process id to the specification and
     // starts the jail.
     let script = format!(
-        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":{uid},"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
+        r#"printf '{{"parent_pid":%d,"netns":"{netns}","cgroups":[],"uid":{uid},"dirs":["/usr"],"seccomp":false,"files":[],"devices":[],"argv":["/usr/bin/sleep","1000"]}}' $$ > {spec}
            {} jail --spec {spec} & echo $!; wait"#,
         exe.display()
     );
@@ -202,5 +205,68 @@ fn jail_ends_with_its_parent_process() -> Result<()> {
         assert!(Instant::now() < deadline, "the jail outlived its parent");
         std::thread::sleep(Duration::from_millis(10));
     }
+    Ok(())
+}
+
+/// Returns the process ID of a sandbox's VMM.
+fn vmm_of(id: &str) -> Result<u32> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_vmm = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("qemu-system") && line.contains(&format!("\0-name\0{id}\0"))
+    };
+    let mut pids = pids.into_iter();
+    pids.find(is_vmm).context("no VMM")
+}
+
+/// Checks the restrictions of each thread of a sandbox's VMM.
+fn is_restricted(id: &str) -> Result<()> {
+    let pid = vmm_of(id)?;
+    let mut threads = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        // Mode 2 is a filter: two of the jail, one of QEMU.
+        assert_eq!(field("Seccomp:"), "2", "{status}");
+        assert_eq!(field("Seccomp_filters:"), "3", "{status}");
+        assert_eq!(field("NoNewPrivs:"), "1", "{status}");
+        assert_eq!(field("CapEff:"), "0000000000000000", "{status}");
+        // In the host's namespace, and in its own.
+        let ids = field("NStgid:");
+        let ids: Vec<_> = ids.split_whitespace().collect();
+        assert_eq!((ids.len(), ids.last()), (2, Some(&"1")), "{status}");
+        threads += 1;
+    }
+    assert!(threads > 1, "{threads} threads");
+    for namespace in ["pid", "ipc", "uts", "cgroup", "net", "mnt"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));
+        assert_ne!(of(&pid.to_string())?, of("self")?, "{namespace}");
+    }
+    let oom = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+    assert_eq!(oom.trim(), "500");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_thread_of_a_vmm_is_restricted_in_a_booted_and_in_a_restored_vm() -> Result<()> {
+    let service = Service::start().await?;
+    let sandbox = service.create().await?;
+    // Disk requests make QEMU start more threads.
+    let write = "dd if=/dev/urandom of=/home/user/x bs=1M count=8 conv=fsync 2>&1";
+    sandbox.shell(write).await?;
+    is_restricted(sandbox.id())?;
+    sandbox.pause().await?;
+    sandbox.resume().await?;
+    let size = sandbox.shell("wc -c < /home/user/x").await?.stdout;
+    assert_eq!(size, "8388608\n");
+    is_restricted(sandbox.id())?;
+    let id = sandbox.id().to_owned();
+    sandbox.destroy().await?;
+    assert!(vmm_of(&id).is_err());
     Ok(())
 }

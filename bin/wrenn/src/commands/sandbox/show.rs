@@ -90,6 +90,12 @@ fn details(sandbox: &Sandbox) -> Vec<Vec<String>> {
             .into_iter()
             .filter_map(|(name, t)| Some((name, t?.to_string()))),
     );
+    if let Some(isolation) = &sandbox.isolation {
+        let note = isolation.note.as_ref();
+        let note = note.map_or_else(String::new, |note| format!(": {}", output::printable(note)));
+        let accel = output::printable(&isolation.accel);
+        rows.push(("isolation", format!("{accel}{note}")));
+    }
     let words = [
         ("guest address", &sandbox.guest_ip),
         ("host address", &sandbox.host_ip),
@@ -144,6 +150,7 @@ fn idle(seconds: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use wrenn_api_types::Isolation;
     use wrenn_model::SandboxStatus;
 
     use super::*;
@@ -168,6 +175,7 @@ mod tests {
             error: Some("the VMM was killed\x1b[2J".into()),
             boot: None,
             cpu: None,
+            isolation: Isolation::of_accel("tcg".to_owned()),
             created_at: at,
             started_at: None,
             last_active_at: None,
@@ -191,6 +199,9 @@ mod tests {
         let names: Vec<&str> = rows.iter().map(|r| r[0].as_str()).collect();
         assert!(!names.contains(&"started"), "{names:?}");
         assert!(names.contains(&"metadata owner"), "{names:?}");
+        let emulated =
+            |row: &Vec<String>| row[0] == "isolation" && row[1].contains("not a security boundary");
+        assert!(rows.iter().any(emulated), "{rows:?}");
         assert!(
             rows.iter()
                 .any(|r| r[0] == "idle timeout" && r[1] == "never")

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     admission::{AdmissionError, CreateParams},
     host::HostCapacity,
+    memory_ledger::MemoryReservation,
     snapshots::LocatedSnapshot,
 };
 
@@ -32,6 +33,12 @@ impl SandboxService {
         sandbox: &Sandbox,
         copy_ids: Vec<SandboxId>,
     ) -> Result<Vec<Arc<Sandbox>>, ForkError> {
+        let disk_space = &self.actors.host.disk_space;
+        disk_space.check_create().map_err(CreateError::from)?;
+        // All copies, or none: reserved before the sandbox is paused for its snapshot.
+        let size = sandbox.facts.size;
+        let memory: Result<Vec<_>, _> = copy_ids.iter().map(|_| self.reserve(size)).collect();
+        let memory = memory.map_err(CreateError::from)?;
         let pin = sandbox.snapshot().await?;
         let host = self.actors.host.clone();
         let located = tokio::task::spawn_blocking(move || {
@@ -40,7 +47,8 @@ impl SandboxService {
             Ok::<_, CreateError>((capacity, host.snapshots.locate(&pin)?))
         });
         let (capacity, snapshot) = located.await.map_err(|_| CreateError::Panicked)??;
-        Ok(self.copy(sandbox, &capacity, &snapshot, copy_ids).await?)
+        let copies = copy_ids.into_iter().zip(memory).collect();
+        Ok(self.copy(sandbox, &capacity, &snapshot, copies).await?)
     }
 
     async fn copy(
@@ -48,11 +56,11 @@ impl SandboxService {
         sandbox: &Sandbox,
         capacity: &HostCapacity,
         snapshot: &LocatedSnapshot,
-        ids: Vec<SandboxId>,
+        copies: Vec<(SandboxId, MemoryReservation)>,
     ) -> Result<Vec<Arc<Sandbox>>, CreateError> {
         let mut pending = Vec::new();
         let mut last_error = None;
-        for id in ids {
+        for (id, memory) in copies {
             let params = CreateParams {
                 id,
                 template_name: sandbox.facts.template.clone(),
@@ -62,7 +70,8 @@ impl SandboxService {
                 installation: sandbox.installation(),
             };
             let plan = params.with_snapshot(capacity, snapshot.clone());
-            match plan.map_err(Into::into).and_then(|plan| self.start(plan)) {
+            let started = plan.map_err(Into::into);
+            match started.and_then(|plan| self.start(plan, memory)) {
                 Ok(copy) => pending.push(copy),
                 Err(error) => {
                     last_error = Some(error);

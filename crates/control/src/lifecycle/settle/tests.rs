@@ -290,14 +290,15 @@ proptest! {
 }
 
 #[test]
-fn a_row_keeps_the_last_reported_cpu_model() {
+fn a_row_keeps_the_last_reported_cpu_model_and_accelerator() {
     let mut row = row(S::Starting, "");
     for (reported, kept) in [("max", "max"), ("", "max"), ("host", "host")] {
         let report = HostReport {
             cpu: reported.to_owned(),
+            accel: reported.to_owned(),
             ..report(HostState::Running)
         };
         report.fill(&mut row, 1);
-        assert_eq!(row.options.cpu, kept);
+        assert_eq!((&*row.options.cpu, &*row.options.accel), (kept, kept));
     }
 }

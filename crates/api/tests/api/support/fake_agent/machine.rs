@@ -51,6 +51,7 @@ impl State {
             envd_token: format!("token-of-{id}"),
             warning: sandbox.warning.clone(),
             cpu: "max,-avx".to_owned(),
+            accel: "tcg".to_owned(),
             boot: rpc::BootTimes {
                 prepared_ms: 1,
                 vmm_started_ms: 2,

@@ -1,0 +1,21 @@
+//! Disks of VMs: qcow2 files with the programs of QEMU that create and merge them.
+//!
+//! A disk is a chain: a raw base image, read-only layers, and the file that the VM writes to. This
+//! crate creates empty files, and measures and merges layers. It knows neither sandboxes nor snapshots.
+//!
+//! A layer was written by a VMM, which a guest may have taken over. So no process outside a jail
+//! parses one ([`merge`], [`visible_bytes`]), except for the header, which is checked first ([`Header`]).
+#![forbid(unsafe_code)]
+
+mod error;
+mod header;
+mod measure;
+mod merge;
+mod overlay;
+mod tool;
+
+pub use error::DiskError;
+pub use header::{Header, HeaderError};
+pub use measure::visible_bytes;
+pub use merge::{Layers, merge};
+pub use overlay::create;

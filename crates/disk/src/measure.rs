@@ -1,0 +1,66 @@
+//! Measures how much of the data in a disk's layers is still part of the disk, in a jail.
+//!
+//! Data that a guest deletes or trims, or that a higher layer replaces, stays in its layer until the
+//! layer is merged.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    DiskError,
+    tool::{self, Tool},
+};
+
+/// Program that measures.
+const PROGRAM: Tool = Tool {
+    name: "qemu-img",
+    package: "qemu-utils",
+};
+
+/// Maximum duration. Only the metadata of the layers is read.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Returns the size of a layer with everything that `layers` add to their base image, in bytes.
+/// Includes the metadata of such a layer. `wrenn_exe` is the program that enters the jail.
+///
+/// # Errors
+/// See [`DiskError`].
+pub async fn visible_bytes(
+    wrenn_exe: &Path,
+    layers: &[PathBuf],
+    size_mib: u32,
+) -> Result<u64, DiskError> {
+    let paths = || layers.iter().map(PathBuf::as_path);
+    tool::check(paths(), size_mib)?;
+    let args = ["measure", "--output=json", "-O", "qcow2"];
+    let mut args = args.map(str::to_owned).to_vec();
+    args.push(format!("json:{}", tree(layers.len(), size_mib)));
+    let jail = PROGRAM.jail(args, Vec::new(), paths(), size_mib);
+    let running = PROGRAM.start(wrenn_exe, jail, Stdio::null(), Stdio::piped())?;
+    let output = tokio::time::timeout(DEADLINE, running.output()).await;
+    let (output, ended) = output.map_err(|_| DiskError::Deadline {
+        program: PROGRAM.name,
+        deadline: DEADLINE,
+    })??;
+    ended.map_err(|printed| DiskError::Failed(PROGRAM.name, printed))?;
+    let measured: Value = serde_json::from_slice(&output).unwrap_or_default();
+    measured["required"]
+        .as_u64()
+        .ok_or_else(|| DiskError::Failed(PROGRAM.name, "its output has no field `required`".into()))
+}
+
+/// Returns the disk as a tree of block nodes, with zeros in place of the base image.
+fn tree(layers: usize, size_mib: u32) -> Value {
+    let above = |below: Value, number: usize| {
+        let file = json!({ "driver": "file", "filename": tool::layer_path(number) });
+        json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below })
+    };
+    let bytes = u64::from(size_mib) * 1024 * 1024;
+    let zeros = json!({ "driver": "null-co", "read-zeroes": true, "size": bytes });
+    (0..layers).fold(zeros, above)
+}
