@@ -428,7 +428,7 @@ fn images(templates: Result<Vec<String>, String>) -> Finding {
 fn template_snapshots(cold: Result<Vec<(String, String)>, String>) -> Finding {
     let name = "template snapshots";
     match cold {
-        Ok(cold) if cold.is_empty() => Finding::ok(name, "creates are restores"),
+        Ok(cold) if cold.is_empty() => Finding::ok(name, "every template can be restored"),
         Ok(cold) => {
             let reason = |(name, reason): &(String, String)| format!("`{name}`: {reason}");
             let reasons: Vec<_> = cold.iter().map(reason).collect();
@@ -436,7 +436,10 @@ fn template_snapshots(cold: Result<Vec<(String, String)>, String>) -> Finding {
             Finding::bad(
                 Level::Warn,
                 name,
-                format!("each create boots, in seconds; {}", reasons.join("; ")),
+                format!(
+                    "creates boot from disk, which takes seconds: {}",
+                    reasons.join("; ")
+                ),
                 format!("wrenn image build {}", names.join(" ")),
             )
         }

@@ -49,6 +49,9 @@ const THREADS_OVERHEAD: u64 = 128;
 /// CPU limit of a supervisor, in percent of one CPU: the page server and a snapshot each use one.
 const SUPERVISOR_CPU_PERCENT: u64 = 200;
 
+/// Memory limit of a program that measures or merges disk layers, MiB.
+const TOOL_MEMORY_MIB: u64 = 512;
+
 /// Thread limit of a supervisor and of the jail that it starts.
 const SUPERVISOR_THREADS: u64 = 64;
 
@@ -102,6 +105,16 @@ impl Limits {
             threads: SUPERVISOR_THREADS,
         }
     }
+
+    /// Returns the limits for a program that measures or merges disk layers. The page cache of the
+    /// files counts, and is reclaimed.
+    const fn for_tool() -> Self {
+        Self {
+            memory_bytes: TOOL_MEMORY_MIB * 1024 * 1024,
+            cpu_percent: SUPERVISOR_CPU_PERCENT,
+            threads: THREADS_OVERHEAD,
+        }
+    }
 }
 
 /// The cgroups of one agent.
@@ -122,6 +135,9 @@ pub(crate) struct CommonLimits {
     /// Disk requests of one sandbox.
     pub(crate) io: Option<IoLimit>,
 }
+
+/// Prefix of the groups of programs that measure and merge disk layers. No sandbox ID begins so.
+const TOOL: &str = ".tool-";
 
 /// Suffix of the group of a sandbox's supervisor, which no sandbox ID contains.
 const SUPERVISOR: &str = ".supervisor";
@@ -159,9 +175,14 @@ impl Cgroups {
         supervisor: Limits,
     ) -> Result<(), CgroupError> {
         let name = format!("{id}{SUPERVISOR}");
+        // The guest's limit of disk requests must not slow down its snapshots and page faults.
+        let of_supervisor = CommonLimits {
+            io: None,
+            ..self.common.clone()
+        };
         let created = self
-            .create_groups(id.as_str(), limits)
-            .and_then(|()| self.create_groups(&name, supervisor));
+            .create_groups(id.as_str(), limits, &self.common)
+            .and_then(|()| self.create_groups(&name, supervisor, &of_supervisor));
         if created.is_err() {
             for dir in self.all_directories(id) {
                 let _ = fs::remove_dir(dir);
@@ -171,13 +192,18 @@ impl Cgroups {
         created
     }
 
-    fn create_groups(&self, name: &str, limits: Limits) -> Result<(), CgroupError> {
+    fn create_groups(
+        &self,
+        name: &str,
+        limits: Limits,
+        common: &CommonLimits,
+    ) -> Result<(), CgroupError> {
         for hierarchy in &self.hierarchies {
             let step = "create the cgroup";
             let path = hierarchy.instance_dir(&self.instance).join(name);
-            let dir = hierarchy.create(&self.instance, name, self.common.memory_bytes);
+            let dir = hierarchy.create(&self.instance, name, common.memory_bytes);
             let dir = dir.map_err(cgroup_failed(step, path))?;
-            for setting in hierarchy.settings(limits, &self.common) {
+            for setting in hierarchy.settings(limits, common) {
                 let path = dir.join(setting.file);
                 match fs::write(&path, setting.value) {
                     Err(error) if setting.is_optional => {
@@ -195,6 +221,15 @@ impl Cgroups {
         let mut all = self.directories(id);
         all.extend(self.supervisor_directories(id));
         all
+    }
+
+    /// Creates the groups of a program that measures or merges disk layers, and returns their
+    /// directories. They are removed with those of the last sandbox.
+    pub(crate) fn create_for_tool(&self, number: u32) -> Result<Vec<PathBuf>, CgroupError> {
+        let name = format!("{TOOL}{number}");
+        self.create_groups(&name, Limits::for_tool(), &self.common)?;
+        let path = |h: &Hierarchy| h.instance_dir(&self.instance).join(&name);
+        Ok(self.hierarchies.iter().map(path).collect())
     }
 
     /// Gives a sandbox priority while its kernel boots, or takes that back. A failure is logged:
@@ -264,13 +299,27 @@ impl Cgroups {
     /// Removes the parent directories if this was the last group. A concurrent create makes them
     /// again.
     fn remove_empty_parents(&self) {
+        if !self.existing().is_empty() {
+            return;
+        }
         for hierarchy in &self.hierarchies {
             let instance = hierarchy.instance_dir(&self.instance);
+            remove_tools(&instance);
             if fs::remove_dir(&instance).is_ok()
                 && let Some(parent) = instance.parent()
             {
                 let _ = fs::remove_dir(parent);
             }
+        }
+    }
+}
+
+/// Removes the groups of programs that no longer run.
+fn remove_tools(instance: &std::path::Path) {
+    let entries = fs::read_dir(instance).into_iter().flatten().flatten();
+    for entry in entries {
+        if entry.file_name().to_string_lossy().starts_with(TOOL) {
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }

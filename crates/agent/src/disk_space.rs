@@ -19,6 +19,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -54,8 +55,23 @@ pub(crate) struct DiskSpace {
     budget_bytes: Option<u64>,
     /// Maximum use of one sandbox.
     sandbox_budget_bytes: Option<u64>,
+    /// Space for snapshots that are being written.
+    pending_bytes: Arc<Mutex<u64>>,
     /// Use of all sandboxes and snapshots, and when it was measured.
     used: Mutex<Option<(Instant, u64)>>,
+}
+
+/// Disk space for a snapshot that is being written. Free again on drop.
+#[derive(Debug)]
+pub(crate) struct DiskReservation {
+    pending_bytes: Arc<Mutex<u64>>,
+    bytes: u64,
+}
+
+impl Drop for DiskReservation {
+    fn drop(&mut self) {
+        *self.pending_bytes.lock() -= self.bytes;
+    }
 }
 
 impl DiskSpace {
@@ -76,6 +92,7 @@ impl DiskSpace {
             room_bytes,
             budget_bytes: limits.disk_budget_mib.map(bytes_of_mib),
             sandbox_budget_bytes: limits.sandbox_disk_budget_mib.map(bytes_of_mib),
+            pending_bytes: Arc::default(),
             used: Mutex::default(),
         })
     }
@@ -85,16 +102,48 @@ impl DiskSpace {
         self.room_bytes
     }
 
+    /// True if less is free than the room, or almost nothing.
+    pub(crate) fn is_short(&self) -> bool {
+        self.check_free(self.room_bytes.max(CREATE_FLOOR)).is_err()
+    }
+
+    /// Reserves space for a compacted copy of files.
+    pub(crate) fn reserve_copy(
+        &self,
+        files: &[PathBuf],
+    ) -> Result<DiskReservation, AdmissionError> {
+        self.reserve(bytes_of(files))
+    }
+
     /// Checks that there is space for one more sandbox.
     pub(crate) fn check_create(&self) -> Result<(), AdmissionError> {
         self.check_free(self.high_water_bytes().max(CREATE_FLOOR))?;
         self.check_budget()
     }
 
-    /// Checks that there is space for one more snapshot of a running sandbox.
-    pub(crate) fn check_snapshot(&self) -> Result<(), AdmissionError> {
+    /// Reserves space for one more snapshot of a running sandbox: for its memory, and for copies of
+    /// `open`, the disk files that the VMM may write to. Snapshots that are taken at the same time do
+    /// not count on the same space.
+    pub(crate) fn reserve_snapshot(
+        &self,
+        memory_bytes: u64,
+        open: &[PathBuf],
+    ) -> Result<DiskReservation, AdmissionError> {
         self.check_free(self.high_water_bytes())?;
-        self.check_budget()
+        self.check_budget()?;
+        self.reserve(memory_bytes.saturating_add(bytes_of(open)))
+    }
+
+    /// Reserves bytes above the room.
+    fn reserve(&self, bytes: u64) -> Result<DiskReservation, AdmissionError> {
+        let mut pending_bytes = self.pending_bytes.lock();
+        let all = pending_bytes.saturating_add(bytes);
+        self.check_free(self.room_bytes.saturating_add(all))?;
+        *pending_bytes = all;
+        Ok(DiskReservation {
+            pending_bytes: self.pending_bytes.clone(),
+            bytes,
+        })
     }
 
     /// Checks the disk size of a new sandbox: a disk must not be larger than the budget of its
@@ -256,9 +305,20 @@ mod tests {
         fs::write(dir.path().join("filler"), vec![1; 200 << 20]).unwrap();
         let error = space.check_create().unwrap_err().to_string();
         assert!(error.contains("256 MiB are required"), "{error}");
-        space.check_snapshot().unwrap();
+        // Two snapshots do not count on the same space.
+        let first = space.reserve_snapshot(120 * MIB, &[]).unwrap();
+        let error = space
+            .reserve_snapshot(120 * MIB, &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("248 MiB are required"), "{error}");
+        drop(first);
+        space.reserve_snapshot(120 * MIB, &[]).unwrap();
+        // A copy of the disk's file needs space, too.
+        let open = [dir.path().join("filler")];
+        space.reserve_snapshot(0, &open).unwrap_err();
         fs::write(dir.path().join("more"), vec![1; 190 << 20]).unwrap();
-        let error = space.check_snapshot().unwrap_err().to_string();
+        let error = space.reserve_snapshot(0, &[]).unwrap_err().to_string();
         assert!(error.contains("16 MiB are required"), "{error}");
         assert!(error.contains("WRENN_DISK_RESERVE_MB"), "{error}");
     }

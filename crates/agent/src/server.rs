@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror_ext::AsReport as _;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wrenn_disk::ToolJails;
 use wrenn_image::ImageStore;
 use wrenn_model::{CpuModel, EgressLimit};
 use wrenn_proto::supervise::Accel;
@@ -206,6 +207,7 @@ pub async fn serve_with(
         registry: Arc::new(Registry::default()),
         shutdown: shutdown.clone(),
         tasks: TaskTracker::new(),
+        collection_waits: Arc::default(),
     };
     adopt::adopt_all(&actors)
         .await
@@ -267,8 +269,11 @@ pub(crate) async fn open_parts(
     protect_from_oom_killer();
     let vmm = Vmm::of_host(config.accel);
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
-    let (cpu, wrenn_exe) = (config.cpu.clone(), config.wrenn_exe.clone());
-    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, cpu, wrenn_exe);
+    let for_tools = cgroups.clone();
+    let tools = ToolJails::new(&config.wrenn_exe, move |number| {
+        for_tools.create_for_tool(number).map_err(io::Error::other)
+    });
+    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.cpu.clone(), tools);
     Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         templates,
@@ -287,6 +292,7 @@ pub(crate) async fn open_parts(
         id: host_id(&data_dir)?,
         boots: Boots::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         adoptions: Semaphore::new(adopt::MAX_AT_ONCE),
+        background_compactions: Semaphore::new(1),
         config,
     })
 }

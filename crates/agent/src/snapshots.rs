@@ -25,7 +25,7 @@ use std::{
 };
 
 use thiserror_ext::AsReport as _;
-use wrenn_disk::DiskError;
+use wrenn_disk::{DiskError, ToolJails};
 use wrenn_model::{CpuModel, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 use wrenn_snapshot::{
@@ -76,6 +76,9 @@ pub(crate) enum SnapshotError {
     /// The memory file of the snapshot could not be created.
     #[error("failed to create the memory file of a snapshot")]
     Memory(#[source] std::io::Error),
+    /// There is no disk space for a compacted copy.
+    #[error("failed to reserve disk space for the compacted copy: {0}")]
+    Space(String),
     /// This host cannot load the snapshot's device state.
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
@@ -147,20 +150,20 @@ pub(crate) struct Snapshots {
     cold: ColdTemplates,
     vmm: Vmm,
     cpu: CpuModel,
-    /// Program that enters a jail.
-    wrenn_exe: PathBuf,
+    /// Jails of the programs that measure and merge disk layers.
+    tools: ToolJails,
 }
 
 impl Snapshots {
     /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is this
-    /// host's VMM, `cpu` the CPU model of VMs that boot, and `wrenn_exe` the program that enters a
-    /// jail.
+    /// host's VMM, `cpu` the CPU model of VMs that boot, and `tools` the jails of the programs that
+    /// measure and merge disk layers.
     pub(crate) fn open(
         root: &Path,
         images_dir: &Path,
         vmm: Vmm,
         cpu: CpuModel,
-        wrenn_exe: PathBuf,
+        tools: ToolJails,
     ) -> Result<Self, SnapshotError> {
         let images = images_dir.join("snapshots");
         Ok(Self {
@@ -176,7 +179,7 @@ impl Snapshots {
             cold: ColdTemplates::default(),
             vmm,
             cpu,
-            wrenn_exe,
+            tools,
         })
     }
 
@@ -221,6 +224,7 @@ impl Snapshots {
             default_user: spec.default_user.clone(),
             guest_token: spec.envd_token.clone(),
             envs: spec.envs.clone(),
+            base_disk_uuid: None,
             device_checksum: None,
         };
         self.image_files.name(&mut manifest);
@@ -304,9 +308,15 @@ impl Snapshots {
 
     /// Returns everything needed to restore a VM from a snapshot.
     pub(crate) fn locate(&self, pin: &SnapshotRef) -> Result<LocatedSnapshot, SnapshotError> {
+        let located = self.locate_files(pin)?;
+        located.manifest().check(&self.vmm.current())?;
+        Ok(located)
+    }
+
+    /// Returns the files of a snapshot, which this host's VMM may not be able to load.
+    fn locate_files(&self, pin: &SnapshotRef) -> Result<LocatedSnapshot, SnapshotError> {
         let snapshot = self.find(pin.id())?;
         let manifest = &snapshot.manifest;
-        manifest.check(&self.vmm.current())?;
         let stores = self.stores_of(&snapshot);
         let layers = self.layers(&stores, manifest)?;
         let memory = stores.iter().map(|store| store.memory_dir()).collect();

@@ -101,6 +101,16 @@ impl SupervisorError {
         Self::Io { step, source }
     }
 
+    /// True if the supervisor exists, and does not take a connection or does not answer.
+    pub(crate) fn is_silence(&self) -> bool {
+        use io::ErrorKind::{TimedOut, WouldBlock};
+        match self {
+            Self::Silent(_) => true,
+            Self::Io { source, .. } => matches!(source.kind(), TimedOut | WouldBlock),
+            _ => false,
+        }
+    }
+
     /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {

@@ -132,6 +132,7 @@ pub async fn make(
         registry: Arc::new(Registry::default()),
         shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        collection_waits: Arc::default(),
     };
     let made = async {
         clean_up(&actors).await?;

@@ -82,13 +82,13 @@ pub struct Host {
     /// Number of times since the host agent started that rules of the host's packet filter or its
     /// forwarding were restored, because another program had changed them.
     pub network_restored: u64,
-    /// Templates whose creates boot instead of being restored, although the host uses template
-    /// snapshots. `wrenn image build` makes new ones.
+    /// Templates without a usable template snapshot. Sandboxes that are created from them boot from
+    /// disk, which takes seconds. `wrenn image build` makes new template snapshots.
     #[serde(default)]
     pub cold_templates: Vec<ColdTemplate>,
 }
 
-/// Template whose creates boot.
+/// Template without a usable template snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ColdTemplate {
     /// Name of the template.

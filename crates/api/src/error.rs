@@ -141,6 +141,7 @@ impl IntoResponse for ApiError {
                 message: self.message,
                 details: self.exit_code.map(|exit_code| ErrorDetails {
                     exit_code: Some(exit_code),
+                    ..ErrorDetails::default()
                 }),
             },
         };

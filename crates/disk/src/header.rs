@@ -1,6 +1,6 @@
 //! Header of a qcow2 file, checked before any program of QEMU opens the file.
 //!
-//! A VMM that was taken over can write any header. QEMU's block layer believes it: a backing file or
+//! A compromised VMM can write any header. QEMU's block layer believes it: a backing file or
 //! a data file names another file that is opened, on the host where the reader runs. So only headers
 //! of exactly the form are accepted that `qemu-img create` writes and that a VM leaves unchanged.
 //!

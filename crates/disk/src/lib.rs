@@ -3,7 +3,7 @@
 //! A disk is a chain: a raw base image, read-only layers, and the file that the VM writes to. This
 //! crate creates empty files, and measures and merges layers. It knows neither sandboxes nor snapshots.
 //!
-//! A layer was written by a VMM, which a guest may have taken over. So no process outside a jail
+//! Layers are written by VMMs, which may be compromised. No process outside a jail
 //! parses one ([`merge`], [`visible_bytes`]), except for the header, which is checked first ([`Header`]).
 #![forbid(unsafe_code)]
 
@@ -19,3 +19,4 @@ pub use header::{Header, HeaderError};
 pub use measure::visible_bytes;
 pub use merge::{Layers, merge};
 pub use overlay::create;
+pub use tool::ToolJails;

@@ -3,17 +3,13 @@
 //! Data that a guest deletes or trims, or that a higher layer replaces, stays in its layer until the
 //! layer is merged.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::{
     DiskError,
-    tool::{self, Tool},
+    tool::{self, Tool, ToolJails, Work},
 };
 
 /// Program that measures.
@@ -26,22 +22,30 @@ const PROGRAM: Tool = Tool {
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Returns the size of a layer with everything that `layers` add to their base image, in bytes.
-/// Includes the metadata of such a layer. `wrenn_exe` is the program that enters the jail.
+/// Includes the metadata of such a layer.
 ///
 /// # Errors
 /// See [`DiskError`].
 pub async fn visible_bytes(
-    wrenn_exe: &Path,
+    jails: &ToolJails,
     layers: &[PathBuf],
     size_mib: u32,
 ) -> Result<u64, DiskError> {
     let paths = || layers.iter().map(PathBuf::as_path);
     tool::check(paths(), size_mib)?;
+    let jail = jails.claim().await;
     let args = ["measure", "--output=json", "-O", "qcow2"];
     let mut args = args.map(str::to_owned).to_vec();
     args.push(format!("json:{}", tree(layers.len(), size_mib)));
-    let jail = PROGRAM.jail(args, Vec::new(), paths(), size_mib);
-    let running = PROGRAM.start(wrenn_exe, jail, Stdio::null(), Stdio::piped())?;
+    let work = Work {
+        args,
+        files: Vec::new(),
+        layers: paths().collect(),
+        size_mib,
+        stdin: Stdio::null(),
+        stdout: Stdio::piped(),
+    };
+    let running = PROGRAM.start(&jail, work)?;
     let output = tokio::time::timeout(DEADLINE, running.output()).await;
     let (output, ended) = output.map_err(|_| DiskError::Deadline {
         program: PROGRAM.name,
@@ -57,7 +61,9 @@ pub async fn visible_bytes(
 /// Returns the disk as a tree of block nodes, with zeros in place of the base image.
 fn tree(layers: usize, size_mib: u32) -> Value {
     let above = |below: Value, number: usize| {
-        let file = json!({ "driver": "file", "filename": tool::layer_path(number) });
+        let path = tool::layer_path(number);
+        // As in a VM, files that never change are not locked.
+        let file = json!({ "driver": "file", "filename": path, "locking": "off" });
         json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below })
     };
     let bytes = u64::from(size_mib) * 1024 * 1024;

@@ -29,7 +29,7 @@ use wrenn_qmp::{Qmp, QmpError, Subscriber};
 
 use crate::{
     DiskError, create,
-    tool::{self, Tool},
+    tool::{self, Tool, ToolJail, ToolJails, Work},
 };
 
 /// Program that copies the layers.
@@ -70,14 +70,13 @@ impl<'a> Layers<'a> {
 /// Creates a layer at `path` on top of `layers.kept` with the content of all layers in
 /// `layers.merged`. No input file is changed. On failure, no file is left.
 ///
-/// `wrenn_exe` is the program that enters the jail (`jail --spec FILE`).
-///
 /// # Errors
 /// See [`DiskError`].
-pub async fn merge(wrenn_exe: &Path, layers: Layers<'_>, path: &Path) -> Result<(), DiskError> {
+pub async fn merge(jails: &ToolJails, layers: Layers<'_>, path: &Path) -> Result<(), DiskError> {
     tool::check(layers.all(), layers.size_mib)?;
-    create(path, layers.size_mib, tool::UID).await?;
-    let streamed = tokio::time::timeout(DEADLINE, stream(wrenn_exe, layers, path)).await;
+    let jail = jails.claim().await;
+    create(path, layers.size_mib, jail.uid()).await?;
+    let streamed = tokio::time::timeout(DEADLINE, stream(&jail, layers, path)).await;
     let streamed = streamed.unwrap_or(Err(DiskError::Deadline {
         program: PROGRAM.name,
         deadline: DEADLINE,
@@ -92,7 +91,8 @@ pub async fn merge(wrenn_exe: &Path, layers: Layers<'_>, path: &Path) -> Result<
 /// Returns the disk as a tree of block nodes, with the paths in the jail. The tree overrides the
 /// backing files named in the qcow2 headers.
 fn tree(layers: Layers<'_>) -> Value {
-    let file = |path: &str| json!({ "driver": "file", "filename": path });
+    // As in a VM, files that never change are not locked.
+    let file = |path: &str| json!({ "driver": "file", "filename": path, "locking": "off" });
     let base = json!({ "driver": "raw", "read-only": true, "file": file(BASE_DISK) });
     let read_only = |below: Value, number: usize| {
         let path = tool::layer_path(number);
@@ -105,7 +105,7 @@ fn tree(layers: Layers<'_>) -> Value {
     json!({ "driver": "qcow2", "node-name": NEW, "file": file(DISK), "backing": below })
 }
 
-async fn stream(wrenn_exe: &Path, layers: Layers<'_>, path: &Path) -> Result<(), DiskError> {
+async fn stream(jail: &ToolJail<'_>, layers: Layers<'_>, path: &Path) -> Result<(), DiskError> {
     let (qmp, monitor) = wrenn_qmp::socket_pair().map_err(PROGRAM.not_run())?;
     let args = [
         "--chardev",
@@ -116,12 +116,18 @@ async fn stream(wrenn_exe: &Path, layers: Layers<'_>, path: &Path) -> Result<(),
     ];
     let mut args = args.map(str::to_owned).to_vec();
     args.push(tree(layers).to_string());
-    let files = vec![
-        tool::file(layers.base, BASE_DISK, false),
-        tool::file(path, DISK, true),
-    ];
-    let jail = PROGRAM.jail(args, files, layers.all(), layers.size_mib);
-    let mut running = PROGRAM.start(wrenn_exe, jail, monitor.into(), Stdio::null())?;
+    let work = Work {
+        args,
+        files: vec![
+            tool::file(layers.base, BASE_DISK, false),
+            tool::file(path, DISK, true),
+        ],
+        layers: layers.all().collect(),
+        size_mib: layers.size_mib,
+        stdin: monitor.into(),
+        stdout: Stdio::null(),
+    };
+    let mut running = PROGRAM.start(jail, work)?;
     let done = run_job(qmp).await;
     if done.is_err() {
         // The program waits for more commands, unless it has exited.

@@ -1,30 +1,99 @@
 //! Programs of QEMU that parse disk layers, each in a jail.
 //!
-//! A program runs under a user ID of its own, without a network. It sees the files that it is given
-//! and no others. If this process dies, the program is killed.
+//! A program runs under a user ID and cgroups of its own, without a network. It sees the files that
+//! it is given and no others. If this process dies, the program is killed.
 
 use std::{
-    io,
-    os::fd::{AsFd, AsRawFd as _},
+    fmt, io,
     path::{Path, PathBuf},
     process::Stdio,
 };
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use parking_lot::Mutex;
 use tokio::{
     io::AsyncReadExt as _,
     process::{Child, Command},
+    sync::{Semaphore, SemaphorePermit},
 };
-use wrenn_jail::{Alive, DISK_LAYERS, JailFile, JailSpec, Parent, ParentPipe, ProcessLimits, Program};
+use wrenn_jail::{Alive, DISK_LAYERS, JailFile, JailSpec, ParentPipe, ProcessLimits, Program};
 
 use crate::{DiskError, Header, HeaderError};
 
-/// User and group ID of the programs. The IDs of VMMs follow it.
-pub(crate) const UID: u32 = 1_899_999_999;
+/// Highest user and group ID of the programs. The IDs of VMMs follow it.
+const MAX_UID: u32 = 1_899_999_999;
+
+/// Maximum number of programs that run at the same time.
+const MAX_AT_ONCE: u32 = 2;
 
 /// Maximum number of bytes that are kept of a program's output, and of its errors.
 const MAX_OUTPUT: u64 = 64 * 1024;
 const MAX_ERRORS: u64 = 1000;
+
+/// Returns the cgroup directories of the jail with a number, which exist then.
+type Groups = dyn Fn(u32) -> io::Result<Vec<PathBuf>> + Send + Sync;
+
+/// Jails of programs that parse disk layers. Each has a user ID and cgroups of its own. A program
+/// waits for a free one.
+pub struct ToolJails {
+    wrenn_exe: PathBuf,
+    groups: Box<Groups>,
+    free: Mutex<Vec<u32>>,
+    turns: Semaphore,
+}
+
+impl fmt::Debug for ToolJails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ToolJails").finish_non_exhaustive()
+    }
+}
+
+impl ToolJails {
+    /// Returns the jails. `wrenn_exe` is the program that enters a jail (`jail --spec FILE`).
+    /// `groups` creates the cgroups of the jail with a number, and returns their directories.
+    pub fn new(
+        wrenn_exe: &Path,
+        groups: impl Fn(u32) -> io::Result<Vec<PathBuf>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            wrenn_exe: wrenn_exe.to_owned(),
+            groups: Box::new(groups),
+            free: Mutex::new((0..MAX_AT_ONCE).collect()),
+            turns: Semaphore::new(MAX_AT_ONCE as usize),
+        }
+    }
+
+    /// Waits for a free jail.
+    pub(crate) async fn claim(&self) -> ToolJail<'_> {
+        // Never closed.
+        let turn = self.turns.acquire().await.ok();
+        let number = self.free.lock().pop().unwrap_or_default();
+        ToolJail {
+            jails: self,
+            number,
+            _turn: turn,
+        }
+    }
+}
+
+/// Jail that one program uses. It is free again on drop.
+pub(crate) struct ToolJail<'a> {
+    jails: &'a ToolJails,
+    number: u32,
+    _turn: Option<SemaphorePermit<'a>>,
+}
+
+impl ToolJail<'_> {
+    /// Returns the user and group ID of the program.
+    pub(crate) const fn uid(&self) -> u32 {
+        MAX_UID - self.number
+    }
+}
+
+impl Drop for ToolJail<'_> {
+    fn drop(&mut self) {
+        self.jails.free.lock().push(self.number);
+    }
+}
 
 /// Program that parses disk layers.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +102,19 @@ pub(crate) struct Tool {
     pub(crate) name: &'static str,
     /// Debian package.
     pub(crate) package: &'static str,
+}
+
+/// Files and arguments of a program.
+pub(crate) struct Work<'a> {
+    pub(crate) args: Vec<String>,
+    /// Files that it sees, besides the layers.
+    pub(crate) files: Vec<JailFile>,
+    /// Layers that it reads ([`layer_path`]).
+    pub(crate) layers: Vec<&'a Path>,
+    /// Size of the disk. A file that the program writes may be slightly larger.
+    pub(crate) size_mib: u32,
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
 }
 
 /// Program that was started. It is killed on drop.
@@ -44,71 +126,55 @@ pub(crate) struct Running {
 }
 
 impl Tool {
-    /// Returns the jail of the program. It sees `files`, and `layers` read-only
-    /// ([`layer_path`]). A file that it writes may be slightly larger than a disk of `size_mib`.
-    pub(crate) fn jail<'a>(
-        self,
-        args: Vec<String>,
-        mut files: Vec<JailFile>,
-        layers: impl Iterator<Item = &'a Path>,
-        size_mib: u32,
-    ) -> JailSpec {
+    /// Starts the program in a jail.
+    pub(crate) fn start(self, jail: &ToolJail<'_>, work: Work<'_>) -> Result<Running, DiskError> {
+        self.try_start(jail, work).map_err(self.not_run())
+    }
+
+    fn try_start(self, jail: &ToolJail<'_>, mut work: Work<'_>) -> io::Result<Running> {
+        let parent = ParentPipe::new()?;
+        let (stdin, stdout) = (work.stdin, work.stdout);
         let path = format!("/usr/bin/{}", self.name);
         let program = Program::of_qemu(Path::new(&path));
-        files.push(program.file);
-        for (number, layer) in layers.enumerate() {
-            files.push(file(layer, &layer_path(number), false));
+        work.files.push(program.file);
+        for (number, layer) in work.layers.iter().enumerate() {
+            work.files.push(file(layer, &layer_path(number), false));
         }
-        let mib = u64::from(size_mib);
-        JailSpec {
-            parent: Parent::Pipe(-1),
+        let mib = u64::from(work.size_mib);
+        let spec = JailSpec {
+            parent: parent.parent(),
             netns: None,
-            cgroups: Vec::new(),
-            uid: UID,
+            cgroups: (jail.jails.groups)(jail.number)?,
+            uid: jail.uid(),
             dirs: program.dirs,
-            files,
+            files: work.files,
             devices: vec!["/dev/null".into(), "/dev/urandom".into()],
-            argv: std::iter::once(path).chain(args).collect(),
+            argv: std::iter::once(path).chain(work.args).collect(),
             env: Vec::new(),
+            fds: Some(Vec::new()),
             limits: ProcessLimits {
                 // qcow2 stores where each cluster is, besides the clusters.
                 file_bytes: (mib + mib / 16 + 64) * 1024 * 1024,
                 ..ProcessLimits::default()
             },
             seccomp: true,
-        }
-    }
-
-    /// Starts the program. `wrenn_exe` enters the jail (`jail --spec FILE`).
-    pub(crate) fn start(
-        self,
-        wrenn_exe: &Path,
-        mut jail: JailSpec,
-        stdin: Stdio,
-        stdout: Stdio,
-    ) -> Result<Running, DiskError> {
-        let start = || {
-            let parent = ParentPipe::new()?;
-            jail.parent = parent.parent();
-            let spec = jail.to_memfd()?;
-            keep_across_exec(&spec)?;
-            let mut command = Command::new(wrenn_exe);
-            command
-                .args(["jail", "--spec"])
-                .arg(format!("/proc/self/fd/{}", spec.as_raw_fd()))
-                .env_clear()
-                .stdin(stdin)
-                .stdout(stdout)
-                .stderr(Stdio::piped())
-                .kill_on_drop(true);
-            let child = wrenn_jail::spawn_in_pid_namespace(|| command.spawn())?;
-            Ok(Running {
-                tool: self,
-                child,
-                _alive: parent.keep(),
-            })
         };
-        start().map_err(self.not_run())
+        let mut command = Command::new(&jail.jails.wrenn_exe);
+        let number = wrenn_sys::session::inherit(command.as_std_mut(), spec.to_memfd()?);
+        command
+            .args(["jail", "--spec"])
+            .arg(format!("/proc/self/fd/{number}"))
+            .env_clear()
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let child = wrenn_jail::spawn_in_pid_namespace(|| command.spawn())?;
+        Ok(Running {
+            tool: self,
+            child,
+            _alive: parent.keep(),
+        })
     }
 
     /// Converts the error of a program that did not start.
@@ -124,7 +190,7 @@ impl Tool {
 impl Running {
     /// Ends the program.
     pub(crate) fn kill(&mut self) {
-        // It may have exited.
+        // The program may have exited.
         let _ = self.child.start_kill();
     }
 
@@ -135,7 +201,7 @@ impl Running {
         let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
         let read_output = async {
             if let Some(stdout) = stdout {
-                // What cannot be read is missing in the output, which is checked.
+                // Output that cannot be read is missing, and the caller checks the output.
                 let _ = stdout.take(MAX_OUTPUT).read_to_end(&mut output).await;
             }
         };
@@ -187,9 +253,4 @@ pub(crate) fn file(source: &Path, target: &str, writable: bool) -> JailFile {
         writable,
         executable: false,
     }
-}
-
-fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    Ok(())
 }

@@ -44,6 +44,8 @@ pub struct ExecOutput {
     pub exit_code: i32,
     /// Set if a signal or the time limit ended the command: `signal: killed`.
     pub error: String,
+    /// True if the time limit ended the command.
+    pub is_timed_out: bool,
 }
 
 impl EnvdClient {
@@ -104,19 +106,15 @@ async fn collect(
     reserved: &mut Reservation,
 ) -> Result<ExecOutput, ConnectError> {
     let mut done = ExecOutput::default();
+    let mut room = Room {
+        needed_bytes: 0,
+        reserved,
+    };
     while let Some(event) = events.next().await? {
         match event.event {
             Some(Event::Data(data)) => match data.output {
-                Some(Output::Stdout(bytes)) => {
-                    let kept = done.room(done.stdout.len(), done.stdout_dropped_bytes, bytes.len());
-                    let kept = done.reserve(kept, reserved);
-                    done.stdout_dropped_bytes += append(&mut done.stdout, &bytes, kept);
-                }
-                Some(Output::Stderr(bytes)) => {
-                    let kept = done.room(done.stderr.len(), done.stderr_dropped_bytes, bytes.len());
-                    let kept = done.reserve(kept, reserved);
-                    done.stderr_dropped_bytes += append(&mut done.stderr, &bytes, kept);
-                }
+                Some(Output::Stdout(bytes)) => done.keep(Stream::Stdout, &bytes, &mut room),
+                Some(Output::Stderr(bytes)) => done.keep(Stream::Stderr, &bytes, &mut room),
                 Some(Output::Pty(_)) | None => {}
             },
             Some(Event::End(end)) => {
@@ -125,6 +123,7 @@ async fn collect(
                 let ended = end.error.filter(|_| !end.exited).unwrap_or_default();
                 done.error = match (limit, events.next().await) {
                     (Some(limit), Err(after)) if after.code == ErrorCode::DeadlineExceeded => {
+                        done.is_timed_out = true;
                         format!("timed out after {} s: {ended}", limit.as_secs())
                     }
                     _ => ended,
@@ -140,35 +139,68 @@ async fn collect(
     ))
 }
 
-impl ExecOutput {
-    /// Returns how many of the next bytes of a stream may be kept. After a gap, nothing is.
-    fn room(&self, collected: usize, dropped_bytes: u64, next: usize) -> usize {
-        if dropped_bytes > 0 {
-            return 0;
-        }
-        next.min(MAX_EXEC_OUTPUT_BYTES.saturating_sub(collected))
-    }
+/// Output stream of a command.
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
 
-    /// Reserves the next bytes. Returns 0 if the budget has no room for them.
-    fn reserve(&mut self, next: usize, reserved: &mut Reservation) -> usize {
-        let needed = self.stdout.len() + self.stderr.len() + next;
-        let missing = needed.saturating_sub(reserved.bytes());
-        if missing == 0
-            || reserved.grow(missing.max(GROWTH_BYTES)).is_ok()
-            || reserved.grow(missing).is_ok()
-        {
-            return next;
+/// Room for output in the budget.
+struct Room<'a> {
+    /// Bytes of the output so far, and of its JSON form.
+    needed_bytes: usize,
+    reserved: &'a mut Reservation,
+}
+
+impl Room<'_> {
+    /// Reserves room for output and for its JSON form: both exist while the response is encoded.
+    /// Returns false if the budget has none.
+    fn reserve(&mut self, output: &[u8]) -> bool {
+        let needed = self.needed_bytes + output.len() + json_bytes(output);
+        let missing = needed.saturating_sub(self.reserved.bytes());
+        let is_reserved = missing == 0
+            || self.reserved.grow(missing.max(GROWTH_BYTES)).is_ok()
+            || self.reserved.grow(missing).is_ok();
+        if is_reserved {
+            self.needed_bytes = needed;
         }
-        self.is_over_budget = true;
-        0
+        is_reserved
     }
 }
 
-/// Appends the first `kept` bytes. Returns the number of the others.
-fn append(collected: &mut Vec<u8>, bytes: &[u8], kept: usize) -> u64 {
-    let (kept, dropped) = bytes.split_at(kept);
-    collected.extend_from_slice(kept);
-    u64::try_from(dropped.len()).unwrap_or(u64::MAX)
+impl ExecOutput {
+    /// Appends output of a stream, up to the limit and the budget. Counts what is dropped.
+    fn keep(&mut self, stream: Stream, bytes: &[u8], room: &mut Room<'_>) {
+        let (collected, dropped_bytes) = match stream {
+            Stream::Stdout => (&mut self.stdout, &mut self.stdout_dropped_bytes),
+            Stream::Stderr => (&mut self.stderr, &mut self.stderr_dropped_bytes),
+        };
+        // After a gap, nothing is kept.
+        let free = match *dropped_bytes {
+            0 => MAX_EXEC_OUTPUT_BYTES.saturating_sub(collected.len()),
+            _ => 0,
+        };
+        let mut kept = &bytes[..bytes.len().min(free)];
+        if !room.reserve(kept) {
+            self.is_over_budget = true;
+            kept = &[];
+        }
+        collected.extend_from_slice(kept);
+        *dropped_bytes += u64::try_from(bytes.len() - kept.len()).unwrap_or(u64::MAX);
+    }
+}
+
+/// Returns the length of bytes as a JSON string, or more if they become base64.
+fn json_bytes(bytes: &[u8]) -> usize {
+    let escaped = |byte: &u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        0x20..0x80 => 1,
+        // Not UTF-8 perhaps; then each byte has 4/3 characters.
+        0x80.. => 2,
+    };
+    bytes.iter().map(escaped).sum()
 }
 
 #[cfg(test)]
@@ -179,21 +211,61 @@ mod tests {
     fn output_is_kept_up_to_its_limit_and_that_of_the_budget() {
         let budget = ByteBudget::new(200_000);
         let mut reserved = budget.reserve(GROWTH_BYTES).expect("room");
+        let mut room = Room {
+            needed_bytes: 0,
+            reserved: &mut reserved,
+        };
         let mut output = ExecOutput::default();
-        assert_eq!(output.room(0, 0, 10), 10);
-        assert_eq!(output.room(MAX_EXEC_OUTPUT_BYTES - 1, 0, 10), 1);
-        // After a gap, nothing of the stream is kept.
-        assert_eq!(output.room(5, 1, 10), 0);
-        assert_eq!(output.reserve(1000, &mut reserved), 1000);
-        assert_eq!(reserved.bytes(), GROWTH_BYTES);
-        output.stdout = vec![0; GROWTH_BYTES];
-        assert_eq!(output.reserve(1, &mut reserved), 1);
-        assert_eq!(reserved.bytes(), 2 * GROWTH_BYTES);
-        output.stderr = vec![0; GROWTH_BYTES];
-        let left = 200_000 - 2 * GROWTH_BYTES;
-        assert_eq!(output.reserve(left, &mut reserved), left);
+        // Text, and as much JSON.
+        output.keep(Stream::Stdout, &[b'a'; 1000], &mut room);
+        assert_eq!(room.reserved.bytes(), GROWTH_BYTES);
+        output.keep(Stream::Stderr, &vec![b'a'; 99_000], &mut room);
+        assert_eq!(room.reserved.bytes(), 200_000);
         assert!(!output.is_over_budget);
-        assert_eq!(output.reserve(left + 1, &mut reserved), 0);
+        output.keep(Stream::Stdout, b"b", &mut room);
+        assert_eq!(
+            (output.stdout.len(), output.stdout_dropped_bytes),
+            (1000, 1)
+        );
         assert!(output.is_over_budget);
+        assert_eq!(
+            (output.stderr.len(), output.stderr_dropped_bytes),
+            (99_000, 0)
+        );
+    }
+
+    #[test]
+    fn a_stream_ends_at_its_limit_and_at_its_first_gap() {
+        let mut reserved = ByteBudget::unlimited().empty();
+        let mut room = Room {
+            needed_bytes: 0,
+            reserved: &mut reserved,
+        };
+        let mut output = ExecOutput::default();
+        output.keep(
+            Stream::Stdout,
+            &vec![b'a'; MAX_EXEC_OUTPUT_BYTES - 1],
+            &mut room,
+        );
+        output.keep(Stream::Stdout, b"bcd", &mut room);
+        output.keep(Stream::Stdout, b"e", &mut room);
+        assert_eq!(output.stdout.len(), MAX_EXEC_OUTPUT_BYTES);
+        assert_eq!(
+            (output.stdout_dropped_bytes, output.is_over_budget),
+            (3, false)
+        );
+        output.keep(Stream::Stderr, b"f", &mut room);
+        assert_eq!(output.stderr, b"f");
+    }
+
+    #[test]
+    fn json_form_of_output_is_not_underestimated() {
+        let all: Vec<u8> = (0..0x80).collect();
+        for bytes in [all.as_slice(), "äöü€😀".as_bytes(), b"\0\0\0", b"plain"] {
+            let text = std::str::from_utf8(bytes).expect("text");
+            let json = serde_json::to_string(text).expect("JSON");
+            assert!(json_bytes(bytes) + 2 >= json.len(), "{text:?}");
+        }
+        assert!(json_bytes(&[0xff; 300]) >= 400);
     }
 }

@@ -57,6 +57,9 @@ pub const MEMORY: &str = "/tmp/fc-vm/memory";
 /// Path of the disk's base image, in the jail.
 pub const BASE_DISK: &str = "/tmp/fc-vm/base";
 
+/// Device of the kernel's hypervisor.
+const KVM: &str = "/dev/kvm";
+
 /// Enters the jail described by `spec_path` and executes its program. Returns only if a step
 /// failed.
 #[must_use]
@@ -83,9 +86,13 @@ fn enter_steps(spec_path: &Path) -> Result<Infallible, JailError> {
     // Changing the user ID clears the parent-death signal.
     process::die_with_parent(&watch)?;
     drop(watch);
+    if let Some(fds) = &spec.fds {
+        wrenn_sys::session::inherit_only(fds).map_err(failed("close other descriptors"))?;
+    }
     if spec.seccomp {
         // Last, because the steps before need calls that the program does not.
-        seccomp::apply()?;
+        let has_kvm = spec.devices.iter().any(|path| path == Path::new(KVM));
+        seccomp::apply(has_kvm)?;
     }
     process::execute(&spec.argv, &spec.env)
 }

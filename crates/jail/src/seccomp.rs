@@ -109,11 +109,44 @@ const PRCTL: [libc::c_int; 6] = [
     libc::PR_SET_SECCOMP,
 ];
 
+/// Permitted requests of `ioctl`, by number (`linux/if_tun.h`, `asm-generic/ioctls.h`): those of TAP
+/// devices, and of descriptors in general.
+const IOCTL: [u32; 13] = [
+    TUNGETFEATURES,
+    TUNGETIFF,
+    TUNSETOFFLOAD,
+    TUNSETSNDBUF,
+    TUNGETVNETHDRSZ,
+    TUNSETVNETHDRSZ,
+    TUNSETVNETLE,
+    TUNSETVNETBE,
+    TUNSETQUEUE,
+    // FIONBIO, FIONREAD, FIOCLEX, TCGETS.
+    0x5421,
+    0x541b,
+    0x5451,
+    0x5401,
+];
+const TUNGETFEATURES: u32 = 0x8004_54cf;
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+const TUNGETIFF: u32 = 0x8004_54d2;
+const TUNSETSNDBUF: u32 = 0x4004_54d4;
+const TUNGETVNETHDRSZ: u32 = 0x8004_54d7;
+const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+const TUNSETQUEUE: u32 = 0x4004_54d9;
+const TUNSETVNETLE: u32 = 0x4004_54dc;
+const TUNSETVNETBE: u32 = 0x4004_54de;
+
+/// Types of `ioctl` requests that are permitted as a whole (`linux/userfaultfd.h`, `linux/kvm.h`).
+/// The second one is permitted if the jail has the hypervisor's device.
+const IOCTL_USERFAULTFD: u32 = 0xaa;
+const IOCTL_KVM: u32 = 0xae;
+
 /// Applies the filter to this process, irrevocably.
-pub(crate) fn apply() -> Result<(), JailError> {
+pub(crate) fn apply(has_kvm: bool) -> Result<(), JailError> {
     let step = "apply the system call filter";
     let other = |error| failed(step)(io::Error::other(error));
-    for program in [allow_list(), no_clone3()] {
+    for program in [allow_list(has_kvm), no_clone3()] {
         let program = program.map_err(other)?;
         seccompiler::apply_filter(&program)
             .map_err(|error| failed(step)(io::Error::other(error)))?;
@@ -122,12 +155,19 @@ pub(crate) fn apply() -> Result<(), JailError> {
 }
 
 /// Permits the calls in [`GROUPS`].
-fn allow_list() -> Result<BpfProgram, seccompiler::BackendError> {
+fn allow_list(has_kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     let all = GROUPS.iter().flat_map(|(_, calls)| *calls);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = all.map(|(_, nr)| (*nr, vec![])).collect();
     rules.insert(libc::SYS_clone, vec![threads_only()?]);
     let operations: Result<Vec<_>, _> = PRCTL.iter().map(|op| prctl_of(*op)).collect();
     rules.insert(libc::SYS_prctl, operations?);
+    let types = [IOCTL_USERFAULTFD, IOCTL_KVM];
+    let types = types.iter().take(if has_kvm { 2 } else { 1 });
+    let requests = IOCTL.iter().map(|request| ioctl_of(*request, u32::MAX));
+    let requests: Result<Vec<_>, _> = requests
+        .chain(types.map(|kind| ioctl_of(kind << 8, 0xff00)))
+        .collect();
+    rules.insert(libc::SYS_ioctl, requests?);
     filter(
         rules,
         SeccompAction::Errno(errno(libc::EPERM)),
@@ -177,6 +217,17 @@ fn prctl_of(operation: libc::c_int) -> Result<SeccompRule, seccompiler::BackendE
     SeccompRule::new(vec![is_it])
 }
 
+/// Matches a request of `ioctl` whose bits in `mask` are those of `request`.
+fn ioctl_of(request: u32, mask: u32) -> Result<SeccompRule, seccompiler::BackendError> {
+    let is_it = SeccompCondition::new(
+        1,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(u64::from(mask)),
+        u64::from(request),
+    )?;
+    SeccompRule::new(vec![is_it])
+}
+
 const fn errno(code: libc::c_int) -> u32 {
     code.unsigned_abs()
 }
@@ -219,7 +270,9 @@ mod tests {
 
     #[test]
     fn the_filters_are_valid_and_no_call_is_listed_twice() {
-        assert!(allow_list().is_ok_and(|program| !program.is_empty()));
+        for has_kvm in [false, true] {
+            assert!(allow_list(has_kvm).is_ok_and(|program| !program.is_empty()));
+        }
         assert!(no_clone3().is_ok_and(|program| !program.is_empty()));
         let all: Vec<_> = GROUPS.iter().flat_map(|(_, calls)| *calls).collect();
         let distinct: BTreeSet<_> = all.iter().map(|(_, nr)| nr).collect();

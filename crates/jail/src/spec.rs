@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Specification of a jail.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JailSpec {
-    /// How the jail finds out that the process that started it is gone. The jail is then not
-    /// entered.
+    /// Link to the process that starts the jail. The jail is not entered if that process has ended.
     #[serde(flatten)]
     pub parent: Parent,
     /// Network namespace to enter; `None` to create one without any link.
@@ -32,6 +31,10 @@ pub struct JailSpec {
     /// Environment of the program, as `NAME=value`.
     #[serde(default)]
     pub env: Vec<String>,
+    /// Descriptors that the program inherits, besides its standard input and output. `None`: all that
+    /// are inheritable.
+    #[serde(default)]
+    pub fds: Option<Vec<RawFd>>,
     /// Resource limits of the process.
     #[serde(default)]
     pub limits: ProcessLimits,

@@ -1,7 +1,7 @@
 //! Budget of bytes that the buffers of a process share.
 //!
-//! Only counts: a buffer asks before it grows. A buffer that does not get its bytes is not made, or
-//! its content is passed on piece by piece instead.
+//! The budget counts bytes and allocates none. A buffer reserves its bytes before it grows. If the
+//! budget has no room, the buffer is not allocated, or its content is streamed instead.
 
 use std::sync::{
     Arc,

@@ -46,6 +46,11 @@ pub struct Manifest {
     pub initrd: PathBuf,
     /// Image at the base of the disk.
     pub base_disk: PathBuf,
+    /// UUID of the ext4 file system in that image, 32 hexadecimal digits. An image that is built
+    /// again has the same path and another UUID. `None` if the image has none, and in snapshots of
+    /// earlier versions.
+    #[serde(default)]
+    pub base_disk_uuid: Option<String>,
     /// Layers of the disk on top of that image, lowest first; files of the store.
     pub disk_layers: Vec<SnapshotId>,
     /// Template that the sandbox was created from.

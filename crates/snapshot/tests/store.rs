@@ -35,6 +35,7 @@ fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
         default_user: "root".into(),
         guest_token: "t".into(),
         envs: [("A".to_owned(), "1".to_owned())].into(),
+        base_disk_uuid: None,
         device_checksum: None,
     }
 }

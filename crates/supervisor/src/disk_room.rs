@@ -42,7 +42,7 @@ pub(crate) struct DiskRoom {
     is_held: bool,
 }
 
-/// What to do with the guest.
+/// Action on the guest after a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Nothing,
@@ -53,12 +53,13 @@ pub(crate) enum Action {
 }
 
 impl DiskRoom {
-    /// Returns the room of `room_bytes` on the file system of `dir`. 0 keeps nothing free.
-    pub(crate) fn new(dir: &Path, room_bytes: u64) -> Self {
+    /// Returns the room of `room_bytes` on the file system of `dir`, for a guest that starts with the
+    /// writable disk file `disk`. 0 keeps nothing free.
+    pub(crate) fn new(dir: &Path, room_bytes: u64, disk: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
             room_bytes,
-            used_bytes: 0,
+            used_bytes: used(disk),
             is_held: false,
         }
     }
@@ -124,9 +125,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
         fs::write(&disk, vec![1; 4096]).unwrap();
-        let mut room = DiskRoom::new(dir.path(), u64::MAX);
-        // What was written before the first check counts.
-        assert_eq!(room.check(Some(&disk), false).0, Action::Hold);
+        let mut room = DiskRoom::new(dir.path(), u64::MAX, &disk);
+        // What the file used when the guest started does not count: a resumed guest can run.
         assert_eq!(room.check(Some(&disk), false).0, Action::Nothing);
         fs::write(&disk, vec![1; 65536]).unwrap();
         assert_eq!(room.check(Some(&disk), false).0, Action::Hold);
@@ -140,25 +140,26 @@ mod tests {
     #[test]
     fn a_held_guest_continues_when_there_is_space() {
         let dir = tempfile::tempdir().unwrap();
-        let mut room = DiskRoom::new(dir.path(), 1);
+        let disk = dir.path().join("disk");
+        let mut room = DiskRoom::new(dir.path(), 1, &disk);
         assert_eq!(room.check(None, false).0, Action::Nothing);
         room.note_held(true);
         assert_eq!(room.check(None, false).0, Action::Resume);
         room.note_held(false);
         assert_eq!(room.check(None, true).0, Action::Resume);
         // Without a room, only the VMM pauses the guest.
-        let mut none = DiskRoom::new(Path::new("/nowhere"), 0);
+        let mut none = DiskRoom::new(Path::new("/nowhere"), 0, Path::new("/nowhere"));
         assert_eq!(none.check(None, true).0, Action::Resume);
     }
 
     #[test]
     fn checks_are_frequent_only_if_the_room_could_be_reached_soon() {
-        let room = DiskRoom::new(Path::new("/"), 1 << 30);
+        let room = DiskRoom::new(Path::new("/"), 1 << 30, Path::new("/nowhere"));
         assert_eq!(room.next_check(0), CHECK_EVERY.0);
         assert_eq!(room.next_check(3 << 29), Duration::from_millis(500));
         assert_eq!(room.next_check(1 << 40), CHECK_EVERY.1);
         assert_eq!(
-            DiskRoom::new(Path::new("/"), 0).next_check(0),
+            DiskRoom::new(Path::new("/"), 0, Path::new("/nowhere")).next_check(0),
             CHECK_EVERY.1
         );
     }

@@ -159,6 +159,8 @@ impl<M: Machine> MachineActor<M> {
             Action::Nothing => return next,
             Action::Hold => {
                 tracing::warn!("guest held because the host's disk is almost full");
+                // Recorded first: a pause that timed out may still take effect.
+                self.disk_room.note_held(true);
                 self.machine.pause().await
             }
             Action::Resume => {
@@ -167,7 +169,8 @@ impl<M: Machine> MachineActor<M> {
             }
         };
         match done {
-            Ok(()) => self.disk_room.note_held(action == Action::Hold),
+            Ok(()) if action == Action::Resume => self.disk_room.note_held(false),
+            Ok(()) => {}
             Err(error) => tracing::warn!(%error, "failed to hold or resume the guest"),
         }
         next

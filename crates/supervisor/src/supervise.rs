@@ -137,7 +137,7 @@ async fn supervise<D: VmmDriver>(
         memory,
         disk,
         is_paused: false,
-        disk_room: DiskRoom::new(dir, spec.disk_room_bytes),
+        disk_room: DiskRoom::new(dir, spec.disk_room_bytes, &dir.join(files::DISK)),
         status,
     };
     let outcome = actor.drive(queue, &failure, &mut terminate).await;

@@ -55,6 +55,26 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Makes a program that this process executes inherit the descriptors 0 to 2 and `kept`, and no
+/// others.
+///
+/// # Errors
+/// The kernel's error, for example if one of `kept` is not open.
+pub fn inherit_only(kept: &[RawFd]) -> io::Result<()> {
+    let (first, last, flags) = (3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: the call takes no pointers, and sets a flag of open descriptors only.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for number in kept.iter().filter(|number| **number > 2) {
+        // SAFETY: the descriptor's flag is only set. If it is not open, the call fails.
+        let fd = unsafe { BorrowedFd::borrow_raw(*number) };
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -168,7 +168,9 @@ fn vulnerable(dir: &Path) -> Vec<String> {
             let text = fs::read_to_string(entry.path()).ok()?;
             let text = text.trim();
             // "Mitigation: …; SMT vulnerable" is the finding about SMT.
-            let is_vulnerable = text.starts_with("Vulnerable");
+            let starts = ["Vulnerable", "KVM: Vulnerable"];
+            let is_vulnerable = starts.iter().any(|start| text.starts_with(start))
+                || text.contains("VMX: vulnerable");
             is_vulnerable.then(|| format!("{}: {text}", entry.file_name().to_string_lossy()))
         })
         .collect();
@@ -229,7 +231,7 @@ mod tests {
 
     #[test]
     fn each_weakness_is_found_with_its_fix() {
-        let cases: [(&str, &str, &[&str]); 8] = [
+        let cases: [(&str, &str, &[&str]); 10] = [
             ("sys/devices/system/cpu/smt/active", "1\n", &["smt"]),
             ("sys/kernel/mm/ksm/run", "1\n", &["ksm"]),
             (
@@ -256,6 +258,16 @@ mod tests {
                 "sys/devices/system/cpu/vulnerabilities/old_microcode",
                 "Vulnerable\n",
                 &["microcode", "cpu mitigations"],
+            ),
+            (
+                "sys/devices/system/cpu/vulnerabilities/itlb_multihit",
+                "KVM: Vulnerable\n",
+                &["cpu mitigations"],
+            ),
+            (
+                "sys/devices/system/cpu/vulnerabilities/l1tf",
+                "Mitigation: PTE Inversion; VMX: vulnerable, SMT disabled\n",
+                &["cpu mitigations"],
             ),
             (
                 "sys/devices/system/cpu/vulnerabilities/tsx",

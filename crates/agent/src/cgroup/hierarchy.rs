@@ -19,8 +19,14 @@ const BOOT_PRIORITY: u64 = 5;
 /// Default `cpu.weight` of cgroup v2.
 const DEFAULT_WEIGHT: u64 = 100;
 
+/// Maximum `cpu.weight` of cgroup v2.
+const MAX_WEIGHT: u64 = 10_000;
+
 /// Default `cpu.shares` of cgroup v1.
 const DEFAULT_SHARES: u64 = 1024;
+
+/// Maximum `cpu.shares` of cgroup v1.
+const MAX_SHARES: u64 = 262_144;
 
 /// Cgroup controllers that limit sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,8 +171,39 @@ impl Hierarchy {
                 self.delegate(parent)?;
             }
         }
+        self.weigh_all(&self.mount.join(ROOT));
         self.limit_all(&self.instance_dir(instance), memory_bytes);
         make_dir_if_missing(dir)
+    }
+
+    /// Gives all sandboxes together the weight of one process per processor. With the default weight,
+    /// they would compete with the processes of the host as if they were one of them, and a booting
+    /// kernel would miss its timer. A weight that the operator has set is kept. A failure is logged.
+    fn weigh_all(&self, dir: &Path) {
+        if !self.has(Controller::Cpu) {
+            return;
+        }
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let Setting { file, value, .. } = self.common_weight(processors as u64);
+        let default = if self.unified {
+            DEFAULT_WEIGHT
+        } else {
+            DEFAULT_SHARES
+        };
+        let path = dir.join(file);
+        let is_default =
+            fs::read_to_string(&path).is_ok_and(|text| text.trim() == default.to_string());
+        if is_default && let Err(error) = fs::write(&path, value) {
+            tracing::warn!(path = %path.display(), %error, "failed to set the CPU weight of all sandboxes");
+        }
+    }
+
+    /// Returns the weight of all sandboxes together, at most what the kernel accepts.
+    fn common_weight(&self, processors: u64) -> Setting {
+        match self.unified {
+            true => setting("cpu.weight", (DEFAULT_WEIGHT * processors).min(MAX_WEIGHT)),
+            false => setting("cpu.shares", (DEFAULT_SHARES * processors).min(MAX_SHARES)),
+        }
     }
 
     /// Limits the memory of all groups of an instance together. A failure is logged: each group has
@@ -427,6 +464,33 @@ mod tests {
             text(false, false),
             "cpu.shares=1024 cpu.cfs_quota_us=125000"
         );
+    }
+
+    #[test]
+    fn all_sandboxes_together_weigh_as_one_process_per_processor() {
+        let root = tree(&["cpu"]);
+        let mut hierarchy = Hierarchy {
+            mount: root.path().to_owned(),
+            unified: false,
+            controllers: vec![Controller::Cpu],
+        };
+        let weight = |h: &Hierarchy, processors| h.common_weight(processors).value;
+        assert_eq!(weight(&hierarchy, 4), "4096");
+        assert_eq!(weight(&hierarchy, 1000), "262144");
+        // The kernel creates the file with the group.
+        let shares = root.path().join("cpu/cpu.shares");
+        let processors = std::thread::available_parallelism().unwrap().get() as u64;
+        for (before, after) in [
+            ("1024\n", weight(&hierarchy, processors)),
+            ("77\n", "77\n".into()),
+        ] {
+            fs::write(&shares, before).unwrap();
+            hierarchy.weigh_all(&root.path().join("cpu"));
+            assert_eq!(fs::read_to_string(&shares).unwrap(), after);
+        }
+        hierarchy.unified = true;
+        assert_eq!(weight(&hierarchy, 4), "400");
+        assert_eq!(weight(&hierarchy, 1000), "10000");
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! Limit of the disk requests of a group. It backs up the limit that QEMU applies to its guest: a VMM
-//! that was taken over does not apply it.
+//! Limit of the disk requests of a group. It backs up the limit that QEMU applies to its guest: a compromised VMM does not apply it.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 

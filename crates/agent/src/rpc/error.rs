@@ -64,7 +64,8 @@ fn snapshot_code(error: &LifecycleError) -> ErrorCode {
         | LifecycleError::NoSnapshot
         | LifecycleError::Unloadable(_)
         | LifecycleError::Again(_) => ErrorCode::FailedPrecondition,
-        LifecycleError::Prepare(error) => error.code,
+        // Not the code of the guest, which could claim a full disk to prolong its lifetime.
+        LifecycleError::Prepare(_) => ErrorCode::FailedPrecondition,
         LifecycleError::GuestSilent => ErrorCode::DeadlineExceeded,
         LifecycleError::Destroyed => ErrorCode::Aborted,
         LifecycleError::Restore(error) => create_code(error),

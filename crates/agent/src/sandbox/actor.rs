@@ -1,6 +1,13 @@
 //! Actor of a sandbox: the task that owns the sandbox, from its create or adoption to its end.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::FutureExt as _;
 use thiserror_ext::AsReport as _;
@@ -89,12 +96,18 @@ pub(crate) struct SandboxActors {
     pub(crate) shutdown: CancellationToken,
     /// Tasks of all actors, so that the agent can wait for them.
     pub(crate) tasks: TaskTracker,
+    /// True while a collection of snapshots waits for its turn.
+    pub(crate) collection_waits: Arc<AtomicBool>,
 }
 
 impl SandboxActors {
     /// Removes in the background the snapshots that are no longer referenced, neither by an actor
-    /// nor by the directory of a sandbox.
+    /// nor by the directory of a sandbox. Calls before a waiting collection begins share it.
     pub(crate) fn collect_snapshots(&self) {
+        if self.collection_waits.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let waits = self.collection_waits.clone();
         let (host, shutdown) = (self.host.clone(), self.shutdown.clone());
         let kept = move |host: &HostContext| {
             let noted = host.sandbox_dirs.last_snapshots();
@@ -114,8 +127,10 @@ impl SandboxActors {
                     .collect(),
             )
         };
-        self.tasks
-            .spawn_blocking(move || host.snapshots.collect(|| kept(&host)));
+        self.tasks.spawn_blocking(move || {
+            waits.store(false, Ordering::SeqCst);
+            host.snapshots.collect(|| kept(&host))
+        });
     }
 }
 
@@ -463,6 +478,9 @@ impl SandboxActor {
             Some(command) = self.mailbox.recv() => command,
             () = tokio::time::sleep(FREE_INTERVAL), if self.resources.are_left() => {
                 let _ = self.resources.free(&self.actors.host).await;
+                if matches!(self.sandbox.state(), State::Paused) {
+                    self.begin_compaction();
+                }
                 return Step::Wait;
             }
             compacted = Self::compacted(&mut self.compaction) => {

@@ -22,7 +22,8 @@
 //! |                                                  | everything else is freed                |
 //! | supervisor cannot be reached for another reason  | starting, with a warning; tried again,  |
 //! |                                                  | after 1 s at first, then up to 30 s.    |
-//! |                                                  | Nothing is freed meanwhile              |
+//! |                                                  | Nothing is freed meanwhile. A supervisor |
+//! |                                                  | that hangs for ten minutes is killed    |
 //! | `snapshot.json` says that the sandbox does not   | paused; a remaining VM is ended: it     |
 //! | run                                              | belongs to a pause that was recorded,   |
 //! |                                                  | or to a resume that was not             |
@@ -37,7 +38,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt as _, stream};
@@ -73,6 +74,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Maximum delay between two attempts.
 const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Time for which a supervisor may hang before its VM is ended.
+const MAX_SILENCE: Duration = Duration::from_secs(600);
 
 /// Maximum time for the removal of resources that belong to no sandbox. The service must listen
 /// soon, and a process that cannot be killed may keep its cgroup for ever.
@@ -208,6 +212,8 @@ impl SandboxActor {
     ) -> Result<AdoptedMachine, LifecycleError> {
         let sandbox = self.sandbox.clone();
         let mut delay = FIRST_RETRY;
+        // Since when the supervisor has not taken a connection.
+        let mut hangs_since = None;
         loop {
             let attempt = async { Ok(self.examine_once(sandbox_dir, spec, is_paused).await) };
             match sandbox.unless_destroyed(attempt).await? {
@@ -218,6 +224,12 @@ impl SandboxActor {
                         "VM not examined, retrying"
                     );
                     sandbox.set_warning(error.to_report_string());
+                    if !error.is_silence() {
+                        hangs_since = None;
+                    } else if hangs_since.get_or_insert_with(Instant::now).elapsed() > MAX_SILENCE {
+                        let reason = "its supervisor did not answer for ten minutes";
+                        return Ok(AdoptedMachine::Lost(reason.to_owned()));
+                    }
                 }
             }
             let pause = async {
@@ -246,7 +258,6 @@ impl SandboxActor {
         self.resources.may_be_supervised = false;
         let Some(supervisor) = self.resources.supervisor.clone() else {
             self.pins.origin = None;
-            self.resources.memory = None;
             return Ok(match is_paused {
                 true => AdoptedMachine::Paused,
                 false => AdoptedMachine::Lost(final_reason(sandbox_dir)),
@@ -258,7 +269,7 @@ impl SandboxActor {
             return Ok(AdoptedMachine::Paused);
         }
         let (slot, origin) = (self.resources.slot, self.pins.origin.as_ref());
-        Ok(examine_machine(&host, sandbox_dir, spec, slot, &supervisor, origin).await)
+        examine_machine(&host, sandbox_dir, spec, slot, &supervisor, origin).await
     }
 }
 
@@ -269,7 +280,7 @@ async fn examine_machine(
     slot: Option<Slot>,
     supervisor: &Supervisor,
     origin: Option<&SnapshotRef>,
-) -> AdoptedMachine {
+) -> Result<AdoptedMachine, SupervisorError> {
     let verified = match slot {
         Some(slot) => host.network.verify(slot, &access_of(spec)).await,
         None => Err(NetworkError::Missing("network slot")),
@@ -277,9 +288,9 @@ async fn examine_machine(
     match verified {
         Ok(()) => {}
         Err(error @ NetworkError::Missing(_)) => {
-            return AdoptedMachine::Lost(format!(
+            return Ok(AdoptedMachine::Lost(format!(
                 "{error}; it was removed while the host agent was down"
-            ));
+            )));
         }
         Err(error) => {
             tracing::warn!(sandbox_id = %spec.id, error = error.to_report_string(), "failed to check the network");
@@ -290,14 +301,18 @@ async fn examine_machine(
     let is_paused = match supervisor.status().await {
         Ok(status) => status.paused,
         Err(SupervisorError::Silent(_)) => true,
-        Err(error) => return AdoptedMachine::Lost(error.to_report_string()),
+        // The VM may be alive: for example, this process has no descriptor left.
+        Err(SupervisorError::Io { step, source }) if !is_no_supervisor(&source) => {
+            return Err(SupervisorError::Io { step, source });
+        }
+        Err(error) => return Ok(AdoptedMachine::Lost(error.to_report_string())),
     };
     let Some(boot) = sandbox_dir.read_boot() else {
-        return AdoptedMachine::Booting;
+        return Ok(AdoptedMachine::Booting);
     };
     let envd = match guest_client(spec) {
         Ok(envd) => envd,
-        Err(error) => return AdoptedMachine::Lost(error.to_report_string()),
+        Err(error) => return Ok(AdoptedMachine::Lost(error.to_report_string())),
     };
     let running = Box::new(Running {
         envd,
@@ -308,11 +323,10 @@ async fn examine_machine(
         memory: shared_memory(host, supervisor, origin).await,
         tunnels: Tunnels::default(),
     });
-    if is_paused {
-        AdoptedMachine::Interrupted(running)
-    } else {
-        AdoptedMachine::Running(running)
-    }
+    Ok(match is_paused {
+        true => AdoptedMachine::Interrupted(running),
+        false => AdoptedMachine::Running(running),
+    })
 }
 
 /// Returns the memory file of the snapshot that a supervisor holds, so that later VMs share it.

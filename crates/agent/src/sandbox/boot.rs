@@ -147,7 +147,12 @@ impl Boot<'_> {
         };
         self.prepare(sandbox_dir, spec).await?;
         self.pins.origin = Some(snapshot.pin());
-        verify(self.host, snapshot).await?;
+        // Reads whole files, which may take minutes.
+        tokio::select! {
+            biased;
+            error = self.abort.requested() => return Err(error),
+            verified = verify(self.host, snapshot) => verified?,
+        }
         let memory = self.host.snapshots.memory(snapshot)?;
         let (mut times, started_ms) = self.prepared();
         self.start_supervisor(sandbox_dir, Some(&memory)).await?;
@@ -433,8 +438,8 @@ async fn write_spec(sandbox_dir: &SandboxDir, spec: &SupervisorSpec) -> Result<(
         .map_err(CreateError::SandboxDir)
 }
 
-/// Logs the end of the supervisor's log and of the console output, because a failed create removes
-/// both.
+/// Logs the end of the supervisor's log and of the console output, so that the agent's log shows the
+/// cause of a failed create.
 fn log_final_output(sandbox_dir: &SandboxDir) {
     let supervisor = sandbox_dir.tail(files::LOG, 2000);
     let console = sandbox_dir.tail(files::CONSOLE, 2000);

@@ -39,6 +39,7 @@ use super::{
     PauseEffort, Reply, ResumeFrom, State,
     actor::{SandboxActor, Step},
     error::LifecycleError,
+    resources::HostContext,
 };
 use crate::{
     admission::AdmissionError,
@@ -72,10 +73,12 @@ impl SandboxActor {
         let Some(original) = self.pins.last.clone() else {
             return;
         };
-        if self.compaction.is_some() || !self.is_worthwhile(&original) {
+        // A VMM that still exists can write to the last layer.
+        let is_in_use = self.resources.are_left();
+        if is_in_use || self.compaction.is_some() || !self.is_worthwhile(&original) {
             return;
         }
-        let (snapshots, pin) = (self.actors.host.snapshots.clone(), original.clone());
+        let (host, pin) = (self.actors.host.clone(), original.clone());
         let (hurry, begun) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         let (hurried, begins, shutdown) =
             (hurry.clone(), begun.clone(), self.actors.shutdown.clone());
@@ -85,8 +88,14 @@ impl SandboxActor {
                 () = hurried.cancelled() => {}
                 () = shutdown.cancelled() => return Err(io::Error::from(io::ErrorKind::Interrupted).into()),
             }
+            // One at a time, so that a resume that waits for its copy does not queue behind all others.
+            let _turn = tokio::select! {
+                turn = host.background_compactions.acquire() => turn.ok(),
+                () = hurried.cancelled() => None,
+                () = shutdown.cancelled() => return Err(io::Error::from(io::ErrorKind::Interrupted).into()),
+            };
             begins.store(true, Ordering::Relaxed);
-            snapshots.compact(&pin).await
+            compact(&host, &pin).await
         });
         self.compaction = Some(Compaction {
             original,
@@ -176,13 +185,13 @@ impl SandboxActor {
         } = compacted;
         let is_paused = matches!(self.sandbox.state(), State::Paused | State::Resuming(_));
         let is_last = self.pins.last.as_ref().map(SnapshotRef::id) == Some(original.id());
-        if let Some(compacted_copy) = compacted_copy.filter(|_| is_paused) {
-            if !is_last {
-                self.begin_compaction();
-            } else if self.note_paused(&compacted_copy) {
-                self.pins.last = Some(compacted_copy);
-                failpoint::hit("agent.merge.noted", None);
-            }
+        if is_paused && !is_last {
+            self.begin_compaction();
+        } else if let Some(compacted_copy) = compacted_copy.filter(|_| is_paused)
+            && self.note_paused(&compacted_copy)
+        {
+            self.pins.last = Some(compacted_copy);
+            failpoint::hit("agent.merge.noted", None);
         }
         drop(original);
         self.actors.collect_snapshots();
@@ -195,9 +204,12 @@ impl SandboxActor {
         base.map(|snapshot| self.actors.host.snapshots.depth(snapshot))
     }
 
-    /// True if the chain is so long that the running VM must be replaced.
-    pub(super) fn is_too_deep_to_continue(&self) -> bool {
+    /// True if the chain is so long that the running VM must be replaced. The VM has more layers than
+    /// its last snapshot if later snapshots failed.
+    pub(super) async fn is_too_deep_to_continue(&self) -> bool {
+        let layers = self.status().await.map_or(0, |status| status.disk.len());
         self.depth().is_some_and(Depth::is_too_much_to_continue)
+            || Depth::of_layers(layers).is_too_much_to_continue()
     }
 
     /// Answers with a snapshot of the running sandbox. If its chain is too long to start a VM from,
@@ -207,8 +219,8 @@ impl SandboxActor {
         snapshot: SnapshotRef,
         reply: Reply<SnapshotRef, LifecycleError>,
     ) {
-        let snapshots = self.actors.host.snapshots.clone();
-        if !snapshots.depth(&snapshot).is_too_much() {
+        let host = self.actors.host.clone();
+        if !host.snapshots.depth(&snapshot).is_too_much() {
             let _ = reply.send(Ok(snapshot));
             return;
         }
@@ -216,7 +228,7 @@ impl SandboxActor {
         let copy = async move {
             let copied = async {
                 let _turn = turn.lock().await;
-                snapshots.compact(&snapshot).await
+                compact(&host, &snapshot).await
             };
             let copied = tokio::select! {
                 copied = copied => copied,
@@ -270,15 +282,27 @@ impl SandboxActor {
         if outcome.is_err() {
             let kept = self.kept_memory.take();
             // The VM may still run.
-            self.resources.memory = kept.filter(|_| self.resources.supervisor.is_some());
+            self.resources.memory = kept.filter(|_| self.resources.are_left());
             let _ = reply.send(outcome);
             return next;
         }
         // If the resume fails, the sandbox stays paused with a warning. The snapshot is complete in
         // either case.
         let next = self.resume(ResumeFrom::Memory).await;
-        self.kept_memory = None;
+        // The VM of the failed pause may still exist.
+        let kept = self.kept_memory.take();
+        if self.resources.memory.is_none() && self.resources.are_left() {
+            self.resources.memory = kept;
+        }
         let _ = reply.send(self.pins.last.clone().ok_or(LifecycleError::Gone));
         next
     }
+}
+
+/// Makes the compacted copy of a snapshot, if the host has space for it.
+async fn compact(host: &HostContext, snapshot: &SnapshotRef) -> Result<SnapshotRef, SnapshotError> {
+    let files = host.snapshots.own_files(snapshot);
+    let space = host.disk_space.reserve_copy(&files);
+    let _space = space.map_err(|error| SnapshotError::Space(error.to_report_string()))?;
+    host.snapshots.compact(snapshot).await
 }

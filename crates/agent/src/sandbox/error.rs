@@ -122,6 +122,11 @@ pub(crate) enum LifecycleError {
     Destroyed,
     #[error("failed to snapshot the virtual machine; the sandbox keeps running")]
     Snapshot(#[source] SupervisorError),
+    /// The VMM reported a full disk, which the host's is not.
+    #[error(
+        "failed to snapshot the virtual machine, which reports a full disk, but the host's disk has space: {0}"
+    )]
+    NoShortage(String),
     #[error("failed to resume the virtual machine after the snapshot; the sandbox is lost")]
     ResumeVm(#[source] SupervisorError),
     #[error("failed to create the next layer of the sandbox's disk")]

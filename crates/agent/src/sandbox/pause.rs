@@ -33,14 +33,15 @@
 //! then frees everything, so nothing is rolled back. A snapshot that is being published is
 //! completed first, which takes as long as the disk takes to flush it.
 //!
-//! A snapshot of a sandbox that keeps running (named snapshot, fork) is rejected if the host is short
-//! of disk space or the sandbox has used up its budget. It takes steps 2 and 3, then resumes the VM and recovers the guest at once. The guest keeps its connections and forwarded
-//! ports: what is in progress stops for as long as the vCPUs do, and goes on. The snapshot is
-//! published while the VM runs, with copies of the disk's files, because the VMM may still write to
-//! them. It is compacted if its chain is long (`compact.rs`). The
-//! previous file of the sandbox's disk stays in place, as a layer below the new file. If step 3
-//! fails after the VM was switched to the new file, the VM keeps using it: the new file is the
-//! sandbox's disk, and the old file is a layer that belongs to no snapshot.
+//! A snapshot of a sandbox that keeps running (named snapshot, fork) is rejected if the host is
+//! short of disk space or the sandbox has used up its budget. It takes steps 2 and 3, then resumes
+//! the VM and recovers the guest at once. The guest keeps its connections and forwarded ports: what
+//! is in progress stops for as long as the vCPUs do, and goes on. The snapshot is published while
+//! the VM runs, with copies of the disk's files, because the VMM may still write to them. It is
+//! compacted if its chain is long (`compact.rs`). The previous file of the sandbox's disk stays in
+//! place, as a layer below the new file. If step 3 fails after the VM was switched to the new file,
+//! the VM keeps using it: the new file is the sandbox's disk, and the old file is a layer that
+//! belongs to no snapshot.
 //!
 //! Steps of a resume. After a failed step, all resources are freed and the sandbox is paused.
 //!
@@ -66,8 +67,9 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use thiserror_ext::AsReport as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use wrenn_envd_client::Prepare;
+use wrenn_proto::supervise::MachineStatus;
 use wrenn_sys::failpoint;
 
 use super::{
@@ -81,6 +83,7 @@ use super::{
 };
 use crate::{
     admission::AdmissionError,
+    disk_space::DiskReservation,
     sandbox_dir::{LastSnapshot, SandboxDir},
     snapshots::{SavedDisk, SnapshotError, SnapshotRef, StagedSnapshot},
     supervisor::Supervisor,
@@ -89,12 +92,19 @@ use crate::{
 /// Maximum time for calls in progress to complete before the guest is paused.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Maximum time for a supervisor to report its status before a pause. A typical answer takes less than
+/// a millisecond.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Interval at which calls in progress are checked.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
-/// Maximum time to pause vCPUs and devices and to write them and the memory. Long enough for the
-/// whole guest memory at the speed of a slow disk.
+/// Minimum of the time to pause vCPUs and devices and to write them and the memory.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(240);
+
+/// Speed of a slow disk, in bytes per second. A snapshot may take the time in which it writes the whole
+/// memory of the guest.
+const SLOW_DISK: u64 = 10 << 20;
 
 /// State of a paused VM that was written and is not yet published.
 struct Captured {
@@ -116,6 +126,7 @@ impl SandboxActor {
             let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
+        let effort = self.effort_of(effort).await;
         let began = Instant::now();
         self.sandbox.apply(Event::PauseBegun);
         // From here on, no new tunnel is admitted. Existing tunnels are closed while the guest
@@ -138,6 +149,7 @@ impl SandboxActor {
                     error = error.to_report_string(),
                     "failed to pause the sandbox"
                 );
+                let error = self.checked(error);
                 let is_final = effort.ends_vm() && !error.is_out_of_space();
                 let next = if is_final && !matches!(error, LifecycleError::Destroyed) {
                     let reason = format!("it could not be paused: {}", error.to_report_string());
@@ -151,17 +163,55 @@ impl SandboxActor {
         }
     }
 
+    /// Returns the error of a failed pause. A VMM that reports a full disk although there is space must
+    /// not prolong its lifetime by that.
+    fn checked(&self, error: LifecycleError) -> LifecycleError {
+        match error {
+            LifecycleError::Snapshot(error)
+                if error.is_out_of_space() && !self.actors.host.disk_space.is_short() =>
+            {
+                LifecycleError::NoShortage(error.to_report_string())
+            }
+            error => error,
+        }
+    }
+
+    /// Returns the effort of a pause. A guest whose vCPUs are paused for want of disk space cannot
+    /// help, and its pause is what the reserve is kept for.
+    async fn effort_of(&self, requested: PauseEffort) -> PauseEffort {
+        let waits_for_disk = self
+            .status()
+            .await
+            .is_some_and(|status| status.waits_for_disk);
+        match requested {
+            PauseEffort::WithGuest if waits_for_disk => PauseEffort::WithoutGuest,
+            requested => requested,
+        }
+    }
+
+    /// Returns the status of the VM, if its supervisor answers at once.
+    pub(super) async fn status(&self) -> Option<MachineStatus> {
+        let supervisor = self.resources.supervisor.as_ref()?;
+        timeout(STATUS_DEADLINE, supervisor.status())
+            .await
+            .ok()?
+            .ok()
+    }
+
     /// Takes a snapshot of the running sandbox, which keeps running.
     pub(super) async fn snapshot(&mut self, reply: Reply<SnapshotRef, LifecycleError>) -> Step {
         let State::Running(running) = self.sandbox.state() else {
             let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
-        if let Err(error) = self.check_space() {
-            let _ = reply.send(Err(LifecycleError::Space(error)));
-            return Step::Watch;
-        }
-        if self.is_too_deep_to_continue() {
+        let _space = match self.reserve_space() {
+            Ok(space) => space,
+            Err(error) => {
+                let _ = reply.send(Err(LifecycleError::Space(error)));
+                return Step::Watch;
+            }
+        };
+        if self.is_too_deep_to_continue().await {
             return self.snapshot_and_shorten(reply).await;
         }
         match self.save_and_continue(&running).await {
@@ -183,10 +233,15 @@ impl SandboxActor {
         }
     }
 
-    /// Checks that there is disk space for a snapshot of the running sandbox.
-    fn check_space(&self) -> Result<(), AdmissionError> {
-        self.actors.host.disk_space.check_snapshot()?;
-        self.check_budget()
+    /// Reserves disk space for a snapshot of the running sandbox: for its memory, and for copies of
+    /// the layers that its VMM may write to.
+    fn reserve_space(&self) -> Result<DiskReservation, AdmissionError> {
+        self.check_budget()?;
+        let own = self.resources.sandbox_dir.as_ref();
+        let open = own.and_then(|dir| dir.disks().ok()).unwrap_or_default();
+        let memory_bytes = self.sandbox.facts.size.memory_bytes();
+        let disk_space = &self.actors.host.disk_space;
+        disk_space.reserve_snapshot(memory_bytes, &open)
     }
 
     /// Resumes the sandbox from its last snapshot. If a step fails, the previous state is kept:
@@ -194,13 +249,6 @@ impl SandboxActor {
     pub(super) async fn resume(&mut self, from: ResumeFrom) -> Step {
         // Begun now, because the compaction of a chain may take minutes.
         self.sandbox.apply(Event::ResumeBegun);
-        self.shorten_if_needed().await;
-        self.put_off_compaction();
-        let Some(last) = self.pins.last.clone() else {
-            self.sandbox.apply(Event::ResumeFailed);
-            self.answer_resumes(Err(LifecycleError::NoSnapshot));
-            return Step::Wait;
-        };
         // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
         // fails as well.
         if let Err(error) = self.resources.free(&self.actors.host).await {
@@ -209,6 +257,13 @@ impl SandboxActor {
             self.answer_resumes(Err(LifecycleError::Restore(reason)));
             return Step::Wait;
         }
+        self.shorten_if_needed().await;
+        self.put_off_compaction();
+        let Some(last) = self.pins.last.clone() else {
+            self.sandbox.apply(Event::ResumeFailed);
+            self.answer_resumes(Err(LifecycleError::NoSnapshot));
+            return Step::Wait;
+        };
         let (outcome, replies) = match self.reserve_memory() {
             Ok(()) => self.boot(async |boot| boot.resume(&last, from).await).await,
             Err(error) => (Err(error.into()), Vec::new()),
@@ -357,10 +412,15 @@ impl SandboxActor {
         self.resume_vm(running).await?;
         let stored = self.store(captured, &sandbox_dir, true).await;
         let memory = self.actors.host.snapshots.memory_dir();
-        self.supervisor()?
+        let noted = self
+            .supervisor()?
             .note_published(stored.is_ok(), &memory)
-            .await
-            .map_err(LifecycleError::Snapshot)?;
+            .await;
+        if let Err(error) = noted {
+            // The next diff is larger then: the supervisor keeps the earlier parent.
+            let error = error.to_report_string();
+            tracing::warn!(error, "supervisor not notified of the stored snapshot");
+        }
         stored
     }
 
@@ -369,7 +429,8 @@ impl SandboxActor {
         let Some(supervisor) = &self.resources.supervisor else {
             return;
         };
-        let status = supervisor.settled().await;
+        let settled = async { supervisor.settled().await.map_err(LifecycleError::ResumeVm) };
+        let status = self.sandbox.unless_destroyed(settled).await;
         if status.is_ok_and(|status| !status.disk.iter().any(|used| used == disk)) {
             // Best effort: the file is removed with the sandbox's directory.
             let _ = std::fs::remove_file(disk);
@@ -397,8 +458,10 @@ impl SandboxActor {
         }
         failpoint::hit("agent.snapshot.prepared", None);
         let supervisor = self.supervisor()?;
+        let writing = self.sandbox.facts.size.memory_bytes() / SLOW_DISK;
+        let deadline = SNAPSHOT_DEADLINE.max(Duration::from_secs(60 + writing));
         let snapshot = async {
-            let taken = supervisor.snapshot(stage.path(), &build, next_disk, SNAPSHOT_DEADLINE);
+            let taken = supervisor.snapshot(stage.path(), &build, next_disk, deadline);
             taken.await.map_err(LifecycleError::Snapshot)
         };
         let taken = self.sandbox.unless_destroyed(snapshot).await;
@@ -509,20 +572,24 @@ impl SandboxActor {
         if matches!(error, LifecycleError::Destroyed) {
             return self.await_destroy().await;
         }
-        let alive = match &self.resources.supervisor {
-            Some(supervisor) => supervisor.status().await.is_ok_and(|status| !status.paused),
-            None => false,
+        let Some(supervisor) = self.resources.supervisor.clone() else {
+            return self.on_machine_gone().await;
         };
-        if alive {
-            self.sandbox.set_warning(error.to_report_string());
-            self.sandbox.apply(Event::RolledBack);
-            return Step::Watch;
-        }
-        match &self.resources.supervisor {
-            Some(supervisor) if supervisor.status().await.is_ok() => {
-                self.on_vm_lost(error.to_report_string()).await
+        // A supervisor that is busy answers later. Only its end is the end of the VM.
+        let settled = async { supervisor.settled().await.map_err(LifecycleError::ResumeVm) };
+        let status = tokio::select! {
+            () = supervisor.gone() => None,
+            status = self.sandbox.unless_destroyed(settled) => Some(status),
+        };
+        match status {
+            None => self.on_machine_gone().await,
+            Some(Ok(status)) if !status.paused => {
+                self.sandbox.set_warning(error.to_report_string());
+                self.sandbox.apply(Event::RolledBack);
+                Step::Watch
             }
-            _ => self.on_machine_gone().await,
+            Some(Err(LifecycleError::Destroyed)) => self.await_destroy().await,
+            Some(_) => self.on_vm_lost(error.to_report_string()).await,
         }
     }
 
@@ -563,7 +630,7 @@ async fn drain(running: &Arc<Running>) {
             tokio::time::sleep(DRAIN_POLL).await;
         }
     };
-    if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
+    if timeout(DRAIN_DEADLINE, drained).await.is_err() {
         tracing::info!("drain deadline exceeded, cutting off calls in progress");
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct HostContext {
     pub(crate) boots: Boots,
     /// Permits to examine the VM of an adopted sandbox.
     pub(crate) adoptions: Semaphore,
+    /// Turns of compactions that no caller waits for.
+    pub(crate) background_compactions: Semaphore,
     /// Identifies the data directory.
     pub(crate) id: String,
 }

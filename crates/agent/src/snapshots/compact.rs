@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wrenn_disk::Layers;
+use wrenn_disk::{Layers, ToolJails};
 use wrenn_snapshot::{
     Chain, Header, Manifest, NewLayer, SnapshotId, StoreError, layout, merge_files, store::on_disk,
 };
@@ -46,6 +46,11 @@ pub(crate) struct Depth(usize);
 impl Depth {
     fn of(header: &Header, manifest: &Manifest) -> Self {
         Self(header.diffs().len().max(manifest.disk_layers.len()))
+    }
+
+    /// Depth of a VM with this number of disk layers.
+    pub(crate) const fn of_layers(layers: usize) -> Self {
+        Self(layers)
     }
 
     pub(crate) fn is_worthwhile(self) -> bool {
@@ -79,7 +84,8 @@ impl Snapshots {
     /// Makes the compacted copy of a snapshot. Reads and writes as much data as the snapshot's own
     /// files hold.
     pub(crate) async fn compact(&self, pin: &SnapshotRef) -> Result<SnapshotRef, SnapshotError> {
-        let located = self.locate(pin)?;
+        // Its VMM need not be that of this host: the device state is not read.
+        let located = self.locate_files(pin)?;
         let header = located.snapshot().header()?;
         let build = SnapshotId::random();
         let compacted_copy = Pins::pin(&self.pins, build);
@@ -119,7 +125,7 @@ impl Snapshots {
             return Ok((names, Vec::new()));
         }
         let disk_mib = manifest.size.disk_mib;
-        let keep = usize::from(is_lowest_kept(&self.wrenn_exe, &layers, disk_mib).await?);
+        let keep = usize::from(is_lowest_kept(&self.tools, &layers, disk_mib).await?);
         let path = dir.join(disk::MERGED);
         let (kept, merged) = layers.split_at(keep);
         let layers = Layers {
@@ -128,7 +134,7 @@ impl Snapshots {
             merged,
             size_mib: disk_mib,
         };
-        let merged = wrenn_disk::merge(&self.wrenn_exe, layers, &path).await;
+        let merged = wrenn_disk::merge(&self.tools, layers, &path).await;
         merged.map_err(SnapshotError::Disk)?;
         names.truncate(keep);
         let build = SnapshotId::random();
@@ -173,7 +179,7 @@ fn kept_diff(header: &Header) -> Option<SnapshotId> {
 
 /// True if the lowest layer of a disk is kept unchanged.
 async fn is_lowest_kept(
-    wrenn_exe: &Path,
+    tools: &ToolJails,
     layers: &[PathBuf],
     disk_mib: u32,
 ) -> Result<bool, SnapshotError> {
@@ -182,7 +188,7 @@ async fn is_lowest_kept(
     if !sizes.first().is_some_and(|lowest| is_most(*lowest, all)) {
         return Ok(false);
     }
-    let visible = wrenn_disk::visible_bytes(wrenn_exe, layers, disk_mib).await;
+    let visible = wrenn_disk::visible_bytes(tools, layers, disk_mib).await;
     Ok(is_most(visible.map_err(SnapshotError::Disk)?, all))
 }
 

@@ -18,6 +18,9 @@ use wrenn_snapshot::Manifest;
 /// Directories of the image store that contain these files.
 const KINDS: [&str; 2] = ["kernels", "rootfs"];
 
+/// Extension of the path of an image that was replaced by another one. No file has it.
+const REPLACED: &str = "replaced-since-the-snapshot";
+
 /// Store that a manifest is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holder {
@@ -36,8 +39,10 @@ impl ImageFiles {
         Self(images_dir.to_owned())
     }
 
-    /// Replaces the paths of a new manifest by names.
+    /// Replaces the paths of a new manifest by names, and records which image is the base.
     pub(super) fn name(&self, manifest: &mut Manifest) {
+        // Without the UUID, an image that is built again is not told apart.
+        manifest.base_disk_uuid = uuid_of(&manifest.base_disk).ok().flatten();
         for path in paths(manifest) {
             if let Some(name) = self.name_of(path) {
                 *path = name;
@@ -49,9 +54,18 @@ impl ImageFiles {
     pub(super) fn locate(&self, manifest: &mut Manifest, holder: Holder) {
         let created_unix_ms = manifest.created_unix_ms;
         let base_disk = manifest.base_disk.clone();
+        let expected_uuid = manifest.base_disk_uuid.clone();
         for path in paths(manifest) {
             if path.is_relative() {
-                *path = self.0.join(&*path);
+                let found = self.0.join(&*path);
+                // An image that was built again is another one: the snapshot's counts as missing.
+                let is_other = *path == base_disk
+                    && expected_uuid.is_some()
+                    && uuid_of(&found).is_ok_and(|uuid| uuid != expected_uuid);
+                *path = match is_other {
+                    true => found.with_extension(REPLACED),
+                    false => found,
+                };
                 continue;
             }
             if holder == Holder::DataDir && path.exists() {
@@ -97,16 +111,39 @@ fn paths(manifest: &mut Manifest) -> [&mut PathBuf; 3] {
     ]
 }
 
+/// Superblock of an ext4 file system: place in the image, magic number, and the places of fields in
+/// it (`fs/ext4/ext4.h` of Linux).
+const SUPERBLOCK: u64 = 1024;
+const MAGIC: (u64, [u8; 2]) = (SUPERBLOCK + 0x38, [0x53, 0xef]);
+const UUID: u64 = SUPERBLOCK + 0x68;
+const MADE_SEC: u64 = SUPERBLOCK + 0x108;
+
+/// Opens an image. Returns `None` if it contains no ext4 file system.
+fn open_ext4(image: &Path) -> io::Result<Option<File>> {
+    let image = File::open(image)?;
+    let mut magic = [0; 2];
+    image.read_exact_at(&mut magic, MAGIC.0)?;
+    Ok((magic == MAGIC.1).then_some(image))
+}
+
+/// Returns the UUID of an ext4 file system in hexadecimal digits. Copies of its image have the same.
+fn uuid_of(image: &Path) -> io::Result<Option<String>> {
+    let Some(image) = open_ext4(image)? else {
+        return Ok(None);
+    };
+    let mut uuid = [0; 16];
+    image.read_exact_at(&mut uuid, UUID)?;
+    Ok(Some(format!("{:032x}", u128::from_be_bytes(uuid))))
+}
+
 /// True if an ext4 file system was created before a time. Copies of its image do not change that.
 fn is_made_before(image: &Path, unix_ms: i64) -> io::Result<bool> {
-    const MAGIC: (u64, [u8; 2]) = (1024 + 0x38, [0x53, 0xef]);
-    const MADE_SEC: u64 = 1024 + 0x108;
-    let image = File::open(image)?;
-    let (mut magic, mut made_sec) = ([0; 2], [0; 4]);
-    image.read_exact_at(&mut magic, MAGIC.0)?;
+    let Some(image) = open_ext4(image)? else {
+        return Ok(false);
+    };
+    let mut made_sec = [0; 4];
     image.read_exact_at(&mut made_sec, MADE_SEC)?;
-    let made_ms = i64::from(u32::from_le_bytes(made_sec)) * 1000;
-    Ok(magic == MAGIC.1 && made_ms <= unix_ms)
+    Ok(i64::from(u32::from_le_bytes(made_sec)) * 1000 <= unix_ms)
 }
 
 #[cfg(test)]
@@ -152,6 +189,7 @@ pub(super) mod tests {
         for spelling in [&images, &link] {
             let mut made = manifest(&format!("{}/", spelling.display()));
             ImageFiles::of(&images).name(&mut made);
+            assert_eq!(made.base_disk_uuid.take(), Some("0".repeat(32)));
             assert_eq!(made, manifest(""));
         }
         let mut elsewhere = manifest("/elsewhere/");
@@ -189,9 +227,19 @@ pub(super) mod tests {
         let mut stored = manifest("/gone/");
         ImageFiles::of(dir.path()).locate(&mut stored, Holder::DataDir);
         assert_eq!(stored.base_disk, manifest("/gone/").base_disk);
-        // A relative name is that of this directory.
-        let mut stored = manifest("");
-        ImageFiles::of(dir.path()).locate(&mut stored, Holder::DataDir);
-        assert_eq!(stored.base_disk, dir.path().join("rootfs/key/rootfs.ext4"));
+        // A relative name is that of this directory. The clock may have been wrong.
+        let image = dir.path().join("rootfs/key/rootfs.ext4");
+        let located = |uuid: Option<char>| {
+            let mut stored = manifest("");
+            stored.base_disk_uuid = uuid.map(|digit| digit.to_string().repeat(32));
+            ImageFiles::of(dir.path()).locate(&mut stored, Holder::DataDir);
+            stored.base_disk
+        };
+        assert_eq!(
+            (located(None), located(Some('0'))),
+            (image.clone(), image.clone())
+        );
+        let other = located(Some('1'));
+        assert!(other != image && !other.exists(), "{}", other.display());
     }
 }

@@ -1,4 +1,4 @@
-//! Template snapshots: which one belongs to a template, and why a template has none.
+//! Template snapshots of templates, and the reasons why a template has none.
 //!
 //! Without a usable template snapshot, every create boots, which takes seconds instead of a fraction
 //! of one. The reason is logged when it changes, and reported in the description of the host.
@@ -22,19 +22,21 @@ use crate::Template;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotRestorable {
     /// No snapshot was made for this accelerator.
-    #[error("it has no template snapshot for {0}")]
+    #[error("the template has no template snapshot for {0}")]
     Missing(Accel),
     /// This host cannot load the snapshot.
-    #[error("its template snapshot cannot be used: {0}")]
+    #[error("the template snapshot cannot be used: {0}")]
     Incompatible(Incompatible),
     /// The snapshot is damaged or cannot be read. The text names the cause.
-    #[error("its template snapshot cannot be used: {0}")]
+    #[error("the template snapshot cannot be used: {0}")]
     Unusable(String),
     /// The snapshot was made from other files.
-    #[error("its template snapshot was made from another build of the template")]
+    #[error("the template snapshot was made from another build of the template")]
     OtherImage,
     /// The snapshot was made with another CPU model.
-    #[error("its template snapshot has the CPU model `{made}`, this host uses `{here}`")]
+    #[error(
+        "the template snapshot was made with the CPU model `{made}`, but this host uses `{here}`"
+    )]
     OtherCpu {
         /// Model of the snapshot.
         made: CpuModel,
@@ -42,7 +44,7 @@ pub(crate) enum NotRestorable {
         here: CpuModel,
     },
     /// The snapshot has another size.
-    #[error("its template snapshot has another size than the template")]
+    #[error("the template snapshot and the template differ in vCPUs or memory")]
     OtherSize,
 }
 
@@ -62,9 +64,9 @@ pub(crate) enum TemplateSnapshotState {
     Missing,
     /// This host cannot load it.
     Unloadable,
-    /// It can be restored, but a new one would have other devices.
+    /// Usable, but a new one would have other devices.
     Older,
-    /// It is what a new one would be.
+    /// Usable, with the devices of a new one.
     Current,
 }
 
@@ -81,7 +83,7 @@ impl ColdTemplates {
             return;
         };
         if known.get(template) != Some(&reason) {
-            tracing::warn!(%template, reason, "template boots with every create; run `wrenn image build`");
+            tracing::warn!(%template, reason, "no usable template snapshot, creates boot; run `wrenn image build`");
             known.insert(template.clone(), reason);
         }
     }
@@ -178,7 +180,9 @@ pub(crate) fn template_snapshot_name(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::{fs, path::PathBuf};
+    use std::fs;
+
+    use wrenn_disk::ToolJails;
 
     use super::{
         super::image_files::tests::{image_store, manifest},
@@ -227,7 +231,8 @@ mod tests {
         let root = images.with_extension("data");
         let cpu = "max".parse().unwrap();
         let vmm = Vmm::with_version(VMM, Accel::Tcg);
-        Snapshots::open(&root, images, vmm, cpu, PathBuf::new()).unwrap()
+        let tools = ToolJails::new(Path::new("/nowhere"), |_| Ok(Vec::new()));
+        Snapshots::open(&root, images, vmm, cpu, tools).unwrap()
     }
 
     #[test]
@@ -267,7 +272,10 @@ mod tests {
             assert_eq!(examined.unwrap().to_string(), reason);
             reason
         };
-        assert_eq!(reason(None), "it has no template snapshot for tcg");
+        assert_eq!(
+            reason(None),
+            "the template has no template snapshot for tcg"
+        );
         let mut other = manifest("");
         other.vmm = "qemu 9.0.0".to_owned();
         let text = reason(Some(other));
@@ -278,7 +286,7 @@ mod tests {
         assert!(text.contains("`host`") && text.contains("`max`"), "{text}");
         let mut other = manifest("");
         other.size.memory_mib = 512;
-        assert!(reason(Some(other)).contains("another size"));
+        assert!(reason(Some(other)).contains("differ in vCPUs"));
         let mut other = manifest("");
         other.base_disk = "rootfs/other/rootfs.ext4".into();
         assert!(reason(Some(other)).contains("another build"));

@@ -9,7 +9,10 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::StatusCode;
-use wrenn_api_types::{BackgroundProcess, ExecRequest, ExecResult, Truncated, TruncatedBy};
+use wrenn_api_types::{
+    BackgroundProcess, ErrorBody, ErrorDetail, ErrorDetails, ExecRequest, ExecResult, Truncated,
+    TruncatedBy,
+};
 use wrenn_control::guest::{Guest, GuestEvents, time_limit};
 use wrenn_envd_client::{Exec, ExecOutput};
 use wrenn_model::{SandboxId, limits::MAX_EXEC_OUTPUT_BYTES};
@@ -38,10 +41,11 @@ const MIN_OUTPUT_BYTES: usize = 64 * 1024;
 ///
 /// The command ends when its own process ends, even if processes that it has started keep its
 /// output open; these live on, and their later output is dropped. When the timeout expires, all
-/// descendants of the command are killed. The first 16 MiB of each stream are returned, and
-/// `truncated` tells if there was more; `exec/stream` has no limit. If the server's buffers are used
-/// up, the command is not started (503), or output is dropped and marked as well. A program that
-/// does not exist or cannot be executed is an error with `details.exit_code` 127 or 126.
+/// descendants of the command are killed, and the response is 504 `timeout` with the output so far
+/// in `details`. The first 16 MiB of each stream are returned, and `truncated` is set if there was
+/// more; `exec/stream` has no limit. If the server's buffers are used up, the command is not started
+/// (503), or further output is dropped, which `truncated` reports. A program that does not exist or
+/// cannot be executed is an error with `details.exit_code` 127 or 126.
 #[utoipa::path(
     post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
     params(("id" = String, Path, description = "Sandbox id.")),
@@ -73,8 +77,33 @@ pub(super) async fn exec(
     };
     let done = guest.exec(exec, &mut reserved).await?;
     let budget_bytes = app.buffers.limit_bytes();
+    let is_timed_out = done.is_timed_out;
     let result = result(&id, cmd, done, begun.elapsed(), budget_bytes);
-    buffers::json(&result, reserved)
+    if is_timed_out {
+        return buffers::json(Code::Timeout.status(), &timed_out(result), reserved);
+    }
+    buffers::json(StatusCode::OK, &result, reserved)
+}
+
+/// Returns the error of a command that was killed at the end of its time, with its output.
+fn timed_out(result: ExecResult) -> ErrorBody {
+    let code = Code::Timeout.as_str().to_owned();
+    let message = format!("`{}` {}", result.cmd, result.error.unwrap_or_default());
+    let details = ErrorDetails {
+        exit_code: Some(result.exit_code),
+        stdout: Some(result.stdout),
+        stderr: Some(result.stderr),
+        encoding: Some(result.encoding),
+        duration_ms: Some(result.duration_ms),
+        truncated: result.truncated,
+    };
+    ErrorBody {
+        error: ErrorDetail {
+            code,
+            message,
+            details: Some(details),
+        },
+    }
 }
 
 fn result(

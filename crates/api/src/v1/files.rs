@@ -147,7 +147,7 @@ pub(super) async fn list(
     let bytes = found.iter().map(json_bytes).sum();
     let reserved = app.buffers.reserve(bytes)?;
     let entries = found.into_iter().map(entry).collect();
-    buffers::json(&FileList { entries }, reserved)
+    buffers::json(StatusCode::OK, &FileList { entries }, reserved)
 }
 
 /// Returns about the size of an entry in JSON, in bytes.

@@ -17,6 +17,9 @@ use crate::{
 /// Content type of logs.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
+/// Size up to which a log grows, in bytes.
+const TYPICAL_BYTES: usize = 1024 * 1024;
+
 /// Log of a sandbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -41,9 +44,9 @@ pub(super) struct LogQuery {
 
 /// Returns a log of a sandbox.
 ///
-/// The newest 0.5 MiB or more of each log are kept. Logs of a sandbox that failed stay readable, for
-/// the newest 100 such sandboxes; those of a sandbox that was destroyed otherwise do not. Requires the
-/// scope `hosts`, because the log contains paths of the host.
+/// At least the newest 0.5 MiB of the supervisor's log and the newest 256 KiB of the console are
+/// returned. After the removal of a sandbox, its logs are kept only if it had failed, and for the
+/// newest 100 such sandboxes. Requires the scope `hosts`: the logs contain paths of the host.
 #[utoipa::path(
     get, path = "/v1/host/sandboxes/{id}/log", tag = "server", operation_id = "get_sandbox_log",
     params(("id" = String, Path, description = "Sandbox id."), LogQuery),
@@ -61,9 +64,10 @@ pub(super) async fn get(
         LogSource::Supervisor => rpc::LogSource::LOG_SOURCE_SUPERVISOR,
         LogSource::Console => rpc::LogSource::LOG_SOURCE_CONSOLE,
     };
+    let mut reserved = app.buffers.reserve(TYPICAL_BYTES)?;
     let log = app.fleet.placement().agent.sandbox_log(&id, source).await?;
-    let reserved = app.buffers.reserve(log.len())?;
     let length = log.len();
+    reserved.grow(length.saturating_sub(TYPICAL_BYTES))?;
     let body = buffers::pieces(vec![log.into()], reserved);
     Ok(buffers::whole(body, length, TEXT))
 }

@@ -99,14 +99,25 @@ async fn a_time_limit_ends_the_command_and_is_reported() {
     let agent = FakeAgent::start().await;
     let control = Control::start(&agent).await;
     let id = control.create().await;
+    let body = json!({ "cmd": "sh", "args": ["-c", "echo out; echo err >&2; sleep 1000"], "timeout_sec": 1 });
+    let (_, done) = exec(&control, &id, body).await;
+    let details = &done["error"]["details"];
+    assert_eq!(
+        (&details["stdout"], &details["stderr"]),
+        (&json!("out\n"), &json!("err\n"))
+    );
+    assert_eq!(
+        (&details["exit_code"], &details["encoding"]),
+        (&json!(-1), &json!("utf-8"))
+    );
     let body = json!({ "cmd": "sleep", "args": ["1000"], "timeout_sec": 1 });
     let (status, done) = exec(&control, &id, body.clone()).await;
     assert_eq!(
-        (status, &done["exit_code"], &done["error"]),
+        (status, &done["error"]["code"], &done["error"]["message"]),
         (
-            StatusCode::OK,
-            &json!(-1),
-            &json!("timed out after 1 s: signal: killed")
+            StatusCode::GATEWAY_TIMEOUT,
+            &json!("timeout"),
+            &json!("`sleep` timed out after 1 s: signal: killed")
         )
     );
     let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/exec/stream")).await;

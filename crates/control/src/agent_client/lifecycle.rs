@@ -13,8 +13,12 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Deadline of a destroy. Allows the guest time to end.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Deadline of a pause, resume, snapshot or fork. Many gigabytes of memory may be written to a disk
-/// or read from it.
+/// Deadline of a pause, snapshot or fork. The agent bounds the time by the size of the guest's memory
+/// and the speed of a slow disk.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
+
+/// Deadline of a resume, and of the wait for a pause or resume in progress. Many gigabytes of memory
+/// may be read from a disk.
 pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl AgentClient {
@@ -87,7 +91,7 @@ impl AgentClient {
             self.lifecycle,
             pause_sandbox_with_options,
             request,
-            FREEZE_TIMEOUT
+            SAVE_TIMEOUT
         )
         .map(|response| response.sandbox.into_option().unwrap_or_default())
     }
@@ -131,7 +135,7 @@ impl AgentClient {
             self.lifecycle,
             create_snapshot_with_options,
             request,
-            FREEZE_TIMEOUT
+            SAVE_TIMEOUT
         )
         .map(|response| response.template.into_option().unwrap_or_default())
     }
@@ -161,7 +165,7 @@ impl AgentClient {
             self.lifecycle,
             fork_sandbox_with_options,
             request,
-            FREEZE_TIMEOUT
+            SAVE_TIMEOUT
         )
         .map(|response| response.copies)
     }

@@ -203,6 +203,11 @@ impl Lifecycle {
         error: &LifecycleError,
         why: &str,
     ) {
+        // The last attempt may have ended the VM. Its failure must not delay the next lifetime.
+        let still = [SandboxStatus::Running, SandboxStatus::Pausing];
+        if matches!(self.get(id).await, Ok(row) if !still.contains(&row.status)) {
+            return;
+        }
         let counts = matches!(error, LifecycleError::Agent(error) if counts(error));
         let wait_sec = self.idle.failed(id, period_ms, counts, Instant::now());
         let LifecycleError::Agent(error) = error else {

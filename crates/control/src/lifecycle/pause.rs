@@ -92,8 +92,7 @@ impl Lifecycle {
         };
         let task = self.spawn(async move {
             let lock = lifecycle.locks.lock(&id).await;
-            lock.give_way(lifecycle.resume_locked(&id, how))
-                .await
+            lock.give_way(lifecycle.resume_locked(&id, how)).await
         });
         task.await
             .unwrap_or_else(|_| Err(AgentError::task_ended("resume").into()))

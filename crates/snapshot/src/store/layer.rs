@@ -1,7 +1,7 @@
 //! Disk layers of a store, and their checksums.
 //!
 //! A layer is linked into the store, unless a VMM may still hold a descriptor with which it can write
-//! to the file. Such a layer is copied: a VMM that was taken over could otherwise change a snapshot
+//! to the file. Such a layer is copied: a compromised VMM could otherwise change a snapshot
 //! that other sandboxes are created from. The file system shares the blocks of the copy if it can
 //! (`FICLONE`).
 //!

@@ -1,7 +1,7 @@
 //! Start parameters of QEMU: its arguments, its environment, and the files and devices of its jail.
 
 use std::{
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,7 @@ use wrenn_jail::{self as jail, JailFile, ProcessLimits};
 use wrenn_model::MachineSize;
 use wrenn_proto::{
     machine::{Device, MachineType},
-    supervise::{Accel, DiskRate},
+    supervise::Accel,
 };
 
 use crate::{MachineConfig, Start};
@@ -18,11 +18,8 @@ use crate::{MachineConfig, Start};
 /// Name of the disk's topmost block node at start.
 pub(super) const ROOT_NODE: &str = "root";
 
-/// Name of the node between the disk and the guest's device.
-const THROTTLE_NODE: &str = "disk";
-
-/// Name of the object with the limits of the disk.
-const THROTTLE_GROUP: &str = "disk-rate";
+/// Path of the guest's disk in QEMU's object tree. It is the first device of the command line.
+pub(super) const DISK_DEVICE: &str = "/machine/peripheral-anon/device[0]";
 
 /// Size of the translation cache under TCG, MiB. QEMU's default is 1 GiB, which is too much for
 /// many sandboxes on one host.
@@ -31,6 +28,7 @@ const TCG_CACHE_MIB: u32 = 128;
 /// Machine type `microvm`. It has no versions. The options are part of it: a changed option would be
 /// another machine, which cannot load the states of this one.
 const MICROVM: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on";
+
 /// Size of a disk's file beyond the disk and its metadata, MiB.
 const FILE_OVERHEAD_MIB: u64 = 64;
 
@@ -45,6 +43,15 @@ pub(super) struct Inherited<'a> {
     pub(super) userfaultfd: Option<&'a OwnedFd>,
     pub(super) tap: &'a OwnedFd,
     pub(super) qmp: &'a OwnedFd,
+}
+
+impl Inherited<'_> {
+    /// Returns the numbers of all descriptors.
+    pub(super) fn numbers(&self) -> Vec<RawFd> {
+        let all = [self.memory, self.pager, self.tap, self.qmp];
+        let all = all.into_iter().chain(self.userfaultfd);
+        all.map(AsRawFd::as_raw_fd).collect()
+    }
 }
 
 /// Returns QEMU's arguments. `docs/decisions` records the reasons for the less obvious ones.
@@ -66,7 +73,6 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
     );
     let qmp = format!("socket,id=qmp,fd={}", fds.qmp.as_raw_fd());
     let disk = block_device(config.disk_layers.len()).to_string();
-    let rate = throttle_group(config.disk_rate).to_string();
     let tap = format!("tap,id=net,fd={}", fds.tap.as_raw_fd());
     let net = format!("virtio-net-device,netdev=net,mac={}", config.guest_mac);
     let vcpus = config.size.vcpus.to_string();
@@ -107,12 +113,10 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
         &qmp,
         "-mon",
         "chardev=qmp,mode=control",
-        "-object",
-        &rate,
         "-blockdev",
         &disk,
         "-device",
-        &format!("virtio-blk-device,drive={THROTTLE_NODE}"),
+        &format!("virtio-blk-device,drive={ROOT_NODE}"),
         "-netdev",
         &tap,
         "-device",
@@ -155,8 +159,11 @@ fn device_arguments(device: Device) -> &'static [&'static str] {
 
 /// Returns the disk as a tree of block nodes. The tree overrides the backing files named in the
 /// qcow2 headers.
+///
+/// The read-only files are not locked. They never change, and a VMM that was broken out of could
+/// otherwise lock a file that VMs share, and so prevent their start.
 fn block_device(layers: usize) -> Value {
-    let file = |path: &str| json!({ "driver": "file", "filename": path });
+    let file = |path: &str| json!({ "driver": "file", "filename": path, "locking": "off" });
     let mut below = json!({ "driver": "raw", "read-only": true, "file": file(jail::BASE_DISK) });
     for number in 0..layers {
         below = json!({
@@ -166,28 +173,12 @@ fn block_device(layers: usize) -> Value {
             "backing": below,
         });
     }
-    let root = json!({
+    json!({
         "driver": "qcow2",
         "node-name": ROOT_NODE,
         "discard": "unmap",
         "file": { "driver": "file", "filename": jail::DISK, "discard": "unmap" },
         "backing": below,
-    });
-    // Above all files, so that it stays in place when an overlay is put on top of them.
-    json!({
-        "driver": "throttle",
-        "node-name": THROTTLE_NODE,
-        "throttle-group": THROTTLE_GROUP,
-        "file": root,
-    })
-}
-
-/// Returns the object that limits the guest's disk requests. A rate of 0 is no limit.
-fn throttle_group(rate: DiskRate) -> Value {
-    json!({
-        "qom-type": "throttle-group",
-        "id": THROTTLE_GROUP,
-        "limits": { "bps-total": rate.bytes_per_sec, "iops-total": rate.ops_per_sec },
     })
 }
 
@@ -308,6 +299,8 @@ mod tests {
             assert_eq!(values(&first, "-M"), [machine]);
             assert_eq!(values(&first, "-cpu"), ["Haswell-v4,+arat"]);
             let devices = values(&first, "-device");
+            // `DISK_DEVICE` names the first one.
+            assert!(devices[0].starts_with("virtio-blk-device,"));
             assert_eq!(devices.len(), 3, "{devices:?}");
             let current = arguments(MachineProfile::current(), start);
             // The places of the other devices on the bus do not change.

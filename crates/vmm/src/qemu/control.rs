@@ -12,9 +12,14 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use wrenn_proto::supervise::DiskRate;
 use wrenn_qmp::{QmpError, Session};
 
-use super::{command_line::ROOT_NODE, events::Events, process::QemuMachine};
+use super::{
+    command_line::{DISK_DEVICE, ROOT_NODE},
+    events::Events,
+    process::QemuMachine,
+};
 use crate::ControlError;
 
 /// Deadline for writing or reading the device state (about 50 kB), or for flushing the disk.
@@ -49,8 +54,9 @@ impl Disks {
 }
 
 impl QemuMachine {
-    /// Sets the options that every migration of this process needs.
-    pub(super) async fn prepare(&mut self) -> Result<(), ControlError> {
+    /// Sets the options that every migration of this process needs, and the limits of the disk.
+    pub(super) async fn prepare(&mut self, rate: DiskRate) -> Result<(), ControlError> {
+        self.limit_disk(rate).await?;
         let capabilities = json!({ "capabilities": [
             { "capability": "x-ignore-shared", "state": true },
             { "capability": "events", "state": true },
@@ -62,6 +68,18 @@ impl QemuMachine {
         // restore.
         let parameters = json!({ "announce-rounds": 0 });
         self.execute("migrate-set-parameters", parameters).await
+    }
+
+    /// Limits the requests of the guest. The limits belong to the device, so they stay in place when
+    /// an overlay is put on top of the disk, and they do not count space that the guest trims. A rate
+    /// of 0 is no limit.
+    async fn limit_disk(&mut self, rate: DiskRate) -> Result<(), ControlError> {
+        let limits = json!({
+            "id": DISK_DEVICE,
+            "bps": rate.bytes_per_sec, "bps_rd": 0, "bps_wr": 0,
+            "iops": rate.ops_per_sec, "iops_rd": 0, "iops_wr": 0,
+        });
+        self.execute("block_set_io_throttle", limits).await
     }
 
     pub(super) async fn pause_cpus(&mut self) -> Result<(), ControlError> {

@@ -87,6 +87,7 @@ impl Qemu {
             devices: jail_devices(config.accel),
             argv: command_line(&self.qemu_exe, config, &inherited),
             env: environment(config.start, &inherited),
+            fds: Some(inherited.numbers()),
             limits: process_limits(config.size),
             seccomp: true,
         };
@@ -160,7 +161,7 @@ impl VmmDriver for Qemu {
             console: Some(console),
             exit: None,
         };
-        machine.prepare().await?;
+        machine.prepare(config.disk_rate).await?;
         Ok(machine)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::json;
-use wrenn_disk::{DiskError, Layers};
+use wrenn_disk::{DiskError, Layers, ToolJails};
 
 use crate::agent::on_private_host;
 
@@ -16,6 +16,10 @@ const MIB: usize = 1 << 20;
 
 /// Program that enters the jail.
 const EXE: &str = env!("CARGO_BIN_EXE_wrenn-fake-supervisor");
+
+fn tools() -> ToolJails {
+    ToolJails::new(Path::new(EXE), |_| Ok(Vec::new()))
+}
 
 /// Runs `qemu-io` commands on a disk made of the base and `layers`.
 fn io(dir: &Path, layers: &[PathBuf], commands: &[&str]) -> String {
@@ -72,7 +76,7 @@ async fn merge(
         merged,
         size_mib: 8,
     };
-    wrenn_disk::merge(Path::new(EXE), layers, path).await
+    wrenn_disk::merge(&tools(), layers, path).await
 }
 
 const CONTENT: [&str; 6] = [
@@ -125,13 +129,13 @@ fn data_that_a_higher_layer_trims_or_replaces_is_not_measured() {
             layers.push(path.clone());
             io(dir, &layers, &writes);
             protect(&path);
-            let bytes = wrenn_disk::visible_bytes(Path::new(EXE), &layers, 64).await;
+            let bytes = wrenn_disk::visible_bytes(&tools(), &layers, 64).await;
             let bytes = bytes.expect("measured");
             let expected = expected_mib * MIB as u64..(expected_mib + 1) * MIB as u64;
             assert!(expected.contains(&bytes), "{name}: {bytes}");
         }
         fs::write(dir.join("no-layer"), "no layer").expect("written");
-        let error = wrenn_disk::visible_bytes(Path::new(EXE), &[dir.join("no-layer")], 64).await;
+        let error = wrenn_disk::visible_bytes(&tools(), &[dir.join("no-layer")], 64).await;
         assert!(matches!(error, Err(DiskError::Layer { .. })), "{error:?}");
     });
 }

@@ -52,6 +52,7 @@ fn in_jail(command: &str, limits: ProcessLimits) -> (Output, Vec<u8>) {
         devices: vec!["/dev/null".into(), "/dev/urandom".into()],
         argv: vec![EXE.to_owned(), command.to_owned()],
         env: vec![],
+        fds: Some(vec![]),
         limits,
         seccomp: true,
     };
@@ -200,6 +201,7 @@ fn a_jail_whose_parent_is_gone_is_not_entered() {
         devices: vec![],
         argv: vec![EXE.to_owned(), "probe".to_owned()],
         env: vec![],
+        fds: Some(vec![]),
         limits: ProcessLimits::default(),
         seccomp: true,
     };

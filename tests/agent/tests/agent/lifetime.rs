@@ -23,7 +23,7 @@ const ERROR: SandboxState = SandboxState::SANDBOX_STATE_ERROR;
 const WITHOUT_GUEST: PauseEffort = PauseEffort::PAUSE_EFFORT_WITHOUT_GUEST;
 const OR_END: PauseEffort = PauseEffort::PAUSE_EFFORT_OR_END;
 
-/// Maximum time of a destroy that waits for nobody, on a busy machine. Each of the waits that it
+/// Maximum time of a destroy that does not wait for another operation, on a busy machine. Each of the waits that it
 /// must not join takes longer.
 const QUICK: Duration = Duration::from_secs(4);
 
