@@ -353,7 +353,14 @@ fn cgroup_limits(cgroups: &Cgroups) -> Finding {
                 true => (Level::Fail, "the service does not start"),
                 false => (Level::Warn, "sandboxes run without these limits"),
             };
-            let detail = format!("no controller for {}: {effect}", missing.join(", "));
+            let missing = missing.join(", ");
+            if !cgroups.unusable.is_empty() {
+                let why = cgroups.unusable.join("; ");
+                let detail = format!("{missing} cannot be used ({why}): {effect}");
+                let fix = "mount it writable, and move processes out of its root  # or WRENN_CGROUPS=optional, without limits";
+                return Finding::bad(level, name, detail, fix);
+            }
+            let detail = format!("no controller for {missing}: {effect}");
             let fix = "mount -t cgroup2 cgroup2 /sys/fs/cgroup  # or WRENN_CGROUPS=optional, without limits";
             Finding::bad(level, name, detail, fix)
         }

@@ -324,6 +324,12 @@ fn remove_tools(instance: &std::path::Path) {
     }
 }
 
+/// Returns the reasons why mounted cgroup hierarchies cannot be used.
+#[must_use]
+pub fn unusable_cgroups() -> Vec<String> {
+    hierarchy::unusable(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
 /// Kills all processes of `uid` and waits until they are gone. Used on hosts without cgroups, where
 /// the processes of a sandbox are identified by the user ID of its slot.
 pub(crate) async fn kill_processes_of(uid: u32) -> Result<(), CgroupError> {

@@ -32,7 +32,7 @@ mod supervisor;
 pub mod template_snapshot;
 mod templates;
 
-pub use cgroup::policy::requires_limits;
+pub use cgroup::{policy::requires_limits, unusable_cgroups};
 pub use limits::{CgroupPolicy, HostLimits, SandboxLimits};
 pub use network::{
     addresses::{Subnets, SubnetsError},

@@ -67,6 +67,9 @@ fn tree(layers: usize, size_mib: u32) -> Value {
         json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below })
     };
     let bytes = u64::from(size_mib) * 1024 * 1024;
-    let zeros = json!({ "driver": "null-co", "read-zeroes": true, "size": bytes });
+    // With a file name of its own, so that QEMU does not use the one in the header of the layer.
+    let name = "null-co://";
+    let file = json!({ "driver": "null-co", "filename": name, "read-zeroes": true, "size": bytes });
+    let zeros = json!({ "driver": "raw", "file": file });
     (0..layers).fold(zeros, above)
 }

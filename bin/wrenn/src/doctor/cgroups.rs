@@ -12,6 +12,8 @@ pub(crate) struct Cgroups {
     pub(crate) v2: Vec<String>,
     /// Controllers with a hierarchy of version 1.
     pub(crate) v1: Vec<String>,
+    /// Reasons why mounted hierarchies cannot be used.
+    pub(crate) unusable: Vec<String>,
     /// True if the service does not start without all of them.
     pub(crate) required: bool,
 }
@@ -49,8 +51,11 @@ impl Cgroups {
         found
     }
 
-    /// Returns the controllers that neither version provides.
+    /// Returns the controllers that neither version provides, or all if a hierarchy cannot be used.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
+        if !self.unusable.is_empty() {
+            return CONTROLLERS.to_vec();
+        }
         CONTROLLERS
             .into_iter()
             .filter(|word| !self.v1.iter().chain(&self.v2).any(|have| have == word))

@@ -69,6 +69,11 @@ impl Machine for ThisMachine<'_> {
         let policy = self.settings.host_limits.cgroups;
         Cgroups {
             required: wrenn_agent::requires_limits(policy, &self.settings.dir),
+            unusable: match self.is_root() {
+                true => wrenn_agent::unusable_cgroups(),
+                // Only root can tell.
+                false => Vec::new(),
+            },
             ..found
         }
     }

@@ -31,6 +31,7 @@ fn good() -> Fake {
         cgroups: Cgroups {
             v2: ["cpu", "memory", "pids"].map(str::to_owned).to_vec(),
             v1: vec![],
+            unusable: vec![],
             required: true,
         },
         netns: Ok(()),
@@ -177,7 +178,7 @@ fn programs_for_building_matter_only_until_the_image_is_built() {
 #[test]
 fn every_other_problem_is_found_with_a_fix() {
     type Change = fn(&mut Fake);
-    let cases: [(&str, Level, Change); 17] = [
+    let cases: [(&str, Level, Change); 18] = [
         ("root", Level::Fail, |m| m.root = false),
         ("guest cpu", Level::Fail, |m| {
             m.cpu = Err("unable to find CPU model".into());
@@ -202,6 +203,9 @@ fn every_other_problem_is_found_with_a_fix() {
         }),
         ("name servers", Level::Warn, |m| m.nameservers.clear()),
         ("cgroups", Level::Warn, |m| m.cgroups = Cgroups::default()),
+        ("cgroups", Level::Fail, |m| {
+            m.cgroups.unusable = vec!["/sys/fs/cgroup: read-only file system".to_owned()];
+        }),
         ("cgroups", Level::Fail, |m| {
             m.cgroups = Cgroups {
                 required: true,

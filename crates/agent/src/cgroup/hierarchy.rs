@@ -72,8 +72,22 @@ pub(super) struct Hierarchy {
     controllers: Vec<Controller>,
 }
 
-/// Finds the hierarchies with a needed controller in the text of `/proc/self/mountinfo`.
+/// Finds the usable hierarchies with a needed controller in the text of `/proc/self/mountinfo`.
 pub(super) fn detect(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found = mounted(mountinfo);
+    found.retain(|hierarchy| {
+        let usable = hierarchy.try_use();
+        if let Err(error) = &usable {
+            tracing::warn!(mount = %hierarchy.mount.display(), controllers = ?hierarchy.controllers, %error,
+                "cgroup hierarchy unusable, its limits are not applied");
+        }
+        usable.is_ok()
+    });
+    found
+}
+
+/// Finds the hierarchies with a needed controller.
+fn mounted(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     let mut missing = Controller::ALL.to_vec();
     for mount in mountinfo.lines().filter_map(parse_mount) {
@@ -97,8 +111,16 @@ pub(super) fn detect(mountinfo: &str) -> Vec<Hierarchy> {
             controllers: here,
         });
     }
-    found.retain(Hierarchy::is_usable);
     found
+}
+
+/// Returns the reasons why hierarchies of this host that have a needed controller cannot be used.
+pub(super) fn unusable(mountinfo: &str) -> Vec<String> {
+    let reason = |hierarchy: Hierarchy| {
+        let error = hierarchy.try_use().err()?;
+        Some(format!("{}: {error}", hierarchy.mount.display()))
+    };
+    mounted(mountinfo).into_iter().filter_map(reason).collect()
 }
 
 struct Mount {
@@ -241,21 +263,17 @@ impl Hierarchy {
         self.controllers.contains(&controller)
     }
 
-    /// True if groups can be created in this hierarchy. False for a tree mounted read-only, for
-    /// example in a container.
-    fn is_usable(&self) -> bool {
-        let probe = self
-            .mount
-            .join(format!("wrenn-probe-{}", std::process::id()));
-        let made =
-            (!self.unified || self.delegate(&self.mount).is_ok()) && fs::create_dir(&probe).is_ok();
-        if made {
-            let _ = fs::remove_dir(&probe);
-        } else {
-            tracing::warn!(mount = %self.mount.display(), controllers = ?self.controllers,
-                "cgroup hierarchy unusable, its limits are not applied");
+    /// Checks that groups can be created in this hierarchy. Fails for a tree that is mounted read-only,
+    /// for example in a container.
+    fn try_use(&self) -> io::Result<()> {
+        let name = format!("wrenn-probe-{}", std::process::id());
+        let probe = self.mount.join(name);
+        if self.unified {
+            self.delegate(&self.mount)?;
         }
-        made
+        fs::create_dir(&probe)?;
+        let _ = fs::remove_dir(&probe);
+        Ok(())
     }
 
     /// Returns what to write for a group whose guest's kernel boots, or no longer does.

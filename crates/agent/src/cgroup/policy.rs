@@ -51,6 +51,10 @@ pub(crate) fn check(
     }
     let names = missing.join(", ");
     if requires_limits(policy, data_dir) {
+        let names = match super::unusable_cgroups().as_slice() {
+            [] => names,
+            reasons => format!("{names} ({})", reasons.join("; ")),
+        };
         return Err(PolicyError::Missing(names));
     }
     tracing::warn!(missing = names, "sandboxes run without these cgroup limits");

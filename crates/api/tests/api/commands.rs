@@ -209,7 +209,7 @@ async fn command_ends_with_its_own_process_in_each_call() {
     let (status, done) = exec(&control, &id, sh(script)).await;
     assert_eq!((status, &done["exit_code"]), (StatusCode::OK, &json!(3)));
     let mut children = vec![done["stdout"].as_str().unwrap().to_owned()];
-    for path in ["exec/stream", "pty"] {
+    for path in ["exec/stream", "pty?output=base64"] {
         let mut socket = Socket::open(&control, &format!("/v1/sandboxes/{id}/{path}")).await;
         let script = format!("trap '' HUP; {script}");
         socket
@@ -223,7 +223,7 @@ async fn command_ends_with_its_own_process_in_each_call() {
         );
         let output = told[1]["data"].as_str().unwrap();
         children.push(match path {
-            "pty" => String::from_utf8(BASE64.decode(output).unwrap()).unwrap(),
+            "pty?output=base64" => String::from_utf8(BASE64.decode(output).unwrap()).unwrap(),
             _ => output.to_owned(),
         });
     }

@@ -66,6 +66,9 @@ impl Calls {
             "/snapshot/prepare" if fault() == "reject-prepare" => {
                 (StatusCode::SERVICE_UNAVAILABLE, "the disk does not answer")
             }
+            "/snapshot/prepare" if fault() == "claim-full-disk" => {
+                (StatusCode::INSUFFICIENT_STORAGE, "no space left on device")
+            }
             "/snapshot/recover" if fault() == "reject-recover" => {
                 (StatusCode::SERVICE_UNAVAILABLE, "the clock does not answer")
             }

@@ -4,8 +4,9 @@
 //! The sandbox's environment variable `FAKE` selects a fault: `die-at-start`, `never-ready`,
 //! `die-in-boot`, `silent-guest`, `hang`, `hang-once`, `report-failure`, `reject-init`, `deaf`
 //! (ignores stop requests). The file `fault` in the sandbox's directory selects a fault of the
-//! following snapshots: see `snapshot`, and `reject-prepare`, `reject-recover`, `hang-prepare` and
-//! `silent` (answers nothing) in `envd`.
+//! following snapshots: see `snapshot`, and `reject-prepare`, `claim-full-disk`, `reject-recover`,
+//! `hang-prepare` and `silent` (answers nothing) in `envd`. The file `busy` contains the number of
+//! answers to `status` that come late.
 #![forbid(unsafe_code)]
 
 mod envd;
@@ -155,6 +156,21 @@ async fn supervise(
     }
 }
 
+/// Delay of a late answer, longer than the agent waits.
+const LATE: Duration = Duration::from_secs(6);
+
+/// True if this answer comes late.
+fn is_busy(dir: &Path) -> bool {
+    let path = dir.join("busy");
+    let left = fs::read_to_string(&path)
+        .ok()
+        .and_then(|left| left.parse::<u32>().ok());
+    match left {
+        None | Some(0) => false,
+        Some(left) => fs::write(&path, (left - 1).to_string()).is_ok(),
+    }
+}
+
 async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) -> io::Result<()> {
     let mut packet = vec![0; MAX_MESSAGE_BYTES];
     loop {
@@ -165,6 +181,9 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
         let request: Request = serde_json::from_slice(&packet[..length])?;
         match request {
             Request::Status => {
+                if is_busy(dir) {
+                    tokio::time::sleep(LATE).await;
+                }
                 let status = MachineStatus {
                     vmm_pid,
                     vmm_started_ms: Some(1),

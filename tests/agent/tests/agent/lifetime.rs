@@ -8,10 +8,11 @@ use std::{
 };
 
 use connectrpc::ErrorCode;
+use wrenn_agent::{AgentConfig, HostLimits};
 use wrenn_proto::rpc::hostagent::v1::{PauseEffort, SandboxState};
 
 use crate::{
-    agent::{TestAgent, is_alive, on_private_host, until},
+    agent::{TestAgent, config, deadlines, is_alive, on_private_host, until},
     private_host::Footprint,
 };
 
@@ -137,12 +138,62 @@ fn sandbox_that_cannot_be_paused_is_ended_if_it_must() {
 fn full_disk_of_the_host_ends_no_sandbox() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
-        let agent = TestAgent::start(data.path()).await;
-        agent.create(ID).await.expect("made");
+        let first = TestAgent::start(data.path()).await;
+        first.create(ID).await.expect("made");
+        first.stop().await;
+        let limits = HostLimits {
+            disk_reserve_mib: Some(u64::MAX),
+            ..HostLimits::default()
+        };
+        let config = AgentConfig {
+            limits,
+            ..config(data.path())
+        };
+        let agent = TestAgent::start_with(config, deadlines()).await;
+        agent.wait_for(ID, RUNNING).await;
         set_fault(&agent, "full-disk");
         let error = agent.pause_with(ID, OR_END).await.expect_err("full");
         assert_eq!(error.code, ErrorCode::ResourceExhausted, "{error}");
         assert_eq!(state(&agent).await, Some(RUNNING));
+        runs(&agent).await;
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn full_disk_that_a_guest_or_a_vmm_claims_does_not_prolong_a_lifetime() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        for fault in ["claim-full-disk", "full-disk"] {
+            set_fault(&agent, fault);
+            let error = agent.pause(ID).await.expect_err(fault);
+            assert_ne!(error.code, ErrorCode::ResourceExhausted, "{error}");
+            assert_eq!(state(&agent).await, Some(RUNNING));
+        }
+        agent.pause_with(ID, OR_END).await.expect_err("rejected");
+        assert_eq!(state(&agent).await, Some(ERROR));
+        agent.destroy(ID).await.expect("destroyed");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn busy_supervisor_of_a_failed_pause_does_not_count_as_dead() {
+    on_private_host(async || {
+        let data = tempfile::tempdir().expect("a directory");
+        let agent = TestAgent::start(data.path()).await;
+        agent.create(ID).await.expect("made");
+        set_fault(&agent, "reject-prepare");
+        let busy = agent.sandbox_dir(ID).join("busy");
+        // The one before the pause, and the first one after it.
+        fs::write(&busy, "2").expect("written");
+        agent.pause(ID).await.expect_err("rejected");
+        assert_eq!(fs::read_to_string(&busy).expect("written"), "0");
+        assert_eq!(state(&agent).await, Some(RUNNING));
+        set_fault(&agent, "");
         runs(&agent).await;
         agent.destroy(ID).await.expect("destroyed");
         agent.stop().await;
