@@ -36,7 +36,7 @@ pub async fn visible_bytes(
     let jail = jails.claim().await;
     let args = ["measure", "--output=json", "-O", "qcow2"];
     let mut args = args.map(str::to_owned).to_vec();
-    args.push(format!("json:{}", tree(layers.len(), size_mib)));
+    args.push(format!("json:{}", tree(layers.len())));
     let work = Work {
         args,
         files: Vec::new(),
@@ -58,18 +58,17 @@ pub async fn visible_bytes(
         .ok_or_else(|| DiskError::Failed(PROGRAM.name, "its output has no field `required`".into()))
 }
 
-/// Returns the disk as a tree of block nodes, with zeros in place of the base image.
-fn tree(layers: usize, size_mib: u32) -> Value {
+/// Returns the disk as a tree of block nodes, with nothing in place of the base image: what is beyond
+/// the end of a base image reads as zeros.
+fn tree(layers: usize) -> Value {
     let above = |below: Value, number: usize| {
         let path = tool::layer_path(number);
         // As in a VM, files that never change are not locked.
         let file = json!({ "driver": "file", "filename": path, "locking": "off" });
         json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below })
     };
-    let bytes = u64::from(size_mib) * 1024 * 1024;
-    // With a file name of its own, so that QEMU does not use the one in the header of the layer.
-    let name = "null-co://";
-    let file = json!({ "driver": "null-co", "filename": name, "read-zeroes": true, "size": bytes });
-    let zeros = json!({ "driver": "raw", "file": file });
-    (0..layers).fold(zeros, above)
+    // A driver that takes no file name (`null-co`) is rejected below a layer whose header has one.
+    let file = json!({ "driver": "host_device", "filename": "/dev/null" });
+    let nothing = json!({ "driver": "raw", "read-only": true, "file": file });
+    (0..layers).fold(nothing, above)
 }

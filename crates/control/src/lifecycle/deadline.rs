@@ -26,6 +26,9 @@ pub(super) use table::Deadlines;
 
 type Marks = Arc<Mutex<HashSet<SandboxId>>>;
 
+/// Time after which a sandbox that was locked at its deadline is tried again.
+const LOCKED_RETRY: Duration = Duration::from_secs(1);
+
 /// Maximum number of sandboxes that are paused or destroyed at the same time because their time is
 /// over.
 pub const MAX_ENDS_AT_ONCE: usize = 16;
@@ -107,6 +110,12 @@ impl Lifecycle {
             let due = self.idle.not_before(&id).map_or(due, |at| at.max(due));
             if due > now {
                 next = Some(next.map_or(due, |next| next.min(due)));
+                continue;
+            }
+            // Another operation on the sandbox may take minutes. It must not use up the turns of others.
+            if self.locks.try_lock(&id).is_none() {
+                let retry = now + LOCKED_RETRY;
+                next = Some(next.map_or(retry, |next| next.min(retry)));
                 continue;
             }
             let Some(mark) = Mark::set(under_way, &id) else {

@@ -28,6 +28,8 @@ pub(crate) fn report() {
         "status": fs::read_to_string("/proc/self/status").unwrap_or_default(),
         "limits": fs::read_to_string("/proc/self/limits").unwrap_or_default(),
         "threads": threads(),
+        // The last one is that of this list.
+        "descriptors": list("/proc/self/fd"),
         "root": list("/"),
         "usr": list("/usr"),
         "programs": list("/usr/bin"),
@@ -81,7 +83,9 @@ fn attempts() -> Value {
     let none = None::<&str>;
     let nix = |result: nix::Result<()>| result.map_err(io::Error::from);
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    let tries: [(&str, io::Result<()>); 11] = [
+    let size = rustix::termios::tcgetwinsize(io::stdin());
+    let tries: [(&str, io::Result<()>); 12] = [
+        ("ioctl", size.map(drop).map_err(io::Error::from)),
         (
             "mount",
             nix(nix::mount::mount(

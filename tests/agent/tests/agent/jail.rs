@@ -58,6 +58,9 @@ fn in_jail(command: &str, limits: ProcessLimits) -> (Output, Vec<u8>) {
     };
     let mut jail = Command::new(EXE);
     let number = wrenn_sys::session::inherit(&mut jail, spec.to_memfd().expect("a file"));
+    // One that the specification does not list.
+    let other = fs::File::open("/etc/passwd").expect("a file");
+    wrenn_sys::session::inherit(&mut jail, other.into());
     jail.args(["jail", "--spec"])
         .arg(format!("/proc/self/fd/{number}"))
         .stdin(Stdio::null())
@@ -124,6 +127,7 @@ fn process_sees_its_program_its_libraries_and_its_files_only() {
         assert!(["lib", "lib64", "share"].contains(&name), "{name}");
     }
     assert_eq!(names(&report["programs"]), [""; 0]);
+    assert_eq!(names(&report["descriptors"]), ["0", "1", "2", "3"]);
     assert_eq!(names(&report["home"]), ["base", "layers", "rootfs.qcow2"]);
 }
 
