@@ -47,13 +47,12 @@ fn supervise(args: &[OsString]) -> i32 {
         }
     };
     match ended {
-        Ok(()) => {
-            tracing::info!("VM stopped");
-            0
-        }
+        Ok(()) => 0,
         Err(error) => {
-            let reason = crate::output::in_full(error.as_ref());
-            tracing::error!(reason, "VM ended");
+            tracing::error!(
+                reason = crate::output::in_full(error.as_ref()),
+                "supervisor failed"
+            );
             1
         }
     }

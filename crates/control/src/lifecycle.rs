@@ -393,6 +393,16 @@ impl Lifecycle {
         }
     }
 
+    /// Records the host's warning of a paused sandbox. A failure is only logged.
+    pub(crate) async fn note_paused_warning(&self, id: &SandboxId, warning: &str) {
+        self.note(id, |row| {
+            if row.status == SandboxStatus::Paused {
+                warning.clone_into(&mut row.warning);
+            }
+        })
+        .await;
+    }
+
     /// Returns the row of a running sandbox. Waits, up to the limit, for a sandbox that boots or is
     /// being resumed. Resumes a sandbox that is paused, or about to be, if it
     /// [wakes](Sandbox::wakes).

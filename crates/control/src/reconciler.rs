@@ -99,6 +99,8 @@ pub(crate) enum Action {
     Settle(Decision),
     /// Updates the row from the host's report.
     Refresh,
+    /// Records the host's warning of a paused sandbox in the row.
+    Warn(String),
     /// Frees the host's resources of a sandbox whose row is in a final status.
     DestroyOrphan,
     /// Leaves a sandbox unchanged that has no row, or whose row is `error`.
@@ -137,7 +139,7 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>) -> Option<Action> {
         }
         (S::Paused, Some(report)) if report.state == HostState::Paused => {
             let warns = !row.is_warned && !report.warning.is_empty();
-            return warns.then(|| Action::Settle(Decision::warned(report.warning.clone())));
+            return warns.then(|| Action::Warn(report.warning.clone()));
         }
         (status, _)
             if row.steady_passes < MIN_STEADY_PASSES && needs_steady_passes(status, state) =>

@@ -70,6 +70,11 @@ pub fn run_with<D: VmmDriver>(
             reason: error.to_report_string(),
         },
     };
+    // Before the sockets are closed: the agent ends this process when it notices that.
+    match last.requested {
+        true => tracing::info!("VM stopped"),
+        false => tracing::error!(reason = last.reason, "VM ended"),
+    }
     if let Err(error) = status::write(dir, &last) {
         tracing::error!(%error, "failed to write the final status");
     }

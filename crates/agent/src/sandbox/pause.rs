@@ -204,7 +204,7 @@ impl SandboxActor {
             let _ = reply.send(Err(LifecycleError::NotNow("not running")));
             return Step::Watch;
         };
-        let _space = match self.reserve_space() {
+        let _space = match self.reserve_space().await {
             Ok(space) => space,
             Err(error) => {
                 let _ = reply.send(Err(LifecycleError::Space(error)));
@@ -234,12 +234,15 @@ impl SandboxActor {
     }
 
     /// Reserves disk space for a snapshot of the running sandbox: for its memory, and for copies of
-    /// the layers that its VMM may write to.
-    fn reserve_space(&self) -> Result<DiskReservation, AdmissionError> {
+    /// the layers that its VMM may write to. Memory that the guest has not used is not written.
+    async fn reserve_space(&self) -> Result<DiskReservation, AdmissionError> {
         self.check_budget()?;
+        let status = self.status().await;
+        let resident = status.and_then(|status| resident_bytes(status.vmm_pid));
         let own = self.resources.sandbox_dir.as_ref();
         let open = own.and_then(|dir| dir.disks().ok()).unwrap_or_default();
         let memory_bytes = self.sandbox.facts.size.memory_bytes();
+        let memory_bytes = memory_bytes.min(resident.unwrap_or(u64::MAX));
         let disk_space = &self.actors.host.disk_space;
         disk_space.reserve_snapshot(memory_bytes, &open)
     }
@@ -619,6 +622,16 @@ impl SandboxActor {
             .clone()
             .ok_or(LifecycleError::Gone)
     }
+}
+
+/// Returns the resident memory of a process, in bytes.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// Waits until no call uses the guest any more, or until the deadline.

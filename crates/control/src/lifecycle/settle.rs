@@ -101,11 +101,6 @@ impl Decision {
         Self::of(Event::PauseDone, RowChange::Warning(warning))
     }
 
-    /// Returns the decision for a paused sandbox of which the host warns.
-    pub(crate) fn warned(warning: String) -> Self {
-        Self::of(Event::PauseDone, RowChange::Warning(warning))
-    }
-
     /// Returns the decision after a pause that was not requested from the host.
     pub(super) fn pause_withdrawn() -> Self {
         Self::of(Event::PauseFailed, RowChange::Nothing)

@@ -288,6 +288,10 @@ impl Step {
         match action {
             Action::Refresh | Action::Keep => Ok(()),
             Action::Settle(decision) => self.lifecycle.settle(&self.id, &decision).await.map(drop),
+            Action::Warn(warning) => {
+                self.lifecycle.note_paused_warning(&self.id, &warning).await;
+                Ok(())
+            }
             Action::DestroyOrphan => Ok(self.agent.destroy(self.id.as_str()).await?),
             Action::Reap { idle_sec } => self.lifecycle.reap_locked(&self.id, idle_sec).await,
         }

@@ -69,8 +69,8 @@ async fn a_release_of_the_same_series_restores_and_another_series_boots_on_reque
     let warned = until("the sandbox warns", GENEROUS, async || {
         let warning = sandbox.record().await?["warning"].to_string();
         Ok(warning.contains("qemu 9.1.3").then_some(warning))
-    })
-    .await?;
+    });
+    let warned = warned.await.with_context(|| service.log())?;
     assert!(warned.contains("`memory` false"), "{warned}");
     let (status, refused) = service
         .json(Method::POST, &sandbox.path("/resume"), &json!({}))
