@@ -31,7 +31,7 @@ impl Generation {
 #[derive(Debug, Default)]
 struct Generations {
     running: Generation,
-    /// Generations before the last snapshot, until the guest is told how it continues.
+    /// Generations before the last snapshot, until the agent reports how the guest continues.
     frozen: Vec<Generation>,
     /// Generations that have survived a snapshot.
     kept: Vec<Generation>,

@@ -111,8 +111,8 @@ fn discarded(address: usize, len: usize, advice: c_int) -> Option<&'static Uffd>
     Some(uffd)
 }
 
-/// Drops the pages of a range and maps the zero page in their places. All pages are zeros afterwards,
-/// whatever other threads do with them.
+/// Drops the pages of a range and maps the zero page in their places. All pages are zeros
+/// afterwards, whatever other threads do with them.
 ///
 /// # Safety
 /// The range is guest memory that the caller discards.
@@ -131,8 +131,8 @@ unsafe fn zero(uffd: &Uffd, start: *mut c_void, len: usize) {
                 unsafe { drop_pages(place, PAGE_BYTES) };
             }
             // The guest reads the page all the time although it reported the page as free. It must
-            // not stay mapped to the snapshot: a later snapshot would take it for unchanged, even if
-            // an earlier one contains what the guest had written to it.
+            // not stay mapped to the snapshot: a later snapshot would take it for unchanged, even
+            // if an earlier one contains what the guest had written to it.
             Err(UffdError::Exists) => {
                 // SAFETY: the page is in the range, which the guest gave back.
                 unsafe { place.cast::<u8>().write_bytes(0, PAGE_BYTES) };

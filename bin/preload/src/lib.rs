@@ -10,8 +10,8 @@
 //! - `anonymous`: maps private memory without content, for a cold boot. The same message, without a
 //!   descriptor, reports the address of the mapping.
 //!
-//! Pages that the guest gives back (free page reporting) become zeros in this VM, and the memory that
-//! they took is free; see `discard.rs`. The snapshot's memory is read-only and never changes.
+//! Pages that the guest gives back (free page reporting) become zeros in this VM, and the memory
+//! that they took is free; see `discard.rs`. The snapshot's memory is read-only and never changes.
 //!
 //! The library never lets QEMU run on any other memory: every failure is reported on standard error
 //! and ends the process. Without `WRENN_MEMORY_PATH` in the environment (see `config.rs`) the

@@ -113,8 +113,8 @@ pub(crate) trait Machine {
     fn cgroups(&self) -> Cgroups;
     /// Creates a network namespace; the error is the reason of a failure.
     fn network_namespace(&self) -> Result<(), String>;
-    /// Subnets of sandboxes, and firewalls that block their traffic; the error is the reason why that
-    /// is unknown.
+    /// Subnets of sandboxes, and firewalls that block their traffic; the error is the reason why
+    /// that is unknown.
     fn network(&self) -> Result<NetworkReport, String>;
     /// Name servers for sandboxes.
     fn nameservers(&self) -> Nameservers;

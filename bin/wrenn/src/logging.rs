@@ -1,5 +1,5 @@
-//! Logs of the services and of the supervisors. Client commands do not log: their messages go to the
-//! user.
+//! Logs of the services and of the supervisors. Client commands do not log: their messages go to
+//! the user.
 
 use std::{
     io::{self, IsTerminal},

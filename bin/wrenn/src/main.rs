@@ -2,10 +2,10 @@
 //!
 //! Owns command lines, settings and user-visible output. The two internal commands, which run once
 //! per sandbox, are dispatched before anything else is set up: no argument parser, no settings, no
-//! runtime. This keeps supervisors small. A failure is reported as one line on standard
-//! error that states how to fix it, with exit code 1. Exceptions: 2 for an invalid command line;
-//! 127 for a program that does not exist in the sandbox, and 126 for one that cannot be executed, as
-//! in a shell.
+//! runtime. This keeps supervisors small. A failure is reported as one line on standard error that
+//! states how to fix it, with exit code 1. Exceptions: 2 for an invalid command line; 127 for a
+//! program that does not exist in the sandbox, and 126 for one that cannot be executed, as in a
+//! shell.
 #![forbid(unsafe_code)]
 
 mod accel;

@@ -1,14 +1,14 @@
 //! Cgroups: resource limits of sandboxes, and membership of their processes.
 //!
-//! Every sandbox has a directory `wrenn/<instance>/<id>` for its VMM, and one `<id>.supervisor` for its
-//! supervisor, in each hierarchy with a controller that limits it: one hierarchy on cgroup v2, one per
-//! controller on v1, both kinds on a hybrid host.
-//! `<instance>` identifies the agent's data directory, so several agents can share a host. Its group
-//! limits the memory of all sandboxes together, so that they never use the host's reserve.
+//! Every sandbox has a directory `wrenn/<instance>/<id>` for its VMM, and one `<id>.supervisor` for
+//! its supervisor, in each hierarchy with a controller that limits it: one hierarchy on cgroup v2,
+//! one per controller on v1, both kinds on a hybrid host. `<instance>` identifies the agent's data
+//! directory, so several agents can share a host. Its group limits the memory of all sandboxes
+//! together, so that they never use the host's reserve.
 //!
-//! Owns these directories. The VMM's jail and the supervisor enter them themselves. On a host without
-//! a usable controller there are no limits, which [`policy`] permits or not. [`Cgroups::remove`] kills the remaining
-//! processes and is idempotent.
+//! Owns these directories. The VMM's jail and the supervisor enter them themselves. On a host
+//! without a usable controller there are no limits, which [`policy`] permits or not.
+//! [`Cgroups::remove`] kills the remaining processes and is idempotent.
 
 mod hierarchy;
 mod io_limit;

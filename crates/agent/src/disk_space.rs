@@ -122,8 +122,8 @@ impl DiskSpace {
     }
 
     /// Reserves space for one more snapshot of a running sandbox: for its memory, and for copies of
-    /// `open`, the disk files that the VMM may write to. Snapshots that are taken at the same time do
-    /// not count on the same space.
+    /// `open`, the disk files that the VMM may write to. Snapshots that are taken at the same time
+    /// do not count on the same space.
     pub(crate) fn reserve_snapshot(
         &self,
         memory_bytes: u64,

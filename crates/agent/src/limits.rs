@@ -1,5 +1,5 @@
-//! Limits that the operator sets for the sandboxes of a host. `docs/limits.md` lists them with their
-//! settings.
+//! Limits that the operator sets for the sandboxes of a host. `docs/limits.md` lists them with
+//! their settings.
 
 /// Limits of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub struct HostLimits {
     pub disk_reserve_mib: Option<u64>,
     /// Maximum disk space of all sandboxes and snapshots, in MiB; `None`: that of the file system.
     pub disk_budget_mib: Option<u64>,
-    /// Maximum disk space of one sandbox with its last snapshot, in MiB; `None`: four times its disk
-    /// and memory size.
+    /// Maximum disk space of one sandbox with its last snapshot, in MiB; `None`: four times its
+    /// disk and memory size.
     pub sandbox_disk_budget_mib: Option<u64>,
     /// Limits of disk requests, network traffic and swap of each sandbox.
     pub sandbox: SandboxLimits,

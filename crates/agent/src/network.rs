@@ -22,8 +22,8 @@
 //!
 //! [`HostNetwork::create`] rolls back its own steps on failure. [`HostNetwork::remove`] is
 //! idempotent and may be called at any time for any slot of this agent, because every resource is
-//! found by the slot number. Work in namespaces runs on dedicated threads, because `unshare` acts on
-//! the calling thread.
+//! found by the slot number. Work in namespaces runs on dedicated threads, because `unshare` acts
+//! on the calling thread.
 
 pub(crate) mod addresses;
 pub(crate) mod ceiling;
@@ -172,8 +172,8 @@ impl HostNetwork {
         .await
     }
 
-    /// Removes the network of a slot, but not the slot itself. Succeeds if the network is missing or
-    /// incomplete.
+    /// Removes the network of a slot, but not the slot itself. Succeeds if the network is missing
+    /// or incomplete.
     pub(crate) async fn remove(&self, slot: Slot) -> Result<(), NetworkError> {
         // Every step runs, regardless of the result of the previous one.
         let rules = self.release(slot).await;

@@ -252,7 +252,8 @@ pub(crate) struct Sandbox {
     warning: Mutex<String>,
     /// Cancelled when a destroy is requested. The operation in progress then gives way to it.
     destroy_requested: Mutex<CancellationToken>,
-    /// Cancelled once the VM of an adopted sandbox is examined. Cancelled at once for a new sandbox.
+    /// Cancelled once the VM of an adopted sandbox is examined. Cancelled at once for a new
+    /// sandbox.
     examined: CancellationToken,
     /// Mailbox of the actor.
     mailbox: mpsc::UnboundedSender<Command>,

@@ -4,9 +4,9 @@
 //! <data>/logs/<id>/   0700   supervisor.log, supervisor.log.1, console.log
 //! ```
 //!
-//! The directory of a failed sandbox is removed as soon as the control plane knows of the failure. Its
-//! logs are moved here before. The logs of the newest [`MAX_KEPT`] such sandboxes are kept; each log is
-//! bounded by its writer.
+//! The directory of a failed sandbox is removed as soon as the control plane knows of the failure.
+//! Its logs are moved here before. The logs of the newest [`MAX_KEPT`] such sandboxes are kept;
+//! each log is bounded by its writer.
 
 use std::{
     fs, io,
@@ -103,8 +103,8 @@ impl SandboxLogs {
         Ok(())
     }
 
-    /// Returns a log of a sandbox, whether it exists or failed and was removed. `None` if there is no
-    /// such log.
+    /// Returns a log of a sandbox, whether it exists or failed and was removed. `None` if there is
+    /// no such log.
     pub(crate) fn read(
         &self,
         sandbox_dir: &SandboxDir,

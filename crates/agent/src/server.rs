@@ -314,8 +314,8 @@ fn open_cgroups(config: &AgentConfig, memory_bytes: u64) -> Result<Cgroups, Agen
     Ok(found)
 }
 
-/// Makes the kernel end VMs rather than this process if the host runs out of memory. A setting of the
-/// process's manager takes precedence.
+/// Makes the kernel end VMs rather than this process if the host runs out of memory. A setting of
+/// the process's manager takes precedence.
 fn protect_from_oom_killer() {
     if let Err(error) = wrenn_sys::oom::set_score_adj_if_unset(OOM_SCORE_ADJ) {
         // In a container without the capability, the process keeps the default.

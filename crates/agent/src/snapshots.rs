@@ -259,8 +259,8 @@ impl Snapshots {
         (names, new)
     }
 
-    /// Returns the layers of the sandbox's last snapshot. They have the same places in the chain of a
-    /// VM that has been running since then.
+    /// Returns the layers of the sandbox's last snapshot. They have the same places in the chain of
+    /// a VM that has been running since then.
     fn copies(&self, disk: &SavedDisk) -> Vec<SnapshotId> {
         let last = disk
             .last
@@ -270,8 +270,8 @@ impl Snapshots {
             .unwrap_or_default()
     }
 
-    /// True if a layer of this store is a copy of a file that a VMM may write to. Of releases that did
-    /// not copy, it is the same file.
+    /// True if a layer of this store is a copy of a file that a VMM may write to. Of releases that
+    /// did not copy, it is the same file.
     fn is_copy(&self, build: SnapshotId, path: &Path) -> bool {
         let inode = |path: &Path| {
             std::fs::metadata(path)

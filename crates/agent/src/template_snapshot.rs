@@ -6,7 +6,7 @@
 //! for all later restores. A killed run leaves the same state as a killed agent, and the next run
 //! cleans it up.
 //!
-//! A running agent renews a template snapshot that its host can no longer load ([`renew`]).
+//! A running agent renews a template snapshot that its host can no longer load (`renew`).
 //!
 //! The caller holds the store's lock ([`StoreLock`]). No other process boots templates there, or
 //! removes the files that the snapshot is made from.
@@ -249,8 +249,8 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
     }
 }
 
-/// Returns the templates of an image directory whose creates boot, each with the reason. Only reads,
-/// but blocks while the VMM prints its version; the directory exists.
+/// Returns the templates of an image directory whose creates boot, each with the reason. Only
+/// reads, but blocks while the VMM prints its version; the directory exists.
 ///
 /// # Errors
 /// If the templates cannot be read.

@@ -49,8 +49,8 @@ pub struct FileEntry {
     pub name: String,
     /// Path.
     pub path: String,
-    /// `file`, `directory` or `symlink`. For a symbolic link: the type of its target, or `symlink` if
-    /// the target does not exist. Devices, pipes and sockets are files; see `permissions`.
+    /// `file`, `directory` or `symlink`. For a symbolic link: the type of its target, or `symlink`
+    /// if the target does not exist. Devices, pipes and sockets are files; see `permissions`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Size, in bytes.

@@ -21,8 +21,8 @@ use crate::{
 /// Maximum size of a JSON body, in bytes.
 pub(crate) const MAX_JSON_BYTES: usize = 1024 * 1024;
 
-/// Part of a JSON body that is not accounted, in bytes. Calls with a small body work if the budget is
-/// used up; the number of connections bounds these bytes.
+/// Part of a JSON body that is not accounted, in bytes. Calls with a small body work if the budget
+/// is used up; the number of connections bounds these bytes.
 const SMALL_JSON_BYTES: usize = 64 * 1024;
 
 /// Maximum time to receive a JSON body.
@@ -188,7 +188,8 @@ impl FromRequestParts<AppState> for SandboxPath {
 }
 
 /// `{id}` of the path: a sandbox that need not be in the database. Rejected with 404 if its
-/// characters are valid but no sandbox can have that id, and with 400 if the characters are invalid.
+/// characters are valid but no sandbox can have that id, and with 400 if the characters are
+/// invalid.
 pub(crate) struct UnknownSandboxPath(pub(crate) SandboxId);
 
 impl<S: Send + Sync> FromRequestParts<S> for UnknownSandboxPath {

@@ -1,12 +1,13 @@
 //! Reconciliation of the database and the host.
 //!
 //! Owns one task, which makes a pass once per
-//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the states of the rows that are
-//! not in a final status (few columns; a whole row is read only when there is something to write), *then* asks the host for its sandboxes, and takes the steps that `reconcile`
-//! returns. It never acts on a sandbox whose lifecycle lock is taken or whose create is in progress
-//! in this process, nor on a row that changed since it was read: its view of such a sandbox is
-//! stale, and the next pass follows soon. While the host does not answer, nothing is changed, and
-//! this is logged once.
+//! [`ControlConfig::poll_interval`](crate::ControlConfig). A pass reads the states of the rows that
+//! are not in a final status (few columns; a whole row is read only when there is something to
+//! write), *then* asks the host for its sandboxes, and takes the steps that `reconcile` returns. It
+//! never acts on a sandbox whose lifecycle lock is taken or whose create is in progress in this
+//! process, nor on a row that changed since it was read: its view of such a sandbox is stale, and
+//! the next pass follows soon. While the host does not answer, nothing is changed, and this is
+//! logged once.
 //!
 //! | row \ host | nothing | starting | running | pausing, resuming | paused | error | stopping |
 //! |---|---|---|---|---|---|---|---|
@@ -22,14 +23,14 @@
 //! | `error` | – | keep | destroy | destroy | keep | destroy | – |
 //! | no row | – | keep | keep | keep | keep | keep | – |
 //!
-//! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A sandbox
-//!   may be absent from one answer, and another control plane may have written the row and not
-//!   called the host yet.
-//! - (4): The row takes a warning of the host if it has none: after a restart, the agent may find that
-//!   it cannot load the memory of a paused sandbox.
+//! - (3): only if `MIN_STEADY_PASSES` consecutive passes saw the row and the host like this. A
+//!   sandbox may be absent from one answer, and another control plane may have written the row and
+//!   not called the host yet.
+//! - (4): The row takes a warning of the host if it has none: after a restart, the agent may find
+//!   that it cannot load the memory of a paused sandbox.
 //! - "reap": an idle sandbox is paused or destroyed, as requested at its creation. Idle times are
-//!   measured by the monotonic clock (`lifecycle::idle_time`), and only a bounded number of sandboxes is
-//!   reaped at the same time; the others follow in later passes.
+//!   measured by the monotonic clock (`lifecycle::idle_time`), and only a bounded number of
+//!   sandboxes is reaped at the same time; the others follow in later passes.
 //! - "fail": the row becomes `error`, and the sandbox is destroyed at the host.
 //! - "keep": the sandbox is left unchanged, and this is logged once. A sandbox without a row
 //!   belongs to another database: the current one is empty, restored from an older copy, or not the
@@ -37,9 +38,9 @@
 //!   adopts or destroys them.
 //! - A row on another host: the control plane was started with another data directory, or several
 //!   hosts share the database. The agent of this host cannot have the sandbox.
-//! - "destroy" of a sandbox in `error` acknowledges the loss; the agent then forgets the sandbox. An
-//!   agent that has just started reports a sandbox as `starting` until it knows its VM. It may be
-//!   paused, which is kept.
+//! - "destroy" of a sandbox in `error` acknowledges the loss; the agent then forgets the sandbox.
+//!   An agent that has just started reports a sandbox as `starting` until it knows its VM. It may
+//!   be paused, which is kept.
 //! - `pending` and `starting` rows without a create were left by a process that died. If the host
 //!   reports `starting`, that process had sent the create, and the reconciler waits for its end.
 //!   The same holds for `pausing` and `resuming` rows whose lock is free.
@@ -96,7 +97,7 @@ pub(crate) struct RowView {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Changes the status of the row. No operation on the sandbox is in progress any more.
-    Settle(Decision),
+    Settle(Box<Decision>),
     /// Updates the row from the host's report.
     Refresh,
     /// Records the host's warning of a paused sandbox in the row.
@@ -148,7 +149,7 @@ fn one(row: Option<&RowView>, host: Option<&HostReport>) -> Option<Action> {
         }
         _ => {}
     }
-    settle(row.status, host, Cause::Pass).map(Action::Settle)
+    settle(row.status, host, Cause::Pass).map(|decision| Action::Settle(decision.into()))
 }
 
 /// True if the row and the host may match again without a step, so that one pass does not suffice.

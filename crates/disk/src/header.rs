@@ -1,8 +1,8 @@
 //! Header of a qcow2 file, checked before any program of QEMU opens the file.
 //!
-//! A compromised VMM can write any header. QEMU's block layer believes it: a backing file or
-//! a data file names another file that is opened, on the host where the reader runs. So only headers
-//! of exactly the form are accepted that `qemu-img create` writes and that a VM leaves unchanged.
+//! A compromised VMM can write any header. QEMU's block layer believes it: a backing file or a data
+//! file names another file that is opened, on the host where the reader runs. So only headers of
+//! exactly the form are accepted that `qemu-img create` writes and that a VM leaves unchanged.
 //!
 //! All numbers are big-endian. Source: QEMU's `docs/interop/qcow2.txt`.
 //!

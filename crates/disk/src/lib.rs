@@ -1,10 +1,11 @@
 //! Disks of VMs: qcow2 files with the programs of QEMU that create and merge them.
 //!
 //! A disk is a chain: a raw base image, read-only layers, and the file that the VM writes to. This
-//! crate creates empty files, and measures and merges layers. It knows neither sandboxes nor snapshots.
+//! crate creates empty files, and measures and merges layers. It knows neither sandboxes nor
+//! snapshots.
 //!
-//! Layers are written by VMMs, which may be compromised. No process outside a jail
-//! parses one ([`merge`], [`visible_bytes`]), except for the header, which is checked first ([`Header`]).
+//! Layers are written by VMMs, which may be compromised. No process outside a jail parses one
+//! ([`merge()`], [`visible_bytes`]), except for the header, which is checked first ([`Header`]).
 #![forbid(unsafe_code)]
 
 mod error;

@@ -1,7 +1,7 @@
 //! Measures how much of the data in a disk's layers is still part of the disk, in a jail.
 //!
-//! Data that a guest deletes or trims, or that a higher layer replaces, stays in its layer until the
-//! layer is merged.
+//! Data that a guest deletes or trims, or that a higher layer replaces, stays in its layer until
+//! the layer is merged.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
@@ -58,8 +58,8 @@ pub async fn visible_bytes(
         .ok_or_else(|| DiskError::Failed(PROGRAM.name, "its output has no field `required`".into()))
 }
 
-/// Returns the disk as a tree of block nodes, with nothing in place of the base image: what is beyond
-/// the end of a base image reads as zeros.
+/// Returns the disk as a tree of block nodes, with nothing in place of the base image: what is
+/// beyond the end of a base image reads as zeros.
 fn tree(layers: usize) -> Value {
     let above = |below: Value, number: usize| {
         let path = tool::layer_path(number);

@@ -12,8 +12,9 @@
 //! | 4. the layers are copied                    | bad layer, disk full, time  | nothing        |
 //!
 //! The program runs under a user ID of its own, without a network. It sees the base image, the
-//! layers and the new file, so a layer that exploits a defect of QEMU gains what its own disk holds.
-//! If this process dies, the program is killed, and the file is garbage of the caller's directory.
+//! layers and the new file, so a layer that exploits a defect of QEMU gains what its own disk
+//! holds. If this process dies, the program is killed, and the file is garbage of the caller's
+//! directory.
 
 use std::{
     path::{Path, PathBuf},

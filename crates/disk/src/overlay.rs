@@ -29,8 +29,8 @@ pub async fn create(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskErro
 }
 
 async fn make(path: &Path, size_mib: u32, uid: u32) -> Result<(), DiskError> {
-    // -u: the base image exists only inside the jail, so `qemu-img` cannot check it here. It reads no
-    // disk file, so it needs no jail.
+    // -u: the base image exists only inside the jail, so `qemu-img` cannot check it here. It reads
+    // no disk file, so it needs no jail.
     let child = Command::new(PROGRAM)
         .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
         .arg(BASE_DISK)

@@ -1,5 +1,6 @@
-//! Responses that end early: connections that break, and responses for which the buffers have no room.
-//! The Connect library reports both as internal errors without a cause, like an invalid response.
+//! Responses that end early: connections that break, and responses for which the buffers have no
+//! room. The Connect library reports both as internal errors without a cause, like an invalid
+//! response.
 
 use std::{
     pin::Pin,
@@ -31,8 +32,8 @@ impl Broken {
             .map_err(|error| self.0.get().cloned().unwrap_or(error))
     }
 
-    /// Same as [`watch`](Self::watch), for a response that is one message. A part of a message may be
-    /// a valid message, so a success is replaced as well.
+    /// Same as [`watch`](Self::watch), for a response that is one message. A part of a message may
+    /// be a valid message, so a success is replaced as well.
     pub(crate) async fn watch_message<T>(
         &self,
         call: impl Future<Output = Result<T, ConnectError>>,

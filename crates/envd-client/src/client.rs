@@ -225,8 +225,8 @@ pub(crate) fn basic_auth(user: &str) -> Result<Option<String>, ConnectError> {
 }
 
 /// Maps the guest agent's "unauthenticated" to "invalid argument": for callers of this client, an
-/// unknown user is a wrong argument, not a lack of credentials. The user may be the guest's default,
-/// which a program in the guest can remove.
+/// unknown user is a wrong argument, not a lack of credentials. The user may be the guest's
+/// default, which a program in the guest can remove.
 pub(crate) fn unknown_user(user: &str) -> impl Fn(ConnectError) -> ConnectError {
     let user = user.to_owned();
     move |mut error| {

@@ -59,9 +59,9 @@ impl EnvdClient {
         self.exec_within(exec, &mut reserved).await
     }
 
-    /// Same as [`exec`](Self::exec), with output that is accounted to the budget of `reserved`. Bytes
-    /// that are reserved already are used first. Output for which the budget has no room is dropped
-    /// and counted.
+    /// Same as [`exec`](Self::exec), with output that is accounted to the budget of `reserved`.
+    /// Bytes that are reserved already are used first. Output for which the budget has no room is
+    /// dropped and counted.
     ///
     /// # Errors
     /// As listed in the crate's documentation.

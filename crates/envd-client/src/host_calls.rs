@@ -40,8 +40,8 @@ pub struct Prepare<'a> {
     pub snapshot_id: &'a str,
     /// True if the snapshot keeps the page cache.
     pub keep_cache: bool,
-    /// True if the guest keeps running after the snapshot, with all of its connections. Guest agents
-    /// of earlier images close idle connections and forwarded ports all the same.
+    /// True if the guest keeps running after the snapshot, with all of its connections. Guest
+    /// agents of earlier images close idle connections and forwarded ports all the same.
     pub keeps_running: bool,
 }
 

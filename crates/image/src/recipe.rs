@@ -76,8 +76,8 @@ const BASE: Recipe = Recipe {
     ..MINIMAL
 };
 
-/// Default template of the Wrenn Python client. It has the files of `minimal`, so both have the same
-/// image; only the user differs.
+/// Default template of the Wrenn Python client. It has the files of `minimal`, so both have the
+/// same image; only the user differs.
 const MINIMAL_UBUNTU: Recipe = Recipe {
     name: "minimal-ubuntu",
     default_user: "wrenn-user",

@@ -1,5 +1,5 @@
-//! Jail of a process that handles data of a guest: a VMM, or a tool that reads disk layers that a VMM
-//! wrote. Restricts what the process can see and do.
+//! Jail of a process that handles data of a guest: a VMM, or a tool that reads disk layers that a
+//! VMM wrote. Restricts what the process can see and do.
 //!
 //! `wrenn jail --spec FILE` enters the jail step by step ([`enter`]) and then becomes the program
 //! (exec). From then on the process
@@ -8,13 +8,13 @@
 //! - is in the sandbox's cgroups and network namespace, in IPC, UTS, cgroup and mount namespaces of
 //!   its own, and the first process of a PID namespace ([`spawn_in_pid_namespace`]);
 //! - sees a root file system made of the program, the directories of its libraries and data
-//!   (read-only, no devices, no setuid), a `/proc` with processes only, devices, and its own files at
-//!   constant paths below [`HOME`];
+//!   (read-only, no devices, no setuid), a `/proc` with processes only, devices, and its own files
+//!   at constant paths below [`HOME`];
 //! - has resource limits ([`ProcessLimits`]), and can make only the system calls in [`seccomp`];
 //! - is killed when the thread that started it ends.
 //!
-//! It has no user namespace of its own: its user ID belongs to it alone and has no capabilities. In a
-//! user namespace it would have some in there, which let it reach more code of the kernel.
+//! It has no user namespace of its own: its user ID belongs to it alone and has no capabilities. In
+//! a user namespace it would have some in there, which let it reach more code of the kernel.
 //!
 //! The paths below [`HOME`] are the same for every sandbox, because a VMM's snapshot may store
 //! them.

@@ -109,8 +109,8 @@ const PRCTL: [libc::c_int; 6] = [
     libc::PR_SET_SECCOMP,
 ];
 
-/// Permitted requests of `ioctl`, by number (`linux/if_tun.h`, `asm-generic/ioctls.h`): those of TAP
-/// devices, and of descriptors in general.
+/// Permitted requests of `ioctl`, by number (`linux/if_tun.h`, `asm-generic/ioctls.h`): those of
+/// TAP devices, and of descriptors in general.
 const IOCTL: [u32; 13] = [
     TUNGETFEATURES,
     TUNGETIFF,

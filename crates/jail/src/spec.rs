@@ -31,8 +31,8 @@ pub struct JailSpec {
     /// Environment of the program, as `NAME=value`.
     #[serde(default)]
     pub env: Vec<String>,
-    /// Descriptors that the program inherits, besides its standard input and output. `None`: all that
-    /// are inheritable.
+    /// Descriptors that the program inherits, besides its standard input and output. `None`: all
+    /// that are inheritable.
     #[serde(default)]
     pub fds: Option<Vec<RawFd>>,
     /// Resource limits of the process.
@@ -146,7 +146,8 @@ impl Program {
     }
 }
 
-/// Returns the paths that are directories, and no links to one: the target of a link is listed, too.
+/// Returns the paths that are directories, and no links to one: the target of a link is listed,
+/// too.
 fn existing(paths: &[&str]) -> Vec<PathBuf> {
     let paths = paths.iter().map(PathBuf::from);
     let is_dir = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());

@@ -53,7 +53,8 @@ pub enum Scope {
     Sandboxes,
     /// API keys of the team.
     Keys,
-    /// State of the hosts, logs of the sandboxes of all teams, and sandboxes that no database knows.
+    /// State of the hosts, logs of the sandboxes of all teams, and sandboxes that no database
+    /// knows.
     Hosts,
 }
 

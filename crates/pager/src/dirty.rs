@@ -57,11 +57,11 @@ pub fn scan(pid: u32, base: u64, len: u64) -> Result<Vec<PageRun>, DirtyError> {
     scan_by(pid, base, |map| map.dirty(base, len))
 }
 
-/// Returns the pages among the `len` bytes that process `pid` has mapped at `base` that are mapped to
-/// the kernel's zero page, in order. Offsets are relative to `base`.
+/// Returns the pages among the `len` bytes that process `pid` has mapped at `base` that are mapped
+/// to the kernel's zero page, in order. Offsets are relative to `base`.
 ///
-/// In memory that is mapped from a shared memfd, these are pages that are zeros in the snapshot, and
-/// pages that the VM gave back. A page that was not touched is not among them.
+/// In memory that is mapped from a shared memfd, these are pages that are zeros in the snapshot,
+/// and pages that the VM gave back. A page that was not touched is not among them.
 ///
 /// # Errors
 /// [`DirtyError::PageMap`]

@@ -1,8 +1,8 @@
 //! Virtual hardware of a VM, as far as the saved state of its devices depends on it.
 //!
-//! A snapshot names its hardware and its CPU model, and a VM that is restored from the snapshot gets
-//! exactly that. A VM that boots gets [`MachineProfile::current`]. Names are never changed or reused,
-//! because snapshots contain them. Snapshots of release 0.1.0 name no hardware; theirs is
+//! A snapshot names its hardware and its CPU model, and a VM that is restored from the snapshot
+//! gets exactly that. A VM that boots gets [`MachineProfile::current`]. Names are never changed or
+//! reused, because snapshots contain them. Snapshots of release 0.1.0 name no hardware; theirs is
 //! [`MachineProfile::first`].
 //!
 //! Versions of the VMM: the machine type `microvm` has no versions of its own, so only QEMU's

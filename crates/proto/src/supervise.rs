@@ -249,8 +249,8 @@ pub enum Request {
     Status,
     /// Stops the VM. Returns [`Reply::Stopped`] after the VM is gone; then the supervisor exits.
     Stop,
-    /// Pauses the vCPUs and writes a snapshot to a directory. Returns [`Reply::SnapshotTaken`]. If a
-    /// step fails, the VM is resumed at once and the reply is [`Reply::Rejected`].
+    /// Pauses the vCPUs and writes a snapshot to a directory. Returns [`Reply::SnapshotTaken`]. If
+    /// a step fails, the VM is resumed at once and the reply is [`Reply::Rejected`].
     #[serde(rename = "freeze")]
     Snapshot {
         /// Staging directory of the snapshot, owned by the agent.

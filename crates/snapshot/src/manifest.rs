@@ -32,15 +32,15 @@ pub struct Manifest {
     /// Virtual hardware of the VM; `None` in snapshots of release 0.1.0. See [`Self::profile`].
     #[serde(default)]
     pub machine: Option<MachineProfile>,
-    /// Processor of the host, if the guest sees it. `None` if the CPU model determines what the guest
-    /// sees, and in snapshots of release 0.1.0.
+    /// Processor of the host, if the guest sees it. `None` if the CPU model determines what the
+    /// guest sees, and in snapshots of release 0.1.0.
     #[serde(default)]
     pub host_cpu: Option<String>,
     /// Virtual CPUs, memory and disk.
     #[serde(flatten)]
     pub size: MachineSize,
-    /// Kernel that the VM booted. This and the next two paths are relative to the image directory, or
-    /// absolute if the file is elsewhere; always absolute in snapshots of earlier versions.
+    /// Kernel that the VM booted. This and the next two paths are relative to the image directory,
+    /// or absolute if the file is elsewhere; always absolute in snapshots of earlier versions.
     pub kernel: PathBuf,
     /// Initial RAM disk of the kernel.
     pub initrd: PathBuf,

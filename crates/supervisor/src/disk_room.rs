@@ -53,8 +53,8 @@ pub(crate) enum Action {
 }
 
 impl DiskRoom {
-    /// Returns the room of `room_bytes` on the file system of `dir`, for a guest that starts with the
-    /// writable disk file `disk`. 0 keeps nothing free.
+    /// Returns the room of `room_bytes` on the file system of `dir`, for a guest that starts with
+    /// the writable disk file `disk`. 0 keeps nothing free.
     pub(crate) fn new(dir: &Path, room_bytes: u64, disk: &Path) -> Self {
         Self {
             dir: dir.to_owned(),

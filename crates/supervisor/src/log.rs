@@ -1,7 +1,8 @@
-//! Log of a supervisor: JSON lines in the sandbox's directory, in at most two files of bounded size.
+//! Log of a supervisor: JSON lines in the sandbox's directory, in at most two files of bounded
+//! size.
 //!
-//! Every line has the field `sandbox_id`, also those of threads and tasks outside of any span. A full
-//! `supervisor.log` replaces `supervisor.log.1`, and a new one is begun.
+//! Every line has the field `sandbox_id`, also those of threads and tasks outside of any span. A
+//! full `supervisor.log` replaces `supervisor.log.1`, and a new one is begun.
 
 use std::{
     fs, io,

@@ -63,8 +63,8 @@ pub(crate) async fn launch<D: VmmDriver>(
     Ok(driver.launch(config, fds).await?)
 }
 
-/// Restores the saved device state and resumes the VM. The version of the VMM is checked again here,
-/// because the VMM may have been replaced since the agent chose the snapshot.
+/// Restores the saved device state and resumes the VM. The version of the VMM is checked again
+/// here, because the VMM may have been replaced since the agent chose the snapshot.
 pub(crate) async fn restore<M: Machine>(
     machine: &mut M,
     restore: &RestoreSpec,

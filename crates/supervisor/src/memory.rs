@@ -5,8 +5,8 @@
 //! the VMM.
 //!
 //! The pages that a VM has changed are always the anonymous pages of its mapping, and the pages of
-//! zeros that replace what the guest gave back. A snapshot compares them with the parent snapshot and
-//! writes those that differ.
+//! zeros that replace what the guest gave back. A snapshot compares them with the parent snapshot
+//! and writes those that differ.
 
 mod source;
 mod writer;

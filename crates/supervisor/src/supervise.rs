@@ -27,8 +27,8 @@ use crate::{
     preload, status,
 };
 
-/// Priority for the kernel's OOM killer (`oom_score_adj`). The supervisor would otherwise inherit the
-/// agent's. Its VMM, which has most of the memory, comes first.
+/// Priority for the kernel's OOM killer (`oom_score_adj`). The supervisor would otherwise inherit
+/// the agent's. Its VMM, which has most of the memory, comes first.
 const OOM_SCORE_ADJ: i32 = 250;
 
 /// Runs the sandbox in directory `dir` with QEMU until its VM ends. `image` is the shared memory of

@@ -2,9 +2,9 @@
 //!
 //! Reads `/proc/<pid>/pagemap`, either by the PAGEMAP_SCAN request (Linux 6.7 and newer) or entry
 //! by entry. A page is dirty if it is anonymous: present or swapped out, not of a file, and not the
-//! kernel's zero page. A page that the process never wrote, or that it discarded and had zeroed, may
-//! be mapped to that zero page. The process must not run during the scan; otherwise the result is not
-//! consistent. The scan changes nothing in the process.
+//! kernel's zero page. A page that the process never wrote, or that it discarded and had zeroed,
+//! may be mapped to that zero page. The process must not run during the scan; otherwise the result
+//! is not consistent. The scan changes nothing in the process.
 //!
 //! Source: Documentation/admin-guide/mm/pagemap.rst, <linux/fs.h>, process_vm_readv(2).
 
@@ -134,8 +134,9 @@ impl PageMap {
         }
     }
 
-    /// Returns the pages among `len` bytes from `start` that are mapped to the kernel's zero page, in
-    /// order, with adjacent pages merged into one range. `start` and `len` are multiples of 4096.
+    /// Returns the pages among `len` bytes from `start` that are mapped to the kernel's zero page,
+    /// in order, with adjacent pages merged into one range. `start` and `len` are multiples of
+    /// 4096.
     ///
     /// # Errors
     /// The kernel's error; `Unsupported` if the kernel hides frame numbers and is older than Linux

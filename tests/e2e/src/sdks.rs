@@ -1,5 +1,5 @@
-//! E2B's own SDKs and the Python client of Wrenn: their location (installed by `scripts/setup-sdks`),
-//! and the environment that connects them to a `wrenn up`.
+//! E2B's own SDKs and the Python client of Wrenn: their location (installed by
+//! `scripts/setup-sdks`), and the environment that connects them to a `wrenn up`.
 
 use std::{
     path::{Path, PathBuf},

@@ -11,9 +11,9 @@
 //! were resumed after the snapshot, or no snapshot was taken. The guest gets fresh randomness,
 //! because another sandbox may be restored from the same snapshot. With `sandboxId`, the guest was
 //! restored, perhaps as another sandbox. Before the response, the guest gets its own randomness,
-//! names, environment and token, the connections from before the snapshot are cut, and the generation
-//! ID changes, by which programs notice that they may run in a copy (`docs/copies.md`). Both forms
-//! start port forwarding again.
+//! names, environment and token, the connections from before the snapshot are cut, and the
+//! generation ID changes, by which programs notice that they may run in a copy (`docs/copies.md`).
+//! Both forms start port forwarding again.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -153,8 +153,8 @@ fn entropy(text: Option<&str>) -> Result<Option<Vec<u8>>, HttpError> {
 /// Writes a new generation ID. `root` is `/`, except in tests.
 ///
 /// The kernel chooses the ID. Its generator must have been reseeded, because copies that draw from
-/// the same state would get the same ID. The file is overwritten in place, so that programs may keep
-/// it open or mapped.
+/// the same state would get the same ID. The file is overwritten in place, so that programs may
+/// keep it open or mapped.
 fn renew_generation(root: &Path) -> io::Result<()> {
     let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
     let path = root.join(GENERATION_ID);

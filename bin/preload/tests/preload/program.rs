@@ -78,8 +78,8 @@ fn anonymous_memory_is_zero_and_announced_without_a_descriptor() {
     assert!(output_text.contains("sum 0"), "{output_text}");
 }
 
-/// A discarded page is zero, whether it was changed, loaded or never touched, and whether it is data
-/// or zeros in the snapshot. It belongs to no file and costs no memory.
+/// A discarded page is zero, whether it was changed, loaded or never touched, and whether it is
+/// data or zeros in the snapshot. It belongs to no file and costs no memory.
 #[test]
 fn discarded_memory_is_zero_and_the_snapshot_stays_as_it_is() {
     let host = Host::new(LEN);

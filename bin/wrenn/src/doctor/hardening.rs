@@ -1,8 +1,8 @@
 //! Settings of the host that weaken the isolation of guests: those that Firecracker's guide for
 //! production hosts lists.
 //!
-//! They do not prevent sandboxes from running, so each finding is a warning. What the kernel does not
-//! report, for example in a container, is not judged.
+//! They do not prevent sandboxes from running, so each finding is a warning. What the kernel does
+//! not report, for example in a container, is not judged.
 
 use std::{fs, path::Path};
 

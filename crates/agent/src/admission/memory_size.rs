@@ -22,9 +22,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_sandbox_never_gets_more_memory_than_the_host_has(memory: u32, total: u64) {
-            let fits = memory >= limits::MIN_MEMORY_MIB
-                && memory <= limits::MAX_MEMORY_MIB
-                && u64::from(memory) <= total;
+            let range = limits::MIN_MEMORY_MIB..=limits::MAX_MEMORY_MIB;
+            let fits = range.contains(&memory) && u64::from(memory) <= total;
             prop_assert_eq!(check(memory, total).is_ok(), fits);
         }
     }

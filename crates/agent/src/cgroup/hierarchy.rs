@@ -161,8 +161,8 @@ impl Hierarchy {
         self.mount.join(ROOT).join(instance)
     }
 
-    /// Creates a sandbox's group and any missing parents. All groups of the instance together may use
-    /// `memory_bytes`.
+    /// Creates a sandbox's group and any missing parents. All groups of the instance together may
+    /// use `memory_bytes`.
     pub(super) fn create(
         &self,
         instance: &str,
@@ -198,9 +198,10 @@ impl Hierarchy {
         make_dir_if_missing(dir)
     }
 
-    /// Gives all sandboxes together the weight of one process per processor. With the default weight,
-    /// they would compete with the processes of the host as if they were one of them, and a booting
-    /// kernel would miss its timer. A weight that the operator has set is kept. A failure is logged.
+    /// Gives all sandboxes together the weight of one process per processor. With the default
+    /// weight, they would compete with the processes of the host as if they were one of them, and a
+    /// booting kernel would miss its timer. A weight that the operator has set is kept. A failure
+    /// is logged.
     fn weigh_all(&self, dir: &Path) {
         if !self.has(Controller::Cpu) {
             return;
@@ -263,8 +264,8 @@ impl Hierarchy {
         self.controllers.contains(&controller)
     }
 
-    /// Checks that groups can be created in this hierarchy. Fails for a tree that is mounted read-only,
-    /// for example in a container.
+    /// Checks that groups can be created in this hierarchy. Fails for a tree that is mounted
+    /// read-only, for example in a container.
     fn try_use(&self) -> io::Result<()> {
         let name = format!("wrenn-probe-{}", std::process::id());
         let probe = self.mount.join(name);

@@ -1,4 +1,5 @@
-//! Limit of the disk requests of a group. It backs up the limit that QEMU applies to its guest: a compromised VMM does not apply it.
+//! Limit of the disk requests of a group. It backs up the limit that QEMU applies to its guest: a
+//! compromised VMM does not apply it.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -18,8 +19,8 @@ pub(crate) struct IoLimit {
 }
 
 impl IoLimit {
-    /// Returns the limit for the device that holds `data_dir`; `None` without a limit, or if the file
-    /// system has no block device of its own (overlayfs, btrfs, tmpfs, network file systems).
+    /// Returns the limit for the device that holds `data_dir`; `None` without a limit, or if the
+    /// file system has no block device of its own (overlayfs, btrfs, tmpfs, network file systems).
     pub(crate) fn of(limits: &SandboxLimits, data_dir: &Path) -> Option<Self> {
         let bytes = u64::from(limits.disk_mib_per_sec) * 1024 * 1024;
         let ops = u64::from(limits.disk_ops_per_sec);
@@ -46,8 +47,8 @@ impl IoLimit {
     }
 }
 
-/// Returns the numbers of the disk that contains a block device. Limits apply to whole disks, not to
-/// partitions.
+/// Returns the numbers of the disk that contains a block device. Limits apply to whole disks, not
+/// to partitions.
 fn whole_disk(sys: &Path, major: u32, minor: u32) -> Option<String> {
     let device = sys.join(format!("{major}:{minor}"));
     let number = |dir: &Path| Some(fs::read_to_string(dir.join("dev")).ok()?.trim().to_owned());

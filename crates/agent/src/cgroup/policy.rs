@@ -9,7 +9,8 @@
 //! | `auto`     | some are missing  | of an earlier release, never had limits | starts, warns   |
 //!
 //! The last row exists for upgrades: a host on which an earlier release ran without limits still
-//! starts. The file `cgroup-limits` in the data directory records that its sandboxes have had limits.
+//! starts. The file `cgroup-limits` in the data directory records that its sandboxes have had
+//! limits.
 
 use std::path::Path;
 

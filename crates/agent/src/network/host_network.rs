@@ -3,9 +3,9 @@
 //!
 //! The desired state follows from the settings, from the slots with egress, and from the host's
 //! routes. [`HostNetwork::keep`] compares it with the kernel's every [`CHECK_INTERVAL`] and applies
-//! it again if another program removed or changed a part, for example a firewall that was restarted.
-//! Each restoration is logged and counted. An idle check costs a few system calls: the rules are
-//! listed only if the generation of the packet filter changed.
+//! it again if another program removed or changed a part, for example a firewall that was
+//! restarted. Each restoration is logged and counted. An idle check costs a few system calls: the
+//! rules are listed only if the generation of the packet filter changed.
 //!
 //! Never touches rules, routes or settings that are not its own. See [`super::rules`] for what it
 //! owns in the packet filter, and [`super::forwarding`] for the rest.

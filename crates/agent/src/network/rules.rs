@@ -5,9 +5,9 @@
 //! - In every sandbox's namespace: one table, created and removed with the namespace.
 //! - On the host: one table for all agents. Its base chains are the same for any set of sandboxes
 //!   and agents. Each agent with a sandbox that has egress has a chain of its own with its ceiling,
-//!   and the map `links` sends packets from a sandbox's link to the chain of its agent. Applying the
-//!   rules again is harmless and repairs them, so several agents need no coordination. The table
-//!   stays when the last sandbox is gone.
+//!   and the map `links` sends packets from a sandbox's link to the chain of its agent. Applying
+//!   the rules again is harmless and repairs them, so several agents need no coordination. The
+//!   table stays when the last sandbox is gone.
 //!
 //! Chains of the host's table, in the order in which a packet from a sandbox passes them:
 //!
@@ -21,9 +21,9 @@
 //! | `agent_<id>`  | from `forward`                                   | what the ceiling closes       |
 //! | `postrouting` | postrouting                                      | - (masquerades)               |
 //!
-//! `prerouting` is the reason why a port that Docker or another program publishes on the host is out
-//! of reach: their translation of the host's address to that of a container would otherwise turn a
-//! packet to the host into a forwarded one, which `input` never sees.
+//! `prerouting` is the reason why a port that Docker or another program publishes on the host is
+//! out of reach: their translation of the host's address to that of a container would otherwise
+//! turn a packet to the host into a forwarded one, which `input` never sees.
 //!
 //! Interfaces whose forwarding the agent switched on (`routed`, see [`super::forwarding`]) forward
 //! to sandboxes only.
@@ -165,8 +165,8 @@ flush chain ip wrenn forward
     )
 }
 
-/// Returns the rules that limit a guest's traffic. They come before the rule that accepts packets of
-/// open connections.
+/// Returns the rules that limit a guest's traffic. They come before the rule that accepts packets
+/// of open connections.
 ///
 /// What exceeds a rate is dropped, which TCP answers by sending more slowly. A burst of
 /// [`BURST_MS`] passes, because the host's side of a link delivers data faster than any limit.

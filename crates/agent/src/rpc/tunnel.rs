@@ -135,9 +135,9 @@ async fn connect(
     Err(refusal(StatusCode::BAD_GATEWAY, "port_closed", &message))
 }
 
-/// Sets the options of a connection that is or may become a side of a tunnel. It carries small writes
-/// one after another; each would otherwise wait for the acknowledgment of the one before, some 40 ms.
-/// Best effort: a failure costs speed, or a connection that lives too long.
+/// Sets the options of a connection that is or may become a side of a tunnel. It carries small
+/// writes one after another; each would otherwise wait for the acknowledgment of the one before,
+/// some 40 ms. Best effort: a failure costs speed, or a connection that lives too long.
 pub(crate) fn tune(connection: &TcpStream) {
     let _ = connection.set_nodelay(true);
     let _ = sockopt::set_socket_keepalive(connection, true);

@@ -1,9 +1,9 @@
 //! Adoption of everything that an earlier agent left.
 //!
 //! [`adopt_all`] reads the directories before this agent accepts calls, so that every sandbox is
-//! known, and every snapshot that it depends on is kept. It asks no supervisor. Each sandbox's actor
-//! then examines its own VM ([`SandboxActor::examine`]), at most [`MAX_AT_ONCE`] at the same time.
-//! A supervisor that hangs therefore delays its own sandbox only. Until a VM is examined, the
+//! known, and every snapshot that it depends on is kept. It asks no supervisor. Each sandbox's
+//! actor then examines its own VM ([`SandboxActor::examine`]), at most [`MAX_AT_ONCE`] at the same
+//! time. A supervisor that hangs therefore delays its own sandbox only. Until a VM is examined, the
 //! sandbox is `starting`; tunnels and calls to it wait ([`Sandbox::until_examined`]).
 //!
 //! | found                                            | result                                  |

@@ -438,8 +438,8 @@ async fn write_spec(sandbox_dir: &SandboxDir, spec: &SupervisorSpec) -> Result<(
         .map_err(CreateError::SandboxDir)
 }
 
-/// Logs the end of the supervisor's log and of the console output, so that the agent's log shows the
-/// cause of a failed create.
+/// Logs the end of the supervisor's log and of the console output, so that the agent's log shows
+/// the cause of a failed create.
 fn log_final_output(sandbox_dir: &SandboxDir) {
     let supervisor = sandbox_dir.tail(files::LOG, 2000);
     let console = sandbox_dir.tail(files::CONSOLE, 2000);

@@ -17,8 +17,8 @@
 //!
 //! The chain of a running VM cannot be changed, so the VM keeps its own until the next pause. Each
 //! of its files costs the VMM a descriptor and a cache, which is why there is a limit. If a copy of
-//! the second row cannot be made, for example because the disk is full, the caller gets the snapshot
-//! with the long chain.
+//! the second row cannot be made, for example because the disk is full, the caller gets the
+//! snapshot with the long chain.
 
 use std::{
     io,
@@ -88,7 +88,8 @@ impl SandboxActor {
                 () = hurried.cancelled() => {}
                 () = shutdown.cancelled() => return Err(io::Error::from(io::ErrorKind::Interrupted).into()),
             }
-            // One at a time, so that a resume that waits for its copy does not queue behind all others.
+            // One at a time, so that a resume that waits for its copy does not queue behind all
+            // others.
             let _turn = tokio::select! {
                 turn = host.background_compactions.acquire() => turn.ok(),
                 () = hurried.cancelled() => None,
@@ -204,8 +205,8 @@ impl SandboxActor {
         base.map(|snapshot| self.actors.host.snapshots.depth(snapshot))
     }
 
-    /// True if the chain is so long that the running VM must be replaced. The VM has more layers than
-    /// its last snapshot if later snapshots failed.
+    /// True if the chain is so long that the running VM must be replaced. The VM has more layers
+    /// than its last snapshot if later snapshots failed.
     pub(super) async fn is_too_deep_to_continue(&self) -> bool {
         let layers = self.status().await.map_or(0, |status| status.disk.len());
         self.depth().is_some_and(Depth::is_too_much_to_continue)

@@ -92,8 +92,8 @@ use crate::{
 /// Maximum time for calls in progress to complete before the guest is paused.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Maximum time for a supervisor to report its status before a pause. A typical answer takes less than
-/// a millisecond.
+/// Maximum time for a supervisor to report its status before a pause. A typical answer takes less
+/// than a millisecond.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Interval at which calls in progress are checked.
@@ -102,8 +102,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// Minimum of the time to pause vCPUs and devices and to write them and the memory.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(240);
 
-/// Speed of a slow disk, in bytes per second. A snapshot may take the time in which it writes the whole
-/// memory of the guest.
+/// Speed of a slow disk, in bytes per second. A snapshot may take the time in which it writes the
+/// whole memory of the guest.
 const SLOW_DISK: u64 = 10 << 20;
 
 /// State of a paused VM that was written and is not yet published.
@@ -163,8 +163,8 @@ impl SandboxActor {
         }
     }
 
-    /// Returns the error of a failed pause. A VMM that reports a full disk although there is space must
-    /// not prolong its lifetime by that.
+    /// Returns the error of a failed pause. A VMM that reports a full disk although there is space
+    /// must not prolong its lifetime by that.
     fn checked(&self, error: LifecycleError) -> LifecycleError {
         match error {
             LifecycleError::Snapshot(error)

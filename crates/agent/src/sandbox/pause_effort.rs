@@ -2,8 +2,8 @@
 //!
 //! The control plane chooses the effort. A pause that a client requests needs the guest: the client
 //! sees a failure and decides. A pause at the end of a sandbox's lifetime must succeed in the end,
-//! so its later attempts need nobody ([`crate::sandbox`], and `lifecycle::idle` in the control
-//! plane).
+//! so its later attempts need neither the guest nor its agent ([`crate::sandbox`], and
+//! `lifecycle::idle` in the control plane).
 
 /// Effort of a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -72,8 +72,8 @@ pub(super) struct Resources {
     pub(super) cgroup: bool,
     pub(super) disk: bool,
     pub(super) supervisor: Option<Arc<Supervisor>>,
-    /// True if a supervisor may be running that is not connected to: an earlier agent started it, or
-    /// it did not become ready.
+    /// True if a supervisor may be running that is not connected to: an earlier agent started it,
+    /// or it did not become ready.
     pub(super) may_be_supervised: bool,
 }
 
@@ -111,8 +111,8 @@ impl Resources {
     /// Ends the VM and frees everything except the directory. Every step runs that does not depend
     /// on a failed one. The first failure is returned.
     ///
-    /// As long as a process of the VM exists, its slot stays claimed: with the slot, another sandbox
-    /// would get the process's user ID and its network. Its memory stays reserved, too.
+    /// As long as a process of the VM exists, its slot stays claimed: with the slot, another
+    /// sandbox would get the process's user ID and its network. Its memory stays reserved, too.
     pub(super) async fn free(&mut self, host: &HostContext) -> Result<(), DestroyError> {
         let mut first = Ok(());
         let mut note = |result: Result<(), DestroyError>| {

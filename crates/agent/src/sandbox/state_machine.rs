@@ -38,10 +38,10 @@
 //!
 //! - A sandbox with a snapshot becomes `Paused` when its VM is lost, otherwise `Error`.
 //! - `Starting` is also the state of a sandbox that an agent adopts, until its VM is examined.
-//! - A step that began has exactly one outcome: after `PauseBegun` one of `PauseDone`, `RolledBack`,
-//!   `VmLost` and `DestroyBegun`, after `ResumeBegun` one of `ResumeDone`, `ResumeFailed` and
-//!   `DestroyBegun`. A destroy aborts a pause and a resume. The actor receives no other command
-//!   meanwhile.
+//! - A step that began has exactly one outcome: after `PauseBegun` one of `PauseDone`,
+//!   `RolledBack`, `VmLost` and `DestroyBegun`, after `ResumeBegun` one of `ResumeDone`,
+//!   `ResumeFailed` and `DestroyBegun`. A destroy aborts a pause and a resume. The actor receives
+//!   no other command meanwhile.
 //! - `Running` and `Paused` are connected only by `Pausing` and `Resuming`, except after a loss.
 //! - `Stopping` has two ends: the sandbox is removed, or a resource could not be freed. It is never
 //!   left for `Running`.

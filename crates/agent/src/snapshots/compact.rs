@@ -32,8 +32,8 @@ const WORTHWHILE: usize = 8;
 /// Above this depth no VM is started before the compacted copy exists.
 const TOO_MANY: usize = 32;
 
-/// Above this depth a running VM is replaced before its next snapshot. The VMM has a descriptor and a
-/// cache of up to a megabyte for each disk layer; with 64 of them it stays within its limit of
+/// Above this depth a running VM is replaced before its next snapshot. The VMM has a descriptor and
+/// a cache of up to a megabyte for each disk layer; with 64 of them it stays within its limit of
 /// memory.
 const TOO_MANY_TO_CONTINUE: usize = 64;
 /// Maximum depth of a compacted copy.

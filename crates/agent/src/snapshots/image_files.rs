@@ -1,5 +1,5 @@
-//! Files of the image directory that snapshots depend on: kernel, initial RAM disk, and the image at
-//! the base of the disk.
+//! Files of the image directory that snapshots depend on: kernel, initial RAM disk, and the image
+//! at the base of the disk.
 //!
 //! A manifest names them relative to the image directory, so that the directory can be moved or
 //! copied together with its snapshots. A file elsewhere has its absolute path, as all files in
@@ -126,7 +126,8 @@ fn open_ext4(image: &Path) -> io::Result<Option<File>> {
     Ok((magic == MAGIC.1).then_some(image))
 }
 
-/// Returns the UUID of an ext4 file system in hexadecimal digits. Copies of its image have the same.
+/// Returns the UUID of an ext4 file system in hexadecimal digits. Copies of its image have the
+/// same.
 fn uuid_of(image: &Path) -> io::Result<Option<String>> {
     let Some(image) = open_ext4(image)? else {
         return Ok(None);

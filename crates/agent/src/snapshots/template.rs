@@ -1,7 +1,8 @@
 //! Template snapshots of templates, and the reasons why a template has none.
 //!
-//! Without a usable template snapshot, every create boots, which takes seconds instead of a fraction
-//! of one. The reason is logged when it changes, and reported in the description of the host.
+//! Without a usable template snapshot, every create boots, which takes seconds instead of a
+//! fraction of one. The reason is logged when it changes, and reported in the description of the
+//! host.
 
 use std::{collections::HashMap, path::Path};
 
@@ -127,8 +128,8 @@ impl Snapshots {
     }
 }
 
-/// Returns the reason why a template of an image directory cannot be restored; `None` if it can. Only
-/// reads, and needs no agent.
+/// Returns the reason why a template of an image directory cannot be restored; `None` if it can.
+/// Only reads, and needs no agent.
 pub(crate) fn examine(
     images_dir: &Path,
     template: &Template,

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::sandbox::Sandbox;
 
-/// Program that ends when the guest has reported almost all of its free blocks of 2 MiB and more, or
-/// after 40 s: the guest then reports nothing, and the snapshot is only larger.
+/// Program that ends when the guest has reported almost all of its free blocks of 2 MiB and more,
+/// or after 40 s: the guest then reports nothing, and the snapshot is only larger.
 ///
 /// `/proc/kpageflags` has one word per page. All pages of a free block have the flag `BUDDY`. The
 /// first page of a reported block also has the flag `UPTODATE`, which means something else in used

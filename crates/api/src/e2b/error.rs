@@ -15,12 +15,12 @@
 //! | host or guest does not answer, or lacks free resources | 503 |
 //! | timeout | 504 |
 //!
-//! Some errors have a code for programs: those of a create (`E2bError::of_create`), of an idempotency
-//! key, and of a guest agent that does not answer.
+//! Some errors have a code for programs: those of a create (`E2bError::of_create`), of an
+//! idempotency key, and of a guest agent that does not answer.
 //!
-//! A response with status 503 has the header `Retry-After`. Clients repeat calls that failed with 429, 502, 503 or 504, unless the header `Should-Retry` is
-//! `false`. The server sends `false` where a repetition would create a second resource
-//! (`e2b::mark_retries`).
+//! A response with status 503 has the header `Retry-After`. Clients repeat calls that failed with
+//! 429, 502, 503 or 504, unless the header `Should-Retry` is `false`. The server sends `false`
+//! where a repetition would create a second resource (`e2b::mark_retries`).
 
 use axum::{
     Json,
@@ -134,8 +134,8 @@ impl E2bError {
         self
     }
 
-    /// Converts the failure of a create at the host. Its code tells a program whether another attempt
-    /// may succeed.
+    /// Converts the failure of a create at the host. Its code tells a program whether another
+    /// attempt may succeed.
     pub(super) fn of_create(error: AgentError) -> Self {
         // The state of a sandbox that does not exist yet does not forbid anything: this host cannot
         // restore the snapshot.

@@ -43,9 +43,9 @@ const MIN_OUTPUT_BYTES: usize = 64 * 1024;
 /// output open; these live on, and their later output is dropped. When the timeout expires, all
 /// descendants of the command are killed, and the response is 504 `timeout` with the output so far
 /// in `details`. The first 16 MiB of each stream are returned, and `truncated` is set if there was
-/// more; `exec/stream` has no limit. If the server's buffers are used up, the command is not started
-/// (503), or further output is dropped, which `truncated` reports. A program that does not exist or
-/// cannot be executed is an error with `details.exit_code` 127 or 126.
+/// more; `exec/stream` has no limit. If the server's buffers are used up, the command is not
+/// started (503), or further output is dropped, which `truncated` reports. A program that does not
+/// exist or cannot be executed is an error with `details.exit_code` 127 or 126.
 #[utoipa::path(
     post, path = "/{id}/exec", tag = "processes", operation_id = "exec", request_body = ExecRequest,
     params(("id" = String, Path, description = "Sandbox id.")),

@@ -24,8 +24,8 @@
 //!
 //! `code` is that of error responses. A fatal error also has `"exit_code"` (127 or 126) if the
 //! program does not exist or cannot be executed. Output that no client took and that was dropped is
-//! an error that is not fatal, with the code `output_lost` and `"lost_bytes":N`, at its place in the
-//! output.
+//! an error that is not fatal, with the code `output_lost` and `"lost_bytes":N`, at its place in
+//! the output.
 
 use std::collections::BTreeMap;
 

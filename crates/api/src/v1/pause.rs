@@ -36,8 +36,8 @@ pub(super) async fn pause(
 
 /// Resumes a paused sandbox from its saved state.
 ///
-/// If the resume fails, the sandbox stays paused. Fails with 409 unless the sandbox is `paused`, and
-/// if the host's virtual machine monitor cannot load the saved memory: with `memory` false, the
+/// If the resume fails, the sandbox stays paused. Fails with 409 unless the sandbox is `paused`,
+/// and if the host's virtual machine monitor cannot load the saved memory: with `memory` false, the
 /// sandbox then boots from its disk.
 #[utoipa::path(
     post, path = "/{id}/resume", tag = "sandboxes", operation_id = "resume_sandbox", request_body = Option<ResumeSandbox>,

@@ -90,10 +90,10 @@ pub(super) struct PtyQuery {
 /// `data` in base64, `resize` with `cols` and `rows`, `kill`, and `pong`.
 ///
 /// The server sends output as binary frames, or as `output` with `data` in base64: as the parameter
-/// `output` says, otherwise in the form of the client's input. Its other messages are `started` with
-/// `tag` and `pid`, `exit` with `exit_code`, `error` as in `exec/stream`, and `ping` every 30 s. A
-/// terminal outlives its client, which can reconnect with the `tag`. It ends when its own process
-/// ends; `kill` ends all its jobs.
+/// `output` says, otherwise in the form of the client's input. Its other messages are `started`
+/// with `tag` and `pid`, `exit` with `exit_code`, `error` as in `exec/stream`, and `ping` every 30
+/// s. A terminal outlives its client, which can reconnect with the `tag`. It ends when its own
+/// process ends; `kill` ends all its jobs.
 #[utoipa::path(
     get, path = "/{id}/pty", tag = "processes", operation_id = "pty",
     params(("id" = String, Path, description = "Sandbox id."), PtyQuery),

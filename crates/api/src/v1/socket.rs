@@ -1,5 +1,5 @@
-//! WebSockets: opening, messages, closing. Messages are JSON in text frames; binary frames are those
-//! of terminals.
+//! WebSockets: opening, messages, closing. Messages are JSON in text frames; binary frames are
+//! those of terminals.
 //!
 //! A message is handed to the connection and flushed before the next one is requested, so a client
 //! that reads slowly slows down the sender. Nothing is dropped, and at most that one message is

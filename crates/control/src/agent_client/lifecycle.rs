@@ -13,12 +13,12 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Deadline of a destroy. Allows the guest time to end.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Deadline of a pause, snapshot or fork. The agent bounds the time by the size of the guest's memory
-/// and the speed of a slow disk.
+/// Deadline of a pause, snapshot or fork. The agent bounds the time by the size of the guest's
+/// memory and the speed of a slow disk.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
 
-/// Deadline of a resume, and of the wait for a pause or resume in progress. Many gigabytes of memory
-/// may be read from a disk.
+/// Deadline of a resume, and of the wait for a pause or resume in progress. Many gigabytes of
+/// memory may be read from a disk.
 pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl AgentClient {

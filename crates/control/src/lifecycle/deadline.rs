@@ -3,8 +3,8 @@
 //!
 //! Owns one task that sleeps until the nearest deadline, or until it is notified of a nearer one.
 //! Deadlines are measured by the monotonic clock (`table`): a step of the wall clock is logged, and
-//! moves none of them. A deadline is checked again under the sandbox's lock, so one that was moved at
-//! the last moment counts as moved. At most [`MAX_ENDS_AT_ONCE`] sandboxes are ended at the same
+//! moves none of them. A deadline is checked again under the sandbox's lock, so one that was moved
+//! at the last moment counts as moved. At most [`MAX_ENDS_AT_ONCE`] sandboxes are ended at the same
 //! time, together with the idle ones: after a long outage, many are due. A failed pause is retried
 //! with increasing delays and more effort (`idle`). A failed destroy is left to the reconciler.
 
@@ -112,7 +112,8 @@ impl Lifecycle {
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
-            // Another operation on the sandbox may take minutes. It must not use up the turns of others.
+            // Another operation on the sandbox may take minutes. It must not use up the turns of
+            // others.
             if self.locks.try_lock(&id).is_none() {
                 let retry = now + LOCKED_RETRY;
                 next = Some(next.map_or(retry, |next| next.min(retry)));

@@ -9,8 +9,9 @@
 //! that a dying process leaves behind is settled by the reconciler.
 //!
 //! The lifetime of a sandbox is a promise to the operator, so neither its guest nor a failure that
-//! lasts may prolong it ([0023](../../../../docs/decisions/0023-end-a-lifetime-without-the-guest.md)).
-//! The attempts of one idle period, or of one deadline:
+//! lasts may prolong it
+//! ([0023](../../../../docs/decisions/0023-end-a-lifetime-without-the-guest.md)). The attempts of
+//! one idle period, or of one deadline:
 //!
 //! | attempt                                  | effort of the pause                       |
 //! |------------------------------------------|-------------------------------------------|
@@ -89,7 +90,8 @@ impl IdleReaper {
         }
     }
 
-    /// Records a failure, which counts or not. Returns the delay until the next attempt, in seconds.
+    /// Records a failure, which counts or not. Returns the delay until the next attempt, in
+    /// seconds.
     fn failed(&self, id: &SandboxId, period_ms: i64, counts: bool, now: Instant) -> u32 {
         let mut table = self.table();
         let known = table.get(id).filter(|failed| failed.period_ms == period_ms);
@@ -232,8 +234,8 @@ impl Lifecycle {
     }
 }
 
-/// True if a failed pause counts as an attempt: the agent has answered, and the reason is not a full
-/// disk of the host.
+/// True if a failed pause counts as an attempt: the agent has answered, and the reason is not a
+/// full disk of the host.
 fn counts(error: &AgentError) -> bool {
     !error.connection_lost && error.code != ErrorCode::ResourceExhausted
 }

@@ -1,9 +1,10 @@
 //! Lifecycle locks: one per sandbox. A lock exists only while a task holds it or waits for it.
 //!
-//! A destroy that a client requests does not wait for the operation in progress: [`LockGuard::give_way`]
-//! releases the lock when the destroy asks for it. The operation then ends without the lock, because
-//! the destroy aborts it at the host. Its events are valid in every status of a destroyed sandbox
-//! ([`crate::state_machine`]), and each write requires the version of the row that was read.
+//! A destroy that a client requests does not wait for the operation in progress:
+//! [`LockGuard::give_way`] releases the lock when the destroy asks for it. The operation then ends
+//! without the lock, because the destroy aborts it at the host. Its events are valid in every
+//! status of a destroyed sandbox ([`crate::state_machine`]), and each write requires the version of
+//! the row that was read.
 
 use std::{collections::HashMap, pin::pin, sync::Arc};
 
@@ -87,8 +88,8 @@ impl Locks {
 }
 
 impl LockGuard<'_> {
-    /// Runs an operation of the sandbox. Releases the lock when the operation ends, or when a destroy
-    /// asks for it.
+    /// Runs an operation of the sandbox. Releases the lock when the operation ends, or when a
+    /// destroy asks for it.
     pub(crate) async fn give_way<T>(self, operation: impl Future<Output = T>) -> T {
         let wanted = self.ticket.lock.is_wanted.clone();
         let mut operation = pin!(operation);

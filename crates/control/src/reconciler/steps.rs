@@ -388,8 +388,8 @@ impl Step {
     }
 }
 
-/// Returns the precision of the activity time of a sandbox in use, in milliseconds: a quarter of its
-/// idle time, so that another process does not take it for idle.
+/// Returns the precision of the activity time of a sandbox in use, in milliseconds: a quarter of
+/// its idle time, so that another process does not take it for idle.
 fn in_use_grain_ms(timeout_sec: u32) -> i64 {
     (i64::from(timeout_sec) * 250).clamp(USE_GRAIN_MS, MAX_IN_USE_GRAIN_MS)
 }

@@ -173,11 +173,10 @@ fn only_idle_sandboxes_are_ended() {
 #[test]
 fn reason_describes_the_cause() {
     let reason = |status, host: Option<HostReport>| match one(Some(&view(status)), host.as_ref()) {
-        Some(Action::Settle(Decision {
-            event: Event::Lost,
-            change: RowChange::Error(reason),
-            ..
-        })) => reason,
+        Some(Action::Settle(decision)) if decision.event == Event::Lost => match decision.change {
+            RowChange::Error(reason) => reason,
+            other => panic!("{other:?}"),
+        },
         other => panic!("{other:?}"),
     };
     assert!(reason(S::Starting, None).contains("restarted"));

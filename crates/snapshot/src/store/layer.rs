@@ -1,13 +1,13 @@
 //! Disk layers of a store, and their checksums.
 //!
-//! A layer is linked into the store, unless a VMM may still hold a descriptor with which it can write
-//! to the file. Such a layer is copied: a compromised VMM could otherwise change a snapshot
+//! A layer is linked into the store, unless a VMM may still hold a descriptor with which it can
+//! write to the file. Such a layer is copied: a compromised VMM could otherwise change a snapshot
 //! that other sandboxes are created from. The file system shares the blocks of the copy if it can
 //! (`FICLONE`).
 //!
 //! `disks/<build>.sum` contains the checksum of a layer, as JSON. It exists for layers that were
-//! copied and for those of named snapshots. A layer of a paused sandbox has none: computing it would
-//! make each pause read the whole layer.
+//! copied and for those of named snapshots. A layer of a paused sandbox has none: computing it
+//! would make each pause read the whole layer.
 //!
 //! | field      | content                                  |
 //! |------------|------------------------------------------|
@@ -86,8 +86,8 @@ impl Staging {
 }
 
 impl Store {
-    /// Adds the missing checksums of a snapshot's layers. Must not be called while a VMM may write to
-    /// one of them.
+    /// Adds the missing checksums of a snapshot's layers. Must not be called while a VMM may write
+    /// to one of them.
     ///
     /// # Errors
     /// Fails if the snapshot does not exist, or a file cannot be read or written.

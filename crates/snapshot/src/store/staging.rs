@@ -59,8 +59,8 @@ impl Staging {
     /// Publishes the snapshot.
     ///
     /// `layers` are disk layers that are not in the store yet. They are linked or copied, and also
-    /// stay at their present paths. Diff files of earlier generations are linked in the same way from
-    /// `other`, if `other` has them.
+    /// stay at their present paths. Diff files of earlier generations are linked in the same way
+    /// from `other`, if `other` has them.
     ///
     /// # Errors
     /// Fails if a file that the snapshot depends on is missing, or the disk is full. The snapshot

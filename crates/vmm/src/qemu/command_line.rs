@@ -25,8 +25,8 @@ pub(super) const DISK_DEVICE: &str = "/machine/peripheral-anon/device[0]";
 /// many sandboxes on one host.
 const TCG_CACHE_MIB: u32 = 128;
 
-/// Machine type `microvm`. It has no versions. The options are part of it: a changed option would be
-/// another machine, which cannot load the states of this one.
+/// Machine type `microvm`. It has no versions. The options are part of it: a changed option would
+/// be another machine, which cannot load the states of this one.
 const MICROVM: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on";
 
 /// Size of a disk's file beyond the disk and its metadata, MiB.

@@ -70,9 +70,9 @@ impl QemuMachine {
         self.execute("migrate-set-parameters", parameters).await
     }
 
-    /// Limits the requests of the guest. The limits belong to the device, so they stay in place when
-    /// an overlay is put on top of the disk, and they do not count space that the guest trims. A rate
-    /// of 0 is no limit.
+    /// Limits the requests of the guest. The limits belong to the device, so they stay in place
+    /// when an overlay is put on top of the disk, and they do not count space that the guest trims.
+    /// A rate of 0 is no limit.
     async fn limit_disk(&mut self, rate: DiskRate) -> Result<(), ControlError> {
         let limits = json!({
             "id": DISK_DEVICE,

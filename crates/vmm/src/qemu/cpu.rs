@@ -16,8 +16,8 @@ const TCG_CPU: &str =
     "Nehalem-v1,+arat,+avx,+avx2,+bmi1,+bmi2,+f16c,+fma,+abm,+movbe,+xsave,+xsaveopt";
 
 /// CPU model under KVM: that of the host, without nested virtualization and performance counters.
-/// Both let a guest reach much more code of KVM, and counters measure other guests on the same core.
-/// An operator who wants them sets `WRENN_CPU=host`. `docs/decisions/0032` has more.
+/// Both let a guest reach much more code of KVM, and counters measure other guests on the same
+/// core. An operator who wants them sets `WRENN_CPU=host`. `docs/decisions/0032` has more.
 const KVM_CPU: &str = "host,-vmx,-svm,pmu=off";
 
 /// Maximum time for QEMU to start and to exit.
@@ -126,8 +126,8 @@ mod tests {
         }
     }
 
-    /// QEMU cannot be asked without KVM: `host` exists only there. The features are the same for any
-    /// model.
+    /// QEMU cannot be asked without KVM: `host` exists only there. The features are the same for
+    /// any model.
     #[tokio::test]
     async fn the_default_under_kvm_has_no_nested_virtualization_and_no_performance_counters() {
         let model = default_cpu(Accel::Kvm);

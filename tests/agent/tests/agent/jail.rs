@@ -211,7 +211,7 @@ fn a_jail_whose_parent_is_gone_is_not_entered() {
     };
     let mut jail = Command::new(EXE);
     let number = wrenn_sys::session::inherit(&mut jail, spec.to_memfd().expect("a file"));
-    // As if the parent had died: nobody holds the writing end any more.
+    // As if the parent had died: no process holds the writing end any more.
     let reader = parent.into_reader();
     jail.args(["jail", "--spec"])
         .arg(format!("/proc/self/fd/{number}"));

@@ -1,6 +1,6 @@
-//! Ends of sandboxes whose guest or supervisor does not help: pauses that must succeed, and destroys
-//! that wait for nobody. The rows of the tables in `sandbox/preparation.rs` and
-//! `sandbox/pause_effort.rs`.
+//! Ends of sandboxes whose guest or supervisor does not help: pauses that must succeed, and
+//! destroys that do not wait for another operation. The rows of the tables in
+//! `sandbox/preparation.rs` and `sandbox/pause_effort.rs`.
 
 use std::{
     fs,
@@ -24,8 +24,8 @@ const ERROR: SandboxState = SandboxState::SANDBOX_STATE_ERROR;
 const WITHOUT_GUEST: PauseEffort = PauseEffort::PAUSE_EFFORT_WITHOUT_GUEST;
 const OR_END: PauseEffort = PauseEffort::PAUSE_EFFORT_OR_END;
 
-/// Maximum time of a destroy that does not wait for another operation, on a busy machine. Each of the waits that it
-/// must not join takes longer.
+/// Maximum time of a destroy that does not wait for another operation, on a busy machine. Each of
+/// the waits that it must not join takes longer.
 const QUICK: Duration = Duration::from_secs(4);
 
 /// Makes the sandbox's snapshots or its guest fail in this way from now on.

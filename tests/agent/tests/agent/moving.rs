@@ -1,5 +1,5 @@
-//! Data directories that were moved, with their image directories: paused sandboxes and snapshots stay
-//! usable.
+//! Data directories that were moved, with their image directories: paused sandboxes and snapshots
+//! stay usable.
 
 use std::{fs, path::Path};
 

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use wrenn_e2e::{Service, service::wrenn_exe};
 
-/// User of the jails of this test. No other test has it, because a jailed process sees the processes
-/// of its user.
+/// User of the jails of this test. No other test has it, because a jailed process sees the
+/// processes of its user.
 fn uid() -> u32 {
     1_000_000_000 + std::process::id()
 }

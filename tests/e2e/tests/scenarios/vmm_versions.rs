@@ -62,7 +62,8 @@ async fn a_release_of_the_same_series_restores_and_another_series_boots_on_reque
         change(&path, |manifest| manifest["vmm"] = "qemu 9.1.3".into())?;
         sandbox.id().to_owned()
     };
-    // The reason is known before a client tries, if the VMM was replaced while the service was down.
+    // The reason is known before a client tries, if the VMM was replaced while the service was
+    // down.
     service.stop().await?;
     service.start_again().await?;
     let sandbox = Sandbox::new(&service, id);

@@ -1,9 +1,9 @@
 //! Form of a terminal's output: binary frames, or JSON messages with base64.
 //!
-//! The query of the request decides, if it names a form. Otherwise the client's input does: a binary
-//! frame asks for binary frames, an `input` message for base64. Clients of both kinds send the same
-//! first message, so output is held back for [`DECISION_TIME`] after `started`. A client that sends
-//! no input in that time gets binary frames, until it sends an `input` message.
+//! The query of the request decides, if it names a form. Otherwise the client's input does: a
+//! binary frame asks for binary frames, an `input` message for base64. Clients of both kinds send
+//! the same first message, so output is held back for [`DECISION_TIME`] after `started`. A client
+//! that sends no input in that time gets binary frames, until it sends an `input` message.
 
 use std::{sync::Arc, time::Duration};
 
