@@ -1,7 +1,7 @@
 """The unmodified client `wrenn` of PyPI against a `wrenn up`.
 
-The service is told by WRENN_BASE_URL, WRENN_API_KEY and WRENN_PROXY_DOMAIN, as a user would. One sandbox is used by all
-tests that leave nothing others mind.
+The variables WRENN_BASE_URL, WRENN_API_KEY and WRENN_PROXY_DOMAIN name the service. Tests that leave no
+state behind share one sandbox.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 from wrenn import AsyncCapsule, Capsule, WrennClient, WrennNotFoundError, WrennValidationError
+from wrenn.exceptions import WrennError
 
 #: Alive for longer than the file takes.
 LONG = 900
@@ -53,6 +54,12 @@ def test_commands(capsule):
     events = list(capsule.commands.stream("echo out; echo err >&2; exit 4"))
     assert (events[0].type, events[-1].type, events[-1].exit_code) == ("start", "exit", 4)
     assert sorted(event.data for event in events[1:-1]) == ["err\n", "out\n"]
+
+
+def test_command_that_exceeds_its_time_raises(capsule):
+    with pytest.raises(WrennError, match="timed out after 1 s") as raised:
+        capsule.commands.run("sleep 1000", timeout=1)
+    assert raised.value.status_code == 504
 
 
 def test_files(capsule):
