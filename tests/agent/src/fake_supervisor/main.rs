@@ -181,6 +181,10 @@ async fn serve(connection: UnixSeqpacket, vmm_pid: u32, dir: &Path, fake: &str) 
         let request: Request = serde_json::from_slice(&packet[..length])?;
         match request {
             Request::Status => {
+                if fake == "hang-once" {
+                    // The agent regards the supervisor as started.
+                    let _ = fs::write(dir.join("asked"), "");
+                }
                 if is_busy(dir) {
                     tokio::time::sleep(LATE).await;
                 }
