@@ -19,7 +19,7 @@ pub struct HostLimits {
     pub sandbox_disk_budget_mib: Option<u64>,
     /// Limits of disk requests, network traffic and swap of each sandbox.
     pub sandbox: SandboxLimits,
-    /// What to do on a host without cgroup controllers.
+    /// Policy for a host without cgroup controllers.
     pub cgroups: CgroupPolicy,
 }
 

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The directory of a failed sandbox is removed as soon as the control plane knows of the failure.
-//! Its logs are moved here before. The logs of the newest [`MAX_KEPT`] such sandboxes are kept;
-//! each log is bounded by its writer.
+//! Before, the logs are moved here. Those of the newest [`MAX_KEPT`] such sandboxes are kept; each
+//! log is bounded by its writer.
 
 use std::{
     fs, io,

@@ -74,7 +74,7 @@ pub enum HeaderError {
     Field {
         /// Name of the field.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         got: u64,
     },
     /// The header names another backing file.

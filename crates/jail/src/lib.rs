@@ -13,8 +13,8 @@
 //! - has resource limits ([`ProcessLimits`]), and can make only the system calls in [`seccomp`];
 //! - is killed when the thread that started it ends.
 //!
-//! It has no user namespace of its own: its user ID belongs to it alone and has no capabilities. In
-//! a user namespace it would have some in there, which let it reach more code of the kernel.
+//! The process has no user namespace of its own: the user ID belongs to this process alone and has
+//! no capabilities. In a user namespace it would have some, and reach more code of the kernel.
 //!
 //! The paths below [`HOME`] are the same for every sandbox, because a VMM's snapshot may store
 //! them.

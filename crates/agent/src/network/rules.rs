@@ -168,8 +168,7 @@ flush chain ip wrenn forward
 /// Returns the rules that limit a guest's traffic. They come before the rule that accepts packets
 /// of open connections.
 ///
-/// What exceeds a rate is dropped, which TCP answers by sending more slowly. A burst of
-/// [`BURST_MS`] passes, because the host's side of a link delivers data faster than any limit.
+/// Packets above the rate are dropped; TCP then sends more slowly. A burst of [`BURST_MS`] passes, because the host's side of a link delivers data faster than any limit.
 fn traffic_rules(traffic: TrafficLimits) -> String {
     let forward = "add rule ip wrenn forward";
     let mut rules = String::new();

@@ -1,7 +1,7 @@
 //! Preparation of a guest for a snapshot (`/snapshot/prepare`).
 //!
 //! The guest writes its dirty data to the disk first, which may take up to a minute on a slow disk.
-//! Its agent answers health checks meanwhile, so a guest that cannot prepare at all (a stopped
+//! The agent answers health checks meanwhile, so a guest that cannot prepare at all (a stopped
 //! agent, a guest without a processor) is noticed within seconds.
 //!
 //! | guest                                     | result                                            |
