@@ -199,8 +199,6 @@ pub(crate) struct Running {
     /// Memory file of the snapshot that the VM was restored from. Held so that other VMs of the
     /// same snapshot share it.
     pub(crate) memory: Option<Arc<ImageMemory>>,
-    /// Connections from outside to ports of the guest.
-    pub(crate) tunnels: Tunnels,
 }
 
 /// Command to an actor, with the channel for its reply.
@@ -255,6 +253,8 @@ pub(crate) struct Sandbox {
     /// Cancelled once the VM of an adopted sandbox is examined. Cancelled at once for a new
     /// sandbox.
     examined: CancellationToken,
+    /// Connections from outside to ports of the guest.
+    pub(crate) tunnels: Tunnels,
     /// Mailbox of the actor.
     mailbox: mpsc::UnboundedSender<Command>,
 }
@@ -282,6 +282,7 @@ impl Sandbox {
             warning: Mutex::default(),
             destroy_requested: Mutex::default(),
             examined: CancellationToken::new(),
+            tunnels: Tunnels::default(),
             mailbox,
         };
         (Arc::new(sandbox), requests)

@@ -108,7 +108,7 @@ async fn connect(
     let State::Running(running) = sandbox.state() else {
         return Err(unusable());
     };
-    let Some(tunnel) = running.tunnels.open() else {
+    let Some(tunnel) = sandbox.tunnels.open() else {
         let message = format!("sandbox {} has too many tunnels", sandbox.facts.id);
         let status = StatusCode::TOO_MANY_REQUESTS;
         return Err(refusal(status, "resource_exhausted", &message));

@@ -266,7 +266,7 @@ impl SandboxActor {
         );
         self.sandbox.apply(Event::CreateFailed);
         let has_failed = !matches!(error, CreateError::Destroyed | CreateError::ShuttingDown);
-        let freed = self.resources.free_all(&self.actors.host, has_failed).await;
+        let freed = self.free_all(has_failed).await;
         if freed.is_ok() {
             self.forget();
         }
@@ -467,7 +467,7 @@ impl SandboxActor {
         self.sandbox.apply(event);
         // The failure is logged where it occurs, and the first reason remains the one shown to the
         // user.
-        let _ = self.resources.free(&self.actors.host).await;
+        let _ = self.free().await;
         Step::Wait
     }
 
@@ -477,7 +477,7 @@ impl SandboxActor {
         let command = tokio::select! {
             Some(command) = self.mailbox.recv() => command,
             () = tokio::time::sleep(FREE_INTERVAL), if self.resources.are_left() => {
-                let _ = self.resources.free(&self.actors.host).await;
+                let _ = self.free().await;
                 if matches!(self.sandbox.state(), State::Paused) {
                     self.begin_compaction();
                 }
@@ -526,13 +526,25 @@ impl SandboxActor {
     async fn destroy(&mut self, mut replies: Vec<DestroyReply>) -> Step {
         let has_failed = self.lost.is_some() || matches!(self.sandbox.state(), State::Error { .. });
         self.sandbox.apply(Event::DestroyBegun);
-        let freed = self.resources.free_all(&self.actors.host, has_failed).await;
+        let freed = self.free_all(has_failed).await;
         if freed.is_ok() {
             tracing::info!("sandbox destroyed");
             self.forget();
         }
         self.drain_mailbox(&mut replies);
         self.answer_destroys(freed, replies)
+    }
+
+    /// Ends the VM and frees its resources, after its tunnels are closed ([`Resources::free`]).
+    pub(super) async fn free(&mut self) -> Result<(), DestroyError> {
+        self.sandbox.tunnels.end_all().await;
+        self.resources.free(&self.actors.host).await
+    }
+
+    /// Frees everything, after the tunnels are closed ([`Resources::free_all`]).
+    async fn free_all(&mut self, has_failed: bool) -> Result<(), DestroyError> {
+        self.sandbox.tunnels.end_all().await;
+        self.resources.free_all(&self.actors.host, has_failed).await
     }
 
     /// Removes the sandbox from the registry, so that its ID is unknown from now on, and drops its

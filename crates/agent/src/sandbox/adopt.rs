@@ -49,7 +49,7 @@ use wrenn_model::SandboxId;
 use wrenn_proto::supervise::SupervisorSpec;
 
 use super::{
-    Running, Sandbox, SandboxFacts, Start, Tunnels,
+    Running, Sandbox, SandboxFacts, Start,
     actor::{Adopted, AdoptedMachine, Pins, SandboxActor, SandboxActors},
     boot::guest_client,
     error::{DestroyError, LifecycleError},
@@ -321,7 +321,6 @@ async fn examine_machine(
         accel: spec.accel,
         gone: CancellationToken::new(),
         memory: shared_memory(host, supervisor, origin).await,
-        tunnels: Tunnels::default(),
     });
     Ok(match is_paused {
         true => AdoptedMachine::Interrupted(running),

@@ -23,7 +23,7 @@ use wrenn_proto::{
 use wrenn_sys::failpoint;
 
 use super::{
-    Plan, Running, Sandbox, Source, Tunnels,
+    Plan, Running, Sandbox, Source,
     actor::Pins,
     error::CreateError,
     resources::{HostContext, Resources},
@@ -332,7 +332,6 @@ impl Boot<'_> {
             accel: spec.accel,
             gone: CancellationToken::new(),
             memory: None,
-            tunnels: Tunnels::default(),
         })
     }
 }

@@ -131,7 +131,7 @@ impl SandboxActor {
         self.sandbox.apply(Event::PauseBegun);
         // From here on, no new tunnel is admitted. Existing tunnels are closed while the guest
         // still runs, because it would otherwise keep their connections forever.
-        running.tunnels.close_all();
+        self.sandbox.tunnels.close_all();
         match self.drain_and_save(&running, effort).await {
             Ok(pin) => {
                 self.pins.last = Some(pin);
@@ -254,7 +254,7 @@ impl SandboxActor {
         self.sandbox.apply(Event::ResumeBegun);
         // Resources that an earlier attempt failed to free are freed now. Otherwise this attempt
         // fails as well.
-        if let Err(error) = self.resources.free(&self.actors.host).await {
+        if let Err(error) = self.free().await {
             let reason = CreateError::Ended(error.to_report_string());
             self.sandbox.apply(Event::ResumeFailed);
             self.answer_resumes(Err(LifecycleError::Restore(reason)));
@@ -301,7 +301,7 @@ impl SandboxActor {
                     "failed to resume the sandbox"
                 );
                 // Resources that cannot be freed now are freed by the next attempt.
-                let _ = self.resources.free(&self.actors.host).await;
+                let _ = self.free().await;
                 self.pins.origin = None;
                 self.sandbox.set_host_ip(None);
                 self.sandbox.set_warning(error.to_report_string());
@@ -362,7 +362,7 @@ impl SandboxActor {
     pub(super) async fn enter_paused(&mut self, event: Event) -> Step {
         self.sandbox.apply(event);
         // The failure is logged where it happens. A resume or a destroy tries again.
-        let _ = self.resources.free(&self.actors.host).await;
+        let _ = self.free().await;
         self.pins.origin = None;
         self.sandbox.set_host_ip(None);
         self.actors.collect_snapshots();

@@ -28,7 +28,6 @@ fn running() -> Arc<Running> {
         accel: Accel::Tcg,
         gone: CancellationToken::new(),
         memory: None,
-        tunnels: Tunnels::default(),
     })
 }
 

@@ -9,8 +9,12 @@
 //! state. A pause first sets the state and then closes all tunnels. A caller that sees `Running`
 //! after opening has therefore either opened before the pause, which will close the tunnel, or
 //! there is no pause.
+//!
+//! The resources of a VM are freed only after its tunnels are closed ([`Tunnels::end_all`]). The end
+//! of a connection must still reach the VM's network: without it, the host's connection table keeps
+//! the connection as established for days, and another sandbox gets the same addresses.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -18,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Maximum number of concurrent tunnels per sandbox.
 pub(crate) const MAX_TUNNELS: usize = 1024;
+
+/// Maximum time to wait for the tasks of tunnels that are closed. They only drop their sockets.
+const END_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Tunnels of one sandbox.
 #[derive(Debug)]
@@ -60,6 +67,16 @@ impl Tunnels {
         let mut cut = self.cut.lock();
         std::mem::take(&mut *cut).cancel();
     }
+
+    /// Closes all open tunnels, and waits until their sockets are closed. The caller has left the
+    /// running state, so that no later tunnel is used.
+    pub(crate) async fn end_all(&self) {
+        self.close_all();
+        let all = self.room.acquire_many(MAX_TUNNELS as u32);
+        if tokio::time::timeout(END_DEADLINE, all).await.is_err() {
+            tracing::warn!("tunnels did not close within {END_DEADLINE:?}");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +91,26 @@ mod tests {
         tunnels.close_all();
         let late = tunnels.open().unwrap();
         assert!(early.cut.is_cancelled() && !late.cut.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn end_of_all_tunnels_waits_for_the_last_one() {
+        let tunnels = Tunnels::default();
+        let tunnel = tunnels.open().unwrap();
+        let mut ended = std::pin::pin!(tunnels.end_all());
+        assert!(futures::poll!(ended.as_mut()).is_pending());
+        assert!(tunnel.cut.is_cancelled());
+        drop(tunnel);
+        assert!(futures::poll!(ended.as_mut()).is_ready());
+        assert!(tunnels.open().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn end_of_all_tunnels_does_not_wait_forever() {
+        let tunnels = Tunnels::default();
+        let _stuck = tunnels.open().unwrap();
+        tunnels.end_all().await;
+        assert!(tunnels.open().is_some());
     }
 
     #[test]
