@@ -48,7 +48,7 @@ async fn boot_and_use(service: &Service) -> Result<()> {
 #[tokio::test]
 async fn concurrent_boots_all_succeed() -> Result<()> {
     let service = Service::start().await?;
-    let count = rounds(1000);
+    let count = rounds(500);
     stream::iter(0..count)
         .map(|_| boot_and_use(&service))
         .buffer_unordered(AT_ONCE)
