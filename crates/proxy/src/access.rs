@@ -5,12 +5,13 @@
 //! | any except the guest agent's | lacks the traffic token that the sandbox requires | 403 | 403 |
 //! | the guest agent's | link with the right signature that has expired | 401 | 401 |
 //! | the guest agent's | lacks the right token and the right signature | forwarded | 401 |
-//! | the guest agent's | needs neither: `/health`, `OPTIONS` | forwarded | resumed |
+//! | the guest agent's | `/health` without the right token | forwarded | 502: it does not run |
+//! | the guest agent's | CORS preflight | forwarded | answered by the proxy |
 //!
 //! "Forwarded": the guest agent checks tokens and signatures itself, so a running one is asked. The
 //! response is the same in both cases.
 
-use http::{Method, Request};
+use http::Request;
 use subtle::ConstantTimeEq as _;
 use wrenn_proto::guest;
 
@@ -72,11 +73,14 @@ fn check_guest_token<B>(request: &Request<B>, found: &Found) -> Result<(), Failu
             }
         }
     };
-    let needs_none = uri.path() == HEALTH || request.method() == Method::OPTIONS;
-    if found.is_running || needs_none {
+    if found.is_running {
         return Ok(());
     }
-    Err(failure)
+    // The health check is open to all. Its answer is that the sandbox does not run.
+    match uri.path() == HEALTH && failure == Failure::BadGuestToken {
+        true => Err(Failure::NotFound),
+        false => Err(failure),
+    }
 }
 
 fn is_same(shown: &[u8], token: &str) -> bool {

@@ -3,7 +3,8 @@
 //!
 //! A preflight carries only the names of the request's headers, not their values. On a shared name
 //! the target sandbox is therefore unknown, and the proxy answers the preflight itself: every
-//! origin is allowed. Access is decided on the request that follows, by the sandbox id and the
+//! origin is allowed. It does the same for the guest agent of a sandbox that does not run: a
+//! preflight shows no token, and must not resume a sandbox. Access is decided on the request that follows, by the sandbox id and the
 //! token in it. There are no cookies, which a browser would attach on its own. The server that
 //! produces the response decides whether the page may read it.
 

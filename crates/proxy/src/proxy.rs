@@ -151,6 +151,13 @@ impl<S: Sandboxes> Inner<S> {
         // Well-formed for E2B, but no id of this platform has this form.
         let id: SandboxId = address.id.parse().map_err(|_| Failure::NotFound)?;
         let found = self.look_up(&id).await?;
+        // A preflight shows no token. It must not resume a sandbox.
+        if address.port == guest::ENVD_PORT
+            && !found.is_running
+            && let Some(answer) = preflight::answer(&request)
+        {
+            return Ok(answer.map(AnswerBody::own));
+        }
         access::check(&request, address.port, &found)?;
         let target = match found.is_running {
             true => found.target,

@@ -19,7 +19,7 @@ use wrenn_proto::headers;
 
 use crate::DialError;
 
-/// Time within which the agent must answer. The agent itself gives the port three seconds.
+/// Time within which the agent must answer. The agent itself gives the port five seconds.
 const DEADLINE: Duration = Duration::from_secs(8);
 
 /// Idle time before keepalive probes. Interval and number of probes are the kernel's (75 s, 9).

@@ -64,6 +64,7 @@ async fn request_without_access_resumes_no_sandbox() {
         (guest, &[], StatusCode::UNAUTHORIZED),
         (guest, &[("X-Access-Token", "x")], StatusCode::UNAUTHORIZED),
         (forged, &[], StatusCode::UNAUTHORIZED),
+        ((49983, "/health"), &[], StatusCode::BAD_GATEWAY),
     ] {
         assert_eq!(
             call(&control, id, to, headers).await,

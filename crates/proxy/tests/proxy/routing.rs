@@ -231,6 +231,22 @@ async fn request_without_access_resumes_no_sandbox() {
         (with("GET /files?path=/a", 49983, ""), 401, "X-Access-Token"),
         (with(&format!("GET {bad}"), 49983, ""), 401, "signature"),
         (with(&format!("GET {old}"), 49983, ""), 401, "expired"),
+        (with("GET /health", 49983, ""), 502, "was not found"),
+        (
+            with("GET /health", 49983, "X-Access-Token: x\r\n"),
+            502,
+            "was not found",
+        ),
+        (with("OPTIONS /files", 49983, ""), 401, "X-Access-Token"),
+        (
+            with(
+                "OPTIONS /files",
+                49983,
+                "Origin: https://a.example\r\nAccess-Control-Request-Method: GET\r\n",
+            ),
+            204,
+            "",
+        ),
     ] {
         let answer = setup.ask(&request).await;
         assert_eq!(answer.status(), status, "{request}");
@@ -246,7 +262,7 @@ async fn request_without_access_resumes_no_sandbox() {
             "X-Access-Token: its token\r\n",
         ),
         with(&format!("GET {good}"), 49983, ""),
-        with("GET /health", 49983, ""),
+        with("GET /health", 49983, "X-Access-Token: its token\r\n"),
     ] {
         setup.change(ID, |sandbox| sandbox.paused = true);
         let before = resolved();
