@@ -65,8 +65,9 @@ use crate::{
     supervisor::{Supervisor, SupervisorError, final_reason, is_no_supervisor},
 };
 
-/// Maximum number of VMs that are examined at the same time. An examination takes milliseconds, and
-/// seconds if a supervisor does not answer.
+/// Maximum number of sandboxes whose networks are checked at the same time. A check starts programs
+/// and opens files. Waiting for a supervisor needs no permit: supervisors that hang would use up all
+/// of them.
 pub(crate) const MAX_AT_ONCE: usize = 32;
 
 /// Delay before the second attempt to reach a supervisor. Each further delay is twice as long.
@@ -248,8 +249,6 @@ impl SandboxActor {
         is_paused: bool,
     ) -> Result<AdoptedMachine, SupervisorError> {
         let host = self.actors.host.clone();
-        // Never closed.
-        let _permit = host.adoptions.acquire().await.ok();
         match Supervisor::attach(sandbox_dir.path()).await {
             Ok(supervisor) => self.resources.supervisor = Some(supervisor.into()),
             Err(error) if is_no_supervisor(&error) => {}
@@ -281,11 +280,7 @@ async fn examine_machine(
     supervisor: &Supervisor,
     origin: Option<&SnapshotRef>,
 ) -> Result<AdoptedMachine, SupervisorError> {
-    let verified = match slot {
-        Some(slot) => host.network.verify(slot, &access_of(spec)).await,
-        None => Err(NetworkError::Missing("network slot")),
-    };
-    match verified {
+    match verify_network(host, spec, slot).await {
         Ok(()) => {}
         Err(error @ NetworkError::Missing(_)) => {
             return Ok(AdoptedMachine::Lost(format!(
@@ -326,6 +321,17 @@ async fn examine_machine(
         true => AdoptedMachine::Interrupted(running),
         false => AdoptedMachine::Running(running),
     })
+}
+
+async fn verify_network(
+    host: &HostContext,
+    spec: &SupervisorSpec,
+    slot: Option<Slot>,
+) -> Result<(), NetworkError> {
+    let slot = slot.ok_or(NetworkError::Missing("network slot"))?;
+    // Never closed.
+    let _permit = host.adoptions.acquire().await.ok();
+    host.network.verify(slot, &access_of(spec)).await
 }
 
 /// Returns the memory file of the snapshot that a supervisor holds, so that later VMs share it.

@@ -42,7 +42,7 @@ pub(crate) struct HostContext {
     /// Frequency of this host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u32,
     pub(crate) boots: Boots,
-    /// Permits to examine the VM of an adopted sandbox.
+    /// Permits to check the network of an adopted sandbox.
     pub(crate) adoptions: Semaphore,
     /// Turns of compactions that no caller waits for.
     pub(crate) background_compactions: Semaphore,

@@ -227,32 +227,34 @@ fn supervisors_that_hang_hold_up_no_other_sandbox() {
         let data = tempfile::tempdir().expect("a directory");
         let first = TestAgent::start(data.path()).await;
         let before = Footprint::now();
-        let (hung, others) = (["sb-0", "sb-1", "sb-2"], ["sb-3", "sb-4"]);
+        // More than the number of sandboxes that are examined at the same time.
+        let hung: Vec<String> = (0..36).map(|number| format!("sb-h{number}")).collect();
+        let others = ["sb-3".to_owned(), "sb-4".to_owned()];
         for id in hung.iter().chain(&others) {
             first.create(id).await.expect("made");
         }
-        let pids = hung.map(|id| first.supervisor_pid(id));
+        let pids: Vec<_> = hung.iter().map(|id| first.supervisor_pid(id)).collect();
         first.stop().await;
-        for pid in pids {
-            agent::signal(pid, Signal::SIGSTOP);
+        for pid in &pids {
+            agent::signal(*pid, Signal::SIGSTOP);
         }
 
         // Each of them takes ten seconds to be given up.
         let began = Instant::now();
         let second = TestAgent::start(data.path()).await;
-        assert_eq!(second.list().await.len(), 5);
-        for id in others {
+        assert_eq!(second.list().await.len(), hung.len() + others.len());
+        for id in &others {
             let done = second.sh(id, "echo here").await.expect("run");
             assert_eq!(done.stdout, b"here\n");
         }
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "{took:?}");
-        for id in hung {
+        for id in &hung {
             let found = second.find(id).await.expect("known");
             assert_ne!(found.state.as_known(), Some(RUNNING), "{found:?}");
         }
         // It can be destroyed, and the others are adopted when they answer.
-        second.destroy("sb-0").await.expect("destroyed");
+        second.destroy(&hung[0]).await.expect("destroyed");
         assert!(!agent::is_alive(pids[0]));
         for pid in &pids[1..] {
             agent::signal(*pid, Signal::SIGCONT);
