@@ -125,3 +125,87 @@ fn kernel_args(spec: &SupervisorSpec) -> String {
     }
     args
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use wrenn_model::MachineSize;
+    use wrenn_proto::{
+        machine::MachineProfile,
+        supervise::{Accel, DiskRate},
+    };
+    use wrenn_vmm::fake::{FakeDriver, FakeMachine};
+
+    use super::*;
+
+    /// Starts a stand-in for a VMM that reports a version.
+    async fn stand_in(version: &str) -> FakeMachine {
+        let driver = FakeDriver {
+            script: "exec sleep 1000".to_owned(),
+            version: version.to_owned(),
+        };
+        let config = MachineConfig {
+            name: "test".to_owned(),
+            accel: Accel::Tcg,
+            cpu: "max".parse().unwrap(),
+            machine: MachineProfile::current(),
+            size: MachineSize {
+                vcpus: 1,
+                memory_mib: 128,
+                disk_mib: 1024,
+            },
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            kernel_args: String::new(),
+            disk: PathBuf::new(),
+            disk_layers: Vec::new(),
+            base_disk: PathBuf::new(),
+            guest_mac: guest::MAC.to_owned(),
+            netns: PathBuf::new(),
+            cgroups: Vec::new(),
+            uid: 70_001,
+            disk_rate: DiskRate::default(),
+            start: Start::Restore,
+        };
+        let open = || fs::File::open("/dev/null").unwrap().into();
+        // The layout that the stand-in sends stays in the socket.
+        let (_ours, pager) = UnixStream::pair().unwrap();
+        let fds = MachineFds {
+            memory: open(),
+            pager: pager.into(),
+            userfaultfd: None,
+            tap: open(),
+        };
+        driver.launch(config, fds).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn vmm_that_was_replaced_by_another_series_loads_no_state() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(layout::DEVICE), "a stand-in's state").unwrap();
+        let saved = |vmm: &str| RestoreSpec {
+            build: "0".repeat(32),
+            snapshot: dir.path().to_owned(),
+            memory: Vec::new(),
+            vmm: vmm.to_owned(),
+            prefetch: false,
+        };
+        let never = Failure::never();
+        for (here, made, expected) in [
+            ("qemu 7.2.22", "qemu 7.2.4", true),
+            ("qemu 7.2.22", "", true),
+            ("", "qemu 7.2.4", true),
+            ("qemu 8.2.1", "qemu 7.2.4", false),
+        ] {
+            let mut machine = stand_in(here).await;
+            let restored = restore(&mut machine, &saved(made), &never).await;
+            match restored {
+                Ok(()) => assert!(expected, "{made} on {here}"),
+                Err(SupervisorError::OtherVmm { .. }) => assert!(!expected, "{made} on {here}"),
+                Err(error) => panic!("{made} on {here}: {error}"),
+            }
+        }
+    }
+}

@@ -288,6 +288,12 @@ impl GuestMemory {
 pub(crate) struct Failure(Option<(AsyncFd<OwnedFd>, Failed)>);
 
 impl Failure {
+    /// Returns the notification of memory that needs no page server.
+    #[cfg(test)]
+    pub(crate) const fn never() -> Self {
+        Self(None)
+    }
+
     /// Waits for the failure and returns its reason. Cancel safe.
     pub(crate) async fn occurred(&self) -> String {
         let Some((watched, failed)) = &self.0 else {

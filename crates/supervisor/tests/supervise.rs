@@ -122,6 +122,7 @@ impl Sandbox {
             self.dir.clone(),
             FakeDriver {
                 script: script.to_owned(),
+                version: String::new(),
             },
         );
         std::thread::spawn(move || run_with(&dir, None, &driver))
@@ -306,6 +307,7 @@ fn directory_without_a_specification_is_an_error_that_names_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let driver = FakeDriver {
         script: "exec sleep 1000".into(),
+        version: String::new(),
     };
     let error = run_with(dir.path(), None, &driver).unwrap_err();
     assert!(error.to_string().contains("spec.json"), "{error}");

@@ -28,6 +28,8 @@ const DEVICE_STATE: &[u8] = b"a stand-in's state";
 pub struct FakeDriver {
     /// Script that the shell runs.
     pub script: String,
+    /// Kind and version that the "VMM" reports; empty for none.
+    pub version: String,
 }
 
 /// Process that stands in for a VM.
@@ -35,6 +37,7 @@ pub struct FakeDriver {
 pub struct FakeMachine {
     child: Child,
     pid: u32,
+    version: String,
     console: Option<pipe::Receiver>,
     exit: Option<MachineExit>,
 }
@@ -87,6 +90,7 @@ impl VmmDriver for FakeDriver {
         Ok(FakeMachine {
             child,
             pid,
+            version: self.version.clone(),
             console: Some(console),
             exit: None,
         })
@@ -99,7 +103,7 @@ impl Machine for FakeMachine {
     }
 
     fn version(&self) -> String {
-        String::new()
+        self.version.clone()
     }
 
     fn take_console(&mut self) -> Option<pipe::Receiver> {
