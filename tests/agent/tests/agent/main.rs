@@ -18,6 +18,7 @@ mod kill_points;
 mod layers;
 mod lifecycle;
 mod lifetime;
+mod limits;
 mod live_snapshots;
 mod logs;
 mod memory;

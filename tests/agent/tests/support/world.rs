@@ -120,6 +120,16 @@ pub(crate) fn nft(rules: &str) {
     run("nft", &[rules]);
 }
 
+/// Sends zeros on every connection, until the other end closes it.
+pub(crate) fn send_zeros(netns: &str, address: &'static str) {
+    let listener = inside(netns, move || TcpListener::bind(address).expect("bound"));
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            std::thread::spawn(move || while connection.write_all(&[0; 65536]).is_ok() {});
+        }
+    });
+}
+
 /// Answers UDP packets with the same packet.
 pub(crate) fn echo_udp(netns: &str, address: &'static str) {
     let socket = inside(netns, move || UdpSocket::bind(address).expect("bound"));

@@ -38,6 +38,15 @@ async fn cpu_of(sandbox: &Sandbox<'_>) -> Result<String> {
 }
 
 #[tokio::test]
+async fn start_of_the_service_warns_of_software_emulation() -> Result<()> {
+    let service = Service::start().await?;
+    let (_, host) = service.get("/v1/host").await?;
+    let warns = service.log().contains("is not a security boundary");
+    assert_eq!(warns, host["accel"] == "tcg", "{}", service.log());
+    Ok(())
+}
+
+#[tokio::test]
 async fn programs_that_require_avx2_run_in_booted_and_restored_guests() -> Result<()> {
     let service = Service::start().await?;
     let (_, host) = service.get("/v1/host").await?;

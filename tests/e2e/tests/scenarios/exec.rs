@@ -326,7 +326,7 @@ async fn a_terminal_survives_its_client_and_a_burst_of_input() -> Result<()> {
 }
 
 /// Decodes base64 (standard alphabet), as far as the test needs it.
-fn decode(text: &str) -> String {
+pub(crate) fn decode(text: &str) -> String {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = Vec::new();
     let (mut bits, mut count) = (0_u32, 0);

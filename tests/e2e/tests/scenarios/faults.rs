@@ -1,7 +1,10 @@
 //! Failures of VMs, supervisors, the service and the disk, and their isolation from other
 //! sandboxes.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
@@ -296,4 +299,25 @@ async fn full_disk_rejects_creates_and_keeps_sandboxes_usable() -> Result<()> {
     assert_eq!(new.exec("true", &[]).await?.code, 0);
     new.destroy().await?;
     old.destroy().await
+}
+
+#[tokio::test]
+async fn disk_requests_of_a_guest_are_limited_by_the_setting() -> Result<()> {
+    // 40 MiB at 10 MiB per second, of which a tenth of a second is free.
+    let write = "dd if=/dev/zero of=/home/user/x bs=1M count=40 oflag=direct conv=fsync 2>&1";
+    let read = "dd if=/home/user/x of=/dev/null bs=1M iflag=direct 2>&1";
+    let service = Service::start_with("WRENN_DISK_MB_PER_SEC", "10").await?;
+    // A restored VM, and a booted one.
+    for request in [json!({}), json!({ "memory_mb": 384 })] {
+        let sandbox = service.create_with(request).await?;
+        for command in [write, read] {
+            let began = Instant::now();
+            let output = sandbox.shell(command).await?;
+            assert_eq!(output.code, 0, "{output:?}");
+            let took = began.elapsed();
+            assert!(took >= Duration::from_millis(3500), "{command}: {took:?}");
+        }
+        sandbox.destroy().await?;
+    }
+    Ok(())
 }

@@ -247,8 +247,14 @@ fn is_restricted(id: &str) -> Result<()> {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));
         assert_ne!(of(&pid.to_string())?, of("self")?, "{namespace}");
     }
-    let oom = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
-    assert_eq!(oom.trim(), "500");
+    // The kernel ends the VMM first, then its supervisor.
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    let parent = parent.context("no parent")?.trim().to_owned();
+    for (pid, expected) in [(pid.to_string(), "500"), (parent, "250")] {
+        let oom = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        assert_eq!(oom.trim(), expected, "{pid}");
+    }
     Ok(())
 }
 

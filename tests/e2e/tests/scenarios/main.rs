@@ -18,6 +18,7 @@ mod jail;
 mod leaks;
 mod lifecycle;
 mod lifetime;
+mod live_connections;
 mod memory;
 mod network;
 mod pause_faults;
