@@ -63,6 +63,7 @@ fuzz: ## Run each fuzz target for SECONDS (default 30)
 
 lint: ## Check format, clippy and documentation
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 

@@ -21,7 +21,10 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use libfuzzer_sys::fuzz_target;
-use wrenn_proto::rpc::{filesystem::{FilesystemClient, ListDirRequest, MakeDirRequest, RemoveRequest}, process::{ConnectRequest, ListRequest, ProcessClient, StartRequest}};
+use wrenn_proto::rpc::{
+    filesystem::{FilesystemClient, ListDirRequest, MakeDirRequest, RemoveRequest},
+    process::{ConnectRequest, ListRequest, ProcessClient, StartRequest},
+};
 
 /// Length of an envelope's header, in bytes. No message of a stream is shorter.
 const ENVELOPE_BYTES: usize = 5;
