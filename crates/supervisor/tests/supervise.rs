@@ -381,6 +381,9 @@ async fn dns_requests_to_the_gateway_reach_a_server_on_the_hosts_loopback() {
     fs::write(&path, serde_json::to_vec(&spec).unwrap()).unwrap();
     let supervisor = sandbox.start("exec sleep 1000");
     let connection = sandbox.connect().await;
+    // The services at the gateway run before the supervisor answers.
+    let status = request(&connection, &Request::Status).await;
+    assert!(matches!(status, Reply::Status(_)), "{status:?}");
     let namespace = fs::File::open(sandbox.namespace.path()).unwrap();
     let resolve = move || {
         nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();

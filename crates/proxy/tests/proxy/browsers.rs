@@ -1,6 +1,8 @@
 //! Pages that use sandboxes from a browser: the preflights before their requests, and the responses
 //! that their scripts may read.
 
+use std::sync::atomic::Ordering;
+
 use wrenn_proto::Grant;
 
 use crate::support::{Answer, ID, Setup, get, request};
@@ -59,6 +61,18 @@ async fn unaddressed_preflight_is_answered_by_the_proxy() {
     let answer = head(&setup, plain).await;
     assert!(has(&answer, "access-control-allow-methods: DELETE"));
     assert!(!answer.head.contains("allow-headers"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn preflight_of_a_paused_sandboxs_agent_is_answered_without_it() {
+    let setup = Setup::new().await;
+    setup.open(ID, 49983).serve(ECHO);
+    setup.change(ID, |sandbox| sandbox.paused = true);
+    let asked = request("OPTIONS /files", ID, 49983, PREFLIGHT);
+    let answer = head(&setup, &asked).await;
+    assert_eq!(answer.status(), 204, "{answer:?}");
+    assert!(has(&answer, "access-control-allow-origin: *"), "{answer:?}");
+    assert_eq!(setup.world.resolved.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

@@ -238,15 +238,6 @@ async fn request_without_access_resumes_no_sandbox() {
             "was not found",
         ),
         (with("OPTIONS /files", 49983, ""), 401, "X-Access-Token"),
-        (
-            with(
-                "OPTIONS /files",
-                49983,
-                "Origin: https://a.example\r\nAccess-Control-Request-Method: GET\r\n",
-            ),
-            204,
-            "",
-        ),
     ] {
         let answer = setup.ask(&request).await;
         assert_eq!(answer.status(), status, "{request}");

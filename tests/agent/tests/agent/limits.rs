@@ -77,15 +77,15 @@ fn traffic_of_a_guest_is_limited_by_the_setting() {
         send_zeros("/run/netns/world", SENDER);
         let data = tempfile::tempdir().expect("a directory");
         let script = format!(
-            "bash -c 'timeout 60 head -c 3000000 </dev/tcp/{} | wc -c'",
+            "bash -c 'timeout 60 head -c 5000000 </dev/tcp/{} | wc -c'",
             SENDER.replace(':', "/")
         );
-        // 3 MB at 1 MB/s, of which the first tenth of a second is free.
+        // 5 MB at 1 MB/s, of which the first is free.
         for (mbit_per_sec, is_slow) in [(8, true), (0, false)] {
             let agent = start(data.path(), 0, mbit_per_sec).await;
             create(&agent, "sb-1").await;
             let began = Instant::now();
-            assert_eq!(printed(&agent, "sb-1", &script).await.trim(), "3000000");
+            assert_eq!(printed(&agent, "sb-1", &script).await.trim(), "5000000");
             let took = began.elapsed();
             assert_eq!(took > Duration::from_secs(2), is_slow, "{took:?}");
             agent.destroy("sb-1").await.expect("destroyed");

@@ -90,7 +90,7 @@ impl Ticks {
     }
 
     fn finish(&self) -> Result<()> {
-        ensure!(self.next > 20, "{}: {} numbers", self.what, self.next);
+        ensure!(self.next > 5, "{}: {} numbers", self.what, self.next);
         ensure!(
             self.gap < MAX_GAP,
             "{}: silent for {:?}",
