@@ -38,6 +38,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// the speed of a slow disk.
 const LONG_CALL_TIMEOUT: Duration = Duration::from_secs(330);
 
+/// Maximum duration of a call that transfers a snapshot to or from an object store.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
+
 /// Time that a foreground exec may take in addition to the timeout of its command.
 const EXEC_GRACE: Duration = Duration::from_secs(15);
 
@@ -181,6 +184,28 @@ impl Client {
     /// `DELETE /v1/snapshots/{name}`.
     pub(crate) async fn delete_snapshot(&self, name: &TemplateName) -> Result<(), ClientError> {
         self.order(Method::DELETE, &["snapshots", name.as_str()])
+            .await
+    }
+
+    /// `POST /v1/snapshots/{name}/push`.
+    pub(crate) async fn push_snapshot(&self, name: &TemplateName) -> Result<(), ClientError> {
+        let url = self.url(&["snapshots", name.as_str(), "push"]);
+        let request = self.request_to(Method::POST, url);
+        self.send(request.timeout(TRANSFER_TIMEOUT)).await.map(drop)
+    }
+
+    /// `POST /v1/snapshots/{name}/pull`.
+    pub(crate) async fn pull_snapshot(
+        &self,
+        name: &TemplateName,
+        overwrite: bool,
+    ) -> Result<Template, ClientError> {
+        let mut url = self.url(&["snapshots", name.as_str(), "pull"]);
+        if overwrite {
+            url.query_pairs_mut().append_pair("overwrite", "true");
+        }
+        let request = self.request_to(Method::POST, url);
+        self.decode(self.send(request.timeout(TRANSFER_TIMEOUT)).await?)
             .await
     }
 

@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use serde::Deserialize;
-use wrenn_agent::{CgroupPolicy, HostLimits, SandboxLimits, Subnets};
+use wrenn_agent::{CgroupPolicy, HostLimits, ObjectStoreConfig, SandboxLimits, Subnets};
 use wrenn_control::Limits;
 use wrenn_model::{CpuModel, Egress, EgressLimit};
 use wrenn_proto::supervise::Accel;
@@ -129,6 +129,16 @@ pub(crate) struct Layer {
     /// Policy for a host without cgroup controllers.
     #[serde(default, deserialize_with = "load::cgroups_of_file")]
     pub(crate) cgroups: Option<CgroupPolicy>,
+    /// Object store of snapshots: `s3://bucket/prefix`.
+    pub(crate) store_url: Option<String>,
+    /// URL of the object store's server.
+    pub(crate) store_endpoint: Option<String>,
+    /// Region of the object store.
+    pub(crate) store_region: Option<String>,
+    /// Maximum size of the cache of the object store, in MiB.
+    pub(crate) store_cache_mb: Option<NonZeroU32>,
+    /// Time for which a failed request to the object store is repeated, in seconds.
+    pub(crate) store_retry_sec: Option<NonZeroU32>,
     /// Log filter in the syntax of `tracing`.
     pub(crate) log: Option<String>,
     /// Path of the guest agent's binary, for image builds.
@@ -172,6 +182,11 @@ impl Layer {
             sandbox_connections: self.sandbox_connections.or(lower.sandbox_connections),
             sandbox_swap_mb: self.sandbox_swap_mb.or(lower.sandbox_swap_mb),
             cgroups: self.cgroups.or(lower.cgroups),
+            store_url: self.store_url.or(lower.store_url),
+            store_endpoint: self.store_endpoint.or(lower.store_endpoint),
+            store_region: self.store_region.or(lower.store_region),
+            store_cache_mb: self.store_cache_mb.or(lower.store_cache_mb),
+            store_retry_sec: self.store_retry_sec.or(lower.store_retry_sec),
             log: self.log.or(lower.log),
             envd: self.envd.or(lower.envd),
         }
@@ -219,6 +234,8 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// Limits of the host agent.
     pub(crate) host_limits: HostLimits,
+    /// Object store of snapshots; `None`: there is none.
+    pub(crate) object_store: Option<ObjectStoreConfig>,
     /// Log filter.
     pub(crate) log: String,
     /// Path of the guest agent's binary; `None`: `envd` in the directory of this program.
@@ -229,6 +246,7 @@ impl Settings {
     /// Fills in the defaults.
     fn from_layer(layer: Layer) -> Self {
         let host_limits = host_limits(&layer);
+        let object_store = object_store(&layer);
         let dir = layer.dir.map_or_else(|| DEFAULT_DIR.into(), absolute);
         let listen = layer
             .listen
@@ -279,6 +297,7 @@ impl Settings {
                 ..limits
             },
             host_limits,
+            object_store,
             log: layer.log.unwrap_or_else(|| "info".to_owned()),
             envd: layer.envd.map(absolute),
             dir,
@@ -300,6 +319,26 @@ impl Settings {
     pub(crate) fn token_file(&self) -> PathBuf {
         self.dir.join("agent-token")
     }
+}
+
+/// Default size of the cache of the object store, in MiB.
+const STORE_CACHE_MB: u32 = 10 * 1024;
+
+/// Default time for which a failed request to the object store is repeated, in seconds.
+const STORE_RETRY_SEC: u32 = 120;
+
+fn object_store(layer: &Layer) -> Option<ObjectStoreConfig> {
+    let cache_mb = layer.store_cache_mb.map_or(STORE_CACHE_MB, NonZeroU32::get);
+    let retry_sec = layer
+        .store_retry_sec
+        .map_or(STORE_RETRY_SEC, NonZeroU32::get);
+    Some(ObjectStoreConfig {
+        url: layer.store_url.clone()?,
+        endpoint: layer.store_endpoint.clone(),
+        region: layer.store_region.clone(),
+        retry: Duration::from_secs(retry_sec.into()),
+        cache_bytes: u64::from(cache_mb) * 1024 * 1024,
+    })
 }
 
 /// Returns the limits of the host agent.

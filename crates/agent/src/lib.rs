@@ -42,6 +42,7 @@ pub use network::{
 };
 pub use sandbox::BootPolicy;
 pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};
+pub use snapshots::ObjectStoreConfig;
 pub use templates::{Template, TemplateError, TemplateSource};
 
 #[cfg(test)]

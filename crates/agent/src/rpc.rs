@@ -197,6 +197,24 @@ impl pb::HostAgentService for AgentService {
         Response::ok(pb::DeleteSnapshotResponse::default())
     }
 
+    async fn push_snapshot(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::PushSnapshotRequest>,
+    ) -> ServiceResult<pb::PushSnapshotResponse> {
+        snapshots::push(&self.sandboxes, request.name).await?;
+        Response::ok(pb::PushSnapshotResponse::default())
+    }
+
+    async fn pull_snapshot(
+        &self,
+        _: RequestContext,
+        request: Request<'_, pb::PullSnapshotRequest>,
+    ) -> ServiceResult<pb::PullSnapshotResponse> {
+        let pulled = snapshots::pull(&self.sandboxes, request.name, request.overwrite);
+        Response::ok(pulled.await?)
+    }
+
     async fn fork_sandbox(
         &self,
         context: RequestContext,

@@ -34,7 +34,7 @@ use crate::{
     rpc,
     sandbox::{BootPolicy, Boots, actor::SandboxActors, adopt, resources::HostContext},
     sandbox_dir::SandboxDirs,
-    snapshots::Snapshots,
+    snapshots::{ObjectStoreConfig, RemoteConfig, Snapshots},
     template_snapshot::renew,
     templates::TemplateSource,
 };
@@ -87,6 +87,8 @@ pub struct AgentConfig {
     pub boot: BootPolicy,
     /// Limits that the operator sets.
     pub limits: HostLimits,
+    /// Object store of snapshots, if there is one.
+    pub object_store: Option<ObjectStoreConfig>,
 }
 
 /// Maximum times that an agent waits for other components. The defaults suit a slow host without
@@ -273,7 +275,16 @@ pub(crate) async fn open_parts(
     let tools = ToolJails::new(&config.wrenn_exe, move |number| {
         for_tools.create_for_tool(number).map_err(io::Error::other)
     });
-    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, config.cpu.clone(), tools);
+    let disk_space = DiskSpace::open(&data_dir, &root, &config.limits)
+        .map_err(failed("read the size of the data directory's file system"))?;
+    let cache = data_dir.join("cache");
+    let remote = config.object_store.as_ref().map(|store| RemoteConfig {
+        store,
+        cache: &cache,
+        room_bytes: disk_space.room_bytes(),
+    });
+    let cpu = config.cpu.clone();
+    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, cpu, tools, remote);
     Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         templates,
@@ -284,8 +295,7 @@ pub(crate) async fn open_parts(
         slots: Slots::open(&data_dir).map_err(host_failed("open the network slots"))?,
         cgroups,
         memory: Arc::new(memory),
-        disk_space: DiskSpace::open(&data_dir, &root, &config.limits)
-            .map_err(failed("read the size of the data directory's file system"))?,
+        disk_space,
         tsc_khz: tsc_khz.map_err(host_failed(
             "measure the frequency of the time stamp counter",
         ))?,

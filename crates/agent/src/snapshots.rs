@@ -14,6 +14,7 @@ mod located;
 mod memory;
 mod names;
 mod pins;
+mod remote;
 mod tagged;
 mod template;
 mod verify;
@@ -29,8 +30,10 @@ use wrenn_disk::{DiskError, ToolJails};
 use wrenn_model::{CpuModel, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 use wrenn_snapshot::{
-    Chain, ChainError, DiffError, Incompatible, Manifest, NewLayer, Staging, Store, StoreError,
+    ChainError, DiffError, Earlier, ImageFile, Incompatible, Layer, Manifest, NewLayer,
+    Requirements, Staging, Store, StoreError, VmmVersion,
 };
+use wrenn_store::Artifact;
 use wrenn_sys::failpoint;
 
 pub(crate) use compact::Depth;
@@ -41,6 +44,9 @@ use memory::Memories;
 use names::{NameError, Names};
 use pins::Pins;
 pub(crate) use pins::SnapshotRef;
+pub use remote::ObjectStoreConfig;
+use remote::Remote;
+pub(crate) use remote::RemoteError;
 pub(crate) use tagged::TaggedSnapshot;
 use tagged::TaggedSnapshots;
 use template::ColdTemplates;
@@ -82,9 +88,21 @@ pub(crate) enum SnapshotError {
     /// This host cannot load the snapshot's device state.
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
+    /// The object store cannot be used.
+    #[error(transparent)]
+    Remote(wrenn_store::StoreError),
+    /// The memory of the snapshot is in an object store that this host does not use.
+    #[error(
+        "memory file {0} is not on this host; set WRENN_STORE_URL to the object store that has it"
+    )]
+    Elsewhere(String),
 }
 
 impl SnapshotError {
+    fn from_json(error: serde_json::Error) -> Self {
+        Self::Io(error.into())
+    }
+
     /// True if the host's disk is full.
     pub(crate) fn is_out_of_space(&self) -> bool {
         match self {
@@ -136,6 +154,15 @@ pub(crate) struct BootableDisk {
     pub(crate) layers: Vec<PathBuf>,
 }
 
+/// Object store of a host.
+pub(crate) struct RemoteConfig<'a> {
+    pub(crate) store: &'a ObjectStoreConfig,
+    /// Directory of the cache.
+    pub(crate) cache: &'a Path,
+    /// Space on the disk that the cache leaves free.
+    pub(crate) room_bytes: u64,
+}
+
 /// All snapshots of this host.
 pub(crate) struct Snapshots {
     own: Store,
@@ -148,6 +175,9 @@ pub(crate) struct Snapshots {
     verified: Verified,
     image_files: ImageFiles,
     cold: ColdTemplates,
+    remote: Option<Arc<Remote>>,
+    /// Held for reading during a pull.
+    pulls: parking_lot::RwLock<()>,
     vmm: Vmm,
     cpu: CpuModel,
     /// Jails of the programs that measure and merge disk layers.
@@ -157,14 +187,17 @@ pub(crate) struct Snapshots {
 impl Snapshots {
     /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is this
     /// host's VMM, `cpu` the CPU model of VMs that boot, and `tools` the jails of the programs that
-    /// measure and merge disk layers.
+    /// measure and merge disk layers. `remote` are the settings of the object store.
     pub(crate) fn open(
         root: &Path,
         images_dir: &Path,
         vmm: Vmm,
         cpu: CpuModel,
         tools: ToolJails,
+        remote: Option<RemoteConfig<'_>>,
     ) -> Result<Self, SnapshotError> {
+        let remote =
+            remote.map(|config| Remote::open(config.store, config.cache, config.room_bytes));
         let images = images_dir.join("snapshots");
         Ok(Self {
             own: Store::open(root)?,
@@ -175,8 +208,13 @@ impl Snapshots {
             pins: Arc::default(),
             memories: Memories::default(),
             verified: Verified::default(),
-            image_files: ImageFiles::of(images_dir),
+            image_files: ImageFiles::of(images_dir, &root.join("images")),
+            remote: remote
+                .transpose()
+                .map_err(SnapshotError::Remote)?
+                .map(Arc::new),
             cold: ColdTemplates::default(),
+            pulls: parking_lot::RwLock::default(),
             vmm,
             cpu,
             tools,
@@ -207,30 +245,58 @@ impl Snapshots {
         let (names, new) = self.name_layers(disk);
         let (here, cpu) = (self.vmm.current(), spec.cpu());
         let mut manifest = Manifest {
-            version: 1,
+            version: Manifest::VERSION,
             build: staging.build(),
             created_unix_ms: crate::sandbox::now_unix_ms(),
-            vmm: vmm.unwrap_or(here.vmm),
-            accel: spec.accel,
-            host_cpu: spec.accel.shows_host_cpu(&cpu).then_some(here.cpu),
-            cpu_model: Some(cpu),
-            machine: Some(spec.profile()),
+            requires: Requirements {
+                vmm: VmmVersion::from(vmm.unwrap_or(here.vmm).as_str()),
+                accel: spec.accel,
+                host_cpu: spec.accel.shows_host_cpu(&cpu).then_some(here.cpu),
+                cpu,
+                machine: spec.profile(),
+            },
             size: spec.size,
-            kernel: spec.kernel.clone(),
-            initrd: spec.initrd.clone(),
-            base_disk: spec.base_disk.clone(),
-            disk_layers: names,
+            kernel: ImageFile::at(spec.kernel.clone()),
+            initrd: ImageFile::at(spec.initrd.clone()),
+            base_disk: ImageFile::at(spec.base_disk.clone()),
+            disk_layers: names.into_iter().map(Layer::unknown).collect(),
+            memory: Vec::new(),
+            header: None,
+            device: None,
+            device_checksum: None,
             template: spec.template.to_string(),
             default_user: spec.default_user.clone(),
             guest_token: spec.envd_token.clone(),
             envs: spec.envs.clone(),
-            base_disk_uuid: None,
-            device_checksum: None,
         };
-        self.image_files.name(&mut manifest);
-        // For the same reason, memory files of the image store are linked too.
-        staging.publish(&manifest, &new, Some(&self.images))?;
+        self.image_files.describe(&mut manifest);
+        let known = self.known_artifacts(spec, disk);
+        // This store must not depend on files that may be removed from the image store: memory files
+        // are linked, as disk layers are.
+        let earlier = Earlier {
+            known: &known,
+            other: Some(&self.images),
+            is_remote: self.remote.is_some(),
+        };
+        staging.publish(&manifest, &new, &earlier)?;
         Ok(pin)
+    }
+
+    /// Returns the artifacts of the snapshots that a VM was restored from and saved to before. Their
+    /// files need not be read again.
+    fn known_artifacts(&self, spec: &SupervisorSpec, disk: &SavedDisk) -> Vec<Artifact> {
+        let origin = spec
+            .restore
+            .as_ref()
+            .and_then(|from| from.build.parse().ok());
+        let last = disk.last.as_ref().map(SnapshotRef::id);
+        let snapshots = origin.into_iter().chain(last);
+        let manifests = snapshots.filter_map(|build| self.read(build).ok());
+        let artifacts = manifests.flat_map(|(snapshot, _)| {
+            let artifacts: Vec<_> = snapshot.manifest.artifacts().collect();
+            artifacts
+        });
+        artifacts.collect()
     }
 
     /// Returns the IDs of all layers of a disk, and the layers that are not in this store.
@@ -266,7 +332,7 @@ impl Snapshots {
             .last
             .as_ref()
             .and_then(|last| self.own.snapshot(last.id()).ok());
-        last.map(|snapshot| snapshot.manifest.disk_layers)
+        last.map(|snapshot| snapshot.manifest.layers().collect())
             .unwrap_or_default()
     }
 
@@ -320,7 +386,30 @@ impl Snapshots {
         let stores = self.stores_of(&snapshot);
         let layers = self.layers(&stores, manifest)?;
         let memory = stores.iter().map(|store| store.memory_dir()).collect();
-        Ok(LocatedSnapshot::new(snapshot, layers, memory, pin.clone()))
+        let remote = self.remote_of(&snapshot.manifest, &stores)?;
+        let located = LocatedSnapshot::new(snapshot, layers, memory, pin.clone());
+        Ok(located.with_remote(remote))
+    }
+
+    /// Returns the object store if it has a memory file of the snapshot that is on no store of this
+    /// host.
+    fn remote_of(
+        &self,
+        manifest: &Manifest,
+        stores: &[&Store],
+    ) -> Result<Option<Arc<Remote>>, SnapshotError> {
+        let is_here = |artifact: &&Artifact| {
+            let build = artifact.id.key().parse::<SnapshotId>();
+            build.is_ok_and(|build| stores.iter().any(|store| store.diff(build).exists()))
+        };
+        match (
+            manifest.memory.iter().find(|diff| !is_here(diff)),
+            &self.remote,
+        ) {
+            (None, _) => Ok(None),
+            (Some(_), Some(remote)) => Ok(Some(remote.clone())),
+            (Some(missing), None) => Err(SnapshotError::Elsewhere(missing.id.to_string())),
+        }
     }
 
     /// Returns the disk of a snapshot and the kernel that boots from it. The snapshot's other files
@@ -330,9 +419,9 @@ impl Snapshots {
         let layers = self.layers(&self.stores_of(&snapshot), &snapshot.manifest)?;
         let manifest = snapshot.manifest;
         Ok(BootableDisk {
-            kernel: manifest.kernel,
-            initrd: manifest.initrd,
-            base: manifest.base_disk,
+            kernel: manifest.kernel.path,
+            initrd: manifest.initrd.path,
+            base: manifest.base_disk.path,
             layers,
         })
     }
@@ -353,8 +442,8 @@ impl Snapshots {
         stores: &[&Store],
         manifest: &Manifest,
     ) -> Result<Vec<PathBuf>, SnapshotError> {
-        let layers = manifest.disk_layers.iter();
-        layers.map(|build| self.layer(stores, *build)).collect()
+        let layers = manifest.layers();
+        layers.map(|build| self.layer(stores, build)).collect()
     }
 
     /// Verifies the checksums of a snapshot's files. Blocks until the files that were not verified
@@ -365,8 +454,7 @@ impl Snapshots {
             self.verified.verify_layer(&layer)?;
         }
         let header = located.snapshot().header()?;
-        let chain = Chain::open(&located.restore(false).memory, &header)?;
-        Ok(self.verified.verify(&chain)?)
+        Ok(self.verified.verify(&located.chain(&header)?)?)
     }
 
     fn layer(&self, stores: &[&Store], build: SnapshotId) -> Result<PathBuf, SnapshotError> {
@@ -386,8 +474,8 @@ impl Snapshots {
         let files = || {
             let snapshot = self.own.snapshot(pin.id())?;
             let header = snapshot.header()?;
-            let layers = snapshot.manifest.disk_layers.iter();
-            let mut files: Vec<_> = layers.map(|layer| self.own.layer(*layer)).collect();
+            let layers = snapshot.manifest.layers();
+            let mut files: Vec<_> = layers.map(|layer| self.own.layer(layer)).collect();
             files.extend(header.diffs().iter().map(|diff| self.own.diff(diff.build)));
             Ok::<_, StoreError>(files)
         };
@@ -395,12 +483,17 @@ impl Snapshots {
     }
 
     fn find(&self, build: SnapshotId) -> Result<wrenn_snapshot::Snapshot, SnapshotError> {
-        let (mut snapshot, holder) = match self.own.snapshot(build) {
-            Err(StoreError::NotFound(_)) => (self.images.snapshot(build)?, Holder::ImageDir),
-            other => (other?, Holder::DataDir),
-        };
+        let (mut snapshot, holder) = self.read(build)?;
         self.image_files.locate(&mut snapshot.manifest, holder);
         Ok(snapshot)
+    }
+
+    /// Reads a snapshot as it is stored: without the paths of image files.
+    fn read(&self, build: SnapshotId) -> Result<(wrenn_snapshot::Snapshot, Holder), SnapshotError> {
+        match self.own.snapshot(build) {
+            Err(StoreError::NotFound(_)) => Ok((self.images.snapshot(build)?, Holder::ImageDir)),
+            other => Ok((other?, Holder::DataDir)),
+        }
     }
 
     /// Returns the token that the guest agent in a snapshot requires from its clients.
@@ -556,6 +649,10 @@ impl Snapshots {
         };
         let collected = self.own.collect(live);
         failpoint::hit("agent.collect.removed", None);
+        if let Err(error) = self.collect_images() {
+            let error = error.to_report_string();
+            tracing::warn!(error, "failed to remove unused files of images");
+        }
         match collected {
             Ok(0) | Err(SnapshotError::NotNow) => {}
             Ok(bytes) => tracing::info!(bytes, "snapshots collected"),

@@ -59,6 +59,19 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const KILLED: &str =
     "the supervisor process ended unexpectedly (killed, host out of memory, or host restarted)";
 
+/// Credentials of the object store, as AWS's own tools name them.
+const OBJECT_STORE_VARIABLES: [&str; 9] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+];
+
 /// Reason shown to the user if a supervisor was stopped by someone other than the agent.
 const STOPPED: &str =
     "the virtual machine was stopped on the host, not by a request to destroy the sandbox";
@@ -131,16 +144,18 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Starts the supervisor of a directory that has its `spec.json`, and waits until its VM runs.
-    /// `memory` is the snapshot's memory file if the VM is restored.
+    /// `memory` is the snapshot's memory file if the VM is restored. `is_remote` is true if a part of
+    /// the snapshot is in an object store.
     ///
     /// If this fails, or if its future is dropped, the supervisor is killed.
     pub(crate) async fn start(
         exe: &Path,
         sandbox_dir: &SandboxDir,
         memory: Option<BorrowedFd<'_>>,
+        is_remote: bool,
         deadline: Duration,
     ) -> Result<Self, SupervisorError> {
-        let mut child = spawn(exe, sandbox_dir.path(), memory)?;
+        let mut child = spawn(exe, sandbox_dir.path(), memory, is_remote)?;
         let started = async {
             wait_until_ready(&mut child).await?;
             Self::attach(sandbox_dir.path())
@@ -395,6 +410,7 @@ fn spawn(
     exe: &Path,
     sandbox_dir: &Path,
     memory: Option<BorrowedFd<'_>>,
+    is_remote: bool,
 ) -> Result<Child, SupervisorError> {
     let log = fs::File::options()
         .create(true)
@@ -403,6 +419,10 @@ fn spawn(
         .open(sandbox_dir.join(files::LOG))
         .map_err(supervisor_failed("open the supervisor's log"))?;
     let mut command = Command::new(exe);
+    let mut passed = vec!["PATH", "RUST_LOG", wrenn_sys::failpoint::VARIABLE];
+    if is_remote {
+        passed.extend(OBJECT_STORE_VARIABLES);
+    }
     command
         .arg("supervise")
         .arg("--dir")
@@ -410,9 +430,9 @@ fn spawn(
         // The agent's environment holds keys that a supervisor must not see.
         .env_clear()
         .envs(
-            ["PATH", "RUST_LOG", wrenn_sys::failpoint::VARIABLE]
+            passed
                 .iter()
-                .filter_map(|k| Some((k, std::env::var_os(k)?))),
+                .filter_map(|name| Some((name, std::env::var_os(name)?))),
         )
         .current_dir("/")
         .stdin(Stdio::null())

@@ -246,6 +246,7 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
             cgroups: CgroupPolicy::Optional,
             ..HostLimits::default()
         },
+        object_store: None,
     }
 }
 

@@ -38,6 +38,35 @@ pub(crate) async fn create_snapshot(
         .unwrap_or_else(|_| Err(AgentError::task_ended("snapshot").into()))
 }
 
+/// Writes a snapshot to the object store. Completes even if the client disconnects.
+pub(crate) async fn push_snapshot(app: &AppState, name: TemplateName) -> Result<(), AgentError> {
+    let app_of_task = Arc::clone(app);
+    let task = app.lifecycle.spawn(async move {
+        let placement = app_of_task.fleet.placement();
+        placement.agent.push_snapshot(name.as_str()).await
+    });
+    task.await
+        .unwrap_or_else(|_| Err(AgentError::task_ended("push")))
+}
+
+/// Takes a snapshot from the object store. Completes even if the client disconnects.
+pub(crate) async fn pull_snapshot(
+    app: &AppState,
+    name: TemplateName,
+    overwrite: bool,
+) -> Result<Template, AgentError> {
+    let app_of_task = Arc::clone(app);
+    let task = app.lifecycle.spawn(async move {
+        let app = app_of_task;
+        let agent = &app.fleet.placement().agent;
+        let pulled = agent.pull_snapshot(name.as_str(), overwrite).await;
+        app.host.changed().await;
+        Ok(host::template(pulled?).into_rest())
+    });
+    task.await
+        .unwrap_or_else(|_| Err(AgentError::task_ended("pull")))
+}
+
 /// Returns the templates of the host. If the host does not answer, returns those that it last
 /// reported.
 pub(crate) async fn known(app: &AppState) -> Result<Vec<Template>, ApiError> {

@@ -65,6 +65,8 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(templates::list))
         .routes(routes!(snapshots::create, snapshots::list))
         .routes(routes!(snapshots::get, snapshots::delete))
+        .routes(routes!(snapshots::push))
+        .routes(routes!(snapshots::pull))
         .routes(routes!(api_keys::create, api_keys::list))
         .routes(routes!(api_keys::delete))
         .nest("/v1/sandboxes", sandbox_routes())

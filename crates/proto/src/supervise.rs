@@ -208,6 +208,33 @@ pub struct RestoreSpec {
     /// True if the pages that were needed after the last restore are prefetched.
     #[serde(default = "yes")]
     pub prefetch: bool,
+    /// Object store with the diff files that are in none of the directories. `None` if all are in
+    /// one.
+    #[serde(default)]
+    pub remote: Option<RemoteSpec>,
+}
+
+/// Object store, and the cache of the host. The credentials are in the environment of the
+/// supervisor, in the variables of AWS's own tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteSpec {
+    /// Bucket and prefix: `s3://bucket/prefix`.
+    pub url: String,
+    /// URL of the server; `None` for that of AWS.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Region; `None` for the default.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Time for which a failed request is repeated, in seconds.
+    pub retry_sec: u64,
+    /// Directory of the cache.
+    pub cache: PathBuf,
+    /// Maximum size of the cache, in bytes.
+    pub cache_bytes: u64,
+    /// Space on the disk that the cache leaves free, in bytes.
+    #[serde(default)]
+    pub room_bytes: u64,
 }
 
 const fn yes() -> bool {

@@ -2,10 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
+use wrenn_store::{Kind, ReadAt};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{Header, Mapping, SnapshotId, Source, mapping::lookup, store::diff_name};
@@ -56,11 +56,23 @@ pub enum ChainError {
 /// Open diff file.
 #[derive(Debug)]
 pub struct Diff {
+    /// Path of the file, or id of a remote one.
     path: PathBuf,
-    file: fs::File,
+    place: Place,
     len: u64,
     checksum: u64,
 }
+
+/// Place of a diff file.
+#[derive(Debug)]
+enum Place {
+    Local(fs::File),
+    /// Content that verifies itself when it is read.
+    Remote(Box<dyn ReadAt>),
+}
+
+/// Opens a diff file that is in no directory. Returns `None` if it is nowhere else either.
+pub type OpenRemote<'a> = dyn Fn(SnapshotId) -> io::Result<Option<Box<dyn ReadAt>>> + 'a;
 
 /// Memory of one snapshot, open for reading. Several threads may read it at once.
 ///
@@ -77,15 +89,28 @@ impl Chain {
     /// # Errors
     /// The error names the file that is missing or has the wrong length.
     pub fn open(dirs: &[PathBuf], header: &Header) -> Result<Self, ChainError> {
+        Self::open_with(dirs, header, &|_| Ok(None))
+    }
+
+    /// Same as [`open`](Self::open). `remote` opens the files that are in none of the directories.
+    ///
+    /// # Errors
+    /// The error names the file that is missing or has the wrong length.
+    pub fn open_with(
+        dirs: &[PathBuf],
+        header: &Header,
+        remote: &OpenRemote<'_>,
+    ) -> Result<Self, ChainError> {
         let open = |diff: &crate::DiffFile| {
-            let (path, file) = find(dirs, diff.build)?;
-            let got = file
-                .metadata()
-                .map_err(|source| ChainError::Read {
-                    path: path.clone(),
-                    source,
-                })?
-                .len();
+            let (path, place) = find(dirs, diff.build, remote)?;
+            let len = match &place {
+                Place::Local(file) => ReadAt::len(file),
+                Place::Remote(content) => content.len(),
+            };
+            let got = len.map_err(|source| ChainError::Read {
+                path: path.clone(),
+                source,
+            })?;
             if got != diff.len {
                 return Err(ChainError::Length {
                     path,
@@ -95,7 +120,7 @@ impl Chain {
             }
             Ok(Diff {
                 path,
-                file,
+                place,
                 len: diff.len,
                 checksum: diff.checksum,
             })
@@ -134,9 +159,7 @@ impl Chain {
                         .diffs
                         .get(file as usize)
                         .ok_or(ChainError::OutOfRange(at))?;
-                    diff.file
-                        .read_exact_at(piece, offset)
-                        .map_err(|source| diff.unread(source))?;
+                    diff.read_at(offset, piece)?;
                 }
             }
             at += len as u64;
@@ -162,19 +185,29 @@ impl Chain {
 }
 
 impl Diff {
-    /// Returns the file's metadata.
+    /// Returns the file's metadata; `None` for a remote file.
     ///
     /// # Errors
     /// `Read`
-    pub fn metadata(&self) -> Result<fs::Metadata, ChainError> {
-        self.file.metadata().map_err(|source| self.unread(source))
+    pub fn metadata(&self) -> Result<Option<fs::Metadata>, ChainError> {
+        match &self.place {
+            Place::Local(file) => file
+                .metadata()
+                .map(Some)
+                .map_err(|source| self.unread(source)),
+            Place::Remote(_) => Ok(None),
+        }
     }
 
-    /// Reads the file to its end and compares its checksum.
+    /// Reads a local file to its end and compares its checksum. A remote file verifies itself when
+    /// it is read.
     ///
     /// # Errors
     /// `Read`, `Checksum`
     pub fn verify(&self) -> Result<(), ChainError> {
+        if matches!(self.place, Place::Remote(_)) {
+            return Ok(());
+        }
         let mut buffer = vec![0; VERIFY_BYTES];
         let mut hash = Xxh3::new();
         let mut at = 0;
@@ -182,9 +215,7 @@ impl Diff {
             let len = usize::try_from(self.len - at)
                 .unwrap_or(usize::MAX)
                 .min(VERIFY_BYTES);
-            self.file
-                .read_exact_at(&mut buffer[..len], at)
-                .map_err(|source| self.unread(source))?;
+            self.read_at(at, &mut buffer[..len])?;
             hash.update(&buffer[..len]);
             at += len as u64;
         }
@@ -196,6 +227,14 @@ impl Diff {
         })
     }
 
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
+        let read = match &self.place {
+            Place::Local(file) => file.read_at(offset, buffer),
+            Place::Remote(content) => content.read_at(offset, buffer),
+        };
+        read.map_err(|source| self.unread(source))
+    }
+
     fn unread(&self, source: io::Error) -> ChainError {
         ChainError::Read {
             path: self.path.clone(),
@@ -204,14 +243,23 @@ impl Diff {
     }
 }
 
-fn find(dirs: &[PathBuf], build: SnapshotId) -> Result<(PathBuf, fs::File), ChainError> {
+fn find(
+    dirs: &[PathBuf],
+    build: SnapshotId,
+    remote: &OpenRemote<'_>,
+) -> Result<(PathBuf, Place), ChainError> {
     for dir in dirs {
         let path = Path::join(dir, diff_name(build));
         match fs::File::open(&path) {
-            Ok(file) => return Ok((path, file)),
+            Ok(file) => return Ok((path, Place::Local(file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(ChainError::Read { path, source }),
         }
     }
-    Err(ChainError::Missing { build })
+    let path: PathBuf = build.artifact(Kind::Memory).to_string().into();
+    match remote(build) {
+        Ok(Some(content)) => Ok((path, Place::Remote(content))),
+        Ok(None) => Err(ChainError::Missing { build }),
+        Err(source) => Err(ChainError::Read { path, source }),
+    }
 }

@@ -59,23 +59,23 @@ impl Manifest {
     /// # Errors
     /// The first difference that matters.
     pub fn check(&self, host: &HostVmm) -> Result<(), Incompatible> {
-        if self.accel != host.accel {
+        let needed = &self.requires;
+        if needed.accel != host.accel {
             return Err(Incompatible::Accel {
-                made: self.accel,
+                made: needed.accel,
                 here: host.accel,
             });
         }
-        if !can_load(&self.vmm, &host.vmm) {
-            return Err(Incompatible::Vmm {
-                made: self.vmm.clone(),
-                here: host.vmm.clone(),
-            });
+        let made = needed.vmm.to_string();
+        if !can_load(&made, &host.vmm) {
+            let here = host.vmm.clone();
+            return Err(Incompatible::Vmm { made, here });
         }
-        if !self.profile().is_known() {
+        if !needed.machine.is_known() {
             return Err(Incompatible::Machine);
         }
-        let shows_host = self.accel.shows_host_cpu(&self.cpu());
-        match &self.host_cpu {
+        let shows_host = needed.accel.shows_host_cpu(&needed.cpu);
+        match &needed.host_cpu {
             Some(made) if shows_host && *made != host.cpu => Err(Incompatible::Cpu {
                 made: made.clone(),
                 here: host.cpu.clone(),
@@ -115,8 +115,8 @@ mod tests {
         for vmm in ["qemu 7.2.22", "qemu 7.2.4"] {
             let manifest = manifest("tcg", vmm, "");
             assert_eq!(manifest.check(&host(Accel::Tcg)), Ok(()));
-            assert_eq!(manifest.profile(), MachineProfile::first());
-            assert_eq!(manifest.cpu(), Accel::Tcg.cpu_of_0_1_0());
+            assert_eq!(manifest.requires.machine, MachineProfile::first());
+            assert_eq!(manifest.requires.cpu, Accel::Tcg.cpu_of_0_1_0());
         }
         let error = manifest("tcg", "qemu 8.2.1", "").check(&host(Accel::Tcg));
         let text = error.expect_err("another series").to_string();
@@ -140,7 +140,7 @@ mod tests {
         };
         let balloon = with(r#""balloon""#);
         assert_eq!(balloon.check(&host(Accel::Tcg)), Ok(()));
-        assert_eq!(balloon.profile().devices, [Device::Balloon]);
+        assert_eq!(balloon.requires.machine.devices, [Device::Balloon]);
         let error = with(r#""balloon","later""#).check(&host(Accel::Tcg));
         assert_eq!(error, Err(Incompatible::Machine));
     }

@@ -1,6 +1,7 @@
 //! Snapshot ids: names of snapshots, of memory diff files and of disk layers.
 
 use serde::{Deserialize, Serialize};
+use wrenn_store::{ArtifactId, Kind};
 
 /// Snapshot id: 16 random bytes, written as 32 hexadecimal digits. No snapshot has the id that is
 /// all zeros.
@@ -18,6 +19,12 @@ impl SnapshotId {
     #[must_use]
     pub fn random() -> Self {
         Self(rand::random())
+    }
+
+    /// Returns the id of the artifact of a kind that has this id.
+    #[must_use]
+    pub fn artifact(self, kind: Kind) -> ArtifactId {
+        ArtifactId::new(kind, self.to_string()).expect("hexadecimal digits are a valid key")
     }
 }
 

@@ -25,15 +25,15 @@ mod merge;
 pub mod store;
 mod working_set;
 
-pub use chain::{Chain, ChainError, Diff};
+pub use chain::{Chain, ChainError, Diff, OpenRemote};
 pub use compatibility::{HostVmm, Incompatible};
 pub use diff::{DiffError, DiffStats, DiffWriter};
 pub use header::{DiffFile, Header, HeaderError};
 pub use id::{ParseSnapshotIdError, SnapshotId};
-pub use manifest::{Manifest, ManifestError};
+pub use manifest::{ImageFile, Layer, Manifest, ManifestError, Requirements, VmmVersion};
 pub use mapping::{Mapping, Source, lookup, normalise, overlay};
 pub use merge::merge_files;
-pub use store::{NewLayer, Snapshot, Staging, Store, StoreError, verify_layer};
+pub use store::{Earlier, NewLayer, Snapshot, Staging, Store, StoreError, verify_layer};
 pub use working_set::{WorkingSet, WorkingSetError};
 
 /// Page size, in bytes.

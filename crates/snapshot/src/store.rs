@@ -25,11 +25,12 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
+use wrenn_store::{Artifact, ArtifactId, Content, ContentHasher, Kind};
 
 pub use layer::{NewLayer, verify_layer};
-pub use staging::Staging;
+pub use staging::{Earlier, Staging};
 
-use crate::{Header, HeaderError, Manifest, ManifestError, SnapshotId, layout};
+use crate::{Header, HeaderError, Layer, Manifest, ManifestError, SnapshotId, layout};
 
 const DIRS: [&str; 4] = ["memory", "disks", "snapshots", "staging"];
 
@@ -124,16 +125,66 @@ impl Snapshot {
         read_header(&self.dir)
     }
 
+    /// Fills in the content of the files that a manifest of this snapshot does not know. The memory
+    /// diffs are looked for in `memory`. `layers` are the paths of the disk layers.
+    ///
+    /// # Errors
+    /// A file is missing or cannot be read.
+    pub fn complete(
+        &self,
+        manifest: Manifest,
+        memory: &[PathBuf],
+        layers: &[PathBuf],
+    ) -> Result<Manifest, StoreError> {
+        let build = manifest.build;
+        let own = |known: &Option<Artifact>, kind, name| match known {
+            Some(known) => Ok(known.clone()),
+            None => artifact_of(build.artifact(kind), &self.dir.join(name)),
+        };
+        let mut all = manifest.memory.clone();
+        if all.is_empty() {
+            for diff in self.header()?.diffs() {
+                let paths = memory.iter().map(|dir| dir.join(diff_name(diff.build)));
+                let path = paths
+                    .filter(|path| path.exists())
+                    .last()
+                    .unwrap_or_default();
+                all.push(artifact_of(diff.build.artifact(Kind::Memory), &path)?);
+            }
+        }
+        let mut disk_layers = Vec::new();
+        for (layer, path) in manifest.disk_layers.iter().zip(layers) {
+            let content = match &layer.content {
+                Some(content) => content.clone(),
+                None => artifact_of(layer.build.artifact(Kind::Disk), path)?.content,
+            };
+            let (build, content) = (layer.build, Some(content));
+            disk_layers.push(Layer { build, content });
+        }
+        Ok(Manifest {
+            header: Some(own(&manifest.header, Kind::Header, layout::HEADER)?),
+            device: Some(own(&manifest.device, Kind::Device, layout::DEVICE)?),
+            memory: all,
+            disk_layers,
+            ..manifest
+        })
+    }
+
     /// Compares the device state with its checksum.
     ///
     /// # Errors
     /// The error names the file if it is missing or damaged.
     pub fn verify_devices(&self) -> Result<(), StoreError> {
         let path = self.dir.join(layout::DEVICE);
-        let found = checksum(&path)?;
-        match self.manifest.device_checksum {
-            Some(written) if written != found => Err(StoreError::Checksum(path)),
-            _ => Ok(()),
+        let bytes = fs::read(&path).map_err(failed("read", &path))?;
+        let is_damaged = match (&self.manifest.device, self.manifest.device_checksum) {
+            (Some(device), _) => content_of(&bytes) != device.content,
+            (None, Some(written)) => xxhash_rust::xxh3::xxh3_64(&bytes) != written,
+            (None, None) => false,
+        };
+        match is_damaged {
+            true => Err(StoreError::Checksum(path)),
+            false => Ok(()),
         }
     }
 }
@@ -240,8 +291,8 @@ impl Store {
             snapshot.dir.join(layout::DEVICE),
             self.memory_dir().join(diff_name(build)),
         ];
-        let layer = snapshot.manifest.disk_layers.last();
-        let layer = layer.map(|layer| self.layer(*layer));
+        let layer = snapshot.manifest.layers().last();
+        let layer = layer.map(|layer| self.layer(layer));
         Ok(own.iter().chain(&layer).map(|path| on_disk(path)).sum())
     }
 
@@ -266,10 +317,18 @@ fn read_header(dir: &Path) -> Result<Header, StoreError> {
     Header::parse(&bytes).map_err(|source| StoreError::Header { path, source })
 }
 
-/// Returns the XXH3-64 of a small file.
-fn checksum(path: &Path) -> Result<u64, StoreError> {
-    let bytes = fs::read(path).map_err(failed("read", path))?;
-    Ok(xxhash_rust::xxh3::xxh3_64(&bytes))
+/// Returns length and checksums of bytes.
+fn content_of(bytes: &[u8]) -> Content {
+    let mut hasher = ContentHasher::default();
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+/// Returns the artifact with the content of a file.
+fn artifact_of(id: ArtifactId, path: &Path) -> Result<Artifact, StoreError> {
+    let file = fs::File::open(path).map_err(failed("open", path))?;
+    let content = Content::of(&file).map_err(failed("read", path))?;
+    Ok(Artifact { id, content })
 }
 
 /// Returns the disk space that a file uses, in bytes. Holes and missing files use none.

@@ -4,39 +4,44 @@
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use wrenn_model::MachineSize;
-use wrenn_proto::supervise::Accel;
+use wrenn_proto::{machine::MachineProfile, supervise::Accel};
 use wrenn_snapshot::{
-    Chain, DiffWriter, Header, Manifest, NewLayer, SnapshotId, Store, StoreError, layout,
-    verify_layer,
+    Chain, DiffWriter, Earlier, Header, ImageFile, Layer, Manifest, NewLayer, Requirements,
+    SnapshotId, Store, StoreError, layout, verify_layer,
 };
+use wrenn_store::{Artifact, Content, Kind};
 
 const BYTES: u64 = 16 * 4096;
 
 fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
     Manifest {
-        version: 1,
+        version: Manifest::VERSION,
         build,
         created_unix_ms: 1,
-        vmm: "qemu 7.2".into(),
-        accel: Accel::Tcg,
-        cpu_model: None,
-        machine: None,
-        host_cpu: None,
+        requires: Requirements {
+            vmm: "qemu 7.2".into(),
+            accel: Accel::Tcg,
+            cpu: "max".parse().unwrap(),
+            machine: MachineProfile::current(),
+            host_cpu: None,
+        },
         size: MachineSize {
             vcpus: 1,
             memory_mib: 1,
             disk_mib: 1,
         },
-        kernel: "/k".into(),
-        initrd: "/i".into(),
-        base_disk: "/b".into(),
-        disk_layers: layers,
+        kernel: ImageFile::at("/k".into()),
+        initrd: ImageFile::at("/i".into()),
+        base_disk: ImageFile::at("/b".into()),
+        disk_layers: layers.into_iter().map(Layer::unknown).collect(),
+        memory: Vec::new(),
+        header: None,
+        device: None,
+        device_checksum: None,
         template: "minimal".into(),
         default_user: "root".into(),
         guest_token: "t".into(),
         envs: [("A".to_owned(), "1".to_owned())].into(),
-        base_disk_uuid: None,
-        device_checksum: None,
     }
 }
 
@@ -81,7 +86,7 @@ fn publish_with(
         path: disk,
         is_open,
     };
-    stage.publish(&manifest(build, layers), &[layer], None)?;
+    stage.publish(&manifest(build, layers), &[layer], &Earlier::default())?;
     Ok((build, header))
 }
 
@@ -147,7 +152,7 @@ fn snapshot_with_a_missing_file_is_not_published() {
     let build = SnapshotId::random();
     let stage = store.stage(build).unwrap();
     let error = stage
-        .publish(&manifest(build, vec![]), &[], None)
+        .publish(&manifest(build, vec![]), &[], &Earlier::default())
         .unwrap_err();
     assert!(error.to_string().contains(layout::DEVICE), "{error}");
     assert_eq!(
@@ -214,12 +219,30 @@ fn a_damaged_device_state_is_named() {
     fs::write(&path, "stale").unwrap();
     let error = snapshot.verify_devices().unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
-    // A snapshot published by an earlier version has no checksum to compare with.
-    let manifest = fs::read_to_string(snapshot.dir.join(layout::MANIFEST)).unwrap();
-    let mut manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-    manifest.as_object_mut().unwrap().remove("device_checksum");
-    let manifest = Manifest::parse(manifest.to_string().as_bytes()).unwrap();
-    assert_eq!(manifest.device_checksum, None);
+}
+
+#[test]
+fn manifest_describes_the_content_of_each_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (first, header) = publish(&store, None, &[]).unwrap();
+    let (second, _) = publish(&store, Some(&header), &[first]).unwrap();
+    let snapshot = store.snapshot(second).unwrap();
+    let content = |path: &Path| Content::of(&fs::File::open(path).unwrap()).unwrap();
+    let of = |kind, build: SnapshotId, path: &Path| Artifact {
+        id: build.artifact(kind),
+        content: content(path),
+    };
+    let layer = |build| of(Kind::Disk, build, &store.layer(build));
+    let expected = [
+        layer(first),
+        layer(second),
+        of(Kind::Memory, first, &store.diff(first)),
+        of(Kind::Memory, second, &store.diff(second)),
+        of(Kind::Header, second, &snapshot.dir.join(layout::HEADER)),
+        of(Kind::Device, second, &snapshot.dir.join(layout::DEVICE)),
+    ];
+    assert_eq!(snapshot.manifest.artifacts().collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -64,6 +64,9 @@ pub enum SupervisorError {
     /// A file of the snapshot is unusable. The message names the file.
     #[error(transparent)]
     Chain(#[from] wrenn_snapshot::ChainError),
+    /// The object store of the snapshot cannot be used.
+    #[error(transparent)]
+    Store(#[from] wrenn_store::StoreError),
     /// The changed memory cannot be written.
     #[error(transparent)]
     Diff(#[from] wrenn_snapshot::DiffError),

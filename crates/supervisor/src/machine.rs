@@ -191,6 +191,7 @@ mod tests {
             memory: Vec::new(),
             vmm: vmm.to_owned(),
             prefetch: false,
+            remote: None,
         };
         let never = Failure::never();
         for (here, made, expected) in [

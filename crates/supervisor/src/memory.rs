@@ -8,6 +8,7 @@
 //! zeros that replace what the guest gave back. A snapshot compares them with the parent snapshot
 //! and writes those that differ.
 
+mod remote;
 mod source;
 mod writer;
 
@@ -33,6 +34,7 @@ use wrenn_snapshot::{Chain, Header, SnapshotId, WorkingSet, layout};
 
 use crate::SupervisorError;
 
+use remote::RemoteMemory;
 use source::ChainSource;
 pub(crate) use writer::Written;
 
@@ -63,6 +65,8 @@ pub(crate) struct GuestMemory {
     /// Supervisor's end of the socket. The launch takes the VMM's end.
     ours: UnixStream,
     parent: Option<Parent>,
+    /// Diff files of the snapshot that are in an object store.
+    remote: Option<RemoteMemory>,
     /// Header of a written snapshot whose publication is not confirmed yet.
     pending: Option<Header>,
     prefetch: Vec<PageRun>,
@@ -96,6 +100,7 @@ impl GuestMemory {
             image: None,
             ours,
             parent: None,
+            remote: None,
             pending: None,
             prefetch: Vec::new(),
             server: None,
@@ -110,7 +115,8 @@ impl GuestMemory {
             };
             return Ok((memory, end));
         };
-        let parent = open_parent(restore)?;
+        memory.remote = RemoteMemory::open(restore)?;
+        let parent = open_parent(restore, memory.remote.as_ref())?;
         if parent.header.memory_size() != bytes {
             return Err(SupervisorError::MemorySize {
                 snapshot: parent.header.memory_size(),
@@ -245,7 +251,7 @@ impl GuestMemory {
         };
         let mut dirs = vec![dir.to_owned()];
         dirs.extend(self.restore.iter().flat_map(|r| r.memory.clone()));
-        let chain = Chain::open(&dirs, &header)?;
+        let chain = open_chain(&dirs, &header, self.remote.as_ref())?;
         self.parent = Some(Parent {
             header,
             chain: Arc::new(chain),
@@ -316,7 +322,19 @@ fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
 }
 
-fn open_parent(restore: &RestoreSpec) -> Result<Parent, SupervisorError> {
+fn open_chain(
+    dirs: &[PathBuf],
+    header: &Header,
+    remote: Option<&RemoteMemory>,
+) -> Result<Chain, SupervisorError> {
+    let remote = |build| remote.map_or(Ok(None), |remote| remote.diff(build));
+    Ok(Chain::open_with(dirs, header, &remote)?)
+}
+
+fn open_parent(
+    restore: &RestoreSpec,
+    remote: Option<&RemoteMemory>,
+) -> Result<Parent, SupervisorError> {
     let path = restore.snapshot.join(layout::HEADER);
     let bytes = fs::read(&path).map_err(|source| SupervisorError::ReadSpec {
         path: path.clone(),
@@ -324,7 +342,7 @@ fn open_parent(restore: &RestoreSpec) -> Result<Parent, SupervisorError> {
     })?;
     let header =
         Header::parse(&bytes).map_err(|source| SupervisorError::Header { path, source })?;
-    let chain = Arc::new(Chain::open(&restore.memory, &header)?);
+    let chain = Arc::new(open_chain(&restore.memory, &header, remote)?);
     Ok(Parent { header, chain })
 }
 

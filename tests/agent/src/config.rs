@@ -36,5 +36,6 @@ pub fn agent_config(data_dir: &Path, token: &str, wrenn_exe: PathBuf) -> io::Res
         keep_page_cache: false,
         boot: BootPolicy::default(),
         limits: HostLimits::default(),
+        object_store: None,
     })
 }

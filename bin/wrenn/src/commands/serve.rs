@@ -354,6 +354,7 @@ async fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel
         keep_page_cache: false,
         boot: wrenn_agent::BootPolicy::default(),
         limits: settings.host_limits.clone(),
+        object_store: settings.object_store.clone(),
     };
     Ok((config, decision.accel))
 }

@@ -18,6 +18,11 @@ pub(crate) enum SnapshotCommand {
     Ls(LsArgs),
     /// Remove snapshots
     Rm(RmArgs),
+    /// Write a snapshot to the object store, under the same name
+    Push(PushArgs),
+    /// Take a snapshot from the object store, under the same name; its memory is loaded when
+    /// sandboxes need it
+    Pull(PullArgs),
 }
 
 /// Arguments of `wrenn snapshot create`.
@@ -49,6 +54,23 @@ pub(crate) struct RmArgs {
     /// Names of the snapshots
     #[arg(required = true)]
     names: Vec<TemplateName>,
+}
+
+/// Arguments of `wrenn snapshot push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Name of the snapshot
+    name: TemplateName,
+}
+
+/// Arguments of `wrenn snapshot pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Name of the snapshot
+    name: TemplateName,
+    /// Replace an existing snapshot of this name
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Runs the command and returns the exit code.
@@ -86,6 +108,14 @@ pub(crate) async fn run(client: &Client, command: SnapshotCommand) -> anyhow::Re
                     rows,
                 )?;
             }
+        }
+        SnapshotCommand::Push(args) => {
+            client.push_snapshot(&args.name).await?;
+            output::line(&args.name)?;
+        }
+        SnapshotCommand::Pull(args) => {
+            let pulled = client.pull_snapshot(&args.name, args.overwrite).await?;
+            output::line(&pulled.name)?;
         }
         SnapshotCommand::Rm(args) => {
             for name in &args.names {

@@ -170,6 +170,11 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
         sandbox_connections: parse(env, "WRENN_SANDBOX_CONNECTIONS", number)?,
         sandbox_swap_mb: parse(env, "WRENN_SANDBOX_SWAP_MB", number)?,
         cgroups: parse(env, "WRENN_CGROUPS", str::parse)?,
+        store_url: env("WRENN_STORE_URL"),
+        store_endpoint: env("WRENN_STORE_ENDPOINT"),
+        store_region: env("WRENN_STORE_REGION"),
+        store_cache_mb: parse(env, "WRENN_STORE_CACHE_MB", at_least_one)?,
+        store_retry_sec: parse(env, "WRENN_STORE_RETRY_SEC", at_least_one)?,
         log: env("WRENN_LOG"),
         envd: env("WRENN_ENVD").map(PathBuf::from),
     })

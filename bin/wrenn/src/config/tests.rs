@@ -61,6 +61,16 @@ fn other_host_limits() -> HostLimits {
     }
 }
 
+fn other_object_store() -> ObjectStoreConfig {
+    ObjectStoreConfig {
+        url: "s3://b/p".to_owned(),
+        endpoint: Some("http://e".to_owned()),
+        region: Some("r".to_owned()),
+        retry: Duration::from_secs(17),
+        cache_bytes: 16 << 20,
+    }
+}
+
 fn other_subnets() -> Subnets {
     let block = |text: &str| text.parse().unwrap();
     Subnets::new(block("10.3.0.0/16"), block("10.4.0.0/16")).unwrap()
@@ -134,6 +144,11 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_SANDBOX_CONNECTIONS", "14")
         .env("WRENN_SANDBOX_SWAP_MB", "15")
         .env("WRENN_CGROUPS", "optional")
+        .env("WRENN_STORE_URL", "s3://b/p")
+        .env("WRENN_STORE_ENDPOINT", "http://e")
+        .env("WRENN_STORE_REGION", "r")
+        .env("WRENN_STORE_CACHE_MB", "16")
+        .env("WRENN_STORE_RETRY_SEC", "17")
         .env("WRENN_LOG", "debug")
         .env("WRENN_ENVD", "/e");
     assert_eq!(
@@ -168,6 +183,7 @@ fn every_variable_reaches_its_setting() {
                 ..Limits::default()
             },
             host_limits: other_host_limits(),
+            object_store: Some(other_object_store()),
             log: "debug".into(),
             envd: Some("/e".into()),
         }
@@ -210,6 +226,11 @@ fn every_key_of_the_file_reaches_its_setting() {
         sandbox_connections = 14
         sandbox_swap_mb = 15
         cgroups = "optional"
+        store_url = "s3://b/p"
+        store_endpoint = "http://e"
+        store_region = "r"
+        store_cache_mb = 16
+        store_retry_sec = 17
         log = "warn"
         envd = "/e"
         "#,
@@ -243,6 +264,7 @@ fn every_key_of_the_file_reaches_its_setting() {
                 ..Limits::default()
             },
             host_limits: other_host_limits(),
+            object_store: Some(other_object_store()),
             log: "warn".into(),
             envd: Some("/e".into()),
         }

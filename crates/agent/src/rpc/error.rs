@@ -9,10 +9,10 @@ use crate::{
     network::slot::SlotError,
     sandbox::{
         CreateError, DestroyError, LifecycleError, UseError,
-        service::{DeleteSnapshotError, ForkError, NamedSnapshotError},
+        service::{DeleteSnapshotError, ForkError, NamedSnapshotError, RemoteSnapshotError},
     },
     sandbox_dir::SandboxDirError,
-    snapshots::SnapshotError,
+    snapshots::{RemoteError, SnapshotError},
     templates::TemplateError,
 };
 
@@ -151,6 +151,29 @@ impl From<DeleteSnapshotError> for ConnectError {
                 Self::internal(error.to_report_string())
             }
         }
+    }
+}
+
+impl From<RemoteSnapshotError> for ConnectError {
+    fn from(error: RemoteSnapshotError) -> Self {
+        let code = match &error {
+            RemoteSnapshotError::Taken(_) => ErrorCode::AlreadyExists,
+            RemoteSnapshotError::Remote(error) => remote_code(error),
+            RemoteSnapshotError::Space(error) => admission_code(error),
+            RemoteSnapshotError::Template(_) | RemoteSnapshotError::Panicked => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_report_string())
+    }
+}
+
+fn remote_code(error: &RemoteError) -> ErrorCode {
+    match error {
+        RemoteError::NotConfigured => ErrorCode::FailedPrecondition,
+        RemoteError::Unknown(_) | RemoteError::NotHere(_) => ErrorCode::NotFound,
+        RemoteError::Store(wrenn_store::StoreError::Remote { .. }) => ErrorCode::Unavailable,
+        RemoteError::Snapshot(SnapshotError::Incompatible(_)) => ErrorCode::FailedPrecondition,
+        RemoteError::Snapshot(error) if error.is_out_of_space() => ErrorCode::ResourceExhausted,
+        _ => ErrorCode::Internal,
     }
 }
 

@@ -57,6 +57,24 @@ pub(super) async fn delete(
     Ok(sandboxes.delete_snapshot(name, force).await?)
 }
 
+/// Writes a named snapshot to the object store.
+pub(super) async fn push(sandboxes: &SandboxService, name: &str) -> Result<(), ConnectError> {
+    Ok(sandboxes.push_snapshot(parse("name", name)?).await?)
+}
+
+/// Takes a named snapshot from the object store.
+pub(super) async fn pull(
+    sandboxes: &SandboxService,
+    name: &str,
+    overwrite: bool,
+) -> Result<pb::PullSnapshotResponse, ConnectError> {
+    let pulled = sandboxes.pull_snapshot(parse("name", name)?, overwrite);
+    Ok(pb::PullSnapshotResponse {
+        template: info(&pulled.await?).into(),
+        ..Default::default()
+    })
+}
+
 /// Creates copies of a sandbox.
 pub(super) async fn fork(
     sandboxes: &SandboxService,

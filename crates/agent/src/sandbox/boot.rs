@@ -155,7 +155,10 @@ impl Boot<'_> {
         }
         let memory = self.host.snapshots.memory(snapshot)?;
         let (mut times, started_ms) = self.prepared();
-        self.start_supervisor(sandbox_dir, Some(&memory)).await?;
+        let restore = spec.restore.as_ref();
+        let is_remote = restore.is_some_and(|restore| restore.remote.is_some());
+        self.start_supervisor(sandbox_dir, Some(&memory), is_remote)
+            .await?;
         failpoint::hit("agent.start.supervised", None);
         let guest = self.await_guest(sandbox_dir, spec, &mut times, started_ms);
         let mut running = guest.await?;
@@ -218,7 +221,9 @@ impl Boot<'_> {
             id: plan.id.clone(),
             template: plan.template_name.clone(),
             accel: config.accel,
-            cpu_model: Some(snapshot.map_or_else(|| config.cpu.clone(), |s| s.manifest().cpu())),
+            cpu_model: Some(
+                snapshot.map_or_else(|| config.cpu.clone(), |s| s.manifest().requires.cpu.clone()),
+            ),
             machine: Some(snapshot.map_or_else(MachineProfile::current, |s| s.machine())),
             size: plan.size,
             timeout_sec: plan.timeout_sec,
@@ -247,6 +252,7 @@ impl Boot<'_> {
         &mut self,
         sandbox_dir: &SandboxDir,
         memory: Option<&ImageMemory>,
+        is_remote: bool,
     ) -> Result<(), CreateError> {
         // Until it is known to run or to have ended, also if killing it takes too long.
         self.resources.may_be_supervised = true;
@@ -254,6 +260,7 @@ impl Boot<'_> {
             &self.host.config.wrenn_exe,
             sandbox_dir,
             memory.map(ImageMemory::as_fd),
+            is_remote,
             self.host.deadlines.machine,
         );
         let started = tokio::select! {

@@ -54,7 +54,7 @@ impl Boot<'_> {
             cpu_model: Some(
                 snapshot
                     .as_ref()
-                    .map_or_else(|| config.cpu.clone(), |s| s.manifest().cpu()),
+                    .map_or_else(|| config.cpu.clone(), |s| s.manifest().requires.cpu.clone()),
             ),
             machine: Some(
                 snapshot

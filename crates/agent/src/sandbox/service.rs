@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use wrenn_model::MachineSize;
 
 pub(crate) use fork::ForkError;
-pub(crate) use named_snapshots::{DeleteSnapshotError, NamedSnapshotError};
+pub(crate) use named_snapshots::{DeleteSnapshotError, NamedSnapshotError, RemoteSnapshotError};
 
 use super::{
     CreateError, Plan, Sandbox, SandboxFacts, Start, UseError, actor::SandboxActors,

@@ -19,11 +19,12 @@ use std::{
 
 use wrenn_disk::{Layers, ToolJails};
 use wrenn_snapshot::{
-    Chain, Header, Manifest, NewLayer, SnapshotId, StoreError, layout, merge_files, store::on_disk,
+    Earlier, Header, Layer, Manifest, NewLayer, SnapshotId, StoreError, layout, merge_files,
+    store::on_disk,
 };
 use wrenn_sys::failpoint;
 
-use super::{Pins, SnapshotError, SnapshotRef, Snapshots};
+use super::{LocatedSnapshot, Pins, SnapshotError, SnapshotRef, Snapshots};
 use crate::disk;
 
 /// Snapshots with more diff files or more disk layers than this are compacted.
@@ -90,23 +91,32 @@ impl Snapshots {
         let build = SnapshotId::random();
         let compacted_copy = Pins::pin(&self.pins, build);
         let stage = self.own.stage(build)?;
-        let (dir, memory) = (stage.path().to_owned(), located.restore(false).memory);
-        let old = located.snapshot().dir.clone();
+        let (dir, source) = (stage.path().to_owned(), located.clone());
         let merged =
-            tokio::task::spawn_blocking(move || merge_memory(&header, &memory, &old, &dir, build));
+            tokio::task::spawn_blocking(move || merge_memory(&header, &source, &dir, build));
         merged.await.map_err(std::io::Error::from)??;
         failpoint::hit("agent.merge.memory", None);
         let (disk_layers, new) = self
             .compact_disk(located.disk_layers(), located.manifest(), stage.path())
             .await?;
         failpoint::hit("agent.merge.disk", None);
+        let known: Vec<_> = located.manifest().artifacts().collect();
         let mut manifest = Manifest {
             build,
-            disk_layers,
+            disk_layers: disk_layers.into_iter().map(Layer::unknown).collect(),
             ..located.manifest().clone()
         };
-        self.image_files.name(&mut manifest);
-        let published = tokio::task::spawn_blocking(move || stage.publish(&manifest, &new, None));
+        self.image_files.describe(&mut manifest);
+        let is_remote = self.remote.is_some();
+        let publish = move || {
+            let earlier = Earlier {
+                known: &known,
+                other: None,
+                is_remote,
+            };
+            stage.publish(&manifest, &new, &earlier)
+        };
+        let published = tokio::task::spawn_blocking(publish);
         published.await.map_err(std::io::Error::from)??;
         failpoint::hit("agent.merge.published", None);
         Ok(compacted_copy)
@@ -120,7 +130,7 @@ impl Snapshots {
         manifest: &Manifest,
         dir: &Path,
     ) -> Result<(Vec<SnapshotId>, Vec<NewLayer>), SnapshotError> {
-        let mut names = manifest.disk_layers.clone();
+        let mut names: Vec<_> = manifest.layers().collect();
         if names.len() <= COMPACTED {
             return Ok((names, Vec::new()));
         }
@@ -129,7 +139,7 @@ impl Snapshots {
         let path = dir.join(disk::MERGED);
         let (kept, merged) = layers.split_at(keep);
         let layers = Layers {
-            base: &manifest.base_disk,
+            base: &manifest.base_disk.path,
             kept,
             merged,
             size_mib: disk_mib,
@@ -148,16 +158,14 @@ impl Snapshots {
     }
 }
 
-/// Writes the memory file and the header of the copy to `dir`. Takes the unchanged files from
-/// `old`.
+/// Writes the memory file and the header of the copy to `dir`.
 fn merge_memory(
     header: &Header,
-    memory: &[PathBuf],
-    old: &Path,
+    source: &LocatedSnapshot,
     dir: &Path,
     build: SnapshotId,
 ) -> Result<(), SnapshotError> {
-    let chain = Chain::open(memory, header)?;
+    let (chain, old) = (source.chain(header)?, &source.snapshot().dir);
     let keep: Vec<_> = kept_diff(header).into_iter().collect();
     let merged = merge_files(header, &chain, &keep, &dir.join(layout::MEMORY), build)?;
     fs::write(dir.join(layout::HEADER), merged.to_bytes())?;
@@ -201,7 +209,7 @@ fn is_most(part: u64, all: u64) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use wrenn_snapshot::DiffWriter;
+    use wrenn_snapshot::{Chain, DiffWriter};
 
     use super::*;
 

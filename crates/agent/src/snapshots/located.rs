@@ -3,12 +3,13 @@
 use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use wrenn_proto::{machine::MachineProfile, supervise::RestoreSpec};
-use wrenn_snapshot::{Manifest, Snapshot, StoreError};
+use wrenn_snapshot::{Chain, ChainError, Header, Manifest, Snapshot, StoreError};
 
-use super::SnapshotRef;
+use super::{Remote, SnapshotRef};
 
 /// Snapshot whose files were located, with a reference that keeps it.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub(crate) struct LocatedSnapshot {
     snapshot: Snapshot,
     layers: Vec<PathBuf>,
     memory: Vec<PathBuf>,
+    /// Object store with the memory files that are in none of the directories.
+    remote: Option<Arc<Remote>>,
     pin: SnapshotRef,
 }
 
@@ -30,8 +33,22 @@ impl LocatedSnapshot {
             snapshot,
             layers,
             memory,
+            remote: None,
             pin,
         }
+    }
+
+    pub(super) fn with_remote(self, remote: Option<Arc<Remote>>) -> Self {
+        Self { remote, ..self }
+    }
+
+    /// Opens the memory.
+    pub(super) fn chain(&self, header: &Header) -> Result<Chain, ChainError> {
+        let remote = |build| match &self.remote {
+            Some(remote) => remote.diff(self.manifest(), build),
+            None => Ok(None),
+        };
+        Chain::open_with(&self.memory, header, &remote)
     }
 
     pub(crate) fn manifest(&self) -> &Manifest {
@@ -57,23 +74,24 @@ impl LocatedSnapshot {
             build: self.pin.build(),
             snapshot: self.snapshot.dir.clone(),
             memory: self.memory.clone(),
-            vmm: self.manifest().vmm.clone(),
+            vmm: self.manifest().requires.vmm.to_string(),
             prefetch,
+            remote: self.remote.as_ref().map(|remote| remote.spec.clone()),
         }
     }
 
     /// Returns the virtual hardware that a VM needs to be restored.
     pub(crate) fn machine(&self) -> MachineProfile {
-        self.manifest().profile()
+        self.manifest().requires.machine.clone()
     }
 
     /// Returns kernel, initial RAM disk, base image of the disk, and default user.
     pub(crate) fn image(&self) -> (PathBuf, PathBuf, PathBuf, String) {
         let manifest = self.manifest();
         (
-            manifest.kernel.clone(),
-            manifest.initrd.clone(),
-            manifest.base_disk.clone(),
+            manifest.kernel.path.clone(),
+            manifest.initrd.path.clone(),
+            manifest.base_disk.path.clone(),
             manifest.default_user.clone(),
         )
     }

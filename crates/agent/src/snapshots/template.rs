@@ -144,7 +144,7 @@ pub(crate) fn examine(
         let record = record.map_err(SnapshotError::from)?.ok_or_else(missing)?;
         let snapshot = Store::at(&dir).snapshot(record.build);
         let mut manifest = snapshot.map_err(SnapshotError::from)?.manifest;
-        ImageFiles::of(images_dir).locate(&mut manifest, Holder::ImageDir);
+        ImageFiles::of(images_dir, &dir.join("images")).locate(&mut manifest, Holder::ImageDir);
         check(&manifest, template, cpu)?;
         manifest.check(host).map_err(NotRestorable::Incompatible)
     };
@@ -153,11 +153,11 @@ pub(crate) fn examine(
 
 /// Checks that a snapshot has the files and the size of a template, and a CPU model.
 fn check(manifest: &Manifest, template: &Template, cpu: &CpuModel) -> Result<(), NotRestorable> {
-    let files = (&manifest.kernel, &manifest.initrd, &manifest.base_disk);
-    if files != (&template.kernel, &template.initrd, &template.rootfs) {
+    let files = [&manifest.kernel, &manifest.initrd, &manifest.base_disk].map(|file| &file.path);
+    if files != [&template.kernel, &template.initrd, &template.rootfs] {
         return Err(NotRestorable::OtherImage);
     }
-    let made = manifest.cpu();
+    let made = manifest.requires.cpu.clone();
     if made != *cpu {
         let here = cpu.clone();
         return Err(NotRestorable::OtherCpu { made, here });
@@ -233,7 +233,7 @@ mod tests {
         let cpu = "max".parse().unwrap();
         let vmm = Vmm::with_version(VMM, Accel::Tcg);
         let tools = ToolJails::new(Path::new("/nowhere"), |_| Ok(Vec::new()));
-        Snapshots::open(&root, images, vmm, cpu, tools).unwrap()
+        Snapshots::open(&root, images, vmm, cpu, tools, None).unwrap()
     }
 
     #[test]
@@ -278,18 +278,18 @@ mod tests {
             "the template has no template snapshot for tcg"
         );
         let mut other = manifest("");
-        other.vmm = "qemu 9.0.0".to_owned();
+        other.requires.vmm = "qemu 9.0.0".into();
         let text = reason(Some(other));
         assert!(text.contains("qemu 9.0.0") && text.contains(VMM), "{text}");
         let mut other = manifest("");
-        other.cpu_model = Some("host".parse().unwrap());
+        other.requires.cpu = "host".parse().unwrap();
         let text = reason(Some(other));
         assert!(text.contains("`host`") && text.contains("`max`"), "{text}");
         let mut other = manifest("");
         other.size.memory_mib = 512;
         assert!(reason(Some(other)).contains("differ in vCPUs"));
         let mut other = manifest("");
-        other.base_disk = "rootfs/other/rootfs.ext4".into();
+        other.base_disk.path = "rootfs/other/rootfs.ext4".into();
         assert!(reason(Some(other)).contains("another build"));
     }
 }

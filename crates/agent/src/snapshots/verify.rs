@@ -42,7 +42,9 @@ impl Verified {
     /// read.
     pub(super) fn verify(&self, chain: &Chain) -> Result<(), ChainError> {
         for diff in chain.files() {
-            self.once(&diff.metadata()?, || diff.verify())?;
+            if let Some(meta) = diff.metadata()? {
+                self.once(&meta, || diff.verify())?;
+            }
         }
         Ok(())
     }

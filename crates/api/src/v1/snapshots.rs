@@ -151,6 +151,47 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Writes a snapshot to the object store of its host, under the same name.
+///
+/// Parts that the object store has are not written again. Replaces a snapshot that the object store
+/// has under this name. Fails with 409 `invalid_state` if the host has no object store, and with 503
+/// if the store does not respond. Completes even if the client disconnects.
+#[utoipa::path(
+    post, path = "/v1/snapshots/{name}/push", tag = "templates", operation_id = "push_snapshot",
+    params(("name" = String, Path, description = "Name of the snapshot.")),
+    responses((status = 204, description = "The object store has the snapshot."), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn push(
+    State(app): State<AppState>,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    let name = name(&app, request).await?;
+    templates::push_snapshot(&app, name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes a snapshot from the object store of the host, under the same name.
+///
+/// Its memory stays there: sandboxes load what they need. Fails with 409 `already_exists` if the name
+/// is taken, with 404 if the object store has no snapshot of this name, and with 409 `invalid_state`
+/// if the host has no object store, or cannot load the snapshot. Completes even if the client
+/// disconnects.
+#[utoipa::path(
+    post, path = "/v1/snapshots/{name}/pull", tag = "templates", operation_id = "pull_snapshot",
+    params(("name" = String, Path, description = "Name of the snapshot."), CreateQuery),
+    responses((status = 201, description = "The template.", body = Template), CommonErrors, SandboxErrors, HostErrors)
+)]
+pub(super) async fn pull(
+    State(app): State<AppState>,
+    ApiQuery(query): ApiQuery<CreateQuery>,
+    request: Request,
+) -> Result<(StatusCode, Json<Template>), ApiError> {
+    let name = name(&app, request).await?;
+    let overwrite = query.overwrite.unwrap_or(false);
+    let pulled = templates::pull_snapshot(&app, name, overwrite).await?;
+    Ok((StatusCode::CREATED, Json(pulled)))
+}
+
 async fn name(app: &AppState, request: Request) -> Result<TemplateName, ApiError> {
     let (mut parts, _) = request.into_parts();
     let name = path_part(&mut parts, app, "name").await?;

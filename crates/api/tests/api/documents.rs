@@ -33,7 +33,7 @@ const SANDBOX: [&str; 22] = [
     "post /{id}/resume",
 ];
 
-const OTHERS: [&str; 15] = [
+const OTHERS: [&str; 17] = [
     "get /health",
     "get /openapi.yaml",
     "delete /v1/unknown-sandboxes/{id}",
@@ -47,6 +47,8 @@ const OTHERS: [&str; 15] = [
     "get /v1/snapshots",
     "post /v1/snapshots",
     "delete /v1/snapshots/{name}",
+    "post /v1/snapshots/{name}/push",
+    "post /v1/snapshots/{name}/pull",
     "get /v1/snapshots/{name}",
     "get /v1/templates",
 ];

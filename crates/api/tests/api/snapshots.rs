@@ -399,3 +399,32 @@ async fn copies_in_progress_are_listed_and_can_be_destroyed() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn snapshot_is_written_to_and_taken_from_the_object_store() {
+    let agent = FakeAgent::start().await;
+    let control = Control::start(&agent).await;
+    let pull = async |query: &str| {
+        let path = format!("/v1/snapshots/shared/pull{query}");
+        control.post(&path, json!({})).await
+    };
+    let push = async || control.post("/v1/snapshots/shared/push", json!({})).await;
+    assert_eq!(push().await.0, StatusCode::NOT_FOUND);
+    let (status, pulled) = pull("").await;
+    assert_eq!(
+        (status, &pulled["name"]),
+        (StatusCode::CREATED, &json!("shared"))
+    );
+    assert_eq!(control.get("/v1/snapshots/shared").await.0, StatusCode::OK);
+    assert_failure(&pull("").await, 409, "already_exists", &["taken"]);
+    assert_eq!(pull("?overwrite=true").await.0, StatusCode::CREATED);
+    assert_eq!(push().await.0, StatusCode::NO_CONTENT);
+    let unconfigured = "set WRENN_STORE_URL";
+    agent.fail("PushSnapshot", ErrorCode::FailedPrecondition, unconfigured);
+    assert_failure(&push().await, 409, "invalid_state", &[unconfigured]);
+    agent.fail("PullSnapshot", ErrorCode::Unavailable, "no answer");
+    let (status, answer) = pull("?overwrite=true").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+    let (status, _) = control.post("/v1/snapshots/No Name/pull", json!({})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}

@@ -156,6 +156,41 @@ impl AgentClient {
         .map(drop)
     }
 
+    /// Writes a snapshot to the object store of its host.
+    pub async fn push_snapshot(&self, name: &str) -> Result<(), AgentError> {
+        let request = rpc::PushSnapshotRequest {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        unary!(
+            self.lifecycle,
+            push_snapshot_with_options,
+            request,
+            SAVE_TIMEOUT
+        )
+        .map(drop)
+    }
+
+    /// Takes a snapshot from the object store, as a template.
+    pub async fn pull_snapshot(
+        &self,
+        name: &str,
+        overwrite: bool,
+    ) -> Result<rpc::TemplateInfo, AgentError> {
+        let request = rpc::PullSnapshotRequest {
+            name: name.to_owned(),
+            overwrite,
+            ..Default::default()
+        };
+        unary!(
+            self.lifecycle,
+            pull_snapshot_with_options,
+            request,
+            SAVE_TIMEOUT
+        )
+        .map(|response| response.template.into_option().unwrap_or_default())
+    }
+
     /// Forks a sandbox. The answer reports each copy.
     pub async fn fork(
         &self,

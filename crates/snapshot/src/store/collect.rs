@@ -54,7 +54,7 @@ impl Store {
                 }
             };
             diffs.extend(header.diffs().iter().map(|diff| diff.build));
-            layers.extend(snapshot.manifest.disk_layers);
+            layers.extend(snapshot.manifest.layers());
         }
         freed += sweep(&self.memory_dir(), ".mem", diff_name, &diffs)?;
         let disks = self.root.join("disks");

@@ -93,7 +93,7 @@ impl Store {
     /// Fails if the snapshot does not exist, or a file cannot be read or written.
     pub fn seal(&self, build: SnapshotId) -> Result<(), StoreError> {
         let _lock = self.lock(FlockOperation::LockShared)?;
-        for layer in self.snapshot(build)?.manifest.disk_layers {
+        for layer in self.snapshot(build)?.manifest.layers() {
             let path = self.layer(layer);
             if path.exists() && read_sum(&path)?.is_none() {
                 write_sum(&path, sum_of(&path)?)?;

@@ -6,9 +6,10 @@ use std::{
 };
 
 use rustix::fs::FlockOperation;
+use wrenn_store::{Artifact, ArtifactId, Kind};
 
-use super::{NewLayer, Store, StoreError, diff_name, failed, sync_dir};
-use crate::{Header, Manifest, SnapshotId, layout};
+use super::{NewLayer, Store, StoreError, artifact_of, diff_name, failed, sync_dir};
+use crate::{Header, Layer, Manifest, SnapshotId, layout};
 
 /// Directory to which a snapshot is written. On drop, the directory is removed with its content,
 /// unless the snapshot was published.
@@ -17,6 +18,23 @@ pub struct Staging {
     pub(super) store: Store,
     build: SnapshotId,
     pub(super) dir: PathBuf,
+}
+
+/// Files of earlier snapshots that a new snapshot depends on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Earlier<'a> {
+    /// Length and checksums of files. Others are read.
+    pub known: &'a [Artifact],
+    /// Store whose diff files are linked.
+    pub other: Option<&'a Store>,
+    /// True if known diff files that are in no store are in an object store.
+    pub is_remote: bool,
+}
+
+impl Earlier<'_> {
+    fn find(&self, id: &ArtifactId) -> Option<&Artifact> {
+        self.known.iter().find(|known| known.id == *id)
+    }
 }
 
 impl Store {
@@ -59,8 +77,8 @@ impl Staging {
     /// Publishes the snapshot.
     ///
     /// `layers` are disk layers that are not in the store yet. They are linked or copied, and also
-    /// stay at their present paths. Diff files of earlier generations are linked in the same way
-    /// from `other`, if `other` has them.
+    /// stay at their present paths. Diff files of earlier generations are taken as `earlier` says.
+    /// The parts of the manifest that describe the content of the files are filled in.
     ///
     /// # Errors
     /// Fails if a file that the snapshot depends on is missing, or the disk is full. The snapshot
@@ -69,50 +87,123 @@ impl Staging {
         self,
         manifest: &Manifest,
         layers: &[NewLayer],
-        other: Option<&Store>,
+        earlier: &Earlier<'_>,
     ) -> Result<(), StoreError> {
         // While the lock is held, nothing is collected. The linked files therefore remain until the
         // snapshot that needs them exists.
         let _lock = self.store.lock(FlockOperation::LockShared)?;
-        let manifest = Manifest {
-            device_checksum: Some(super::checksum(&self.dir.join(layout::DEVICE))?),
-            ..manifest.clone()
-        };
-        let path = self.dir.join(layout::MANIFEST);
-        let text = serde_json::to_vec_pretty(&manifest).map_err(std::io::Error::from);
-        text.and_then(|text| fs::write(&path, text))
-            .map_err(failed("write", &path))?;
-        for name in [
-            layout::HEADER,
-            layout::DEVICE,
-            layout::MEMORY,
-            layout::MANIFEST,
-        ] {
+        for name in [layout::DEVICE, layout::HEADER, layout::MEMORY] {
             flush(&self.dir.join(name))?;
         }
-        for diff in self.header()?.diffs() {
+        let header = self.header()?;
+        for diff in header.diffs() {
             if diff.build != self.build {
-                self.take_diff(diff.build, other)?;
+                self.take_diff(diff.build, earlier)?;
             }
         }
         for layer in layers {
             flush(&layer.path)?;
             self.take_layer(layer)?;
         }
-        for build in &manifest.disk_layers {
-            let layer = self.store.layer(*build);
+        for build in manifest.layers() {
+            let layer = self.store.layer(build);
             if !layer.exists() {
                 return Err(StoreError::MissingLayer(layer));
             }
         }
         sync_dir(&self.store.root.join("disks"))?;
+        self.write_manifest(manifest, &header, earlier)?;
         let memory = self.store.memory_dir();
         let target = memory.join(diff_name(self.build));
         wrenn_durable::rename(&self.dir.join(layout::MEMORY), &target)
             .map_err(failed("publish", &target))?;
+        self.appear()
+    }
+}
+
+impl Staging {
+    /// Publishes a snapshot that was made elsewhere. Its header and device state are in the
+    /// directory, its memory diffs need not be in this store. `layers` are disk layers in the
+    /// directory that are not in the store yet.
+    ///
+    /// # Errors
+    /// A layer is missing, or the disk is full. The snapshot does not exist in this case.
+    pub fn publish_loaded(
+        self,
+        manifest: &Manifest,
+        layers: Vec<(SnapshotId, PathBuf)>,
+    ) -> Result<(), StoreError> {
+        let _lock = self.store.lock(FlockOperation::LockShared)?;
+        let path = self.dir.join(layout::MANIFEST);
+        let text = serde_json::to_vec_pretty(manifest).map_err(std::io::Error::from);
+        text.and_then(|text| fs::write(&path, text))
+            .map_err(failed("write", &path))?;
+        for name in [layout::HEADER, layout::DEVICE, layout::MANIFEST] {
+            flush(&self.dir.join(name))?;
+        }
+        for (build, path) in layers {
+            let target = self.store.layer(build);
+            wrenn_durable::rename(&path, &target).map_err(failed("publish", &target))?;
+        }
+        for build in manifest.layers() {
+            let layer = self.store.layer(build);
+            if !layer.exists() {
+                return Err(StoreError::MissingLayer(layer));
+            }
+        }
+        sync_dir(&self.store.root.join("disks"))?;
+        self.appear()
+    }
+
+    /// Moves the directory to its final place.
+    fn appear(&self) -> Result<(), StoreError> {
         sync_dir(&self.dir)?;
         let target = self.store.snapshot_dir(self.build);
         wrenn_durable::rename(&self.dir, &target).map_err(failed("publish", &target))
+    }
+
+    /// Writes the manifest with the content of all files.
+    fn write_manifest(
+        &self,
+        manifest: &Manifest,
+        header: &Header,
+        earlier: &Earlier<'_>,
+    ) -> Result<(), StoreError> {
+        let describe = |id: ArtifactId, path: &Path| match earlier.find(&id) {
+            Some(known) => Ok(known.clone()),
+            None => artifact_of(id, path),
+        };
+        let own = |kind, name: &str| artifact_of(self.build.artifact(kind), &self.dir.join(name));
+        let mut memory = Vec::new();
+        for diff in header.diffs() {
+            memory.push(match diff.build == self.build {
+                true => own(Kind::Memory, layout::MEMORY)?,
+                false => describe(
+                    diff.build.artifact(Kind::Memory),
+                    &self.store.diff(diff.build),
+                )?,
+            });
+        }
+        let mut disk_layers = Vec::new();
+        for build in manifest.layers() {
+            let artifact = describe(build.artifact(Kind::Disk), &self.store.layer(build))?;
+            let content = Some(artifact.content);
+            disk_layers.push(Layer { build, content });
+        }
+        let manifest = Manifest {
+            version: Manifest::VERSION,
+            disk_layers,
+            memory,
+            header: Some(own(Kind::Header, layout::HEADER)?),
+            device: Some(own(Kind::Device, layout::DEVICE)?),
+            device_checksum: None,
+            ..manifest.clone()
+        };
+        let path = self.dir.join(layout::MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(std::io::Error::from);
+        text.and_then(|text| fs::write(&path, text))
+            .map_err(failed("write", &path))?;
+        flush(&path)
     }
 }
 
@@ -128,19 +219,20 @@ impl Drop for Staging {
 }
 
 impl Staging {
-    /// Ensures that a diff file of an earlier generation is in this store, and links it from
-    /// `other` if `other` has it.
-    fn take_diff(&self, build: SnapshotId, other: Option<&Store>) -> Result<(), StoreError> {
+    /// Ensures that a diff file of an earlier generation is in this store or in the object store.
+    fn take_diff(&self, build: SnapshotId, earlier: &Earlier<'_>) -> Result<(), StoreError> {
         let target = self.store.memory_dir().join(diff_name(build));
-        if let Some(other) = other {
+        if let Some(other) = earlier.other {
             let source = other.memory_dir().join(diff_name(build));
             if source.exists() {
                 return self.link_or_copy(&source, &target);
             }
         }
-        fs::metadata(&target)
-            .map(drop)
-            .map_err(failed("find", &target))
+        let id = build.artifact(Kind::Memory);
+        match fs::metadata(&target) {
+            Err(_) if earlier.is_remote && earlier.find(&id).is_some() => Ok(()),
+            found => found.map(drop).map_err(failed("find", &target)),
+        }
     }
 
     /// Links `source` to `target`. An existing target is not an error. Across file systems, the

@@ -73,27 +73,58 @@ fn sandboxes_and_snapshots_are_usable_after_a_move() {
         let found = manifests(&first);
         assert!(found.len() >= 2, "{found:?}");
         for (_, manifest) in found {
-            assert_eq!(manifest["base_disk"], "rootfs/key/rootfs.ext4");
+            let disk = &manifest["base_disk"];
+            assert_eq!(disk["path"], "rootfs/key/rootfs.ext4");
+            assert!(disk["artifact"]["id"].is_string(), "{disk}");
         }
         fs::rename(&first, &second).expect("moved");
         use_all(&second).await;
     });
 }
 
-/// Manifests of release 0.1.0 have absolute paths.
+/// Returns a manifest in the form of release 0.1.0, with absolute paths.
+fn as_release_0_1_0_wrote(manifest: &serde_json::Value, images: &Path) -> serde_json::Value {
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let path = |file: &str| {
+        let path = images.join(text(&manifest[file]["path"]));
+        path.to_str().expect("text").to_owned()
+    };
+    let layers = manifest["disk_layers"].as_array().expect("layers");
+    let layers = layers
+        .iter()
+        .map(|layer| text(&layer["id"]).replace("disk/", ""));
+    let vmm = &manifest["requires"]["vmm"];
+    let mut former = serde_json::json!({
+        "version": 1,
+        "vmm": format!("{} {}", text(&vmm["kind"]), text(&vmm["version"])),
+        "accel": manifest["requires"]["accel"],
+        "kernel": path("kernel"), "initrd": path("initrd"), "base_disk": path("base_disk"),
+        "disk_layers": layers.collect::<Vec<_>>(),
+    });
+    for field in [
+        "build",
+        "created_unix_ms",
+        "vcpus",
+        "memory_mib",
+        "disk_mib",
+        "template",
+        "default_user",
+        "guest_token",
+    ] {
+        former[field] = manifest[field].clone();
+    }
+    former
+}
+
 #[test]
 fn snapshots_of_release_0_1_0_are_usable_after_a_move() {
     on_private_host(async || {
         let data = tempfile::tempdir().expect("a directory");
         let (first, second) = (data.path().join("first"), data.path().join("second"));
         make(&first).await;
-        for (path, mut manifest) in manifests(&first) {
-            for file in ["kernel", "initrd", "base_disk"] {
-                let name = manifest[file].as_str().expect("a name");
-                let path = first.join("images").join(name);
-                manifest[file] = path.to_str().expect("text").into();
-            }
-            fs::write(path, manifest.to_string()).expect("written");
+        for (path, manifest) in manifests(&first) {
+            let former = as_release_0_1_0_wrote(&manifest, &first.join("images"));
+            fs::write(path, former.to_string()).expect("written");
         }
         fs::rename(&first, &second).expect("moved");
         use_all(&second).await;

@@ -13,8 +13,9 @@ fn set_vmm(data: &Path, change: impl Fn(&str) -> String) {
         let path = entry.expect("an entry").path().join("manifest.json");
         let text = fs::read_to_string(&path).expect("a manifest");
         let mut manifest: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let vmm = change(manifest["vmm"].as_str().expect("a version"));
-        manifest["vmm"] = vmm.into();
+        let version = &mut manifest["requires"]["vmm"]["version"];
+        let vmm = change(&format!("qemu {}", version.as_str().expect("a version")));
+        *version = vmm.trim_start_matches("qemu ").into();
         fs::write(&path, manifest.to_string()).expect("written");
     }
 }

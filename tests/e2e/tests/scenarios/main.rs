@@ -21,6 +21,7 @@ mod lifetime;
 mod live_connections;
 mod memory;
 mod network;
+mod object_store;
 mod pause_faults;
 mod snapshots;
 mod upgrade;

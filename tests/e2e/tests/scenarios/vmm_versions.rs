@@ -36,6 +36,15 @@ fn change(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
     Ok(fs::write(path, manifest.to_string())?)
 }
 
+/// Makes a manifest that of a VMM of another series. Templates that were made by an earlier version
+/// have manifests of version 1.
+fn set_other_vmm(manifest: &mut Value) {
+    match manifest.get_mut("requires") {
+        Some(requires) => requires["vmm"]["version"] = "9.1.3".into(),
+        None => manifest["vmm"] = "qemu 9.1.3".into(),
+    }
+}
+
 /// Creates a sandbox of the template's size, which is restored from the template's snapshot.
 async fn create(service: &Service) -> Result<Sandbox<'_>> {
     service.create_with(json!({ "memory_mb": 512 })).await
@@ -51,15 +60,15 @@ async fn a_release_of_the_same_series_restores_and_another_series_boots_on_reque
         sandbox.pause().await?;
         let path = last_manifest(&service)?;
         change(&path, |manifest| {
-            let vmm = manifest["vmm"].as_str().unwrap_or_default();
-            let (series, _) = vmm.rsplit_once('.').expect("a version");
-            manifest["vmm"] = format!("{series}.1").into();
+            let version = &mut manifest["requires"]["vmm"]["version"];
+            let (series, _) = version.as_str().and_then(|v| v.rsplit_once('.')).unwrap();
+            *version = format!("{series}.1").into();
         })?;
         sandbox.resume().await?;
         assert_eq!(sandbox.shell("cat /dev/shm/note").await?.stdout, "kept\n");
         sandbox.pause().await?;
         let path = last_manifest(&service)?;
-        change(&path, |manifest| manifest["vmm"] = "qemu 9.1.3".into())?;
+        change(&path, set_other_vmm)?;
         sandbox.id().to_owned()
     };
     // The reason is known before a client tries, if the VMM was replaced while the service was
@@ -109,13 +118,15 @@ async fn a_vm_is_restored_with_the_devices_of_its_snapshot() -> Result<()> {
     let path = last_manifest(&service)?;
     let good = fs::read(&path)?;
     // As in a snapshot of release 0.1.0. The state of the memory balloon has no device then.
-    change(&path, |manifest| manifest["machine"] = Value::Null)?;
+    change(&path, |manifest| {
+        manifest["requires"]["machine"]["devices"] = json!([]);
+    })?;
     let (status, refused) = service
         .json(Method::POST, &sandbox.path("/resume"), &json!({}))
         .await?;
     assert!(!status.is_success(), "{refused}");
     change(&path, |manifest| {
-        manifest["machine"] = json!({ "type": "microvm", "devices": ["of_a_later_version"] });
+        manifest["requires"]["machine"]["devices"] = json!(["of_a_later_version"]);
     })?;
     let (status, refused) = service
         .json(Method::POST, &sandbox.path("/resume"), &json!({}))
@@ -145,7 +156,7 @@ fn images_of_another_vmm(root: &Path) -> Result<PathBuf> {
         fs::write(&path, text)?;
         change(&path, |manifest| {
             if manifest["template"] == "minimal" {
-                manifest["vmm"] = "qemu 9.1.3".into();
+                set_other_vmm(manifest);
             }
         })?;
     }

@@ -96,7 +96,7 @@ impl Boot<'_> {
         let (mut times, started_ms) = self.prepared();
         let limits = Limits::for_guest(spec.size);
         host.cgroups.set_booting(&spec.id, limits, true);
-        self.start_supervisor(sandbox_dir, None).await?;
+        self.start_supervisor(sandbox_dir, None, false).await?;
         failpoint::hit("agent.start.supervised", None);
         let Some(supervisor) = self.resources.supervisor.clone() else {
             return Err(CreateError::Ended(final_reason(sandbox_dir)));

@@ -8,8 +8,9 @@ use super::{
     SandboxService,
 };
 use crate::{
+    admission::AdmissionError,
     sandbox::resources::HostContext,
-    snapshots::{SnapshotError, TaggedSnapshot},
+    snapshots::{RemoteError, SnapshotError, TaggedSnapshot},
     templates::TemplateError,
 };
 
@@ -51,7 +52,66 @@ pub(crate) enum DeleteSnapshotError {
     Panicked,
 }
 
+/// Failure to write a snapshot to the object store, or to take one from it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteSnapshotError {
+    /// A template has this name.
+    #[error("`name`: template `{0}` already exists")]
+    Taken(TemplateName),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// There is no space for another snapshot.
+    #[error(transparent)]
+    Space(#[from] AdmissionError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A task of the agent panicked.
+    #[error("internal error of the host agent; see its log")]
+    Panicked,
+}
+
+impl From<NamedSnapshotError> for RemoteSnapshotError {
+    fn from(error: NamedSnapshotError) -> Self {
+        match error {
+            NamedSnapshotError::Taken(name) => Self::Taken(name),
+            NamedSnapshotError::Template(error) => Self::Template(error),
+            NamedSnapshotError::Store(error) => Self::Remote(error.into()),
+            NamedSnapshotError::Sandbox(_) | NamedSnapshotError::Panicked => Self::Panicked,
+        }
+    }
+}
+
 impl SandboxService {
+    /// Writes a named snapshot to the object store.
+    pub(crate) async fn push_snapshot(
+        &self,
+        name: TemplateName,
+    ) -> Result<(), RemoteSnapshotError> {
+        let host = self.actors.host.clone();
+        let pushed = tokio::task::spawn_blocking(move || host.snapshots.push(&name));
+        Ok(pushed.await.map_err(|_| RemoteSnapshotError::Panicked)??)
+    }
+
+    /// Takes a named snapshot from the object store. With `overwrite`, the name may belong to
+    /// another snapshot.
+    pub(crate) async fn pull_snapshot(
+        &self,
+        name: TemplateName,
+        overwrite: bool,
+    ) -> Result<TaggedSnapshot, RemoteSnapshotError> {
+        let host = self.actors.host.clone();
+        let pulled = tokio::task::spawn_blocking(move || {
+            // Checked before anything is loaded.
+            require_free_name(&host, &name, overwrite)?;
+            host.disk_space.check_create()?;
+            Ok::<_, RemoteSnapshotError>(host.snapshots.pull(&name, overwrite)?)
+        });
+        let pulled = pulled.await.map_err(|_| RemoteSnapshotError::Panicked)?;
+        // What a failed pull left, or the previous snapshot of this name.
+        self.actors.collect_snapshots();
+        pulled
+    }
+
     /// Takes a snapshot of a sandbox, which keeps running, and gives it a name. With `overwrite`,
     /// the name may belong to another snapshot.
     pub(crate) async fn snapshot_as(

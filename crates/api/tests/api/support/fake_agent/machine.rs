@@ -269,6 +269,38 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn push_snapshot(&self, name: &str) -> Result<(), ConnectError> {
+        self.check("PushSnapshot")?;
+        match lock(&self.templates).iter().any(|t| t.name == name) {
+            true => Ok(()),
+            false => Err(ConnectError::not_found("there is no such template")),
+        }
+    }
+
+    pub(super) fn pull_snapshot(
+        &self,
+        name: &str,
+        overwrite: bool,
+    ) -> Result<rpc::TemplateInfo, ConnectError> {
+        self.check("PullSnapshot")?;
+        let mut templates = lock(&self.templates);
+        if templates.iter().any(|t| t.name == name) && !overwrite {
+            return Err(ConnectError::already_exists("the name is taken"));
+        }
+        let template = rpc::TemplateInfo {
+            name: name.to_owned(),
+            vcpus: 1,
+            memory_mb: 512,
+            disk_size_mb: 5120,
+            created_unix_ms: now_ms(),
+            kind: rpc::TemplateKind::TEMPLATE_KIND_SNAPSHOT.into(),
+            ..Default::default()
+        };
+        templates.retain(|t| t.name != name);
+        templates.push(template.clone());
+        Ok(template)
+    }
+
     pub(super) async fn fork(
         self: Arc<Self>,
         request: rpc::ForkSandboxRequest,

@@ -164,6 +164,27 @@ impl HostAgentService for Service {
         Response::ok(rpc::DeleteSnapshotResponse::default())
     }
 
+    async fn push_snapshot(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::PushSnapshotRequest>,
+    ) -> ServiceResult<rpc::PushSnapshotResponse> {
+        self.0.push_snapshot(request.name)?;
+        Response::ok(rpc::PushSnapshotResponse::default())
+    }
+
+    async fn pull_snapshot(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, rpc::PullSnapshotRequest>,
+    ) -> ServiceResult<rpc::PullSnapshotResponse> {
+        let template = self.0.pull_snapshot(request.name, request.overwrite)?;
+        Response::ok(rpc::PullSnapshotResponse {
+            template: template.into(),
+            ..Default::default()
+        })
+    }
+
     async fn fork_sandbox(
         &self,
         _: RequestContext,
