@@ -50,6 +50,7 @@ mod boot_watch;
 mod boots;
 mod compact;
 pub(crate) mod error;
+mod guest_dial;
 mod network;
 mod pause;
 mod pause_effort;
@@ -255,6 +256,8 @@ pub(crate) struct Sandbox {
     examined: CancellationToken,
     /// Connections from outside to ports of the guest.
     pub(crate) tunnels: Tunnels,
+    /// Connections of the agent itself to the guest agent.
+    guest_connections: Arc<Tunnels>,
     /// Mailbox of the actor.
     mailbox: mpsc::UnboundedSender<Command>,
 }
@@ -283,9 +286,15 @@ impl Sandbox {
             destroy_requested: Mutex::default(),
             examined: CancellationToken::new(),
             tunnels: Tunnels::default(),
+            guest_connections: Arc::default(),
             mailbox,
         };
         (Arc::new(sandbox), requests)
+    }
+
+    /// Closes all connections to the guest, and waits until they are closed.
+    async fn end_connections(&self) {
+        tokio::join!(self.tunnels.end_all(), self.guest_connections.end_all());
     }
 
     pub(crate) fn state(&self) -> State {

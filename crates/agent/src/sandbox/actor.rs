@@ -537,13 +537,13 @@ impl SandboxActor {
 
     /// Ends the VM and frees its resources, after its tunnels are closed ([`Resources::free`]).
     pub(super) async fn free(&mut self) -> Result<(), DestroyError> {
-        self.sandbox.tunnels.end_all().await;
+        self.sandbox.end_connections().await;
         self.resources.free(&self.actors.host).await
     }
 
     /// Frees everything, after the tunnels are closed ([`Resources::free_all`]).
     async fn free_all(&mut self, has_failed: bool) -> Result<(), DestroyError> {
-        self.sandbox.tunnels.end_all().await;
+        self.sandbox.end_connections().await;
         self.resources.free_all(&self.actors.host, has_failed).await
     }
 

@@ -268,12 +268,14 @@ impl SandboxActor {
             return Ok(AdoptedMachine::Paused);
         }
         let (slot, origin) = (self.resources.slot, self.pins.origin.as_ref());
-        examine_machine(&host, sandbox_dir, spec, slot, &supervisor, origin).await
+        let sandbox = &self.sandbox;
+        examine_machine(&host, sandbox, sandbox_dir, spec, slot, &supervisor, origin).await
     }
 }
 
 async fn examine_machine(
     host: &HostContext,
+    sandbox: &Sandbox,
     sandbox_dir: &SandboxDir,
     spec: &SupervisorSpec,
     slot: Option<Slot>,
@@ -305,7 +307,7 @@ async fn examine_machine(
     let Some(boot) = sandbox_dir.read_boot() else {
         return Ok(AdoptedMachine::Booting);
     };
-    let envd = match guest_client(spec) {
+    let envd = match guest_client(sandbox, spec) {
         Ok(envd) => envd,
         Err(error) => return Ok(AdoptedMachine::Lost(error.to_report_string())),
     };

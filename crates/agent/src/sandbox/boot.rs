@@ -26,6 +26,7 @@ use super::{
     Plan, Running, Sandbox, Source,
     actor::Pins,
     error::CreateError,
+    guest_dial::GuestDial,
     resources::{HostContext, Resources},
 };
 use crate::{
@@ -293,7 +294,7 @@ impl Boot<'_> {
         let Some(supervisor) = self.resources.supervisor.clone() else {
             return Err(CreateError::Ended(final_reason(sandbox_dir)));
         };
-        let envd = guest_client(spec).map_err(CreateError::Guest)?;
+        let envd = guest_client(self.sandbox, spec).map_err(CreateError::Guest)?;
         let before = self.pins.origin.as_ref();
         let before = before.and_then(|pin| self.host.snapshots.guest_token(pin));
         let set_up = async {
@@ -344,9 +345,16 @@ impl Boot<'_> {
 }
 
 /// Returns a client of the sandbox's guest agent. Does not connect yet.
-pub(super) fn guest_client(spec: &SupervisorSpec) -> Result<EnvdClient, ConnectError> {
+pub(super) fn guest_client(
+    sandbox: &Sandbox,
+    spec: &SupervisorSpec,
+) -> Result<EnvdClient, ConnectError> {
     let address = SocketAddr::from((spec.network.host_ip, guest::ENVD_PORT));
-    EnvdClient::over_tcp(address, &spec.envd_token)
+    let dial = GuestDial {
+        address,
+        connections: sandbox.guest_connections.clone(),
+    };
+    EnvdClient::new(Arc::new(dial), &spec.envd_token)
 }
 
 /// Gives a guest the identity of this sandbox. Until then, a restored guest still has the identity
