@@ -143,15 +143,20 @@ async fn connect(
     status: &str,
 ) -> Result<Lines<BufReader<TcpStream>>> {
     let mut connection = TcpStream::connect(service.traffic_listen()).await?;
+    // A body for HTTP/1.0 is not divided into chunks.
+    let version = if status == "101" { "1.1" } else { "1.0" };
     let head = format!(
-        "GET / HTTP/1.1\r\nHost: {}\r\nE2b-Sandbox-Id: {id}\r\nE2b-Sandbox-Port: 9000\r\n{fields}\r\n",
+        "GET / HTTP/{version}\r\nHost: {}\r\nE2b-Sandbox-Id: {id}\r\nE2b-Sandbox-Port: 9000\r\n{fields}\r\n",
         service.traffic_listen()
     );
     connection.write_all(head.as_bytes()).await?;
     let mut reader = BufReader::new(connection);
     let mut first = String::new();
     reader.read_line(&mut first).await?;
-    ensure!(first.starts_with(&format!("HTTP/1.1 {status}")), "{first}");
+    ensure!(
+        first.starts_with(&format!("HTTP/{version} {status}")),
+        "{first}"
+    );
     let mut line = first;
     while !line.trim().is_empty() {
         line.clear();
