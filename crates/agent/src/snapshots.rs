@@ -88,12 +88,17 @@ pub(crate) enum SnapshotError {
     /// This host cannot load the snapshot's device state.
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
+    /// A memory file is neither on this host nor in its object store, or the store does not answer.
+    #[error(
+        "memory file {0} is neither on this host nor in the object store, or the store does not answer"
+    )]
+    NotStored(String),
     /// The object store cannot be used.
     #[error(transparent)]
     Remote(wrenn_store::StoreError),
-    /// The memory of the snapshot is in an object store that this host does not use.
+    /// A memory file is missing on this host, which uses no object store.
     #[error(
-        "memory file {0} is not on this host; set WRENN_STORE_URL to the object store that has it"
+        "memory file {0} is missing; if the snapshot was taken from an object store, set WRENN_STORE_URL"
     )]
     Elsewhere(String),
 }
@@ -408,7 +413,10 @@ impl Snapshots {
         ) {
             (None, _) => Ok(None),
             (Some(_), Some(remote)) => Ok(Some(remote.clone())),
-            (Some(missing), None) => Err(SnapshotError::Elsewhere(missing.id.to_string())),
+            (Some(missing), None) => {
+                let name = format!("{}.mem", missing.id.key());
+                Err(SnapshotError::Elsewhere(name))
+            }
         }
     }
 
@@ -453,6 +461,7 @@ impl Snapshots {
         for layer in located.disk_layers() {
             self.verified.verify_layer(&layer)?;
         }
+        located.require_remote()?;
         let header = located.snapshot().header()?;
         Ok(self.verified.verify(&located.chain(&header)?)?)
     }

@@ -8,8 +8,9 @@ use std::{
 
 use wrenn_proto::{machine::MachineProfile, supervise::RestoreSpec};
 use wrenn_snapshot::{Chain, ChainError, Header, Manifest, Snapshot, StoreError};
+use wrenn_store::Artifact;
 
-use super::{Remote, SnapshotRef};
+use super::{Remote, SnapshotError, SnapshotRef};
 
 /// Snapshot whose files were located, with a reference that keeps it.
 #[derive(Debug, Clone)]
@@ -40,6 +41,24 @@ impl LocatedSnapshot {
 
     pub(super) fn with_remote(self, remote: Option<Arc<Remote>>) -> Self {
         Self { remote, ..self }
+    }
+
+    /// Checks that the object store has the memory files that this host does not have.
+    pub(super) fn require_remote(&self) -> Result<(), SnapshotError> {
+        let Some(remote) = &self.remote else {
+            return Ok(());
+        };
+        let name = |artifact: &Artifact| format!("{}.mem", artifact.id.key());
+        let is_here = |artifact: &&Artifact| {
+            let name = name(artifact);
+            self.memory.iter().any(|dir| dir.join(&name).exists())
+        };
+        let mut memory = self.manifest().memory.iter();
+        let missing = memory.find(|artifact| !is_here(artifact) && !remote.has(artifact));
+        match missing {
+            Some(artifact) => Err(SnapshotError::NotStored(name(artifact))),
+            None => Ok(()),
+        }
     }
 
     /// Opens the memory.

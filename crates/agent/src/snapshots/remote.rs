@@ -26,13 +26,15 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use thiserror_ext::AsReport as _;
 use wrenn_model::TemplateName;
 use wrenn_proto::supervise::RemoteSpec;
 use wrenn_snapshot::{Manifest, SnapshotId, StoreError, layout};
 use wrenn_store::{
-    Artifact, ArtifactStore as _, Cache, Content, Kind, ReadAt, RemoteSettings, RemoteStore,
-    write_file,
+    Artifact, ArtifactId, ArtifactStore as _, Cache, Content, Kind, ReadAt, RemoteSettings,
+    RemoteStore, write_file,
 };
 
 use super::{LocatedSnapshot, Pins, SnapshotError, Snapshots, TaggedSnapshot};
@@ -64,6 +66,8 @@ pub(super) struct Remote {
     store: RemoteStore,
     /// What supervisors need to read from the store.
     pub(super) spec: RemoteSpec,
+    /// Artifacts that it has.
+    known: Mutex<HashSet<ArtifactId>>,
 }
 
 /// Record of a name.
@@ -117,6 +121,7 @@ impl Remote {
             retry: config.retry,
         };
         Ok(Self {
+            known: Mutex::default(),
             store: RemoteStore::new(
                 &settings,
                 Cache::open(cache, config.cache_bytes, room_bytes)?,
@@ -131,6 +136,21 @@ impl Remote {
                 room_bytes,
             },
         })
+    }
+
+    /// True if the object store has an artifact. It is asked once: objects are not removed.
+    pub(super) fn has(&self, artifact: &Artifact) -> bool {
+        if self.known.lock().contains(&artifact.id) {
+            return true;
+        }
+        let has = self.store.contains(&artifact.id).unwrap_or_else(|error| {
+            tracing::warn!(error = error.to_report_string(), "object store not reached");
+            false
+        });
+        if has {
+            self.known.lock().insert(artifact.id.clone());
+        }
+        has
     }
 
     /// Opens a memory diff of a manifest; `None` if the manifest does not describe it.
