@@ -144,11 +144,9 @@ impl Snapshot {
         let mut all = manifest.memory.clone();
         if all.is_empty() {
             for diff in self.header()?.diffs() {
-                let paths = memory.iter().map(|dir| dir.join(diff_name(diff.build)));
-                let path = paths
-                    .filter(|path| path.exists())
-                    .last()
-                    .unwrap_or_default();
+                let name = diff_name(diff.build);
+                let mut paths = memory.iter().map(|dir| dir.join(&name));
+                let path = paths.find(|path| path.exists()).unwrap_or_default();
                 all.push(artifact_of(diff.build.artifact(Kind::Memory), &path)?);
             }
         }

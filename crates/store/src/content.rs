@@ -15,6 +15,9 @@ use crate::ReadAt;
 /// Size of a chunk, in bytes.
 pub const CHUNK_BYTES: u64 = 1024 * 1024;
 
+/// Size of a chunk, as a length of slices.
+const CHUNK: usize = 1024 * 1024;
+
 /// Maximum number of chunks: 16 TiB. The limit prevents a damaged length from requesting all memory.
 const MAX_CHUNKS: u64 = 1 << 24;
 
@@ -74,7 +77,7 @@ impl Content {
     pub fn of(source: &dyn ReadAt) -> io::Result<Self> {
         let len = source.len()?;
         let mut sums = vec![None; usize::try_from(chunks(len)).unwrap_or(usize::MAX)];
-        let mut buffer = vec![0; CHUNK_BYTES as usize];
+        let mut buffer = vec![0; CHUNK];
         let mut at = 0;
         while let Some((begin, end)) = source.next_data(at)? {
             let first = begin / CHUNK_BYTES;
@@ -172,11 +175,11 @@ impl ContentHasher {
     /// Adds the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = CHUNK_BYTES as usize - self.part.len();
+            let room = CHUNK - self.part.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.part.extend_from_slice(now);
             self.content.len += now.len() as u64;
-            if self.part.len() == CHUNK_BYTES as usize {
+            if self.part.len() == CHUNK {
                 self.close();
             }
             bytes = later;
@@ -270,12 +273,14 @@ mod tests {
     use super::*;
 
     fn bytes(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i % 251) as u8 + 1).collect()
+        (0..len)
+            .map(|i| u8::try_from(i % 251).unwrap() + 1)
+            .collect()
     }
 
     #[test]
     fn each_chunk_is_verified_alone_and_zeros_have_their_own_mark() {
-        let mib = CHUNK_BYTES as usize;
+        let mib = CHUNK;
         let mut all = bytes(3 * mib + 5);
         all[mib..2 * mib].fill(0);
         let content = Content::of(&all).unwrap();
@@ -295,7 +300,7 @@ mod tests {
 
     #[test]
     fn checksums_have_a_fixed_form() {
-        let mib = CHUNK_BYTES as usize;
+        let mib = CHUNK;
         let mut all = vec![0; 5 * mib + 1];
         all[..2 * mib].copy_from_slice(&bytes(2 * mib));
         let content = Content::of(&all).unwrap();
@@ -325,13 +330,7 @@ mod tests {
 
     #[test]
     fn key_depends_on_all_of_the_content() {
-        let contents = [
-            vec![],
-            vec![0],
-            vec![0, 0],
-            vec![1],
-            vec![0; CHUNK_BYTES as usize + 1],
-        ];
+        let contents = [vec![], vec![0], vec![0, 0], vec![1], vec![0; CHUNK + 1]];
         let keys = contents.map(|bytes| Content::of(&bytes).unwrap().key());
         let different: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(different.len(), keys.len(), "{keys:?}");

@@ -257,8 +257,8 @@ fn many_files(world: &World, dir: &str, count: usize) -> Duration {
 #[test]
 fn ten_thousand_files_are_one_form_and_take_time_in_proportion() {
     run(async |world| {
-        let few = many_files(&world, "few", 2500);
-        let many = many_files(&world, "many", 10_000);
+        let few = many_files(world, "few", 2500);
+        let many = many_files(world, "many", 10_000);
         assert_eq!(world.read("/mnt/work/many/9999"), "content");
         // Four times as many. Work for each pair of files would take sixteen times as long.
         assert!(many < few * 9, "{few:?}, {many:?}");

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of concurrent tunnels per sandbox.
-pub(crate) const MAX_TUNNELS: usize = 1024;
+pub(crate) const MAX_TUNNELS: u32 = 1024;
 
 /// Maximum time to wait for the tasks of tunnels that are closed. They only drop their sockets.
 const END_DEADLINE: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ pub(crate) struct Tunnel {
 impl Default for Tunnels {
     fn default() -> Self {
         Self {
-            room: Arc::new(Semaphore::new(MAX_TUNNELS)),
+            room: Arc::new(Semaphore::new(MAX_TUNNELS as usize)),
             cut: Mutex::default(),
         }
     }
@@ -72,7 +72,7 @@ impl Tunnels {
     /// running state, so that no later tunnel is used.
     pub(crate) async fn end_all(&self) {
         self.close_all();
-        let all = self.room.acquire_many(MAX_TUNNELS as u32);
+        let all = self.room.acquire_many(MAX_TUNNELS);
         if tokio::time::timeout(END_DEADLINE, all).await.is_err() {
             tracing::warn!("tunnels did not close within {END_DEADLINE:?}");
         }

@@ -43,9 +43,9 @@ mod tests {
 
     #[test]
     fn chunks_of_zeros_have_no_place() {
-        let mut bytes = vec![0; 3 * CHUNK_BYTES as usize + 10];
+        let mut bytes = vec![0; 3 * 1024 * 1024 + 10];
         bytes[5] = 1;
-        bytes[3 * CHUNK_BYTES as usize] = 1;
+        bytes[3 * 1024 * 1024] = 1;
         let packed = Packed::of(&Content::of(&bytes).expect("in memory"));
         let ranges = [0, 1, 2, 3].map(|chunk| packed.range(chunk));
         let end = CHUNK_BYTES + 10;

@@ -3,18 +3,16 @@
 use std::time::Duration;
 
 use tempfile::TempDir;
-use wrenn_store::{
-    Artifact, ArtifactId, CHUNK_BYTES, Cache, Content, Kind, RemoteSettings, RemoteStore,
-};
+use wrenn_store::{Artifact, ArtifactId, Cache, Content, Kind, RemoteSettings, RemoteStore};
 use wrenn_test_s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
 /// Size of a chunk, as a length of slices.
-pub(crate) const CHUNK: usize = CHUNK_BYTES as usize;
+pub(crate) const CHUNK: usize = 1024 * 1024;
 
 /// Returns content with different bytes in each chunk.
 pub(crate) fn bytes(len: usize) -> Vec<u8> {
     (0..len)
-        .map(|at| ((at / 7 + at / CHUNK * 31) % 255) as u8 + 1)
+        .map(|at| u8::try_from((at / 7 + at / CHUNK * 31) % 255).unwrap() + 1)
         .collect()
 }
 
