@@ -152,6 +152,7 @@ impl Tool {
             argv: std::iter::once(path).chain(work.args).collect(),
             env: Vec::new(),
             fds: Some(Vec::new()),
+            sockets: None,
             limits: ProcessLimits {
                 // qcow2 stores where each cluster is, besides the clusters.
                 file_bytes: (mib + mib / 16 + 64) * 1024 * 1024,

@@ -9,7 +9,8 @@
 //!   its own, and the first process of a PID namespace ([`spawn_in_pid_namespace`]);
 //! - sees a root file system made of the program, the directories of its libraries and data
 //!   (read-only, no devices, no setuid), a `/proc` with processes only, devices, and its own files
-//!   at constant paths below [`HOME`];
+//!   at constant paths below [`HOME`]; a program that binds sockets itself also has a small
+//!   directory for them ([`SocketDir`]);
 //! - has resource limits ([`ProcessLimits`]), and can make only the system calls in [`seccomp`];
 //! - is killed when the thread that started it ends.
 //!
@@ -29,16 +30,19 @@ mod parent;
 mod process;
 mod root;
 pub mod seccomp;
+mod sockets;
 mod spec;
 
 use std::{convert::Infallible, fs, io, path::Path};
 
 pub use error::JailError;
 pub use parent::{Alive, ParentPipe, spawn_in_pid_namespace};
+pub use sockets::{FoundSocket, SocketDir};
 pub use spec::{JailFile, JailSpec, Parent, ProcessLimits, Program};
 
 use error::failed;
 use parent::Watch;
+use seccomp::Permissions;
 
 /// Directory of the VMM's own files, in the jail.
 pub const HOME: &str = "/tmp/fc-vm";
@@ -56,9 +60,18 @@ pub const PRELOAD: &str = "/tmp/fc-vm/preload.so";
 pub const MEMORY: &str = "/tmp/fc-vm/memory";
 /// Path of the disk's base image, in the jail.
 pub const BASE_DISK: &str = "/tmp/fc-vm/base";
+/// Path of the guest's disk in the jail of a VMM that takes a raw disk. The path is stored in the
+/// VMM's snapshots.
+pub const RAW_DISK: &str = "/tmp/fc-vm/rootfs.ext4";
+/// Directory of the sockets that the parent binds, in a jail that has a [`SocketDir`].
+pub const SOCKETS: &str = "/tmp/fc-vm/sockets";
+/// Directory of the sockets that the jailed process binds.
+pub const OWN_SOCKETS: &str = "/tmp/fc-vm/sockets/own";
 
 /// Device of the kernel's hypervisor.
 const KVM: &str = "/dev/kvm";
+/// Device that attaches to TAP devices.
+const TUN: &str = "/dev/net/tun";
 
 /// Enters the jail described by `spec_path` and executes its program. Returns only if a step
 /// failed.
@@ -91,8 +104,12 @@ fn enter_steps(spec_path: &Path) -> Result<Infallible, JailError> {
     }
     if spec.seccomp {
         // Last, because the steps before need calls that the program does not.
-        let has_kvm = spec.devices.iter().any(|path| path == Path::new(KVM));
-        seccomp::apply(has_kvm)?;
+        let has_device = |name| spec.devices.iter().any(|path| path == Path::new(name));
+        seccomp::apply(Permissions {
+            kvm: has_device(KVM),
+            tap: has_device(TUN),
+            sockets: spec.sockets.is_some(),
+        })?;
     }
     process::execute(&spec.argv, &spec.env)
 }

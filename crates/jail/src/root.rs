@@ -14,9 +14,10 @@ use nix::{
     sys::stat::{Mode, SFlag, mknod},
     unistd::{Gid, Uid, chdir, chown, pivot_root},
 };
+use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::{
-    DISK_LAYERS, HOME,
+    DISK_LAYERS, HOME, SOCKETS,
     error::{JailError, failed, failed_nix},
     spec::{JailFile, JailSpec},
 };
@@ -34,6 +35,8 @@ pub(crate) fn build_root(spec: &JailSpec) -> Result<(), JailError> {
     let dirs = open_sources(&spec.dirs)?;
     let files: Vec<PathBuf> = spec.files.iter().map(|file| file.source.clone()).collect();
     let files = open_sources(&files)?;
+    let sockets: Option<PathBuf> = spec.sockets.map(|fd| format!("/proc/self/fd/{fd}").into());
+    let sockets = open_sources(sockets.as_slice())?;
     do_mount(
         Some("tmpfs"),
         root,
@@ -53,6 +56,9 @@ pub(crate) fn build_root(spec: &JailSpec) -> Result<(), JailError> {
     make_devices(spec, root)?;
     for (file, source) in spec.files.iter().zip(&files) {
         bind_file(file, source, root)?;
+    }
+    for mount in &sockets {
+        attach(mount, &inside(root, Path::new(SOCKETS)))?;
     }
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     do_mount(
@@ -128,6 +134,9 @@ fn make_devices(spec: &JailSpec, root: &Path) -> Result<(), JailError> {
     )?;
     for device in &spec.devices {
         let target = inside(root, device);
+        if let Some(parent) = target.parent() {
+            make_dirs(parent)?;
+        }
         let number = fs::metadata(device)
             .map_err(failed(format!("inspect {}", device.display())))?
             .rdev();
@@ -170,6 +179,15 @@ fn bind(target: &Path, source: &fs::File, flags: MsFlags) -> Result<(), JailErro
     let flags =
         flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     do_mount(None, target, None, flags, None)
+}
+
+/// Attaches a mount that is attached nowhere else yet.
+fn attach(mount: &fs::File, target: &Path) -> Result<(), JailError> {
+    make_dirs(target)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount, "", rustix::fs::CWD, target, flags)
+        .map_err(std::io::Error::from)
+        .map_err(failed(format!("attach {}", target.display())))
 }
 
 fn make_dirs(path: &Path) -> Result<(), JailError> {

@@ -50,7 +50,7 @@ pub const GROUPS: &[(&str, &[Call])] = &[
         calls! {
             SYS_clone SYS_clone3 SYS_futex SYS_set_robust_list SYS_get_robust_list SYS_rseq
             SYS_set_tid_address SYS_exit SYS_exit_group SYS_sched_yield SYS_sched_getaffinity
-            SYS_sched_getparam SYS_sched_getscheduler SYS_getpriority SYS_tgkill
+            SYS_sched_getparam SYS_sched_getscheduler SYS_getpriority SYS_tgkill SYS_tkill
         },
     ),
     (
@@ -98,6 +98,13 @@ pub const GROUPS: &[(&str, &[Call])] = &[
     ),
 ];
 
+/// Calls that are permitted in addition in a jail with a [`SocketDir`](crate::SocketDir). `socket`
+/// is permitted for Unix sockets only, whose paths are those in the jail.
+pub const SOCKET_GROUP: (&str, &[Call]) = (
+    "own sockets",
+    calls! { SYS_socket SYS_bind SYS_listen SYS_accept4 SYS_connect },
+);
+
 /// Permitted operations of `prctl`: names of threads, timer slack, delivery of memory errors of the
 /// hardware, and what installs a filter.
 const PRCTL: [libc::c_int; 6] = [
@@ -127,6 +134,8 @@ const IOCTL: [u32; 13] = [
     0x5451,
     0x5401,
 ];
+/// Attaches to a TAP device. Permitted in addition in a jail with `/dev/net/tun`.
+const TUNSETIFF: u32 = 0x4004_54ca;
 const TUNGETFEATURES: u32 = 0x8004_54cf;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNGETIFF: u32 = 0x8004_54d2;
@@ -142,11 +151,22 @@ const TUNSETVNETBE: u32 = 0x4004_54de;
 const IOCTL_USERFAULTFD: u32 = 0xaa;
 const IOCTL_KVM: u32 = 0xae;
 
+/// Permissions of a jail in addition to [`GROUPS`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Permissions {
+    /// The jail has the hypervisor's device.
+    pub(crate) kvm: bool,
+    /// The jail has the device that attaches to TAP devices.
+    pub(crate) tap: bool,
+    /// The jail has a directory of sockets.
+    pub(crate) sockets: bool,
+}
+
 /// Applies the filter to this process, irrevocably.
-pub(crate) fn apply(has_kvm: bool) -> Result<(), JailError> {
+pub(crate) fn apply(permissions: Permissions) -> Result<(), JailError> {
     let step = "apply the system call filter";
     let other = |error| failed(step)(io::Error::other(error));
-    for program in [allow_list(has_kvm), no_clone3()] {
+    for program in [allow_list(permissions), no_clone3()] {
         let program = program.map_err(other)?;
         seccompiler::apply_filter(&program)
             .map_err(|error| failed(step)(io::Error::other(error)))?;
@@ -154,16 +174,22 @@ pub(crate) fn apply(has_kvm: bool) -> Result<(), JailError> {
     Ok(())
 }
 
-/// Permits the calls in [`GROUPS`].
-fn allow_list(has_kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
+/// Permits the calls in [`GROUPS`], and those of the permissions.
+fn allow_list(permissions: Permissions) -> Result<BpfProgram, seccompiler::BackendError> {
     let all = GROUPS.iter().flat_map(|(_, calls)| *calls);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = all.map(|(_, nr)| (*nr, vec![])).collect();
     rules.insert(libc::SYS_clone, vec![threads_only()?]);
     let operations: Result<Vec<_>, _> = PRCTL.iter().map(|op| prctl_of(*op)).collect();
     rules.insert(libc::SYS_prctl, operations?);
+    if permissions.sockets {
+        rules.extend(SOCKET_GROUP.1.iter().map(|(_, nr)| (*nr, vec![])));
+        rules.insert(libc::SYS_socket, vec![unix_only()?]);
+    }
     let types = [IOCTL_USERFAULTFD, IOCTL_KVM];
-    let types = types.iter().take(if has_kvm { 2 } else { 1 });
-    let requests = IOCTL.iter().map(|request| ioctl_of(*request, u32::MAX));
+    let types = types.iter().take(if permissions.kvm { 2 } else { 1 });
+    let attach: &[u32] = if permissions.tap { &[TUNSETIFF] } else { &[] };
+    let requests = IOCTL.iter().chain(attach);
+    let requests = requests.map(|request| ioctl_of(*request, u32::MAX));
     let requests: Result<Vec<_>, _> = requests
         .chain(types.map(|kind| ioctl_of(kind << 8, 0xff00)))
         .collect();
@@ -204,6 +230,17 @@ fn threads_only() -> Result<SeccompRule, seccompiler::BackendError> {
         thread,
     )?;
     SeccompRule::new(vec![flags])
+}
+
+/// Matches a `socket` that creates a Unix socket.
+fn unix_only() -> Result<SeccompRule, seccompiler::BackendError> {
+    let family = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        u64::from(libc::AF_UNIX.unsigned_abs()),
+    )?;
+    SeccompRule::new(vec![family])
 }
 
 /// Matches one operation of `prctl`.
@@ -257,6 +294,7 @@ mod tests {
         }
         let applied: BTreeSet<_> = GROUPS
             .iter()
+            .chain([&SOCKET_GROUP])
             .flat_map(|(group, calls)| calls.iter().map(move |(name, _)| (group, name)))
             .map(|(group, name)| ((*group).to_owned(), name.replacen("SYS_", "", 1)))
             .collect();
@@ -270,11 +308,21 @@ mod tests {
 
     #[test]
     fn the_filters_are_valid_and_no_call_is_listed_twice() {
-        for has_kvm in [false, true] {
-            assert!(allow_list(has_kvm).is_ok_and(|program| !program.is_empty()));
+        let length = |permissions| allow_list(permissions).expect("a valid filter").len();
+        let none = Permissions::default();
+        for more in [
+            Permissions { kvm: true, ..none },
+            Permissions { tap: true, ..none },
+            Permissions {
+                sockets: true,
+                ..none
+            },
+        ] {
+            assert!(length(more) > length(none), "{more:?}");
         }
         assert!(no_clone3().is_ok_and(|program| !program.is_empty()));
-        let all: Vec<_> = GROUPS.iter().flat_map(|(_, calls)| *calls).collect();
+        let groups = GROUPS.iter().chain([&SOCKET_GROUP]);
+        let all: Vec<_> = groups.flat_map(|(_, calls)| *calls).collect();
         let distinct: BTreeSet<_> = all.iter().map(|(_, nr)| nr).collect();
         assert_eq!(distinct.len(), all.len());
     }

@@ -35,6 +35,10 @@ pub struct JailSpec {
     /// that are inheritable.
     #[serde(default)]
     pub fds: Option<Vec<RawFd>>,
+    /// Descriptor of the [`SocketDir`](crate::SocketDir) that the program sees. With one, the
+    /// program may also create, bind and connect Unix sockets. `None`: it creates no sockets.
+    #[serde(default)]
+    pub sockets: Option<RawFd>,
     /// Resource limits of the process.
     #[serde(default)]
     pub limits: ProcessLimits,
@@ -135,14 +139,27 @@ impl Program {
         }
         dirs.extend(existing(&DATA));
         Self {
-            file: JailFile {
-                source: path.to_owned(),
-                target: path.to_owned(),
-                writable: false,
-                executable: true,
-            },
+            file: executable(path),
             dirs,
         }
+    }
+
+    /// Returns a statically linked program, installed at an absolute path. It needs nothing else.
+    #[must_use]
+    pub fn without_libraries(path: &Path) -> Self {
+        Self {
+            file: executable(path),
+            dirs: Vec::new(),
+        }
+    }
+}
+
+fn executable(path: &Path) -> JailFile {
+    JailFile {
+        source: path.to_owned(),
+        target: path.to_owned(),
+        writable: false,
+        executable: true,
     }
 }
 
@@ -164,7 +181,7 @@ mod tests {
             "files":[],"devices":[],"argv":["/usr/bin/sh"]}"#;
         let spec: JailSpec = serde_json::from_str(text).expect("valid");
         assert_eq!(spec.parent, Parent::Pid(7));
-        assert!(spec.seccomp && spec.env.is_empty());
+        assert!(spec.seccomp && spec.env.is_empty() && spec.sockets.is_none());
         let spec = JailSpec {
             parent: Parent::Pipe(5),
             netns: None,

@@ -88,6 +88,7 @@ impl Qemu {
             argv: command_line(&self.qemu_exe, config, &inherited),
             env: environment(config.start, &inherited),
             fds: Some(inherited.numbers()),
+            sockets: None,
             limits: process_limits(config.size),
             seccomp: true,
         };

@@ -41,6 +41,9 @@ fn main() -> io::Result<()> {
     if args.next_if_eq("fill").is_some() {
         return probe::fill();
     }
+    if args.next_if_eq("sockets").is_some() {
+        return probe::serve_sockets(&args.next().unwrap_or_default());
+    }
     if args.next_if_eq("jail").is_some() {
         let spec = args.nth(1).unwrap_or_default();
         return Err(io::Error::other(wrenn_jail::enter(Path::new(&spec))));

@@ -1,6 +1,13 @@
 //! Program that runs in a jail in place of a VMM, and tries what a jailed process must not do.
 
-use std::{collections::BTreeMap, fs, io, net::UdpSocket, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    net::UdpSocket,
+    os::unix::net::{UnixListener, UnixStream},
+    process::Command,
+};
 
 use nix::{
     mount::MsFlags,
@@ -47,8 +54,31 @@ pub(crate) fn fill() -> io::Result<()> {
         .write(true)
         .open("/tmp/fc-vm/rootfs.qcow2")?;
     loop {
-        io::Write::write_all(&mut disk, &[1; 1 << 16])?;
+        disk.write_all(&[1; 1 << 16])?;
     }
+}
+
+/// Binds a socket like a VMM, and tries operations of a jail with sockets. Sends the error of each
+/// to its first client. `inherited` is the path of a descriptor that belongs to the jail's user.
+pub(crate) fn serve_sockets(inherited: &str) -> io::Result<()> {
+    let listener = UnixListener::bind("/tmp/fc-vm/sockets/own/api.sock")?;
+    let (mut client, _) = listener.accept()?;
+    let pages = UnixStream::connect("/tmp/fc-vm/sockets/pages.sock");
+    let tries: [(&str, io::Result<()>); 5] = [
+        ("connect to the parent", pages.map(drop)),
+        (
+            "open an inherited descriptor",
+            fs::write(inherited, "written"),
+        ),
+        ("network socket", UdpSocket::bind("127.0.0.1:0").map(drop)),
+        (
+            "parent's directory",
+            fs::write("/tmp/fc-vm/sockets/new", ""),
+        ),
+        ("root", fs::write("/new", "")),
+    ];
+    let texts = tries.map(|(name, result)| (name, result.err().map(|error| error.to_string())));
+    client.write_all(json!(BTreeMap::from(texts)).to_string().as_bytes())
 }
 
 /// Returns the `Seccomp` field of each thread.

@@ -2,13 +2,21 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    io::Read as _,
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::{
+            fs::{PermissionsExt as _, chown},
+            net::UnixStream,
+        },
+    },
     path::Path,
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use wrenn_jail::{JailFile, JailSpec, ParentPipe, ProcessLimits, Program};
+use wrenn_jail::{JailFile, JailSpec, ParentPipe, ProcessLimits, Program, SocketDir};
 
 use crate::private_host;
 
@@ -53,6 +61,7 @@ fn in_jail(command: &str, limits: ProcessLimits) -> (Output, Vec<u8>) {
         argv: vec![EXE.to_owned(), command.to_owned()],
         env: vec![],
         fds: Some(vec![]),
+        sockets: None,
         limits,
         seccomp: true,
     };
@@ -191,6 +200,86 @@ fn a_file_cannot_grow_beyond_its_limit() {
     assert_eq!(disk.len(), 1 << 20);
 }
 
+/// Waits until the jailed process has bound its socket, and connects.
+fn connect(sockets: &SocketDir) -> UnixStream {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let connected = sockets
+            .find("api.sock")
+            .and_then(|socket| UnixStream::connect(socket.address()));
+        match connected {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_jail_with_sockets_binds_its_own_and_reaches_those_of_its_parent_only() {
+    private_host::enter();
+    let sockets = SocketDir::new(uid()).expect("a directory");
+    let pages = sockets.listen("pages.sock").expect("bound");
+    // Opened again by its path, like the files of a VMM's snapshots.
+    let mut unnamed = tempfile::tempfile().expect("a file");
+    std::os::unix::fs::fchown(&unnamed, Some(uid()), Some(uid())).expect("changed");
+    let number = unnamed.as_raw_fd();
+    let Program { file: exe, dirs } = Program::of_qemu(Path::new(EXE));
+    let parent = ParentPipe::new().expect("a pipe");
+    let spec = JailSpec {
+        parent: parent.parent(),
+        netns: None,
+        cgroups: vec![],
+        uid: uid(),
+        dirs,
+        files: vec![exe],
+        devices: vec!["/dev/null".into(), "/dev/net/tun".into()],
+        argv: vec![
+            EXE.to_owned(),
+            "sockets".to_owned(),
+            format!("/proc/self/fd/{number}"),
+        ],
+        env: vec![],
+        fds: Some(vec![number]),
+        sockets: Some(sockets.as_fd().as_raw_fd()),
+        limits: ProcessLimits::default(),
+        seccomp: true,
+    };
+    let mut jail = Command::new(EXE);
+    let spec_number = wrenn_sys::session::inherit(&mut jail, spec.to_memfd().expect("a file"));
+    for fd in [unnamed.as_fd(), sockets.as_fd()] {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).expect("possible");
+    }
+    jail.args(["jail", "--spec"])
+        .arg(format!("/proc/self/fd/{spec_number}"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let child = wrenn_jail::spawn_in_pid_namespace(|| jail.spawn()).expect("started");
+    let _alive = parent.keep();
+    let mut report = String::new();
+    let mut client = connect(&sockets);
+    client.read_to_string(&mut report).expect("a report");
+    let output = child.wait_with_output().expect("ended");
+    assert!(output.status.success(), "{output:?}");
+    let mut content = String::new();
+    unnamed.read_to_string(&mut content).expect("read");
+    assert_eq!(content, "written");
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    for (name, part) in [
+        ("connect to the parent", None),
+        ("open an inherited descriptor", None),
+        ("network socket", Some("not permitted")),
+        ("parent's directory", Some("Permission denied")),
+        ("root", Some("Read-only")),
+    ] {
+        let error = report[name].as_str();
+        let expected = error.is_some() == part.is_some();
+        let contains = error.unwrap_or_default().contains(part.unwrap_or_default());
+        assert!(expected && contains, "{name}: {error:?}");
+    }
+    pages.accept().expect("the process has connected");
+}
+
 #[test]
 fn a_jail_whose_parent_is_gone_is_not_entered() {
     private_host::enter();
@@ -206,6 +295,7 @@ fn a_jail_whose_parent_is_gone_is_not_entered() {
         argv: vec![EXE.to_owned(), "probe".to_owned()],
         env: vec![],
         fds: Some(vec![]),
+        sockets: None,
         limits: ProcessLimits::default(),
         seccomp: true,
     };
