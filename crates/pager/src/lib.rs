@@ -6,7 +6,8 @@
 //! 1. The VMM maps its guest memory, registers it with userfaultfd and sends the descriptor in the
 //!    [`handshake`].
 //! 2. A [`PageServer`] resolves each missing page from a [`MemorySource`].
-//! 3. Before the next snapshot, [`dirty`] finds the pages that the VM changed.
+//! 3. Before the next snapshot, [`dirty`] finds the pages that the VM changed, or [`sparse`] if the
+//!    VMM wrote them to a file.
 //!
 //! This crate has no knowledge of VMMs or snapshot files, and starts no process.
 //!
@@ -22,6 +23,7 @@ pub mod region;
 pub mod run;
 pub mod server;
 pub mod source;
+pub mod sparse;
 
 pub use handshake::{Handshake, HandshakeError};
 pub use region::{Region, RegionError, Regions};
