@@ -73,6 +73,9 @@ pub enum SupervisorError {
     /// The changed memory cannot be determined or read.
     #[error(transparent)]
     Dirty(#[from] wrenn_pager::dirty::DirtyError),
+    /// The memory that the VMM saved cannot be read.
+    #[error(transparent)]
+    SavedMemory(#[from] wrenn_pager::sparse::SparseError),
     /// The memory size of the snapshot differs from the memory size of the sandbox.
     #[error("the snapshot has {snapshot} bytes of memory, expected {expected}")]
     MemorySize {

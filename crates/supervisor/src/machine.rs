@@ -44,6 +44,9 @@ pub(crate) async fn launch<D: VmmDriver>(
         disk: dir.join(files::DISK),
         disk_layers: spec.disk_layers.clone(),
         base_disk: spec.base_disk.clone(),
+        work_dir: dir.to_owned(),
+        // The service at the gateway serves it, for every VMM.
+        metadata: None,
         guest_mac: guest::MAC.to_owned(),
         netns: spec.network.netns.clone(),
         cgroups: spec.cgroups.clone(),

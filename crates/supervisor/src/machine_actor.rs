@@ -294,9 +294,10 @@ impl<M: Machine> MachineActor<M> {
             self.disk.push(next);
         }
         let device = create(&staging.join(layout::DEVICE))?;
-        self.machine.save(device).await?;
+        let saved = self.machine.save(device).await?;
         failpoint::hit("supervisor.snapshot.saved", vmm);
-        let job = self.memory.writer(staging, build, self.machine.pid())?;
+        let pid = self.machine.pid();
+        let job = self.memory.writer(staging, build, pid, saved)?;
         // Runs on a separate thread, so that the services of the gateway continue.
         let written = tokio::task::spawn_blocking(job).await;
         let written = written.unwrap_or(Err(SupervisorError::Panicked))?;

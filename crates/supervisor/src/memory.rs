@@ -4,9 +4,10 @@
 //! server, and the chain of diff files that the VM depends on. The memory of a booted VM belongs to
 //! the VMM.
 //!
-//! The pages that a VM has changed are always the anonymous pages of its mapping, and the pages of
-//! zeros that replace what the guest gave back. A snapshot compares them with the parent snapshot
-//! and writes those that differ.
+//! The pages that a VM has changed are the anonymous pages of its mapping, and the pages of zeros
+//! that replace what the guest gave back; or the VMM writes them to a file
+//! ([`SavedMemory`](wrenn_vmm::SavedMemory)). A snapshot compares them with the parent snapshot and
+//! writes those that differ.
 
 mod remote;
 mod source;
@@ -31,11 +32,13 @@ use tokio::io::unix::AsyncFd;
 use wrenn_pager::{Backing, Failed, Options, PageRun, PageServer, Regions, handshake};
 use wrenn_proto::supervise::{PagerStatus, RestoreSpec, SupervisorSpec};
 use wrenn_snapshot::{Chain, Header, SnapshotId, WorkingSet, layout};
+use wrenn_vmm::SavedMemory;
 
 use crate::SupervisorError;
 
 use remote::RemoteMemory;
 use source::ChainSource;
+use writer::VmMemory;
 pub(crate) use writer::Written;
 
 /// Maximum time until a VMM that has responded has sent its handshake. The VMM sends the handshake
@@ -210,33 +213,45 @@ impl GuestMemory {
         })
     }
 
-    /// Returns a job that writes the memory of the paused VM in process `pid` to `staging`. The job
-    /// blocks, so it must run on a thread that may block.
+    /// Returns a job that writes the memory of the paused VM in process `pid` to `staging`. `saved`
+    /// is the place where its VMM left the memory. The job blocks, so it must run on a thread that
+    /// may block.
     pub(crate) fn writer(
         &self,
         staging: &Path,
         build: &str,
         pid: u32,
+        saved: SavedMemory,
     ) -> Result<impl FnOnce() -> Result<Written, SupervisorError> + Send + 'static, SupervisorError>
     {
         let build: SnapshotId = build
             .parse()
             .map_err(|_| SupervisorError::Build(build.to_owned()))?;
-        let region = match self.regions.as_ref().map(Regions::as_slice) {
-            Some([region]) if region.len == self.bytes => region.address,
-            _ => return Err(SupervisorError::Layout),
+        let memory = match saved {
+            SavedMemory::PageTables => VmMemory::Process {
+                pid,
+                base: self.address()?,
+            },
+            SavedMemory::File(file) => VmMemory::File(file.into()),
         };
         let job = writer::DiffJob {
             staging: staging.to_owned(),
             build,
-            pid,
-            base: region,
+            memory,
             bytes: self.bytes,
             parent: self.parent.clone().map(|p| (p.header, p.chain)),
             is_booted: self.restore.is_none(),
             working_set: self.working_set(),
         };
         Ok(move || job.run())
+    }
+
+    /// Returns the address of guest memory in the VMM.
+    fn address(&self) -> Result<u64, SupervisorError> {
+        match self.regions.as_ref().map(Regions::as_slice) {
+            Some([region]) if region.len == self.bytes => Ok(region.address),
+            _ => Err(SupervisorError::Layout),
+        }
     }
 
     /// Stores the header of a written snapshot until its publication is confirmed.

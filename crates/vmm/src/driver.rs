@@ -14,6 +14,9 @@ pub trait VmmDriver {
     /// Running VM of this VMM.
     type Machine: Machine;
 
+    /// Form in which this VMM takes the disk of a VM.
+    fn disk_form(&self) -> DiskForm;
+
     /// Starts a VMM in its jail and waits for its first response. With [`Start::Boot`] the guest
     /// runs afterwards. With [`Start::Restore`] it waits for [`Machine::load`] and
     /// [`Machine::resume`].
@@ -49,17 +52,26 @@ pub trait Machine {
     /// [`resume`](Self::resume) retries the write.
     fn is_stalled(&self) -> bool;
 
+    /// Way in which the caller reaches guest memory. Never changes.
+    fn memory_access(&self) -> MemoryAccess;
+
     /// Writes the state of CPUs and devices, without memory and disk, to an empty file. The VM must
     /// be paused. When this returns, the disk file contains all data that the guest wrote. To
     /// continue the VM afterwards, call [`resume`](Self::resume).
-    fn save(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
+    ///
+    /// Returns where the caller finds the memory, as [`memory_access`](Self::memory_access)
+    /// announces it. The caller reads the memory before it resumes the VM.
+    fn save(&mut self, file: OwnedFd) -> impl Future<Output = Result<SavedMemory, ControlError>>;
 
     /// Loads CPU and device state from a file written by [`save`](Self::save), into a VM started
-    /// with [`Start::Restore`]. Reads guest memory, so the memory must already be served.
+    /// with [`Start::Restore`]. Reads guest memory, so the memory must be served. With
+    /// [`MemoryAccess::Files`], the caller takes the handshake and starts to serve while this call
+    /// runs; otherwise before. If the call fails, the VMM is unusable.
     fn load(&mut self, file: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
     /// Makes the current disk file a read-only layer and continues on `overlay`, an empty qcow2
-    /// file, on top of it. The VM must be paused.
+    /// file, on top of it. The VM must be paused. Fails with [`ControlError::Unsupported`] if the
+    /// disk is not of the form [`DiskForm::Qcow2Chain`].
     fn switch_disk(&mut self, overlay: OwnedFd) -> impl Future<Output = Result<(), ControlError>>;
 
     /// Waits until the VMM process has exited. Later calls return the same result.
@@ -69,6 +81,47 @@ pub trait Machine {
 
     /// Kills the VMM and waits until it has exited. No guest state is saved.
     fn stop(&mut self, deadline: Duration) -> impl Future<Output = Result<(), StopError>>;
+}
+
+/// Form in which a VMM takes the disk of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskForm {
+    /// Chain of files that the VMM opens itself: an overlay, layers and a base image.
+    Qcow2Chain,
+    /// One raw file or device with the content of the whole chain. Who exports it also puts an
+    /// overlay on top of the chain after a snapshot.
+    Raw,
+}
+
+/// Way in which the caller of a [`Machine`] reaches guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryAccess {
+    /// Through the page tables of the VMM. The pages that the VM changed are the anonymous pages of
+    /// its mapping. The launch reports the layout of the mapping on [`MachineFds::pager`]; in a
+    /// restore, with the userfaultfd.
+    PageTables,
+    /// Through files. The VMM writes the changed pages to a file when it saves its state. A launch
+    /// reports nothing on [`MachineFds::pager`].
+    Files {
+        /// True if [`Machine::load`] sends the layout and the userfaultfd on
+        /// [`MachineFds::pager`], and the memory must be served from then on. False if the VMM does
+        /// not restore, or maps [`MachineFds::memory`] itself.
+        sends_handshake: bool,
+    },
+}
+
+/// Place of the memory that a VM changed, after [`Machine::save`].
+#[derive(Debug)]
+pub enum SavedMemory {
+    /// Page tables of the VMM, as [`MemoryAccess::PageTables`] says.
+    PageTables,
+    /// File of the size of guest memory. Data is the current content of pages, and may be zeros. A
+    /// hole is a page that has not changed since the VM was started: it is zero if the VM was
+    /// booted, and has the content of the snapshot if it was restored. Extents consist of whole
+    /// pages. Pages that did not change may be in the file as well.
+    ///
+    /// The VMM can write to the file, so it may change or shrink while it is read.
+    File(OwnedFd),
 }
 
 /// Configuration of a VM.
@@ -90,14 +143,21 @@ pub struct MachineConfig {
     pub initrd: PathBuf,
     /// Kernel command line.
     pub kernel_args: String,
-    /// Path of the sandbox's disk on the host, a qcow2 overlay. The backing file in its header is
-    /// ignored.
+    /// Path of the sandbox's disk on the host, in the form of [`VmmDriver::disk_form`]: the overlay
+    /// of a chain, or a raw file. The backing file in the header of an overlay is ignored.
     pub disk: PathBuf,
     /// Paths of the layers (qcow2, read-only) between the overlay and the base image on the host,
-    /// lowest first.
+    /// lowest first. Not used with a raw disk.
     pub disk_layers: Vec<PathBuf>,
-    /// Path of the raw base image on the host, below all layers.
+    /// Path of the raw base image on the host, below all layers. Not used with a raw disk.
     pub base_disk: PathBuf,
+    /// Directory on the host for files without a name. They are as large as the memory that the VM
+    /// changes.
+    pub work_dir: PathBuf,
+    /// Metadata that the VMM serves to its guest by Firecracker's MMDS, version 2. `None` if a
+    /// service at the gateway serves it. A VM that is restored can have metadata only if it had
+    /// some when it was booted.
+    pub metadata: Option<serde_json::Value>,
     /// MAC address of the guest's network device.
     pub guest_mac: String,
     /// Network namespace that the VMM runs in.
@@ -128,7 +188,8 @@ pub struct MachineFds {
     /// mapping of it. In a boot, it only defines the size, and guest memory is anonymous.
     pub memory: OwnedFd,
     /// Connected stream socket on which the VMM reports the layout of guest memory and, in a
-    /// restore, passes its userfaultfd (Firecracker's handshake).
+    /// restore, passes its userfaultfd (Firecracker's handshake). [`Machine::memory_access`] says
+    /// when. If the VMM fails first, the socket is closed.
     pub pager: OwnedFd,
     /// Open `/dev/userfaultfd`. Required for a restore.
     pub userfaultfd: Option<OwnedFd>,
@@ -160,6 +221,17 @@ pub enum LaunchError {
     /// The VMM did not respond in time.
     #[error("the VMM did not respond within {0:?}")]
     Deadline(Duration),
+    /// The VMM is too old, or its version is unknown.
+    #[error("version `{found}` of the VMM is not supported, at least {minimum} is required")]
+    Version {
+        /// Version as reported by the VMM.
+        found: String,
+        /// Oldest supported version.
+        minimum: &'static str,
+    },
+    /// The VMM cannot run this VM.
+    #[error("the VMM does not support {0}")]
+    Unsupported(&'static str),
     /// The VMM rejected a command.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -194,6 +266,20 @@ pub enum ControlError {
         /// Reason as reported by the VMM.
         reason: String,
     },
+    /// The VMM answered a command with something that is not an answer to it.
+    #[error("invalid answer of the VMM to `{command}`: {reason}")]
+    Protocol {
+        /// Command that was sent.
+        command: &'static str,
+        /// Reason why the answer is invalid.
+        reason: String,
+    },
+    /// The VMM has no such operation.
+    #[error("the VMM cannot {operation}")]
+    Unsupported {
+        /// Operation that was requested.
+        operation: &'static str,
+    },
     /// The VMM did not complete the command in time.
     #[error("the VMM timed out after {deadline:?} (step: {step})")]
     Deadline {
@@ -216,7 +302,7 @@ impl ControlError {
             Self::Rejected { reason, .. } | Self::Failed { reason, .. } => {
                 wrenn_qmp::is_out_of_space(reason)
             }
-            Self::Deadline { .. } => false,
+            Self::Protocol { .. } | Self::Unsupported { .. } | Self::Deadline { .. } => false,
         }
     }
 }

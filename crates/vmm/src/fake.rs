@@ -16,8 +16,8 @@ use nix::{
 use tokio::{net::unix::pipe, process::Child, time::timeout};
 
 use crate::{
-    ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError,
-    VmmDriver,
+    ControlError, DiskForm, LaunchError, Machine, MachineConfig, MachineExit, MachineFds,
+    MemoryAccess, SavedMemory, StopError, VmmDriver,
 };
 
 /// Placeholder for the state of CPUs and devices.
@@ -69,6 +69,10 @@ fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ControlError {
 
 impl VmmDriver for FakeDriver {
     type Machine = FakeMachine;
+
+    fn disk_form(&self) -> DiskForm {
+        DiskForm::Qcow2Chain
+    }
 
     async fn launch(
         &self,
@@ -122,10 +126,15 @@ impl Machine for FakeMachine {
         self.signal(Signal::SIGCONT)
     }
 
-    async fn save(&mut self, file: OwnedFd) -> Result<(), ControlError> {
+    fn memory_access(&self) -> MemoryAccess {
+        MemoryAccess::PageTables
+    }
+
+    async fn save(&mut self, file: OwnedFd) -> Result<SavedMemory, ControlError> {
         fs::File::from(file)
             .write_all(DEVICE_STATE)
-            .map_err(failed("save the device state"))
+            .map_err(failed("save the device state"))?;
+        Ok(SavedMemory::PageTables)
     }
 
     async fn load(&mut self, file: OwnedFd) -> Result<(), ControlError> {

@@ -14,8 +14,9 @@
 mod driver;
 pub mod fake;
 pub mod qemu;
+mod vmm_process;
 
 pub use driver::{
-    ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, Start, StopError,
-    VmmDriver,
+    ControlError, DiskForm, LaunchError, Machine, MachineConfig, MachineExit, MachineFds,
+    MemoryAccess, SavedMemory, Start, StopError, VmmDriver,
 };

@@ -267,6 +267,8 @@ mod tests {
             disk: "/d".into(),
             disk_layers: vec![],
             base_disk: "/b".into(),
+            work_dir: "/w".into(),
+            metadata: None,
             guest_mac: "02:FC:00:00:00:05".into(),
             netns: "/n".into(),
             cgroups: vec![],

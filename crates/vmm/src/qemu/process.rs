@@ -1,21 +1,13 @@
 //! QEMU process: command line, start in the jail, exit.
 
 use std::{
-    io,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
-    process::Stdio,
     time::Duration,
 };
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use tokio::{
-    io::AsyncReadExt as _,
-    net::{UnixStream, unix::pipe},
-    process::{Child, ChildStderr, Command},
-    time::timeout,
-};
-use wrenn_jail::{Alive, JailSpec, ParentPipe, Program};
+use tokio::net::{UnixStream, unix::pipe};
+use wrenn_jail::{JailSpec, ParentPipe, Program};
 use wrenn_qmp::{Qmp, QmpError};
 
 use super::{
@@ -26,19 +18,14 @@ use super::{
     events::Events,
 };
 use crate::{
-    ControlError, LaunchError, Machine, MachineConfig, MachineExit, MachineFds, StopError,
-    VmmDriver,
+    ControlError, DiskForm, LaunchError, Machine, MachineConfig, MachineExit, MachineFds,
+    MemoryAccess, SavedMemory, StopError, VmmDriver,
+    vmm_process::{Output, VmmProcess, log_output, output_pipe},
 };
 
 /// Deadline for QEMU's first response. Generous, because QEMU first maps guest memory and links a
 /// hundred libraries.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Maximum part of QEMU's standard error kept for an error message, in bytes.
-const STDERR_KEEP_BYTES: u64 = 4096;
-
-/// Maximum output of a running QEMU that is logged, in bytes.
-const STDERR_LOG_BYTES: usize = 64 * 1024;
 
 /// Starts QEMU VMs.
 #[derive(Debug, Clone)]
@@ -92,41 +79,38 @@ impl Qemu {
             limits: process_limits(config.size),
             seccomp: true,
         };
-        let spec_file = spec
-            .to_memfd()
-            .map_err(io("write the jail specification"))?;
-        let (console, console_end) = console_pipe().map_err(io("create the console pipe"))?;
-        let passed = [&fds.memory, &fds.pager, &fds.tap, &qemu_qmp, &spec_file];
-        for fd in passed.into_iter().chain(&fds.userfaultfd) {
-            keep_across_exec(fd).map_err(io("make a descriptor inheritable"))?;
-        }
-        let mut jail = Command::new(&self.wrenn_exe);
-        jail.args(["jail", "--spec"])
-            .arg(format!("/proc/self/fd/{}", spec_file.as_raw_fd()))
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(console_end)
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let child = wrenn_jail::spawn_in_pid_namespace(|| jail.spawn());
+        let (console, console_end) = output_pipe().map_err(io("create the console pipe"))?;
+        let (stderr, stderr_end) = output_pipe().map_err(io("create a pipe"))?;
+        let passed = [&fds.memory, &fds.pager, &fds.tap, &qemu_qmp];
+        let passed = passed.into_iter().chain(&fds.userfaultfd);
+        let passed: Vec<_> = passed.map(|fd| fd.as_fd()).collect();
+        let output = Output {
+            console: console_end,
+            stderr: stderr_end,
+        };
+        let process = VmmProcess::spawn(&self.wrenn_exe, &spec, parent, &passed, output)?;
         Ok(Spawned {
-            child: child.map_err(io("start the jail"))?,
-            alive: parent.keep(),
+            process,
             console,
+            stderr,
             qmp,
         })
     }
 }
 
 struct Spawned {
-    child: Child,
-    alive: Alive,
+    process: VmmProcess,
     console: pipe::Receiver,
+    stderr: pipe::Receiver,
     qmp: UnixStream,
 }
 
 impl VmmDriver for Qemu {
     type Machine = QemuMachine;
+
+    fn disk_form(&self) -> DiskForm {
+        DiskForm::Qcow2Chain
+    }
 
     async fn launch(
         &self,
@@ -134,13 +118,11 @@ impl VmmDriver for Qemu {
         fds: MachineFds,
     ) -> Result<QemuMachine, LaunchError> {
         let Spawned {
-            mut child,
-            alive,
+            process,
             console,
+            stderr,
             qmp,
         } = self.spawn(&config, fds)?;
-        let pid = child.id().unwrap_or_default();
-        let mut stderr = child.stderr.take();
         let negotiated = Qmp::negotiate(qmp, Events::default(), ANSWER_DEADLINE).await;
         let qmp = match negotiated {
             Ok(qmp) => qmp,
@@ -148,76 +130,31 @@ impl VmmDriver for Qemu {
             Err(QmpError::Deadline { deadline, .. }) => {
                 return Err(LaunchError::Deadline(deadline));
             }
-            Err(_) => return Err(ended(&mut child, stderr).await),
+            Err(_) => return Err(process.ended(stderr).await),
         };
-        if let Some(stderr) = stderr.take() {
-            log_stderr(stderr);
-        }
+        log_output(stderr, "QEMU");
         let mut machine = QemuMachine {
-            child,
-            _alive: alive,
-            pid,
+            process,
             qmp,
             disks: Disks::default(),
             console: Some(console),
-            exit: None,
         };
         machine.prepare(config.disk_rate).await?;
         Ok(machine)
     }
 }
 
-/// Builds the error for a QEMU that closed the connection before its greeting.
-async fn ended(child: &mut Child, stderr: Option<ChildStderr>) -> LaunchError {
-    let grace = Duration::from_secs(2);
-    let exit = match timeout(grace, child.wait()).await {
-        Ok(Ok(status)) => exit_of(status, None),
-        Ok(Err(_)) | Err(_) => return LaunchError::Deadline(grace),
-    };
-    let mut text = String::new();
-    if let Some(stderr) = stderr {
-        let mut limited = stderr.take(STDERR_KEEP_BYTES);
-        // Any output read so far is included. The exit itself is the error.
-        let _ = timeout(grace, limited.read_to_string(&mut text)).await;
-    }
-    LaunchError::Ended {
-        exit,
-        stderr: text.trim().to_owned(),
-    }
-}
-
-/// Reads QEMU's standard error until QEMU exits, so that the pipe never fills up. The first part
-/// goes to the supervisor's log and the rest is discarded: a guest may be able to make QEMU print,
-/// and must not fill the host's disk.
-fn log_stderr(mut stderr: ChildStderr) {
-    tokio::spawn(async move {
-        let mut buffer = [0; 1024];
-        let mut left = STDERR_LOG_BYTES;
-        while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
-            if left > 0 {
-                let text = String::from_utf8_lossy(&buffer[..read]);
-                tracing::warn!(text = text.trim(), "QEMU output");
-            }
-            left = left.saturating_sub(read);
-        }
-    });
-}
-
 /// Running QEMU VM.
 pub struct QemuMachine {
-    child: Child,
-    /// Held for as long as the VMM may live.
-    _alive: Alive,
-    pid: u32,
+    process: VmmProcess,
     pub(super) qmp: Qmp<Events>,
     pub(super) disks: Disks,
     console: Option<pipe::Receiver>,
-    exit: Option<MachineExit>,
 }
 
 impl Machine for QemuMachine {
     fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     fn version(&self) -> String {
@@ -242,8 +179,13 @@ impl Machine for QemuMachine {
         self.resume_cpus().await
     }
 
-    async fn save(&mut self, file: OwnedFd) -> Result<(), ControlError> {
-        self.save_devices(file).await
+    fn memory_access(&self) -> MemoryAccess {
+        MemoryAccess::PageTables
+    }
+
+    async fn save(&mut self, file: OwnedFd) -> Result<SavedMemory, ControlError> {
+        self.save_devices(file).await?;
+        Ok(SavedMemory::PageTables)
     }
 
     async fn load(&mut self, file: OwnedFd) -> Result<(), ControlError> {
@@ -255,65 +197,16 @@ impl Machine for QemuMachine {
     }
 
     async fn wait(&mut self) -> MachineExit {
-        if let Some(exit) = &self.exit {
-            return exit.clone();
+        if !self.process.has_exited() {
+            // QEMU reports the reason just before it exits, so the connection is read to its end
+            // first.
+            self.qmp.drain().await;
         }
-        // QEMU reports the reason just before it exits, so the connection is read to its end first.
-        self.qmp.drain().await;
-        let exit = match self.child.wait().await {
-            Ok(status) => {
-                let reason = self.qmp.subscriber().shutdown_reason.as_deref();
-                exit_of(status, reason)
-            }
-            Err(error) => {
-                tracing::error!(%error, "failed to wait for QEMU");
-                MachineExit::Exited { code: -1 }
-            }
-        };
-        self.exit = Some(exit.clone());
-        exit
+        let reason = self.qmp.subscriber().shutdown_reason.as_deref();
+        self.process.wait(reason).await
     }
 
     async fn stop(&mut self, deadline: Duration) -> Result<(), StopError> {
-        let failed = StopError {
-            pid: self.pid,
-            deadline,
-        };
-        if self.exit.is_some() {
-            return Ok(());
-        }
-        match timeout(deadline, self.child.kill()).await {
-            Ok(Ok(())) => {
-                self.exit = Some(MachineExit::Killed { signal: 9 });
-                Ok(())
-            }
-            Ok(Err(_)) | Err(_) => Err(failed),
-        }
+        self.process.stop(deadline).await
     }
-}
-
-fn exit_of(status: std::process::ExitStatus, reason: Option<&str>) -> MachineExit {
-    use std::os::unix::process::ExitStatusExt as _;
-    match (status.signal(), status.code(), reason) {
-        (Some(signal), _, _) => MachineExit::Killed { signal },
-        (None, Some(0), Some(reason)) => MachineExit::Guest {
-            reason: reason.to_owned(),
-        },
-        (None, code, _) => MachineExit::Exited {
-            code: code.unwrap_or(-1),
-        },
-    }
-}
-
-/// Creates the pipe of the guest's console. The first end is non-blocking and yields what QEMU
-/// writes to the second.
-fn console_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&reader, true)?;
-    Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
-}
-
-fn keep_across_exec(fd: impl AsFd) -> io::Result<()> {
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    Ok(())
 }
