@@ -6,6 +6,9 @@
 //! VMM inside a jail ([`wrenn_jail`]), so the VMM sees the files of its own sandbox and nothing
 //! else of the host.
 //!
+//! Two VMMs give access to guest memory in two ways ([`MemoryAccess`]). The decision record
+//! `docs/decisions/0040` compares them.
+//!
 //! Dropping a machine value kills its VMM. If the process that holds the value dies, the kernel
 //! kills the VMM (parent-death signal). A VMM therefore never outlives the process that serves its
 //! memory.
@@ -13,6 +16,7 @@
 
 mod driver;
 pub mod fake;
+pub mod firecracker;
 pub mod qemu;
 mod vmm_process;
 

@@ -10,6 +10,7 @@ mod cold_boot;
 mod compaction;
 mod disk_space;
 mod failures;
+mod firecracker;
 mod guest_calls;
 mod host_network;
 mod isolation;
