@@ -161,7 +161,11 @@ fn bind_file(file: &JailFile, source: &fs::File, root: &Path) -> Result<(), Jail
     if let Some(parent) = target.parent() {
         make_dirs(parent)?;
     }
-    fs::File::create(&target).map_err(failed(format!("create {}", target.display())))?;
+    if is_dir(source) {
+        make_dirs(&target)?;
+    } else {
+        fs::File::create(&target).map_err(failed(format!("create {}", target.display())))?;
+    }
     let mut flags = MsFlags::empty();
     if !file.executable {
         flags |= MsFlags::MS_NOEXEC;
@@ -170,6 +174,14 @@ fn bind_file(file: &JailFile, source: &fs::File, root: &Path) -> Result<(), Jail
         flags |= MsFlags::MS_RDONLY;
     }
     bind(&target, source, flags)
+}
+
+/// True if an open file is a directory. The file's attributes are not read: the server of a FUSE
+/// file may not answer, or the file may be closed to root.
+fn is_dir(source: &fs::File) -> bool {
+    // The path exists in a directory only. The kernel knows the type of an open file.
+    let path = format!("/proc/self/fd/{}/.", source.as_raw_fd());
+    fs::symlink_metadata(path).is_ok()
 }
 
 /// Binds an open file or directory, without devices and setuid programs, and with more flags.

@@ -22,7 +22,7 @@ pub struct JailSpec {
     pub uid: u32,
     /// Directories of the host that are visible at the same path, read-only and without devices.
     pub dirs: Vec<PathBuf>,
-    /// Files of the host that are visible in the jail.
+    /// Files of the host that are visible in the jail, and directories with such files.
     pub files: Vec<JailFile>,
     /// Device nodes of the host to create at the same path.
     pub devices: Vec<PathBuf>,
@@ -73,7 +73,8 @@ pub enum Parent {
     Pipe(i32),
 }
 
-/// File of the host that is visible in the jail.
+/// File of the host that is visible in the jail. A directory is visible with the files in it, also
+/// with those that the host adds later.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JailFile {
     /// Path on the host.
