@@ -41,6 +41,7 @@ pub async fn visible_bytes(
         args,
         files: Vec::new(),
         layers: paths().collect(),
+        fds: Vec::new(),
         size_mib,
         stdin: Stdio::null(),
         stdout: Stdio::piped(),

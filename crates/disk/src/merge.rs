@@ -30,13 +30,7 @@ use wrenn_qmp::{Qmp, QmpError, Subscriber};
 
 use crate::{
     DiskError, create,
-    tool::{self, Tool, ToolJail, ToolJails, Work},
-};
-
-/// Program that copies the layers.
-const PROGRAM: Tool = Tool {
-    name: "qemu-storage-daemon",
-    package: "qemu-system-common",
+    tool::{self, STORAGE_DAEMON as PROGRAM, ToolJail, ToolJails, Work},
 };
 
 /// Node name of the topmost layer that is not copied.
@@ -108,15 +102,8 @@ fn tree(layers: Layers<'_>) -> Value {
 
 async fn stream(jail: &ToolJail<'_>, layers: Layers<'_>, path: &Path) -> Result<(), DiskError> {
     let (qmp, monitor) = wrenn_qmp::socket_pair().map_err(PROGRAM.not_run())?;
-    let args = [
-        "--chardev",
-        "socket,id=qmp,fd=0",
-        "--monitor",
-        "chardev=qmp",
-        "--blockdev",
-    ];
-    let mut args = args.map(str::to_owned).to_vec();
-    args.push(tree(layers).to_string());
+    let mut args = tool::MONITOR_ARGS.map(str::to_owned).to_vec();
+    args.extend(["--blockdev".to_owned(), tree(layers).to_string()]);
     let work = Work {
         args,
         files: vec![
@@ -124,6 +111,7 @@ async fn stream(jail: &ToolJail<'_>, layers: Layers<'_>, path: &Path) -> Result<
             tool::file(path, DISK, true),
         ],
         layers: layers.all().collect(),
+        fds: Vec::new(),
         size_mib: layers.size_mib,
         stdin: monitor.into(),
         stdout: Stdio::null(),

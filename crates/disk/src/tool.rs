@@ -5,14 +5,15 @@
 
 use std::{
     fmt, io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
 };
 
 use parking_lot::Mutex;
 use tokio::{
     io::AsyncReadExt as _,
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
     sync::{Semaphore, SemaphorePermit},
 };
 use wrenn_jail::{Alive, DISK_LAYERS, JailFile, JailSpec, ParentPipe, ProcessLimits, Program};
@@ -25,9 +26,11 @@ const MAX_UID: u32 = 1_899_999_999;
 /// Maximum number of programs that run at the same time.
 const MAX_AT_ONCE: u32 = 2;
 
-/// Maximum number of bytes that are kept of a program's output, and of its errors.
+/// Maximum number of bytes that are kept of a program's output.
 const MAX_OUTPUT: u64 = 64 * 1024;
-const MAX_ERRORS: u64 = 1000;
+
+/// Maximum number of bytes that are kept of a program's errors.
+pub(crate) const MAX_ERRORS: usize = 1000;
 
 /// Returns the cgroup directories of the jail with a number, which exist then.
 type Groups = dyn Fn(u32) -> io::Result<Vec<PathBuf>> + Send + Sync;
@@ -87,12 +90,30 @@ impl ToolJail<'_> {
     pub(crate) const fn uid(&self) -> u32 {
         MAX_UID - self.number
     }
+
+    fn identity(&self) -> io::Result<Identity<'_>> {
+        Ok(Identity {
+            wrenn_exe: &self.jails.wrenn_exe,
+            cgroups: (self.jails.groups)(self.number)?,
+            uid: self.uid(),
+        })
+    }
 }
 
 impl Drop for ToolJail<'_> {
     fn drop(&mut self) {
         self.jails.free.lock().push(self.number);
     }
+}
+
+/// User and cgroups of a program in its jail.
+#[derive(Debug)]
+pub(crate) struct Identity<'a> {
+    /// Program that enters a jail (`jail --spec FILE`).
+    pub(crate) wrenn_exe: &'a Path,
+    pub(crate) cgroups: Vec<PathBuf>,
+    /// User and group ID.
+    pub(crate) uid: u32,
 }
 
 /// Program that parses disk layers.
@@ -104,6 +125,20 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
+/// QEMU's block layer without a machine.
+pub(crate) const STORAGE_DAEMON: Tool = Tool {
+    name: "qemu-storage-daemon",
+    package: "qemu-system-common",
+};
+
+/// Arguments of [`STORAGE_DAEMON`] that make its standard input a QMP connection.
+pub(crate) const MONITOR_ARGS: [&str; 4] = [
+    "--chardev",
+    "socket,id=qmp,fd=0",
+    "--monitor",
+    "chardev=qmp",
+];
+
 /// Files and arguments of a program.
 pub(crate) struct Work<'a> {
     pub(crate) args: Vec<String>,
@@ -111,6 +146,8 @@ pub(crate) struct Work<'a> {
     pub(crate) files: Vec<JailFile>,
     /// Layers that it reads ([`layer_path`]).
     pub(crate) layers: Vec<&'a Path>,
+    /// Descriptors that it inherits under the numbers that they have here.
+    pub(crate) fds: Vec<OwnedFd>,
     /// Size of the disk. A file that the program writes may be slightly larger.
     pub(crate) size_mib: u32,
     pub(crate) stdin: Stdio,
@@ -128,13 +165,28 @@ pub(crate) struct Running {
 impl Tool {
     /// Starts the program in a jail.
     pub(crate) fn start(self, jail: &ToolJail<'_>, work: Work<'_>) -> Result<Running, DiskError> {
-        self.try_start(jail, work).map_err(self.not_run())
+        let identity = jail.identity().map_err(self.not_run())?;
+        self.start_as(identity, work)
     }
 
-    fn try_start(self, jail: &ToolJail<'_>, mut work: Work<'_>) -> io::Result<Running> {
+    /// Starts the program in a jail of its own.
+    pub(crate) fn start_as(
+        self,
+        identity: Identity<'_>,
+        work: Work<'_>,
+    ) -> Result<Running, DiskError> {
+        self.try_start(identity, work).map_err(self.not_run())
+    }
+
+    /// Returns the path of the program, on the host and in a jail.
+    pub(crate) fn path(self) -> String {
+        format!("/usr/bin/{}", self.name)
+    }
+
+    fn try_start(self, identity: Identity<'_>, mut work: Work<'_>) -> io::Result<Running> {
         let parent = ParentPipe::new()?;
         let (stdin, stdout) = (work.stdin, work.stdout);
-        let path = format!("/usr/bin/{}", self.name);
+        let path = self.path();
         let program = Program::of_qemu(Path::new(&path));
         work.files.push(program.file);
         for (number, layer) in work.layers.iter().enumerate() {
@@ -144,14 +196,14 @@ impl Tool {
         let spec = JailSpec {
             parent: parent.parent(),
             netns: None,
-            cgroups: (jail.jails.groups)(jail.number)?,
-            uid: jail.uid(),
+            cgroups: identity.cgroups,
+            uid: identity.uid,
             dirs: program.dirs,
             files: work.files,
             devices: vec!["/dev/null".into(), "/dev/urandom".into()],
             argv: std::iter::once(path).chain(work.args).collect(),
             env: Vec::new(),
-            fds: Some(Vec::new()),
+            fds: Some(work.fds.iter().map(AsRawFd::as_raw_fd).collect()),
             sockets: None,
             limits: ProcessLimits {
                 // qcow2 stores where each cluster is, besides the clusters.
@@ -160,7 +212,10 @@ impl Tool {
             },
             seccomp: true,
         };
-        let mut command = Command::new(&jail.jails.wrenn_exe);
+        let mut command = Command::new(identity.wrenn_exe);
+        for fd in work.fds {
+            wrenn_sys::session::inherit(command.as_std_mut(), fd);
+        }
         let number = wrenn_sys::session::inherit(command.as_std_mut(), spec.to_memfd()?);
         command
             .args(["jail", "--spec"])
@@ -195,6 +250,21 @@ impl Running {
         let _ = self.child.start_kill();
     }
 
+    /// Returns the process ID, until the end of the program was waited for.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Returns what the program reports, once.
+    pub(crate) fn take_errors(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Waits for the end of the program. Cancel safe.
+    pub(crate) async fn wait(&mut self) -> Result<ExitStatus, DiskError> {
+        self.child.wait().await.map_err(self.tool.not_run())
+    }
+
     /// Waits for the end of the program. Returns what it printed, if its output is captured, and
     /// what it reported if it failed.
     pub(crate) async fn output(mut self) -> Result<(Vec<u8>, Result<(), String>), DiskError> {
@@ -208,7 +278,8 @@ impl Running {
         };
         let read_errors = async {
             if let Some(stderr) = stderr {
-                let _ = stderr.take(MAX_ERRORS).read_to_string(&mut errors).await;
+                let mut limited = stderr.take(MAX_ERRORS as u64);
+                let _ = limited.read_to_string(&mut errors).await;
             }
         };
         let (ended, (), ()) = tokio::join!(self.child.wait(), read_output, read_errors);
