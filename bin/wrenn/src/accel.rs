@@ -3,9 +3,15 @@
 //!
 //! `/dev/kvm` may exist where no guest can run: nested hosts without the required CPU features
 //! expose it, and a stock kernel hangs there. Hardware virtualization is therefore used only if the
-//! CPU reports it and a virtual machine can be created.
+//! CPU reports it and a tiny guest runs as fast as it does on hardware. The guest runs in a process
+//! of its own, which can be killed whatever KVM does. A setting skips both checks, for hosts whose
+//! KVM runs special kernels only.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use anyhow::bail;
 use wrenn_model::CpuModel;
@@ -16,6 +22,15 @@ use crate::{
     config::{AccelChoice, Settings},
     output,
 };
+
+/// Maximum time for the tiny guest. With hardware virtualization it takes some 50 ms.
+const GUEST_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Interval at which the end of the tiny guest is checked.
+const GUEST_POLL: Duration = Duration::from_millis(2);
+
+/// Internal command that runs the tiny guest.
+pub(crate) const RUN_GUEST: &str = "kvm-guest";
 
 /// Selected accelerator and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +62,16 @@ impl Decision {
     }
 }
 
-/// Probes this machine and applies the setting.
-pub(crate) fn decide(choice: AccelChoice) -> Decision {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    Decision::new(choice, why_not_kvm(&cpuinfo))
+/// Probes this machine and applies the settings.
+pub(crate) fn decide(settings: &Settings) -> Decision {
+    let no_kvm = match settings.kvm_check {
+        true => {
+            let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            why_not_kvm(&cpuinfo)
+        }
+        false => why_no_vm(),
+    };
+    Decision::new(settings.accel, no_kvm)
 }
 
 /// Returns the CPU model of guests that boot: the setting, or the default of the accelerator.
@@ -81,9 +102,51 @@ fn why_not_kvm(cpuinfo: &str) -> Option<String> {
     if !has_virtualization(cpuinfo) {
         return Some("the CPU reports neither vmx nor svm".to_owned());
     }
-    wrenn_sys::kvm::probe(Path::new("/dev/kvm"))
-        .err()
-        .map(|e| output::in_full(&e))
+    why_no_vm().or_else(why_no_guest)
+}
+
+/// Returns the reason why KVM creates no virtual machine, if it does not.
+fn why_no_vm() -> Option<String> {
+    let probed = wrenn_sys::kvm::probe(Path::new("/dev/kvm"));
+    probed.err().map(|e| output::in_full(&e))
+}
+
+/// Returns the reason why KVM runs no guest, if it does not.
+fn why_no_guest() -> Option<String> {
+    match run_guest() {
+        Ok(true) => None,
+        Ok(false) => Some(format!(
+            "a tiny guest under KVM did not finish within {GUEST_DEADLINE:?}, so no kernel would boot"
+        )),
+        Err(error) => Some(format!("a tiny guest could not be run under KVM: {error}")),
+    }
+}
+
+/// Runs the tiny guest in a process of its own. Returns false if it does not end in time.
+fn run_guest() -> std::io::Result<bool> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg(RUN_GUEST)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let deadline = Instant::now() + GUEST_DEADLINE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(GUEST_POLL);
+    }
+    let ended = child.wait_with_output()?;
+    match ended.status.success() {
+        true => Ok(true),
+        false => {
+            let reason = String::from_utf8_lossy(&ended.stderr);
+            Err(std::io::Error::other(reason.trim().to_owned()))
+        }
+    }
 }
 
 /// True if `/proc/cpuinfo` lists the virtualization extensions of Intel or AMD.

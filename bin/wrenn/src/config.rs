@@ -55,6 +55,19 @@ impl AccelChoice {
     }
 }
 
+/// VMM setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum VmmChoice {
+    /// Firecracker if it is installed and hardware virtualization is available, otherwise QEMU
+    #[default]
+    Auto,
+    /// QEMU
+    Qemu,
+    /// Firecracker; requires hardware virtualization
+    Firecracker,
+}
+
 /// Settings of one source. The fields are the keys of the TOML file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +92,14 @@ pub(crate) struct Layer {
     pub(crate) database_url: Option<String>,
     /// Accelerator.
     pub(crate) accel: Option<AccelChoice>,
+    /// VMM of VMs that boot.
+    pub(crate) vmm: Option<VmmChoice>,
+    /// Path of Firecracker.
+    pub(crate) firecracker: Option<PathBuf>,
+    /// False to use KVM without checking that it runs a guest.
+    pub(crate) kvm_check: Option<bool>,
+    /// Arguments that are appended to the kernel command line of every guest.
+    pub(crate) kernel_args: Option<String>,
     /// CPU model of VMs that boot.
     pub(crate) cpu: Option<CpuModel>,
     /// Default egress policy of sandboxes.
@@ -159,6 +180,10 @@ impl Layer {
             api_key: self.api_key.or(lower.api_key),
             database_url: self.database_url.or(lower.database_url),
             accel: self.accel.or(lower.accel),
+            vmm: self.vmm.or(lower.vmm),
+            firecracker: self.firecracker.or(lower.firecracker),
+            kvm_check: self.kvm_check.or(lower.kvm_check),
+            kernel_args: self.kernel_args.or(lower.kernel_args),
             cpu: self.cpu.or(lower.cpu),
             egress: self.egress.or(lower.egress),
             egress_limit: self.egress_limit.or(lower.egress_limit),
@@ -216,6 +241,14 @@ pub(crate) struct Settings {
     pub(crate) database_url: String,
     /// Accelerator.
     pub(crate) accel: AccelChoice,
+    /// VMM of VMs that boot.
+    pub(crate) vmm: VmmChoice,
+    /// Path of Firecracker; `None`: `firecracker` in `PATH`.
+    pub(crate) firecracker: Option<PathBuf>,
+    /// False to use KVM without checking that it runs a guest.
+    pub(crate) kvm_check: bool,
+    /// Arguments that are appended to the kernel command line of every guest.
+    pub(crate) kernel_args: String,
     /// CPU model of VMs that boot; `None`: the default of the accelerator.
     pub(crate) cpu: Option<CpuModel>,
     /// Default egress policy of sandboxes.
@@ -271,6 +304,10 @@ impl Settings {
                 .database_url
                 .unwrap_or_else(|| sqlite_url(&dir.join("wrenn.db"))),
             accel: layer.accel.unwrap_or_default(),
+            vmm: layer.vmm.unwrap_or_default(),
+            firecracker: layer.firecracker.map(absolute),
+            kvm_check: layer.kvm_check.unwrap_or(true),
+            kernel_args: layer.kernel_args.unwrap_or_default(),
             cpu: layer.cpu,
             egress: layer.egress.unwrap_or(Egress::Deny),
             egress_limit: layer.egress_limit.unwrap_or_default(),

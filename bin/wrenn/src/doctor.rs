@@ -19,7 +19,7 @@ use wrenn_image::Recipe;
 use wrenn_model::EMULATION_NOTE;
 use wrenn_proto::supervise::Accel;
 
-use crate::{accel::Decision, nameservers::Nameservers, output};
+use crate::{accel::Decision, config::VmmChoice, nameservers::Nameservers, output, vmm};
 
 pub(crate) use cgroups::Cgroups;
 pub(crate) use hardening::Hardening;
@@ -32,8 +32,9 @@ const MIN_DISK_BYTES: u64 = 4 << 30;
 const MIN_MEMORY_BYTES: u64 = 1 << 30;
 
 /// Programs that sandboxes need, each with its Debian package.
-const RUN_PROGRAMS: [(&str, &str); 3] = [
+const RUN_PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("qemu-storage-daemon", "qemu-system-common"),
     ("qemu-img", "qemu-utils"),
     ("nft", "nftables"),
 ];
@@ -101,8 +102,8 @@ impl Finding {
 pub(crate) trait Machine {
     /// True if this process runs as root.
     fn is_root(&self) -> bool;
-    /// Accelerator that guests would use.
-    fn accel(&self) -> Decision;
+    /// VMM and accelerator that guests would use.
+    fn vmm(&self) -> vmm::Decision;
     /// CPU model that guests would have; the error is the reason why the VMM rejects it.
     fn cpu(&self) -> Result<String, String>;
     /// True if a program is installed.
@@ -126,6 +127,9 @@ pub(crate) trait Machine {
     fn paging_library(&self) -> Result<String, String>;
     /// Settings that weaken the isolation of guests.
     fn hardening(&self) -> Hardening;
+    /// URL of the settings' object store, if it can be used; the error is the reason why not. `None`
+    /// if the settings name none.
+    fn object_store(&self) -> Option<Result<String, String>>;
     /// Names of the usable templates; the error describes damaged ones.
     fn templates(&self) -> Result<Vec<String>, String>;
     /// Templates whose creates boot instead of being restored, each with the reason.
@@ -140,9 +144,12 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
     // need the build tools.
     let build_level = if built { Level::Warn } else { Level::Fail };
     let network = machine.network();
+    let vmm = machine.vmm();
     let mut findings = vec![
         root(machine),
-        acceleration(machine.accel()),
+        acceleration(vmm.accel.clone()),
+        kvm_check(&vmm),
+        firecracker(&vmm),
         guest_cpu(machine),
         programs(machine, "programs to run", Level::Fail, &RUN_PROGRAMS),
         programs(machine, "programs to build", build_level, &BUILD_PROGRAMS),
@@ -171,6 +178,16 @@ pub(crate) fn examine(machine: &dyn Machine) -> Vec<Finding> {
         images(templates),
         template_snapshots(machine.cold_templates()),
     ];
+    if vmm.firecracker.is_ok() {
+        findings.push(device(
+            machine,
+            "fuse",
+            "/dev/fuse",
+            Level::Fail,
+            "modprobe fuse",
+        ));
+    }
+    findings.extend(machine.object_store().map(object_store));
     findings.extend(machine.hardening().findings());
     findings
 }
@@ -212,6 +229,57 @@ fn acceleration(decision: Decision) -> Finding {
             let detail =
                 format!("tcg, because {why}; everything works, but slower, and {EMULATION_NOTE}");
             Finding::bad(Level::Warn, name, detail, fix)
+        }
+    }
+}
+
+fn object_store(usable: Result<String, String>) -> Finding {
+    let name = "object store";
+    match usable {
+        Ok(url) => Finding::ok(name, url),
+        Err(why) => Finding::bad(
+            Level::Fail,
+            name,
+            why,
+            "env | grep -e WRENN_STORE -e AWS_  # see docs/object-store.md",
+        ),
+    }
+}
+
+/// Reports that KVM was not checked. A guest may then not boot.
+fn kvm_check(decision: &vmm::Decision) -> Finding {
+    let name = "kvm check";
+    if decision.is_kvm_checked || decision.accel.accel == Accel::Tcg {
+        return Finding::ok(name, "not switched off");
+    }
+    Finding::bad(
+        Level::Warn,
+        name,
+        "switched off by the settings, so KVM is used although it may run no stock kernel",
+        "unset WRENN_KVM_CHECK  # check `kvm_check` in the settings file too",
+    )
+}
+
+/// Reports Firecracker: its version, or why it is not used. Without it, QEMU runs all guests.
+fn firecracker(decision: &vmm::Decision) -> Finding {
+    let name = "firecracker";
+    match (&decision.firecracker, decision.choice) {
+        (Ok(program), choice) => {
+            let use_for = match choice {
+                VmmChoice::Qemu => "only restores its own snapshots, because WRENN_VMM is qemu",
+                VmmChoice::Auto | VmmChoice::Firecracker => "runs guests that boot",
+            };
+            let (path, version) = (program.path.display(), &program.version);
+            Finding::ok(name, format!("{version} at {path}: {use_for}"))
+        }
+        (Err(why), VmmChoice::Firecracker) => Finding::bad(
+            Level::Fail,
+            name,
+            format!("required by the settings and cannot be used: {why}"),
+            "unset WRENN_VMM  # or set it to qemu; check `vmm` in the settings file too",
+        ),
+        (Err(why), VmmChoice::Auto | VmmChoice::Qemu) => {
+            Finding::ok(name, format!("not used, so QEMU runs all guests: {why}"))
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Internal commands, each of which Wrenn runs as one process per sandbox.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
-use crate::logging;
+use crate::{accel, logging};
 
 /// Runs an internal command if the arguments name one, and returns its exit code.
 pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
@@ -12,6 +15,10 @@ pub(crate) fn dispatch(args: &[OsString]) -> Option<i32> {
         "jail" => Some(with_path("jail", "--spec", rest, |spec| {
             Err(wrenn_jail::enter(spec).into())
         })),
+        command if command == accel::RUN_GUEST && rest.is_empty() => {
+            let ran = wrenn_sys::kvm::run_tiny_guest(Path::new("/dev/kvm"));
+            Some(exit_code(command, ran.map_err(Into::into)))
+        }
         _ => None,
     }
 }

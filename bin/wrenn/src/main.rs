@@ -23,6 +23,7 @@ mod logging;
 mod nameservers;
 mod output;
 mod service;
+mod vmm;
 
 use std::{ffi::OsString, io, process};
 

@@ -23,6 +23,8 @@ use nix::{
 };
 use wrenn_model::{MachineSize, SandboxId};
 
+use crate::network::addresses::Slot;
+
 use hierarchy::{Controller, Hierarchy, Setting};
 pub(crate) use io_limit::IoLimit;
 
@@ -330,9 +332,16 @@ pub fn unusable_cgroups() -> Vec<String> {
     hierarchy::unusable(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// Kills all processes of `uid` and waits until they are gone. Used on hosts without cgroups, where
-/// the processes of a sandbox are identified by the user ID of its slot.
-pub(crate) async fn kill_processes_of(uid: u32) -> Result<(), CgroupError> {
+/// Kills all jailed processes of a slot and waits until they are gone. Used on hosts without
+/// cgroups, where the processes of a sandbox are identified by the user IDs of its slot.
+pub(crate) async fn kill_processes_of(slot: Slot) -> Result<(), CgroupError> {
+    for uid in [slot.uid(), slot.exporter_uid()] {
+        kill_processes_of_user(uid).await?;
+    }
+    Ok(())
+}
+
+async fn kill_processes_of_user(uid: u32) -> Result<(), CgroupError> {
     let find = || {
         let entries = fs::read_dir("/proc").map_err(cgroup_failed("list", "/proc".into()))?;
         let process = |entry: io::Result<fs::DirEntry>| {

@@ -31,6 +31,7 @@ mod snapshots;
 mod supervisor;
 pub mod template_snapshot;
 mod templates;
+mod vmms;
 
 pub use cgroup::{policy::requires_limits, unusable_cgroups};
 pub use limits::{CgroupPolicy, HostLimits, SandboxLimits};
@@ -42,8 +43,9 @@ pub use network::{
 };
 pub use sandbox::BootPolicy;
 pub use server::{AgentConfig, AgentError, Deadlines, serve, serve_with};
-pub use snapshots::ObjectStoreConfig;
+pub use snapshots::{ObjectStoreConfig, check_object_store};
 pub use templates::{Template, TemplateError, TemplateSource};
+pub use vmms::VmmConfig;
 
 #[cfg(test)]
 use wrenn_test_host as private_host;

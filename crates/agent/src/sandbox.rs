@@ -51,6 +51,7 @@ mod boots;
 mod compact;
 pub(crate) mod error;
 mod guest_dial;
+mod hardware;
 mod network;
 mod pause;
 mod pause_effort;

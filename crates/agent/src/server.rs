@@ -18,12 +18,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_disk::ToolJails;
 use wrenn_image::ImageStore;
 use wrenn_model::{CpuModel, EgressLimit};
-use wrenn_proto::supervise::Accel;
 
 use crate::{
     cgroup::{Cgroups, CommonLimits, IoLimit, policy},
     disk_space::DiskSpace,
-    host::{HostCapacity, Vmm},
+    host::HostCapacity,
     limits::HostLimits,
     memory_ledger::MemoryLedger,
     network::{
@@ -37,6 +36,7 @@ use crate::{
     snapshots::{ObjectStoreConfig, RemoteConfig, Snapshots},
     template_snapshot::renew,
     templates::TemplateSource,
+    vmms::{VmmConfig, Vmms},
 };
 
 /// Maximum time for calls in progress to complete after a shutdown request.
@@ -60,8 +60,8 @@ pub struct AgentConfig {
     pub images_dir: PathBuf,
     /// Token required from callers.
     pub token: String,
-    /// Execution mode of guest code.
-    pub accel: Accel,
+    /// VMMs of this host.
+    pub vmm: VmmConfig,
     /// CPU model of VMs that boot. A restored VM has the model of its snapshot.
     pub cpu: CpuModel,
     /// True if a sandbox whose request does not specify egress may reach addresses beyond the host.
@@ -269,7 +269,7 @@ pub(crate) async fn open_parts(
     let root = config.snapshots_dir.clone();
     let root = root.unwrap_or_else(|| data_dir.join("snapshots"));
     protect_from_oom_killer();
-    let vmm = Vmm::of_host(config.accel);
+    let vmms = Vmms::of_host(&config.vmm);
     let tsc_khz = tokio::task::spawn_blocking(wrenn_sys::tsc::frequency_khz).await;
     let for_tools = cgroups.clone();
     let tools = ToolJails::new(&config.wrenn_exe, move |number| {
@@ -284,7 +284,7 @@ pub(crate) async fn open_parts(
         room_bytes: disk_space.room_bytes(),
     });
     let cpu = config.cpu.clone();
-    let snapshots = Snapshots::open(&root, &config.images_dir, vmm, cpu, tools, remote);
+    let snapshots = Snapshots::open(&root, &config.images_dir, vmms, cpu, tools, remote);
     Ok(HostContext {
         snapshots: Arc::new(snapshots.map_err(host_failed("open the snapshot store"))?),
         templates,

@@ -30,7 +30,7 @@ use wrenn_disk::{DiskError, ToolJails};
 use wrenn_model::{CpuModel, TemplateName};
 use wrenn_proto::supervise::SupervisorSpec;
 use wrenn_snapshot::{
-    ChainError, DiffError, Earlier, ImageFile, Incompatible, Layer, Manifest, NewLayer,
+    ChainError, DiffError, Earlier, HostVmms, ImageFile, Incompatible, Layer, Manifest, NewLayer,
     Requirements, Staging, Store, StoreError, VmmVersion,
 };
 use wrenn_store::Artifact;
@@ -44,17 +44,19 @@ use memory::Memories;
 use names::{NameError, Names};
 use pins::Pins;
 pub(crate) use pins::SnapshotRef;
-pub use remote::ObjectStoreConfig;
 use remote::Remote;
 pub(crate) use remote::RemoteError;
+pub use remote::{ObjectStoreConfig, check_object_store};
 pub(crate) use tagged::TaggedSnapshot;
 use tagged::TaggedSnapshots;
 use template::ColdTemplates;
-pub(crate) use template::{TemplateSnapshotState, examine, template_snapshot_name};
+pub(crate) use template::{
+    TemplateSnapshotState, VARIANTS, examine, template_snapshot_name, variant,
+};
 use verify::Verified;
 pub(crate) use wrenn_snapshot::SnapshotId;
 
-use crate::host::Vmm;
+use crate::vmms::Vmms;
 
 /// Failure to store, find, name or compact a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -183,20 +185,20 @@ pub(crate) struct Snapshots {
     remote: Option<Arc<Remote>>,
     /// Held for reading during a pull.
     pulls: parking_lot::RwLock<()>,
-    vmm: Vmm,
+    vmms: Vmms,
     cpu: CpuModel,
     /// Jails of the programs that measure and merge disk layers.
     tools: ToolJails,
 }
 
 impl Snapshots {
-    /// Opens the store in `root`, and, read-only, the one in the image directory. `vmm` is this
+    /// Opens the store in `root`, and, read-only, the one in the image directory. `vmms` is this
     /// host's VMM, `cpu` the CPU model of VMs that boot, and `tools` the jails of the programs that
     /// measure and merge disk layers. `remote` are the settings of the object store.
     pub(crate) fn open(
         root: &Path,
         images_dir: &Path,
-        vmm: Vmm,
+        vmms: Vmms,
         cpu: CpuModel,
         tools: ToolJails,
         remote: Option<RemoteConfig<'_>>,
@@ -220,7 +222,7 @@ impl Snapshots {
                 .map(Arc::new),
             cold: ColdTemplates::default(),
             pulls: parking_lot::RwLock::default(),
-            vmm,
+            vmms,
             cpu,
             tools,
         })
@@ -248,13 +250,13 @@ impl Snapshots {
     ) -> Result<SnapshotRef, SnapshotError> {
         let StagedSnapshot { staging, pin } = stage;
         let (names, new) = self.name_layers(disk);
-        let (here, cpu) = (self.vmm.current(), spec.cpu());
+        let (here, cpu) = (self.vmms.current(), spec.cpu());
         let mut manifest = Manifest {
             version: Manifest::VERSION,
             build: staging.build(),
             created_unix_ms: crate::sandbox::now_unix_ms(),
             requires: Requirements {
-                vmm: VmmVersion::from(vmm.unwrap_or(here.vmm).as_str()),
+                vmm: VmmVersion::from(vmm.unwrap_or(here.boots.version).as_str()),
                 accel: spec.accel,
                 host_cpu: spec.accel.shows_host_cpu(&cpu).then_some(here.cpu),
                 cpu,
@@ -365,9 +367,14 @@ impl Snapshots {
         self.own.memory_dir()
     }
 
-    /// Returns kind and version of this host's VMM, if it can be read. May block.
+    /// Returns kind and version of the VMM of VMs that boot, if it can be read. May block.
     pub(crate) fn vmm(&self) -> Option<String> {
-        self.vmm.version()
+        self.vmms.version()
+    }
+
+    /// Returns the VMMs of this host. May block.
+    pub(crate) fn vmms(&self) -> HostVmms {
+        self.vmms.current()
     }
 
     /// Takes a reference to a snapshot, if it exists.
@@ -380,7 +387,7 @@ impl Snapshots {
     /// Returns everything needed to restore a VM from a snapshot.
     pub(crate) fn locate(&self, pin: &SnapshotRef) -> Result<LocatedSnapshot, SnapshotError> {
         let located = self.locate_files(pin)?;
-        located.manifest().check(&self.vmm.current())?;
+        located.manifest().check(&self.vmms.current())?;
         Ok(located)
     }
 

@@ -26,14 +26,14 @@ use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wrenn_image::{ImageStore, StoreLock};
 use wrenn_model::{CpuModel, MachineSize, SandboxId, TemplateName};
-use wrenn_proto::{guest, supervise::Accel};
+use wrenn_proto::guest;
 use wrenn_snapshot::layout;
 
 use self::guest_command::{User, run_command};
 use crate::{
     AgentConfig, AgentError, CgroupPolicy, Deadlines, HostLimits, Template,
     admission::CreateParams,
-    host::{HostCapacity, Vmm},
+    host::HostCapacity,
     network::{ceiling::EgressCeiling, egress::Access},
     registry::Registry,
     sandbox::{
@@ -43,6 +43,7 @@ use crate::{
     server,
     snapshots::{self, SnapshotRef, TemplateSnapshotState, template_snapshot_name},
     templates::image_mib,
+    vmms::{VmmConfig, Vmms},
 };
 
 /// Commands that guests run first, as their template's default user: those of our own client and of
@@ -62,8 +63,8 @@ const RECORD_DEADLINE: Duration = Duration::from_secs(60);
 pub struct TemplateSnapshotConfig {
     /// Directory of kernels, images and templates.
     pub images_dir: PathBuf,
-    /// Accelerator that runs guest code.
-    pub accel: Accel,
+    /// VMMs of this host.
+    pub vmm: VmmConfig,
     /// CPU model of the guest.
     pub cpu: CpuModel,
     /// Program that implements `supervise`.
@@ -196,8 +197,8 @@ pub async fn remove(
         ImageStore::open(&config.images_dir).map_err(step_failed("open the image directory"))?;
     let (_alone, host) = open(&config, store, lock).await?;
     let _in_use = in_use(&host, &config)?;
-    for accel in [Accel::Kvm, Accel::Tcg] {
-        if let Ok(name) = template_snapshot_name(name, accel) {
+    for variant in snapshots::VARIANTS {
+        if let Ok(name) = template_snapshot_name(name, variant) {
             let removed = host.snapshots.unname(&name);
             removed.map_err(step_failed("remove the template snapshot"))?;
         }
@@ -228,7 +229,7 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
         data_dir: work.to_owned(),
         images_dir: config.images_dir.clone(),
         token: String::new(),
-        accel: config.accel,
+        vmm: config.vmm.clone(),
         cpu: config.cpu.clone(),
         default_egress: false,
         egress_ceiling: EgressCeiling::default(),
@@ -257,16 +258,16 @@ fn agent_config(config: &TemplateSnapshotConfig, work: &Path) -> AgentConfig {
 /// If the templates cannot be read.
 pub fn cold_templates(
     images_dir: &Path,
-    accel: Accel,
+    vmm: &VmmConfig,
     cpu: &CpuModel,
 ) -> Result<Vec<(TemplateName, String)>, TemplateSnapshotError> {
     let store = ImageStore::open(images_dir).map_err(step_failed("open the image directory"))?;
     let templates = store.each().map_err(step_failed("list the templates"))?;
-    let vmm = Vmm::of_host(accel).current();
+    let vmms = Vmms::of_host(vmm).current();
     // A damaged template is reported elsewhere.
     let templates = templates.into_iter().flatten();
     let cold = templates.filter_map(|template| {
-        let reason = snapshots::examine(images_dir, &template, &vmm, cpu)?;
+        let reason = snapshots::examine(images_dir, &template, &vmms, cpu)?;
         Some((template.name, reason.to_string()))
     });
     Ok(cold.collect())
@@ -299,8 +300,9 @@ async fn snapshot_template(
         .await
         .map_err(step_failed("destroy the guest after its snapshot"))?;
     record_working_set(&sandboxes, template, &pin).await?;
-    let accel = sandboxes.host().config.accel;
-    let name = template_snapshot_name(&template.name, accel).map_err(|name| {
+    let vmm = &sandboxes.host().config.vmm;
+    let variant = snapshots::variant(vmm.boots, vmm.boot_accel());
+    let name = template_snapshot_name(&template.name, variant).map_err(|name| {
         TemplateSnapshotError::Step {
             step: "name the template snapshot",
             reason: format!("`{name}` is too long"),

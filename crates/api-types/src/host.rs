@@ -58,6 +58,10 @@ pub struct Host {
     /// Isolation of sandboxes that are created now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
+    /// Kind and version of the VMM of virtual machines that boot, such as `qemu 7.2.22`. Empty if
+    /// the host agent does not report it.
+    #[serde(default)]
+    pub vmm: String,
     /// CPU model of virtual machines that boot, in QEMU's notation.
     #[serde(default)]
     pub cpu: String,

@@ -1,16 +1,15 @@
 //! Kernel command line, with the reason for each argument.
 
-use wrenn_proto::supervise::Accel;
+use wrenn_proto::{machine::VmmKind, supervise::Accel};
 
 /// Arguments of every guest.
-const COMMON: [&str; 13] = [
+const COMMON: [&str; 12] = [
     // Boot timing and the diagnosis of failed boots depend on the console.
     "console=ttyS0",
     "quiet",
     "loglevel=1",
-    // A panic or reboot ends the VMM at once, so that the loss is detected.
+    // A panic ends the VMM at once, so that the loss is detected.
     "panic=-1",
-    "reboot=t",
     // There is one serial port; probing for more takes time.
     "8250.nr_uarts=1",
     // Self-tests of cryptographic code and audit records have no use in a guest.
@@ -51,6 +50,26 @@ const KVM: [&str; 1] = [
     "clocksource=kvm-clock",
 ];
 
+/// Arguments for QEMU.
+const QEMU: [&str; 1] = [
+    // A reboot ends the VMM at once: the machine type has no keyboard controller, by which the
+    // kernel would reset first.
+    "reboot=t",
+];
+
+/// Arguments for Firecracker.
+const FIRECRACKER: [&str; 6] = [
+    // A reset by the keyboard controller is the only one that Firecracker handles.
+    "reboot=k",
+    // There is no PCI bus, and nothing but a reset behind the keyboard controller. Probing for
+    // them takes time.
+    "pci=off",
+    "i8042.noaux",
+    "i8042.nomux",
+    "i8042.nopnp",
+    "i8042.dumbkbd",
+];
+
 /// Returns the kernel command line of every template. `tsc_khz` is the frequency of this host's
 /// time stamp counter.
 ///
@@ -58,13 +77,18 @@ const KVM: [&str; 1] = [
 /// reliably: calibration fails at random, and a failed calibration hangs the boot. The frequency on
 /// the command line determines the rate of the guest's clock.
 #[must_use]
-pub fn kernel_args(accel: Accel, tsc_khz: u32) -> String {
+pub fn kernel_args(vmm: VmmKind, accel: Accel, tsc_khz: u32) -> String {
+    let of_vmm: &[&str] = match vmm {
+        VmmKind::Qemu => &QEMU,
+        VmmKind::Firecracker => &FIRECRACKER,
+    };
+    let common = [&COMMON[..], of_vmm].concat();
     match accel {
         Accel::Tcg => {
             let speed = format!("tsc_early_khz={tsc_khz}");
-            [&COMMON[..], &TCG, &[&*speed]].concat().join(" ")
+            [&common[..], &TCG, &[&*speed]].concat().join(" ")
         }
-        Accel::Kvm => [&COMMON[..], &KVM].concat().join(" "),
+        Accel::Kvm => [&common[..], &KVM].concat().join(" "),
     }
 }
 
@@ -73,12 +97,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_way_to_run_has_its_words() {
-        assert!(kernel_args(Accel::Tcg, 2_100_000).ends_with(" tsc_early_khz=2100000"));
+    fn each_way_to_run_has_its_arguments() {
+        let [tcg, kvm] = [Accel::Tcg, Accel::Kvm].map(|a| kernel_args(VmmKind::Qemu, a, 2_100_000));
+        assert!(tcg.ends_with(" tsc_early_khz=2100000"));
         for word in ["mitigations=off", "norandmaps"] {
-            assert!(kernel_args(Accel::Tcg, 1).contains(word));
-            assert!(!kernel_args(Accel::Kvm, 1).contains(word));
+            assert!(tcg.contains(word) && !kvm.contains(word));
         }
-        assert!(kernel_args(Accel::Kvm, 1).starts_with("console=ttyS0 "));
+        let firecracker = kernel_args(VmmKind::Firecracker, Accel::Kvm, 1);
+        for line in [&tcg, &kvm, &firecracker] {
+            assert!(line.starts_with("console=ttyS0 "));
+            assert_eq!(line.matches("reboot=").count(), 1, "{line}");
+        }
+        assert!(firecracker.contains(" reboot=k ") && kvm.contains(" reboot=t "));
+        assert!(firecracker.contains("clocksource=kvm-clock"));
     }
 }

@@ -40,6 +40,9 @@ pub mod files {
     pub const CONSOLE: &str = "console.log";
     /// Disk of the sandbox, a qcow2 overlay.
     pub const DISK: &str = "rootfs.qcow2";
+    /// Directory with the raw view of the disk, for a VMM that does not read qcow2. A supervisor
+    /// that is killed leaves it behind with a mount.
+    pub const EXPORT: &str = "export";
 }
 
 /// Maximum size of a message, in bytes.
@@ -165,6 +168,19 @@ pub struct SupervisorSpec {
     /// Limits of the guest's disk requests.
     #[serde(default)]
     pub disk_rate: DiskRate,
+    /// Firecracker, if it is the VMM of the sandbox; `None` for QEMU.
+    #[serde(default)]
+    pub firecracker: Option<FirecrackerSpec>,
+}
+
+/// Parameters of a sandbox that only Firecracker needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirecrackerSpec {
+    /// Path of the program.
+    pub program: PathBuf,
+    /// User and group ID of the process that presents the sandbox's disk to the VMM as a raw file.
+    /// Used by this sandbox only.
+    pub exporter_uid: u32,
 }
 
 /// Limits of a guest's disk requests. 0 means no limit.

@@ -3,19 +3,51 @@
 //! Only the memory and the device state depend on them. The disk of a snapshot can be booted on any
 //! host.
 
-use wrenn_proto::{machine::can_load, supervise::Accel};
+use wrenn_proto::{
+    machine::{VmmKind, can_load},
+    supervise::Accel,
+};
 
 use crate::Manifest;
 
 /// Means of a host to run VMs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostVmm {
-    /// Kind and version of the VMM, such as `qemu 7.2.22`.
-    pub vmm: String,
-    /// Accelerator that runs guest code.
-    pub accel: Accel,
+pub struct HostVmms {
+    /// VMM of VMs that boot.
+    pub boots: InstalledVmm,
+    /// VMM of another kind, for its snapshots.
+    pub other: Option<InstalledVmm>,
     /// Model of the processor, such as `GenuineIntel 6/85/7`.
     pub cpu: String,
+}
+
+/// VMM of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstalledVmm {
+    /// Kind of the VMM.
+    pub kind: VmmKind,
+    /// Kind and version, such as `qemu 7.2.22`.
+    pub version: String,
+    /// Accelerator with which it runs guest code.
+    pub accel: Accel,
+}
+
+impl HostVmms {
+    /// Returns the VMM of a kind, if the host has it.
+    #[must_use]
+    pub fn of_kind(&self, kind: VmmKind) -> Option<&InstalledVmm> {
+        std::iter::once(&self.boots)
+            .chain(&self.other)
+            .find(|vmm| vmm.kind == kind)
+    }
+
+    /// Returns the VMM that loads a device state which `made` saved, given by kind and version. If
+    /// the host has none of the kind, returns the VMM of VMs that boot.
+    fn closest(&self, made: &str) -> &InstalledVmm {
+        VmmKind::of_version(made)
+            .and_then(|kind| self.of_kind(kind))
+            .unwrap_or(&self.boots)
+    }
 }
 
 /// Reason why a host cannot load the device state of a snapshot.
@@ -58,17 +90,18 @@ impl Manifest {
     ///
     /// # Errors
     /// The first difference that matters.
-    pub fn check(&self, host: &HostVmm) -> Result<(), Incompatible> {
+    pub fn check(&self, host: &HostVmms) -> Result<(), Incompatible> {
         let needed = &self.requires;
-        if needed.accel != host.accel {
+        let made = needed.vmm.to_string();
+        let here = host.closest(&made);
+        if needed.accel != here.accel && VmmKind::of_version(&made) == Some(here.kind) {
             return Err(Incompatible::Accel {
                 made: needed.accel,
-                here: host.accel,
+                here: here.accel,
             });
         }
-        let made = needed.vmm.to_string();
-        if !can_load(&made, &host.vmm) {
-            let here = host.vmm.clone();
+        if !can_load(&made, &here.version) {
+            let here = here.version.clone();
             return Err(Incompatible::Vmm { made, here });
         }
         if !needed.machine.is_known() {
@@ -91,11 +124,27 @@ mod tests {
 
     use super::*;
 
-    fn host(accel: Accel) -> HostVmm {
-        HostVmm {
-            vmm: "qemu 7.2.22".to_owned(),
-            accel,
+    fn host(accel: Accel) -> HostVmms {
+        HostVmms {
+            boots: InstalledVmm {
+                kind: VmmKind::Qemu,
+                version: "qemu 7.2.22".to_owned(),
+                accel,
+            },
+            other: None,
             cpu: "GenuineIntel 6/85/7".to_owned(),
+        }
+    }
+
+    /// Returns a host that also has Firecracker.
+    fn host_of_both(qemu: Accel) -> HostVmms {
+        HostVmms {
+            other: Some(InstalledVmm {
+                kind: VmmKind::Firecracker,
+                version: "firecracker 1.16.1".to_owned(),
+                accel: Accel::Kvm,
+            }),
+            ..host(qemu)
         }
     }
 
@@ -130,6 +179,31 @@ mod tests {
             text.contains("under kvm") && text.contains("under tcg"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn snapshot_is_loaded_by_the_kind_that_made_it() {
+        let here = host_of_both(Accel::Tcg);
+        for (accel, vmm) in [("tcg", "qemu 7.2.4"), ("kvm", "firecracker 1.16.0")] {
+            assert_eq!(manifest(accel, vmm, "").check(&here), Ok(()), "{vmm}");
+        }
+        for (accel, vmm, words) in [
+            ("kvm", "qemu 7.2.4", ["under kvm", "under tcg"]),
+            (
+                "kvm",
+                "firecracker 1.15.0",
+                ["firecracker 1.15.0", "firecracker 1.16.1"],
+            ),
+            ("kvm", "other 1.0", ["other 1.0", "qemu 7.2.22"]),
+        ] {
+            let error = manifest(accel, vmm, "").check(&here);
+            let text = error.expect_err("another VMM").to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
+        // A host without the kind names what it has.
+        let error = manifest("kvm", "firecracker 1.16.1", "").check(&host(Accel::Tcg));
+        let text = error.expect_err("no Firecracker").to_string();
+        assert!(text.contains("qemu 7.2.22"), "{text}");
     }
 
     #[test]

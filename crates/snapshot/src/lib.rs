@@ -26,7 +26,7 @@ pub mod store;
 mod working_set;
 
 pub use chain::{Chain, ChainError, Diff, OpenRemote};
-pub use compatibility::{HostVmm, Incompatible};
+pub use compatibility::{HostVmms, Incompatible, InstalledVmm};
 pub use diff::{DiffError, DiffStats, DiffWriter};
 pub use header::{DiffFile, Header, HeaderError};
 pub use id::{ParseSnapshotIdError, SnapshotId};

@@ -4,7 +4,10 @@
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use wrenn_model::MachineSize;
-use wrenn_proto::{machine::MachineProfile, supervise::Accel};
+use wrenn_proto::{
+    machine::{MachineProfile, VmmKind},
+    supervise::Accel,
+};
 use wrenn_snapshot::{
     Chain, DiffWriter, Earlier, Header, ImageFile, Layer, Manifest, NewLayer, Requirements,
     SnapshotId, Store, StoreError, layout, verify_layer,
@@ -22,7 +25,7 @@ fn manifest(build: SnapshotId, layers: Vec<SnapshotId>) -> Manifest {
             vmm: "qemu 7.2".into(),
             accel: Accel::Tcg,
             cpu: "max".parse().unwrap(),
-            machine: MachineProfile::current(),
+            machine: MachineProfile::current(VmmKind::Qemu),
             host_cpu: None,
         },
         size: MachineSize {

@@ -79,8 +79,8 @@ impl DiskRoom {
     /// check.
     ///
     /// If the free space cannot be read, nothing is held.
-    pub(crate) fn check(&mut self, disk: Option<&PathBuf>, is_stalled: bool) -> (Action, Duration) {
-        let used_bytes = disk.map_or(0, |path| used(path));
+    pub(crate) fn check(&mut self, disk: Option<&Path>, is_stalled: bool) -> (Action, Duration) {
+        let used_bytes = disk.map_or(0, used);
         let has_written = used_bytes > std::mem::replace(&mut self.used_bytes, used_bytes);
         let free_bytes = free(&self.dir).unwrap_or(u64::MAX);
         let is_short = free_bytes < self.room_bytes;
@@ -127,14 +127,14 @@ mod tests {
         fs::write(&disk, vec![1; 4096]).unwrap();
         let mut room = DiskRoom::new(dir.path(), u64::MAX, &disk);
         // What the file used when the guest started does not count: a resumed guest can run.
-        assert_eq!(room.check(Some(&disk), false).0, Action::Nothing);
+        assert_eq!(room.check(Some(disk.as_path()), false).0, Action::Nothing);
         fs::write(&disk, vec![1; 65536]).unwrap();
-        assert_eq!(room.check(Some(&disk), false).0, Action::Hold);
+        assert_eq!(room.check(Some(disk.as_path()), false).0, Action::Hold);
         room.note_held(true);
-        assert_eq!(room.check(Some(&disk), false).0, Action::Nothing);
+        assert_eq!(room.check(Some(disk.as_path()), false).0, Action::Nothing);
         // A guest that the VMM paused retries only when there is space.
         room.note_held(false);
-        assert_eq!(room.check(Some(&disk), true).0, Action::Nothing);
+        assert_eq!(room.check(Some(disk.as_path()), true).0, Action::Nothing);
     }
 
     #[test]

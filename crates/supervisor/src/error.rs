@@ -119,6 +119,15 @@ pub enum SupervisorError {
     /// The VMM failed to execute a command.
     #[error(transparent)]
     Control(#[from] wrenn_vmm::ControlError),
+    /// The disk cannot be presented to the VMM.
+    #[error("failed to export the sandbox's disk")]
+    Disk(#[from] wrenn_disk::DiskError),
+    /// The process that presented the disk to the VMM ended, so the VM was killed.
+    #[error("the exporter of the sandbox's disk ended: {0}")]
+    DiskExport(wrenn_disk::DiskError),
+    /// The VM may write to either of two files, so it was killed.
+    #[error("the exporter of the sandbox's disk did not switch to a new file in time")]
+    DiskUndecided,
     /// A task of the supervisor panicked.
     #[error("internal error of the supervisor; see `supervisor.log`")]
     Panicked,
@@ -143,6 +152,7 @@ impl SupervisorError {
     pub(crate) fn rejection_code(&self) -> RejectionCode {
         let out_of_space = match self {
             Self::Control(error) => error.is_out_of_space(),
+            Self::Disk(error) => error.is_out_of_space(),
             other => is_out_of_space(other),
         };
         match out_of_space {

@@ -24,14 +24,17 @@
 //! | `spec.json`, socket or TAP   | only `status.json` with the reason; the agent reads it and    |
 //! |                              | cleans up                                                     |
 //! | the VMM does not start       | the same; the reason contains the VMM's last output           |
-//! | the VMM exits                | the same, within milliseconds                                 |
-//! | the supervisor is killed     | the kernel kills the VMM (parent-death signal); the agent     |
-//! |                              | detects this, because there is no `status.json`               |
+//! | the VMM exits, or the        | the same, within milliseconds                                 |
+//! | exporter of its disk         |                                                               |
+//! | the supervisor is killed     | the kernel kills the VMM and the exporter (parent-death       |
+//! |                              | signal); the agent detects this, because there is no          |
+//! |                              | `status.json`, and removes the exporter's mount               |
 //! | the agent is killed          | unchanged; the next agent connects to the socket              |
 #![forbid(unsafe_code)]
 
 pub mod console;
 mod control;
+mod disk;
 mod disk_room;
 mod error;
 pub mod gateway;

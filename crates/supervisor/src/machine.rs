@@ -2,22 +2,28 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use tokio::time::timeout;
 use wrenn_proto::{
     guest,
     machine::can_load,
-    supervise::{RestoreSpec, SupervisorSpec, files},
+    supervise::{RestoreSpec, SupervisorSpec},
 };
 use wrenn_snapshot::layout;
 use wrenn_sys::failpoint;
-use wrenn_vmm::{ControlError, Machine, MachineConfig, MachineExit, MachineFds, Start, VmmDriver};
+use wrenn_vmm::{
+    ControlError, Machine, MachineConfig, MachineExit, MachineFds, MemoryAccess, Start, VmmDriver,
+};
 
 use crate::{
-    SupervisorError, gateway,
-    memory::{Failure, VmmFds},
+    SupervisorError,
+    disk::GuestDisk,
+    gateway,
+    memory::{Failure, GuestMemory, VmmFds},
 };
 
 /// Maximum time until a VMM that closed its control connection has exited.
@@ -29,6 +35,7 @@ pub(crate) async fn launch<D: VmmDriver>(
     driver: &D,
     spec: &SupervisorSpec,
     dir: &Path,
+    disk: &GuestDisk,
     memory: VmmFds,
 ) -> Result<D::Machine, SupervisorError> {
     let tap = gateway::open_tap(&spec.network.netns)?;
@@ -41,7 +48,7 @@ pub(crate) async fn launch<D: VmmDriver>(
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),
         kernel_args: kernel_args(spec),
-        disk: dir.join(files::DISK),
+        disk: disk.vmm_path(),
         disk_layers: spec.disk_layers.clone(),
         base_disk: spec.base_disk.clone(),
         work_dir: dir.to_owned(),
@@ -66,33 +73,111 @@ pub(crate) async fn launch<D: VmmDriver>(
     Ok(driver.launch(config, fds).await?)
 }
 
-/// Restores the saved device state and resumes the VM. The version of the VMM is checked again
-/// here, because the VMM may have been replaced since the agent chose the snapshot.
+/// Restores the saved device state and resumes the VM. `memory` serves its memory afterwards.
+/// Returns the notification that it can no longer do so.
 pub(crate) async fn restore<M: Machine>(
     machine: &mut M,
     restore: &RestoreSpec,
-    failure: &Failure,
-) -> Result<(), SupervisorError> {
-    let here = machine.version();
-    if !restore.vmm.is_empty() && !here.is_empty() && !can_load(&restore.vmm, &here) {
-        let made = restore.vmm.clone();
-        return Err(SupervisorError::OtherVmm { made, here });
-    }
+    memory: &mut GuestMemory,
+) -> Result<Failure, SupervisorError> {
+    check_version(machine, restore)?;
     let path = restore.snapshot.join(layout::DEVICE);
     let file = fs::File::open(&path).map_err(|source| SupervisorError::ReadSpec {
         path: path.clone(),
         source,
     })?;
-    tokio::select! {
-        // Checked first: without served memory, the load would never complete.
-        biased;
-        reason = failure.occurred() => return Err(SupervisorError::Pages(reason)),
-        loaded = machine.load(file.into()) => if let Err(source) = loaded {
-            return Err(not_loaded(machine, path, source).await);
-        },
+    let pid = Some(machine.pid());
+    let loaded = match machine.memory_access() {
+        MemoryAccess::Files {
+            sends_handshake: true,
+        } => load_with_handshake(machine, file.into(), memory).await?,
+        access => {
+            if access == MemoryAccess::PageTables {
+                memory.attach()?;
+            }
+            failpoint::hit("supervisor.restore.attached", pid);
+            let failure = memory.failure()?;
+            let load = machine.load(file.into());
+            served(load, &failure).await?.map(|()| failure)
+        }
+    };
+    let failure = match loaded {
+        Ok(failure) => failure,
+        Err(source) => return Err(not_loaded(machine, path, source).await),
+    };
+    failpoint::hit("supervisor.restore.loaded", pid);
+    machine.resume().await?;
+    Ok(failure)
+}
+
+/// Checks that the VMM can load a snapshot. It may have been replaced since the agent chose the
+/// snapshot.
+fn check_version<M: Machine>(machine: &M, restore: &RestoreSpec) -> Result<(), SupervisorError> {
+    let here = machine.version();
+    if restore.vmm.is_empty() || here.is_empty() || can_load(&restore.vmm, &here) {
+        return Ok(());
     }
-    failpoint::hit("supervisor.restore.loaded", Some(machine.pid()));
-    Ok(machine.resume().await?)
+    let made = restore.vmm.clone();
+    Err(SupervisorError::OtherVmm { made, here })
+}
+
+/// Loads the state of a VM that hands over its memory while it loads. Its memory must be served
+/// from then on: the load may need it.
+async fn load_with_handshake<M: Machine>(
+    machine: &mut M,
+    file: OwnedFd,
+    memory: &mut GuestMemory,
+) -> Result<Result<Failure, ControlError>, SupervisorError> {
+    let pid = Some(machine.pid());
+    let mut attaching = tokio::task::spawn_blocking(memory.attach_later()?);
+    let mut load = std::pin::pin!(machine.load(file));
+    let mut loaded = None;
+    let attached = tokio::select! {
+        biased;
+        attached = &mut attaching => attached,
+        result = &mut load => {
+            if let Err(source) = result {
+                // The socket of the handshake is closed, so the other thread ends.
+                return Ok(Err(source));
+            }
+            loaded = Some(result);
+            attaching.await
+        }
+    };
+    match attached.unwrap_or(Err(SupervisorError::Panicked)) {
+        Ok(attached) => memory.attached(attached),
+        Err(error) => {
+            // If the VMM failed, its reason is the cause. Without served memory, it may also wait
+            // for ever.
+            let reason = match loaded {
+                Some(_) => None,
+                None => timeout(EXIT_DEADLINE, load)
+                    .await
+                    .ok()
+                    .and_then(Result::err),
+            };
+            return reason.map_or(Err(error), |source| Ok(Err(source)));
+        }
+    }
+    failpoint::hit("supervisor.restore.attached", pid);
+    let failure = memory.failure()?;
+    Ok(match loaded {
+        Some(result) => result,
+        None => served(load, &failure).await?,
+    }
+    .map(|()| failure))
+}
+
+/// Waits for a load. Without served memory, it would never complete.
+async fn served(
+    load: impl Future<Output = Result<(), ControlError>>,
+    failure: &Failure,
+) -> Result<Result<(), ControlError>, SupervisorError> {
+    tokio::select! {
+        biased;
+        reason = failure.occurred() => Err(SupervisorError::Pages(reason)),
+        loaded = load => Ok(loaded),
+    }
 }
 
 /// Returns the reason why a VM could not be restored. A VMM that cannot decode the state exits by
@@ -106,8 +191,7 @@ async fn not_loaded<M: Machine>(
         return source.into();
     }
     if matches!(source, ControlError::Io { .. })
-        && let Ok(exit @ MachineExit::Killed { .. }) =
-            tokio::time::timeout(EXIT_DEADLINE, machine.wait()).await
+        && let Ok(exit @ MachineExit::Killed { .. }) = timeout(EXIT_DEADLINE, machine.wait()).await
     {
         return SupervisorError::Ended(exit);
     }
@@ -136,7 +220,7 @@ mod tests {
 
     use wrenn_model::MachineSize;
     use wrenn_proto::{
-        machine::MachineProfile,
+        machine::{MachineProfile, VmmKind},
         supervise::{Accel, DiskRate},
     };
     use wrenn_vmm::fake::{FakeDriver, FakeMachine};
@@ -153,7 +237,7 @@ mod tests {
             name: "test".to_owned(),
             accel: Accel::Tcg,
             cpu: "max".parse().unwrap(),
-            machine: MachineProfile::current(),
+            machine: MachineProfile::current(VmmKind::Qemu),
             size: MachineSize {
                 vcpus: 1,
                 memory_mib: 128,
@@ -165,6 +249,8 @@ mod tests {
             disk: PathBuf::new(),
             disk_layers: Vec::new(),
             base_disk: PathBuf::new(),
+            work_dir: PathBuf::new(),
+            metadata: None,
             guest_mac: guest::MAC.to_owned(),
             netns: PathBuf::new(),
             cgroups: Vec::new(),
@@ -186,26 +272,22 @@ mod tests {
 
     #[tokio::test]
     async fn vmm_that_was_replaced_by_another_series_loads_no_state() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(layout::DEVICE), "a stand-in's state").unwrap();
         let saved = |vmm: &str| RestoreSpec {
             build: "0".repeat(32),
-            snapshot: dir.path().to_owned(),
+            snapshot: PathBuf::new(),
             memory: Vec::new(),
             vmm: vmm.to_owned(),
             prefetch: false,
             remote: None,
         };
-        let never = Failure::never();
         for (here, made, expected) in [
             ("qemu 7.2.22", "qemu 7.2.4", true),
             ("qemu 7.2.22", "", true),
             ("", "qemu 7.2.4", true),
             ("qemu 8.2.1", "qemu 7.2.4", false),
         ] {
-            let mut machine = stand_in(here).await;
-            let restored = restore(&mut machine, &saved(made), &never).await;
-            match restored {
+            let machine = stand_in(here).await;
+            match check_version(&machine, &saved(made)) {
                 Ok(()) => assert!(expected, "{made} on {here}"),
                 Err(SupervisorError::OtherVmm { .. }) => assert!(!expected, "{made} on {here}"),
                 Err(error) => panic!("{made} on {here}: {error}"),

@@ -37,6 +37,7 @@ use wrenn_vmm::Machine;
 use crate::{
     SupervisorError,
     control::{Command, ReplyMessage, StopReply},
+    disk::GuestDisk,
     disk_room::{Action, DiskRoom},
     memory::{Failure, GuestMemory},
     supervise::elapsed_ms,
@@ -53,12 +54,13 @@ const WORKING_SET_AFTER: Duration = Duration::from_secs(4);
 
 /// VM with all of its resources.
 pub(crate) struct MachineActor<M> {
+    /// Declared before `machine`: a VMM that waits for an exporter cannot be killed before the
+    /// exporter has ended.
+    pub(crate) disk: GuestDisk,
     /// Declared before `memory`, so that the VM is dropped, and the VMM killed, while its memory is
     /// still served.
     pub(crate) machine: M,
     pub(crate) memory: GuestMemory,
-    /// Disk files above the base image, lowest first. The last one is writable.
-    pub(crate) disk: Vec<PathBuf>,
     pub(crate) is_paused: bool,
     pub(crate) disk_room: DiskRoom,
     pub(crate) status: watch::Receiver<MachineStatus>,
@@ -93,6 +95,7 @@ impl<M: Machine> MachineActor<M> {
                 None => tokio::select! {
                     exit = self.machine.wait() => return Err(SupervisorError::Ended(exit)),
                     reason = failure.occurred() => return self.fail(reason).await,
+                    error = self.disk.failed() => return self.end(error).await,
                     Some(command) = queue.recv() => command,
                     () = &mut keep, if !kept => {
                         self.memory.keep_working_set();
@@ -135,8 +138,7 @@ impl<M: Machine> MachineActor<M> {
                     // The client may have disconnected.
                     let _ = reply.send(*answer);
                     if let Some(error) = ended {
-                        self.machine.stop(STOP_DEADLINE).await?;
-                        return Err(error);
+                        return self.end(error).await;
                     }
                 }
                 Served::Failed(reason) => return self.fail(reason).await,
@@ -150,7 +152,7 @@ impl<M: Machine> MachineActor<M> {
     /// it fails again, the VMM pauses the guest again. Returns the time until the next check.
     async fn check_disk_room(&mut self) -> Duration {
         let is_stalled = self.machine.is_stalled();
-        let (action, next) = self.disk_room.check(self.disk.last(), is_stalled);
+        let (action, next) = self.disk_room.check(Some(self.disk.writable()), is_stalled);
         // A VM that is paused for a snapshot is not touched.
         if self.is_paused {
             return next;
@@ -178,12 +180,19 @@ impl<M: Machine> MachineActor<M> {
 
     /// Ends the VM, because its memory can no longer be served.
     async fn fail(&mut self, reason: String) -> Result<(), SupervisorError> {
+        self.end(SupervisorError::Pages(reason)).await
+    }
+
+    /// Ends the VM because of an error.
+    async fn end(&mut self, error: SupervisorError) -> Result<(), SupervisorError> {
+        self.disk.close();
         self.machine.stop(STOP_DEADLINE).await?;
-        Err(SupervisorError::Pages(reason))
+        Err(error)
     }
 
     async fn stop(&mut self, reply: Option<StopReply>) -> Result<(), SupervisorError> {
         tracing::info!("stopping the VM on request");
+        self.disk.close();
         let stopped = self.machine.stop(STOP_DEADLINE).await;
         if let Some(reply) = reply {
             let answer = match &stopped {
@@ -218,7 +227,7 @@ impl<M: Machine> MachineActor<M> {
     fn status(&self) -> MachineStatus {
         MachineStatus {
             paused: self.is_paused,
-            disk: self.disk.clone(),
+            disk: self.disk.files().to_vec(),
             pager: self.memory.status(),
             vmm_time: vmm_time::read(self.machine.pid()),
             waits_for_disk: self.machine.is_stalled() || self.disk_room.is_held(),
@@ -243,7 +252,7 @@ impl<M: Machine> MachineActor<M> {
                 descriptor: Some(descriptor),
             },
             Some(Err(error)) => Reply::rejected(error.to_string()).into(),
-            None => Reply::rejected("the VM was booted, so it has no snapshot memory").into(),
+            None => Reply::rejected("the VM has no memory that other VMs can share").into(),
         }
     }
 
@@ -270,7 +279,10 @@ impl<M: Machine> MachineActor<M> {
             Ok(written) => (Reply::SnapshotTaken(written).into(), None),
             Err(error) => {
                 tracing::warn!(error = error.to_report_string(), "snapshot failed");
-                let ended = self.resume().await.err();
+                let ended = match self.disk.is_undecided() {
+                    true => Some(SupervisorError::DiskUndecided),
+                    false => self.resume().await.err(),
+                };
                 (rejected(&error).into(), ended)
             }
         }
@@ -287,14 +299,12 @@ impl<M: Machine> MachineActor<M> {
         let vmm = Some(self.machine.pid());
         self.machine.pause().await?;
         failpoint::hit("supervisor.snapshot.paused", vmm);
-        let disk_layers = self.disk.clone();
-        if let Some(next) = next_disk {
-            let overlay = open_overlay(&next)?;
-            self.machine.switch_disk(overlay).await?;
-            self.disk.push(next);
-        }
+        let disk_layers = self.disk.files().to_vec();
+        let next_disk = next_disk.as_deref();
+        self.disk.before_save(&mut self.machine, next_disk).await?;
         let device = create(&staging.join(layout::DEVICE))?;
         let saved = self.machine.save(device).await?;
+        self.disk.after_save(next_disk).await?;
         failpoint::hit("supervisor.snapshot.saved", vmm);
         let pid = self.machine.pid();
         let job = self.memory.writer(staging, build, pid, saved)?;
@@ -335,15 +345,6 @@ fn create(path: &Path) -> Result<OwnedFd, SupervisorError> {
     let file = fs::File::create_new(path);
     file.map(Into::into)
         .map_err(|source| SupervisorError::Write {
-            path: path.to_owned(),
-            source,
-        })
-}
-
-fn open_overlay(path: &Path) -> Result<OwnedFd, SupervisorError> {
-    let file = fs::File::options().read(true).write(true).open(path);
-    file.map(Into::into)
-        .map_err(|source| SupervisorError::ReadSpec {
             path: path.to_owned(),
             source,
         })

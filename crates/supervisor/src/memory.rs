@@ -45,6 +45,10 @@ pub(crate) use writer::Written;
 /// before its first response.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Maximum time until a VMM that loads a snapshot has sent its handshake. If the load fails, the
+/// wait ends at once.
+const LOAD_DEADLINE: Duration = Duration::from_secs(120);
+
 /// Maximum number of first faults to record for the next restore: 256 MiB.
 const RECORD_LIMIT: usize = 65_536;
 
@@ -75,6 +79,14 @@ pub(crate) struct GuestMemory {
     prefetch: Vec<PageRun>,
     server: Option<PageServer>,
     regions: Option<Regions>,
+}
+
+/// Page server of a restored VM, and the location of the memory.
+pub(crate) struct Attached {
+    regions: Regions,
+    server: PageServer,
+    /// True if the memory is that of the snapshot, which other VMs can map.
+    is_shared: bool,
 }
 
 /// Descriptors that a VMM needs at its start.
@@ -154,34 +166,69 @@ impl GuestMemory {
     }
 
     /// Receives the location of guest memory from the VMM. In a restore, also starts the page
-    /// server.
+    /// server, on memory that all VMs of the snapshot share.
     pub(crate) fn attach(&mut self) -> Result<(), SupervisorError> {
-        let never = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
-            .map_err(io::Error::from)
-            .map_err(SupervisorError::io("create an eventfd"))?;
-        let deadline = Instant::now() + HANDSHAKE_DEADLINE;
-        let (Some(image), Some(parent)) = (&self.image, &self.parent) else {
+        let Some(image) = &self.image else {
+            let never = never()?;
+            let deadline = Instant::now() + HANDSHAKE_DEADLINE;
             let regions = handshake::receive_layout(&self.ours, never.as_fd(), deadline)?;
             self.regions = Some(regions);
             return Ok(());
         };
-        let received = handshake::receive(&self.ours, never.as_fd(), deadline)?;
-        self.regions = Some(received.regions.clone());
         let backing = image
             .try_clone()
             .map_err(SupervisorError::io("duplicate the snapshot's memory file"))?;
+        let job = self.attach_job(Backing::Shared(backing), HANDSHAKE_DEADLINE)?;
+        self.attached(job()?);
+        Ok(())
+    }
+
+    /// Returns a job that waits until the VMM hands over its memory, and starts the page server on
+    /// memory of this VM only. The job blocks, so it must run on a thread that may block. It ends
+    /// early if the VMM's end of the socket is closed.
+    pub(crate) fn attach_later(
+        &self,
+    ) -> Result<impl FnOnce() -> Result<Attached, SupervisorError> + Send + 'static, SupervisorError>
+    {
+        self.attach_job(Backing::Private, LOAD_DEADLINE)
+    }
+
+    fn attach_job(
+        &self,
+        backing: Backing,
+        limit: Duration,
+    ) -> Result<impl FnOnce() -> Result<Attached, SupervisorError> + Send + 'static, SupervisorError>
+    {
+        let parent = self.parent.as_ref().ok_or(SupervisorError::Layout)?;
+        let source = Arc::new(ChainSource::new(parent.chain.clone(), self.bytes));
+        let ours = self.ours.try_clone();
+        let ours = ours.map_err(SupervisorError::io("duplicate a socket"))?;
+        let never = never()?;
         let options = Options {
             prefetch: self.prefetch.clone(),
             record_limit: RECORD_LIMIT,
         };
-        let source = Arc::new(ChainSource::new(parent.chain.clone(), self.bytes));
-        self.server = Some(PageServer::start(
-            received,
-            Backing::Shared(backing),
-            source,
-            options,
-        )?);
-        Ok(())
+        let is_shared = matches!(backing, Backing::Shared(_));
+        Ok(move || {
+            let received = handshake::receive(&ours, never.as_fd(), Instant::now() + limit)?;
+            let regions = received.regions.clone();
+            let server = PageServer::start(received, backing, source, options)?;
+            Ok(Attached {
+                regions,
+                server,
+                is_shared,
+            })
+        })
+    }
+
+    /// Takes the page server that [`attach_later`](Self::attach_later) started.
+    pub(crate) fn attached(&mut self, attached: Attached) {
+        if !attached.is_shared {
+            // Empty, and no other VM can use it.
+            self.image = None;
+        }
+        self.regions = Some(attached.regions);
+        self.server = Some(attached.server);
     }
 
     /// Returns the notification that guest memory can no longer be served. For a booted VM, it
@@ -309,12 +356,6 @@ impl GuestMemory {
 pub(crate) struct Failure(Option<(AsyncFd<OwnedFd>, Failed)>);
 
 impl Failure {
-    /// Returns the notification of memory that needs no page server.
-    #[cfg(test)]
-    pub(crate) const fn never() -> Self {
-        Self(None)
-    }
-
     /// Waits for the failure and returns its reason. Cancel safe.
     pub(crate) async fn occurred(&self) -> String {
         let Some((watched, failed)) = &self.0 else {
@@ -378,6 +419,13 @@ fn prefetch_of(restore: &RestoreSpec) -> Vec<PageRun> {
             Vec::new()
         }
     }
+}
+
+/// Returns a descriptor that never becomes readable.
+fn never() -> Result<OwnedFd, SupervisorError> {
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
+        .map_err(io::Error::from)
+        .map_err(SupervisorError::io("create an eventfd"))
 }
 
 /// Creates a memfd that only root can open for writing.

@@ -15,10 +15,11 @@ use tokio::{
 };
 use wrenn_proto::supervise::{FinalStatus, MachineStatus, SupervisorSpec, files};
 use wrenn_sys::failpoint;
-use wrenn_vmm::{Machine as _, VmmDriver, qemu::Qemu};
+use wrenn_vmm::{Machine as _, MemoryAccess, VmmDriver, firecracker::Firecracker, qemu::Qemu};
 
 use crate::{
     SupervisorError, console, control,
+    disk::GuestDisk,
     disk_room::DiskRoom,
     gateway::{self, mmds::Mmds},
     machine,
@@ -31,16 +32,27 @@ use crate::{
 /// the agent's. Its VMM, which has most of the memory, comes first.
 const OOM_SCORE_ADJ: i32 = 250;
 
-/// Runs the sandbox in directory `dir` with QEMU until its VM ends. `image` is the shared memory of
-/// the snapshot from which the VM is restored, if the agent already has it.
+/// Runs the sandbox in directory `dir` until its VM ends, with the VMM that its specification names.
+/// `image` is the shared memory of the snapshot from which the VM is restored, if the agent already
+/// has it.
 ///
 /// # Errors
 /// The VM did not start, or ended by itself. `status.json` contains the same reason.
 pub fn run(dir: &Path, image: Option<OwnedFd>) -> Result<(), SupervisorError> {
-    let wrenn_exe =
-        std::env::current_exe().map_err(SupervisorError::io("find the wrenn executable"))?;
-    let preload = preload::find(&wrenn_exe)?;
-    run_with(dir, image, &Qemu::new(wrenn_exe, preload))
+    until_the_end(dir, async |started| {
+        let spec = read_spec(dir)?;
+        let exe = wrenn_exe()?;
+        match &spec.firecracker {
+            Some(firecracker) => {
+                let driver = Firecracker::new(exe, firecracker.program.clone());
+                supervise(dir, spec, image, &driver, started).await
+            }
+            None => {
+                let preload = preload::find(&exe)?;
+                supervise(dir, spec, image, &Qemu::new(exe, preload), started).await
+            }
+        }
+    })
 }
 
 /// Runs the sandbox in directory `dir` with the given driver.
@@ -52,6 +64,16 @@ pub fn run_with<D: VmmDriver>(
     image: Option<OwnedFd>,
     driver: &D,
 ) -> Result<(), SupervisorError> {
+    until_the_end(dir, async |started| {
+        supervise(dir, read_spec(dir)?, image, driver, started).await
+    })
+}
+
+/// Runs a VM, and writes how it ended to `status.json`.
+fn until_the_end(
+    dir: &Path,
+    supervise: impl AsyncFnOnce(Instant) -> Result<(), SupervisorError>,
+) -> Result<(), SupervisorError> {
     let started = Instant::now();
     // A single thread, and the VMM is its child: the VMM's parent-death signal depends on the
     // thread that started the VMM.
@@ -59,7 +81,7 @@ pub fn run_with<D: VmmDriver>(
         .enable_all()
         .build()
         .map_err(SupervisorError::io("start the runtime"))?;
-    let outcome = runtime.block_on(supervise(dir, image, driver, started));
+    let outcome = runtime.block_on(supervise(started));
     let last = match &outcome {
         Ok(()) => FinalStatus {
             requested: true,
@@ -86,11 +108,11 @@ pub fn run_with<D: VmmDriver>(
 
 async fn supervise<D: VmmDriver>(
     dir: &Path,
+    spec: SupervisorSpec,
     image: Option<OwnedFd>,
     driver: &D,
     started: Instant,
 ) -> Result<(), SupervisorError> {
-    let spec = read_spec(dir)?;
     if let Err(error) = wrenn_sys::oom::set_score_adj(OOM_SCORE_ADJ) {
         tracing::warn!(%error, "failed to set the priority for the OOM killer");
     }
@@ -104,18 +126,25 @@ async fn supervise<D: VmmDriver>(
     if spec.restore.is_some() {
         failpoint::hit("supervisor.restore.prepared", None);
     }
+    let disk = GuestDisk::open(driver.disk_form(), &spec, dir, &wrenn_exe()?).await?;
     // Dropped before `memory`, because the VM must not touch memory that is no longer served.
-    let mut machine = machine::launch(driver, &spec, dir, vmm_fds).await?;
+    let mut machine = machine::launch(driver, &spec, dir, &disk, vmm_fds).await?;
     let vmm_started_ms = elapsed_ms(started);
-    memory.attach()?;
-    let failure = memory.failure()?;
     let mut restored_ms = None;
-    if let Some(restore) = &spec.restore {
-        failpoint::hit("supervisor.restore.attached", Some(machine.pid()));
-        machine::restore(&mut machine, restore, &failure).await?;
-        restored_ms = Some(elapsed_ms(started));
-        failpoint::hit("supervisor.restore.resumed", Some(machine.pid()));
-    }
+    let failure = match &spec.restore {
+        Some(restore) => {
+            let failure = machine::restore(&mut machine, restore, &mut memory).await?;
+            restored_ms = Some(elapsed_ms(started));
+            failpoint::hit("supervisor.restore.resumed", Some(machine.pid()));
+            failure
+        }
+        None => {
+            if machine.memory_access() == MemoryAccess::PageTables {
+                memory.attach()?;
+            }
+            memory.failure()?
+        }
+    };
     let (status_sender, status) = watch::channel(MachineStatus {
         vmm_pid: machine.pid(),
         vmm_started_ms: Some(vmm_started_ms),
@@ -131,23 +160,27 @@ async fn supervise<D: VmmDriver>(
     announce_ready()?;
     tracing::info!(
         vmm_pid = machine.pid(),
+        vmm = machine.version(),
         vmm_started_ms,
         restored_ms,
         "VM started"
     );
-    let mut disk = spec.disk_layers.clone();
-    disk.push(dir.join(files::DISK));
+    let disk_room = DiskRoom::new(dir, spec.disk_room_bytes, disk.writable());
     let mut actor = MachineActor {
+        disk,
         machine,
         memory,
-        disk,
         is_paused: false,
-        disk_room: DiskRoom::new(dir, spec.disk_room_bytes, &dir.join(files::DISK)),
+        disk_room,
         status,
     };
     let outcome = actor.drive(queue, &failure, &mut terminate).await;
     drop(services);
     outcome
+}
+
+fn wrenn_exe() -> Result<PathBuf, SupervisorError> {
+    std::env::current_exe().map_err(SupervisorError::io("find the wrenn executable"))
 }
 
 /// Joins the cgroups of the supervisor. Its VMM joins others in its jail.

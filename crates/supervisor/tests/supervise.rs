@@ -108,6 +108,7 @@ impl Sandbox {
             disk_room_bytes: 0,
             supervisor_cgroups: vec![],
             disk_rate: wrenn_proto::supervise::DiskRate::default(),
+            firecracker: None,
         };
         fs::write(dir.join(files::SPEC), serde_json::to_vec(&spec).unwrap()).unwrap();
         Self {

@@ -1,8 +1,13 @@
-//! Probe that tests whether the kernel can create a virtual machine on this host.
+//! Probes that test whether the kernel can create a virtual machine on this host, and run it.
 //!
-//! `/dev/kvm` also exists on machines whose processor has no hardware virtualization. The only
-//! reliable test is to create a VM with one vCPU. Both are freed when their descriptors close, at
-//! the end of the call.
+//! `/dev/kvm` also exists on machines whose processor has no hardware virtualization. On some of
+//! them, KVM interprets the code of a guest's kernel, about a thousand times slower than hardware,
+//! and no stock kernel boots. The only reliable test is to run code in the kernel mode of a guest.
+//! VM and vCPU are freed when their descriptors close, at the end of the call.
+
+mod tiny_guest;
+
+pub use tiny_guest::{TinyGuestError, run_tiny_guest};
 
 use std::{
     fs::File,

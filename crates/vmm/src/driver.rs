@@ -88,8 +88,8 @@ pub trait Machine {
 pub enum DiskForm {
     /// Chain of files that the VMM opens itself: an overlay, layers and a base image.
     Qcow2Chain,
-    /// One raw file or device with the content of the whole chain. Who exports it also puts an
-    /// overlay on top of the chain after a snapshot.
+    /// One raw file or device with the content of the whole chain. Its exporter also puts an overlay
+    /// on top of the chain after a snapshot.
     Raw,
 }
 
@@ -185,7 +185,8 @@ pub enum Start {
 #[derive(Debug)]
 pub struct MachineFds {
     /// Read-only file of the size of the guest's memory. In a restore, guest memory is a private
-    /// mapping of it. In a boot, it only defines the size, and guest memory is anonymous.
+    /// mapping of it, unless the VMM has anonymous memory that is served page by page. In a boot, it
+    /// only defines the size, and guest memory is anonymous.
     pub memory: OwnedFd,
     /// Connected stream socket on which the VMM reports the layout of guest memory and, in a
     /// restore, passes its userfaultfd (Firecracker's handshake). [`Machine::memory_access`] says

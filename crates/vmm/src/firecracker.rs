@@ -25,10 +25,12 @@ mod events;
 mod files;
 mod handshake;
 mod process;
+mod program;
 mod version;
 
 pub use client::{Client, Deadlines};
 pub use control::{Channels, Control, Pages};
 pub use files::SnapshotFiles;
 pub use process::{Firecracker, FirecrackerMachine, RestoreMemory};
+pub use program::{ProgramError, examine};
 pub use version::Version;

@@ -127,15 +127,20 @@ impl VmmProcess {
     }
 
     /// Returns the error for a VMM that closed its connection, or exited, before its first
-    /// response.
-    pub(crate) async fn ended(mut self, stderr: pipe::Receiver) -> LaunchError {
+    /// response. `outputs` are the pipes on which it may have reported why.
+    pub(crate) async fn ended(
+        mut self,
+        outputs: impl IntoIterator<Item = pipe::Receiver>,
+    ) -> LaunchError {
         let Ok(exit) = timeout(EXIT_DEADLINE, self.wait(None)).await else {
             return LaunchError::Deadline(EXIT_DEADLINE);
         };
         let mut text = Vec::new();
-        let mut limited = stderr.take(STDERR_KEEP_BYTES);
-        // Any output read so far is included. The exit itself is the error.
-        let _ = timeout(EXIT_DEADLINE, limited.read_to_end(&mut text)).await;
+        for output in outputs {
+            let mut limited = output.take(STDERR_KEEP_BYTES);
+            // Any output read so far is included. The exit itself is the error.
+            let _ = timeout(EXIT_DEADLINE, limited.read_to_end(&mut text)).await;
+        }
         LaunchError::Ended {
             exit,
             stderr: String::from_utf8_lossy(&text).trim().to_owned(),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wrenn_agent::{AgentConfig, BootPolicy, EgressCeiling, HostLimits};
+use wrenn_agent::{AgentConfig, BootPolicy, EgressCeiling, HostLimits, VmmConfig};
 use wrenn_proto::supervise::Accel;
 
 /// Returns the settings of an agent under test, in the process of the test or in one of its own: an
@@ -19,7 +19,7 @@ pub fn agent_config(data_dir: &Path, token: &str, wrenn_exe: PathBuf) -> io::Res
         data_dir: data_dir.to_owned(),
         images_dir: data_dir.join("images"),
         token: token.to_owned(),
-        accel: Accel::Tcg,
+        vmm: VmmConfig::qemu(Accel::Tcg),
         cpu: "max".parse().map_err(io::Error::other)?,
         default_egress: false,
         // The external network of most tests.

@@ -18,7 +18,7 @@ pub(crate) struct DoctorArgs {
 
 /// Checks this machine. The exit code is 1 if sandboxes cannot run on it.
 pub(crate) fn run(settings: &Settings, args: DoctorArgs) -> anyhow::Result<i32> {
-    let findings = doctor::examine(&ThisMachine { settings });
+    let findings = doctor::examine(&ThisMachine::new(settings));
     if args.json {
         output::json(&findings)?;
     } else {

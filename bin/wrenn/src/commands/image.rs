@@ -21,11 +21,10 @@ use wrenn_model::TemplateName;
 
 use self::progress::{PlainProgress, TerminalProgress};
 use crate::{
-    accel,
     config::{Layer, Settings},
     images::{self, InUse},
     interrupt::Interrupts,
-    output,
+    output, vmm,
 };
 
 /// Commands of `wrenn image`.
@@ -232,7 +231,11 @@ async fn make_template_snapshot(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let step = format!("snapshot of {name}");
-    let config = template_snapshot_config(settings, stop)?;
+    let decision = vmm::decide(settings);
+    if let Some(why) = decision.impossible() {
+        bail!("{why}");
+    }
+    let config = template_snapshot_config(settings, &decision, stop)?;
     let began = std::time::Instant::now();
     let made = wrenn_agent::template_snapshot::make(config, lock, name, || progress.step(&step))
         .await
@@ -247,15 +250,15 @@ async fn make_template_snapshot(
 
 fn template_snapshot_config(
     settings: &Settings,
+    decision: &vmm::Decision,
     stop: &CancellationToken,
 ) -> anyhow::Result<TemplateSnapshotConfig> {
     let in_use = in_use(settings)?;
-    let accel = accel::decide(settings.accel).accel;
     Ok(TemplateSnapshotConfig {
         in_use: in_use.builds(),
         images_dir: settings.images_dir.clone(),
-        accel,
-        cpu: accel::cpu(settings, accel),
+        vmm: decision.config(settings),
+        cpu: decision.cpu(settings),
         wrenn_exe: std::env::current_exe().context("failed to locate this program's executable")?,
         stop: stop.clone(),
     })
@@ -302,7 +305,11 @@ fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
         for name in &args.names {
             let in_use = in_use(settings)?;
             store.remove(&lock, name, |path| in_use.holds(path))?;
-            let config = template_snapshot_config(settings, &CancellationToken::new())?;
+            let config = template_snapshot_config(
+                settings,
+                &vmm::decide(settings),
+                &CancellationToken::new(),
+            )?;
             wrenn_agent::template_snapshot::remove(config, &lock, name).await?;
             output::line(name)?;
         }

@@ -22,12 +22,12 @@ use wrenn_proto::supervise::Accel;
 
 use super::sandbox::egress_parser;
 use crate::{
-    accel,
-    config::{self, AccelChoice, Layer, Settings},
+    config::{self, AccelChoice, Layer, Settings, VmmChoice},
     data_dir, descriptors, images,
     interrupt::Interrupts,
     logging, nameservers, output,
     service::Service,
+    vmm,
 };
 
 /// Time that each service has to finish its current work; the services' own deadlines are shorter.
@@ -68,7 +68,10 @@ struct HostArgs {
     /// Accelerator for guests [env: WRENN_ACCEL] [default: auto]
     #[arg(long, value_enum)]
     accel: Option<AccelChoice>,
-    /// CPU model of guests that boot, in QEMU's notation [env: WRENN_CPU] [default: `host` with
+    /// VMM of guests that boot [env: WRENN_VMM] [default: auto]
+    #[arg(long, value_enum)]
+    vmm: Option<VmmChoice>,
+    /// CPU model of guests that boot in QEMU, in its notation [env: WRENN_CPU] [default: `host` with
     /// hardware virtualization, otherwise a model with AVX2]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<CpuModel>,
@@ -136,6 +139,7 @@ impl HostArgs {
     fn settings(&self, layer: &mut Layer) {
         layer.agent_listen = self.agent_listen;
         layer.accel = self.accel;
+        layer.vmm = self.vmm;
         layer.cpu.clone_from(&self.cpu);
         layer.images_dir.clone_from(&self.images_dir);
     }
@@ -323,21 +327,22 @@ fn control_config(settings: &Settings, agent_url: String, agent_token: String) -
 }
 
 async fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel)> {
-    let decision = accel::decide(settings.accel);
+    let decision = vmm::decide(settings);
     if let Some(why) = decision.impossible() {
-        bail!(
-            "kvm is required by the settings, but {why}; set --accel or WRENN_ACCEL to `auto` or `tcg`"
-        );
+        bail!("{why}");
     }
     let nameservers = nameservers::Files::default().nameservers(settings);
     tracing::info!(servers = ?nameservers.servers, source = nameservers.source, "name servers of this machine");
-    let cpu = accel::checked_cpu(settings, decision.accel).await?;
+    let cpu = decision.checked_cpu(settings).await?;
+    let vmm = decision.config(settings);
+    let accel = vmm.boot_accel();
+    tracing::info!(vmm = %vmm.boots, %accel, %cpu, "VMM of guests that boot");
     let config = AgentConfig {
         listen: settings.agent_listen,
         data_dir: settings.dir.clone(),
         images_dir: settings.images_dir.clone(),
         token: data_dir::agent_token(settings)?,
-        accel: decision.accel,
+        vmm,
         cpu,
         default_egress: settings.egress == Egress::Allow,
         egress_ceiling: EgressCeiling {
@@ -356,7 +361,7 @@ async fn agent_config(settings: &Settings) -> anyhow::Result<(AgentConfig, Accel
         limits: settings.host_limits.clone(),
         object_store: settings.object_store.clone(),
     };
-    Ok((config, decision.accel))
+    Ok((config, accel))
 }
 
 /// Waits for a signal or for a service that ends unexpectedly, then stops all services in order.

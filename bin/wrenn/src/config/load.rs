@@ -10,7 +10,7 @@ use serde::{Deserialize as _, Deserializer, de::Error as _};
 use wrenn_agent::{CgroupPolicy, Subnets};
 use wrenn_model::InvalidCpuModel;
 
-use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings};
+use super::{AccelChoice, DEFAULT_DIR, Layer, SYSTEM_FILE, Settings, VmmChoice};
 
 /// Errors of loading the settings.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +137,17 @@ fn environment(env: &dyn Fn(&str) -> Option<String>) -> Result<Layer, ConfigErro
             <AccelChoice as clap::ValueEnum>::from_str(s, false)
                 .map_err(|_| "expected `auto`, `kvm` or `tcg`".to_owned())
         })?,
+        vmm: parse(env, "WRENN_VMM", |s| {
+            <VmmChoice as clap::ValueEnum>::from_str(s, false)
+                .map_err(|_| "expected `auto`, `qemu` or `firecracker`".to_owned())
+        })?,
+        firecracker: env("WRENN_FIRECRACKER").map(PathBuf::from),
+        kvm_check: parse(env, "WRENN_KVM_CHECK", |s| match s {
+            "0" | "false" => Ok(false),
+            "1" | "true" => Ok(true),
+            _ => Err("expected `true` or `false`".to_owned()),
+        })?,
+        kernel_args: env("WRENN_KERNEL_ARGS"),
         cpu: parse(env, "WRENN_CPU", |s| {
             s.parse().map_err(|e: InvalidCpuModel| e.to_string())
         })?,

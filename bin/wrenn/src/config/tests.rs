@@ -121,6 +121,10 @@ fn every_variable_reaches_its_setting() {
         .env("WRENN_API_KEY", "wrn_k")
         .env("DATABASE_URL", "postgres://p")
         .env("WRENN_ACCEL", "tcg")
+        .env("WRENN_VMM", "firecracker")
+        .env("WRENN_FIRECRACKER", "/fc")
+        .env("WRENN_KVM_CHECK", "false")
+        .env("WRENN_KERNEL_ARGS", "a=b c")
         .env("WRENN_CPU", "max,-avx512f")
         .env("WRENN_EGRESS", "allow")
         .env("WRENN_EGRESS_LIMIT", "any")
@@ -164,6 +168,10 @@ fn every_variable_reaches_its_setting() {
             api_key: Some("wrn_k".into()),
             database_url: "postgres://p".into(),
             accel: AccelChoice::Tcg,
+            vmm: VmmChoice::Firecracker,
+            firecracker: Some("/fc".into()),
+            kvm_check: false,
+            kernel_args: "a=b c".into(),
             cpu: Some("max,-avx512f".parse().unwrap()),
             egress: Egress::Allow,
             egress_limit: EgressLimit::Any,
@@ -203,6 +211,10 @@ fn every_key_of_the_file_reaches_its_setting() {
         api_key = "wrn_k"
         database_url = "postgres://p"
         accel = "kvm"
+        vmm = "qemu"
+        firecracker = "/fc"
+        kvm_check = false
+        kernel_args = "a=b c"
         cpu = "Haswell"
         egress = "allow"
         egress_limit = "never"
@@ -248,6 +260,10 @@ fn every_key_of_the_file_reaches_its_setting() {
             api_key: Some("wrn_k".into()),
             database_url: "postgres://p".into(),
             accel: AccelChoice::Kvm,
+            vmm: VmmChoice::Qemu,
+            firecracker: Some("/fc".into()),
+            kvm_check: false,
+            kernel_args: "a=b c".into(),
             cpu: Some("Haswell".parse().unwrap()),
             egress: Egress::Allow,
             egress_limit: EgressLimit::Never,
@@ -310,6 +326,10 @@ fn invalid_variable_is_named_with_its_value() {
     assert!(listen.starts_with("WRENN_LISTEN=`nowhere`: "), "{listen}");
     let accel = Sources::new().env("WRENN_ACCEL", "xen").error();
     assert!(accel.starts_with("WRENN_ACCEL=`xen`: "), "{accel}");
+    let vmm = Sources::new().env("WRENN_VMM", "xen").error();
+    assert!(vmm.starts_with("WRENN_VMM=`xen`: "), "{vmm}");
+    let check = Sources::new().env("WRENN_KVM_CHECK", "maybe").error();
+    assert!(check.starts_with("WRENN_KVM_CHECK=`maybe`: "), "{check}");
     let cpu = Sources::new().env("WRENN_CPU", "max avx2").error();
     assert!(cpu.starts_with("WRENN_CPU=`max avx2`: "), "{cpu}");
     let cpu = Sources::new().file("cpu = \"max,avx2\"\n").error();

@@ -1,28 +1,40 @@
 //! Checks of the machine that this program runs on.
 
 use std::{
+    cell::OnceCell,
     fs,
     path::{Path, PathBuf},
 };
 
 use nix::{sched, sys::statvfs, unistd};
 use wrenn_agent::{NetworkReport, template_snapshot::cold_templates};
+use wrenn_proto::machine::VmmKind;
 use wrenn_sys::meminfo::MemInfo;
 use wrenn_vmm::qemu::{self, CpuError};
 
 use super::{Cgroups, Hardening, Machine};
 use crate::{
-    accel,
     config::Settings,
     images,
     nameservers::{self, Nameservers},
-    output,
+    output, vmm,
 };
 
 /// This machine, with the settings of this process.
 pub(crate) struct ThisMachine<'a> {
-    /// Settings, which determine the data directory and the accelerator.
-    pub(crate) settings: &'a Settings,
+    /// Settings, which determine the data directory and the VMM.
+    settings: &'a Settings,
+    /// Selected VMM, once it is known. Finding it out runs programs.
+    decision: OnceCell<vmm::Decision>,
+}
+
+impl<'a> ThisMachine<'a> {
+    pub(crate) fn new(settings: &'a Settings) -> Self {
+        Self {
+            settings,
+            decision: OnceCell::new(),
+        }
+    }
 }
 
 impl Machine for ThisMachine<'_> {
@@ -30,18 +42,22 @@ impl Machine for ThisMachine<'_> {
         unistd::geteuid().is_root()
     }
 
-    fn accel(&self) -> accel::Decision {
-        accel::decide(self.settings.accel)
+    fn vmm(&self) -> vmm::Decision {
+        let decide = || vmm::decide(self.settings);
+        self.decision.get_or_init(decide).clone()
     }
 
     fn cpu(&self) -> Result<String, String> {
-        let accel = self.accel().accel;
-        let cpu = accel::cpu(self.settings, accel);
+        let decision = self.vmm();
+        let cpu = decision.cpu(self.settings);
+        if decision.boots() == VmmKind::Firecracker {
+            return Ok(cpu.to_string());
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| e.to_string())?;
-        match runtime.block_on(qemu::check_cpu(accel, &cpu)) {
+        match runtime.block_on(qemu::check_cpu(decision.accel.accel, &cpu)) {
             Err(error @ CpuError::Rejected { .. }) => Err(error.to_string()),
             // A missing QEMU is a finding of its own.
             _ => Ok(cpu.to_string()),
@@ -120,6 +136,21 @@ impl Machine for ThisMachine<'_> {
         Hardening::read(Path::new("/"))
     }
 
+    fn object_store(&self) -> Option<Result<String, String>> {
+        let config = self.settings.object_store.clone()?;
+        let url = config.url.clone();
+        // On a separate thread, because this one may be part of a runtime already.
+        let check = std::thread::spawn(move || {
+            let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+            let checked = wrenn_agent::check_object_store(&config, scratch.path());
+            checked.map_err(|error| output::in_full(&error))
+        });
+        let checked = check
+            .join()
+            .unwrap_or_else(|_| Err("the check failed".to_owned()));
+        Some(checked.map(|()| url))
+    }
+
     fn templates(&self) -> Result<Vec<String>, String> {
         images::template_names(&self.settings.images_dir)
     }
@@ -129,9 +160,9 @@ impl Machine for ThisMachine<'_> {
         if !images.join("templates").is_dir() {
             return Ok(Vec::new());
         }
-        let accel = self.accel().accel;
-        let cpu = accel::cpu(self.settings, accel);
-        let cold = cold_templates(&images, accel, &cpu);
+        let decision = self.vmm();
+        let cpu = decision.cpu(self.settings);
+        let cold = cold_templates(&images, &decision.config(self.settings), &cpu);
         let cold = cold.map_err(|error| output::in_full(&error))?.into_iter();
         Ok(cold.map(|(name, reason)| (name.into(), reason)).collect())
     }

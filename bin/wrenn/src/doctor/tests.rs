@@ -6,6 +6,10 @@ use super::*;
 struct Fake {
     root: bool,
     accel: Decision,
+    vmm: VmmChoice,
+    firecracker: Result<vmm::Program, String>,
+    is_kvm_checked: bool,
+    object_store: Option<Result<String, String>>,
     cpu: Result<String, String>,
     lacks: Vec<&'static str>,
     cgroups: Cgroups,
@@ -26,6 +30,10 @@ fn good() -> Fake {
             accel: Accel::Kvm,
             no_kvm: None,
         },
+        vmm: VmmChoice::Auto,
+        firecracker: Err("`firecracker` is not in PATH".to_owned()),
+        is_kvm_checked: true,
+        object_store: None,
         cpu: Ok("host".to_owned()),
         lacks: vec![],
         cgroups: Cgroups {
@@ -54,8 +62,13 @@ impl Machine for Fake {
     fn is_root(&self) -> bool {
         self.root
     }
-    fn accel(&self) -> Decision {
-        self.accel.clone()
+    fn vmm(&self) -> vmm::Decision {
+        vmm::Decision {
+            accel: self.accel.clone(),
+            choice: self.vmm,
+            firecracker: self.firecracker.clone(),
+            is_kvm_checked: self.is_kvm_checked,
+        }
     }
     fn cpu(&self) -> Result<String, String> {
         self.cpu.clone()
@@ -96,6 +109,9 @@ impl Machine for Fake {
     }
     fn hardening(&self) -> Hardening {
         self.hardening.clone()
+    }
+    fn object_store(&self) -> Option<Result<String, String>> {
+        self.object_store.clone()
     }
     fn templates(&self) -> Result<Vec<String>, String> {
         self.templates.clone()
@@ -296,3 +312,80 @@ fn controllers_are_found_on_either_version_and_on_a_mix() {
 }
 
 const ALL_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+#[test]
+fn firecracker_is_reported_with_its_version_or_the_reason() {
+    let mut machine = good();
+    let report = |machine: &Fake| {
+        let finding = firecracker(&machine.vmm());
+        (finding.level, finding.detail)
+    };
+    let (level, detail) = report(&machine);
+    assert!(
+        level == Level::Ok && detail.contains("not in PATH"),
+        "{detail}"
+    );
+    machine.vmm = VmmChoice::Firecracker;
+    let (level, detail) = report(&machine);
+    assert!(
+        level == Level::Fail && detail.contains("not in PATH"),
+        "{detail}"
+    );
+    machine.firecracker = Ok(vmm::Program {
+        path: "/opt/firecracker".into(),
+        version: "1.16.1".to_owned(),
+    });
+    let (level, detail) = report(&machine);
+    assert!(level == Level::Ok && detail.contains("1.16.1"), "{detail}");
+    machine.vmm = VmmChoice::Qemu;
+    let (level, detail) = report(&machine);
+    assert!(
+        level == Level::Ok && detail.contains("only restores"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn device_of_disk_exports_is_needed_with_firecracker_only() {
+    let mut machine = good();
+    machine.lacks = vec!["/dev/fuse"];
+    let fuse = |machine: &Fake| {
+        let findings = examine(machine);
+        let found = findings.iter().find(|finding| finding.name == "fuse");
+        found.map(|finding| finding.level)
+    };
+    assert_eq!(fuse(&machine), None);
+    machine.firecracker = Ok(vmm::Program {
+        path: "/opt/firecracker".into(),
+        version: "1.16.1".to_owned(),
+    });
+    assert_eq!(fuse(&machine), Some(Level::Fail));
+}
+
+#[test]
+fn unchecked_kvm_is_a_warning() {
+    let mut machine = good();
+    assert_eq!(kvm_check(&machine.vmm()).level, Level::Ok);
+    machine.is_kvm_checked = false;
+    assert_eq!(kvm_check(&machine.vmm()).level, Level::Warn);
+    machine.accel.accel = Accel::Tcg;
+    assert_eq!(kvm_check(&machine.vmm()).level, Level::Ok);
+}
+
+#[test]
+fn object_store_is_reported_only_if_there_is_one() {
+    let mut machine = good();
+    let report = |machine: &Fake| {
+        let findings = examine(machine);
+        let found = findings
+            .iter()
+            .find(|finding| finding.name == "object store");
+        found.map(|finding| (finding.level, finding.detail.clone()))
+    };
+    assert_eq!(report(&machine), None);
+    machine.object_store = Some(Ok("s3://b/p".to_owned()));
+    assert_eq!(report(&machine), Some((Level::Ok, "s3://b/p".to_owned())));
+    machine.object_store = Some(Err("no answer".to_owned()));
+    let bad = Some((Level::Fail, "no answer".to_owned()));
+    assert_eq!(report(&machine), bad);
+}

@@ -68,6 +68,11 @@ impl Slot {
     pub(crate) fn uid(self) -> u32 {
         UID_BASE + u32::from(self.0)
     }
+
+    /// User and group ID of the process that presents the disk to the slot's VMM.
+    pub(crate) fn exporter_uid(self) -> u32 {
+        UID_BASE + u32::from(Self::MAX) + 1 + u32::from(self.0)
+    }
 }
 
 impl std::fmt::Display for Slot {
@@ -183,7 +188,9 @@ mod tests {
         let subnets = Subnets::DEFAULT;
         assert_eq!(subnets.link_peer(last), Ipv4Addr::new(10, 12, 255, 255));
         assert_eq!(subnets.host_ip(last), Ipv4Addr::new(10, 11, 127, 255));
-        assert!(last.uid() < 1 << 31);
+        assert!(last.uid() < last.exporter_uid() && last.exporter_uid() < 1 << 31);
+        let first = Slot::all().next().expect("there are slots");
+        assert!(first.exporter_uid() > last.uid());
     }
 
     #[test]

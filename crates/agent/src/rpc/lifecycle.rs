@@ -40,7 +40,8 @@ fn describe(host: &HostContext, sandboxes: usize, inventory: Inventory) -> pb::G
     pb::GetHostResponse {
         memory_promised_mib,
         memory_promise_limit_mib,
-        accel: host.config.accel.to_string(),
+        accel: host.config.vmm.boot_accel().to_string(),
+        vmm: host.snapshots.vmms().boots.version,
         cpu: host.config.cpu.to_string(),
         cpu_count: capacity.cpu_count,
         memory_total_mib: capacity.memory_total_mib,

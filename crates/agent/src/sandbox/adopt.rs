@@ -403,7 +403,7 @@ async fn remove_stray(
     }
     for slot in &stray.slots {
         if host.cgroups.are_missing() {
-            kill_processes_of(slot.uid()).await?;
+            kill_processes_of(*slot).await?;
         }
         free_network(host, *slot).await?;
     }

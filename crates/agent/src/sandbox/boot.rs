@@ -17,7 +17,6 @@ use wrenn_envd_client::{EnvdClient, Init, Recover};
 use wrenn_model::{MachineSize, SandboxId};
 use wrenn_proto::{
     guest,
-    machine::MachineProfile,
     supervise::{NetworkSpec, SupervisorSpec, files},
 };
 use wrenn_sys::failpoint;
@@ -27,6 +26,7 @@ use super::{
     actor::Pins,
     error::CreateError,
     guest_dial::GuestDial,
+    hardware::Hardware,
     resources::{HostContext, Resources},
 };
 use crate::{
@@ -85,6 +85,7 @@ pub(super) struct MachineEnv {
     pub(super) cgroups: Vec<std::path::PathBuf>,
     pub(super) supervisor_cgroups: Vec<std::path::PathBuf>,
     pub(super) uid: u32,
+    pub(super) exporter_uid: u32,
 }
 
 /// Context of the steps of a boot.
@@ -132,6 +133,7 @@ impl Boot<'_> {
             cgroups: groups.directories(id),
             supervisor_cgroups: groups.supervisor_directories(id),
             uid: slot.map_or(u32::MAX, Slot::uid),
+            exporter_uid: slot.map_or(u32::MAX, Slot::exporter_uid),
         })
     }
 
@@ -202,7 +204,7 @@ impl Boot<'_> {
     }
 
     fn make_spec(&self, plan: &Plan, parts: MachineEnv) -> SupervisorSpec {
-        let config = &self.host.config;
+        let prefetch = self.host.config.prefetch;
         let (kernel, initrd, base_disk, default_user) = match &plan.source {
             Source::Image(image) => (
                 image.kernel.clone(),
@@ -217,24 +219,24 @@ impl Boot<'_> {
             Source::Snapshot(snapshot) => Some(snapshot),
         };
         let nameservers = self.host.network.nameservers(&plan.access);
+        let hardware = Hardware::choose(self.host, snapshot.map(AsRef::as_ref), parts.exporter_uid);
         SupervisorSpec {
             version: SPEC_VERSION,
             id: plan.id.clone(),
             template: plan.template_name.clone(),
-            accel: config.accel,
-            cpu_model: Some(
-                snapshot.map_or_else(|| config.cpu.clone(), |s| s.manifest().requires.cpu.clone()),
-            ),
-            machine: Some(snapshot.map_or_else(MachineProfile::current, |s| s.machine())),
+            accel: hardware.accel,
+            cpu_model: Some(hardware.cpu),
+            machine: Some(hardware.machine),
+            firecracker: hardware.firecracker,
             size: plan.size,
             timeout_sec: plan.timeout_sec,
             created_unix_ms: plan.created_unix_ms,
             kernel,
             initrd,
-            kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
+            kernel_args: hardware.kernel_args,
             base_disk,
             disk_layers: snapshot.map(|m| m.disk_layers()).unwrap_or_default(),
-            restore: snapshot.map(|m| m.restore(config.prefetch)),
+            restore: snapshot.map(|m| m.restore(prefetch)),
             uid: parts.uid,
             cgroups: parts.cgroups,
             supervisor_cgroups: parts.supervisor_cgroups,

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use thiserror_ext::AsReport as _;
 use tokio::sync::Semaphore;
+use wrenn_disk::DiskError;
 use wrenn_model::SandboxId;
-use wrenn_proto::supervise::DiskRate;
+use wrenn_proto::supervise::{DiskRate, files};
 use wrenn_sys::failpoint;
 
 use super::{Boots, error::DestroyError};
@@ -147,6 +148,8 @@ impl Resources {
         }
         if is_ended {
             self.memory = None;
+            let removed = self.remove_export();
+            note(removed.map_err(Into::into));
         }
         if self.disk
             && let Some(sandbox_dir) = &self.sandbox_dir
@@ -198,6 +201,14 @@ impl Resources {
         Ok(())
     }
 
+    /// Removes the mount that a supervisor left behind if it was killed.
+    fn remove_export(&self) -> Result<(), DiskError> {
+        let Some(sandbox_dir) = &self.sandbox_dir else {
+            return Ok(());
+        };
+        wrenn_disk::export::remove(&sandbox_dir.path().join(files::EXPORT))
+    }
+
     async fn kill_processes(&self, host: &HostContext) -> Result<(), CgroupError> {
         if self.cgroup {
             host.cgroups.remove(&self.id).await?;
@@ -205,7 +216,7 @@ impl Resources {
         if host.cgroups.are_missing()
             && let Some(slot) = self.slot
         {
-            kill_processes_of(slot.uid()).await?;
+            kill_processes_of(slot).await?;
         }
         Ok(())
     }

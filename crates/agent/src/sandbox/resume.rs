@@ -2,9 +2,9 @@
 //!
 //! The later steps of a resume are the same as for a create (`boot.rs`).
 
-use wrenn_proto::{machine::MachineProfile, supervise::SupervisorSpec};
+use wrenn_proto::supervise::SupervisorSpec;
 
-use super::{Running, boot::Boot, error::CreateError};
+use super::{Running, boot::Boot, error::CreateError, hardware::Hardware};
 use crate::snapshots::SnapshotRef;
 
 /// Part of the last snapshot that a resume uses.
@@ -35,8 +35,9 @@ impl Boot<'_> {
         let old = sandbox_dir.read_spec().map_err(CreateError::SandboxDir)?;
         let access = self.sandbox.access();
         let parts = self.make_environment(&access, old.size).await?;
-        let config = &self.host.config;
+        let prefetch = self.host.config.prefetch;
         let nameservers = self.host.network.nameservers(&access);
+        let hardware = Hardware::choose(self.host, snapshot.as_ref(), parts.exporter_uid);
         let spec = SupervisorSpec {
             uid: parts.uid,
             cgroups: parts.cgroups,
@@ -47,21 +48,12 @@ impl Boot<'_> {
             initrd: disk.initrd,
             base_disk: disk.base,
             disk_layers: disk.layers,
-            restore: snapshot.as_ref().map(|m| m.restore(config.prefetch)),
-            // A VM that boots uses the current settings of this host. The saved state of another
-            // one requires its CPU model.
-            accel: config.accel,
-            cpu_model: Some(
-                snapshot
-                    .as_ref()
-                    .map_or_else(|| config.cpu.clone(), |s| s.manifest().requires.cpu.clone()),
-            ),
-            machine: Some(
-                snapshot
-                    .as_ref()
-                    .map_or_else(MachineProfile::current, |s| s.machine()),
-            ),
-            kernel_args: wrenn_image::kernel_args(config.accel, self.host.tsc_khz),
+            restore: snapshot.as_ref().map(|m| m.restore(prefetch)),
+            accel: hardware.accel,
+            cpu_model: Some(hardware.cpu),
+            machine: Some(hardware.machine),
+            kernel_args: hardware.kernel_args,
+            firecracker: hardware.firecracker,
             dns: nameservers.guest,
             dns_upstreams: nameservers.upstreams,
             disk_room_bytes: self.host.disk_space.room_bytes(),

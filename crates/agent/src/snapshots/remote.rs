@@ -60,6 +60,28 @@ pub struct ObjectStoreConfig {
     pub cache_bytes: u64,
 }
 
+/// Maximum time for which the check of an object store repeats a failed request.
+const CHECK_RETRY: Duration = Duration::from_secs(3);
+
+/// Checks that an object store answers and accepts the credentials in the environment. Only reads.
+/// Blocks, and must not be called by a thread of a runtime. `scratch` is a directory for a cache,
+/// which is not used.
+///
+/// # Errors
+/// The reason why the store cannot be used.
+pub fn check_object_store(
+    config: &ObjectStoreConfig,
+    scratch: &Path,
+) -> Result<(), wrenn_store::StoreError> {
+    let config = ObjectStoreConfig {
+        retry: config.retry.min(CHECK_RETRY),
+        ..config.clone()
+    };
+    let remote = Remote::open(&config, scratch, 0)?;
+    // A name that may not exist: an answer is all that is needed.
+    remote.store.name("check").map(drop)
+}
+
 /// Object store of this host.
 #[derive(Debug)]
 pub(super) struct Remote {
@@ -256,7 +278,7 @@ impl Snapshots {
         let remote = self.remote()?;
         let manifest = remote.find(name)?;
         // Before anything is loaded.
-        let here = self.vmm.current();
+        let here = self.vmms.current();
         manifest.check(&here).map_err(SnapshotError::from)?;
         let build = manifest.build;
         let pin = Pins::pin(&self.pins, build);

@@ -9,8 +9,11 @@ use std::{collections::HashMap, path::Path};
 use parking_lot::Mutex;
 use thiserror_ext::AsReport as _;
 use wrenn_model::{CpuModel, TemplateName};
-use wrenn_proto::{machine::MachineProfile, supervise::Accel};
-use wrenn_snapshot::{HostVmm, Incompatible, Manifest, Store};
+use wrenn_proto::{
+    machine::{MachineProfile, VmmKind},
+    supervise::Accel,
+};
+use wrenn_snapshot::{HostVmms, Incompatible, Manifest, Store};
 
 use super::{
     LocatedSnapshot, SnapshotError, Snapshots,
@@ -22,9 +25,9 @@ use crate::Template;
 /// Reason why a template cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotRestorable {
-    /// No snapshot was made for this accelerator.
+    /// No snapshot was made for this VMM and accelerator.
     #[error("the template has no template snapshot for {0}")]
-    Missing(Accel),
+    Missing(&'static str),
     /// This host cannot load the snapshot.
     #[error("the template snapshot cannot be used: {0}")]
     Incompatible(Incompatible),
@@ -107,9 +110,10 @@ impl Snapshots {
         &self,
         template: &Template,
     ) -> Result<LocatedSnapshot, NotRestorable> {
-        let accel = self.vmm.accel();
-        let missing = || NotRestorable::Missing(accel);
-        let name = template_snapshot_name(&template.name, accel).map_err(|_| missing())?;
+        let (kind, accel) = self.vmms.boots();
+        let variant = variant(kind, accel);
+        let missing = || NotRestorable::Missing(variant);
+        let name = template_snapshot_name(&template.name, variant).map_err(|_| missing())?;
         let pin = self.pinned(&self.image_names, &name)?.ok_or_else(missing)?;
         check(&self.find(pin.id())?.manifest, template, &self.cpu)?;
         Ok(self.locate(&pin)?)
@@ -118,7 +122,7 @@ impl Snapshots {
     /// Returns the state of a template's snapshot.
     pub(crate) fn template_snapshot_state(&self, template: &Template) -> TemplateSnapshotState {
         match self.find_template_snapshot(template) {
-            Ok(located) if located.machine() == MachineProfile::current() => {
+            Ok(located) if located.machine() == MachineProfile::current(self.vmms.boots().0) => {
                 TemplateSnapshotState::Current
             }
             Ok(_) => TemplateSnapshotState::Older,
@@ -133,13 +137,14 @@ impl Snapshots {
 pub(crate) fn examine(
     images_dir: &Path,
     template: &Template,
-    host: &HostVmm,
+    host: &HostVmms,
     cpu: &CpuModel,
 ) -> Option<NotRestorable> {
     let dir = images_dir.join("snapshots");
     let examine = || -> Result<(), NotRestorable> {
-        let missing = || NotRestorable::Missing(host.accel);
-        let name = template_snapshot_name(&template.name, host.accel).map_err(|_| missing())?;
+        let variant = variant(host.boots.kind, host.boots.accel);
+        let missing = || NotRestorable::Missing(variant);
+        let name = template_snapshot_name(&template.name, variant).map_err(|_| missing())?;
         let record = Names::at(&dir.join("names")).get(&name);
         let record = record.map_err(SnapshotError::from)?.ok_or_else(missing)?;
         let snapshot = Store::at(&dir).snapshot(record.build);
@@ -169,12 +174,25 @@ fn check(manifest: &Manifest, template: &Template, cpu: &CpuModel) -> Result<(),
     Ok(())
 }
 
+/// Variants of a template's snapshots: one per VMM and accelerator.
+pub(crate) const VARIANTS: [&str; 3] = ["kvm", "tcg", "firecracker"];
+
+/// Returns the variant of a template's snapshot that a host restores. Those of QEMU have the names
+/// that they had before there was another VMM.
+pub(crate) const fn variant(kind: VmmKind, accel: Accel) -> &'static str {
+    match (kind, accel) {
+        (VmmKind::Qemu, Accel::Kvm) => "kvm",
+        (VmmKind::Qemu, Accel::Tcg) => "tcg",
+        (VmmKind::Firecracker, _) => "firecracker",
+    }
+}
+
 /// Returns the name of a template's snapshot in the image store.
 pub(crate) fn template_snapshot_name(
     template: &TemplateName,
-    accel: Accel,
+    variant: &str,
 ) -> Result<TemplateName, String> {
-    let name = format!("warm-{template}-{accel}");
+    let name = format!("warm-{template}-{variant}");
     name.parse().map_err(|_| name)
 }
 
@@ -189,7 +207,7 @@ mod tests {
         super::image_files::tests::{image_store, manifest},
         *,
     };
-    use crate::host::Vmm;
+    use crate::vmms::Vmms;
 
     const VMM: &str = "qemu 7.2.22";
 
@@ -224,16 +242,16 @@ mod tests {
         }
     }
 
-    fn host() -> HostVmm {
-        Vmm::with_version(VMM, Accel::Tcg).current()
+    fn host() -> HostVmms {
+        Vmms::with_version(VMM, Accel::Tcg).current()
     }
 
     fn open(images: &Path) -> Snapshots {
         let root = images.with_extension("data");
         let cpu = "max".parse().unwrap();
-        let vmm = Vmm::with_version(VMM, Accel::Tcg);
+        let vmms = Vmms::with_version(VMM, Accel::Tcg);
         let tools = ToolJails::new(Path::new("/nowhere"), |_| Ok(Vec::new()));
-        Snapshots::open(&root, images, vmm, cpu, tools, None).unwrap()
+        Snapshots::open(&root, images, vmms, cpu, tools, None).unwrap()
     }
 
     #[test]

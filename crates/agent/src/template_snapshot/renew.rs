@@ -83,7 +83,7 @@ async fn renew(
     };
     let config = TemplateSnapshotConfig {
         images_dir: host.config.images_dir.clone(),
-        accel: host.config.accel,
+        vmm: host.config.vmm.clone(),
         cpu: host.config.cpu.clone(),
         wrenn_exe: host.config.wrenn_exe.clone(),
         // Those that sandboxes depend on are not known here, so none is removed.

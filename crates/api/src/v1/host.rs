@@ -30,6 +30,7 @@ pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Host>, ApiEr
         version: host.version,
         isolation: Isolation::of_accel(host.accel.clone()),
         accel: host.accel,
+        vmm: host.vmm,
         cpu: host.cpu,
         cpu_count: host.cpu_count,
         memory_total_mb: host.memory_total_mib,

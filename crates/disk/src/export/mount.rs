@@ -33,7 +33,7 @@ const DEVICE: &str = "/dev/fuse";
 const KIND: &str = "fuse.wrenn-disk";
 const SOURCE: &str = "wrenn-disk";
 
-/// Access to the directories: everybody may use names in them, and only root may add some. The
+/// Access to the directories: all users may use names in them, and only root may add some. The
 /// reader and the exporter are different users.
 const MODE: u32 = 0o711;
 

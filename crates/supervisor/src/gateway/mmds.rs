@@ -10,7 +10,7 @@
 //! - `accessTokenHash`: SHA-512 of the guest agent's token, hexadecimal
 //!
 //! With `Accept: application/json` the response is JSON. Otherwise it is a list of keys, one per
-//! line, or a plain value. In a VM run by Firecracker, Firecracker's own service responds instead.
+//! line, or a plain value. Firecracker's own service is not configured.
 //!
 //! | request                                   | response                                 |
 //! |-------------------------------------------|------------------------------------------|

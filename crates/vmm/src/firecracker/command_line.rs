@@ -74,7 +74,7 @@ pub(super) fn process_limits(size: MachineSize) -> ProcessLimits {
 #[cfg(test)]
 mod tests {
     use wrenn_proto::{
-        machine::MachineProfile,
+        machine::{MachineProfile, VmmKind},
         supervise::{Accel, DiskRate},
     };
 
@@ -85,7 +85,7 @@ mod tests {
             name: "sb-0123abcd".into(),
             accel: Accel::Kvm,
             cpu: "host".parse().expect("valid"),
-            machine: MachineProfile::current(),
+            machine: MachineProfile::current(VmmKind::Firecracker),
             size: MachineSize {
                 vcpus: 2,
                 memory_mib: 512,

@@ -2,7 +2,7 @@
 //!
 //! While Firecracker loads a snapshot, it connects to a socket and sends the layout of guest memory
 //! with a userfaultfd. It then goes on with the load, which may need pages. So the load is answered
-//! only if somebody takes the message and serves pages. The driver passes the message on as it is;
+//! only if another process takes the message and serves pages. The driver passes the message on as it is;
 //! the page server checks its content.
 //!
 //! | failure                              | result                                               |

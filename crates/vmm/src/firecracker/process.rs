@@ -207,7 +207,8 @@ impl VmmDriver for Firecracker {
             Some(Ok(control)) => control,
             // The connection broke: the VMM has exited, or is about to.
             None | Some(Err(LaunchError::Control(ControlError::Io { .. }))) => {
-                return Err(process.ended(log).await);
+                // Until it has a log, Firecracker reports errors on its standard output.
+                return Err(process.ended([log, console]).await);
             }
             Some(Err(error)) => return Err(error),
         };

@@ -62,8 +62,11 @@ pub(super) fn command_line(exe: &Path, config: &MachineConfig, fds: &Inherited<'
         Accel::Tcg => format!("tcg,tb-size={TCG_CACHE_MIB}"),
     };
     let machine = match config.machine.machine_type {
-        // Snapshots with an unknown machine are rejected before a VMM is started.
-        MachineType::Microvm | MachineType::Unknown => format!("{MICROVM},memory-backend=ram"),
+        // Snapshots with an unknown machine are rejected before a VMM is started, and the machine
+        // type determines the driver.
+        MachineType::Microvm | MachineType::Firecracker | MachineType::Unknown => {
+            format!("{MICROVM},memory-backend=ram")
+        }
     };
     // A page that the guest changed is recognized by being an anonymous page of this process alone.
     // The kernel must therefore not merge it with equal pages of other processes.
@@ -246,7 +249,7 @@ pub(super) fn process_limits(size: MachineSize) -> ProcessLimits {
 
 #[cfg(test)]
 mod tests {
-    use wrenn_proto::machine::MachineProfile;
+    use wrenn_proto::machine::{MachineProfile, VmmKind};
 
     use super::*;
 
@@ -304,7 +307,7 @@ mod tests {
             // `DISK_DEVICE` names the first one.
             assert!(devices[0].starts_with("virtio-blk-device,"));
             assert_eq!(devices.len(), 3, "{devices:?}");
-            let current = arguments(MachineProfile::current(), start);
+            let current = arguments(MachineProfile::current(VmmKind::Qemu), start);
             // The places of the other devices on the bus do not change.
             assert_eq!(values(&current, "-device")[..3], devices);
             assert!(values(&current, "-device")[3].starts_with("virtio-balloon-device,"));

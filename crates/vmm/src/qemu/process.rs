@@ -130,7 +130,7 @@ impl VmmDriver for Qemu {
             Err(QmpError::Deadline { deadline, .. }) => {
                 return Err(LaunchError::Deadline(deadline));
             }
-            Err(_) => return Err(process.ended(stderr).await),
+            Err(_) => return Err(process.ended([stderr]).await),
         };
         log_output(stderr, "QEMU");
         let mut machine = QemuMachine {

@@ -242,7 +242,7 @@ async fn driver_waits_until_the_api_listens() {
     let path = fake.api_path();
     let late = async {
         sleep(Duration::from_millis(50)).await;
-        // The socket exists before somebody listens: the first state is refused connections.
+        // The socket exists before a program listens: the first state is refused connections.
         drop(StdListener::bind(&path).expect("bound"));
         sleep(Duration::from_millis(50)).await;
         fs::remove_file(&path).expect("removed");

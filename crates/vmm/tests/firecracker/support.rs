@@ -24,7 +24,7 @@ use tokio::{
 use wrenn_jail::SocketDir;
 use wrenn_model::MachineSize;
 use wrenn_proto::{
-    machine::MachineProfile,
+    machine::{MachineProfile, VmmKind},
     supervise::{Accel, DiskRate},
 };
 use wrenn_vmm::{
@@ -319,7 +319,7 @@ pub(crate) fn config(start: Start) -> MachineConfig {
         name: "sb-0123abcd".into(),
         accel: Accel::Kvm,
         cpu: "host".parse().expect("valid"),
-        machine: MachineProfile::current(),
+        machine: MachineProfile::current(VmmKind::Firecracker),
         size: MachineSize {
             vcpus: 2,
             memory_mib: 512,

@@ -9,7 +9,7 @@ use std::{
 
 use wrenn_model::MachineSize;
 use wrenn_proto::{
-    machine::MachineProfile,
+    machine::{MachineProfile, VmmKind},
     supervise::{Accel, DiskRate},
 };
 use wrenn_vmm::{
@@ -27,7 +27,7 @@ fn config(dir: &Path, accel: Accel) -> MachineConfig {
         name: "sb-0123abcd".into(),
         accel,
         cpu: "host".parse().expect("valid"),
-        machine: MachineProfile::current(),
+        machine: MachineProfile::current(VmmKind::Firecracker),
         size: MachineSize {
             vcpus: 1,
             memory_mib: 128,

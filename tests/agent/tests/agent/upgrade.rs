@@ -12,7 +12,7 @@
 use std::{fs, path::Path};
 
 use wrenn_proto::{
-    machine::MachineProfile,
+    machine::{MachineProfile, VmmKind},
     rpc::hostagent::v1::{self as pb, SandboxState},
 };
 
@@ -107,7 +107,10 @@ fn a_sandbox_of_release_0_1_0_keeps_its_hardware_until_it_boots() {
         let host = agent.client.get_host(pb::GetHostRequest::default()).await;
         let current = host.expect("a host").into_owned().cpu;
         assert_ne!(current, OLD);
-        assert_eq!(agent.spec(id).profile(), MachineProfile::current());
+        assert_eq!(
+            agent.spec(id).profile(),
+            MachineProfile::current(VmmKind::Qemu)
+        );
         assert_eq!(agent.wait_for(id, RUNNING).await.cpu, current);
         agent.destroy(id).await.expect("destroyed");
         agent.stop().await;

@@ -26,6 +26,14 @@ fn url() -> String {
     format!("s3://{BUCKET}/wrenn")
 }
 
+/// Returns the line of `wrenn doctor` about the object store.
+fn doctor(service: &Service) -> Result<String> {
+    let report = service.command("doctor").output()?;
+    let report = String::from_utf8(report.stdout)?;
+    let line = report.lines().find(|line| line.contains("object store"));
+    Ok(line.context(report.clone())?.to_owned())
+}
+
 async fn post(service: &Service, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
     service.json(Method::POST, path, body).await
 }
@@ -127,7 +135,9 @@ async fn guest_whose_memory_cannot_be_loaded_ends_with_the_reason_and_its_host_g
         assert_eq!(got, status, "{answer}");
         assert!(answer.to_string().contains(text), "{answer}");
     }
+    assert!(doctor(&second)?.starts_with("ok "));
     server.refuse(u64::MAX);
+    assert!(doctor(&second)?.starts_with("fail "));
     let (status, answer) = post(&second, "/v1/snapshots/lost/pull", &json!({})).await?;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
     server.refuse(0);

@@ -1,0 +1,180 @@
+//! Disk of a VM, in the form that its VMM takes.
+//!
+//! A VMM that reads qcow2 opens the chain itself, and puts a new overlay on top of it. For any
+//! other VMM, an [`Export`] presents the chain as one raw file and does the same. Either way the
+//! disk on the host is a chain of qcow2 files, so that snapshots, forks and compaction are the same
+//! for every VMM.
+//!
+//! | step of a snapshot | VMM reads qcow2          | exported disk                        |
+//! |--------------------|--------------------------|--------------------------------------|
+//! | before the save    | the VMM switches         | -                                    |
+//! | save               | the VMM flushes its file | -                                    |
+//! | after the save     | -                        | the exporter flushes, and switches   |
+//! | failure            | the VM is resumed        | the VM is resumed; if the exporter   |
+//! |                    |                          | did not answer, the VM is ended      |
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Gid, Uid, chown};
+use wrenn_disk::{DiskError, Export, ExportConfig};
+use wrenn_proto::supervise::{FirecrackerSpec, SupervisorSpec, files};
+use wrenn_vmm::{DiskForm, Machine};
+
+use crate::SupervisorError;
+
+/// Disk of a VM.
+pub(crate) struct GuestDisk {
+    /// Disk files above the base image, lowest first. The last one is writable.
+    files: Vec<PathBuf>,
+    exported: Option<Exported>,
+}
+
+struct Exported {
+    export: Export,
+    /// User and group ID of the exporter.
+    uid: u32,
+    /// True if the exporter did not answer, so that the VM may write to either of two files.
+    is_undecided: bool,
+}
+
+impl GuestDisk {
+    /// Opens the disk of the sandbox in `dir`. A raw view is exported by `wrenn_exe`.
+    pub(crate) async fn open(
+        form: DiskForm,
+        spec: &SupervisorSpec,
+        dir: &Path,
+        wrenn_exe: &Path,
+    ) -> Result<Self, SupervisorError> {
+        let overlay = dir.join(files::DISK);
+        let exported = match (form, &spec.firecracker) {
+            (DiskForm::Raw, Some(firecracker)) => {
+                Some(Exported::start(firecracker, spec, dir, &overlay, wrenn_exe).await?)
+            }
+            _ => None,
+        };
+        let mut files = spec.disk_layers.clone();
+        files.push(overlay);
+        Ok(Self { files, exported })
+    }
+
+    /// Returns the path of the disk for the VMM: the writable file, or the raw view.
+    pub(crate) fn vmm_path(&self) -> PathBuf {
+        match &self.exported {
+            Some(exported) => exported.export.path(),
+            None => self.writable().to_owned(),
+        }
+    }
+
+    /// Returns the disk files above the base image, lowest first. The last one is writable.
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Returns the file that the VM writes to.
+    pub(crate) fn writable(&self) -> &Path {
+        self.files.last().map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// Waits until the disk can no longer be used, and returns the reason. Cancel safe.
+    pub(crate) async fn failed(&mut self) -> SupervisorError {
+        match &mut self.exported {
+            Some(exported) => SupervisorError::DiskExport(exported.export.wait().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Puts the empty overlay `next` on top of the disk before the VM is saved, if the VMM does it.
+    pub(crate) async fn before_save<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        next: Option<&Path>,
+    ) -> Result<(), SupervisorError> {
+        let (None, Some(next)) = (&self.exported, next) else {
+            return Ok(());
+        };
+        let overlay = fs::File::options().read(true).write(true).open(next);
+        let overlay = overlay.map_err(|source| SupervisorError::ReadSpec {
+            path: next.to_owned(),
+            source,
+        })?;
+        machine.switch_disk(overlay.into()).await?;
+        self.files.push(next.to_owned());
+        Ok(())
+    }
+
+    /// Flushes the disk of a saved VM, and puts the empty overlay `next` on top of it, unless the
+    /// VMM did.
+    pub(crate) async fn after_save(&mut self, next: Option<&Path>) -> Result<(), SupervisorError> {
+        let Some(exported) = &mut self.exported else {
+            return Ok(());
+        };
+        exported.flush_and_switch(next).await?;
+        self.files.extend(next.map(Path::to_owned));
+        Ok(())
+    }
+
+    /// True if the VM must end, because it may write to either of two files.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.exported.as_ref().is_some_and(|e| e.is_undecided)
+    }
+
+    /// Ends the export without a flush. A VMM that waits for an exporter cannot be killed before
+    /// the exporter has ended.
+    pub(crate) fn close(&mut self) {
+        self.exported = None;
+    }
+}
+
+impl Exported {
+    async fn start(
+        firecracker: &FirecrackerSpec,
+        spec: &SupervisorSpec,
+        dir: &Path,
+        overlay: &Path,
+        wrenn_exe: &Path,
+    ) -> Result<Self, SupervisorError> {
+        let uid = firecracker.exporter_uid;
+        give(overlay, uid)?;
+        let export_dir = dir.join(files::EXPORT);
+        let export = Export::start(ExportConfig {
+            wrenn_exe,
+            cgroups: spec.cgroups.clone(),
+            uid,
+            reader_uid: spec.uid,
+            base: &spec.base_disk,
+            layers: &spec.disk_layers,
+            overlay,
+            size_mib: spec.size.disk_mib,
+            dir: &export_dir,
+        });
+        Ok(Self {
+            export: export.await?,
+            uid,
+            is_undecided: false,
+        })
+    }
+
+    async fn flush_and_switch(&mut self, next: Option<&Path>) -> Result<(), SupervisorError> {
+        let done = match next {
+            Some(next) => {
+                give(next, self.uid)?;
+                self.export.switch(next).await
+            }
+            None => self.export.flush().await,
+        };
+        self.is_undecided = matches!(done, Err(DiskError::Deadline { .. }));
+        Ok(done?)
+    }
+}
+
+/// Makes a disk file belong to the exporter.
+fn give(path: &Path, uid: u32) -> Result<(), SupervisorError> {
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    chown(path, Some(user), Some(group)).map_err(|error| SupervisorError::Write {
+        path: path.to_owned(),
+        source: error.into(),
+    })
+}
