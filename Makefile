@@ -9,10 +9,10 @@ export WRENN_IMAGES_DIR ?= $(TARGET)/wrenn-images
 GUEST := $(TARGET)/x86_64-unknown-linux-gnu/guest
 ENVD := $(GUEST)/envd
 
-.PHONY: help demo test build dev image setup setup-test envd bench bench-envd bench-pager bench-micro soak openapi fuzz lint clean install
+.PHONY: help demo test test-firecracker build dev image setup setup-test envd bench bench-envd bench-pager bench-micro soak openapi fuzz lint clean install
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Install, start the service, run code in a sandbox, check its isolation, clean up
 	@scripts/demo
@@ -20,6 +20,9 @@ demo: ## Install, start the service, run code in a sandbox, check its isolation,
 test: setup-test dev image ## Run all tests, including those in real VMs
 	WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" cargo nextest run --locked --workspace $(NEXTEST)
 	cargo test --locked --workspace --doc -q
+
+test-firecracker: ## Run the scenarios of Firecracker, and of QEMU with KVM
+	@WRENN_BIN="$(TARGET)/debug/wrenn" WRENN_ENVD="$(ENVD)" scripts/test-firecracker $(NEXTEST)
 
 build: envd ## Build the release files in dist/
 	cargo build --locked --release -p wrenn-cli -p wrenn-preload

@@ -7,8 +7,10 @@ mod host;
 mod probe;
 mod resume;
 mod sdk;
+mod series;
 mod spawn;
 mod throughput;
+mod vmm;
 
 pub use boot::boot;
 pub use cpu::cpu;
@@ -17,6 +19,9 @@ pub use resume::{pause_and_resume, restore};
 pub use sdk::sdk;
 pub use spawn::spawn;
 pub use throughput::{exec, files};
+pub use vmm::vmm;
+
+use series::Series;
 
 /// Returns the median.
 #[must_use]

@@ -23,7 +23,7 @@ pub struct Traces {
     pub rules: BTreeSet<String>,
     /// cgroup directories.
     pub cgroups: BTreeSet<String>,
-    /// Processes of supervisors, jails and VMMs.
+    /// Processes of supervisors, jails, VMMs and tools for disks.
     pub processes: BTreeSet<String>,
     /// Claimed network slots.
     pub slots: BTreeSet<String>,
@@ -137,11 +137,16 @@ fn processes() -> BTreeSet<String> {
         .collect()
 }
 
-/// True if a command line is that of a supervisor, a jail or a VMM.
+/// True if a command line is that of a supervisor, a jail, a VMM or a tool for disks.
 fn is_of_sandbox(command: &str) -> bool {
-    ["qemu-system", " supervise ", " jail "]
-        .iter()
-        .any(|part| command.contains(part))
+    let parts = [
+        "qemu-system",
+        "qemu-storage-daemon",
+        "firecracker --id ",
+        " supervise ",
+        " jail ",
+    ];
+    parts.iter().any(|part| command.contains(part))
 }
 
 /// Returns the process ids and the command lines of all processes.
@@ -252,14 +257,45 @@ fn connection_table() -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Process of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Supervisor.
+    Supervisor,
+    /// QEMU or Firecracker.
+    Vmm,
+    /// Presents the disk to a VMM without a reader for its format.
+    DiskExporter,
+}
+
 /// Returns the process id of a sandbox's VMM, if it runs.
 #[must_use]
 pub fn vmm_of(id: &str) -> Option<i32> {
-    names_in(Path::new("/proc")).into_iter().find_map(|name| {
-        let pid = name.parse().ok()?;
-        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        (command.contains("qemu-system") && command.contains(&format!("-name {id} ")))
-            .then_some(pid)
-    })
+    process_of(id, Role::Vmm)
+}
+
+/// Returns the id of a process of a sandbox, if it runs.
+#[must_use]
+pub fn process_of(id: &str, role: Role) -> Option<i32> {
+    let found = commands().into_iter().find(|(pid, command)| match role {
+        Role::Vmm => {
+            command.contains("qemu-system") && command.contains(&format!("-name {id} "))
+                || command.contains(&format!("firecracker --id {id} "))
+        }
+        Role::Supervisor => command.contains(" supervise ") && command.contains(id),
+        // The exporter's command line does not name its sandbox.
+        Role::DiskExporter => {
+            command.contains("qemu-storage-daemon")
+                && parent_of(pid) == process_of(id, Role::Supervisor)
+        }
+    });
+    found?.0.parse().ok()
+}
+
+/// Returns the process id of a process's parent, from `PID (NAME) STATE PARENT …`
+/// (`proc_pid_stat(5)`).
+fn parent_of(pid: &str) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(1)?.parse().ok()
 }

@@ -12,6 +12,7 @@ pub mod sandbox;
 pub mod sdks;
 pub mod service;
 pub mod small_disk;
+pub mod vmms;
 pub mod wait;
 pub mod ws;
 

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Sandbox,
-    wait::{GENEROUS, until},
+    wait::{GENEROUS, patient, until},
 };
 
 /// Running service with its data directory.
@@ -95,6 +95,22 @@ impl Service {
     pub async fn start_with(name: &str, value: &str) -> Result<Self> {
         let mut service = Self::new(&std::env::temp_dir())?;
         service.set(name, Some(value));
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Same as [`start`](Self::start), with another image directory, if one is given, and with
+    /// settings: environment variables.
+    ///
+    /// # Errors
+    /// Same as [`start`](Self::start).
+    pub async fn start_configured(
+        images: Option<&Path>,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let mut service = Self::new(&std::env::temp_dir())?;
+        service.images = images.map(Path::to_owned);
+        service.settings = settings.clone();
         service.start_again().await?;
         Ok(service)
     }
@@ -268,7 +284,7 @@ impl Service {
         self.http
             .request(method, self.url(path))
             .header("X-API-Key", &self.key)
-            .timeout(Duration::from_secs(300))
+            .timeout(patient(Duration::from_secs(300)))
     }
 
     /// Sends JSON. Returns the status and the JSON response (null if the body is empty).
@@ -425,7 +441,7 @@ impl Service {
                 .spawn()?;
             self.child = Some(child);
         }
-        let deadline = std::time::Instant::now() + GENEROUS;
+        let deadline = std::time::Instant::now() + patient(GENEROUS);
         while fs::read_dir(self.dir().join("sandboxes")).is_ok_and(|mut d| d.next().is_some()) {
             ensure!(std::time::Instant::now() < deadline, "sandboxes are left");
             let _ = self.command("sandbox").args(["rm", "--all"]).output();

@@ -1,6 +1,9 @@
 //! Waits for a condition, with a deadline, instead of for a fixed time.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep};
@@ -8,6 +11,20 @@ use tokio::time::{Instant, sleep};
 /// Deadline for an operation that takes one second on fast hardware, with software emulation on a
 /// loaded machine.
 pub const GENEROUS: Duration = Duration::from_secs(90);
+
+/// Factor of all deadlines of this process.
+static PATIENCE: AtomicU32 = AtomicU32::new(1);
+
+/// Multiplies all later deadlines of this process, for guests that are slower than emulated ones.
+pub fn set_patience(factor: u32) {
+    PATIENCE.store(factor, Ordering::Relaxed);
+}
+
+/// Returns a duration multiplied by the factor of this process.
+#[must_use]
+pub fn patient(duration: Duration) -> Duration {
+    duration * PATIENCE.load(Ordering::Relaxed)
+}
 
 /// Polls `ask` until it returns a value.
 ///
@@ -18,6 +35,7 @@ pub async fn until<T>(
     deadline: Duration,
     mut ask: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     loop {
         if let Some(answer) = ask().await? {

@@ -10,40 +10,15 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{median, probe, rounded};
+use super::{Series, probe, rounded};
 use crate::{Sandbox, Service};
 
 const ROUNDS: usize = 7;
 /// Differs from the template's size, so that the sandbox has to boot.
 const COLD_MEMORY_MB: u32 = 520;
 const STEPS: [&str; 3] = ["prepared_ms", "vmm_started_ms", "envd_ms"];
-
-/// Named series of measurements.
-#[derive(Default)]
-struct Series(Map<String, Value>, Vec<(String, Vec<f64>)>);
-
-impl Series {
-    fn add(&mut self, name: &str, value: f64) {
-        match self.1.iter_mut().find(|(known, _)| known == name) {
-            Some((_, values)) => values.push(value),
-            None => self.1.push((name.to_owned(), vec![value])),
-        }
-    }
-
-    fn median(&self, name: &str) -> f64 {
-        let values = self.1.iter().find(|(known, _)| known == name);
-        values.map_or(f64::NAN, |(_, values)| median(values.clone()))
-    }
-
-    fn report(mut self) -> Value {
-        for (name, values) in self.1 {
-            self.0.insert(name, json!(rounded(median(values))));
-        }
-        Value::Object(self.0)
-    }
-}
 
 /// Measures the time from the create request to the response of a first program, for a booted
 /// sandbox and for a sandbox restored from the template snapshot.

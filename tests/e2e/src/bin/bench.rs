@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use wrenn_e2e::{Service, bench};
 
 /// Names of the sections, in measuring order.
-const SECTIONS: [&str; 10] = [
-    "boot", "exec", "restore", "resume", "spawn", "files", "sdk", "memory", "idle", "cpu",
+const SECTIONS: [&str; 11] = [
+    "boot", "exec", "restore", "resume", "spawn", "files", "sdk", "memory", "idle", "cpu", "vmm",
 ];
 
 #[tokio::main]
@@ -55,6 +55,7 @@ async fn measure(name: &str, service: &Service) -> Result<Value> {
         "sdk" => bench::sdk(service).await,
         "memory" => bench::memory(service).await,
         "idle" => bench::idle(service).await,
+        "vmm" => bench::vmm(service).await,
         _ => bench::cpu(service).await,
     }
 }

@@ -25,6 +25,7 @@ mod object_store;
 mod pause_faults;
 mod snapshots;
 mod upgrade;
+mod vmm;
 mod vmm_versions;
 mod wrenn_client;
 mod wrong_database;

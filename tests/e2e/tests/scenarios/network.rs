@@ -77,9 +77,18 @@ async fn guest_reaches_neither_the_host_nor_another_guest() -> Result<()> {
 
 #[tokio::test]
 async fn egress_is_denied_unless_allowed() -> Result<()> {
+    egress_follows_the_request(&Service::start().await?, &json!({ "memory_mb": 256 })).await
+}
+
+/// Checks the egress of two sandboxes that are created with `request`, one with each policy.
+pub(crate) async fn egress_follows_the_request(service: &Service, request: &Value) -> Result<()> {
     let world = World::new()?;
-    let service = Service::start().await?;
-    let denied = service.create_with(json!({ "egress": "deny" })).await?;
+    let with = |egress: &str| {
+        let mut request = request.clone();
+        request["egress"] = egress.into();
+        service.create_with(request)
+    };
+    let denied = with("deny").await?;
     assert!(!connects(&denied, World::ADDRESS, world.port).await?);
     assert_eq!(
         denied.shell("cat /etc/resolv.conf").await?.stdout.trim(),
@@ -88,7 +97,7 @@ async fn egress_is_denied_unless_allowed() -> Result<()> {
     );
     denied.destroy().await?;
 
-    let allowed = service.create_with(json!({ "egress": "allow" })).await?;
+    let allowed = with("allow").await?;
     assert!(connects(&allowed, World::ADDRESS, world.port).await?);
     allowed.destroy().await
 }
@@ -143,6 +152,8 @@ struct World {
     link: String,
     port: u16,
     server: std::process::Child,
+    /// Claims the address.
+    _claim: std::fs::File,
 }
 
 impl World {
@@ -150,6 +161,8 @@ impl World {
     const ADDRESS: &str = "198.19.255.2";
 
     fn new() -> Result<Self> {
+        let claim = std::fs::File::create(std::env::temp_dir().join("wrenn-e2e-world"))?;
+        claim.lock()?;
         let id = std::process::id();
         let (name, link, port) = (format!("we2e-{id}"), format!("we2e{id}"), 8080);
         let run = |line: &str| -> Result<()> {
@@ -188,6 +201,7 @@ impl World {
             link,
             port,
             server,
+            _claim: claim,
         };
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while std::net::TcpStream::connect((Self::ADDRESS, port)).is_err() {

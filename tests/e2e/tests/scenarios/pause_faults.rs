@@ -155,7 +155,11 @@ pub(crate) async fn nothing_left(service: &Service, before: &Traces, fault: &str
 /// Starts a service that has created and destroyed one sandbox, and records the resources on the
 /// host.
 pub(crate) async fn warmed() -> Result<(Service, Traces)> {
-    let service = Service::start().await?;
+    warm(Service::start().await?).await
+}
+
+/// Same as [`warmed`], for a service that was started.
+pub(crate) async fn warm(service: Service) -> Result<(Service, Traces)> {
     Sandbox::new(&service, create(&service).await?)
         .destroy()
         .await?;
@@ -166,7 +170,17 @@ pub(crate) async fn warmed() -> Result<(Service, Traces)> {
 /// Kills the agent at each of `points` while it handles request `verb`. The sandbox has completed
 /// request `first` before.
 pub(crate) async fn the_agent_dies(points: &[&str], first: Option<&str>, verb: &str) -> Result<()> {
-    let (mut service, before) = warmed().await?;
+    the_agent_of_dies(Service::start().await?, points, first, verb).await
+}
+
+/// Same as [`the_agent_dies`], for a service that was started.
+pub(crate) async fn the_agent_of_dies(
+    service: Service,
+    points: &[&str],
+    first: Option<&str>,
+    verb: &str,
+) -> Result<()> {
+    let (mut service, before) = warm(service).await?;
     for fault in points {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
@@ -203,19 +217,19 @@ async fn the_agent_dies_at_each_step_of_a_fork() -> Result<()> {
 
 #[tokio::test]
 async fn the_vm_dies_at_each_step_of_a_pause() -> Result<()> {
-    the_machine_dies("pause").await
+    the_machine_dies(Service::start().await?, &MACHINE_PAUSE, "pause").await
 }
 
 #[tokio::test]
 async fn the_vm_dies_at_each_step_of_a_fork() -> Result<()> {
-    the_machine_dies("fork").await
+    the_machine_dies(Service::start().await?, &MACHINE_PAUSE, "fork").await
 }
 
 /// Kills the supervisor or the VMM at each step of a snapshot, while a sandbox with an earlier
 /// snapshot handles request `verb`.
-async fn the_machine_dies(verb: &str) -> Result<()> {
-    let (mut service, before) = warmed().await?;
-    for fault in MACHINE_PAUSE {
+pub(crate) async fn the_machine_dies(service: Service, points: &[&str], verb: &str) -> Result<()> {
+    let (mut service, before) = warm(service).await?;
+    for fault in points {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
         must(&service, &id, "pause").await?;
@@ -237,7 +251,7 @@ async fn the_machine_dies(verb: &str) -> Result<()> {
             "vmm@supervisor.snapshot.saved",
             "vmm@supervisor.snapshot.written",
         ];
-        let may_be_complete = verb == "pause" && killed_late.contains(&fault);
+        let may_be_complete = verb == "pause" && killed_late.contains(fault);
         let warned = record["warning"].as_str().unwrap_or_default();
         let is_lost = warned.contains("paused at its last snapshot");
         assert!(is_lost || may_be_complete, "{fault}: {record}");
@@ -259,8 +273,13 @@ async fn the_machine_dies(verb: &str) -> Result<()> {
 
 #[tokio::test]
 async fn the_vm_dies_at_each_step_of_a_resume() -> Result<()> {
-    let (mut service, before) = warmed().await?;
-    for fault in MACHINE_RESUME {
+    the_machine_dies_in_a_resume(Service::start().await?, &MACHINE_RESUME).await
+}
+
+/// Kills the supervisor or the VMM at each step of a resume.
+pub(crate) async fn the_machine_dies_in_a_resume(service: Service, points: &[&str]) -> Result<()> {
+    let (mut service, before) = warm(service).await?;
+    for fault in points {
         let id = create(&service).await?;
         remember(&Sandbox::new(&service, id.clone()), 1).await?;
         must(&service, &id, "pause").await?;
