@@ -4,12 +4,11 @@ use std::path::Path;
 
 use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// Memory of the guest, in bytes.
-const MEMORY_BYTES: usize = 0x2000;
+/// Size of a page, in bytes.
+const PAGE_BYTES: usize = 4096;
 
-/// Address of the guest's code.
+/// Address of the guest's code: its second page.
 const CODE_ADDRESS: u64 = 0x1000;
 
 /// Number of iterations. Takes some 25 ms in hardware, and half a minute where KVM interprets.
@@ -45,14 +44,17 @@ pub fn run_tiny_guest(device: &Path) -> Result<(), TinyGuestError> {
         .map_err(|error| failed("open the device", error.into()))?;
     let kvm = Kvm::new_with_path(device).map_err(kvm_failed("open the device"))?;
     let vm = kvm.create_vm().map_err(kvm_failed("create a VM"))?;
-    let memory = Memory::new(&code(ITERATIONS))?;
+    let mut memory = Box::new([
+        Page([0; PAGE_BYTES]),
+        Page::starting_with(&code(ITERATIONS)),
+    ]);
     let region = kvm_userspace_memory_region {
-        memory_size: MEMORY_BYTES as u64,
-        userspace_addr: memory.0 as u64,
+        memory_size: size_of_val(&*memory) as u64,
+        userspace_addr: (&raw mut *memory) as u64,
         ..kvm_userspace_memory_region::default()
     };
-    // SAFETY: the memory is mapped for as long as the VM exists: `vm` and `vcpu` are dropped before
-    // it. No reference to it exists while the guest runs.
+    // SAFETY: the memory is aligned to pages and exists for as long as the VM: `vm` and `vcpu` are
+    // dropped before it. It is not accessed while the guest runs.
     unsafe { vm.set_user_memory_region(region) }.map_err(kvm_failed("give the VM memory"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(kvm_failed("create a vCPU"))?;
     prepare(&vcpu).map_err(kvm_failed("set the registers of the vCPU"))?;
@@ -104,30 +106,17 @@ fn prepare(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     vcpu.set_regs(&general)
 }
 
-/// Memory of the guest. Unmapped on drop.
-struct Memory(*mut std::ffi::c_void);
+/// Page of the guest's memory. KVM takes only whole pages.
+#[repr(C, align(4096))]
+struct Page([u8; PAGE_BYTES]);
 
-impl Memory {
-    fn new(code: &[u8]) -> Result<Self, TinyGuestError> {
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        // SAFETY: a new mapping at an address that the kernel chooses affects no other memory.
-        let mapped =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), MEMORY_BYTES, protection, flags) };
-        let memory = Self(mapped.map_err(|error| failed("map memory", error.into()))?);
-        // SAFETY: the code is shorter than the page at its address, which is mapped and writable,
-        // and nothing else refers to it.
-        unsafe {
-            let start = memory.0.cast::<u8>().add(CODE_ADDRESS as usize);
-            std::ptr::copy_nonoverlapping(code.as_ptr(), start, code.len());
+impl Page {
+    fn starting_with(content: &[u8]) -> Self {
+        let mut page = [0; PAGE_BYTES];
+        for (to, from) in page.iter_mut().zip(content) {
+            *to = *from;
         }
-        Ok(memory)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size, and no longer used. A failure leaves it mapped.
-        let _ = unsafe { munmap(self.0, MEMORY_BYTES) };
+        Self(page)
     }
 }
 
