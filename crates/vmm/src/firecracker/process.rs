@@ -32,7 +32,7 @@ const GUEST_REASON: &str = "guest-shutdown";
 /// Path of the log: standard error, as Firecracker sees it.
 const LOG_PATH: &str = "/proc/self/fd/2";
 
-/// Source of guest memory in a restore.
+/// Source of guest memory in a restore. `docs/decisions/0043` compares them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RestoreMemory {
     /// Page server. Memory is anonymous, one copy per VM.
