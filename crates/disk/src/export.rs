@@ -31,7 +31,7 @@ mod nodes;
 
 use std::{
     fmt, fs,
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -81,27 +81,32 @@ pub struct Export {
     mount: Mount,
 }
 
-impl fmt::Debug for Export {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Export")
-            .field("path", &self.path())
-            .field("nodes", &self.nodes)
-            .finish_non_exhaustive()
-    }
+/// Mounted raw file whose exporter does not run yet. If it is dropped, the mount is removed.
+#[derive(Debug)]
+pub struct MountedExport<'a> {
+    // Closed before the mount is removed, so that requests fail: fields are dropped in this order.
+    fuse: OwnedFd,
+    mount: Mount,
+    config: ExportConfig<'a>,
 }
 
-impl Export {
-    /// Starts the export. The raw file can be used when this function returns.
-    ///
-    /// The exporter is killed when the thread ends that polled this function first. What an earlier
-    /// export left in `config.dir` is removed.
+impl MountedExport<'_> {
+    /// Returns the path of the raw file.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.mount.raw()
+    }
+
+    /// Starts the exporter. The raw file can be used when this function returns.
     ///
     /// # Errors
     /// See [`DiskError`]. Nothing is left.
-    pub async fn start(config: ExportConfig<'_>) -> Result<Self, DiskError> {
-        let all = config.layers.iter().map(PathBuf::as_path);
-        tool::check(all.chain([config.overlay]), config.size_mib)?;
-        let (mount, fuse) = Mount::new(config.dir, config.reader_uid)?;
+    pub async fn start(self) -> Result<Export, DiskError> {
+        let Self {
+            fuse,
+            mount,
+            config,
+        } = self;
         let mountpoint = format!("/dev/fd/{}", fuse.as_raw_fd());
         let exporter = Exporter {
             args: nodes::start_args(config.layers.len(), &mountpoint),
@@ -122,11 +127,49 @@ impl Export {
             cgroups: config.cgroups,
             uid: config.uid,
         };
-        Ok(Self {
+        Ok(Export {
             daemon: Daemon::start(identity, exporter).await?,
             nodes: Nodes::new(),
             size_mib: config.size_mib,
             mount,
+        })
+    }
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export")
+            .field("path", &self.path())
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Export {
+    /// Starts the export. The raw file can be used when this function returns.
+    ///
+    /// The exporter is killed when the thread ends that polled this function first. What an earlier
+    /// export left in `config.dir` is removed.
+    ///
+    /// # Errors
+    /// See [`DiskError`]. Nothing is left.
+    pub async fn start(config: ExportConfig<'_>) -> Result<Self, DiskError> {
+        Self::mount(config)?.start().await
+    }
+
+    /// Mounts the raw file, without the exporter. The file can be bound elsewhere at once. Requests
+    /// wait until [`MountedExport::start`] has started the exporter.
+    ///
+    /// # Errors
+    /// See [`DiskError`]. Nothing is left.
+    pub fn mount(config: ExportConfig<'_>) -> Result<MountedExport<'_>, DiskError> {
+        let all = config.layers.iter().map(PathBuf::as_path);
+        tool::check(all.chain([config.overlay]), config.size_mib)?;
+        let (mount, fuse) = Mount::new(config.dir, config.reader_uid)?;
+        Ok(MountedExport {
+            fuse,
+            mount,
+            config,
         })
     }
 

@@ -18,7 +18,7 @@ mod overlay;
 mod tool;
 
 pub use error::DiskError;
-pub use export::{Export, ExportConfig};
+pub use export::{Export, ExportConfig, MountedExport};
 pub use header::{Header, HeaderError};
 pub use measure::visible_bytes;
 pub use merge::{Layers, merge};

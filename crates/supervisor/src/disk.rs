@@ -19,8 +19,8 @@ use std::{
 };
 
 use rustix::fs::{Gid, Uid, chown};
-use wrenn_disk::{DiskError, Export, ExportConfig};
-use wrenn_proto::supervise::{FirecrackerSpec, SupervisorSpec, files};
+use wrenn_disk::{DiskError, Export, ExportConfig, MountedExport};
+use wrenn_proto::supervise::{SupervisorSpec, files};
 use wrenn_vmm::{DiskForm, Machine};
 
 use crate::SupervisorError;
@@ -40,34 +40,92 @@ struct Exported {
     is_undecided: bool,
 }
 
-impl GuestDisk {
-    /// Opens the disk of the sandbox in `dir`. A raw view is exported by `wrenn_exe`.
-    pub(crate) async fn open(
+/// Paths that the disk of a sandbox needs.
+pub(crate) struct DiskPlace {
+    overlay: PathBuf,
+    export: PathBuf,
+    wrenn_exe: PathBuf,
+}
+
+impl DiskPlace {
+    /// Returns the paths of the sandbox in `dir`. A raw view is exported by `wrenn_exe`.
+    pub(crate) fn new(dir: &Path, wrenn_exe: PathBuf) -> Self {
+        Self {
+            overlay: dir.join(files::DISK),
+            export: dir.join(files::EXPORT),
+            wrenn_exe,
+        }
+    }
+}
+
+/// Disk of a VM that is about to be launched. A raw view is mounted, and its exporter starts while
+/// the VMM starts: the jail of the VMM needs the path, and the VMM opens the file later.
+pub(crate) enum NewDisk<'a> {
+    /// The VMM opens the files itself.
+    Chain,
+    /// Mounted raw view.
+    Raw {
+        mounted: MountedExport<'a>,
+        /// User and group ID of the exporter.
+        uid: u32,
+    },
+}
+
+impl<'a> NewDisk<'a> {
+    /// Prepares the disk of a sandbox, whose paths are in `place`.
+    pub(crate) fn open(
         form: DiskForm,
-        spec: &SupervisorSpec,
-        dir: &Path,
-        wrenn_exe: &Path,
+        spec: &'a SupervisorSpec,
+        place: &'a DiskPlace,
     ) -> Result<Self, SupervisorError> {
-        let overlay = dir.join(files::DISK);
-        let exported = match (form, &spec.firecracker) {
-            (DiskForm::Raw, Some(firecracker)) => {
-                Some(Exported::start(firecracker, spec, dir, &overlay, wrenn_exe).await?)
-            }
-            _ => None,
+        let (DiskForm::Raw, Some(firecracker)) = (form, &spec.firecracker) else {
+            return Ok(Self::Chain);
         };
-        let mut files = spec.disk_layers.clone();
-        files.push(overlay);
-        Ok(Self { files, exported })
+        let uid = firecracker.exporter_uid;
+        give(&place.overlay, uid)?;
+        let mounted = Export::mount(ExportConfig {
+            wrenn_exe: &place.wrenn_exe,
+            cgroups: spec.cgroups.clone(),
+            uid,
+            reader_uid: spec.uid,
+            base: &spec.base_disk,
+            layers: &spec.disk_layers,
+            overlay: &place.overlay,
+            size_mib: spec.size.disk_mib,
+            dir: &place.export,
+        })?;
+        Ok(Self::Raw { mounted, uid })
     }
 
     /// Returns the path of the disk for the VMM: the writable file, or the raw view.
-    pub(crate) fn vmm_path(&self) -> PathBuf {
-        match &self.exported {
-            Some(exported) => exported.export.path(),
-            None => self.writable().to_owned(),
+    pub(crate) fn vmm_path(&self, place: &DiskPlace) -> PathBuf {
+        match self {
+            Self::Chain => place.overlay.clone(),
+            Self::Raw { mounted, .. } => mounted.path(),
         }
     }
 
+    /// Makes the disk usable.
+    pub(crate) async fn start(
+        self,
+        spec: &SupervisorSpec,
+        place: &DiskPlace,
+    ) -> Result<GuestDisk, SupervisorError> {
+        let mut files = spec.disk_layers.clone();
+        files.push(place.overlay.clone());
+        let exported = match self {
+            Self::Chain => None,
+            Self::Raw { mounted, uid } => Some(Exported {
+                export: mounted.start().await?,
+                uid,
+                is_undecided: false,
+            }),
+        };
+        Ok(GuestDisk { files, exported })
+    }
+}
+
+impl GuestDisk {
     /// Returns the disk files above the base image, lowest first. The last one is writable.
     pub(crate) fn files(&self) -> &[PathBuf] {
         &self.files
@@ -129,34 +187,6 @@ impl GuestDisk {
 }
 
 impl Exported {
-    async fn start(
-        firecracker: &FirecrackerSpec,
-        spec: &SupervisorSpec,
-        dir: &Path,
-        overlay: &Path,
-        wrenn_exe: &Path,
-    ) -> Result<Self, SupervisorError> {
-        let uid = firecracker.exporter_uid;
-        give(overlay, uid)?;
-        let export_dir = dir.join(files::EXPORT);
-        let export = Export::start(ExportConfig {
-            wrenn_exe,
-            cgroups: spec.cgroups.clone(),
-            uid,
-            reader_uid: spec.uid,
-            base: &spec.base_disk,
-            layers: &spec.disk_layers,
-            overlay,
-            size_mib: spec.size.disk_mib,
-            dir: &export_dir,
-        });
-        Ok(Self {
-            export: export.await?,
-            uid,
-            is_undecided: false,
-        })
-    }
-
     async fn flush_and_switch(&mut self, next: Option<&Path>) -> Result<(), SupervisorError> {
         let done = match next {
             Some(next) => {

@@ -20,22 +20,20 @@ use wrenn_vmm::{
 };
 
 use crate::{
-    SupervisorError,
-    disk::GuestDisk,
-    gateway,
+    SupervisorError, gateway,
     memory::{Failure, GuestMemory, VmmFds},
 };
 
 /// Maximum time until a VMM that closed its control connection has exited.
 const EXIT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Opens the guest's TAP device and starts the VM. A VM that is to be restored stays paused until
+/// Opens the guest's TAP device and starts the VM with the disk at a path. A VM that is to be restored stays paused until
 /// its memory is served.
 pub(crate) async fn launch<D: VmmDriver>(
     driver: &D,
     spec: &SupervisorSpec,
     dir: &Path,
-    disk: &GuestDisk,
+    disk: PathBuf,
     memory: VmmFds,
 ) -> Result<D::Machine, SupervisorError> {
     let tap = gateway::open_tap(&spec.network.netns)?;
@@ -48,7 +46,7 @@ pub(crate) async fn launch<D: VmmDriver>(
         kernel: spec.kernel.clone(),
         initrd: spec.initrd.clone(),
         kernel_args: kernel_args(spec),
-        disk: disk.vmm_path(),
+        disk,
         disk_layers: spec.disk_layers.clone(),
         base_disk: spec.base_disk.clone(),
         work_dir: dir.to_owned(),

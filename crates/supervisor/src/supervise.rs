@@ -19,7 +19,7 @@ use wrenn_vmm::{Machine as _, MemoryAccess, VmmDriver, firecracker::Firecracker,
 
 use crate::{
     SupervisorError, console, control,
-    disk::GuestDisk,
+    disk::{DiskPlace, NewDisk},
     disk_room::DiskRoom,
     gateway::{self, mmds::Mmds},
     machine,
@@ -126,9 +126,15 @@ async fn supervise<D: VmmDriver>(
     if spec.restore.is_some() {
         failpoint::hit("supervisor.restore.prepared", None);
     }
-    let disk = GuestDisk::open(driver.disk_form(), &spec, dir, &wrenn_exe()?).await?;
-    // Dropped before `memory`, because the VM must not touch memory that is no longer served.
-    let mut machine = machine::launch(driver, &spec, dir, &disk, vmm_fds).await?;
+    let place = DiskPlace::new(dir, wrenn_exe()?);
+    let disk = NewDisk::open(driver.disk_form(), &spec, &place)?;
+    let disk_path = disk.vmm_path(&place);
+    // The machine is dropped before `memory`, because the VM must not touch memory that is no longer
+    // served.
+    let (disk, mut machine) = tokio::try_join!(
+        disk.start(&spec, &place),
+        machine::launch(driver, &spec, dir, disk_path, vmm_fds),
+    )?;
     let vmm_started_ms = elapsed_ms(started);
     let mut restored_ms = None;
     let failure = match &spec.restore {
