@@ -5,9 +5,8 @@
 //! the VMM.
 //!
 //! The pages that a VM has changed are the anonymous pages of its mapping, and the pages of zeros
-//! that replace what the guest gave back; or the VMM writes them to a file
-//! ([`SavedMemory`](wrenn_vmm::SavedMemory)). A snapshot compares them with the parent snapshot and
-//! writes those that differ.
+//! that replace what the guest gave back; or the VMM writes them to a file ([`SavedMemory`]). A
+//! snapshot compares them with the parent snapshot and writes those that differ.
 
 mod remote;
 mod source;
