@@ -7,15 +7,12 @@
 //! of its own, which can be killed whatever KVM does. A setting skips both checks, for hosts whose
 //! KVM runs special kernels only.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::bail;
 use wrenn_model::CpuModel;
 use wrenn_proto::supervise::Accel;
+use wrenn_sys::program::run_within;
 use wrenn_vmm::qemu::{self, CpuError};
 
 use crate::{
@@ -25,9 +22,6 @@ use crate::{
 
 /// Maximum time for the tiny guest. With hardware virtualization it takes some 50 ms.
 const GUEST_DEADLINE: Duration = Duration::from_secs(3);
-
-/// Interval at which the end of the tiny guest is checked.
-const GUEST_POLL: Duration = Duration::from_millis(2);
 
 /// Internal command that runs the tiny guest.
 pub(crate) const RUN_GUEST: &str = "kvm-guest";
@@ -124,29 +118,13 @@ fn why_no_guest() -> Option<String> {
 
 /// Runs the tiny guest in a process of its own. Returns false if it does not end in time.
 fn run_guest() -> std::io::Result<bool> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .arg(RUN_GUEST)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let deadline = Instant::now() + GUEST_DEADLINE;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(false);
-        }
-        std::thread::sleep(GUEST_POLL);
+    let mut guest = Command::new(std::env::current_exe()?);
+    let ended = run_within(GUEST_DEADLINE, guest.arg(RUN_GUEST))?;
+    if ended.is_killed || ended.output.status.success() {
+        return Ok(!ended.is_killed);
     }
-    let ended = child.wait_with_output()?;
-    match ended.status.success() {
-        true => Ok(true),
-        false => {
-            let reason = String::from_utf8_lossy(&ended.stderr);
-            Err(std::io::Error::other(reason.trim().to_owned()))
-        }
-    }
+    let reason = String::from_utf8_lossy(&ended.output.stderr);
+    Err(std::io::Error::other(reason.trim().to_owned()))
 }
 
 /// True if `/proc/cpuinfo` lists the virtualization extensions of Intel or AMD.

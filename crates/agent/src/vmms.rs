@@ -4,8 +4,8 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -14,15 +14,13 @@ use wrenn_proto::{
     supervise::{Accel, FirecrackerSpec},
 };
 use wrenn_snapshot::{HostVmms, InstalledVmm};
+use wrenn_sys::program::run_within;
 
 /// Program of QEMU, as the supervisors start it.
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
 /// Maximum time for a VMM to print its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Interval at which the end of the program is checked. It typically runs for some 50 ms.
-const VERSION_POLL: Duration = Duration::from_millis(2);
 
 /// VMMs of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,23 +245,10 @@ fn version(kind: VmmKind, program: &Path) -> io::Result<String> {
     Ok(format!("{kind} {version}"))
 }
 
-/// Returns what a program prints about its version: a few lines, which fit into the pipe.
+/// Returns what a program prints about its version.
 fn output(program: &Path) -> io::Result<String> {
-    let mut child = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let deadline = Instant::now() + VERSION_DEADLINE;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            child.kill()?;
-        }
-        std::thread::sleep(VERSION_POLL);
-    }
-    let output = child.wait_with_output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let ended = run_within(VERSION_DEADLINE, Command::new(program).arg("--version"))?;
+    Ok(String::from_utf8_lossy(&ended.output.stdout).into_owned())
 }
 
 /// Returns vendor, family, model and stepping of the first processor in the text of

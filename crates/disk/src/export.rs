@@ -22,8 +22,8 @@
 //! writes go through this cache to the exporter.
 //!
 //! Only processes of one user and group can use the file, not even root: a compromised exporter may
-//! never answer, and then suspends whoever reads. Root can bind the file into a jail, which sends
-//! no request.
+//! never answer, and then suspends each reader. Root can bind the file into a jail, which sends no
+//! request.
 
 mod daemon;
 mod mount;

@@ -1,4 +1,5 @@
-//! Thin, typed wrappers over Linux facilities that need `unsafe`, and over `/proc/meminfo`.
+//! Thin, typed wrappers over Linux facilities that need `unsafe`, over `/proc/meminfo`, and over
+//! programs that run for a limited time.
 //!
 //! Every other crate forbids unsafe code and calls this one. File descriptors cross the API as
 //! `OwnedFd` and `BorrowedFd`, never as numbers. Each unsafe block names the invariant that makes
@@ -16,6 +17,7 @@ pub mod meminfo;
 pub mod oom;
 pub mod pagemap;
 pub mod pinned;
+pub mod program;
 pub mod random;
 pub mod scm;
 pub mod session;

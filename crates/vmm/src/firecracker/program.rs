@@ -1,19 +1,13 @@
 //! Check of the installed program.
 
-use std::{
-    fs, io,
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, io, path::Path, process::Command, time::Duration};
+
+use wrenn_sys::program::run_within;
 
 use super::version::{MINIMUM, Version};
 
 /// Maximum time for the program to print its version.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Interval at which the end of the program is checked.
-const POLL: Duration = Duration::from_millis(2);
 
 /// Maximum size of the program headers that are read, in bytes.
 const MAX_HEADERS: usize = 64 * 1024;
@@ -106,21 +100,8 @@ fn has_interpreter(elf: &[u8]) -> Option<bool> {
 }
 
 fn version_output(program: &Path) -> io::Result<String> {
-    let mut child = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let deadline = Instant::now() + DEADLINE;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            child.kill()?;
-        }
-        std::thread::sleep(POLL);
-    }
-    let output = child.wait_with_output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let ended = run_within(DEADLINE, Command::new(program).arg("--version"))?;
+    Ok(String::from_utf8_lossy(&ended.output.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -281,6 +281,6 @@ async fn a_link_in_place_of_the_socket_is_not_followed() {
     };
     assert_eq!(source.kind(), io::ErrorKind::InvalidInput);
     assert!(began.elapsed() < Duration::from_secs(5));
-    let connected = victim_listener.accept().expect_err("nobody connected");
+    let connected = victim_listener.accept().expect_err("no connection");
     assert_eq!(connected.kind(), io::ErrorKind::WouldBlock);
 }
