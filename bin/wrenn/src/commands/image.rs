@@ -177,6 +177,8 @@ async fn build_all(
             .collect::<Result<_, _>>()?,
         names => names.to_vec(),
     };
+    // Finding it out runs programs.
+    let decision = (!args.no_template_snapshot).then(|| vmm::decide(settings));
     let mut built = Vec::new();
     for name in &names {
         let report = {
@@ -185,8 +187,9 @@ async fn build_all(
             let building = move || build(&store, &lock, &name, &options, &*progress);
             tokio::task::spawn_blocking(building).await??
         };
-        if !args.no_template_snapshot {
-            make_template_snapshot(settings, &lock, name, &**progress, &ends.guest).await?;
+        if let Some(decision) = &decision {
+            make_template_snapshot(settings, decision, &lock, name, &**progress, &ends.guest)
+                .await?;
         }
         if !args.json {
             print_report(&report)?;
@@ -225,17 +228,17 @@ fn print_report(report: &BuildReport) -> anyhow::Result<()> {
 /// the guest.
 async fn make_template_snapshot(
     settings: &Settings,
+    decision: &vmm::Decision,
     lock: &StoreLock,
     name: &TemplateName,
     progress: &dyn Progress,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let step = format!("snapshot of {name}");
-    let decision = vmm::decide(settings);
     if let Some(why) = decision.impossible() {
         bail!("{why}");
     }
-    let config = template_snapshot_config(settings, &decision, stop)?;
+    let config = template_snapshot_config(settings, decision, stop)?;
     let began = std::time::Instant::now();
     let made = wrenn_agent::template_snapshot::make(config, lock, name, || progress.step(&step))
         .await
@@ -300,16 +303,13 @@ fn ls(settings: &Settings, args: &LsArgs) -> anyhow::Result<i32> {
 
 fn rm(settings: &Settings, args: &RmArgs) -> anyhow::Result<i32> {
     let store = open(&settings.images_dir)?;
+    let decision = vmm::decide(settings);
     let removing = async {
         let lock = lock(&store).await?;
         for name in &args.names {
             let in_use = in_use(settings)?;
             store.remove(&lock, name, |path| in_use.holds(path))?;
-            let config = template_snapshot_config(
-                settings,
-                &vmm::decide(settings),
-                &CancellationToken::new(),
-            )?;
+            let config = template_snapshot_config(settings, &decision, &CancellationToken::new())?;
             wrenn_agent::template_snapshot::remove(config, &lock, name).await?;
             output::line(name)?;
         }
